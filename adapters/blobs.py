@@ -1,0 +1,112 @@
+"""Blobs in MinIO, named by their content.
+
+A blob's name is its SHA-256, so storing it twice is harmless and nobody can replace
+what an event refers to. MinIO is trusted for availability alone: whoever fetches a
+blob verifies its digest here before seeing a byte of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+
+import urllib3
+from minio import Minio
+from minio.error import S3Error
+
+from adapters.settings import Settings
+from schemas.events import BlobRef
+from schemas.reasons import Reason
+
+
+class BlobError(Exception):
+    """The blob is not what its reference promises; `reason` is the refusal's code."""
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+class BlobStore:
+    """Store and fetch by digest. Durable once `store` returns; safe across threads."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._bucket = settings.bucket
+        self._client = Minio(
+            settings.minio_endpoint,
+            access_key=settings.minio_access_key.get_secret_value(),
+            secret_key=settings.minio_secret_key.get_secret_value(),
+            secure=settings.minio_secure,
+            http_client=urllib3.PoolManager(
+                maxsize=16,
+                timeout=urllib3.Timeout(connect=5, read=60),
+                # A restart of MinIO takes a few seconds; work goes on after it.
+                retries=urllib3.Retry(
+                    total=6, backoff_factor=0.3, status_forcelist=(500, 502, 503, 504)
+                ),
+            ),
+        )
+
+    def ensure_bucket(self) -> None:
+        """Create the bucket unless it exists."""
+        if self._client.bucket_exists(bucket_name=self._bucket):
+            return
+        try:
+            self._client.make_bucket(bucket_name=self._bucket)
+        except S3Error as error:
+            if error.code != "BucketAlreadyOwnedByYou":  # another process was first
+                raise
+
+    def store(self, data: bytes) -> BlobRef:
+        """Store a blob under its digest and return its reference."""
+        digest = hashlib.sha256(data)
+        name = f"sha256/{digest.hexdigest()}"
+        self._client.put_object(
+            bucket_name=self._bucket,
+            object_name=name,
+            data=io.BytesIO(data),
+            length=len(data),
+        )
+        return BlobRef(
+            uri=f"s3://{self._bucket}/{name}",
+            sha256=digest.digest(),
+            size_bytes=len(data),
+        )
+
+    def fetch(self, ref: BlobRef, *, max_size_bytes: int) -> bytes:
+        """Return a blob's bytes, verified.
+
+        Only our own bucket is read, by digest, whatever the uri says: a reference
+        cannot make us talk to another host.
+
+        Raises:
+            BlobError: MISSING_BLOB, OVERSIZED_BLOB (more than promised or allowed) or
+                CORRUPT_BLOB (not the promised bytes).
+        """
+        if ref.size_bytes > max_size_bytes:
+            detail = f"{ref.size_bytes} bytes; at most {max_size_bytes} are allowed"
+            raise BlobError(Reason.OVERSIZED_BLOB, detail)
+        name = f"sha256/{ref.sha256.hex()}"
+        try:
+            response = self._client.get_object(
+                bucket_name=self._bucket, object_name=name
+            )
+        except S3Error as error:
+            if error.code != "NoSuchKey":
+                raise
+            detail = f"no blob {ref.sha256.hex()} in the store"
+            raise BlobError(Reason.MISSING_BLOB, detail) from None
+        try:
+            # One byte more than promised tells an oversized blob without reading it.
+            data: bytes = response.read(ref.size_bytes + 1)
+        finally:
+            response.close()
+            response.release_conn()
+        if len(data) > ref.size_bytes:
+            detail = f"the blob is longer than the {ref.size_bytes} bytes promised"
+            raise BlobError(Reason.OVERSIZED_BLOB, detail)
+        found = hashlib.sha256(data).digest()
+        if found != ref.sha256:
+            detail = f"expected SHA-256 {ref.sha256.hex()}, found {found.hex()}"
+            raise BlobError(Reason.CORRUPT_BLOB, detail)
+        return data

@@ -1,0 +1,312 @@
+"""Kafka through confluent-kafka: topics, publishing signed events, reading the ledger.
+
+Kafka is trusted for nothing but availability: what is read here is verified by
+whoever acts on it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Final
+
+from aiokafka.partitioner import murmur2
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    Consumer,
+    KafkaError,
+    KafkaException,
+    Message,
+    Producer,
+    TopicPartition,
+)
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from adapters import telemetry
+from adapters.schema_registry import SchemaRegistry
+from adapters.settings import Settings
+from ledger.signing import SigningKey
+from protocol.envelope import (
+    EVENT_ID_HEADER,
+    SIGNATURE_HEADER,
+    TRACEPARENT_HEADER,
+    compute_fact_id,
+    compute_input_id,
+    sign_event,
+)
+from schemas import topics
+from schemas.events import Event, Fact
+
+log = logging.getLogger(__name__)
+
+MAX_RECORD_SIZE_BYTES: Final = 4 * 2**20
+"""A block of leaves must fit a record: the broker's limit for our topics."""
+DELIVERY_TIMEOUT_S: Final = 30.0
+FOR_EVER: Final = "-1"
+
+
+class KafkaUnavailableError(Exception):
+    """Kafka did not do what was asked in time; the message says what was asked."""
+
+
+def create_topics(settings: Settings) -> list[str]:
+    """Create the topics that do not exist yet; returns their names.
+
+    Raises:
+        KafkaUnavailableError: a topic could not be created.
+    """
+    admin = AdminClient({"bootstrap.servers": settings.bootstrap_servers})
+    existing = set(admin.list_topics(timeout=DELIVERY_TIMEOUT_S).topics)
+    wanted = [
+        NewTopic(
+            topic,
+            num_partitions=settings.num_partitions,
+            replication_factor=settings.replication_factor,
+            config=_topic_config(topic),
+        )
+        for topic in topics.EVENTS
+        if topic not in existing
+    ]
+    if not wanted:
+        return []
+    for topic, future in admin.create_topics(wanted).items():
+        try:
+            future.result(DELIVERY_TIMEOUT_S)
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                msg = f"could not create topic {topic}: {error}"
+                raise KafkaUnavailableError(msg) from error
+    return [new.topic for new in wanted]
+
+
+def _topic_config(topic: str) -> dict[str, str]:
+    config = {
+        "cleanup.policy": "delete",
+        "max.message.bytes": str(MAX_RECORD_SIZE_BYTES),
+        # The broker's clock on a record would be a second, unsigned time.
+        "message.timestamp.type": "CreateTime",
+    }
+    if topic in topics.KEPT_FOR_EVER:
+        config |= {"retention.ms": FOR_EVER, "retention.bytes": FOR_EVER}
+    return config
+
+
+def compute_partition(federation_id: str, num_partitions: int) -> int:
+    """Return a federation's partition: Kafka's default (murmur2) partitioner."""
+    return int(murmur2(federation_id.encode()) & 0x7FFFFFFF) % num_partitions
+
+
+def make_headers(
+    event: Event, data: bytes, key: SigningKey, traceparent: str
+) -> list[tuple[str, bytes]]:
+    """Return the headers of a record: signature, event id, trace context."""
+    if isinstance(event, Fact):
+        event_id = compute_fact_id(event)
+    else:
+        event_id = compute_input_id(key.public_key, data)
+    return [
+        (SIGNATURE_HEADER, sign_event(key, data)),
+        (EVENT_ID_HEADER, event_id),
+        (TRACEPARENT_HEADER, traceparent.encode()),
+    ]
+
+
+class Publisher:
+    """Publishes signed events, and knows that they arrived."""
+
+    def __init__(self, settings: Settings, registry: SchemaRegistry) -> None:
+        self._registry = registry
+        self._num_partitions: dict[str, int] = {}
+        self._producer = Producer(
+            {
+                "bootstrap.servers": settings.bootstrap_servers,
+                # No loss, no reordering, no duplicates by the client's own retries.
+                "enable.idempotence": True,
+                "acks": "all",
+                "linger.ms": 2,
+                "compression.type": "lz4",
+                "message.max.bytes": MAX_RECORD_SIZE_BYTES,
+                "partitioner": "murmur2_random",
+            }
+        )
+
+    def publish(
+        self, event: Event, key: SigningKey, *, traceparent: str = ""
+    ) -> tuple[int, int]:
+        """Sign and publish one event, and wait until Kafka has it.
+
+        Returns:
+            Its partition and offset.
+
+        Raises:
+            KafkaUnavailableError: Kafka did not confirm it in time. It may have
+                arrived all the same: publish the same event again, that is harmless.
+        """
+        return self.publish_all([event], key, traceparent=traceparent)[0]
+
+    def publish_all(
+        self, events: Iterable[Event], key: SigningKey, *, traceparent: str = ""
+    ) -> list[tuple[int, int]]:
+        """Publish several events in order, and wait for all of them."""
+        confirmed: list[tuple[int, int]] = []
+        failures: list[KafkaError] = []
+
+        def on_delivery(error: KafkaError | None, message: Message) -> None:
+            if error is not None:
+                failures.append(error)
+            else:
+                confirmed.append((message.partition() or 0, message.offset() or 0))
+
+        for event in events:
+            topic = topics.topic_of(event)
+            with telemetry.span(
+                "publish", topic, kind=telemetry.PRODUCER, parent=traceparent
+            ) as current:
+                data, value = self._registry.frame(event)
+                self._producer.produce(
+                    topic,
+                    key=event.federation_id.encode(),
+                    value=value,
+                    headers=make_headers(event, data, key, current),  # type: ignore[arg-type]  # the stubs want a union of lists
+                    on_delivery=on_delivery,
+                )
+        remaining = self._producer.flush(DELIVERY_TIMEOUT_S)
+        if failures or remaining:
+            what = failures[0].str() if failures else "no confirmation"
+            msg = f"Kafka did not take the event: {what}"
+            raise KafkaUnavailableError(msg)
+        return confirmed
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A record as read: nothing in it is to be believed yet."""
+
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes], ...]
+
+    def header(self, name: str) -> bytes | None:
+        """Return the last header of this name, None if there is none."""
+        return next((v for n, v in reversed(self.headers) if n == name), None)
+
+
+def make_consumer(settings: Settings, group: str, **config: Any) -> Consumer:
+    """Return a consumer that sees committed records only and commits by hand."""
+    return Consumer(
+        {
+            "bootstrap.servers": settings.bootstrap_servers,
+            "group.id": group,
+            "isolation.level": "read_committed",
+            "enable.auto.commit": False,
+            "auto.offset.reset": "earliest",
+            "enable.partition.eof": True,
+            "fetch.wait.max.ms": 100,
+            **config,
+        }
+    )
+
+
+def read_partition(
+    settings: Settings,
+    topic: str,
+    partition: int,
+    *,
+    start: int = OFFSET_BEGINNING,
+    timeout_s: float = DELIVERY_TIMEOUT_S,
+) -> Iterator[Record]:
+    """Yield the committed records of a partition in order, up to its present end.
+
+    Args:
+        settings: Where Kafka is.
+        topic: The topic.
+        partition: The partition.
+        start: First offset; everything from the beginning unless said otherwise.
+        timeout_s: How long to wait for Kafka when it is silent before the end.
+
+    Raises:
+        KafkaUnavailableError: Kafka is away, or the partition does not exist.
+    """
+    heard = time.monotonic()
+    for record in follow_partition(settings, topic, partition, start=start):
+        if record is END:
+            return
+        if isinstance(record, Record):
+            heard = time.monotonic()
+            yield record
+        elif time.monotonic() - heard > timeout_s:
+            msg = f"Kafka was silent for {timeout_s:.0f} s reading {topic}"
+            raise KafkaUnavailableError(msg)
+
+
+class Pause(Enum):
+    """Nothing to read right now."""
+
+    IDLE = "idle"
+    END = "end"
+
+
+IDLE: Final = Pause.IDLE
+"""Nothing came for a moment; more may be on its way."""
+END: Final = Pause.END
+"""Everything that is committed has been read."""
+
+
+def follow_partition(
+    settings: Settings,
+    topic: str,
+    partition: int,
+    *,
+    start: int = OFFSET_BEGINNING,
+) -> Iterator[Record | Pause]:
+    """Yield the committed records of a partition for ever, with pauses between.
+
+    `END` and `IDLE` let the caller do something else (stop, look at a clock) while
+    there is nothing to read.
+
+    Raises:
+        KafkaUnavailableError: the partition cannot be read.
+    """
+    # No group: offsets are assigned and never committed.
+    consumer = make_consumer(settings, "moot-reader", log_level=3)
+    try:
+        consumer.assign([TopicPartition(topic, partition, start)])
+        while True:
+            messages = consumer.consume(500, timeout=0.1)
+            if not messages:
+                yield IDLE
+            for message in messages:
+                error = message.error()
+                if error is None:
+                    yield to_record(message)
+                elif error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001  # its public name
+                    yield END
+                elif not error.retriable():
+                    msg = f"could not read {topic}: {error.str()}"
+                    raise KafkaUnavailableError(msg)
+    finally:
+        consumer.close()
+
+
+def to_record(message: Message) -> Record:
+    """Return a client's message as a record."""
+    return Record(
+        topic=message.topic() or "",
+        partition=message.partition() or 0,
+        offset=message.offset() or 0,
+        key=_as_bytes(message.key()),
+        value=_as_bytes(message.value()),
+        headers=tuple(
+            (name, _as_bytes(value) or b"") for name, value in message.headers() or []
+        ),
+    )
+
+
+def _as_bytes(value: Any) -> bytes | None:
+    return value.encode() if isinstance(value, str) else value

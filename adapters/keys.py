@@ -1,0 +1,72 @@
+"""Ed25519 keys in files: made on first use, readable by their owner alone."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+from pathlib import Path
+
+from ledger.signing import SigningKey
+
+SEED_SIZE = 32
+
+
+class KeyFileError(Exception):
+    """A key file cannot be used; the message says why and what to do."""
+
+
+def load_or_create_key(path: Path) -> SigningKey:
+    """Return the key in this file; make it first if the file does not exist.
+
+    The file holds the 32-byte seed in hex. It is created with mode 0600, and whole or
+    not at all, so a crash leaves no half-written key behind.
+
+    Raises:
+        KeyFileError: others may read the file, or it does not hold a seed.
+    """
+    if not path.exists():
+        _create(path)
+    return load_key(path)
+
+
+def load_key(path: Path) -> SigningKey:
+    """Return the key in this file.
+
+    Raises:
+        KeyFileError: it does not exist, others may read it, or it holds no seed.
+    """
+    try:
+        mode = stat.S_IMODE(path.stat().st_mode)
+        text = path.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        msg = f"cannot read the key file {path}: {error.__class__.__name__}"
+        raise KeyFileError(msg) from None
+    if mode & 0o077:
+        msg = f"{path} may be read by others (mode {mode:04o}): chmod 600 it, or make a new key"
+        raise KeyFileError(msg)
+    try:
+        seed = bytes.fromhex(text)
+    except ValueError:
+        seed = b""
+    if len(seed) != SEED_SIZE:
+        msg = f"{path} does not hold a key: expected {SEED_SIZE} bytes in hex"
+        raise KeyFileError(msg)
+    return SigningKey(seed)
+
+
+def _create(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "w", encoding="ascii") as file:
+            file.write(secrets.token_hex(SEED_SIZE) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        # link, not rename: if another process was first, its key stays.
+        os.link(draft, path)
+    except FileExistsError:
+        pass
+    finally:
+        draft.unlink(missing_ok=True)

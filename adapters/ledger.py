@@ -1,0 +1,151 @@
+"""A federation's log as read from Kafka, verified block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient
+
+from adapters.kafka import (
+    END,
+    KafkaUnavailableError,
+    Pause,
+    Record,
+    compute_partition,
+    follow_partition,
+)
+from adapters.schema_registry import FramingError, SchemaRegistry
+from adapters.settings import Settings
+from protocol.envelope import SIGNATURE_HEADER
+from protocol.log import LogError, LogState, OpenedLeaf, open_block
+from schemas import topics
+from schemas.events import BlockSequenced, FederationConfigured
+
+
+class UntrustedFederationError(Exception):
+    """The log exists, but its founder is not the operator that the reader trusts."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadBlock:
+    """A verified block and where it was."""
+
+    offset: int
+    block: BlockSequenced
+    leaves: list[OpenedLeaf]
+    state: LogState
+
+
+def find_partition(settings: Settings, federation_id: str) -> int:
+    """Return the partition of the ledger that holds a federation's log.
+
+    Raises:
+        KafkaUnavailableError: Kafka is away, or has no ledger topic.
+    """
+    admin = AdminClient({"bootstrap.servers": settings.bootstrap_servers})
+    try:
+        found = admin.list_topics(topics.LEDGER, timeout=10).topics[topics.LEDGER]
+    except KafkaException as error:
+        msg = f"Kafka does not answer at {settings.bootstrap_servers}: {error}"
+        raise KafkaUnavailableError(msg) from error
+    if found.error is not None or not found.partitions:
+        msg = f"there is no topic {topics.LEDGER}: `moot topics create` makes it"
+        raise KafkaUnavailableError(msg)
+    return compute_partition(federation_id, len(found.partitions))
+
+
+def follow_log(
+    settings: Settings,
+    registry: SchemaRegistry,
+    federation_id: str,
+    *,
+    operator_key: bytes | None = None,
+) -> Iterator[ReadBlock | Pause]:
+    """Yield a federation's blocks from the genesis on, verified, for ever.
+
+    Pauses come through as in `adapters.kafka.follow_partition`.
+
+    Args:
+        settings: Where Kafka is.
+        registry: How to unframe.
+        federation_id: The federation.
+        operator_key: Whom the reader trusts to have founded it, 32 bytes; None takes
+            the log's own word, which is enough only for looking at it.
+
+    Raises:
+        LogError: the log is broken; says where.
+        UntrustedFederationError: somebody else founded it.
+        KafkaUnavailableError: it cannot be read.
+    """
+    partition = find_partition(settings, federation_id)
+    key = federation_id.encode()
+    state = LogState()
+    for record in follow_partition(settings, topics.LEDGER, partition):
+        if not isinstance(record, Record):
+            yield record
+        elif record.key == key:
+            read = _read(state, record, registry)
+            if state.sequencer_key == b"" and operator_key is not None:
+                _check_founder(read.leaves, federation_id, operator_key)
+            state = read.state
+            yield read
+
+
+def read_log(
+    settings: Settings,
+    registry: SchemaRegistry,
+    federation_id: str,
+    *,
+    operator_key: bytes | None = None,
+) -> Iterator[ReadBlock]:
+    """Yield what `follow_log` does, up to the present end."""
+    for read in follow_log(
+        settings, registry, federation_id, operator_key=operator_key
+    ):
+        if read is END:
+            return
+        if isinstance(read, ReadBlock):
+            yield read
+
+
+def find_genesis(
+    settings: Settings,
+    registry: SchemaRegistry,
+    federation_id: str,
+    *,
+    operator_key: bytes | None = None,
+) -> FederationConfigured | None:
+    """Return the configuration that founded a federation; None if there is none yet."""
+    blocks = read_log(settings, registry, federation_id, operator_key=operator_key)
+    first = next(blocks, None)
+    if first is None:
+        return None
+    genesis = first.leaves[0].sequenced.event
+    assert isinstance(genesis, FederationConfigured), "open_block demands it"
+    return genesis
+
+
+def _read(state: LogState, record: Record, registry: SchemaRegistry) -> ReadBlock:
+    try:
+        data = registry.unframe_trusted(record.value or b"")
+    except FramingError as error:
+        msg = f"offset {record.offset} of {topics.LEDGER}: {error}"
+        raise LogError(msg, height=state.chain.height) from error
+    after, block, leaves = open_block(state, data, record.header(SIGNATURE_HEADER))
+    return ReadBlock(record.offset, block, leaves, after)
+
+
+def _check_founder(
+    leaves: list[OpenedLeaf], federation_id: str, operator_key: bytes
+) -> None:
+    genesis = leaves[0].sequenced.event
+    assert isinstance(genesis, FederationConfigured), "open_block demands it"
+    founder = next(p.public_key for p in genesis.principals if p.role == "OPERATOR")
+    if founder != operator_key:
+        msg = (
+            f"federation {federation_id} was founded by {founder.hex()}, "
+            f"you trust {operator_key.hex()}"
+        )
+        raise UntrustedFederationError(msg)

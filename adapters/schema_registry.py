@@ -1,0 +1,148 @@
+"""The schema registry, and the Confluent framing that refers to it.
+
+Framing on the wire: a zero byte, the 4-byte big-endian id that the registry gave a
+schema, the Avro body. It is put on and taken off here and nowhere else; everything
+behind this module sees single-object encodings (see `schemas.codec`).
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+from confluent_kafka.schema_registry import Schema, SchemaRegistryClient
+from confluent_kafka.schema_registry.error import SchemaRegistryError
+
+from schemas import codec, topics
+from schemas.events import Event
+from schemas.reasons import Reason
+
+log = logging.getLogger(__name__)
+
+MAGIC: Final = b"\x00"
+PREFIX_SIZE: Final = 5
+COMPATIBILITY: Final = "FULL_TRANSITIVE"
+MAX_UNKNOWN_IDS: Final = 4_096
+NOT_FOUND: Final = 404
+
+
+class FramingError(ValueError):
+    """The bytes cannot be unframed; `reason` is the code that refusals carry."""
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+class SchemaRegistry:
+    """Registers our schemas, and translates between framing and single objects."""
+
+    def __init__(self, url: str) -> None:
+        self._client = SchemaRegistryClient({"url": url})
+        self._prefixes: dict[type[Event], bytes] = {}
+        self._headers: dict[bytes, bytes] = {}  # framing prefix -> single-object header
+        self._unknown: dict[bytes, None] = {}
+
+    def register_all(self) -> dict[str, int]:
+        """Register every schema under its subject and demand full compatibility.
+
+        Idempotent. Returns the registry's id by subject.
+
+        Raises:
+            SchemaRegistryError: the registry is away, or a schema is not compatible
+                with the versions that were registered before.
+        """
+        ids: dict[str, int] = {}
+        for event, topic in topics.TOPIC_OF.items():
+            subject = topics.subject(topic, event)
+            text = codec.schema_text(event.__name__)
+            ids[subject] = self._client.register_schema(subject, Schema(text, "AVRO"))
+            self._client.set_config(subject, _full_transitive())
+            self._learn(event, ids[subject])
+        return ids
+
+    def load(self) -> None:
+        """Look up the ids of all our schemas, which must have been registered.
+
+        Raises:
+            SchemaRegistryError: the registry is away, or a schema is not there:
+                ``moot schemas register`` comes first.
+        """
+        for event, topic in topics.TOPIC_OF.items():
+            text = codec.schema_text(event.__name__)
+            found = self._client.lookup_schema(
+                topics.subject(topic, event), Schema(text, "AVRO")
+            )
+            self._learn(event, found.schema_id)
+
+    def frame(self, event: Event) -> tuple[bytes, bytes]:
+        """Return an event as (single-object bytes, what goes on the wire)."""
+        data = codec.encode(event)
+        return data, self._prefixes[type(event)] + data[codec.HEADER_SIZE :]
+
+    def unframe(self, value: bytes | None) -> bytes:
+        """Return the single-object bytes of what was on the wire.
+
+        Raises:
+            FramingError: it is not our framing, or its schema is none of ours.
+            SchemaRegistryError: the id is new to us and the registry is away; nothing
+                is known about the record then, so it must not be refused.
+        """
+        if value is None:
+            raise FramingError(Reason.NO_VALUE, "the record has no value")
+        if len(value) > codec.MAX_EVENT_SIZE_BYTES:
+            detail = f"{len(value)} bytes; at most {codec.MAX_EVENT_SIZE_BYTES}"
+            raise FramingError(Reason.TOO_LARGE, detail)
+        return self.unframe_trusted(value)
+
+    def unframe_trusted(self, value: bytes) -> bytes:
+        """Do as `unframe` for records of any size, such as blocks."""
+        prefix = value[:PREFIX_SIZE]
+        if len(prefix) < PREFIX_SIZE or prefix[:1] != MAGIC:
+            detail = "not Confluent framing: a zero byte and a 4-byte schema id"
+            raise FramingError(Reason.NOT_FRAMED, detail)
+        header = self._headers.get(prefix) or self._look_up(prefix)
+        return header + value[PREFIX_SIZE:]
+
+    def _learn(self, event: type[Event], schema_id: int | None) -> None:
+        assert schema_id is not None
+        prefix = MAGIC + schema_id.to_bytes(4, "big")
+        self._prefixes[event] = prefix
+        text = codec.schema_text(event.__name__)
+        self._headers[prefix] = codec.MARKER + codec.compute_fingerprint(text)
+
+    def _look_up(self, prefix: bytes) -> bytes:
+        """Ask the registry about an id that none of our subjects has."""
+        schema_id = int.from_bytes(prefix[1:], "big")
+        unknown = FramingError(
+            Reason.UNKNOWN_SCHEMA, f"schema id {schema_id} is none of ours"
+        )
+        if prefix in self._unknown:
+            raise unknown
+        try:
+            text = self._client.get_schema(schema_id).schema_str or ""
+            fingerprint = codec.compute_fingerprint(text)
+            codec.event_name(fingerprint)
+        except SchemaRegistryError as error:
+            if error.http_status_code != NOT_FOUND:
+                raise
+            self._remember_unknown(prefix)
+            raise unknown from None
+        except Exception as error:
+            # Not Avro at all, or not released: the registry holds others' schemas too.
+            log.info("schema id %d is none of ours: %r", schema_id, error)
+            self._remember_unknown(prefix)
+            raise unknown from None
+        self._headers[prefix] = codec.MARKER + fingerprint
+        return self._headers[prefix]
+
+    def _remember_unknown(self, prefix: bytes) -> None:
+        if len(self._unknown) >= MAX_UNKNOWN_IDS:
+            del self._unknown[next(iter(self._unknown))]
+        self._unknown[prefix] = None
+
+
+def _full_transitive() -> object:
+    from confluent_kafka.schema_registry import ServerConfig  # noqa: PLC0415
+
+    return ServerConfig(compatibility=COMPATIBILITY)

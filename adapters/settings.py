@@ -1,0 +1,67 @@
+"""Settings: where things are. Read once from the environment, typed, printed redacted.
+
+If changing a value could change a fact it is not a setting: it is a parameter, in
+`FederationConfigured` (DESIGN.md section 10).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class SettingsError(Exception):
+    """A setting is missing or wrong; the message names it and says what to do."""
+
+
+class Settings(BaseSettings):
+    """Every setting; each is read from ``MOOT_<NAME>``."""
+
+    model_config = SettingsConfigDict(env_prefix="MOOT_", frozen=True)
+
+    bootstrap_servers: str = Field(description="Kafka brokers, host:port,…")
+    schema_registry_url: str = Field(
+        description="Base URL of the registry's Confluent-compatible API."
+    )
+    minio_endpoint: str = Field(description="MinIO, host:port.")
+    minio_access_key: SecretStr = Field(description="MinIO's access key.")
+    minio_secret_key: SecretStr = Field(description="MinIO's secret key.")
+    minio_secure: bool = Field(default=False, description="Whether MinIO speaks TLS.")
+    bucket: str = Field(default="moot", description="Bucket of all blobs.")
+    num_partitions: int = Field(
+        default=1, ge=1, description="Partitions of each topic, when topics are made."
+    )
+    replication_factor: int = Field(
+        default=1, ge=1, description="Replicas of each topic, when topics are made."
+    )
+    state_directory: Path = Field(
+        default=Path(".moot/state"),
+        description="Where services keep keys and caches; the caches may be deleted.",
+    )
+    otlp_endpoint: str | None = Field(
+        default=None, description="OTLP/HTTP traces endpoint; none: no export."
+    )
+    log_level: str = Field(default="INFO", description="Level of the services' logs.")
+
+
+def load_settings() -> Settings:
+    """Return the settings of this process.
+
+    Raises:
+        SettingsError: one is missing or wrong.
+    """
+    try:
+        return Settings()  # type: ignore[call-arg]  # the environment fills it
+    except ValidationError as error:
+        # Never print the values: two of them are secrets.
+        problems = "; ".join(
+            f"MOOT_{str(item['loc'][0]).upper()}: {item['msg']}"
+            for item in error.errors(include_input=False)
+        )
+        msg = (
+            f"{problems}. `eval $(moot status --env)` sets them for a stack that "
+            "`moot up` started."
+        )
+        raise SettingsError(msg) from None

@@ -1,0 +1,365 @@
+"""`moot demo`: five organisations, one model, and an audit at the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from rich.console import Console
+from rich.table import Table
+
+from cli.processes import StackError
+from cli.services import Supervisor
+from cli.stack import LocalStack
+
+if TYPE_CHECKING:
+    from adapters.settings import Settings
+    from schemas.events import LedgerEvent
+
+FEDERATION: Final = "demo"
+ORGANISATIONS: Final = ("aster", "birch", "cedar", "dogwood", "elm")
+ROUND_TIMEOUT_S: Final = 180.0
+BAR_WIDTH: Final = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A built-in task."""
+
+    module: str
+    data_module: str
+    alpha: float
+    seed: int
+    local_epochs: int = 2
+
+
+EXAMPLES: Final = {
+    "digits": Example(
+        "producers.examples.digits:DigitsModule",
+        "producers.examples.digits:DigitsDataModule",
+        alpha=0.3,
+        seed=0,
+    ),
+    "breast-cancer": Example(
+        "producers.examples.breast_cancer:BreastCancerModule",
+        "producers.examples.breast_cancer:BreastCancerDataModule",
+        alpha=0.3,
+        seed=2,
+    ),
+}
+
+
+def run_demo(*, rounds: int, task: str, directory: Path | None) -> int:
+    """Run the demo; returns an exit code.
+
+    Raises:
+        StackError: something failed; says what to do.
+    """
+    if task not in EXAMPLES:
+        msg = f"there is no example {task!r}"
+        raise StackError(msg, f"Choose one of {', '.join(EXAMPLES)}.")
+    console = Console()
+    with _working_directory(directory) as work:
+        demo = _Demo(console, work, EXAMPLES[task], rounds)
+        try:
+            return demo.run()
+        except KeyboardInterrupt:
+            console.print("\n[yellow]stopped; nothing is left running[/]")
+            return 130
+        finally:
+            demo.stop()
+
+
+@contextmanager
+def _working_directory(directory: Path | None) -> Iterator[Path]:
+    if directory is not None:
+        directory.mkdir(parents=True, exist_ok=True)
+        yield directory.absolute()
+        return
+    temporary = Path(tempfile.mkdtemp(prefix="moot-demo-"))
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@dataclass
+class _Demo:
+    console: Console
+    work: Path
+    example: Example
+    rounds: int
+    begun: float = field(default_factory=time.monotonic)
+    accuracies: list[float] = field(default_factory=list)
+    _stack: LocalStack | None = None
+    _supervisor: Supervisor | None = None
+
+    def run(self) -> int:
+        # torch loads while the services start: both take their time.
+        loader = threading.Thread(target=_load_torch, daemon=True)
+        self._stack = LocalStack(self.work / "stack")
+        with self.console.status("starting Kafka, schema registry and MinIO") as status:
+            endpoints = self._stack.start(
+                lambda service, message: status.update(f"{service}: {message}")
+            )
+        loader.start()
+        self.say(f"Kafka {endpoints.bootstrap_servers}, schema registry, MinIO are up")
+        environment = {
+            **endpoints.environment(),
+            "MOOT_STATE_DIRECTORY": str(self.work / "services"),
+        }
+        os.environ.update(environment)
+        from adapters.settings import load_settings  # noqa: PLC0415
+
+        settings = load_settings()
+        self._prepare(settings)
+        operator_key = self._start_processes(settings, environment)
+        loader.join()
+        self._found(settings)
+        self._watch_rounds(settings)
+        self._compare()
+        return self._audit(operator_key)
+
+    def stop(self) -> None:
+        if self._supervisor is not None:
+            self._supervisor.stop_all()
+        if self._stack is not None:
+            self._stack.stop()
+
+    def say(self, message: str) -> None:
+        elapsed = time.monotonic() - self.begun
+        self.console.print(f"[dim]{elapsed:6.1f} s[/]  {message}", highlight=False)
+
+    def _prepare(self, settings: Settings) -> None:
+        from adapters.blobs import BlobStore  # noqa: PLC0415
+        from adapters.kafka import create_topics  # noqa: PLC0415
+        from adapters.schema_registry import SchemaRegistry  # noqa: PLC0415
+
+        created = create_topics(settings)
+        schemas = SchemaRegistry(settings.schema_registry_url).register_all()
+        BlobStore(settings).ensure_bucket()
+        self.say(f"{len(created)} topics, {len(schemas)} schemas registered")
+
+    def _start_processes(
+        self, settings: Settings, environment: dict[str, str]
+    ) -> bytes:
+        from adapters.keys import load_or_create_key  # noqa: PLC0415
+        from producers.control import key_path, load_principals  # noqa: PLC0415
+
+        keys = settings.state_directory / "keys"
+        load_principals(keys)
+        operator_key = load_or_create_key(key_path(keys, "OPERATOR")).public_key
+        self._supervisor = Supervisor(environment, self.work / "logs")
+        self._supervisor.start_services(FEDERATION)
+        for index, name in enumerate(ORGANISATIONS):
+            self._supervisor.start(
+                name, "agent", "run", name, "--federation", FEDERATION,
+                "--operator-key", operator_key.hex(),
+                "--data-config", json.dumps({"organisation": index}),
+            )  # fmt: skip
+        self.say(f"services and {len(ORGANISATIONS)} agents are starting")
+        return operator_key
+
+    def _found(self, settings: Settings) -> None:
+        from cli.operate import create_federation  # noqa: PLC0415
+        from producers.control import Parameters  # noqa: PLC0415
+        from schemas.events import Task  # noqa: PLC0415
+
+        task = Task(
+            module=self.example.module,
+            module_config="{}",
+            data_module=self.example.data_module,
+            data_config=json.dumps(self._data_config()),
+            local_epochs=self.example.local_epochs,
+        )
+        parameters = Parameters(
+            task=task,
+            cohort_size=len(ORGANISATIONS),
+            min_cohort=3,
+            round_duration_ms=120_000,
+        )
+        create_federation(
+            settings,
+            FEDERATION,
+            parameters,
+            seed=0,
+            principals={},
+            allowed_prefixes=("producers.examples",),
+        )
+        self.say(f"federation {FEDERATION!r} founded")
+
+    def _data_config(self) -> dict[str, Any]:
+        return {
+            "num_organisations": len(ORGANISATIONS),
+            "alpha": self.example.alpha,
+            "seed": self.example.seed,
+        }
+
+    def _watch_rounds(self, settings: Settings) -> None:
+        """Admit who asks, ask for rounds, and print what the log says."""
+        from adapters.ledger import ReadBlock, follow_log  # noqa: PLC0415
+        from cli.operate import make_operator, make_registry  # noqa: PLC0415
+        from schemas import events as e  # noqa: PLC0415
+
+        operator = make_operator(settings)
+        admitted: set[str] = set()
+        deadline = time.monotonic() + ROUND_TIMEOUT_S
+        for read in follow_log(settings, make_registry(settings), FEDERATION):
+            assert self._supervisor is not None
+            for name in self._supervisor.watch():
+                self.say(f"[yellow]{name} had ended and was started again[/]")
+            if time.monotonic() > deadline:
+                msg = f"nothing was registered for {ROUND_TIMEOUT_S:.0f} s"
+                raise StackError(msg, f"The logs are in {self._supervisor.logs}.")
+            if not isinstance(read, ReadBlock):
+                continue
+            for leaf in read.leaves:
+                event = leaf.sequenced.event
+                self._print(event, read.block.height, leaf.sequenced.leaf_index)
+                match event:
+                    case e.AgentEnrolmentRequested(agent_id=name) if (
+                        name in ORGANISATIONS
+                    ):
+                        operator.admit(FEDERATION, {name: event.public_key})
+                    case e.AgentAdmitted():
+                        admitted.add(event.agent_id)
+                        if admitted == set(ORGANISATIONS):
+                            operator.request_round(FEDERATION, 1)
+                            self._intrude(settings)
+                    case e.ModelVersionRegistered():
+                        deadline = time.monotonic() + ROUND_TIMEOUT_S
+                        self.accuracies.append(event.accuracy_micros / 1e6)
+                        if event.round == self.rounds:
+                            chain = read.state.chain
+                            self.say(
+                                f"{chain.height} blocks, {chain.size} leaves, "
+                                f"tree {chain.tree.root().hex()[:16]}"
+                            )
+                            return
+                        operator.request_round(FEDERATION, event.round + 1)
+                    case e.RoundAbandoned() | e.RoundRefused():
+                        msg = f"round {event.round}: {event.reason}, {event.detail}"
+                        raise StackError(msg, f"Logs: {self._supervisor.logs}")
+                    case _:
+                        pass
+
+    def _print(self, event: LedgerEvent, height: int, leaf_index: int) -> None:
+        from cli.operate import describe  # noqa: PLC0415
+        from schemas import events as e  # noqa: PLC0415
+
+        style = {
+            e.RoundStarted: "bold",
+            e.ContributionAccepted: "green",
+            e.ContributionRejected: "red",
+            e.EventRejected: "red",
+            e.ModelVersionRegistered: "bold cyan",
+        }.get(type(event))  # type: ignore[call-overload]  # a dict of classes
+        quiet = (
+            e.UpdatesChecked,
+            e.AggregateSubmitted,
+            e.ModelExported,
+            e.RoundRequested,
+        )
+        if isinstance(event, quiet):
+            return
+        place = f"[dim]block {height:>3} leaf {leaf_index:>3}[/]"
+        text = describe(event)
+        self.say(f"{place}  [{style}]{text}[/]" if style else f"{place}  {text}")
+
+    def _intrude(self, settings: Settings) -> None:
+        """Submit an update that nobody admitted signed: the log shows the refusal."""
+        import secrets  # noqa: PLC0415
+
+        from adapters.kafka import Publisher  # noqa: PLC0415
+        from cli.operate import make_registry  # noqa: PLC0415
+        from ledger.signing import SigningKey  # noqa: PLC0415
+        from schemas.events import BlobRef, UpdateSubmitted  # noqa: PLC0415
+
+        blob = BlobRef(
+            uri=f"s3://moot/sha256/{'0' * 64}", sha256=bytes(32), size_bytes=1
+        )
+        forged = UpdateSubmitted(
+            federation_id=FEDERATION,
+            round=1,
+            agent_id=ORGANISATIONS[0],
+            base_model_sha256=bytes(32),
+            update=blob,
+            num_examples=1_000_000,
+            loss_micros=0,
+        )
+        publisher = Publisher(settings, make_registry(settings))
+        publisher.publish(forged, SigningKey(secrets.token_bytes(32)))
+
+    def _compare(self) -> None:
+        """Train each organisation alone, and all data in one place; print a table."""
+        with self.console.status(
+            "for comparison: alone, and with all data in one place"
+        ):
+            alone, centralised = self._train_for_comparison()
+        table = Table(title="accuracy on held-out data", title_justify="left")
+        table.add_column("")
+        table.add_column("accuracy", justify="right")
+        table.add_column("")
+        for number, accuracy in enumerate(self.accuracies, 1):
+            table.add_row(f"round {number}", f"{accuracy:.3f}", _bar(accuracy, "cyan"))
+        for name, accuracy in alone.items():
+            table.add_row(f"{name} alone", f"{accuracy:.3f}", _bar(accuracy, "red"))
+        table.add_row("centralised", f"{centralised:.3f}", _bar(centralised, "green"))
+        self.console.print(table)
+
+    def _train_for_comparison(self) -> tuple[dict[str, float], float]:
+        from adapters.imports import load_class  # noqa: PLC0415
+        from producers.training import evaluate, initial_tensors, train  # noqa: PLC0415
+
+        module = load_class(self.example.module, ("producers.examples",))
+        data_module = load_class(self.example.data_module, ("producers.examples",))
+        base = initial_tensors(module=module, module_config={}, seed=0)
+
+        def accuracy(data_config: dict[str, Any]) -> float:
+            common: dict[str, Any] = {
+                "module": module,
+                "module_config": {},
+                "data_module": data_module,
+                "data_config": data_config,
+            }
+            # As many passes over the data as the federation made.
+            epochs = self.rounds * self.example.local_epochs
+            result = train(**common, base=base, local_epochs=epochs, seed=0)
+            return evaluate(**common, tensors=result.tensors).accuracy
+
+        alone = {
+            name: accuracy({**self._data_config(), "organisation": index})
+            for index, name in enumerate(ORGANISATIONS)
+        }
+        return alone, accuracy({**self._data_config(), "num_organisations": 1})
+
+    def _audit(self, operator_key: bytes) -> int:
+        """Replay the whole log in a process of its own."""
+        self.say("moot audit: replaying the log from its beginning")
+        finished = subprocess.run(
+            [
+                sys.executable, "-m", "cli.main", "audit", "--federation", FEDERATION,
+                "--operator-key", operator_key.hex(),
+            ],
+            check=False,
+        )  # fmt: skip
+        return finished.returncode
+
+
+def _bar(accuracy: float, colour: str) -> str:
+    return f"[{colour}]{'█' * round(accuracy * BAR_WIDTH)}[/]"
+
+
+def _load_torch() -> None:
+    import producers.training  # noqa: F401, PLC0415

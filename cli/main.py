@@ -1,0 +1,495 @@
+"""`moot`: the command line. Commands import what they need when they run."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+
+EXIT_CANNOT: Final = 2
+OUR_PACKAGES: Final = (
+    "adapters", "cli", "consumers", "ledger", "producers", "protocol", "schemas",
+)  # fmt: skip
+
+app = typer.Typer(
+    help="Federated learning on the Kafka you already run, replayable bit for bit.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+topics_app = typer.Typer(help="Kafka topics.", no_args_is_help=True)
+schemas_app = typer.Typer(help="Avro schemas in the registry.", no_args_is_help=True)
+federation_app = typer.Typer(help="Found and show federations.", no_args_is_help=True)
+round_app = typer.Typer(help="Ask for rounds and watch them.", no_args_is_help=True)
+agent_app = typer.Typer(help="Run, admit and revoke agents.", no_args_is_help=True)
+registry_app = typer.Typer(help="The model registry.", no_args_is_help=True)
+app.add_typer(topics_app, name="topics")
+app.add_typer(schemas_app, name="schemas")
+app.add_typer(federation_app, name="federation")
+app.add_typer(round_app, name="round")
+app.add_typer(agent_app, name="agent")
+app.add_typer(registry_app, name="registry")
+
+Federation = Annotated[
+    str, typer.Option("--federation", "-f", help="Name of the federation.")
+]
+OperatorKey = Annotated[
+    str | None,
+    typer.Option("--operator-key", help="Public key of the operator you trust, hex."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+StackDirectory = Annotated[
+    Path | None,
+    typer.Option(help="Directory of the stack; the user's state folder by default."),
+]
+
+
+@app.command()
+def up(directory: StackDirectory = None) -> None:
+    """Start Kafka, the schema registry and MinIO, and leave them running."""
+    from cli.stack import LocalStack, default_directory
+
+    stack = LocalStack(directory or default_directory(), detached=True)
+    stack.start(_say)
+    print(f"up: {stack.endpoints.bootstrap_servers}; `moot down` stops it")
+
+
+@app.command()
+def down(directory: StackDirectory = None) -> None:
+    """Stop the stack that `moot up` started; its data stays."""
+    from cli.stack import default_directory, stop_detached
+
+    running = stop_detached(directory or default_directory())
+    print("stopped" if running else "nothing was running")
+
+
+@app.command()
+def status(
+    directory: StackDirectory = None,
+    env: Annotated[
+        bool, typer.Option("--env", help="Print the settings as shell exports.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show the stack that `moot up` started."""
+    from cli.stack import StackState, default_directory, read_status
+
+    found = read_status(directory or default_directory())
+    if env:
+        if found.endpoints is None:
+            _fail("nothing is running: `moot up` starts it")
+        for name, value in found.endpoints.environment().items():
+            print(f"export {name}='{value}'")
+    elif as_json:
+        services = [
+            {
+                "name": service.name,
+                "pid": service.pid,
+                "healthy": service.healthy,
+                "endpoint": service.endpoint,
+                "log": str(service.log_path),
+            }
+            for service in found.services
+        ]
+        print(json.dumps({"state": found.state, "services": services}))
+    else:
+        print(f"{found.directory}: {found.state}")
+        for service in found.services:
+            word = "healthy" if service.healthy else "NOT HEALTHY"
+            print(f"  {service.name:<10} {word:<12} {service.endpoint}")
+    if found.state not in {StackState.RUNNING, StackState.STOPPED}:
+        raise typer.Exit(1)
+
+
+@app.command()
+def demo(
+    rounds: Annotated[int, typer.Option(min=1, help="How many rounds.")] = 5,
+    task: Annotated[
+        str, typer.Option(help="Which example: digits or breast-cancer.")
+    ] = "digits",
+    directory: Annotated[
+        Path | None,
+        typer.Option(help="Keep everything here; a temporary folder by default."),
+    ] = None,
+) -> None:
+    """Train across five organisations on a fresh stack, then audit the result."""
+    from cli.demo import run_demo
+
+    raise typer.Exit(run_demo(rounds=rounds, task=task, directory=directory))
+
+
+@app.command()
+def serve(
+    service: Annotated[
+        str,
+        typer.Argument(
+            help="sequencer, rounds, aggregator, registry, timer or exporter."
+        ),
+    ],
+    federation: Annotated[
+        str | None,
+        typer.Option("--federation", "-f", help="For the timer and the exporter."),
+    ] = None,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(help="Modules that the exporter may load models from."),
+    ] = None,
+) -> None:
+    """Run one service until it is told to stop."""
+    from cli.services import run_service
+
+    _load_environment()
+    run_service(service, federation, tuple(allow or ()) or DEFAULT_ALLOWED)
+
+
+@app.command()
+def audit(
+    federation: Federation,
+    operator_key: OperatorKey = None,
+    blobs: Annotated[
+        bool, typer.Option(help="Fetch blobs and recompute every aggregate.")
+    ] = True,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Processes; all cores by default.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Replay the log from its beginning and check everything in it.
+
+    Exit code 0: sound. 1: the log is wrong, and where. 2: it could not be read.
+    """
+    from cli.audit import audit as run_audit
+
+    _load_environment()
+    run_audit(
+        federation=federation,
+        operator_key=operator_key,
+        no_blobs=not blobs,
+        as_json=as_json,
+        jobs=jobs,
+    )
+
+
+@app.command()
+def bench(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="Which: sequencer, rounds, audit, aggregation; all."),
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option(help="Small sizes, to see that it runs.")
+    ] = False,
+    write: Annotated[
+        bool, typer.Option(help="Write docs/benchmarks.md instead of printing it.")
+    ] = False,
+) -> None:
+    """Measure, on a stack of its own, and compare with the limits."""
+    from cli.bench import run_bench
+
+    run_bench(tuple(names or ()), quick=quick, write=write)
+
+
+@topics_app.command("create")
+def topics_create() -> None:
+    """Create the topics that do not exist yet."""
+    from adapters.kafka import create_topics
+
+    created = create_topics(_settings())
+    print("\n".join(created) if created else "all topics exist")
+
+
+@topics_app.command("list")
+def topics_list(as_json: AsJson = False) -> None:
+    """Show which events travel on which topic."""
+    from schemas import topics
+
+    if as_json:
+        table = {t: [c.__name__ for c in cs] for t, cs in topics.EVENTS.items()}
+        print(json.dumps(table))
+        return
+    for topic, events in topics.EVENTS.items():
+        print(f"{topic:<18} {', '.join(event.__name__ for event in events)}")
+
+
+@schemas_app.command("register")
+def schemas_register(as_json: AsJson = False) -> None:
+    """Register every schema under its subject, FULL_TRANSITIVE."""
+    from adapters.schema_registry import SchemaRegistry
+
+    ids = SchemaRegistry(_settings().schema_registry_url).register_all()
+    if as_json:
+        print(json.dumps(ids))
+        return
+    for subject, schema_id in ids.items():
+        print(f"{schema_id:>5} {subject}")
+
+
+@schemas_app.command("show")
+def schemas_show(name: str) -> None:
+    """Print the Avro schema of an event."""
+    from schemas import codec
+
+    if name not in codec.CLASSES:
+        _fail(f"no event {name}; `moot topics list` shows them all")
+    print(codec.schema_text(name), end="")
+
+
+@federation_app.command("create")
+def federation_create(
+    federation: Federation,
+    module: Annotated[str, typer.Option(help="LightningModule, package.module:Class.")],
+    data_module: Annotated[
+        str, typer.Option(help="LightningDataModule, package.module:Class.")
+    ],
+    module_config: Annotated[str, typer.Option(help="Its arguments, JSON.")] = "{}",
+    data_config: Annotated[str, typer.Option(help="Its arguments, JSON.")] = "{}",
+    local_epochs: Annotated[int, typer.Option(min=1)] = 1,
+    cohort_size: Annotated[int, typer.Option(min=1)] = 5,
+    min_cohort: Annotated[int, typer.Option(min=1)] = 3,
+    round_duration_s: Annotated[int, typer.Option(min=1)] = 120,
+    seed: Annotated[int, typer.Option(help="Of the initial model.")] = 0,
+    principal: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="ROLE=HEX, the public key of a service that keeps its own key."
+        ),
+    ] = None,
+    allow: Annotated[
+        list[str] | None, typer.Option(help="Modules that may be loaded.")
+    ] = None,
+) -> None:
+    """Found a federation: make its initial model and publish its genesis."""
+    from cli.operate import create_federation
+    from producers.control import Parameters
+    from schemas.events import Task
+
+    task = Task(
+        module=module,
+        module_config=module_config,
+        data_module=data_module,
+        data_config=data_config,
+        local_epochs=local_epochs,
+    )
+    parameters = Parameters(
+        task=task,
+        cohort_size=cohort_size,
+        min_cohort=min_cohort,
+        round_duration_ms=round_duration_s * 1000,
+    )
+    operator = create_federation(
+        _settings(),
+        federation,
+        parameters,
+        seed=seed,
+        principals=dict(item.split("=", 1) for item in principal or ()),
+        allowed_prefixes=tuple(allow or ()) or DEFAULT_ALLOWED,
+    )
+    print(f"founded {federation}; agents and auditors pin this operator key:")
+    print(operator.hex())
+
+
+@federation_app.command("show")
+def federation_show(federation: Federation, as_json: AsJson = False) -> None:
+    """Show a federation: its parameters, agents, round and model."""
+    from cli.operate import show_federation
+
+    show_federation(_settings(), federation, as_json=as_json)
+
+
+@round_app.command("start")
+def round_start(
+    federation: Federation,
+    wait: Annotated[bool, typer.Option(help="Wait until it ends.")] = True,
+    timeout_s: Annotated[float, typer.Option(help="How long to wait.")] = 600,
+) -> None:
+    """Ask for the next round, and watch it."""
+    from cli.operate import start_round
+
+    raise typer.Exit(
+        start_round(_settings(), federation, wait=wait, timeout_s=timeout_s)
+    )
+
+
+@round_app.command("watch")
+def round_watch(
+    federation: Federation,
+    as_json: AsJson = False,
+    follow: Annotated[bool, typer.Option(help="Go on past the present end.")] = True,
+) -> None:
+    """Print what happens in a federation, from the beginning on."""
+    from cli.operate import watch
+
+    watch(_settings(), federation, as_json=as_json, follow=follow)
+
+
+@agent_app.command("run")
+def agent_run(
+    agent_id: str,
+    federation: Federation,
+    operator_key: Annotated[
+        str, typer.Option(help="Public key of the operator you trust, hex.")
+    ],
+    directory: Annotated[
+        Path | None, typer.Option(help="Its key and what it has said.")
+    ] = None,
+    data_config: Annotated[
+        str, typer.Option(help="Its own arguments of the data module, JSON.")
+    ] = "{}",
+    allow: Annotated[
+        list[str] | None, typer.Option(help="Modules that a task may name.")
+    ] = None,
+) -> None:
+    """Run a training agent until it is told to stop."""
+    from cli.services import run_agent
+
+    run_agent(
+        _settings(),
+        federation=federation,
+        agent_id=agent_id,
+        operator_key=_parse_key(operator_key),
+        directory=directory,
+        data_config=data_config,
+        allowed_prefixes=tuple(allow or ()) or DEFAULT_ALLOWED,
+    )
+
+
+@agent_app.command("list")
+def agent_list(federation: Federation, as_json: AsJson = False) -> None:
+    """Show who asked to join, who was admitted, who was revoked."""
+    from cli.operate import list_agents
+
+    list_agents(_settings(), federation, as_json=as_json)
+
+
+@agent_app.command("admit")
+def agent_admit(
+    agent_id: str,
+    federation: Federation,
+    public_key: Annotated[
+        str,
+        typer.Option(
+            help="The key that its organisation told you, hex: `moot agent list` "
+            "shows what was asked for; compare before you admit."
+        ),
+    ],
+) -> None:
+    """Bind an agent to its key; from then on its events count."""
+    from cli.operate import make_operator
+
+    operator = make_operator(_settings())
+    operator.admit(federation, {agent_id: _parse_key(public_key)})
+    print(f"admitted {agent_id}")
+
+
+@agent_app.command("revoke")
+def agent_revoke(
+    agent_id: str,
+    federation: Federation,
+    explanation: Annotated[str, typer.Option("--because", help="Why.")],
+) -> None:
+    """End an agent's membership, for good."""
+    from cli.operate import make_operator
+
+    make_operator(_settings()).revoke(federation, agent_id, explanation)
+    print(f"revoked {agent_id}")
+
+
+@registry_app.command("list")
+def registry_list(federation: Federation, as_json: AsJson = False) -> None:
+    """Show the model versions of a federation."""
+    from cli.operate import list_versions
+
+    list_versions(_settings(), federation, as_json=as_json)
+
+
+@registry_app.command("get")
+def registry_get(
+    version: Annotated[int, typer.Argument(min=1)],
+    federation: Federation,
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")],
+    form: Annotated[
+        str, typer.Option("--format", help="onnx or safetensors.")
+    ] = "onnx",
+) -> None:
+    """Fetch a model version, digest verified."""
+    from cli.operate import get_version
+
+    get_version(_settings(), federation, version, form, output)
+
+
+DEFAULT_ALLOWED: Final = ("producers.examples",)
+
+
+def _say(service: str, message: str) -> None:
+    print(f"{service:>16}  {message}", file=sys.stderr, flush=True)
+
+
+def _parse_key(text: str) -> bytes:
+    try:
+        key = bytes.fromhex(text)
+    except ValueError:
+        key = b""
+    if len(key) != 32:  # noqa: PLR2004  # an Ed25519 public key
+        _fail(f"not a public key: {text!r:.80}; expected 64 hex digits")
+    return key
+
+
+def _load_environment() -> None:
+    """Point the settings at the stack of `moot up`, where the environment is silent."""
+    if "MOOT_BOOTSTRAP_SERVERS" in os.environ:
+        return
+    from cli.stack import default_directory, read_status
+
+    found = read_status(default_directory())
+    if found.endpoints is not None:
+        for name, value in found.endpoints.environment().items():
+            os.environ.setdefault(name, value)
+        os.environ.setdefault(
+            "MOOT_STATE_DIRECTORY", str(default_directory() / "services")
+        )
+
+
+def _settings() -> Any:
+    from adapters import telemetry
+    from adapters.settings import load_settings
+
+    _load_environment()
+    settings = load_settings()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    telemetry.configure("moot", settings.otlp_endpoint)
+    return settings
+
+
+def _fail(message: str) -> Any:
+    print(f"error: {message}", file=sys.stderr)
+    raise typer.Exit(EXIT_CANNOT)
+
+
+def main() -> None:
+    """Run a command; what we raise on purpose is printed as a sentence."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        if os.environ.get("MOOT_DEBUG"):
+            raise
+        package = type(error).__module__.split(".", 1)[0]
+        if package in OUR_PACKAGES:
+            print(f"error: {error}", file=sys.stderr)
+        else:
+            print(
+                f"error: {type(error).__name__}: {error}\n"
+                "Set MOOT_DEBUG=1 to see where it comes from.",
+                file=sys.stderr,
+            )
+        sys.exit(EXIT_CANNOT)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,351 @@
+"""What operators and onlookers do from the command line."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from adapters.blobs import BlobStore
+from adapters.imports import load_class
+from adapters.kafka import END, Publisher
+from adapters.keys import load_key, load_or_create_key
+from adapters.ledger import ReadBlock, follow_log, read_log
+from adapters.schema_registry import SchemaRegistry
+from adapters.settings import Settings
+from cli.processes import StackError
+from producers.control import Operator, Parameters, key_path
+from protocol.decider import step
+from protocol.log import OpenedLeaf
+from protocol.plain import compute_max_model_size
+from protocol.rounds import DECIDER, RoundsState
+from protocol.tensors import tensors_to_blob
+from protocol.validation import ROLES
+from schemas import events as e
+
+FORMATS: Final = ("onnx", "safetensors")
+MAX_ONNX_SIZE_BYTES: Final = 2**31
+
+
+def make_registry(settings: Settings) -> SchemaRegistry:
+    """Return the schema registry with our ids looked up."""
+    registry = SchemaRegistry(settings.schema_registry_url)
+    registry.load()
+    return registry
+
+
+def make_operator(settings: Settings) -> Operator:
+    """Return the operator whose key lies in the state directory.
+
+    Raises:
+        KeyFileError: there is no such key: `moot federation create` makes it.
+    """
+    key = load_key(key_path(settings.state_directory / "keys", "OPERATOR"))
+    return Operator(key, Publisher(settings, make_registry(settings)))
+
+
+def create_federation(
+    settings: Settings,
+    federation_id: str,
+    parameters: Parameters,
+    *,
+    seed: int,
+    principals: Mapping[str, str],
+    allowed_prefixes: tuple[str, ...],
+) -> bytes:
+    """Found a federation and return the operator's public key.
+
+    Keys of principals that are not given are made in the state directory, for
+    services that run on this machine.
+    """
+    from producers.training import initial_tensors  # noqa: PLC0415  # loads torch
+
+    keys = settings.state_directory / "keys"
+    unknown = set(principals) - set(ROLES)
+    if unknown:
+        msg = f"no such principal: {', '.join(sorted(unknown))}"
+        raise StackError(msg, f"The roles are {', '.join(ROLES)}.")
+    operator_key = load_or_create_key(key_path(keys, "OPERATOR"))
+    given = {role: bytes.fromhex(key) for role, key in principals.items()}
+    all_principals = tuple(
+        e.Principal(
+            role=role,
+            public_key=given.get(role)
+            or load_or_create_key(key_path(keys, role)).public_key,
+        )
+        for role in ROLES
+    )
+    module = load_class(parameters.task.module, allowed_prefixes)
+    tensors = initial_tensors(
+        module=module,
+        module_config=json.loads(parameters.task.module_config),
+        seed=seed,
+    )
+    store = BlobStore(settings)
+    store.ensure_bucket()
+    operator = Operator(operator_key, Publisher(settings, make_registry(settings)))
+    operator.found(
+        federation_id, parameters, all_principals, tensors_to_blob(tensors), store
+    )
+    return operator.public_key
+
+
+def read_leaves(settings: Settings, federation_id: str) -> Iterator[OpenedLeaf]:
+    """Yield the leaves of a federation's log so far, chain and signatures verified.
+
+    Raises:
+        StackError: there is no such federation.
+    """
+    found = False
+    for read in read_log(settings, make_registry(settings), federation_id):
+        found = True
+        yield from read.leaves
+    if not found:
+        msg = f"there is no federation {federation_id!r} on this Kafka"
+        raise StackError(msg, "`moot federation create` founds one.")
+
+
+def show_federation(settings: Settings, federation_id: str, *, as_json: bool) -> None:
+    """Print a federation's parameters and where it stands."""
+    state: RoundsState = DECIDER.initial
+    size = 0
+    for leaf in read_leaves(settings, federation_id):
+        state, _ = step(DECIDER, state, leaf.sequenced)
+        size = leaf.sequenced.leaf_index + 1
+    assert state.config is not None, "a log begins with a configuration"
+    current = state.current
+    summary = {
+        "federation": federation_id,
+        "leaves": size,
+        "agents": sorted(state.agents),
+        "last_round": state.last_round,
+        "round_open": current is not None,
+        "model_version": state.version,
+        "model_sha256": state.model.sha256.hex() if state.model else "",
+        "num_parameters": state.config.num_parameters,
+        "cohort_size": state.config.cohort_size,
+        "min_cohort": state.config.min_cohort,
+        "module": state.config.task.module,
+        "operator_key": next(
+            p.public_key.hex() for p in state.config.principals if p.role == "OPERATOR"
+        ),
+    }
+    if as_json:
+        print(json.dumps(summary))
+        return
+    for name, value in summary.items():
+        shown = ", ".join(value) if isinstance(value, list) else value
+        print(f"{name:<16} {shown}")
+
+
+def list_agents(settings: Settings, federation_id: str, *, as_json: bool) -> None:
+    """Print who asked to join, who was admitted and who was revoked."""
+    agents: dict[str, dict[str, str]] = {}
+    for leaf in read_leaves(settings, federation_id):
+        event = leaf.sequenced.event
+        if isinstance(event, e.AgentEnrolmentRequested):
+            # Anyone may ask, under any name and more than once: show each key.
+            agents[f"{event.agent_id} {event.public_key.hex()}"] = {
+                "agent": event.agent_id,
+                "public_key": event.public_key.hex(),
+                "state": "asked",
+            }
+        elif isinstance(event, e.AgentAdmitted):
+            agents[f"{event.agent_id} {event.public_key.hex()}"] = {
+                "agent": event.agent_id,
+                "public_key": event.public_key.hex(),
+                "state": "admitted",
+            }
+        elif isinstance(event, e.AgentRevoked):
+            for entry in agents.values():
+                if entry["agent"] == event.agent_id and entry["state"] == "admitted":
+                    entry["state"] = "revoked"
+    if as_json:
+        print(json.dumps(list(agents.values())))
+        return
+    for entry in agents.values():
+        print(f"{entry['state']:<9} {entry['public_key']} {entry['agent']}")
+
+
+def start_round(
+    settings: Settings, federation_id: str, *, wait: bool, timeout_s: float
+) -> int:
+    """Ask for the next round and print what becomes of it; returns an exit code."""
+    state: RoundsState = DECIDER.initial
+    for leaf in read_leaves(settings, federation_id):
+        state, _ = step(DECIDER, state, leaf.sequenced)
+    number = state.last_round + 1
+    make_operator(settings).request_round(federation_id, number)
+    print(f"round {number} requested")
+    if not wait:
+        return 0
+    deadline = time.monotonic() + timeout_s
+    follower = follow_log(settings, make_registry(settings), federation_id)
+    asked = False
+    for read in follower:
+        if time.monotonic() > deadline:
+            msg = f"round {number} did not end within {timeout_s:.0f} s"
+            raise StackError(msg, "`moot round watch` goes on watching it.")
+        if not isinstance(read, ReadBlock):
+            continue
+        for leaf in read.leaves:
+            event = leaf.sequenced.event
+            if getattr(event, "round", None) != number:
+                continue
+            asked = asked or isinstance(event, e.RoundRequested)
+            print(describe(event))
+            match event:
+                case e.ModelVersionRegistered():
+                    return 0
+                case e.RoundAbandoned():
+                    return 1
+                case e.RoundRefused() if leaf.sequenced.leaf_index > 0 and asked:
+                    return 1
+                case _:
+                    pass
+    return 1
+
+
+def watch(
+    settings: Settings, federation_id: str, *, as_json: bool, follow: bool
+) -> None:
+    """Print a federation's events from the beginning on."""
+    for read in follow_log(settings, make_registry(settings), federation_id):
+        if read is END and not follow:
+            return
+        if not isinstance(read, ReadBlock):
+            continue
+        for leaf in read.leaves:
+            event = leaf.sequenced.event
+            if as_json:
+                line = {
+                    "leaf_index": leaf.sequenced.leaf_index,
+                    "event": type(event).__name__,
+                    **to_jsonable(event),
+                }
+                print(json.dumps(line), flush=True)
+            else:
+                print(f"{leaf.sequenced.leaf_index:>6}  {describe(event)}", flush=True)
+
+
+def list_versions(settings: Settings, federation_id: str, *, as_json: bool) -> None:
+    """Print the model registry."""
+    versions = [
+        leaf.sequenced.event
+        for leaf in read_leaves(settings, federation_id)
+        if isinstance(leaf.sequenced.event, e.ModelVersionRegistered)
+    ]
+    if as_json:
+        print(json.dumps([to_jsonable(version) for version in versions]))
+        return
+    print("version parent round accuracy   loss registered            model")
+    for version in versions:
+        when = time.strftime(
+            "%Y-%m-%d %H:%M:%S", time.gmtime(version.registered_at_ms / 1000)
+        )
+        print(
+            f"{version.version:>7} {version.parent_version:>6} {version.round:>5} "
+            f"{version.accuracy_micros / 1e6:>8.4f} {version.loss_micros / 1e6:>6.3f} "
+            f"{when}Z {version.model.sha256.hex()[:16]}"
+        )
+
+
+def get_version(
+    settings: Settings, federation_id: str, version: int, form: str, output: Path
+) -> None:
+    """Fetch a version's artifact, digest verified, into a file."""
+    if form not in FORMATS:
+        msg = f"no format {form!r}"
+        raise StackError(msg, f"Choose one of {', '.join(FORMATS)}.")
+    num_parameters = 0
+    for leaf in read_leaves(settings, federation_id):
+        event = leaf.sequenced.event
+        if isinstance(event, e.FederationConfigured):
+            num_parameters = event.num_parameters
+        if isinstance(event, e.ModelVersionRegistered) and event.version == version:
+            ref = event.onnx if form == "onnx" else event.model
+            size = (
+                MAX_ONNX_SIZE_BYTES
+                if form == "onnx"
+                else compute_max_model_size(num_parameters)
+            )
+            output.write_bytes(BlobStore(settings).fetch(ref, max_size_bytes=size))
+            print(f"wrote {output}: version {version}, {ref.size_bytes} bytes")
+            return
+    msg = f"federation {federation_id!r} has no version {version}"
+    raise StackError(msg, f"`moot registry list -f {federation_id}` shows them.")
+
+
+def describe(event: e.LedgerEvent) -> str:
+    """Return an event as a line for people."""
+    match event:
+        case e.FederationConfigured():
+            return (
+                f"federation {event.federation_id}: {event.num_parameters} parameters, "
+                f"cohorts of {event.min_cohort} to {event.cohort_size}"
+            )
+        case e.AgentEnrolmentRequested():
+            return f"{event.agent_id} asks to join"
+        case e.AgentAdmitted():
+            return f"{event.agent_id} admitted"
+        case e.AgentRevoked():
+            return f"{event.agent_id} revoked: {event.explanation}"
+        case e.RoundRequested():
+            return f"round {event.round} requested"
+        case e.RoundStarted():
+            drawn = ", ".join(event.cohort)
+            return (
+                f"round {event.round} starts from version {event.base_version}: {drawn}"
+            )
+        case e.RoundRefused() | e.RoundAbandoned() | e.ClaimRejected():
+            name = type(event).__name__
+            return f"round {event.round} {name}: {event.reason}, {event.detail}"
+        case e.UpdateSubmitted():
+            return (
+                f"round {event.round} update of {event.agent_id}: "
+                f"{event.num_examples} examples, loss {event.loss_micros / 1e6:.3f}"
+            )
+        case e.UpdateDeclined():
+            return f"round {event.round} {event.agent_id} declines: {event.reason}"
+        case e.ContributionAccepted():
+            return f"round {event.round} accepted {event.agent_id}"
+        case e.ContributionRejected():
+            return (
+                f"round {event.round} rejected {event.agent_id}: {event.reason}, "
+                f"{event.detail}"
+            )
+        case e.RoundSealed():
+            return (
+                f"round {event.round} sealed with {len(event.contributions)} "
+                f"contributions, {event.num_examples} examples"
+            )
+        case e.AggregatePublished():
+            return f"round {event.round} model {event.model.sha256.hex()[:16]}"
+        case e.ModelVersionRegistered():
+            return (
+                f"round {event.round} version {event.version}: accuracy "
+                f"{event.accuracy_micros / 1e6:.4f}, loss {event.loss_micros / 1e6:.4f}"
+            )
+        case e.EventRejected():
+            return f"refused {event.reason} from {event.source_topic}: {event.detail}"
+        case e.DeadlineReached():
+            return f"round {event.round} deadline"
+        case e.UpdatesChecked():
+            bad = sum(bool(result.reason) for result in event.results)
+            return f"round {event.round} checked {len(event.results)}, {bad} bad"
+        case e.AggregateSubmitted() | e.ModelExported():
+            return f"round {event.round} {type(event).__name__}"
+
+
+def to_jsonable(value: Any) -> Any:
+    """Return an event as JSON types: bytes in hex."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return to_jsonable(asdict(value))
+    if isinstance(value, dict):
+        return {name: to_jsonable(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_jsonable(item) for item in value]
+    return value.hex() if isinstance(value, bytes) else value

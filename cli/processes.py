@@ -1,0 +1,141 @@
+"""Child processes that die with us, and recognising a process we once started."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+Progress = Callable[[str, str], None]
+"""Called with a service and what it is doing; must not raise."""
+
+_GUARD = Path(__file__).with_name("guard.py")
+
+
+class StackError(Exception):
+    """Something the user can mend.
+
+    Attributes:
+        message: What went wrong.
+        hint: What to do about it.
+    """
+
+    def __init__(self, message: str, hint: str) -> None:
+        """Keep both parts; the command line shows them apart."""
+        super().__init__(f"{message}\n{hint}")
+        self.message = message
+        self.hint = hint
+
+
+def spawn_owned(
+    argv: Sequence[str],
+    *,
+    env: Mapping[str, str],
+    log_path: Path,
+    cwd: Path | None = None,
+) -> subprocess.Popen[bytes]:
+    """Start a command that ends when this process does, however this process ends.
+
+    The returned process is a guard (see `cli.guard`) that leads its own session, so a
+    Ctrl-C in the terminal reaches us alone and we stop our children in order. SIGTERM
+    and SIGINT sent to it are forwarded; `kill_owned` kills it and the command at once.
+    Its standard input is the lifeline: closing it stops the command.
+
+    Args:
+        argv: The command.
+        env: Its whole environment.
+        log_path: File that gets its output, appended.
+        cwd: Its working directory.
+    """
+    return _spawn(
+        [sys.executable, "-I", "-S", str(_GUARD), *argv],
+        env=env,
+        log_path=log_path,
+        cwd=cwd,
+        stdin=subprocess.PIPE,
+    )
+
+
+def spawn_detached(
+    argv: Sequence[str],
+    *,
+    env: Mapping[str, str],
+    log_path: Path,
+    cwd: Path | None = None,
+) -> subprocess.Popen[bytes]:
+    """Start a command that survives us, in a session of its own."""
+    return _spawn(argv, env=env, log_path=log_path, cwd=cwd, stdin=subprocess.DEVNULL)
+
+
+def _spawn(
+    argv: Sequence[str],
+    *,
+    env: Mapping[str, str],
+    log_path: Path,
+    cwd: Path | None,
+    stdin: int,
+) -> subprocess.Popen[bytes]:
+    log_path.parent.mkdir(parents=True, exist_ok=True)
+    with log_path.open("ab") as log:
+        return subprocess.Popen(
+            list(argv),
+            env=dict(env),
+            cwd=cwd,
+            stdin=stdin,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def kill_owned(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process that `_spawn` started, with all it started, and reap it."""
+    kill_group(process.pid)
+    process.wait()
+
+
+def kill_group(pid: int) -> None:
+    """SIGKILL the session that this process leads, if it still exists."""
+    # macOS answers EPERM for a group in which only zombies are left.
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
+
+
+def process_started(pid: int) -> str | None:
+    """When a live process started, in an opaque form; None if it is not running.
+
+    Process ids are reused; the pair (id, start) is not.
+    """
+    if sys.platform.startswith("linux"):
+        try:
+            stat = Path(f"/proc/{pid}/stat").read_text(
+                encoding="utf-8", errors="replace"
+            )
+        except OSError:
+            return None
+        # proc(5): the name in parentheses may hold spaces; field 3 (the state) follows.
+        fields = stat.rpartition(")")[2].split()
+        state, start_ticks = fields[0], fields[19]
+        return None if state in "ZX" else start_ticks
+    found = subprocess.run(
+        ["ps", "-o", "stat=,lstart=", "-p", str(pid)],
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout.strip()
+    state, _, start = found.partition(" ")
+    return None if not found or state.startswith("Z") else start.strip()
+
+
+def last_lines(path: Path, count: int = 20) -> str:
+    """Return the end of a log file, or a note that there is none."""
+    try:
+        with path.open("rb") as log:
+            log.seek(0, os.SEEK_END)
+            log.seek(max(0, log.tell() - 16_384))
+            lines = log.read().decode("utf-8", "replace").splitlines()
+    except OSError:
+        return "(no log)"
+    return "\n".join(lines[-count:]) or "(empty log)"

@@ -1,0 +1,215 @@
+"""Running Folkmoot's services: one in this process, or several as our children."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from cli.processes import StackError, kill_owned, last_lines, spawn_owned
+
+FAUST_SERVICES: Final = {
+    "sequencer": "streams.sequencer",
+    "rounds": "streams.rounds",
+    "aggregator": "streams.aggregation",
+    "registry": "streams.registry",
+}
+LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+MAX_RESTARTS: Final = 5
+STOP_TIMEOUT_S: Final = 10.0
+OWN_PROCESS: Final = (
+    "sequencer",
+    "rounds",
+    "aggregator",
+    "registry",
+    "timer",
+    "exporter",
+)
+
+
+def run_service(
+    service: str, federation: str | None, allowed_prefixes: tuple[str, ...]
+) -> None:
+    """Run one service in this process until it is told to stop.
+
+    Raises:
+        StackError: there is no such service, or it needs a federation.
+    """
+    if service in FAUST_SERVICES:
+        from streams.app import serve  # noqa: PLC0415
+
+        serve(importlib.import_module(FAUST_SERVICES[service]).service)
+        return
+    if service not in {"timer", "exporter"}:
+        msg = f"there is no service {service!r}"
+        raise StackError(msg, f"The services are {', '.join(OWN_PROCESS)}.")
+    if federation is None:
+        msg = f"the {service} serves one federation"
+        raise StackError(msg, "Name it: --federation NAME.")
+    from adapters import telemetry  # noqa: PLC0415
+    from adapters.keys import load_or_create_key  # noqa: PLC0415
+    from adapters.settings import load_settings  # noqa: PLC0415
+
+    settings = load_settings()
+    _log_to_stderr(settings.log_level)
+    telemetry.configure(f"moot-{service}", settings.otlp_endpoint)
+    key = load_or_create_key(settings.state_directory / "keys" / f"{service}.key")
+    runner: Any
+    if service == "timer":
+        from producers.timer import Timer  # noqa: PLC0415
+
+        runner = Timer(settings, federation, key)
+    else:
+        from consumers.exporter import Exporter  # noqa: PLC0415
+
+        runner = Exporter(settings, federation, key, allowed_prefixes)
+    runner.run(_stop_on_signal())
+    telemetry.shut_down()
+
+
+def run_agent(
+    settings: Any,
+    *,
+    federation: str,
+    agent_id: str,
+    operator_key: bytes,
+    directory: Path | None,
+    data_config: str,
+    allowed_prefixes: tuple[str, ...],
+) -> None:
+    """Run an agent in this process until it is told to stop."""
+    from adapters import telemetry  # noqa: PLC0415
+    from producers.agent import Agent, AgentOptions  # noqa: PLC0415
+
+    _log_to_stderr(settings.log_level)
+    telemetry.configure(f"moot-agent-{agent_id}", settings.otlp_endpoint)
+    try:
+        own_config = json.loads(data_config)
+    except ValueError as error:
+        msg = f"--data-config is not JSON: {error}"
+        raise StackError(
+            msg, "For example: --data-config '{\"organisation\": 0}'"
+        ) from None
+    options = AgentOptions(
+        federation_id=federation,
+        agent_id=agent_id,
+        operator_key=operator_key,
+        directory=directory
+        or settings.state_directory / "agents" / federation / agent_id,
+        allowed_prefixes=allowed_prefixes,
+        data_config=own_config,
+    )
+    Agent(settings, options).run(_stop_on_signal())
+    telemetry.shut_down()
+
+
+def _log_to_stderr(level: str) -> None:
+    logging.basicConfig(level=level, format=LOG_FORMAT, force=True)
+
+
+def _stop_on_signal() -> Callable[[], bool]:
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    return stop.is_set
+
+
+@dataclass
+class Supervisor:
+    """Our children: started, watched, restarted when they fail, stopped with us.
+
+    A service that fails exits (it never skips a record), so restarting it is the
+    whole of error handling: it reads the same record again.
+    """
+
+    environment: Mapping[str, str]
+    logs: Path
+    _commands: dict[str, list[str]] = field(default_factory=dict)
+    _processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    _restarts: dict[str, int] = field(default_factory=dict)
+
+    def start(self, name: str, *arguments: str) -> None:
+        """Start `moot <arguments>` as a child called ``name``."""
+        self._commands[name] = [sys.executable, "-m", "cli.main", *arguments]
+        self._spawn(name)
+
+    def start_services(self, federation: str) -> None:
+        """Start every service that one federation needs."""
+        for service in FAUST_SERVICES:
+            self.start(service, "serve", service)
+        for service in ("timer", "exporter"):
+            self.start(service, "serve", service, "--federation", federation)
+
+    def _spawn(self, name: str) -> None:
+        environment = {
+            **os.environ,
+            **self.environment,
+            # Eleven processes share the machine: more threads would only get in the
+            # way of each other.
+            "OMP_NUM_THREADS": "1",
+            "OPENBLAS_NUM_THREADS": "1",
+            "MKL_NUM_THREADS": "1",
+        }
+        self._processes[name] = spawn_owned(
+            self._commands[name], env=environment, log_path=self.log_path(name)
+        )
+
+    def log_path(self, name: str) -> Path:
+        """Return where a child's output goes."""
+        return self.logs / f"{name}.log"
+
+    def watch(self) -> list[str]:
+        """Restart what has ended; returns the names.
+
+        Raises:
+            StackError: a child keeps failing; shows the end of its log.
+        """
+        restarted = []
+        for name, process in self._processes.items():
+            if process.poll() is None:
+                continue
+            self._restarts[name] = self._restarts.get(name, 0) + 1
+            if self._restarts[name] > MAX_RESTARTS:
+                msg = f"{name} keeps failing:\n{last_lines(self.log_path(name))}"
+                raise StackError(msg, f"Its whole log is {self.log_path(name)}.")
+            restarted.append(name)
+        for name in restarted:
+            self._spawn(name)
+        return restarted
+
+    def kill(self, name: str) -> None:
+        """End a child as a crash would (SIGKILL); `watch` brings it back."""
+        kill_owned(self._processes[name])
+
+    def stop(self, name: str) -> None:
+        """Stop one child for good."""
+        process = self._processes.pop(name)
+        process.terminate()
+        _wait_or_kill([process])
+
+    def stop_all(self) -> None:
+        """Stop every child: politely first, then not."""
+        processes = list(self._processes.values())
+        self._processes.clear()
+        for process in processes:
+            process.terminate()
+        _wait_or_kill(processes)
+
+
+def _wait_or_kill(processes: list[subprocess.Popen[bytes]]) -> None:
+    deadline = time.monotonic() + STOP_TIMEOUT_S
+    for process in processes:
+        try:
+            process.wait(max(0.1, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            kill_owned(process)

@@ -1,0 +1,116 @@
+"""The exporter: turns each published model into ONNX, measures it, claims the result.
+
+It keeps no state: the log says which models wait for an export. Publishing the same
+claim twice is harmless, so it may be killed at any moment.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+
+from adapters import telemetry
+from adapters.blobs import BlobStore
+from adapters.imports import load_class
+from adapters.kafka import END, Publisher
+from adapters.ledger import ReadBlock, follow_log
+from adapters.schema_registry import SchemaRegistry
+from adapters.settings import Settings
+from ledger.signing import SigningKey
+from protocol.plain import compute_max_model_size
+from protocol.tensors import tensors_from_blob
+from schemas.events import (
+    AggregatePublished,
+    BlobRef,
+    FederationConfigured,
+    ModelExported,
+)
+
+log = logging.getLogger(__name__)
+
+
+class Exporter:
+    """Follows one federation's log and exports what waits."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        federation_id: str,
+        key: SigningKey,
+        allowed_prefixes: tuple[str, ...],
+    ) -> None:
+        self._settings = settings
+        self._federation_id = federation_id
+        self._key = key
+        self._allowed_prefixes = allowed_prefixes
+        self._registry = SchemaRegistry(settings.schema_registry_url)
+        self._registry.load()
+        self._publisher = Publisher(settings, self._registry)
+        self._store = BlobStore(settings)
+        self._max_model_size = 0
+        self._waiting: dict[int, tuple[AggregatePublished, str]] = {}
+
+    def run(self, should_stop: Callable[[], bool]) -> None:
+        """Export until told to stop.
+
+        Raises:
+            LogError: the log is broken.
+            KafkaUnavailableError: Kafka is away; start again later.
+        """
+        import consumers.artifacts  # noqa: F401, PLC0415  # torch, before the first model waits
+
+        for read in follow_log(self._settings, self._registry, self._federation_id):
+            if should_stop():
+                return
+            if isinstance(read, ReadBlock):
+                self._learn(read)
+            elif read is END:
+                # Only at the end is it known that a model still waits.
+                for number in sorted(self._waiting):
+                    self._export(*self._waiting.pop(number))
+
+    def _learn(self, read: ReadBlock) -> None:
+        for leaf in read.leaves:
+            event = leaf.sequenced.event
+            if isinstance(event, FederationConfigured):
+                self._max_model_size = compute_max_model_size(event.num_parameters)
+            elif isinstance(event, AggregatePublished):
+                self._waiting[event.round] = (event, leaf.traceparent)
+            elif isinstance(event, ModelExported):
+                self._waiting.pop(event.round, None)
+
+    def _export(self, published: AggregatePublished, traceparent: str) -> None:
+        with telemetry.span(
+            "export", "model", kind=telemetry.INTERNAL, parent=traceparent
+        ) as current:
+            claim = self._compute_claim(published)
+            self._publisher.publish(claim, self._key, traceparent=current)
+        log.info(
+            "round %d: exported, accuracy %.4f",
+            claim.round,
+            claim.accuracy_micros / 1e6,
+        )
+
+    def _compute_claim(self, published: AggregatePublished) -> ModelExported:
+        from consumers.artifacts import export_model  # noqa: PLC0415  # loads torch
+
+        task = published.task
+        blob = self._store.fetch(published.model, max_size_bytes=self._max_model_size)
+        exported = export_model(
+            module=load_class(task.module, self._allowed_prefixes),
+            module_config=json.loads(task.module_config),
+            data_module=load_class(task.data_module, self._allowed_prefixes),
+            data_config=json.loads(task.data_config),
+            tensors=tensors_from_blob(blob),
+        )
+        onnx: BlobRef = self._store.store(exported.onnx)
+        return ModelExported(
+            federation_id=published.federation_id,
+            round=published.round,
+            model_sha256=published.model.sha256,
+            onnx=onnx,
+            num_examples=exported.num_examples,
+            accuracy_micros=round(exported.accuracy * 1e6),
+            loss_micros=round(exported.loss * 1e6),
+        )

@@ -1,0 +1,227 @@
+"""C2SP checkpoints: the signed head of a tree.
+
+A signed note whose text is
+
+    <origin>                   which log; unique for ever
+    <size>                     decimal, without leading zeros
+    <base64 root hash>
+    [<extension lines>]        not empty; we write none
+
+Rules (c2sp.org/tlog-checkpoint, c2sp.org/tlog-cosignature):
+
+- The reader knows the origin beforehand. A log that may name itself can pass off
+  another log's head as its own.
+- The log's own Ed25519 signature is always required; cosignatures come on top.
+- There is one spelling of a checkpoint: canonical decimal, canonical base64.
+
+Deliberately not here: whether a checkpoint is consistent with an earlier one
+(`ledger.merkle.verify_consistency`), and how many cosignatures are enough.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from ledger.merkle import EMPTY_ROOT, HASH_SIZE, MAX_TREE_SIZE
+from ledger.note import (
+    InvalidKeyError,
+    InvalidNoteError,
+    KeyType,
+    VerifiedSignature,
+    VerifierKey,
+    add_signature,
+    encode_base64,
+    open_note,
+    parse_base64,
+    parse_note,
+    sign_cosignature,
+    sign_note,
+)
+from ledger.signing import SigningKey
+
+_DECIMAL: Final = re.compile(r"0|[1-9][0-9]{0,18}")  # 19 digits hold MAX_TREE_SIZE
+_CONTROL: Final = re.compile(r"[\x00-\x1f]")
+_NUM_FIXED_LINES: Final = 3  # origin, size, root
+
+
+class InvalidCheckpointError(InvalidNoteError):
+    """The text is not a checkpoint, or not of the log that was expected."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """The head of a log.
+
+    Attributes:
+        origin: Which log: one line, not empty.
+        size: Number of leaves, 0 to 2^63-1.
+        root: Root hash, 32 bytes.
+        extensions: Further lines, not empty. Monitors cannot audit them and some
+            cosignatures do not cover them: what matters belongs in a leaf.
+
+    Raises:
+        InvalidCheckpointError: a value is out of range.
+    """
+
+    origin: str
+    size: int
+    root: bytes
+    extensions: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for what, line in (
+            ("the origin", self.origin),
+            *(("an extension line", line) for line in self.extensions),
+        ):
+            if not line or _CONTROL.search(line):
+                msg = f"{what} is one line, not empty: {line!r}"
+                raise InvalidCheckpointError(msg)
+        if not 0 <= self.size <= MAX_TREE_SIZE:
+            msg = f"a tree size is 0 to {MAX_TREE_SIZE}, not {self.size}"
+            raise InvalidCheckpointError(msg)
+        if len(self.root) != HASH_SIZE:
+            msg = f"a root is {HASH_SIZE} bytes, not {len(self.root)}"
+            raise InvalidCheckpointError(msg)
+        if self.size == 0 and self.root != EMPTY_ROOT:
+            msg = f"the empty tree has root {EMPTY_ROOT.hex()}, not {self.root.hex()}"
+            raise InvalidCheckpointError(msg)
+
+    def to_text(self) -> str:
+        """Return the text that is signed, with its final newline."""
+        lines = (
+            self.origin,
+            str(self.size),
+            encode_base64(self.root),
+            *self.extensions,
+        )
+        return "".join(f"{line}\n" for line in lines)
+
+
+@dataclass(frozen=True, slots=True)
+class VerifiedCheckpoint:
+    """A checkpoint that its log signed.
+
+    Attributes:
+        checkpoint: The head.
+        cosignatures: The good ones by known cosigners, one for each; may be empty.
+    """
+
+    checkpoint: Checkpoint
+    cosignatures: tuple[VerifiedSignature, ...]
+
+
+def parse_checkpoint(text: str) -> Checkpoint:
+    """Return the checkpoint that a note's text is, *without verifying anything*.
+
+    Raises:
+        InvalidCheckpointError: it is not one, or not spelled canonically.
+    """
+    if not text.endswith("\n"):
+        msg = "a checkpoint ends in a newline"
+        raise InvalidCheckpointError(msg)
+    lines = text.removesuffix("\n").split("\n")
+    if len(lines) < _NUM_FIXED_LINES:
+        msg = f"a checkpoint has origin, size and root, not {len(lines)} lines"
+        raise InvalidCheckpointError(msg)
+    origin, size, root, *extensions = lines
+    if not _DECIMAL.fullmatch(size):
+        msg = f"a tree size is a decimal number without leading zeros: {size[:80]!r}"
+        raise InvalidCheckpointError(msg)
+    try:
+        root_hash = parse_base64(root)
+    except ValueError:
+        msg = f"a root is canonical base64: {root[:80]!r}"
+        raise InvalidCheckpointError(msg) from None
+    return Checkpoint(origin, int(size), root_hash, tuple(extensions))
+
+
+def sign_checkpoint(
+    checkpoint: Checkpoint, key: SigningKey, name: str | None = None
+) -> bytes:
+    """Return the checkpoint as a note that its log signed.
+
+    A log must never sign two checkpoints that are not consistent with each other. This
+    function cannot know: the caller persists what it is about to sign first.
+
+    Args:
+        checkpoint: The head.
+        key: The log's key.
+        name: The key's name; the origin unless told otherwise, as C2SP recommends.
+
+    Raises:
+        InvalidKeyError: the name (or the origin as a name) is not valid.
+    """
+    return sign_note(
+        checkpoint.to_text(), checkpoint.origin if name is None else name, key
+    )
+
+
+def cosign_checkpoint(
+    signed_note: bytes, name: str, key: SigningKey, timestamp_s: int
+) -> bytes:
+    """Return a signed checkpoint with one more cosignature/v1 at its end.
+
+    Verifies nothing but the form: that the log signed it and that it is consistent
+    with what the cosigner saw before is for the caller to check first.
+
+    Args:
+        signed_note: The checkpoint.
+        name: The cosigner's name.
+        key: The cosigner's key, used for nothing else.
+        timestamp_s: Now, seconds since 1970-01-01 UTC.
+
+    Raises:
+        InvalidNoteError: not a signed checkpoint, or no room, or a time out of range.
+        InvalidKeyError: the name is not valid.
+    """
+    text = parse_note(signed_note).text
+    parse_checkpoint(text)
+    return add_signature(signed_note, sign_cosignature(text, name, key, timestamp_s))
+
+
+def verify_checkpoint(
+    signed_note: bytes,
+    log_key: VerifierKey,
+    origin: str,
+    cosigner_keys: Iterable[VerifierKey] = (),
+) -> VerifiedCheckpoint:
+    """Return a log's head and who cosigned it.
+
+    Args:
+        signed_note: The checkpoint as received.
+        log_key: The log's key, of type Ed25519.
+        origin: The log that is expected.
+        cosigner_keys: Cosigners that the reader knows, of type cosignature/v1.
+
+    Raises:
+        InvalidNoteError: not a note, the log did not sign it, or the signature of a
+            known key is not good.
+        InvalidCheckpointError: signed, but not a checkpoint or of another log.
+        InvalidKeyError: a key is of the wrong type, or two have one name and one ID.
+            A bug of the caller.
+    """
+    cosigners = tuple(cosigner_keys)
+    _check_key_type(log_key, KeyType.ED25519)
+    for key in cosigners:
+        _check_key_type(key, KeyType.COSIGNATURE_V1)
+    opened = open_note(signed_note, (log_key, *cosigners))
+    if all(signature.key != log_key for signature in opened.signatures):
+        msg = f"{log_key.to_vkey()} did not sign the checkpoint"
+        raise InvalidNoteError(msg)
+    checkpoint = parse_checkpoint(opened.text)
+    if checkpoint.origin != origin:
+        msg = f"a checkpoint of {checkpoint.origin!r}, not of {origin!r}"
+        raise InvalidCheckpointError(msg)
+    return VerifiedCheckpoint(
+        checkpoint,
+        tuple(s for s in opened.signatures if s.key != log_key),
+    )
+
+
+def _check_key_type(key: VerifierKey, expected: KeyType) -> None:
+    if key.key_type is not expected:
+        msg = f"{key.to_vkey()} is not of type {expected.name}"
+        raise InvalidKeyError(msg)

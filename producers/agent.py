@@ -1,0 +1,310 @@
+"""The training agent: a data owner's process.
+
+It enrols with its own key, waits for a round that it was drawn for, trains on data
+that never leaves it, and publishes its update. It acts only on facts that the
+federation's decider signed, in a federation that the operator it trusts founded, and
+runs only code that its own settings allow.
+
+It may be killed at any moment: what it is about to say is on disk before it is said,
+so after a restart it says the very same thing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from confluent_kafka import KafkaError, Message
+
+from adapters import telemetry
+from adapters.blobs import BlobError, BlobStore
+from adapters.imports import ImportRefusedError, load_class
+from adapters.kafka import Publisher, Record, make_consumer, to_record
+from adapters.keys import load_or_create_key
+from adapters.ledger import find_genesis, read_log
+from adapters.schema_registry import FramingError, SchemaRegistry
+from adapters.settings import Settings
+from ledger.signing import InvalidSignatureError
+from protocol.encoding import (
+    NotFiniteError,
+    OutOfRangeError,
+    encode_update,
+    update_to_blob,
+)
+from protocol.envelope import SIGNATURE_HEADER, TRACEPARENT_HEADER, verify_event
+from protocol.plain import compute_max_model_size
+from protocol.tensors import flatten, manifest_of, tensors_from_blob
+from schemas import codec, topics
+from schemas.events import (
+    AgentAdmitted,
+    AgentEnrolmentRequested,
+    Event,
+    RoundStarted,
+    UpdateDeclined,
+    UpdateSubmitted,
+)
+from schemas.reasons import Reason
+
+log = logging.getLogger(__name__)
+
+POLL_S: Final = 0.2
+WAIT_FOR_FEDERATION_S: Final = 0.5
+
+
+class NameTakenError(Exception):
+    """Another key holds this agent's name in the federation."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentOptions:
+    """Who an agent is and what it may do.
+
+    Attributes:
+        federation_id: The federation.
+        agent_id: Its name in it.
+        operator_key: Who must have founded the federation, 32 bytes.
+        directory: Where it keeps its key and what it has said; private.
+        allowed_prefixes: Modules whose classes a task may name.
+        data_config: Its own keyword arguments for the data module; never published.
+    """
+
+    federation_id: str
+    agent_id: str
+    operator_key: bytes
+    directory: Path
+    allowed_prefixes: tuple[str, ...]
+    data_config: Mapping[str, Any]
+
+
+class Agent:
+    """One agent in one federation."""
+
+    def __init__(self, settings: Settings, options: AgentOptions) -> None:
+        self._settings = settings
+        self._options = options
+        self._key = load_or_create_key(options.directory / "agent.key")
+        self._registry = SchemaRegistry(settings.schema_registry_url)
+        self._registry.load()
+        self._publisher = Publisher(settings, self._registry)
+        self._store = BlobStore(settings)
+        self._decider_key = b""
+
+    def run(self, should_stop: Callable[[], bool]) -> None:
+        """Take part until told to stop.
+
+        Raises:
+            UntrustedFederationError: the federation is not the trusted operator's.
+            NameTakenError: another key holds this name.
+            KafkaUnavailableError: Kafka is away; start again later.
+        """
+        if not self._join(should_stop):
+            return
+        import producers.training  # noqa: F401, PLC0415  # torch, before the first round waits
+
+        group = f"moot-agent-{self._options.federation_id}-{self._options.agent_id}"
+        consumer = make_consumer(self._settings, group)
+        consumer.subscribe([topics.ROUNDS])
+        try:
+            while not should_stop():
+                message = consumer.poll(POLL_S)
+                if message is None or not self._is_record(message):
+                    continue
+                self._act_on(to_record(message))
+                consumer.commit(message, asynchronous=False)
+        finally:
+            consumer.close()
+
+    def _is_record(self, message: Message) -> bool:
+        error = message.error()
+        if error is not None and error.code() != KafkaError._PARTITION_EOF:  # noqa: SLF001  # its public name
+            log.warning("Kafka: %s", error.str())
+        return error is None
+
+    def _join(self, should_stop: Callable[[], bool]) -> bool:
+        """Wait for the federation, learn whom to believe, ask to be admitted."""
+        options = self._options
+        while not should_stop():
+            genesis = find_genesis(
+                self._settings,
+                self._registry,
+                options.federation_id,
+                operator_key=options.operator_key,
+            )
+            if genesis is None:
+                time.sleep(WAIT_FOR_FEDERATION_S)
+                continue
+            keys = {p.role: p.public_key for p in genesis.principals}
+            self._decider_key = keys["DECIDER"]
+            self._enrol()
+            return True
+        return False
+
+    def _enrol(self) -> None:
+        mine = self._key.public_key
+        for read in read_log(
+            self._settings, self._registry, self._options.federation_id
+        ):
+            for leaf in read.leaves:
+                event = leaf.sequenced.event
+                if (
+                    isinstance(event, AgentEnrolmentRequested | AgentAdmitted)
+                    and event.agent_id == self._options.agent_id
+                ):
+                    if event.public_key == mine:
+                        return
+                    if isinstance(event, AgentAdmitted):
+                        msg = (
+                            f"the name {event.agent_id} belongs to the key "
+                            f"{event.public_key.hex()}; this agent's is {mine.hex()}"
+                        )
+                        raise NameTakenError(msg)
+        request = AgentEnrolmentRequested(
+            federation_id=self._options.federation_id,
+            agent_id=self._options.agent_id,
+            public_key=mine,
+            display_name=self._options.agent_id,
+        )
+        self._publisher.publish(request, self._key)
+        log.info("asked to join with key %s", mine.hex())
+
+    def _act_on(self, record: Record) -> None:
+        if record.key != self._options.federation_id.encode():
+            return
+        started = self._believe(record)
+        if started is None or self._options.agent_id not in started.cohort:
+            return
+        if time.time_ns() // 1_000_000 > started.deadline_ms:
+            log.info("round %d is over, not training", started.round)
+            return
+        parent = telemetry.clean(record.header(TRACEPARENT_HEADER))
+        with telemetry.span(
+            "process", topics.ROUNDS, kind=telemetry.CONSUMER, parent=parent
+        ) as current:
+            self._answer(started, current)
+
+    def _believe(self, record: Record) -> RoundStarted | None:
+        """Return the round that a record starts, if the decider says so."""
+        try:
+            data = self._registry.unframe(record.value)
+            event = codec.decode(data)
+            signature = record.header(SIGNATURE_HEADER) or b""
+            verify_event(self._decider_key, data, signature)
+        except (FramingError, codec.CodecError, InvalidSignatureError) as error:
+            log.warning("ignoring offset %d of the rounds: %s", record.offset, error)
+            return None
+        return event if isinstance(event, RoundStarted) else None
+
+    def _answer(self, started: RoundStarted, traceparent: str) -> None:
+        draft = self._options.directory / f"round-{started.round}.avro"
+        sent = draft.with_suffix(".sent")
+        if sent.exists():
+            return
+        if draft.exists():
+            # Killed after deciding what to say: say exactly that.
+            answer = codec.decode_as(UpdateSubmitted | UpdateDeclined, draft.read_bytes())
+        else:
+            answer = self._compute_answer(started, traceparent)
+            _write_durably(draft, codec.encode(answer))
+        self._publisher.publish(answer, self._key, traceparent=traceparent)
+        draft.rename(sent)
+        log.info("round %d: %s", started.round, type(answer).__name__)
+
+    def _compute_answer(
+        self, started: RoundStarted, traceparent: str
+    ) -> UpdateSubmitted | UpdateDeclined:
+        try:
+            with telemetry.span(
+                "train", "round", kind=telemetry.INTERNAL, parent=traceparent
+            ):
+                return self._train(started)
+        except ImportRefusedError as error:
+            return self._decline(started, Reason.TASK_NOT_ALLOWED, str(error))
+        except NotFiniteError:
+            detail = "training diverged: a parameter is NaN or infinite"
+            return self._decline(started, Reason.NOT_FINITE, detail)
+        except OutOfRangeError:
+            detail = "a parameter moved further than the federation can encode"
+            return self._decline(started, Reason.OUT_OF_RANGE, detail)
+        except BlobError as error:
+            detail = f"the base model: {error.reason}"
+            return self._decline(started, Reason.TRAINING_FAILED, detail)
+        except Exception as error:
+            # Whatever a user's module raises. Its message may quote data: it stays here.
+            log.exception("round %d: training failed", started.round)
+            return self._decline(started, Reason.TRAINING_FAILED, type(error).__name__)
+
+    def _train(self, started: RoundStarted) -> UpdateSubmitted:
+        from producers.training import train  # noqa: PLC0415  # loads torch
+
+        options, task = self._options, started.task
+        base_blob = self._store.fetch(
+            started.base_model,
+            max_size_bytes=compute_max_model_size(started.num_parameters),
+        )
+        base = tensors_from_blob(base_blob)
+        begun = time.monotonic()
+        result = train(
+            module=load_class(task.module, options.allowed_prefixes),
+            module_config=json.loads(task.module_config),
+            data_module=load_class(task.data_module, options.allowed_prefixes),
+            data_config={**json.loads(task.data_config), **options.data_config},
+            base=base,
+            local_epochs=task.local_epochs,
+            seed=_compute_seed(options.agent_id, started.round),
+        )
+        log.info(
+            "round %d: trained on %d examples in %.1f s, loss %.4f",
+            started.round,
+            result.num_examples,
+            time.monotonic() - begun,
+            result.loss,
+        )
+        manifest = manifest_of(base)
+        delta = flatten(result.tensors, manifest) - flatten(base, manifest)
+        update = encode_update(delta, started.fractional_bits)
+        return UpdateSubmitted(
+            federation_id=started.federation_id,
+            round=started.round,
+            agent_id=options.agent_id,
+            base_model_sha256=started.base_model.sha256,
+            update=self._store.store(update_to_blob(update)),
+            num_examples=result.num_examples,
+            loss_micros=round(result.loss * 1e6),
+        )
+
+    def _decline(
+        self, started: RoundStarted, reason: Reason, detail: str
+    ) -> UpdateDeclined:
+        log.warning("round %d: declining, %s: %s", started.round, reason, detail)
+        return UpdateDeclined(
+            federation_id=started.federation_id,
+            round=started.round,
+            agent_id=self._options.agent_id,
+            reason=reason,
+            detail=detail[:500],
+        )
+
+
+def _compute_seed(agent_id: str, round_number: int) -> int:
+    """Return the seed of local training: no secret, so that a bug can be repeated."""
+    digest = hashlib.sha256(f"{agent_id}/{round_number}".encode()).digest()
+    return int.from_bytes(digest[:4], "big")
+
+
+def _write_durably(path: Path, data: bytes) -> None:
+    draft = path.with_suffix(".draft")
+    with draft.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.rename(path)
+
+
+__all__ = ["Agent", "AgentOptions", "Event", "NameTakenError"]

@@ -1,0 +1,140 @@
+"""What an operator says: found a federation, admit and revoke agents, ask for rounds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from adapters.blobs import BlobStore
+from adapters.kafka import Publisher
+from adapters.keys import load_or_create_key
+from ledger.signing import SigningKey
+from protocol.tensors import manifest_of, num_parameters, tensors_from_blob
+from protocol.validation import ROLES, find_configuration_problem
+from schemas.events import (
+    AgentAdmitted,
+    AgentRevoked,
+    FederationConfigured,
+    Principal,
+    RoundRequested,
+    Task,
+)
+
+
+class InvalidConfigurationError(Exception):
+    """A federation cannot be founded like this; the message says why."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parameters:
+    """What an operator chooses for a federation; units and ranges as in its schema."""
+
+    task: Task
+    cohort_size: int
+    min_cohort: int
+    round_duration_ms: int
+    fractional_bits: int = 20
+    max_num_examples: int = 2**22
+
+
+ROUND_DURATION_MS: Final = 120_000
+
+
+def key_path(keys: Path, role: str) -> Path:
+    """Return where a principal's key lies in a directory of keys."""
+    return keys / f"{role.lower()}.key"
+
+
+def load_principals(keys: Path) -> tuple[Principal, ...]:
+    """Return all principals, making the keys that do not exist yet."""
+    return tuple(
+        Principal(
+            role=role, public_key=load_or_create_key(key_path(keys, role)).public_key
+        )
+        for role in ROLES
+    )
+
+
+class Operator:
+    """Signs as the operator of federations."""
+
+    def __init__(self, key: SigningKey, publisher: Publisher) -> None:
+        self._key = key
+        self._publisher = publisher
+
+    @property
+    def public_key(self) -> bytes:
+        """The key that agents and auditors pin, 32 bytes."""
+        return self._key.public_key
+
+    def found(
+        self,
+        federation_id: str,
+        parameters: Parameters,
+        principals: tuple[Principal, ...],
+        initial_model: bytes,
+        store: BlobStore,
+    ) -> FederationConfigured:
+        """Found a federation: store its initial model, publish its genesis.
+
+        Args:
+            federation_id: Its name.
+            parameters: Its parameters.
+            principals: Who may sign what.
+            initial_model: Version 0, a canonical safetensors file.
+            store: Where the model goes.
+
+        Raises:
+            InvalidConfigurationError: the parameters make no sense together.
+        """
+        manifest = manifest_of(tensors_from_blob(initial_model))
+        config = FederationConfigured(
+            federation_id=federation_id,
+            principals=principals,
+            aggregation="PLAIN",
+            strategy="FEDAVG",
+            task=parameters.task,
+            initial_model=store.store(initial_model),
+            num_parameters=num_parameters(manifest),
+            fractional_bits=parameters.fractional_bits,
+            max_num_examples=parameters.max_num_examples,
+            cohort_size=parameters.cohort_size,
+            min_cohort=parameters.min_cohort,
+            round_duration_ms=parameters.round_duration_ms,
+        )
+        problem = find_configuration_problem(config)
+        if problem is not None:
+            raise InvalidConfigurationError(problem)
+        self._publisher.publish(config, self._key)
+        return config
+
+    def admit(self, federation_id: str, agents: Mapping[str, bytes]) -> None:
+        """Admit agents by name and public key."""
+        self._publisher.publish_all(
+            [
+                AgentAdmitted(
+                    federation_id=federation_id, agent_id=agent_id, public_key=key
+                )
+                for agent_id, key in agents.items()
+            ],
+            self._key,
+        )
+
+    def revoke(self, federation_id: str, agent_id: str, explanation: str) -> None:
+        """End an agent's membership."""
+        event = AgentRevoked(
+            federation_id=federation_id, agent_id=agent_id, explanation=explanation
+        )
+        self._publisher.publish(event, self._key)
+
+    def request_round(self, federation_id: str, round_number: int) -> None:
+        """Ask for the next round; its trace begins here."""
+        event = RoundRequested(
+            federation_id=federation_id,
+            round=round_number,
+            requested_at_ms=time.time_ns() // 1_000_000,
+        )
+        self._publisher.publish(event, self._key)

@@ -1,0 +1,1 @@
+"""Models and data to try Folkmoot with; each is an ordinary Lightning pair."""

@@ -1,0 +1,98 @@
+"""What the examples share: classifying vectors, and arrays as Lightning data."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pytorch_lightning import LightningDataModule, LightningModule
+from torch.nn import functional
+from torch.utils.data import DataLoader, TensorDataset
+
+
+class Classifier(LightningModule):
+    """A network that gives a logit per class, trained by cross-entropy.
+
+    Logs what Folkmoot asks of every module: "val_loss" and "val_accuracy".
+    """
+
+    def __init__(self, network: torch.nn.Module, learning_rate: float) -> None:
+        """Wrap a network.
+
+        Args:
+            network: Maps inputs to logits, shape (batch, classes).
+            learning_rate: Of stochastic gradient descent with momentum 0.9.
+        """
+        super().__init__()
+        self.network = network
+        self.learning_rate = learning_rate
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Give the logits."""
+        logits: torch.Tensor = self.network(inputs)
+        return logits
+
+    def training_step(self, batch: list[torch.Tensor]) -> torch.Tensor:
+        """Give the loss of one batch."""
+        inputs, labels = batch
+        return functional.cross_entropy(self(inputs), labels)
+
+    def validation_step(self, batch: list[torch.Tensor]) -> None:
+        """Log loss and accuracy."""
+        inputs, labels = batch
+        logits = self(inputs)
+        self.log_dict(
+            {
+                "val_loss": functional.cross_entropy(logits, labels),
+                "val_accuracy": (logits.argmax(dim=1) == labels).float().mean(),
+            },
+            batch_size=len(labels),
+        )
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Give the optimiser; it starts afresh in every round."""
+        return torch.optim.SGD(self.parameters(), lr=self.learning_rate, momentum=0.9)
+
+
+class ArraysDataModule(LightningDataModule):
+    """Training and validation data held as arrays."""
+
+    def __init__(
+        self,
+        training: tuple[NDArray[Any], NDArray[Any]],
+        validation: tuple[NDArray[Any], NDArray[Any]],
+        batch_size: int,
+    ) -> None:
+        """Hold the data.
+
+        Args:
+            training: Inputs, shape (n, features), and labels, shape (n,).
+            validation: Likewise.
+            batch_size: For training; validation runs in larger batches.
+        """
+        super().__init__()
+        self._training = _dataset(*training)
+        self._validation = _dataset(*validation)
+        self._batch_size = batch_size
+
+    def train_dataloader(self) -> DataLoader[tuple[torch.Tensor, ...]]:
+        """Give the local training data, shuffled anew in every epoch."""
+        return DataLoader(self._training, batch_size=self._batch_size, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[tuple[torch.Tensor, ...]]:
+        """Give the held-out data, the same at every organisation."""
+        return DataLoader(self._validation, batch_size=_VALIDATION_BATCH_SIZE)
+
+    def test_dataloader(self) -> DataLoader[tuple[torch.Tensor, ...]]:
+        """Give the held-out data."""
+        return self.val_dataloader()
+
+
+_VALIDATION_BATCH_SIZE = 512
+
+
+def _dataset(inputs: NDArray[Any], labels: NDArray[Any]) -> TensorDataset:
+    return TensorDataset(
+        torch.from_numpy(inputs.astype(np.float32)),
+        torch.from_numpy(labels.astype(np.int64)),
+    )

@@ -1,0 +1,375 @@
+"""Admission: which records become leaves, and which are refused and why.
+
+The sequencer runs `decide` over what it reads and `evolve` over what it appended; the
+audit runs the same two over the log. Both are functions of their arguments alone.
+
+Rules, in order; the first that fails gives the reason:
+
+- a record read again (its offset is not above the last one) is dropped in silence:
+  it is not new;
+- what the adapter could not unframe is refused with the adapter's reason;
+- the event fits its topic and its fields make sense (`protocol.validation`);
+- the record's key is its federation;
+- a federation exists once, founded by a configuration that its own operator signed;
+- the author is who may say this: an agent speaks for itself, a principal for its role;
+- the signature verifies;
+- an input is said once; facts of a decider come in the order of their causes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, cast
+
+from ledger.signing import InvalidSignatureError
+from protocol.envelope import compute_input_id, verify_event
+from protocol.validation import find_problem
+from schemas import codec, topics
+from schemas import events as e
+from schemas.reasons import Reason
+
+REMEMBERED_BLOCKS: Final = 256
+"""How many blocks back an input's id is remembered. Only a window is needed: deciders
+refuse a second answer to a round by themselves; this keeps replays off the ledger."""
+MAX_REJECTED_VALUE_BYTES: Final = 4_096
+
+_AUTHOR_ROLE: Final[dict[type[e.Event], str]] = {
+    e.FederationConfigured: "OPERATOR",
+    e.AgentAdmitted: "OPERATOR",
+    e.AgentRevoked: "OPERATOR",
+    e.RoundRequested: "OPERATOR",
+    e.DeadlineReached: "TIMER",
+    e.UpdatesChecked: "AGGREGATOR",
+    e.AggregateSubmitted: "AGGREGATOR",
+    e.ModelExported: "EXPORTER",
+    e.EventRejected: "SEQUENCER",
+    **{fact: "DECIDER" for topic in topics.FACT_TOPICS for fact in topics.EVENTS[topic]},
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Received:
+    """A record of an input or fact topic, unframed.
+
+    Attributes:
+        topic: Where it was read.
+        partition: Its partition.
+        offset: Its offset.
+        key: Its key, None if it has none.
+        value: Its value as read: what a refusal quotes.
+        event: Single-object bytes of the event; None if it could not be unframed.
+        signature: The signature header, 64 bytes; None if there is none.
+        problem: Why it could not be unframed, with a detail; None if it could.
+        traceparent: W3C trace context, empty if none.
+    """
+
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    event: bytes | None
+    signature: bytes | None
+    problem: tuple[Reason, str] | None = None
+    traceparent: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """The record becomes a leaf."""
+
+    leaf: e.Leaf
+    event: e.LedgerEvent
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The record does not; what goes to the refusals and, for a known federation, on
+    the ledger.
+    """
+
+    event: e.EventRejected
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """The record was there before."""
+
+
+Verdict = Admitted | Refused | Dropped
+
+
+@dataclass(frozen=True, slots=True)
+class Agent:
+    """An agent as admitted."""
+
+    public_key: bytes
+    revoked: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdmissionState:
+    """What admission knows of one federation: a fold over its leaves.
+
+    Attributes:
+        federation_id: Empty before the genesis.
+        principals: Public key by role.
+        agents: Agents by id.
+        offsets: Last offset read, by ``topic/partition``.
+        last_facts: Place of the last fact, by topic: cause's leaf index, output index.
+        recent_ids: Ids of inputs in each of the last blocks, oldest first.
+    """
+
+    federation_id: str = ""
+    principals: Mapping[str, bytes] = field(default_factory=dict)
+    agents: Mapping[str, Agent] = field(default_factory=dict)
+    offsets: Mapping[str, int] = field(default_factory=dict)
+    last_facts: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    recent_ids: tuple[frozenset[bytes], ...] = ()
+
+
+def decide(state: AdmissionState, batch: Sequence[Received]) -> list[Verdict]:
+    """Return a verdict for each record, in order; earlier ones count for later ones."""
+    scratch = _Scratch(state)
+    return [scratch.judge(received) for received in batch]
+
+
+def evolve(
+    state: AdmissionState, leaves: Iterable[tuple[e.Leaf, e.LedgerEvent]]
+) -> AdmissionState:
+    """Fold the leaves of one block; refuses nothing."""
+    scratch = _Scratch(state)
+    for leaf, event in leaves:
+        scratch.absorb(leaf, event)
+    return scratch.freeze()
+
+
+def find_fault(
+    state: AdmissionState, leaves: Sequence[tuple[e.Leaf, e.LedgerEvent]]
+) -> tuple[int, Reason, str] | None:
+    """Return the first leaf of a block that should not have been admitted, and why.
+
+    This is what an auditor asks of every block; None if the block is as it should be.
+    """
+    scratch = _Scratch(state)
+    for index, (leaf, event) in enumerate(leaves):
+        if isinstance(event, e.EventRejected):
+            problem = scratch.find_rejection_problem(leaf, event)
+        else:
+            problem = scratch.find_problem(leaf.event, event, leaf.signature)
+            if problem is None and leaf.source_topic != topics.topic_of(event):
+                problem = Reason.WRONG_TOPIC, f"read from {leaf.source_topic}"
+        if problem is None and scratch.is_redelivered(leaf):
+            problem = Reason.DUPLICATE_EVENT, "its source offset was sequenced before"
+        if problem is not None:
+            return index, *problem
+        scratch.absorb(leaf, event)
+    return None
+
+
+class _Scratch:
+    """An admission state that can be changed in place while a batch is judged."""
+
+    def __init__(self, state: AdmissionState) -> None:
+        self._federation_id = state.federation_id
+        self._principals = state.principals
+        self._agents = state.agents
+        self._offsets = dict(state.offsets)
+        self._last_facts = dict(state.last_facts)
+        self._recent_ids = state.recent_ids
+        self._new_ids: set[bytes] = set()
+
+    def freeze(self) -> AdmissionState:
+        return AdmissionState(
+            federation_id=self._federation_id,
+            principals=self._principals,
+            agents=self._agents,
+            offsets=self._offsets,
+            last_facts=self._last_facts,
+            recent_ids=(*self._recent_ids, frozenset(self._new_ids))[
+                -REMEMBERED_BLOCKS:
+            ],
+        )
+
+    def judge(self, received: Received) -> Verdict:
+        place = f"{received.topic}/{received.partition}"
+        if received.offset <= self._offsets.get(place, -1):
+            return Dropped()
+        verdict = self._judge_new(received)
+        if isinstance(verdict, Admitted):
+            self.absorb(verdict.leaf, verdict.event)
+        elif self._federation_id:
+            # Also for what is dropped: it will be dropped again if read again.
+            self._offsets[place] = received.offset
+        return verdict
+
+    def _judge_new(self, received: Received) -> Verdict:
+        if received.problem is not None or received.event is None:
+            return self._refuse(received, *(received.problem or (Reason.NO_VALUE, "")))
+        try:
+            event = cast("e.LedgerEvent", codec.decode(received.event))
+        except codec.CodecError as error:
+            return self._refuse(received, Reason.MALFORMED_EVENT, str(error))
+        if topics.TOPIC_OF.get(type(event)) != received.topic:
+            detail = f"{type(event).__name__} does not belong on {received.topic}"
+            return self._refuse(received, Reason.WRONG_TOPIC, detail)
+        if received.key != event.federation_id.encode():
+            detail = "the record's key must be its federation_id"
+            return self._refuse(received, Reason.WRONG_KEY, detail)
+        if isinstance(event, e.Fact) and self._is_old_fact(event):
+            return Dropped()  # a decider that restarted says it again
+        problem = self.find_problem(received.event, event, received.signature)
+        if problem is not None:
+            return self._refuse(received, *problem)
+        assert received.signature is not None, "find_problem refuses its absence"
+        leaf = e.Leaf(
+            event=received.event,
+            signature=received.signature,
+            source_topic=received.topic,
+            source_partition=received.partition,
+            source_offset=received.offset,
+        )
+        return Admitted(leaf, event)
+
+    def find_problem(
+        self, event_bytes: bytes, event: e.LedgerEvent, signature: bytes | None
+    ) -> tuple[Reason, str] | None:
+        """Return why an event must not become a leaf now; None if it may."""
+        problem = find_problem(event)
+        if problem is not None:
+            reason = (
+                Reason.INVALID_CONFIGURATION
+                if isinstance(event, e.FederationConfigured)
+                else Reason.INVALID_FIELD
+            )
+            return reason, problem
+        key = self._find_author_key(event)
+        if isinstance(key, tuple):
+            return key
+        if signature is None:
+            return Reason.MISSING_SIGNATURE, "no moot-signature header of 64 bytes"
+        try:
+            verify_event(key, event_bytes, signature)
+        except InvalidSignatureError as error:
+            return Reason.BAD_SIGNATURE, str(error)
+        if isinstance(event, e.Fact):
+            if self._is_old_fact(event):
+                return Reason.DUPLICATE_EVENT, "a fact out of the order of its causes"
+        elif self._is_known(compute_input_id(key, event_bytes)):
+            return Reason.DUPLICATE_EVENT, "this very event is on the ledger already"
+        return None
+
+    def find_rejection_problem(
+        self, leaf: e.Leaf, event: e.EventRejected
+    ) -> tuple[Reason, str] | None:
+        """Return what is wrong with a refusal on the ledger; None if nothing is."""
+        key = self._principals.get("SEQUENCER", b"")
+        try:
+            verify_event(key, leaf.event, leaf.signature)
+        except InvalidSignatureError as error:
+            return Reason.BAD_SIGNATURE, str(error)
+        source = (event.source_topic, event.source_partition, event.source_offset)
+        if source != (leaf.source_topic, leaf.source_partition, leaf.source_offset):
+            return Reason.INVALID_FIELD, "the refusal names another source"
+        return None
+
+    def is_redelivered(self, leaf: e.Leaf) -> bool:
+        place = f"{leaf.source_topic}/{leaf.source_partition}"
+        return leaf.source_offset <= self._offsets.get(place, -1)
+
+    def absorb(self, leaf: e.Leaf, event: e.LedgerEvent) -> None:
+        self._offsets[f"{leaf.source_topic}/{leaf.source_partition}"] = (
+            leaf.source_offset
+        )
+        if isinstance(event, e.EventRejected):
+            return
+        if isinstance(event, e.Fact):
+            place = (event.cause_leaf_index, event.output_index)
+            self._last_facts[topics.topic_of(event)] = place
+            return
+        match event:
+            case e.FederationConfigured():
+                self._federation_id = event.federation_id
+                self._principals = {p.role: p.public_key for p in event.principals}
+            case e.AgentAdmitted():
+                agent = Agent(event.public_key)
+                self._agents = {**self._agents, event.agent_id: agent}
+            case e.AgentRevoked():
+                revoked = Agent(self._agents[event.agent_id].public_key, revoked=True)
+                self._agents = {**self._agents, event.agent_id: revoked}
+            case _:
+                pass
+        key = self._find_author_key_unchecked(event)
+        self._new_ids.add(compute_input_id(key, leaf.event))
+
+    def _find_author_key(
+        self, event: e.LedgerEvent
+    ) -> bytes | tuple[Reason, str]:
+        """Return the key that must have signed, or why nobody may say this now."""
+        if isinstance(event, e.FederationConfigured):
+            if self._federation_id:
+                return Reason.FEDERATION_EXISTS, "a federation is founded once"
+        elif event.federation_id != self._federation_id:
+            detail = f"no federation {event.federation_id!r} has been founded"
+            return Reason.UNKNOWN_FEDERATION, detail
+        match event:
+            case e.UpdateSubmitted() | e.UpdateDeclined():
+                agent = self._agents.get(event.agent_id)
+                if agent is None:
+                    detail = f"agent {event.agent_id!r} has not been admitted"
+                    return Reason.UNKNOWN_AGENT, detail
+                if agent.revoked:
+                    detail = f"agent {event.agent_id!r} has been revoked"
+                    return Reason.REVOKED_AGENT, detail
+            case e.AgentEnrolmentRequested() | e.AgentAdmitted() if (
+                event.agent_id in self._agents
+            ):
+                detail = f"the name {event.agent_id!r} is taken for good"
+                return Reason.AGENT_EXISTS, detail
+            case e.AgentRevoked() if event.agent_id not in self._agents:
+                detail = f"agent {event.agent_id!r} has not been admitted"
+                return Reason.UNKNOWN_AGENT, detail
+            case _:
+                pass
+        return self._find_author_key_unchecked(event)
+
+    def _find_author_key_unchecked(self, event: e.LedgerEvent) -> bytes:
+        match event:
+            case e.UpdateSubmitted() | e.UpdateDeclined():
+                return self._agents[event.agent_id].public_key
+            case e.AgentEnrolmentRequested():
+                return event.public_key  # proof that the applicant holds the key
+            case e.FederationConfigured():
+                return {p.role: p.public_key for p in event.principals}["OPERATOR"]
+            case _:
+                return self._principals[_AUTHOR_ROLE[type(event)]]
+
+    def _is_old_fact(self, fact: e.Fact) -> bool:
+        last = self._last_facts.get(topics.topic_of(fact), (-1, -1))
+        return (fact.cause_leaf_index, fact.output_index) <= last
+
+    def _is_known(self, input_id: bytes) -> bool:
+        return input_id in self._new_ids or any(
+            input_id in ids for ids in self._recent_ids
+        )
+
+    def _refuse(self, received: Received, reason: Reason, detail: str) -> Refused:
+        value = received.value or b""
+        # A key that names no federation we know is nobody's ledger: the refusal goes
+        # to the refusals topic alone.
+        ours = received.key is not None and received.key == self._federation_id.encode()
+        return Refused(
+            e.EventRejected(
+                federation_id=self._federation_id if ours else "",
+                reason=reason,
+                detail=detail[:500],
+                source_topic=received.topic,
+                source_partition=received.partition,
+                source_offset=received.offset,
+                value_sha256=hashlib.sha256(value).digest(),
+                value_size_bytes=len(value),
+                value=value[:MAX_REJECTED_VALUE_BYTES],
+            )
+        )

@@ -1,0 +1,69 @@
+"""The shape of every decider: a pure state machine over the ledger.
+
+``decide`` holds every rule and returns its verdict as facts; ``evolve`` folds inputs
+and facts and refuses nothing. Live processors, the audit and recovery all move state
+through `step` and nothing else, on purpose: that is why live and replay agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+from typing import Generic, TypeVar
+
+from schemas.events import Fact, LedgerEvent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sequenced:
+    """A leaf as a decider sees it.
+
+    Attributes:
+        event: What was said.
+        leaf_hash: RFC 9162 leaf hash, 32 bytes; the ``cause`` of what follows from it.
+        leaf_index: Its place in the log, from 0.
+        sequenced_at_ms: The stamp of its block: the only clock deciders know.
+        previous_block_hash: Hash of the block before its own, 32 bytes: the only
+            randomness deciders know.
+    """
+
+    event: LedgerEvent
+    leaf_hash: bytes
+    leaf_index: int
+    sequenced_at_ms: int
+    previous_block_hash: bytes
+
+
+State = TypeVar("State")
+FactT = TypeVar("FactT", bound=Fact)
+
+
+@dataclass(frozen=True, slots=True)
+class Decider(Generic[State, FactT]):
+    """A pure state machine.
+
+    Attributes:
+        initial: The state before the first leaf of a federation's log.
+        decide: Every rule. Must not depend on anything but its arguments.
+        evolve: Folds what happened. Must accept everything that ``decide`` returned.
+    """
+
+    initial: State
+    decide: Callable[[State, Sequenced], Sequence[FactT]]
+    evolve: Callable[[State, Sequenced | FactT], State]
+
+
+def step(
+    decider: Decider[State, FactT], state: State, leaf: Sequenced
+) -> tuple[State, Sequence[FactT]]:
+    """Consume one leaf: the only way state moves, live or in replay.
+
+    Returns:
+        The next state and the facts that follow, numbered in order.
+    """
+    facts = [
+        replace(fact, output_index=index)
+        for index, fact in enumerate(decider.decide(state, leaf))
+    ]
+    return reduce(decider.evolve, facts, decider.evolve(state, leaf)), facts

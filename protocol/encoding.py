@@ -1,0 +1,177 @@
+"""Updates as fixed-point integers: what agents send and aggregators sum.
+
+An update is the difference between an agent's parameters after training and the
+round's base model, scaled by 2^fractional_bits and rounded to integers. Integers add
+exactly in any order; this module is the only place where a float becomes one.
+
+- Encoding rounds half to even and refuses what doesn't fit: nothing is ever clipped or
+  wrapped in silence.
+- An encoded value x satisfies |x| < 2^31: the range is symmetric, so that the negative
+  of an update is an update.
+- A blob from an agent is hostile until `parse_update` has returned.
+
+It deliberately does not clip norms, add noise or hide anything.
+"""
+
+from enum import StrEnum
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from protocol.tensors import MalformedBlobError, tensors_from_blob, tensors_to_blob
+
+#: The one tensor in an update's blob.
+UPDATE_TENSOR: Final = "update"
+#: Encoded values are less than this in magnitude.
+ENCODED_LIMIT: Final = 2**31  # = 2,147,483,648
+#: With more, not even 1.0 could be encoded.
+MAX_FRACTIONAL_BITS: Final = 30
+
+
+class NotFiniteError(ValueError):
+    """The update holds a NaN or an infinity: the training diverged."""
+
+
+class OutOfRangeError(ValueError):
+    """A value doesn't fit the fixed-point range."""
+
+
+class RefusalReason(StrEnum):
+    """Why an update's blob can't be counted."""
+
+    MALFORMED_BLOB = "MALFORMED_BLOB"
+    WRONG_SHAPE = "WRONG_SHAPE"
+    WRONG_DTYPE = "WRONG_DTYPE"
+    NOT_FINITE = "NOT_FINITE"
+    OUT_OF_RANGE = "OUT_OF_RANGE"
+
+
+class UpdateRefusedError(ValueError):
+    """An agent's blob isn't an update of this round; bad input, never a bug of ours.
+
+    Attributes:
+        reason: For the ledger.
+        detail: For people; never part of anything hashed.
+    """
+
+    def __init__(self, reason: RefusalReason, detail: str) -> None:
+        """Refuse for one reason."""
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+def encode_update(
+    delta: NDArray[np.floating[Any]], fractional_bits: int
+) -> NDArray[np.int32]:
+    """Turn a difference of parameters into fixed-point integers.
+
+    Args:
+        delta: shape (d,), any floating-point type.
+        fractional_bits: The federation's precision, 0 ≤ f ≤ 30. A value is encoded in
+            steps of 2^-f and must be less than 2^(31-f) in magnitude.
+
+    Returns:
+        shape (d,) int32, |x| < 2^31: delta times 2^f, rounded half to even.
+
+    Raises:
+        NotFiniteError: A NaN or an infinity in `delta`.
+        OutOfRangeError: A value too large to encode.
+        ValueError: `fractional_bits` out of range; a bug.
+    """
+    _check_fractional_bits(fractional_bits)
+    scaled = delta.astype(np.float64)  # a copy; exact, and so is the scaling
+    if not np.isfinite(scaled).all():
+        index = int(np.argmin(np.isfinite(scaled)))
+        msg = f"parameter {index} of the update is {scaled[index]}"
+        raise NotFiniteError(msg)
+    with np.errstate(over="ignore"):  # infinite is out of range as well
+        np.multiply(scaled, 2.0**fractional_bits, out=scaled)
+    np.rint(scaled, out=scaled)
+    too_large = np.abs(scaled) >= ENCODED_LIMIT
+    if too_large.any():
+        index = int(np.argmax(too_large))
+        msg = (
+            f"parameter {index} of the update is {delta[index]:g}, beyond "
+            f"±2^{31 - fractional_bits} for {fractional_bits} fractional bits"
+        )
+        raise OutOfRangeError(msg)
+    return scaled.astype(np.int32)
+
+
+def decode_update(
+    update: NDArray[np.int32], fractional_bits: int
+) -> NDArray[np.float64]:
+    """Give the value that an encoded update stands for, exactly.
+
+    Args:
+        update: shape (d,) int32.
+        fractional_bits: As in `encode_update`.
+
+    Returns:
+        shape (d,) float64, within 2^-(f+1) of what was encoded.
+    """
+    _check_fractional_bits(fractional_bits)
+    return np.ldexp(update.astype(np.float64), -fractional_bits)
+
+
+def update_to_blob(update: NDArray[np.int32]) -> bytes:
+    """Write an encoded update as a canonical safetensors file.
+
+    Args:
+        update: shape (d,) int32, as `encode_update` returns.
+
+    Returns:
+        A file with the one tensor "update", of type I32.
+
+    Raises:
+        ValueError: Not an int32 vector; a bug.
+    """
+    if update.dtype != np.int32 or update.ndim != 1:
+        msg = f"not an int32 vector: {update.dtype}, {update.ndim} dimensions"
+        raise ValueError(msg)
+    return tensors_to_blob({UPDATE_TENSOR: update})
+
+
+def parse_update(blob: bytes, *, num_parameters: int) -> NDArray[np.int32]:
+    """Read an agent's update, or say why it can't be counted.
+
+    Args:
+        blob: What the agent stored, digest already verified; otherwise untrusted.
+        num_parameters: d, from the federation's model.
+
+    Returns:
+        shape (d,) int32, |x| < 2^31; a read-only view into `blob`.
+
+    Raises:
+        UpdateRefusedError: It isn't an update for this model. Its reason is the first
+            that applies: malformed, not finite, wrong type, wrong shape, out of range.
+    """
+    try:
+        tensors = tensors_from_blob(blob)
+    except MalformedBlobError as error:
+        raise UpdateRefusedError(RefusalReason.MALFORMED_BLOB, str(error)) from error
+    if tensors.keys() != {UPDATE_TENSOR}:
+        detail = f"{len(tensors)} tensors, not just one named {UPDATE_TENSOR!r}"
+        raise UpdateRefusedError(RefusalReason.MALFORMED_BLOB, detail)
+    update = tensors[UPDATE_TENSOR]
+    if np.issubdtype(update.dtype, np.floating) and not np.isfinite(update).all():
+        detail = "a float tensor with NaNs or infinities"
+        raise UpdateRefusedError(RefusalReason.NOT_FINITE, detail)
+    if update.dtype != np.int32:
+        detail = f"of type {update.dtype}, not int32"
+        raise UpdateRefusedError(RefusalReason.WRONG_DTYPE, detail)
+    if update.shape != (num_parameters,):
+        detail = f"of shape {update.shape}, not ({num_parameters},)"
+        raise UpdateRefusedError(RefusalReason.WRONG_SHAPE, detail)
+    if (update == -ENCODED_LIMIT).any():
+        detail = "a value of -2^31; the range is symmetric"
+        raise UpdateRefusedError(RefusalReason.OUT_OF_RANGE, detail)
+    return update
+
+
+def _check_fractional_bits(fractional_bits: int) -> None:
+    if not 0 <= fractional_bits <= MAX_FRACTIONAL_BITS:
+        msg = f"{fractional_bits} fractional bits, not 0 to {MAX_FRACTIONAL_BITS}"
+        raise ValueError(msg)

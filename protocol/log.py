@@ -1,0 +1,268 @@
+"""A federation's log as everybody reads it: blocks opened, verified, and built.
+
+The sequencer builds blocks; deciders, workers, agents and the audit open them. Both
+sides share the chain's rules (`ledger.blocks`), so what one accepts the other does.
+What this module does not check is whether each leaf should have been admitted: that
+is `protocol.admission`, which the sequencer and the audit run on top.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final, cast
+
+from ledger.blocks import BlockHeader, Chain, ChainError, plan_block, verify_block
+from ledger.signing import InvalidSignatureError, SigningKey
+from protocol import admission
+from protocol.admission import AdmissionState, Admitted, Received, Refused
+from protocol.decider import Sequenced
+from protocol.envelope import sign_event, verify_event
+from schemas import codec
+from schemas import events as e
+
+MAX_BLOCK_LEAVES: Final = 1_000
+MAX_BLOCK_SIZE_BYTES: Final = 2 * 2**20
+"""A block closes before its leaves exceed this, so that it fits a Kafka record."""
+
+
+class LogError(Exception):
+    """A block is not the next one of this log; nothing after it can be believed.
+
+    Attributes:
+        height: The block's height, -1 if not even that is known.
+        leaf_index: The leaf at fault, None if it is the block as a whole.
+        expected: What should have been there.
+        found: What was.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        height: int = -1,
+        leaf_index: int | None = None,
+        expected: str = "",
+        found: str = "",
+    ) -> None:
+        super().__init__(message)
+        self.height = height
+        self.leaf_index = leaf_index
+        self.expected = expected
+        self.found = found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogState:
+    """How far a log has been read.
+
+    Attributes:
+        chain: The hash chain and the Merkle tree so far.
+        sequencer_key: Who signs blocks; empty before the genesis, which names it.
+    """
+
+    chain: Chain = field(default_factory=Chain)
+    sequencer_key: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedLeaf:
+    """A leaf of a block, decoded."""
+
+    leaf: e.Leaf
+    sequenced: Sequenced
+    traceparent: str
+
+
+def open_block(
+    state: LogState, block_bytes: bytes, signature: bytes | None
+) -> tuple[LogState, e.BlockSequenced, list[OpenedLeaf]]:
+    """Verify that a block is the next one, and return its leaves.
+
+    Checks the sequencer's signature over every byte of the block, the hash chain, the
+    Merkle root, and that every leaf decodes.
+
+    Args:
+        state: How far the log has been read.
+        block_bytes: Single-object encoding of the block, as received.
+        signature: The record's signature header.
+
+    Raises:
+        LogError: it is not the next block of this log.
+    """
+    try:
+        block = codec.decode_as(e.BlockSequenced, block_bytes)
+    except codec.CodecError as error:
+        msg = f"not a block: {error}"
+        raise LogError(msg) from error
+    height = block.height
+    leaves = [
+        _open_leaf(data, height, block.first_leaf_index + index)
+        for index, data in enumerate(block.leaves)
+    ]
+    sequencer_key = state.sequencer_key or _genesis_key(leaves, height)
+    try:
+        verify_event(sequencer_key, block_bytes, signature or b"")
+    except InvalidSignatureError as error:
+        msg = "the sequencer did not sign this block"
+        raise LogError(
+            msg, height=height, expected="its signature", found=str(error)
+        ) from error
+    header = BlockHeader(
+        height=height,
+        previous_block_hash=block.previous_block_hash,
+        first_leaf_index=block.first_leaf_index,
+        tree_root=block.tree_root,
+        sequenced_at_ms=block.sequenced_at_ms,
+    )
+    try:
+        plan = verify_block(state.chain, header, block.leaves)
+    except ChainError as error:
+        raise LogError(
+            str(error),
+            height=height,
+            expected=show(error.expected),
+            found=show(error.found),
+        ) from error
+    if len(block.traceparents) != len(block.leaves):
+        msg = "a block has one trace context for each leaf"
+        raise LogError(msg, height=height)
+    opened = [
+        OpenedLeaf(
+            leaf,
+            Sequenced(
+                event=event,
+                leaf_hash=plan.leaf_hashes[index],
+                leaf_index=block.first_leaf_index + index,
+                sequenced_at_ms=block.sequenced_at_ms,
+                previous_block_hash=block.previous_block_hash,
+            ),
+            block.traceparents[index],
+        )
+        for index, (leaf, event) in enumerate(leaves)
+    ]
+    for item in opened:
+        if item.sequenced.event.federation_id != block.federation_id:
+            msg = "a leaf belongs to another federation"
+            raise LogError(msg, height=height, leaf_index=item.sequenced.leaf_index)
+    after = LogState(chain=plan.seal(block_bytes), sequencer_key=sequencer_key)
+    return after, block, opened
+
+
+def show(value: int | bytes) -> str:
+    """Return a value as people compare it: numbers in decimal, hashes in hex."""
+    return value.hex() if isinstance(value, bytes) else str(value)
+
+
+def _open_leaf(
+    data: bytes, height: int, leaf_index: int
+) -> tuple[e.Leaf, e.LedgerEvent]:
+    try:
+        leaf = codec.decode_as(e.Leaf, data)
+        return leaf, cast("e.LedgerEvent", codec.decode(leaf.event))
+    except codec.CodecError as error:
+        msg = f"leaf {leaf_index} cannot be decoded: {error}"
+        raise LogError(msg, height=height, leaf_index=leaf_index) from error
+
+
+def _genesis_key(leaves: Sequence[tuple[e.Leaf, e.LedgerEvent]], height: int) -> bytes:
+    """Return the sequencer's key as the first leaf of the log names it."""
+    if leaves and isinstance(leaves[0][1], e.FederationConfigured):
+        for principal in leaves[0][1].principals:
+            if principal.role == "SEQUENCER":
+                return principal.public_key
+    msg = "a log begins with FederationConfigured, which names its sequencer"
+    raise LogError(msg, height=height, leaf_index=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SequencerState:
+    """What the sequencer knows of one federation: a fold over its log."""
+
+    log: LogState = field(default_factory=LogState)
+    admission: AdmissionState = field(default_factory=AdmissionState)
+
+
+@dataclass(frozen=True, slots=True)
+class NewBlock:
+    """A block to be published."""
+
+    event: e.BlockSequenced
+    data: bytes
+    signature: bytes
+
+
+def sequence(
+    state: SequencerState, batch: Sequence[Received], *, key: SigningKey, now_ms: int
+) -> tuple[SequencerState, NewBlock | None, list[e.EventRejected]]:
+    """Turn what was read for one federation into its next block.
+
+    Args:
+        state: The fold over the federation's log.
+        batch: Records in the order they were read; their leaves must fit a block.
+        key: The sequencer's key.
+        now_ms: The sequencer's clock, milliseconds since 1970-01-01 UTC.
+
+    Returns:
+        The next state, the block (None if nothing became a leaf), and what was
+        refused. A refusal in a known federation is also a leaf.
+    """
+    verdicts = admission.decide(state.admission, batch)
+    refused = [verdict.event for verdict in verdicts if isinstance(verdict, Refused)]
+    leaves: list[tuple[e.Leaf, e.LedgerEvent]] = []
+    traceparents: list[str] = []
+    for received, verdict in zip(batch, verdicts, strict=True):
+        if isinstance(verdict, Admitted):
+            leaves.append((verdict.leaf, verdict.event))
+        elif isinstance(verdict, Refused) and verdict.event.federation_id:
+            leaves.append((_refusal_leaf(verdict.event, key), verdict.event))
+        else:
+            continue
+        traceparents.append(received.traceparent)
+    if not leaves:
+        return state, None, refused
+    chain = state.log.chain
+    encoded = tuple(codec.encode(leaf) for leaf, _ in leaves)
+    # The clock may step back; the log's time does not.
+    plan = plan_block(chain, encoded, max(now_ms, chain.sequenced_at_ms))
+    block = e.BlockSequenced(
+        federation_id=leaves[0][1].federation_id,
+        height=plan.header.height,
+        previous_block_hash=plan.header.previous_block_hash,
+        first_leaf_index=plan.header.first_leaf_index,
+        leaves=encoded,
+        tree_root=plan.header.tree_root,
+        sequenced_at_ms=plan.header.sequenced_at_ms,
+        traceparents=tuple(traceparents),
+    )
+    data = codec.encode(block)
+    after = SequencerState(
+        log=LogState(chain=plan.seal(data), sequencer_key=key.public_key),
+        admission=admission.evolve(state.admission, leaves),
+    )
+    return after, NewBlock(block, data, sign_event(key, data)), refused
+
+
+def read_block(
+    state: SequencerState, block_bytes: bytes, signature: bytes | None
+) -> SequencerState:
+    """Fold one block into the sequencer's state: what it does live and in recovery.
+
+    Raises:
+        LogError: it is not the next block of this log.
+    """
+    log, _, opened = open_block(state.log, block_bytes, signature)
+    leaves = [(item.leaf, item.sequenced.event) for item in opened]
+    return SequencerState(log=log, admission=admission.evolve(state.admission, leaves))
+
+
+def _refusal_leaf(refusal: e.EventRejected, key: SigningKey) -> e.Leaf:
+    data = codec.encode(refusal)
+    return e.Leaf(
+        event=data,
+        signature=sign_event(key, data),
+        source_topic=refusal.source_topic,
+        source_partition=refusal.source_partition,
+        source_offset=refusal.source_offset,
+    )
+

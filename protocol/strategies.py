@@ -1,0 +1,62 @@
+"""How the exact sum of a round becomes the next global model.
+
+A strategy is a pure function of the base model, the exact sum and the federation's
+parameters. Here floats appear for the first time after encoding, and only in
+element-wise IEEE 754 operations (convert, add, divide, each correctly rounded): no
+reductions, no transcendental functions, nothing whose result depends on the machine.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from protocol.aggregation import MAX_TOTAL_EXAMPLES
+from protocol.encoding import MAX_FRACTIONAL_BITS
+
+
+def fedavg(
+    base: NDArray[np.float32],
+    total: NDArray[np.int64],
+    num_examples: int,
+    fractional_bits: int,
+) -> NDArray[np.float32]:
+    """Add the average update, weighted by examples, to the base model.
+
+    Args:
+        base: shape (d,) float32, finite: what the cohort started from.
+        total: shape (d,) int64: the sum of num_examples_i times update_i.
+        num_examples: The sum of the cohort's num_examples_i, 1 ≤ n < 2^31.
+        fractional_bits: The updates' precision, 0 ≤ f ≤ 30.
+
+    Returns:
+        shape (d,) float32, finite: base + total / (n · 2^f), computed in float64 and
+        rounded once at the end. The same bits on every IEEE 754 machine.
+
+    Raises:
+        ValueError: Shapes, types or ranges differ from the above; a bug.
+
+    Source: McMahan et al. 2017 (arXiv:1602.05629), algorithm 1.
+    """
+    if (
+        base.dtype != np.float32
+        or total.dtype != np.int64
+        or base.ndim != 1
+        or base.shape != total.shape
+    ):
+        msg = (
+            f"base {base.dtype}{base.shape} and total {total.dtype}{total.shape} "
+            "aren't float32 and int64 vectors of one length"
+        )
+        raise ValueError(msg)
+    if not 1 <= num_examples <= MAX_TOTAL_EXAMPLES:
+        msg = f"{num_examples} examples, not 1 to {MAX_TOTAL_EXAMPLES}"
+        raise ValueError(msg)
+    if not 0 <= fractional_bits <= MAX_FRACTIONAL_BITS:
+        msg = f"{fractional_bits} fractional bits, not 0 to {MAX_FRACTIONAL_BITS}"
+        raise ValueError(msg)
+    if not np.isfinite(base).all():
+        msg = "the base model isn't finite"
+        raise ValueError(msg)
+    step = total.astype(np.float64)
+    step /= float(num_examples * 2**fractional_bits)  # the divisor is exact: 31 bits
+    step += base
+    return step.astype(np.float32)

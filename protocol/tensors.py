@@ -1,0 +1,315 @@
+"""Models and updates as bytes: safetensors files in one canonical form.
+
+What this module promises:
+
+- The same tensors always give the same bytes, hence the same SHA-256: names in
+  code-point order, a compact JSON header with sorted keys, data in name order.
+- What it writes, any safetensors reader reads. What it reads, any writer may have
+  written: canonical form is asked of our output, not of other people's.
+- Bytes that aren't a valid safetensors file raise `MalformedBlobError`, whatever is
+  wrong with them. Sizes are checked before anything is allocated or viewed.
+
+It deliberately knows neither files nor object stores, neither torch nor what a tensor
+means.
+
+Source: https://huggingface.co/docs/safetensors/index#format
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+#: The safetensors names of the types numpy knows, little-endian as in the file.
+_DTYPES: Final[Mapping[str, np.dtype[Any]]] = {
+    "BOOL": np.dtype("bool"),
+    "F16": np.dtype("<f2"),
+    "F32": np.dtype("<f4"),
+    "F64": np.dtype("<f8"),
+    "I16": np.dtype("<i2"),
+    "I32": np.dtype("<i4"),
+    "I64": np.dtype("<i8"),
+    "I8": np.dtype("i1"),
+    "U16": np.dtype("<u2"),
+    "U32": np.dtype("<u4"),
+    "U64": np.dtype("<u8"),
+    "U8": np.dtype("u1"),
+}
+_DTYPE_NAMES: Final = {dtype: name for name, dtype in _DTYPES.items()}
+
+_METADATA_KEY: Final = "__metadata__"  # not a tensor: free text, which we ignore
+_PREFIX_BYTES: Final = 8  # the header's length, little-endian
+_MAX_HEADER_BYTES: Final = 100_000_000  # the reference reader's own limit
+_MAX_DIMENSIONS: Final = 64  # numpy's limit
+_MAX_SPAN: Final = 2**48  # elements; far above any blob, far below numpy's overflow
+
+
+class MalformedBlobError(ValueError):
+    """The bytes aren't a valid safetensors file; bad input, never a bug of ours."""
+
+
+class ManifestMismatchError(ValueError):
+    """The tensors or the vector don't have the names or shapes of the manifest."""
+
+
+class TensorSpec(NamedTuple):
+    """One entry of a manifest.
+
+    Attributes:
+        name: The tensor's name in the model's state.
+        shape: Its dimensions; empty for a scalar.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+
+#: What a flat vector of parameters means: the specs, sorted by name.
+Manifest: TypeAlias = tuple[TensorSpec, ...]
+
+
+def tensors_to_blob(tensors: Mapping[str, NDArray[Any]]) -> bytes:
+    """Write tensors in the canonical form.
+
+    Args:
+        tensors: Arrays by name, of any shape and any type in the safetensors format
+            that numpy knows. Memory order and byte order don't matter.
+
+    Returns:
+        A safetensors file; equal tensors give equal bytes.
+
+    Raises:
+        ValueError: A type that the format lacks, or a name it can't hold; a bug.
+    """
+    header: dict[str, dict[str, Any]] = {}
+    chunks: list[bytes] = []
+    end = 0
+    for name in sorted(tensors):
+        array = np.asarray(tensors[name])
+        dtype = array.dtype.newbyteorder("<")
+        if dtype not in _DTYPE_NAMES or name == _METADATA_KEY:
+            msg = f"safetensors can't hold {name!r} of type {array.dtype}"
+            raise ValueError(msg)
+        data = array.astype(dtype, copy=False).tobytes(order="C")
+        begin, end = end, end + len(data)
+        header[name] = {
+            "data_offsets": [begin, end],
+            "dtype": _DTYPE_NAMES[dtype],
+            "shape": list(array.shape),
+        }
+        chunks.append(data)
+    text = json.dumps(
+        header, ensure_ascii=False, separators=(",", ":"), sort_keys=True
+    ).encode()
+    text += b" " * (-len(text) % 8)
+    return b"".join([len(text).to_bytes(_PREFIX_BYTES, "little"), text, *chunks])
+
+
+def tensors_from_blob(blob: bytes) -> dict[str, NDArray[Any]]:
+    """Read a safetensors file, trusting nothing in it.
+
+    Args:
+        blob: The file, canonical or not. Its size is the caller's to limit.
+
+    Returns:
+        Arrays by name, in name order: read-only views into `blob`, not copies.
+
+    Raises:
+        MalformedBlobError: The bytes aren't a valid safetensors file, or hold a type
+            that numpy lacks (BF16, the 8-bit floats).
+    """
+    header, data = _split(blob)
+    entries = {
+        name: _Entry.parse(name, fields)
+        for name, fields in header.items()
+        if name != _METADATA_KEY
+    }
+    # Each byte of the data belongs to exactly one tensor: no holes, no overlaps.
+    expected = 0
+    for entry in sorted(entries.values(), key=lambda entry: (entry.begin, entry.end)):
+        if entry.begin != expected:
+            msg = f"data offsets leave a hole or overlap at byte {expected}"
+            raise MalformedBlobError(msg)
+        expected = entry.end
+    if expected != len(data):
+        msg = f"the header describes {expected} bytes of data, not {len(data)}"
+        raise MalformedBlobError(msg)
+    return {name: entries[name].view(data) for name in sorted(entries)}
+
+
+def manifest_of(tensors: Mapping[str, NDArray[Any]]) -> Manifest:
+    """Describe the floating-point entries of a model, sorted by name.
+
+    Integer entries (a batch norm's counter, say) aren't exchanged, so they have no
+    place in the flat vector.
+    """
+    return tuple(
+        TensorSpec(name, tuple(tensors[name].shape))
+        for name in sorted(tensors)
+        if np.issubdtype(tensors[name].dtype, np.floating)
+    )
+
+
+def num_parameters(manifest: Manifest) -> int:
+    """Length d of the flat vector that the manifest describes."""
+    return sum(spec.size for spec in manifest)
+
+
+def flatten(
+    tensors: Mapping[str, NDArray[Any]], manifest: Manifest
+) -> NDArray[np.float32]:
+    """Lay a model's floating-point entries end to end, in manifest order.
+
+    Args:
+        tensors: Arrays by name; entries of other than floating-point type are ignored.
+        manifest: The names and shapes expected, no more and no fewer.
+
+    Returns:
+        shape (d,) float32, C order within each tensor. Wider floats are rounded; one
+        beyond float32's range becomes infinite, which encoding refuses later.
+
+    Raises:
+        ManifestMismatchError: A tensor is missing, unexpected or of another shape.
+    """
+    found = manifest_of(tensors)
+    if found != manifest:
+        differing = set(found).symmetric_difference(manifest)
+        msg = f"not the manifest's tensors: {sorted(differing) or 'other order'}"
+        raise ManifestMismatchError(msg)
+    vector = np.empty(num_parameters(manifest), dtype=np.float32)
+    begin = 0
+    with np.errstate(over="ignore"):
+        for spec in manifest:
+            vector[begin : begin + spec.size] = tensors[spec.name].reshape(-1)
+            begin += spec.size
+    return vector
+
+
+def unflatten(
+    vector: NDArray[np.float32], manifest: Manifest
+) -> dict[str, NDArray[np.float32]]:
+    """Undo `flatten`.
+
+    Args:
+        vector: shape (d,) float32.
+        manifest: Describes d parameters.
+
+    Returns:
+        float32 arrays by name, in manifest order: views into `vector`.
+
+    Raises:
+        ManifestMismatchError: The vector isn't of shape (d,).
+    """
+    if vector.shape != (num_parameters(manifest),):
+        msg = f"a vector of shape {vector.shape}, not ({num_parameters(manifest)},)"
+        raise ManifestMismatchError(msg)
+    tensors = {}
+    begin = 0
+    for spec in manifest:
+        tensors[spec.name] = vector[begin : begin + spec.size].reshape(spec.shape)
+        begin += spec.size
+    return tensors
+
+
+class _Entry(NamedTuple):
+    """One checked entry of a header."""
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+    @classmethod
+    def parse(cls, name: str, fields: object) -> "_Entry":
+        if not isinstance(fields, dict) or fields.keys() != {
+            "data_offsets",
+            "dtype",
+            "shape",
+        }:
+            msg = f"tensor {name!r} doesn't have exactly dtype, shape and data_offsets"
+            raise MalformedBlobError(msg)
+        dtype_name = fields["dtype"]
+        if not isinstance(dtype_name, str) or dtype_name not in _DTYPES:
+            msg = f"tensor {name!r} is of a type we can't hold: {dtype_name!r:.20}"
+            raise MalformedBlobError(msg)
+        shape, offsets = fields["shape"], fields["data_offsets"]
+        if not _are_sizes(shape) or len(shape) > _MAX_DIMENSIONS:
+            msg = f"tensor {name!r} has a malformed shape"
+            raise MalformedBlobError(msg)
+        # Zeros don't make the other dimensions harmless: numpy multiplies those too.
+        if math.prod(size or 1 for size in shape) > _MAX_SPAN:
+            msg = f"tensor {name!r} is too large"
+            raise MalformedBlobError(msg)
+        dtype = _DTYPES[dtype_name]
+        num_bytes = math.prod(shape) * dtype.itemsize
+        if not (_are_sizes(offsets) and offsets) or offsets[1:] != [
+            offsets[0] + num_bytes
+        ]:
+            msg = f"tensor {name!r} has data offsets that don't fit its shape"
+            raise MalformedBlobError(msg)
+        return cls(name, dtype, tuple(shape), offsets[0], offsets[1])
+
+    def view(self, data: memoryview) -> NDArray[Any]:
+        raw = np.frombuffer(data[self.begin : self.end], dtype=np.uint8)
+        if self.dtype == np.bool_ and np.any(raw > 1):
+            msg = f"tensor {self.name!r} has booleans other than 0 and 1"
+            raise MalformedBlobError(msg)
+        array = raw.view(self.dtype).reshape(self.shape)
+        return array.astype(self.dtype.newbyteorder("="), copy=False)
+
+
+def _split(blob: bytes) -> tuple[dict[str, Any], memoryview]:
+    """Separate the parsed header from the data."""
+    view = memoryview(blob).toreadonly()
+    length = int.from_bytes(view[:_PREFIX_BYTES], "little")
+    begin = _PREFIX_BYTES + length
+    if len(view) < _PREFIX_BYTES or length > _MAX_HEADER_BYTES or begin > len(view):
+        msg = f"no header of {length} bytes in a blob of {len(view)}"
+        raise MalformedBlobError(msg)
+    text = bytes(view[_PREFIX_BYTES:begin])
+    if not text.startswith(b"{"):
+        msg = "the header doesn't begin with {"
+        raise MalformedBlobError(msg)
+    try:
+        header = json.loads(
+            text.decode("utf-8"),
+            object_pairs_hook=_without_duplicates,
+            parse_constant=_refuse_constant,
+        )
+        for name in header:
+            name.encode("utf-8")  # a lone surrogate can be escaped in JSON
+    except MalformedBlobError:
+        raise
+    except (ValueError, RecursionError) as error:
+        msg = "the header isn't JSON in UTF-8"
+        raise MalformedBlobError(msg) from error
+    return header, view[begin:]
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # Two readers that keep different ones of two equal keys would see two models.
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        msg = "a key occurs twice in the header"
+        raise MalformedBlobError(msg)
+    return fields
+
+
+def _refuse_constant(text: str) -> None:
+    msg = f"{text} isn't JSON"
+    raise MalformedBlobError(msg)
+
+
+def _are_sizes(values: object) -> bool:
+    return isinstance(values, list) and all(
+        type(value) is int and 0 <= value < 2**63 for value in values
+    )

@@ -1,0 +1,136 @@
+"""What a well-formed event must look like beyond its Avro types.
+
+Runs before anything acts on an event (validate before you parse further), and is the
+same for the sequencer and the audit.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Final
+
+from schemas import events as e
+
+NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
+IMPORT_PATH: Final = re.compile(r"[A-Za-z_][\w.]{0,198}:[A-Za-z_]\w{0,98}")
+BLOB_URI: Final = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,62}/sha256/[0-9a-f]{64}")
+MAX_TEXT_LENGTH: Final = 500
+MAX_CONFIG_LENGTH: Final = 8_192
+MAX_CHECKS: Final = 100
+MAX_FRACTIONAL_BITS: Final = 30
+MAX_AGENTS_IN_COHORT: Final = 256
+"""256 contributions of at most 2**22 examples keep the ring sum exact: the weights
+stay below 2**31 and every |x| below 2**31, so |sum| < 2**62."""
+MAX_NUM_EXAMPLES: Final = 2**22
+MAX_NUM_PARAMETERS: Final = 2**31
+ROLES: Final = ("OPERATOR", "SEQUENCER", "DECIDER", "AGGREGATOR", "EXPORTER", "TIMER")
+
+
+def find_problem(event: e.LedgerEvent) -> str | None:
+    """Return what is wrong with an event's fields, for people; None if nothing is."""
+    name_problem = _names_problem(event)
+    if name_problem is not None:
+        return name_problem
+    match event:
+        case e.FederationConfigured():
+            return find_configuration_problem(event)
+        case e.AgentEnrolmentRequested(display_name=text) if len(text) > 100:
+            return "display_name is longer than 100 characters"
+        case e.AgentRevoked(explanation=text) | e.UpdateDeclined(detail=text) if (
+            len(text) > MAX_TEXT_LENGTH
+        ):
+            return f"a text is longer than {MAX_TEXT_LENGTH} characters"
+        case e.UpdateSubmitted(num_examples=num_examples) if num_examples < 1:
+            return "num_examples must be at least 1"
+        case e.UpdateSubmitted(update=blob) | e.ModelExported(onnx=blob):
+            return _blob_problem(blob)
+        case e.AggregateSubmitted(sum=total, model=model):
+            return _blob_problem(total) or _blob_problem(model)
+        case e.UpdatesChecked(results=results):
+            return _checks_problem(results)
+        case _:
+            return None
+
+
+def find_configuration_problem(config: e.FederationConfigured) -> str | None:
+    """Return what is wrong with a federation's parameters, for people; None if fine."""
+    roles = tuple(sorted(p.role for p in config.principals))
+    task = config.task
+    rules = (
+        (roles == tuple(sorted(ROLES)), f"principals must be each of {', '.join(ROLES)} once"),
+        (config.aggregation == "PLAIN", "aggregation must be PLAIN"),
+        (config.strategy == "FEDAVG", "strategy must be FEDAVG"),
+        (1 <= config.num_parameters <= MAX_NUM_PARAMETERS, "num_parameters must be 1 to 2**31"),
+        (
+            0 <= config.fractional_bits <= MAX_FRACTIONAL_BITS,
+            f"fractional_bits must be 0 to {MAX_FRACTIONAL_BITS}",
+        ),
+        (
+            1 <= config.max_num_examples <= MAX_NUM_EXAMPLES,
+            f"max_num_examples must be 1 to {MAX_NUM_EXAMPLES}",
+        ),
+        (config.min_cohort >= 1, "min_cohort must be at least 1"),
+        (
+            config.min_cohort <= config.cohort_size <= MAX_AGENTS_IN_COHORT,
+            f"cohort_size must be min_cohort to {MAX_AGENTS_IN_COHORT}",
+        ),
+        (config.round_duration_ms >= 1, "round_duration_ms must be at least 1"),
+        (task.local_epochs >= 1, "local_epochs must be at least 1"),
+        (
+            IMPORT_PATH.fullmatch(task.module) is not None
+            and IMPORT_PATH.fullmatch(task.data_module) is not None,
+            "module and data_module must be import paths, package.module:Class",
+        ),
+        (
+            _is_json_object(task.module_config) and _is_json_object(task.data_config),
+            "module_config and data_config must be JSON objects of at most "
+            f"{MAX_CONFIG_LENGTH} characters",
+        ),
+    )
+    for holds, message in rules:
+        if not holds:
+            return message
+    return _blob_problem(config.initial_model)
+
+
+def _names_problem(event: e.LedgerEvent) -> str | None:
+    if NAME.fullmatch(event.federation_id) is None and not isinstance(
+        event, e.EventRejected
+    ):
+        return "federation_id must be 1 to 64 of a-z 0-9 . _ -, ends alphanumeric"
+    agent_id = getattr(event, "agent_id", None)
+    if agent_id is not None and NAME.fullmatch(agent_id) is None:
+        return "agent_id must be 1 to 64 of a-z 0-9 . _ -, ends alphanumeric"
+    round_number = getattr(event, "round", 1)
+    if round_number < 1:
+        return "round must be at least 1"
+    return None
+
+
+def _checks_problem(results: tuple[e.UpdateCheck, ...]) -> str | None:
+    if not 1 <= len(results) <= MAX_CHECKS:
+        return f"results must be 1 to {MAX_CHECKS}"
+    indexes = [result.leaf_index for result in results]
+    if indexes != sorted(set(indexes)):
+        return "results must be in ascending order of leaf_index"
+    if any(len(result.detail) > MAX_TEXT_LENGTH for result in results):
+        return f"a detail is longer than {MAX_TEXT_LENGTH} characters"
+    return None
+
+
+def _blob_problem(blob: e.BlobRef) -> str | None:
+    if blob.size_bytes < 1:
+        return "a blob's size_bytes must be at least 1"
+    if BLOB_URI.fullmatch(blob.uri) is None or blob.uri[-64:] != blob.sha256.hex():
+        return "a blob's uri must be s3://<bucket>/sha256/<hex of its sha256>"
+    return None
+
+
+def _is_json_object(text: str) -> bool:
+    if len(text) > MAX_CONFIG_LENGTH:
+        return False
+    try:
+        return isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False

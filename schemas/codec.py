@@ -1,0 +1,261 @@
+"""Events to bytes and back: Avro single-object encoding.
+
+``C3 01``, the CRC-64-AVRO fingerprint of the schema (little-endian), the Avro body:
+Avro 1.12, "Single object encoding". These bytes are what is hashed and signed; they
+do not depend on any schema registry's ids.
+
+Rules:
+
+- Only schemas in ``lock.json`` exist: a fingerprint that was never released is unknown.
+- Events are written with the schema in ``avro/``. When one evolves, its last version
+  moves to ``avro/released/<event>-<fingerprint>.avsc``: what was written with it is
+  read with it, and resolved to the present one (Avro 1.12, "Schema Resolution").
+- Only the canonical body is accepted, the one that ``encode`` would write: nothing
+  after the last field, minimal varints, one block per array. So an event has one byte
+  string, and nobody can send the same event twice under two hashes.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
+from functools import cache
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from typing import Any, Final, TypeVar, get_args, get_origin, get_type_hints
+
+import fastavro
+from fastavro.validation import validate
+from fastavro.schema import fingerprint, to_parsing_canonical_form
+
+from schemas import events as e
+from schemas.topics import TOPIC_OF
+
+MARKER: Final = b"\xc3\x01"
+HEADER_SIZE: Final = 10  # marker and 8-byte fingerprint
+MAX_EVENT_SIZE_BYTES: Final = 65_000
+"""Largest single-object encoding of an event that fits a leaf: entries of a C2SP tiled
+log are at most 65,535 bytes, and a leaf adds a signature and a source position."""
+MAX_LEAF_SIZE_BYTES: Final = 65_535
+
+T = TypeVar("T")
+
+_ROOT: Traversable = files("schemas")
+
+class CodecError(ValueError):
+    """The bytes are not an event of ours; the message says why."""
+
+
+class UnknownSchemaError(CodecError):
+    """The fingerprint is not of any schema ever released."""
+
+
+CLASSES: Final[dict[str, type]] = {
+    cls.__name__: cls for cls in (*TOPIC_OF, e.Leaf)
+}
+
+
+@cache
+def schema_text(name: str) -> str:
+    """Return the ``.avsc`` of an event as written, docs included."""
+    return (_ROOT / "avro" / f"{name}.avsc").read_text(encoding="utf-8")
+
+
+@cache
+def released_schema_text(name: str, fingerprint_hex: str) -> str:
+    """Return the ``.avsc`` of an event as it was when it had this fingerprint."""
+    text = schema_text(name)
+    if compute_fingerprint(text).hex() == fingerprint_hex:
+        return text
+    file = _ROOT / "avro" / "released" / f"{name}-{fingerprint_hex}.avsc"
+    return file.read_text(encoding="utf-8")
+
+
+@cache
+def compute_fingerprint(schema: str) -> bytes:
+    """Return the CRC-64-AVRO fingerprint of a schema, 8 bytes as they are written.
+
+    Docs, aliases and defaults do not count: it is taken over the Parsing Canonical
+    Form (Avro 1.12).
+    """
+    canonical = to_parsing_canonical_form(json.loads(schema))
+    # fastavro prints the 64-bit number as little-endian hex, the order of the wire.
+    return bytes.fromhex(fingerprint(canonical, "CRC-64-AVRO"))
+
+
+def _to_plain(annotation: Any) -> Callable[[Any], Any] | None:
+    """Return a function from a field's value to what fastavro writes; None: as is."""
+    if is_dataclass(annotation):
+        assert isinstance(annotation, type)
+        return _dataclass_to_plain(annotation)
+    if get_origin(annotation) is tuple:
+        convert = _to_plain(get_args(annotation)[0])
+        if convert is None:
+            return list
+        return lambda value: [convert(item) for item in value]
+    return None
+
+
+def _from_plain(annotation: Any) -> Callable[[Any], Any] | None:
+    """Return the inverse of `_to_plain`; None: as is."""
+    if is_dataclass(annotation):
+        assert isinstance(annotation, type)
+        return _dataclass_from_plain(annotation)
+    if get_origin(annotation) is tuple:
+        convert = _from_plain(get_args(annotation)[0])
+        if convert is None:
+            return tuple
+        return lambda value: tuple(convert(item) for item in value)
+    return None
+
+
+@cache
+def _dataclass_to_plain(cls: type) -> Callable[[Any], dict[str, Any]]:
+    hints = get_type_hints(cls)
+    plain = [(f.name, _to_plain(hints[f.name])) for f in fields(cls)]
+
+    def convert(value: Any) -> dict[str, Any]:
+        return {
+            name: getattr(value, name) if to is None else to(getattr(value, name))
+            for name, to in plain
+        }
+
+    return convert
+
+
+@cache
+def _dataclass_from_plain(cls: type) -> Callable[[dict[str, Any]], Any]:
+    hints = get_type_hints(cls)
+    special = [
+        (f.name, convert)
+        for f in fields(cls)
+        if (convert := _from_plain(hints[f.name])) is not None
+    ]
+
+    def convert(value: dict[str, Any]) -> Any:
+        for name, to in special:
+            value[name] = to(value[name])
+        return cls(**value)
+
+    return convert
+
+
+class _Codec:
+    """Everything about one schema, computed once."""
+
+    __slots__ = ("from_plain", "header", "name", "schema", "to_plain")
+
+    def __init__(self, name: str) -> None:
+        cls = CLASSES[name]
+        self.name = name
+        self.schema: Any = fastavro.parse_schema(json.loads(schema_text(name)))
+        self.header = MARKER + compute_fingerprint(schema_text(name))
+        self.to_plain = _dataclass_to_plain(cls)
+        self.from_plain = _dataclass_from_plain(cls)
+
+
+@cache
+def _codec(name: str) -> _Codec:
+    return _Codec(name)
+
+
+@cache
+def _writer_schema(fingerprint_bytes: bytes) -> Any:
+    """Return the schema that events with this fingerprint were written with."""
+    text = released_schema_text(event_name(fingerprint_bytes), fingerprint_bytes.hex())
+    return fastavro.parse_schema(json.loads(text))
+
+
+@cache
+def lock() -> Mapping[str, tuple[str, ...]]:
+    """Return every fingerprint ever released, in hex, oldest first, by event name."""
+    text = (_ROOT / "lock.json").read_text(encoding="utf-8")
+    return {name: tuple(known) for name, known in json.loads(text).items()}
+
+
+@cache
+def _names_by_fingerprint() -> Mapping[bytes, str]:
+    return {bytes.fromhex(f): name for name, known in lock().items() for f in known}
+
+
+def event_name(fingerprint_bytes: bytes) -> str:
+    """Return which event a schema fingerprint belongs to.
+
+    Raises:
+        UnknownSchemaError: no schema with that fingerprint was ever released.
+    """
+    try:
+        return _names_by_fingerprint()[fingerprint_bytes]
+    except KeyError:
+        msg = f"no released schema has fingerprint {fingerprint_bytes.hex()}"
+        raise UnknownSchemaError(msg) from None
+
+
+def encode(event: e.Event | e.Leaf) -> bytes:
+    """Return the single-object encoding of an event.
+
+    Raises:
+        CodecError: a field does not fit its schema.
+    """
+    codec = _codec(type(event).__name__)
+    out = io.BytesIO()
+    out.write(codec.header)
+    try:
+        plain = codec.to_plain(event)
+        # The writer alone lets floats pass as integers, and any size of int.
+        validate(plain, codec.schema)
+        fastavro.schemaless_writer(out, codec.schema, plain)
+    except (ValueError, TypeError, OverflowError, AttributeError) as error:
+        msg = f"{codec.name} does not fit its schema: {error}"
+        raise CodecError(msg) from error
+    return out.getvalue()
+
+
+def decode(data: bytes) -> e.Event | e.Leaf:
+    """Return the event that these bytes encode.
+
+    Raises:
+        UnknownSchemaError: the fingerprint was never released.
+        CodecError: anything else is wrong with the bytes.
+    """
+    if data[:2] != MARKER or len(data) < HEADER_SIZE:
+        msg = "not an Avro single-object encoding (C3 01 and 8 bytes of fingerprint)"
+        raise CodecError(msg)
+    codec = _codec(event_name(data[2:HEADER_SIZE]))
+    writer_schema = _writer_schema(data[2:HEADER_SIZE])
+    body = io.BytesIO(data)
+    body.seek(HEADER_SIZE)
+    try:
+        plain: Any = fastavro.schemaless_reader(body, writer_schema, None)
+        validate(plain, writer_schema)  # the reader lets 64 bits pass as an int
+        canonical = io.BytesIO()
+        fastavro.schemaless_writer(canonical, writer_schema, plain)
+        if canonical.getvalue() != data[HEADER_SIZE:]:
+            msg = f"not the canonical encoding of {codec.name}"
+            raise CodecError(msg)  # noqa: TRY301  # one handler names the event
+        if data[:HEADER_SIZE] != codec.header:
+            body.seek(HEADER_SIZE)
+            plain = fastavro.schemaless_reader(body, writer_schema, codec.schema)
+        return codec.from_plain(plain)  # type: ignore[no-any-return]  # by construction
+    except CodecError:
+        raise
+    except Exception as error:
+        # fastavro raises whatever its C code met: EOFError, IndexError, ValueError,
+        # UnicodeDecodeError, MemoryError, ... All of them mean: bad input.
+        msg = f"not a well-formed {codec.name}: {error!r}"
+        raise CodecError(msg) from error
+
+
+def decode_as(kind: type[T], data: bytes) -> T:
+    """Return `decode(data)` if it is of this kind.
+
+    Raises:
+        CodecError: it is not, or not an event at all.
+    """
+    event = decode(data)
+    if not isinstance(event, kind):
+        msg = f"expected {kind.__name__}, found {type(event).__name__}"
+        raise CodecError(msg)
+    return event

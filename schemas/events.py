@@ -1,0 +1,428 @@
+"""The events of Folkmoot: one frozen dataclass per Avro schema in ``schemas/avro``.
+
+The ``.avsc`` files are the contract and hold the meaning, unit and range of every
+field; a test proves that these classes agree with them. Arrays are tuples, ``fixed``
+is ``bytes``, and there are no floats: everything here is hashed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Principal:
+    """A key and what it may sign."""
+
+    role: str
+    public_key: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """What an agent trains."""
+
+    module: str
+    module_config: str
+    data_module: str
+    data_config: str
+    local_epochs: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlobRef:
+    """A claim check: where a blob is, and the digest that whoever reads it verifies
+    before use.
+    """
+
+    uri: str
+    sha256: bytes
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FederationConfigured:
+    """The operator founds a federation: its parameters and the keys of its principals.
+    The first leaf of the federation's log.
+    """
+
+    federation_id: str
+    principals: tuple[Principal, ...]
+    aggregation: str
+    strategy: str
+    task: Task
+    initial_model: BlobRef
+    num_parameters: int
+    fractional_bits: int
+    max_num_examples: int
+    cohort_size: int
+    min_cohort: int
+    round_duration_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentEnrolmentRequested:
+    """An agent asks to join, signed with the key it names: proof that it holds it."""
+
+    federation_id: str
+    agent_id: str
+    public_key: bytes
+    display_name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentAdmitted:
+    """The operator binds an agent to its key; from here on its events count."""
+
+    federation_id: str
+    agent_id: str
+    public_key: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentRevoked:
+    """The operator ends an agent's membership; what it signs afterwards is refused.
+    """
+
+    federation_id: str
+    agent_id: str
+    explanation: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundRequested:
+    """The operator asks for the next round."""
+
+    federation_id: str
+    round: int
+    requested_at_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadlineReached:
+    """The timer says that a round's deadline has passed; it counts once the block's
+    own stamp is past it too.
+    """
+
+    federation_id: str
+    round: int
+    observed_at_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateSubmitted:
+    """An agent's update for a round: the difference of its trained parameters from the
+    base model, as integers in a blob.
+    """
+
+    federation_id: str
+    round: int
+    agent_id: str
+    base_model_sha256: bytes
+    update: BlobRef
+    num_examples: int
+    loss_micros: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateDeclined:
+    """An agent drawn for a round says that it will not contribute, so that nobody
+    waits for it.
+    """
+
+    federation_id: str
+    round: int
+    agent_id: str
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateCheck:
+    """The outcome for one update."""
+
+    leaf_index: int
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdatesChecked:
+    """The aggregator's claim about the blobs of sequenced updates."""
+
+    federation_id: str
+    round: int
+    results: tuple[UpdateCheck, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AggregateSubmitted:
+    """The aggregator's claim: the exact sum of a sealed round and the model that
+    follows from it.
+    """
+
+    federation_id: str
+    round: int
+    base_model_sha256: bytes
+    num_contributions: int
+    num_examples: int
+    sum: BlobRef
+    model: BlobRef
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelExported:
+    """The exporter's claim: artifacts of a published model and its metrics on the
+    task's validation data.
+    """
+
+    federation_id: str
+    round: int
+    model_sha256: bytes
+    onnx: BlobRef
+    num_examples: int
+    accuracy_micros: int
+    loss_micros: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundStarted:
+    """A round begins: everything an agent needs for its part."""
+
+    federation_id: str
+    round: int
+    cause: bytes
+    cause_leaf_index: int
+    output_index: int
+    cohort: tuple[str, ...]
+    cohort_seed: bytes
+    base_version: int
+    base_model: BlobRef
+    task: Task
+    num_parameters: int
+    fractional_bits: int
+    deadline_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundRefused:
+    """A round was asked for and cannot start."""
+
+    federation_id: str
+    round: int
+    cause: bytes
+    cause_leaf_index: int
+    output_index: int
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContributionAccepted:
+    """An update counts in its round."""
+
+    federation_id: str
+    round: int
+    agent_id: str
+    cause: bytes
+    cause_leaf_index: int
+    output_index: int
+    update_leaf_index: int
+    update_sha256: bytes
+    num_examples: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContributionRejected:
+    """An update, or the lack of one, does not count in its round, and why."""
+
+    federation_id: str
+    round: int
+    agent_id: str
+    cause: bytes
+    cause_leaf_index: int
+    output_index: int
+    update_leaf_index: int
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contribution:
+    """A contribution as counted."""
+
+    agent_id: str
+    update_sha256: bytes
+    num_examples: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundSealed:
+    """The set of contributions is final: every member of the cohort answered, or the
+    deadline passed with at least min_cohort.
+    """
+
+    federation_id: str
+    round: int
+    cause: bytes
+    cause_leaf_index: int
+    output_index: int
+    contributions: tuple[Contribution, ...]
+    num_examples: int
+    base_model: BlobRef
+    fractional_bits: int
+    num_parameters: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundAbandoned:
+    """A round ends without an aggregate."""
+
+    federation_id: str
+    round: int
+    cause: bytes
+    cause_leaf_index: int
+    output_index: int
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClaimRejected:
+    """A worker's claim does not fit the state of its round."""
+
+    federation_id: str
+    round: int
+    cause: bytes
+    cause_leaf_index: int
+    output_index: int
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AggregatePublished:
+    """The result of a round: the exact sum and the next global model."""
+
+    federation_id: str
+    round: int
+    cause: bytes
+    cause_leaf_index: int
+    output_index: int
+    base_model_sha256: bytes
+    num_contributions: int
+    num_examples: int
+    sum: BlobRef
+    model: BlobRef
+    task: Task
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelVersionRegistered:
+    """A new version in the model registry."""
+
+    federation_id: str
+    round: int
+    cause: bytes
+    cause_leaf_index: int
+    output_index: int
+    version: int
+    parent_version: int
+    model: BlobRef
+    onnx: BlobRef
+    num_examples: int
+    accuracy_micros: int
+    loss_micros: int
+    registered_at_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventRejected:
+    """The sequencer refused a record; what it was and why."""
+
+    federation_id: str
+    reason: str
+    detail: str
+    source_topic: str
+    source_partition: int
+    source_offset: int
+    value_sha256: bytes
+    value_size_bytes: int
+    value: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockSequenced:
+    """A block of the federation's log: ordered leaves, chained to the block before.
+    """
+
+    federation_id: str
+    height: int
+    previous_block_hash: bytes
+    first_leaf_index: int
+    leaves: tuple[bytes, ...]
+    tree_root: bytes
+    sequenced_at_ms: int
+    traceparents: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointSigned:
+    """The signed tree head after a block, in the form that other transparency log
+    tools read.
+    """
+
+    federation_id: str
+    height: int
+    checkpoint: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leaf:
+    """An entry of the log: an event as received, who signed it, and where it came
+    from. Not on a topic of its own.
+    """
+
+    event: bytes
+    signature: bytes
+    source_topic: str
+    source_partition: int
+    source_offset: int
+
+
+
+RoundFact: TypeAlias = (
+    RoundStarted
+    | RoundRefused
+    | ContributionAccepted
+    | ContributionRejected
+    | RoundSealed
+    | RoundAbandoned
+    | ClaimRejected
+    | AggregatePublished
+)
+RegistryFact: TypeAlias = ModelVersionRegistered
+Fact: TypeAlias = RoundFact | RegistryFact
+"""What a decider concluded: derived, never new information."""
+
+Input: TypeAlias = (
+    FederationConfigured
+    | AgentEnrolmentRequested
+    | AgentAdmitted
+    | AgentRevoked
+    | RoundRequested
+    | DeadlineReached
+    | UpdateSubmitted
+    | UpdateDeclined
+    | UpdatesChecked
+    | AggregateSubmitted
+    | ModelExported
+)
+"""What somebody said: new information, signed by its author."""
+
+LedgerEvent: TypeAlias = Input | Fact | EventRejected
+"""What a leaf may hold."""
+
+Event: TypeAlias = LedgerEvent | BlockSequenced | CheckpointSigned
+"""What may travel on a topic."""

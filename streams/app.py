@@ -1,0 +1,177 @@
+"""What all Faust apps of Folkmoot have in common.
+
+Kafka's transactions make delivery exactly-once in the ordinary case. Nothing relies
+on it: the ledger says what was sequenced, derived ids say what was said before, and
+tables are caches (ADR 0003).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import faust
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from adapters import telemetry
+from adapters.kafka import MAX_RECORD_SIZE_BYTES, make_headers
+from adapters.keys import load_or_create_key
+from adapters.schema_registry import SchemaRegistry
+from adapters.settings import Settings, load_settings
+from ledger.signing import SigningKey
+from schemas import topics
+from schemas.events import Event
+
+log = logging.getLogger(__name__)
+
+COMMIT_INTERVAL_S: Final = 0.1
+"""Records become visible when their transaction commits, so this is the latency of
+every hop between processors. Shorter costs more transactions than it saves time."""
+TABLE: Final = "states"
+EXIT_FAILED: Final = 70  # EX_SOFTWARE of sysexits.h
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A Faust app and what its agents need beside it."""
+
+    name: str
+    app: faust.App
+    settings: Settings
+    registry: SchemaRegistry
+    key: SigningKey
+
+    def topic(self, *names: str) -> Any:
+        """Return a channel of raw bytes: decoding is not Faust's business here."""
+        return self.app.topic(
+            *names,
+            key_type=bytes,
+            value_type=bytes,
+            key_serializer="raw",
+            value_serializer="raw",
+        )
+
+    def table(self) -> Any:
+        """Return the table of state snapshots, a cache that may be deleted."""
+        raw = faust.Schema(
+            key_type=bytes,
+            value_type=bytes,
+            key_serializer="raw",
+            value_serializer="raw",
+        )
+        _ensure_changelog(self.settings, f"moot-{self.name}-{TABLE}-changelog")
+        return self.app.Table(
+            TABLE, schema=raw, partitions=self.settings.num_partitions
+        )
+
+    async def send(self, event: Event, traceparent: str) -> None:
+        """Sign an event and send it within the current transaction."""
+        topic = topics.topic_of(event)
+        with telemetry.span(
+            "publish", topic, kind=telemetry.PRODUCER, parent=traceparent
+        ) as current:
+            data, value = self.registry.frame(event)
+            headers = make_headers(event, data, self.key, current)
+            await self.send_raw(topic, event.federation_id.encode(), value, headers)
+
+    async def send_raw(
+        self,
+        topic: str,
+        key: bytes,
+        value: bytes,
+        headers: Iterable[tuple[str, bytes]],
+    ) -> None:
+        """Send framed bytes within the current transaction."""
+        # An explicit key: `sink=` would drop it, and with it the order.
+        await self.app.topic(topic, key_serializer="raw", value_serializer="raw").send(
+            key=key, value=value, headers=dict(headers)
+        )
+
+
+def make_service(name: str, role: str) -> Service:
+    """Return a Faust app by name, with settings from the environment.
+
+    Args:
+        name: The service, such as ``sequencer``; the app and its consumer group are
+            ``moot-<name>``.
+        role: The principal whose key it signs with; the key file is
+            ``<state directory>/keys/<role>.key``.
+    """
+    settings = load_settings()
+    telemetry.configure(f"moot-{name}", settings.otlp_endpoint)
+    registry = SchemaRegistry(settings.schema_registry_url)
+    registry.load()
+    app = faust.App(
+        f"moot-{name}",
+        broker=";".join(
+            f"aiokafka://{server}" for server in settings.bootstrap_servers.split(",")
+        ),
+        processing_guarantee="exactly_once",
+        store="rocksdb://?driver=rocksdict",
+        datadir=str(settings.state_directory / "faust" / name),
+        # Topics are made by `moot topics create`; with a leader topic or declarations
+        # of its own Faust does not start against Kafka 4.
+        topic_disable_leader=True,
+        topic_allow_declare=False,
+        web_enabled=False,
+        broker_commit_interval=COMMIT_INTERVAL_S,
+        consumer_auto_offset_reset="earliest",
+        consumer_max_fetch_size=MAX_RECORD_SIZE_BYTES,
+        producer_max_request_size=MAX_RECORD_SIZE_BYTES,
+        producer_compression_type="lz4",
+        # Nothing waits to be joined: process as soon as it arrives.
+        stream_wait_empty=False,
+        # A killed process leaves the group quickly, and its successor takes over.
+        broker_session_timeout=10.0,
+        broker_heartbeat_interval=2.0,
+        broker_rebalance_timeout=12.0,
+    )
+    key = load_or_create_key(settings.state_directory / "keys" / f"{role.lower()}.key")
+    return Service(name, app, settings, registry, key)
+
+
+@contextmanager
+def fail_stop() -> Iterator[None]:
+    """End the process at once if the block fails.
+
+    Faust would log the error, acknowledge the record and go on with the next: a lost
+    event. A process that dies here commits nothing; its successor reads the record
+    again, and whoever runs the services restarts them and sees the log.
+    """
+    try:
+        yield
+    except Exception:
+        log.critical("cannot go on, nothing was committed", exc_info=True)
+        logging.shutdown()
+        os._exit(EXIT_FAILED)
+
+
+def serve(service: Service) -> None:
+    """Run an app until it is told to stop; ends the process."""
+    asyncio.set_event_loop(asyncio.new_event_loop())
+    worker = faust.Worker(
+        service.app, loglevel=service.settings.log_level, redirect_stdouts=False
+    )
+    worker.execute_from_commandline()
+
+
+def _ensure_changelog(settings: Settings, topic: str) -> None:
+    """Create a table's changelog topic, compacted, unless it exists."""
+    admin = AdminClient({"bootstrap.servers": settings.bootstrap_servers})
+    if topic in admin.list_topics(timeout=30).topics:
+        return
+    new = NewTopic(
+        topic,
+        num_partitions=settings.num_partitions,
+        replication_factor=settings.replication_factor,
+        config={
+            "cleanup.policy": "compact",
+            "max.message.bytes": str(MAX_RECORD_SIZE_BYTES),
+        },
+    )
+    admin.create_topics([new])[topic].result(30)

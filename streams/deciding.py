@@ -1,0 +1,38 @@
+"""A decider as a Faust app: leaves in, signed facts out."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from adapters import telemetry
+from protocol.decider import Decider, step
+from protocol.log import OpenedLeaf
+from schemas import topics
+from schemas.events import Fact
+from streams.app import Service, fail_stop
+from streams.following import Follower
+
+State = TypeVar("State")
+FactT = TypeVar("FactT", bound=Fact)
+
+
+def run_decider(service: Service, decider: Decider[State, FactT]) -> None:
+    """Attach a decider to an app: every fact it concludes is sent to its topic."""
+
+    def decide(state: State, leaf: OpenedLeaf) -> tuple[State, list[tuple[Fact, str]]]:
+        after, facts = step(decider, state, leaf.sequenced)
+        return after, [(fact, leaf.traceparent) for fact in facts]
+
+    follower = Follower(service, type(decider.initial), decider.initial, decide)
+
+    @service.app.agent(
+        service.topic(topics.LEDGER), name=service.name, concurrency=1
+    )
+    async def follow_ledger(stream: Any) -> None:
+        async for event in stream.events():
+            with fail_stop():
+                for fact, cause in await follower.follow(event):
+                    with telemetry.span(
+                        "process", topics.LEDGER, kind=telemetry.CONSUMER, parent=cause
+                    ) as current:
+                        await service.send(fact, current)

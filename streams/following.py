@@ -1,0 +1,135 @@
+"""How a processor follows the ledger: verified blocks in, one state per federation.
+
+The state is cached in the app's table after every block. The cache is believed only
+if it is exactly at the block before the one that arrives; in any other case (deleted,
+behind, or ahead because a transaction was aborted) the log is read again from its
+beginning, through the same functions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from pydantic import ConfigDict, TypeAdapter
+
+from adapters.kafka import Record, read_partition
+from adapters.schema_registry import SchemaRegistry
+from protocol.envelope import SIGNATURE_HEADER
+from protocol.log import LogState, OpenedLeaf, open_block
+from schemas import codec, topics
+from schemas.events import BlockSequenced
+from streams.app import Service
+
+log = logging.getLogger(__name__)
+
+State = TypeVar("State")
+Output = TypeVar("Output")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Followed(Generic[State]):
+    """How far a federation's log was followed, and the state there."""
+
+    log: LogState
+    state: State
+
+
+class Follower(Generic[State, Output]):
+    """Follows the ledger and runs a step for every leaf.
+
+    Args:
+        service: The app it belongs to.
+        state_type: Type of the state, a frozen dataclass.
+        initial: The state before the first leaf.
+        step: Moves the state by one leaf and returns what follows.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        state_type: type[State],
+        initial: State,
+        step: Callable[[State, OpenedLeaf], tuple[State, list[Output]]],
+    ) -> None:
+        self._service = service
+        self._initial = initial
+        self._step = step
+        self._table = service.table()
+        self._known: dict[bytes, Followed[State]] = {}
+        self._snapshots: TypeAdapter[Followed[State]] = TypeAdapter(
+            Followed[state_type],  # type: ignore[valid-type]  # a type argument at run time
+            config=ConfigDict(ser_json_bytes="base64", val_json_bytes="base64"),
+        )
+
+    async def follow(self, event: Any) -> list[Output]:
+        """Take the next record of the ledger and return what follows from it.
+
+        Raises:
+            LogError: the block does not fit the log; nothing after it can be trusted.
+        """
+        message = event.message
+        data = self._service.registry.unframe_trusted(event.value)
+        before = self._known.get(event.key) or self._load(event.key)
+        height = codec.decode_as(BlockSequenced, data).height
+        if before.log.chain.height != height:
+            before = await asyncio.to_thread(
+                self._rebuild, event.key, message.partition, message.offset
+            )
+        after, outputs = self._advance(
+            before, data, event.headers.get(SIGNATURE_HEADER)
+        )
+        self._known[event.key] = after
+        self._table[event.key] = self._snapshots.dump_json(after)
+        return outputs
+
+    def _advance(
+        self, before: Followed[State], data: bytes, signature: bytes | None
+    ) -> tuple[Followed[State], list[Output]]:
+        state, outputs = before.state, []
+        log_state, _, opened = open_block(before.log, data, signature)
+        for leaf in opened:
+            state, more = self._step(state, leaf)
+            outputs.extend(more)
+        return Followed(log=log_state, state=state), outputs
+
+    def _load(self, key: bytes) -> Followed[State]:
+        cached = self._table.get(key)
+        if cached is not None:
+            try:
+                return self._snapshots.validate_json(cached)
+            except ValueError as error:
+                log.warning("the cached state is of no use, reading the log: %s", error)
+        return Followed(log=LogState(), state=self._initial)
+
+    def _rebuild(self, key: bytes, partition: int, end: int) -> Followed[State]:
+        """Follow the log from its beginning up to an offset, without its outputs."""
+        started = time.monotonic()
+        followed = Followed(log=LogState(), state=self._initial)
+        records = read_partition(
+            self._service.settings, topics.LEDGER, partition, start=0
+        )
+        for data, signature in _blocks(records, self._service.registry, key, end):
+            followed, _ = self._advance(followed, data, signature)
+        log.info(
+            "followed %s again from its beginning: %d leaves in %.1f s",
+            key.decode(),
+            followed.log.chain.size,
+            time.monotonic() - started,
+        )
+        return followed
+
+
+def _blocks(
+    records: Iterator[Record], registry: SchemaRegistry, key: bytes, end: int
+) -> Iterator[tuple[bytes, bytes | None]]:
+    for record in records:
+        if record.offset >= end:
+            return
+        if record.key == key and record.value is not None:
+            data = registry.unframe_trusted(record.value)
+            yield data, record.header(SIGNATURE_HEADER)

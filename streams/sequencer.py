@@ -1,0 +1,206 @@
+"""The sequencer: reads every input and fact, appends blocks to the ledger.
+
+Its state is a fold over the ledger. After a start it reads the ledger to its end
+before it writes, so that what it wrote before a crash counts, whatever its committed
+offsets say: records read again are recognised by their source offsets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+from adapters import telemetry
+from adapters.kafka import compute_partition, make_headers, read_partition
+from adapters.schema_registry import FramingError
+from ledger.checkpoint import Checkpoint, sign_checkpoint
+from protocol.admission import Received
+from protocol.envelope import EVENT_ID_HEADER, SIGNATURE_HEADER, TRACEPARENT_HEADER
+from protocol.log import (
+    MAX_BLOCK_LEAVES,
+    MAX_BLOCK_SIZE_BYTES,
+    SequencerState,
+    read_block,
+    sequence,
+)
+from schemas import topics
+from schemas.events import CheckpointSigned
+from schemas.reasons import Reason
+from streams.app import Service, fail_stop, make_service, serve
+
+log = logging.getLogger(__name__)
+
+BATCH_WINDOW_S: Final = 0.03
+"""How long a block waits for more leaves: less than a transaction's commit."""
+
+
+class Sequencer:
+    """The edge around `protocol.log.sequence`: unframes, sends, and remembers."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._states: dict[int, dict[bytes, SequencerState]] = {}
+
+    async def process(self, batch: Sequence[Any]) -> None:
+        """Sequence one batch of Faust events, in the order they were read."""
+        received = [self._receive(event) for event in batch]
+        for partition in sorted({record.partition for record in received}):
+            if partition not in self._states:
+                self._states[partition] = await asyncio.to_thread(
+                    self._recover, partition
+                )
+            here = [record for record in received if record.partition == partition]
+            for key in dict.fromkeys(record.key or b"" for record in here):
+                mine = [record for record in here if (record.key or b"") == key]
+                for part in _blocks_of(mine):
+                    await self._append(partition, key, part)
+
+    async def _append(
+        self, partition: int, key: bytes, batch: Sequence[Received]
+    ) -> None:
+        states = self._states[partition]
+        before = states.get(key, SequencerState())
+        batch = [_process(record) for record in batch]
+        state, block, refused = sequence(
+            before,
+            batch,
+            key=self._service.key,
+            now_ms=time.time_ns() // 1_000_000,
+        )
+        if block is not None:
+            states[key] = state
+            first = next(filter(None, block.event.traceparents), "")
+            _, value = self._service.registry.frame(block.event)
+            headers = make_headers(block.event, block.data, self._service.key, first)
+            await self._service.send_raw(topics.LEDGER, key, value, headers)
+            await self._service.send(self._sign_checkpoint(key, state), first)
+        for refusal in refused:
+            log.info("refused %s: %s", refusal.reason, refusal.detail)
+            await self._service.send(refusal, "")
+
+    def _sign_checkpoint(self, key: bytes, state: SequencerState) -> CheckpointSigned:
+        chain = state.log.chain
+        origin = f"folkmoot/{key.decode()}"
+        checkpoint = Checkpoint(origin=origin, size=chain.size, root=chain.tree.root())
+        return CheckpointSigned(
+            federation_id=key.decode(),
+            height=chain.height - 1,
+            checkpoint=sign_checkpoint(checkpoint, self._service.key).decode(),
+        )
+
+    def _receive(self, event: Any) -> Received:
+        message = event.message
+        headers = event.headers
+        signature = headers.get(SIGNATURE_HEADER)
+        data, problem = None, None
+        try:
+            data = self._service.registry.unframe(event.value)
+        except FramingError as error:
+            problem = (error.reason, str(error))
+        if problem is None and event.key is not None:
+            problem = self._find_partition_problem(event.key, message.partition)
+        return Received(
+            topic=message.topic,
+            partition=message.partition,
+            offset=message.offset,
+            key=event.key,
+            value=event.value,
+            event=data,
+            signature=signature if signature and len(signature) == 64 else None,  # noqa: PLR2004  # Ed25519
+            problem=problem,
+            traceparent=telemetry.clean(headers.get(TRACEPARENT_HEADER)),
+        )
+
+    def _find_partition_problem(
+        self, key: bytes, partition: int
+    ) -> tuple[Reason, str] | None:
+        """Refuse what another partitioner put elsewhere: it would fork the log."""
+        number = self._service.settings.num_partitions
+        right = compute_partition(key.decode("utf-8", "replace"), number)
+        if partition == right:
+            return None
+        detail = f"this key belongs in partition {right}: set partitioner=murmur2_random"
+        return Reason.WRONG_PARTITION, detail
+
+    def _recover(self, partition: int) -> dict[bytes, SequencerState]:
+        """Fold the partition's committed blocks, all of them."""
+        states: dict[bytes, SequencerState] = {}
+        started = time.monotonic()
+        for record in read_partition(
+            self._service.settings, topics.LEDGER, partition
+        ):
+            key = record.key or b""
+            data = self._service.registry.unframe_trusted(record.value or b"")
+            states[key] = read_block(
+                states.get(key, SequencerState()), data, record.header(SIGNATURE_HEADER)
+            )
+        log.info(
+            "ledger partition %d: %d federations, %d leaves, read in %.1f s",
+            partition,
+            len(states),
+            sum(state.log.chain.size for state in states.values()),
+            time.monotonic() - started,
+        )
+        return states
+
+    def forget(self) -> None:
+        """Drop what is known: after a rebalance another process may have written."""
+        self._states.clear()
+
+
+def _process(record: Received) -> Received:
+    """Put a span around a record's sequencing, if anybody looks at spans."""
+    if not telemetry.is_exporting() or not record.traceparent:
+        return record
+    with telemetry.span(
+        "process",
+        record.topic,
+        kind=telemetry.CONSUMER,
+        parent=record.traceparent,
+        messaging__kafka__offset=record.offset,
+    ) as current:
+        return replace(record, traceparent=current)
+
+
+def _blocks_of(batch: Sequence[Received]) -> Iterator[list[Received]]:
+    """Cut a batch so that each part's leaves fit a block."""
+    part: list[Received] = []
+    size = 0
+    for record in batch:
+        length = len(record.value or b"") + 512  # leaf envelope or refusal
+        if part and (
+            size + length > MAX_BLOCK_SIZE_BYTES or len(part) >= MAX_BLOCK_LEAVES
+        ):
+            yield part
+            part, size = [], 0
+        part.append(record)
+        size += length
+    if part:
+        yield part
+
+
+service = make_service("sequencer", "SEQUENCER")
+app = service.app
+sequencer = Sequencer(service)
+
+
+@app.agent(service.topic(*topics.SEQUENCED_TOPICS), name="sequencer", concurrency=1)
+async def sequence_inputs(stream: Any) -> None:
+    """Append what arrives; nothing is decided here."""
+    async for batch in stream.take_events(MAX_BLOCK_LEAVES, within=BATCH_WINDOW_S):
+        with fail_stop():
+            await sequencer.process(batch)
+
+
+@app.on_partitions_revoked.connect
+async def on_partitions_revoked(_app: Any, _revoked: Any, **_: Any) -> None:
+    """Read the ledger again before writing again."""
+    sequencer.forget()
+
+
+if __name__ == "__main__":
+    serve(service)
