@@ -8,9 +8,15 @@ behind this module sees single-object encodings (see `schemas.codec`).
 from __future__ import annotations
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
-from confluent_kafka.schema_registry import Schema, SchemaRegistryClient
+from confluent_kafka.schema_registry import (
+    ConfigCompatibilityLevel,
+    Schema,
+    SchemaRegistryClient,
+    ServerConfig,
+)
 from confluent_kafka.schema_registry.error import SchemaRegistryError
 
 from schemas import codec, topics
@@ -18,12 +24,16 @@ from schemas.events import Event
 from schemas.reasons import Reason
 
 log = logging.getLogger(__name__)
+# One line per request is noise in every service's log.
+logging.getLogger("httpx2").setLevel(logging.WARNING)
+logging.getLogger("httpx").setLevel(logging.WARNING)
 
 MAGIC: Final = b"\x00"
 PREFIX_SIZE: Final = 5
-COMPATIBILITY: Final = "FULL_TRANSITIVE"
+COMPATIBILITY: Final = ConfigCompatibilityLevel.FULL_TRANSITIVE
 MAX_UNKNOWN_IDS: Final = 4_096
 NOT_FOUND: Final = 404
+NUM_CALLERS: Final = 8
 
 
 class FramingError(ValueError):
@@ -52,33 +62,30 @@ class SchemaRegistry:
             SchemaRegistryError: the registry is away, or a schema is not compatible
                 with the versions that were registered before.
         """
-        ids: dict[str, int] = {}
-        for event, topic in topics.TOPIC_OF.items():
+
+        def register(event: type[Event], topic: str) -> tuple[str, int]:
             subject = topics.subject(topic, event)
             text = codec.schema_text(event.__name__)
-            ids[subject] = self._client.register_schema(subject, Schema(text, "AVRO"))
-            self._client.set_config(subject, _full_transitive())
-            self._learn(event, ids[subject])
-        return ids
-
-    def load(self) -> None:
-        """Look up the ids of all our schemas, which must have been registered.
-
-        Raises:
-            SchemaRegistryError: the registry is away, or a schema is not there:
-                ``moot schemas register`` comes first.
-        """
-        for event, topic in topics.TOPIC_OF.items():
-            text = codec.schema_text(event.__name__)
-            found = self._client.lookup_schema(
-                topics.subject(topic, event), Schema(text, "AVRO")
+            schema_id = self._client.register_schema(subject, Schema(text, "AVRO"))
+            self._client.set_config(
+                subject, ServerConfig(compatibility=COMPATIBILITY)
             )
-            self._learn(event, found.schema_id)
+            self._learn(event, schema_id)
+            return subject, schema_id
+
+        with ThreadPoolExecutor(NUM_CALLERS) as pool:
+            return dict(pool.map(lambda item: register(*item), topics.TOPIC_OF.items()))
 
     def frame(self, event: Event) -> tuple[bytes, bytes]:
-        """Return an event as (single-object bytes, what goes on the wire)."""
+        """Return an event as (single-object bytes, what goes on the wire).
+
+        Raises:
+            SchemaRegistryError: the registry is away, or the schema is not there:
+                ``moot schemas register`` comes first.
+        """
         data = codec.encode(event)
-        return data, self._prefixes[type(event)] + data[codec.HEADER_SIZE :]
+        prefix = self._prefixes.get(type(event)) or self._find(type(event))
+        return data, prefix + data[codec.HEADER_SIZE :]
 
     def unframe(self, value: bytes | None) -> bytes:
         """Return the single-object bytes of what was on the wire.
@@ -103,6 +110,12 @@ class SchemaRegistry:
             raise FramingError(Reason.NOT_FRAMED, detail)
         header = self._headers.get(prefix) or self._look_up(prefix)
         return header + value[PREFIX_SIZE:]
+
+    def _find(self, event: type[Event]) -> bytes:
+        subject = topics.subject(topics.TOPIC_OF[event], event)
+        schema = Schema(codec.schema_text(event.__name__), "AVRO")
+        self._learn(event, self._client.lookup_schema(subject, schema).schema_id)
+        return self._prefixes[event]
 
     def _learn(self, event: type[Event], schema_id: int | None) -> None:
         assert schema_id is not None
@@ -141,8 +154,3 @@ class SchemaRegistry:
             del self._unknown[next(iter(self._unknown))]
         self._unknown[prefix] = None
 
-
-def _full_transitive() -> object:
-    from confluent_kafka.schema_registry import ServerConfig  # noqa: PLC0415
-
-    return ServerConfig(compatibility=COMPATIBILITY)

@@ -158,8 +158,8 @@ def _verify(directory: Path, expected: Mapping[str, str]) -> None:
         raise StackError(
             "Refusing to run what was downloaded; it differs from "
             "ops/local/checksums.txt:\n  " + "\n  ".join(wrong),
-            "If you changed versions, regenerate the list (python -m cli.fetch) and review "
-            "its diff. Otherwise suspect the cache in ~/.m2 or a tampered mirror.",
+            "If you changed versions, regenerate the list (python -m cli.fetch) and "
+            "review its diff. Otherwise suspect ~/.m2 or a tampered mirror.",
         )
 
 
@@ -206,8 +206,8 @@ def _build_minio(stage: Path, module: str, module_sum: str, progress: Progress) 
         raise StackError(
             f"Refusing to build {module}: its hash is {found['Sum']}, "
             f"ops/local/checksums.txt says {module_sum}.",
-            "If you changed the version, review and list the new hash. Otherwise suspect a "
-            "tampered Go module proxy; go clean -modcache forgets what it delivered.",
+            "If you changed the version, review and list the new hash. Otherwise "
+            "suspect the module proxy; go clean -modcache forgets what it delivered.",
         )
     # Built inside the module, not with `go install module@version`: only so does its
     # go.sum, which the hash above covers, decide what its dependencies may be.

@@ -31,10 +31,8 @@ MAX_ONNX_SIZE_BYTES: Final = 2**31
 
 
 def make_registry(settings: Settings) -> SchemaRegistry:
-    """Return the schema registry with our ids looked up."""
-    registry = SchemaRegistry(settings.schema_registry_url)
-    registry.load()
-    return registry
+    """Return the schema registry of these settings."""
+    return SchemaRegistry(settings.schema_registry_url)
 
 
 def make_operator(settings: Settings) -> Operator:

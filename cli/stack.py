@@ -657,7 +657,6 @@ def _minio(
         "MINIO_ROOT_PASSWORD": secret_key,
         "MINIO_BROWSER": "off",  # one listener less
         "MINIO_UPDATE": "off",  # it is pinned
-        "MINIO_CI_CD": "on",  # else it refuses a directory on the root file system
     }
 
 

@@ -45,7 +45,6 @@ class Exporter:
         self._key = key
         self._allowed_prefixes = allowed_prefixes
         self._registry = SchemaRegistry(settings.schema_registry_url)
-        self._registry.load()
         self._publisher = Publisher(settings, self._registry)
         self._store = BlobStore(settings)
         self._max_model_size = 0

@@ -91,7 +91,6 @@ class Agent:
         self._options = options
         self._key = load_or_create_key(options.directory / "agent.key")
         self._registry = SchemaRegistry(settings.schema_registry_url)
-        self._registry.load()
         self._publisher = Publisher(settings, self._registry)
         self._store = BlobStore(settings)
         self._decider_key = b""

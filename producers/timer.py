@@ -41,7 +41,6 @@ class Timer:
         self._federation_id = federation_id
         self._key = key
         self._registry = SchemaRegistry(settings.schema_registry_url)
-        self._registry.load()
         self._publisher = Publisher(settings, self._registry)
         self._open: tuple[RoundStarted, str] | None = None
         self._due_ms = 0

@@ -13,7 +13,7 @@ Rules, in order; the first that fails gives the reason:
 - a federation exists once, founded by a configuration that its own operator signed;
 - the author is who may say this: an agent speaks for itself, a principal for its role;
 - the signature verifies;
-- an input is said once; facts of a decider come in the order of their causes.
+- an input is said once; facts of a decider come after their causes, in their order.
 """
 
 from __future__ import annotations
@@ -118,6 +118,7 @@ class AdmissionState:
         principals: Public key by role.
         agents: Agents by id.
         offsets: Last offset read, by ``topic/partition``.
+        num_leaves: Number of leaves so far.
         last_facts: Place of the last fact, by topic: cause's leaf index, output index.
         recent_ids: Ids of inputs in each of the last blocks, oldest first.
     """
@@ -126,6 +127,7 @@ class AdmissionState:
     principals: Mapping[str, bytes] = field(default_factory=dict)
     agents: Mapping[str, Agent] = field(default_factory=dict)
     offsets: Mapping[str, int] = field(default_factory=dict)
+    num_leaves: int = 0
     last_facts: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     recent_ids: tuple[frozenset[bytes], ...] = ()
 
@@ -177,6 +179,7 @@ class _Scratch:
         self._principals = state.principals
         self._agents = state.agents
         self._offsets = dict(state.offsets)
+        self._num_leaves = state.num_leaves
         self._last_facts = dict(state.last_facts)
         self._recent_ids = state.recent_ids
         self._new_ids: set[bytes] = set()
@@ -187,6 +190,7 @@ class _Scratch:
             principals=self._principals,
             agents=self._agents,
             offsets=self._offsets,
+            num_leaves=self._num_leaves,
             last_facts=self._last_facts,
             recent_ids=(*self._recent_ids, frozenset(self._new_ids))[
                 -REMEMBERED_BLOCKS:
@@ -203,6 +207,8 @@ class _Scratch:
         elif self._federation_id:
             # Also for what is dropped: it will be dropped again if read again.
             self._offsets[place] = received.offset
+            if isinstance(verdict, Refused) and verdict.event.federation_id:
+                self._num_leaves += 1
         return verdict
 
     def _judge_new(self, received: Received) -> Verdict:
@@ -237,6 +243,9 @@ class _Scratch:
         self, event_bytes: bytes, event: e.LedgerEvent, signature: bytes | None
     ) -> tuple[Reason, str] | None:
         """Return why an event must not become a leaf now; None if it may."""
+        if len(event_bytes) > codec.MAX_EVENT_SIZE_BYTES:
+            detail = f"{len(event_bytes)} bytes; at most {codec.MAX_EVENT_SIZE_BYTES}"
+            return Reason.TOO_LARGE, detail
         problem = find_problem(event)
         if problem is not None:
             reason = (
@@ -255,6 +264,9 @@ class _Scratch:
         except InvalidSignatureError as error:
             return Reason.BAD_SIGNATURE, str(error)
         if isinstance(event, e.Fact):
+            if event.cause_leaf_index >= self._num_leaves:
+                # It would make every fact that follows look old.
+                return Reason.INVALID_FIELD, "its cause is not on the ledger yet"
             if self._is_old_fact(event):
                 return Reason.DUPLICATE_EVENT, "a fact out of the order of its causes"
         elif self._is_known(compute_input_id(key, event_bytes)):
@@ -273,6 +285,15 @@ class _Scratch:
         source = (event.source_topic, event.source_partition, event.source_offset)
         if source != (leaf.source_topic, leaf.source_partition, leaf.source_offset):
             return Reason.INVALID_FIELD, "the refusal names another source"
+        if event.federation_id != self._federation_id:
+            return Reason.UNKNOWN_FEDERATION, "the refusal is another federation's"
+        if len(event.value) != min(event.value_size_bytes, MAX_REJECTED_VALUE_BYTES):
+            return Reason.INVALID_FIELD, "the refusal does not quote what it must"
+        if (
+            len(event.value) == event.value_size_bytes
+            and hashlib.sha256(event.value).digest() != event.value_sha256
+        ):
+            return Reason.INVALID_FIELD, "the digest is not that of the value quoted"
         return None
 
     def is_redelivered(self, leaf: e.Leaf) -> bool:
@@ -280,6 +301,7 @@ class _Scratch:
         return leaf.source_offset <= self._offsets.get(place, -1)
 
     def absorb(self, leaf: e.Leaf, event: e.LedgerEvent) -> None:
+        self._num_leaves += 1
         self._offsets[f"{leaf.source_topic}/{leaf.source_partition}"] = (
             leaf.source_offset
         )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final, cast
+from typing import Any, Final, cast
 
 from ledger.blocks import BlockHeader, Chain, ChainError, plan_block, verify_block
 from ledger.signing import InvalidSignatureError, SigningKey
@@ -57,10 +57,12 @@ class LogState:
     """How far a log has been read.
 
     Attributes:
+        federation_id: Whose log it is; empty before the genesis.
         chain: The hash chain and the Merkle tree so far.
         sequencer_key: Who signs blocks; empty before the genesis, which names it.
     """
 
+    federation_id: str = ""
     chain: Chain = field(default_factory=Chain)
     sequencer_key: bytes = b""
 
@@ -80,7 +82,7 @@ def open_block(
     """Verify that a block is the next one, and return its leaves.
 
     Checks the sequencer's signature over every byte of the block, the hash chain, the
-    Merkle root, and that every leaf decodes.
+    Merkle root, and that every leaf decodes and is of this federation.
 
     Args:
         state: How far the log has been read.
@@ -124,6 +126,14 @@ def open_block(
             expected=show(error.expected),
             found=show(error.found),
         ) from error
+    if state.federation_id and block.federation_id != state.federation_id:
+        msg = "the block belongs to another federation"
+        raise LogError(
+            msg,
+            height=height,
+            expected=state.federation_id,
+            found=block.federation_id,
+        )
     if len(block.traceparents) != len(block.leaves):
         msg = "a block has one trace context for each leaf"
         raise LogError(msg, height=height)
@@ -145,7 +155,11 @@ def open_block(
         if item.sequenced.event.federation_id != block.federation_id:
             msg = "a leaf belongs to another federation"
             raise LogError(msg, height=height, leaf_index=item.sequenced.leaf_index)
-    after = LogState(chain=plan.seal(block_bytes), sequencer_key=sequencer_key)
+    after = LogState(
+        federation_id=block.federation_id,
+        chain=plan.seal(block_bytes),
+        sequencer_key=sequencer_key,
+    )
     return after, block, opened
 
 
@@ -159,7 +173,9 @@ def _open_leaf(
 ) -> tuple[e.Leaf, e.LedgerEvent]:
     try:
         leaf = codec.decode_as(e.Leaf, data)
-        return leaf, cast("e.LedgerEvent", codec.decode(leaf.event))
+        # LedgerEvent is a union, so not a type: mypy cannot follow.
+        event: Any = codec.decode_as(cast("Any", e.LedgerEvent), leaf.event)
+        return leaf, event
     except codec.CodecError as error:
         msg = f"leaf {leaf_index} cannot be decoded: {error}"
         raise LogError(msg, height=height, leaf_index=leaf_index) from error
@@ -237,7 +253,11 @@ def sequence(
     )
     data = codec.encode(block)
     after = SequencerState(
-        log=LogState(chain=plan.seal(data), sequencer_key=key.public_key),
+        log=LogState(
+            federation_id=block.federation_id,
+            chain=plan.seal(data),
+            sequencer_key=key.public_key,
+        ),
         admission=admission.evolve(state.admission, leaves),
     )
     return after, NewBlock(block, data, sign_event(key, data)), refused

@@ -7,7 +7,7 @@ Rules:
 
 - A round starts when it is the next one, none is open, and enough agents are active.
 - An update counts if its agent is in the cohort, it names this round and its base
-  model, it was sequenced before the deadline, it is the agent's first answer, and the
+  model, it was sequenced by the deadline, it is the agent's first answer, and the
   aggregator found its blob good.
 - A round is sealed when every member of the cohort answered, or when the deadline has
   passed and every update that came in time was checked. With fewer than ``min_cohort``
@@ -350,7 +350,7 @@ def _is_past(current: OpenRound, leaf: Sequenced, event: e.DeadlineReached) -> b
     # The timer may be early or lie; the block's stamp is what everybody can check.
     return (
         event.round == current.started.round
-        and leaf.sequenced_at_ms >= current.started.deadline_ms
+        and leaf.sequenced_at_ms > current.started.deadline_ms
     )
 
 

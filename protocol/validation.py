@@ -11,19 +11,44 @@ import re
 from typing import Final
 
 from schemas import events as e
+from schemas.reasons import Reason
 
 NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
-IMPORT_PATH: Final = re.compile(r"[A-Za-z_][\w.]{0,198}:[A-Za-z_]\w{0,98}")
+IMPORT_PATH: Final = re.compile(
+    # ASCII: what else is a letter depends on the Unicode version of whoever asks.
+    r"[A-Za-z_][\w.]{0,198}:[A-Za-z_]\w{0,98}",
+    re.ASCII,
+)
 BLOB_URI: Final = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,62}/sha256/[0-9a-f]{64}")
 MAX_TEXT_LENGTH: Final = 500
-MAX_CONFIG_LENGTH: Final = 8_192
+MAX_CONFIG_SIZE_BYTES: Final = 8_192
+"""A round's start carries both configurations and a cohort; it must fit a leaf."""
+MAX_CONFIG_DEPTH: Final = 32
+"""Every JSON parser can nest this deep; where one gives up must not matter."""
 MAX_CHECKS: Final = 100
+MAX_ROUND_DURATION_MS: Final = 366 * 24 * 60 * 60 * 1_000  # = 31,622,400,000
+MILLION: Final = 1_000_000
+BLOB_REASONS: Final = frozenset(
+    {
+        Reason.MISSING_BLOB,
+        Reason.OVERSIZED_BLOB,
+        Reason.CORRUPT_BLOB,
+        Reason.MALFORMED_BLOB,
+        Reason.WRONG_SHAPE,
+        Reason.WRONG_DTYPE,
+        Reason.NOT_FINITE,
+        Reason.OUT_OF_RANGE,
+    }
+)
+"""What an aggregator may say about a blob."""
 MAX_FRACTIONAL_BITS: Final = 30
 MAX_AGENTS_IN_COHORT: Final = 256
 """256 contributions of at most 2**22 examples keep the ring sum exact: the weights
 stay below 2**31 and every |x| below 2**31, so |sum| < 2**62."""
 MAX_NUM_EXAMPLES: Final = 2**22
 MAX_NUM_PARAMETERS: Final = 2**31
+_STRING: Final = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_BRACKET: Final = re.compile(r"[\[\]{}]")
 ROLES: Final = ("OPERATOR", "SEQUENCER", "DECIDER", "AGGREGATOR", "EXPORTER", "TIMER")
 
 
@@ -43,12 +68,20 @@ def find_problem(event: e.LedgerEvent) -> str | None:
             return f"a text is longer than {MAX_TEXT_LENGTH} characters"
         case e.UpdateSubmitted(num_examples=num_examples) if num_examples < 1:
             return "num_examples must be at least 1"
+        case e.ModelExported(num_examples=num_examples, accuracy_micros=accuracy) if (
+            num_examples < 0 or not 0 <= accuracy <= MILLION
+        ):
+            return "num_examples must be at least 0, accuracy_micros 0 to 1,000,000"
         case e.UpdateSubmitted(update=blob) | e.ModelExported(onnx=blob):
             return _blob_problem(blob)
         case e.AggregateSubmitted(sum=total, model=model):
             return _blob_problem(total) or _blob_problem(model)
         case e.UpdatesChecked(results=results):
             return _checks_problem(results)
+        case _ if isinstance(event, e.Fact) and (
+            event.cause_leaf_index < 0 or event.output_index < 0
+        ):
+            return "cause_leaf_index and output_index must be at least 0"
         case _:
             return None
 
@@ -75,7 +108,10 @@ def find_configuration_problem(config: e.FederationConfigured) -> str | None:
             config.min_cohort <= config.cohort_size <= MAX_AGENTS_IN_COHORT,
             f"cohort_size must be min_cohort to {MAX_AGENTS_IN_COHORT}",
         ),
-        (config.round_duration_ms >= 1, "round_duration_ms must be at least 1"),
+        (
+            1 <= config.round_duration_ms <= MAX_ROUND_DURATION_MS,
+            f"round_duration_ms must be 1 to {MAX_ROUND_DURATION_MS}",
+        ),
         (task.local_epochs >= 1, "local_epochs must be at least 1"),
         (
             IMPORT_PATH.fullmatch(task.module) is not None
@@ -85,7 +121,7 @@ def find_configuration_problem(config: e.FederationConfigured) -> str | None:
         (
             _is_json_object(task.module_config) and _is_json_object(task.data_config),
             "module_config and data_config must be JSON objects of at most "
-            f"{MAX_CONFIG_LENGTH} characters",
+            f"{MAX_CONFIG_SIZE_BYTES} bytes, nested at most {MAX_CONFIG_DEPTH} deep",
         ),
     )
     for holds, message in rules:
@@ -116,6 +152,8 @@ def _checks_problem(results: tuple[e.UpdateCheck, ...]) -> str | None:
         return "results must be in ascending order of leaf_index"
     if any(len(result.detail) > MAX_TEXT_LENGTH for result in results):
         return f"a detail is longer than {MAX_TEXT_LENGTH} characters"
+    if any(result.reason not in {"", *BLOB_REASONS} for result in results):
+        return "a reason must be empty or say what is wrong with a blob"
     return None
 
 
@@ -128,9 +166,23 @@ def _blob_problem(blob: e.BlobRef) -> str | None:
 
 
 def _is_json_object(text: str) -> bool:
-    if len(text) > MAX_CONFIG_LENGTH:
+    if len(text.encode(errors="replace")) > MAX_CONFIG_SIZE_BYTES:
         return False
+    depth = 0
+    for bracket in _BRACKET.findall(_STRING.sub("", text)):
+        depth += 1 if bracket in "[{" else -1
+        if depth > MAX_CONFIG_DEPTH:
+            return False
     try:
-        return isinstance(json.loads(text), dict)
-    except (ValueError, RecursionError):
+        # Numbers stay text: how many digits Python converts is a setting of its own.
+        parsed = json.loads(
+            text, parse_constant=_refuse_constant, parse_int=str, parse_float=str
+        )
+        return isinstance(parsed, dict)
+    except ValueError:
         return False
+
+
+def _refuse_constant(name: str) -> None:
+    msg = f"{name} is not JSON"  # RFC 8259 section 6; Python alone reads NaN
+    raise ValueError(msg)

@@ -27,8 +27,8 @@ from importlib.resources.abc import Traversable
 from typing import Any, Final, TypeVar, get_args, get_origin, get_type_hints
 
 import fastavro
-from fastavro.validation import validate
 from fastavro.schema import fingerprint, to_parsing_canonical_form
+from fastavro.validation import ValidationError, validate
 
 from schemas import events as e
 from schemas.topics import TOPIC_OF
@@ -207,7 +207,13 @@ def encode(event: e.Event | e.Leaf) -> bytes:
         # The writer alone lets floats pass as integers, and any size of int.
         validate(plain, codec.schema)
         fastavro.schemaless_writer(out, codec.schema, plain)
-    except (ValueError, TypeError, OverflowError, AttributeError) as error:
+    except (
+        ValidationError,
+        ValueError,
+        TypeError,
+        OverflowError,
+        AttributeError,
+    ) as error:
         msg = f"{codec.name} does not fit its schema: {error}"
         raise CodecError(msg) from error
     return out.getvalue()
@@ -256,6 +262,8 @@ def decode_as(kind: type[T], data: bytes) -> T:
     """
     event = decode(data)
     if not isinstance(event, kind):
-        msg = f"expected {kind.__name__}, found {type(event).__name__}"
+        # A union of events has no name.
+        expected = getattr(kind, "__name__", kind)
+        msg = f"expected {expected}, found {type(event).__name__}"
         raise CodecError(msg)
     return event

@@ -105,7 +105,8 @@ def make_service(name: str, role: str) -> Service:
     settings = load_settings()
     telemetry.configure(f"moot-{name}", settings.otlp_endpoint)
     registry = SchemaRegistry(settings.schema_registry_url)
-    registry.load()
+    directory = settings.state_directory / "faust" / name
+    directory.mkdir(parents=True, exist_ok=True)
     app = faust.App(
         f"moot-{name}",
         broker=";".join(
@@ -113,7 +114,7 @@ def make_service(name: str, role: str) -> Service:
         ),
         processing_guarantee="exactly_once",
         store="rocksdb://?driver=rocksdict",
-        datadir=str(settings.state_directory / "faust" / name),
+        datadir=str(directory),
         # Topics are made by `moot topics create`; with a leader topic or declarations
         # of its own Faust does not start against Kafka 4.
         topic_disable_leader=True,

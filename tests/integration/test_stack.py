@@ -121,7 +121,11 @@ def test_everything_listens_on_loopback_only(stack: LocalStack) -> None:
         for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]
         if (row := line.split())[3] == "0A" and row[9] in sockets
     }
-    loopback = {"0100007F", "0000000000000000FFFF00000100007F"}
+    loopback = {
+        "0100007F",  # 127.0.0.1
+        "0000000000000000FFFF00000100007F",  # the same, as an IPv6 socket
+        "00000000000000000000000001000000",  # ::1
+    }
     assert listening
     assert listening <= loopback
 
@@ -359,7 +363,7 @@ def _session_members(stack: LocalStack) -> list[int]:
 
 
 def _session_pids(leaders: list[int]) -> list[int]:
-    """The guards and the services behind them."""
+    """List the guards and the services behind them."""
     rows = subprocess.run(
         ["ps", "-A", "-o", "pid=,pgid="], capture_output=True, text=True, check=True
     ).stdout.split()

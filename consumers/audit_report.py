@@ -1,0 +1,171 @@
+"""What an audit says: findings, what was checked, and what had to be believed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from schemas import topics
+
+
+class FindingCode(StrEnum):
+    """What is wrong, as a code; ``docs/reference/audit.md`` says what to do."""
+
+    # the log; after these nothing later can be believed
+    NOT_FRAMED = "NOT_FRAMED"
+    BROKEN_LOG = "BROKEN_LOG"
+    WRONG_OPERATOR = "WRONG_OPERATOR"
+    DECIDER_FAILED = "DECIDER_FAILED"
+    # a record
+    WRONG_KEY = "WRONG_KEY"
+    WRONG_HEADERS = "WRONG_HEADERS"
+    # a leaf
+    NOT_ADMISSIBLE = "NOT_ADMISSIBLE"
+    FALSE_REFUSAL = "FALSE_REFUSAL"
+    # a fact
+    FACT_DIFFERS = "FACT_DIFFERS"
+    FACT_MISSING = "FACT_MISSING"
+    FACT_INVENTED = "FACT_INVENTED"
+    # a blob
+    MISSING_BLOB = "MISSING_BLOB"
+    CORRUPT_BLOB = "CORRUPT_BLOB"
+    OVERSIZED_BLOB = "OVERSIZED_BLOB"
+    INVALID_MODEL = "INVALID_MODEL"
+    INVALID_UPDATE = "INVALID_UPDATE"
+    WRONG_SUM = "WRONG_SUM"
+    WRONG_MODEL = "WRONG_MODEL"
+    NOT_COMPUTABLE = "NOT_COMPUTABLE"
+    CLAIM_CONTRADICTED = "CLAIM_CONTRADICTED"
+    # a checkpoint
+    CHECKPOINT_INVALID = "CHECKPOINT_INVALID"
+    CHECKPOINT_DIFFERS = "CHECKPOINT_DIFFERS"
+    CHECKPOINT_MISSING = "CHECKPOINT_MISSING"
+    CHECKPOINT_MISPLACED = "CHECKPOINT_MISPLACED"
+    CHECKPOINT_BEYOND_END = "CHECKPOINT_BEYOND_END"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where something is.
+
+    Attributes:
+        topic: The topic.
+        offset: Offset of the record; None if it is about the end of the topic.
+        height: The block's height; None if not even that is known.
+        leaf_index: The leaf; None if it is the record as a whole.
+    """
+
+    topic: str = topics.LEDGER
+    offset: int | None = None
+    height: int | None = None
+    leaf_index: int | None = None
+
+    def __str__(self) -> str:
+        """Return it for people."""
+        parts = [self.topic]
+        if self.offset is not None:
+            parts.append(f"offset {self.offset}")
+        if self.height is not None:
+            parts.append(f"block {self.height}")
+        if self.leaf_index is not None:
+            parts.append(f"leaf {self.leaf_index}")
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing that is not as it must be.
+
+    Attributes:
+        code: What kind of thing.
+        place: Where.
+        message: What it means, for people.
+        expected: What should be there.
+        found: What is.
+        blob_sha256: The blob it is about, in hex; empty if none.
+    """
+
+    code: FindingCode
+    place: Place
+    message: str
+    expected: str = ""
+    found: str = ""
+    blob_sha256: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PendingFact:
+    """A fact that follows from the log and is not on it yet."""
+
+    event: str
+    cause_leaf_index: int
+
+
+@dataclass(slots=True, kw_only=True)
+class Report:
+    """What an audit found and what it looked at.
+
+    Attributes:
+        federation_id: The federation.
+        operator_key: Who founded it, hex; empty if there is no genesis.
+        is_operator_key_pinned: Whether the reader named that key beforehand.
+        sequencer_key: Who signs its blocks, hex.
+        num_blocks: Blocks verified.
+        num_leaves: Leaves verified.
+        num_signatures: Ed25519 signatures verified.
+        num_checkpoints: Checkpoints verified.
+        num_unsigned_blocks: Blocks at the end that were too new for a checkpoint.
+        log_bytes: Size of the records read.
+        tree_root: Root of the log, hex: compare it with what others saw.
+        events: Leaves by event.
+        facts: Facts that are exactly what the deciders conclude, by event.
+        refusals: Records that the sequencer refused, by reason.
+        rejections: What the rounds decider rejected, by reason.
+        num_rounds_recomputed: Rounds whose sum and model were computed again.
+        num_blobs: Blobs fetched and verified.
+        blob_bytes: Their size.
+        num_claims_checked: Rejections whose blob was looked at again.
+        num_claims_unchecked: Rejections whose blob is not there to look at.
+        num_refusals_unchecked: Refusals that are the sequencer's word.
+        pending: Facts not sequenced yet; no fault.
+        findings: What is wrong, in the order of the log.
+        stopped: Why the audit ended before the end; empty if it did not.
+        notes: What the verdict rests on.
+    """
+
+    federation_id: str
+    operator_key: str = ""
+    is_operator_key_pinned: bool = False
+    sequencer_key: str = ""
+    num_blocks: int = 0
+    num_leaves: int = 0
+    num_signatures: int = 0
+    num_checkpoints: int = 0
+    num_unsigned_blocks: int = 0
+    log_bytes: int = 0
+    tree_root: str = ""
+    events: Counter[str] = field(default_factory=Counter)
+    facts: Counter[str] = field(default_factory=Counter)
+    refusals: Counter[str] = field(default_factory=Counter)
+    rejections: Counter[str] = field(default_factory=Counter)
+    num_rounds_recomputed: int = 0
+    num_blobs: int = 0
+    blob_bytes: int = 0
+    num_claims_checked: int = 0
+    num_claims_unchecked: int = 0
+    num_refusals_unchecked: int = 0
+    pending: list[PendingFact] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+    stopped: str = ""
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether there is a log and nothing is wrong with it."""
+        return self.num_blocks > 0 and not self.findings
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON's types."""
+        return {"is_sound": self.is_sound, **asdict(self)}

@@ -1,0 +1,582 @@
+"""A federation's log, built in memory by the real sequencer and the real deciders.
+
+`LogBuilder` plays every part of a federation with keys derived from names, so the same
+calls give the same bytes. It keeps what Kafka and MinIO would hold: framed records of
+the ledger and its checkpoints, and blobs by digest.
+
+Tests of attacks use the same class: ``send_fact`` and ``result`` are what a lying
+decider or aggregator would change, and `LogBuilder.append` lets the sequencer collude.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+
+from adapters.blobs import BlobError
+from adapters.kafka import Record, make_headers
+from adapters.schema_registry import FramingError
+from ledger.blocks import plan_block
+from ledger.checkpoint import Checkpoint, sign_checkpoint
+from ledger.signing import SigningKey
+from protocol import rounds
+from protocol import registry as model_registry
+from protocol.admission import Received
+from protocol.decider import step
+from protocol.encoding import UpdateRefusedError, parse_update, update_to_blob
+from protocol.envelope import sign_event
+from protocol.log import LogState, NewBlock, SequencerState, open_block, sequence
+from protocol.plain import RoundResult, compute_max_update_size, compute_result
+from protocol.tensors import tensors_to_blob
+from protocol.validation import ROLES
+from schemas import codec, topics
+from schemas import events as e
+from schemas.reasons import Reason
+
+PREFIX_SIZE: Final = 5
+FRACTIONAL_BITS: Final = 20
+START_MS: Final = 1_760_000_000_000
+ROUND_DURATION_MS: Final = 60_000
+TASK: Final = e.Task(
+    module="examples.tiny:Module",
+    module_config="{}",
+    data_module="examples.tiny:DataModule",
+    data_config="{}",
+    local_epochs=1,
+)
+_SCHEMA_IDS: Final = {event: i for i, event in enumerate(topics.TOPIC_OF, start=1)}
+_HEADERS: Final = {
+    b"\x00" + schema_id.to_bytes(4, "big"): codec.MARKER
+    + codec.compute_fingerprint(codec.schema_text(event.__name__))
+    for event, schema_id in _SCHEMA_IDS.items()
+}
+
+
+def make_key(name: str) -> SigningKey:
+    """Return the key that a name always has."""
+    return SigningKey(hashlib.sha256(b"key of " + name.encode()).digest())
+
+
+def make_traceparent(number: int) -> str:
+    """Return a well-formed trace context."""
+    digest = hashlib.sha256(number.to_bytes(8, "big")).hexdigest()
+    return f"00-{digest[:32]}-{digest[32:48]}-01"
+
+
+def frame(event: e.Event) -> bytes:
+    """Return an event as it goes on the wire."""
+    prefix = b"\x00" + _SCHEMA_IDS[type(event)].to_bytes(4, "big")
+    return prefix + codec.encode(event)[codec.HEADER_SIZE :]
+
+
+def unframe(value: bytes) -> bytes:
+    """Do as `adapters.schema_registry.SchemaRegistry.unframe_trusted`."""
+    header = _HEADERS.get(value[:PREFIX_SIZE])
+    if header is None:
+        raise FramingError(Reason.UNKNOWN_SCHEMA, f"prefix {value[:PREFIX_SIZE]!r}")
+    return header + value[PREFIX_SIZE:]
+
+
+class BlobDict(dict[bytes, bytes]):
+    """Blobs by the digest they were stored under."""
+
+    def store(self, data: bytes) -> e.BlobRef:
+        """Do as `adapters.blobs.BlobStore.store`."""
+        digest = hashlib.sha256(data)
+        self[digest.digest()] = data
+        return e.BlobRef(
+            uri=f"s3://moot/sha256/{digest.hexdigest()}",
+            sha256=digest.digest(),
+            size_bytes=len(data),
+        )
+
+    def fetch(self, ref: e.BlobRef, *, max_size_bytes: int) -> bytes:
+        """Do as `adapters.blobs.BlobStore.fetch`."""
+        if ref.size_bytes > max_size_bytes:
+            raise BlobError(Reason.OVERSIZED_BLOB, "more than allowed")
+        data = self.get(ref.sha256)
+        if data is None:
+            raise BlobError(Reason.MISSING_BLOB, f"no blob {ref.sha256.hex()}")
+        if len(data) > ref.size_bytes:
+            raise BlobError(Reason.OVERSIZED_BLOB, "more than promised")
+        if hashlib.sha256(data).digest() != ref.sha256:
+            raise BlobError(Reason.CORRUPT_BLOB, "another digest")
+        return data
+
+
+def _as_said(fact: e.Fact) -> Sequence[e.Fact]:
+    return [fact]
+
+
+def _as_computed(result: RoundResult) -> RoundResult:
+    return result
+
+
+@dataclass(kw_only=True)
+class LogBuilder:
+    """One federation, all its principals and agents, and what they left behind.
+
+    Args:
+        federation_id: Its name.
+        num_parameters: Size of its models.
+        cohort_size: Agents drawn for a round.
+        min_cohort: Fewest contributions of a round.
+        send_fact: What the decider sends for a fact that it concluded.
+        result: What the aggregator stores for a round that it computed.
+    """
+
+    federation_id: str = "clinics"
+    num_parameters: int = 6
+    cohort_size: int = 4
+    min_cohort: int = 2
+    send_fact: Callable[[e.Fact], Sequence[e.Fact]] = _as_said
+    result: Callable[[RoundResult], RoundResult] = _as_computed
+    records: list[Record] = field(default_factory=list)
+    checkpoints: list[Record] = field(default_factory=list)
+    refused: list[e.EventRejected] = field(default_factory=list)
+    blobs: BlobDict = field(default_factory=BlobDict)
+    now_ms: int = START_MS
+
+    def __post_init__(self) -> None:
+        """Start with an empty log."""
+        self.state = SequencerState()
+        self.leaves: list[e.LedgerEvent] = []
+        self._reader = LogState()
+        self._rounds = rounds.DECIDER.initial
+        self._registry = model_registry.DECIDER.initial
+        self._waiting: list[Received] = []
+        self._offsets: Counter[str] = Counter()
+        self._updates: dict[int, e.UpdateSubmitted] = {}
+        self._sealed: e.RoundSealed | None = None
+
+    # What is said
+
+    def key(self, role: str) -> SigningKey:
+        """Return the key of a principal, or of an agent by its name."""
+        return make_key(role)
+
+    def say(
+        self,
+        event: e.Event,
+        key: SigningKey,
+        *,
+        traceparent: str | None = None,
+        topic: str | None = None,
+    ) -> None:
+        """Put a signed event on its topic."""
+        topic = topic or topics.topic_of(event)
+        data = codec.encode(event)
+        offset = self._offsets[topic]
+        self._offsets[topic] += 1
+        number = sum(self._offsets.values())
+        self._waiting.append(
+            Received(
+                topic=topic,
+                partition=0,
+                offset=offset,
+                key=event.federation_id.encode(),
+                value=frame(event) if type(event) in _SCHEMA_IDS else data,
+                event=data,
+                signature=sign_event(key, data),
+                traceparent=make_traceparent(number)
+                if traceparent is None
+                else traceparent,
+            )
+        )
+
+    def found(self) -> None:
+        """Found the federation."""
+        model = tensors_to_blob(
+            {
+                "bias": np.zeros(1, np.float32),
+                "weight": np.arange(self.num_parameters - 1, dtype=np.float32) / 8,
+            }
+        )
+        config = e.FederationConfigured(
+            federation_id=self.federation_id,
+            principals=tuple(
+                e.Principal(role=role, public_key=make_key(role).public_key)
+                for role in ROLES
+            ),
+            aggregation="PLAIN",
+            strategy="FEDAVG",
+            task=TASK,
+            initial_model=self.blobs.store(model),
+            num_parameters=self.num_parameters,
+            fractional_bits=FRACTIONAL_BITS,
+            max_num_examples=1_000,
+            cohort_size=self.cohort_size,
+            min_cohort=self.min_cohort,
+            round_duration_ms=ROUND_DURATION_MS,
+        )
+        self.say(config, make_key("OPERATOR"))
+        self.settle()
+
+    def admit(self, *agents: str) -> None:
+        """Let agents ask to join, and admit them."""
+        for agent in agents:
+            self.say(
+                e.AgentEnrolmentRequested(
+                    federation_id=self.federation_id,
+                    agent_id=agent,
+                    public_key=make_key(agent).public_key,
+                    display_name=agent.title(),
+                ),
+                make_key(agent),
+            )
+        self.settle()
+        for agent in agents:
+            self.say(
+                e.AgentAdmitted(
+                    federation_id=self.federation_id,
+                    agent_id=agent,
+                    public_key=make_key(agent).public_key,
+                ),
+                make_key("OPERATOR"),
+            )
+        self.settle()
+
+    def revoke(self, agent: str) -> None:
+        """End an agent's membership."""
+        self.say(
+            e.AgentRevoked(
+                federation_id=self.federation_id, agent_id=agent, explanation="left"
+            ),
+            make_key("OPERATOR"),
+        )
+        self.settle()
+
+    def request_round(self, number: int | None = None) -> tuple[str, ...]:
+        """Ask for a round; returns its cohort, nobody if it did not start."""
+        before = self._rounds.last_round
+        number = before + 1 if number is None else number
+        self.say(
+            e.RoundRequested(
+                federation_id=self.federation_id,
+                round=number,
+                requested_at_ms=self.now_ms,
+            ),
+            make_key("OPERATOR"),
+        )
+        self.settle()
+        current = self._rounds.current
+        if current is None or self._rounds.last_round == before:
+            return ()
+        return current.started.cohort
+
+    def make_update(self, agent: str, *, blob: bytes | None = None) -> e.UpdateSubmitted:
+        """Return an agent's update for the current round; its blob is stored."""
+        current = self._rounds.current
+        assert current is not None, "no round is open"
+        number = current.started.round
+        seed = hashlib.sha256(f"{agent} {number}".encode()).digest()
+        generator = np.random.default_rng(int.from_bytes(seed[:8], "big"))
+        values = generator.integers(
+            -(2**FRACTIONAL_BITS), 2**FRACTIONAL_BITS, self.num_parameters
+        )
+        data = update_to_blob(values.astype(np.int32)) if blob is None else blob
+        return e.UpdateSubmitted(
+            federation_id=self.federation_id,
+            round=number,
+            agent_id=agent,
+            base_model_sha256=current.started.base_model.sha256,
+            update=self.blobs.store(data),
+            num_examples=1 + seed[9],
+            loss_micros=500_000,
+        )
+
+    def submit(self, agent: str, *, blob: bytes | None = None) -> None:
+        """Let an agent submit its update for the current round."""
+        self.say(self.make_update(agent, blob=blob), make_key(agent))
+
+    def decline(self, agent: str) -> None:
+        """Let an agent decline the current round."""
+        current = self._rounds.current
+        assert current is not None, "no round is open"
+        self.say(
+            e.UpdateDeclined(
+                federation_id=self.federation_id,
+                round=current.started.round,
+                agent_id=agent,
+                reason=Reason.TRAINING_FAILED,
+                detail="out of memory",
+            ),
+            make_key(agent),
+        )
+
+    def check(self) -> None:
+        """Let the aggregator check what waits for it."""
+        current = self._rounds.current
+        assert current is not None, "no round is open"
+        results = tuple(self._check_one(index) for index in sorted(current.pending))
+        claim = e.UpdatesChecked(
+            federation_id=self.federation_id,
+            round=current.started.round,
+            results=results,
+        )
+        self.say(claim, make_key("AGGREGATOR"))
+        self.settle()
+
+    def _check_one(self, leaf_index: int) -> e.UpdateCheck:
+        reason = ""
+        try:
+            blob = self.blobs.fetch(
+                self._updates[leaf_index].update,
+                max_size_bytes=compute_max_update_size(self.num_parameters),
+            )
+            parse_update(blob, num_parameters=self.num_parameters)
+        except (BlobError, UpdateRefusedError) as error:
+            reason = error.reason
+        return e.UpdateCheck(leaf_index=leaf_index, reason=reason, detail="")
+
+    def pass_deadline(self) -> None:
+        """Let the round's time run out."""
+        current = self._rounds.current
+        assert current is not None, "no round is open"
+        self.now_ms = current.started.deadline_ms + 1
+        self.say(
+            e.DeadlineReached(
+                federation_id=self.federation_id,
+                round=current.started.round,
+                observed_at_ms=self.now_ms,
+            ),
+            make_key("TIMER"),
+        )
+        self.settle()
+
+    def aggregate(self) -> None:
+        """Let the aggregator publish the sealed round's result."""
+        sealed = self._sealed
+        assert sealed is not None, "no round is sealed"
+        refs = {u.update.sha256: u.update for u in self._updates.values()}
+        result = self.result(
+            compute_result(
+                sealed,
+                self.blobs[sealed.base_model.sha256],
+                (self.blobs[refs[c.update_sha256].sha256] for c in sealed.contributions),
+            )
+        )
+        claim = e.AggregateSubmitted(
+            federation_id=self.federation_id,
+            round=sealed.round,
+            base_model_sha256=sealed.base_model.sha256,
+            num_contributions=len(sealed.contributions),
+            num_examples=sealed.num_examples,
+            sum=self.blobs.store(result.sum_blob),
+            model=self.blobs.store(result.model_blob),
+        )
+        self.say(claim, make_key("AGGREGATOR"))
+        self.settle()
+
+    def export(self) -> None:
+        """Let the exporter export the current model."""
+        model = self._rounds.model
+        assert model is not None, "not founded"
+        claim = e.ModelExported(
+            federation_id=self.federation_id,
+            round=self._rounds.last_round,
+            model_sha256=model.sha256,
+            onnx=self.blobs.store(b"onnx of " + model.sha256),
+            num_examples=100,
+            accuracy_micros=900_000,
+            loss_micros=100_000,
+        )
+        self.say(claim, make_key("EXPORTER"))
+        self.settle()
+
+    def run_round(self, *, num_declining: int = 0) -> None:
+        """Run a whole round; the last of the cohort decline."""
+        cohort = self.request_round()
+        assert cohort, "the round did not start"
+        for place, agent in enumerate(cohort):
+            if place < len(cohort) - num_declining:
+                self.submit(agent)
+            else:
+                self.decline(agent)
+        self.settle()
+        self.check()
+        self.aggregate()
+        self.export()
+
+    # What becomes of it
+
+    def settle(self) -> None:
+        """Sequence blocks until nothing waits any more."""
+        while self.sequence_block():
+            pass
+
+    def sequence_block(self) -> bool:
+        """Sequence what waits; returns whether there was anything."""
+        batch, self._waiting = self._waiting, []
+        if not batch:
+            return False
+        self.now_ms += 10
+        key = make_key("SEQUENCER")
+        self.state, block, refused = sequence(
+            self.state, batch, key=key, now_ms=self.now_ms
+        )
+        self.refused += refused
+        if block is not None:
+            self._publish(block)
+        return True
+
+    def append(self, leaves: Iterable[tuple[e.Leaf, e.LedgerEvent]]) -> None:
+        """Append leaves that admission would have refused: the sequencer colludes."""
+        pairs = list(leaves)
+        chain = self.state.log.chain
+        encoded = tuple(codec.encode(leaf) for leaf, _ in pairs)
+        self.now_ms += 10
+        plan = plan_block(chain, encoded, max(self.now_ms, chain.sequenced_at_ms))
+        event = e.BlockSequenced(
+            federation_id=self.federation_id,
+            height=plan.header.height,
+            previous_block_hash=plan.header.previous_block_hash,
+            first_leaf_index=plan.header.first_leaf_index,
+            leaves=encoded,
+            tree_root=plan.header.tree_root,
+            sequenced_at_ms=plan.header.sequenced_at_ms,
+            traceparents=("",) * len(encoded),
+        )
+        data = codec.encode(event)
+        key = make_key("SEQUENCER")
+        self.state = SequencerState(
+            log=LogState(chain=plan.seal(data), sequencer_key=key.public_key),
+            admission=self.state.admission,
+        )
+        self._publish(NewBlock(event, data, sign_event(key, data)))
+
+    def make_leaf(
+        self, event: e.Event, key: SigningKey, *, topic: str | None = None
+    ) -> e.Leaf:
+        """Return a leaf as the sequencer would write it."""
+        topic = topic or topics.topic_of(event)
+        data = codec.encode(event)
+        offset = self._offsets[topic]
+        self._offsets[topic] += 1
+        return e.Leaf(
+            event=data,
+            signature=sign_event(key, data),
+            source_topic=topic,
+            source_partition=0,
+            source_offset=offset,
+        )
+
+    def _publish(self, block: NewBlock) -> None:
+        key = make_key("SEQUENCER")
+        chain = self.state.log.chain
+        traceparent = next(filter(None, block.event.traceparents), "")
+        checkpoint = Checkpoint(
+            origin=f"folkmoot/{self.federation_id}",
+            size=chain.size,
+            root=chain.tree.root(),
+        )
+        signed = e.CheckpointSigned(
+            federation_id=self.federation_id,
+            height=block.event.height,
+            checkpoint=sign_checkpoint(checkpoint, key).decode(),
+        )
+        self._store(self.records, block.event, traceparent)
+        self._store(self.checkpoints, signed, traceparent)
+        self._follow(block)
+
+    def _store(self, log: list[Record], event: e.Event, traceparent: str) -> None:
+        data = codec.encode(event)
+        headers = make_headers(event, data, make_key("SEQUENCER"), traceparent)
+        log.append(
+            Record(
+                topic=topics.topic_of(event),
+                partition=0,
+                # With gaps, as the markers of Kafka's transactions leave them.
+                offset=2 * len(log),
+                key=self.federation_id.encode(),
+                value=frame(event),
+                headers=tuple(headers),
+            )
+        )
+
+    def _follow(self, block: NewBlock) -> None:
+        """Let the deciders conclude, and put their facts on their topics."""
+        self._reader, _, opened = open_block(self._reader, block.data, block.signature)
+        for leaf in opened:
+            event = leaf.sequenced.event
+            self.leaves.append(event)
+            if isinstance(event, e.UpdateSubmitted):
+                self._updates[leaf.sequenced.leaf_index] = event
+            self._rounds, facts = step(rounds.DECIDER, self._rounds, leaf.sequenced)
+            self._registry, versions = step(
+                model_registry.DECIDER, self._registry, leaf.sequenced
+            )
+            for fact in (*facts, *versions):
+                if isinstance(fact, e.RoundSealed):
+                    self._sealed = fact
+                for sent in self.send_fact(fact):
+                    self.say(sent, make_key("DECIDER"), traceparent=leaf.traceparent)
+
+
+def build_log(**options: object) -> LogBuilder:
+    """Return a log in which everything happened that can.
+
+    Three rounds and one abandoned; a revoked agent, declined, rejected and late
+    updates, refused events, a round refused, a claim rejected.
+
+    Args:
+        **options: As `LogBuilder` takes them.
+    """
+    log = LogBuilder(**options)  # type: ignore[arg-type]  # for brevity
+    agents = ("ada", "bea", "cleo", "dora", "eve")
+    log.found()
+    log.request_round()  # refused: nobody is there
+    log.admit(*agents)
+    log.run_round(num_declining=1)
+    log.revoke("eve")
+    _run_round_with_trouble(log)
+    _run_abandoned_round(log)
+    log.run_round()
+    return log
+
+
+def _run_round_with_trouble(log: LogBuilder) -> None:
+    cohort = log.request_round()
+    log.request_round()  # refused: one is open
+    # Refused by the sequencer: eve has been revoked, and somebody forges.
+    log.say(log.make_update("eve"), make_key("eve"))
+    log.say(log.make_update(cohort[0]), make_key("mallory"), traceparent="")
+    log.settle()
+    *good, bad = cohort
+    for agent in good:
+        log.submit(agent)
+    log.submit(bad, blob=b"not an update at all")
+    log.submit(good[0], blob=b"a second answer")  # rejected: a duplicate
+    log.settle()
+    log.check()
+    log.say(
+        e.UpdatesChecked(
+            federation_id=log.federation_id,
+            round=2,
+            results=(e.UpdateCheck(leaf_index=1, reason="", detail=""),),
+        ),
+        make_key("AGGREGATOR"),
+    )  # a claim about nothing
+    log.settle()
+    late = log.make_update(good[0], blob=b"late")
+    log.aggregate()
+    log.say(late, make_key(good[0]))
+    log.settle()
+    log.export()
+
+
+def _run_abandoned_round(log: LogBuilder) -> None:
+    first, second, *_ = log.request_round()
+    log.submit(first)
+    log.submit(second)
+    log.settle()
+    # The store lost one before it was checked.
+    current = log.make_update(second)
+    del log.blobs[current.update.sha256]
+    log.check()
+    log.pass_deadline()

@@ -1,0 +1,281 @@
+"""A small federation for tests: its keys, its events, and leaves made of them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Generic, TypeVar
+
+from ledger.merkle import leaf_hash
+from ledger.signing import SigningKey
+from protocol.admission import Received
+from protocol.decider import Decider, Sequenced, step
+from protocol.envelope import sign_event
+from protocol.validation import ROLES
+from schemas import codec, topics
+from schemas import events as e
+
+FEDERATION: Final = "clinics"
+NOW_MS: Final = 1_700_000_000_000
+"""When tests begin."""
+DURATION_MS: Final = 60_000
+AGENTS: Final = ("ana", "bea", "cem", "dan")
+
+
+def make_key(name: str) -> SigningKey:
+    """Return the key of somebody by name, always the same."""
+    return SigningKey(hashlib.sha256(name.encode()).digest())
+
+
+def make_blob(content: str | bytes) -> e.BlobRef:
+    """Return a reference to a blob with this content."""
+    data = content.encode() if isinstance(content, str) else content
+    digest = hashlib.sha256(data)
+    return e.BlobRef(
+        uri=f"s3://moot/sha256/{digest.hexdigest()}",
+        sha256=digest.digest(),
+        size_bytes=max(1, len(data)),
+    )
+
+
+BASE: Final = make_blob("the initial model")
+
+CONFIG: Final = e.FederationConfigured(
+    federation_id=FEDERATION,
+    principals=tuple(
+        e.Principal(role=role, public_key=make_key(role).public_key) for role in ROLES
+    ),
+    aggregation="PLAIN",
+    strategy="FEDAVG",
+    task=e.Task(
+        module="package.module:Module",
+        module_config="{}",
+        data_module="package.module:Data",
+        data_config="{}",
+        local_epochs=1,
+    ),
+    initial_model=BASE,
+    num_parameters=4,
+    fractional_bits=16,
+    max_num_examples=1_000,
+    cohort_size=4,
+    min_cohort=2,
+    round_duration_ms=DURATION_MS,
+)
+
+
+def admitted(agent_id: str) -> e.AgentAdmitted:
+    """Return an agent's admission, with the key of its name."""
+    return e.AgentAdmitted(
+        federation_id=FEDERATION,
+        agent_id=agent_id,
+        public_key=make_key(agent_id).public_key,
+    )
+
+
+def enrolment(agent_id: str) -> e.AgentEnrolmentRequested:
+    """Return an agent's request to join."""
+    return e.AgentEnrolmentRequested(
+        federation_id=FEDERATION,
+        agent_id=agent_id,
+        public_key=make_key(agent_id).public_key,
+        display_name=agent_id.title(),
+    )
+
+
+def revoked(agent_id: str) -> e.AgentRevoked:
+    """Return the end of an agent's membership."""
+    return e.AgentRevoked(
+        federation_id=FEDERATION, agent_id=agent_id, explanation="it left"
+    )
+
+
+def request(number: int, requested_at_ms: int = NOW_MS) -> e.RoundRequested:
+    """Return the operator's request for a round."""
+    return e.RoundRequested(
+        federation_id=FEDERATION, round=number, requested_at_ms=requested_at_ms
+    )
+
+
+def deadline(number: int, observed_at_ms: int = NOW_MS) -> e.DeadlineReached:
+    """Return the timer's announcement."""
+    return e.DeadlineReached(
+        federation_id=FEDERATION, round=number, observed_at_ms=observed_at_ms
+    )
+
+
+def update(agent_id: str, number: int = 1, **changes: Any) -> e.UpdateSubmitted:
+    """Return an agent's good update for a round of the initial model."""
+    event = e.UpdateSubmitted(
+        federation_id=FEDERATION,
+        round=number,
+        agent_id=agent_id,
+        base_model_sha256=BASE.sha256,
+        update=make_blob(f"update of {agent_id} for {number}"),
+        num_examples=10,
+        loss_micros=500_000,
+    )
+    return replace(event, **changes)
+
+
+def declined(agent_id: str, number: int = 1, **changes: Any) -> e.UpdateDeclined:
+    """Return an agent's refusal to contribute."""
+    event = e.UpdateDeclined(
+        federation_id=FEDERATION,
+        round=number,
+        agent_id=agent_id,
+        reason="TRAINING_FAILED",
+        detail="OSError",
+    )
+    return replace(event, **changes)
+
+
+def checked(
+    *leaf_indexes: int, number: int = 1, reason: str = "", detail: str = ""
+) -> e.UpdatesChecked:
+    """Return the aggregator's claim that these updates are all good, or all not."""
+    return e.UpdatesChecked(
+        federation_id=FEDERATION,
+        round=number,
+        results=tuple(
+            e.UpdateCheck(leaf_index=index, reason=reason, detail=detail)
+            for index in leaf_indexes
+        ),
+    )
+
+
+def aggregate(
+    num_contributions: int, num_examples: int, number: int = 1, **changes: Any
+) -> e.AggregateSubmitted:
+    """Return the aggregator's claim about a round of the initial model."""
+    event = e.AggregateSubmitted(
+        federation_id=FEDERATION,
+        round=number,
+        base_model_sha256=BASE.sha256,
+        num_contributions=num_contributions,
+        num_examples=num_examples,
+        sum=make_blob(f"sum {number}"),
+        model=make_blob(f"model {number}"),
+    )
+    return replace(event, **changes)
+
+
+def exported(number: int, model: e.BlobRef, **changes: Any) -> e.ModelExported:
+    """Return the exporter's claim about a model."""
+    event = e.ModelExported(
+        federation_id=FEDERATION,
+        round=number,
+        model_sha256=model.sha256,
+        onnx=make_blob(f"onnx {number}"),
+        num_examples=100,
+        accuracy_micros=900_000,
+        loss_micros=300_000,
+    )
+    return replace(event, **changes)
+
+
+StateT = TypeVar("StateT")
+FactT = TypeVar("FactT", bound=e.Fact)
+
+
+@dataclass(kw_only=True)
+class Run(Generic[StateT, FactT]):
+    """A decider on its way through a log: given these leaves, when this, then that.
+
+    Attributes:
+        decider: Whose rules.
+        state: Where it stands.
+        leaves: What it was given.
+        facts: What it concluded, by leaf.
+        now_ms: Stamp of the next leaf.
+    """
+
+    decider: Decider[StateT, FactT]
+    state: StateT
+    leaves: list[Sequenced] = field(default_factory=list)
+    facts: list[Sequence[FactT]] = field(default_factory=list)
+    now_ms: int = NOW_MS
+
+    def when(self, event: e.LedgerEvent, *, at_ms: int | None = None) -> list[FactT]:
+        """Sequence one more event and return the facts that follow from it."""
+        if at_ms is not None:
+            assert at_ms >= self.now_ms, "a log's time does not go back"
+            self.now_ms = at_ms
+        leaf = Sequenced(
+            event=event,
+            leaf_hash=leaf_hash(codec.encode(event)),
+            leaf_index=len(self.leaves),
+            sequenced_at_ms=self.now_ms,
+            previous_block_hash=hashlib.sha256(b"%d" % len(self.leaves)).digest(),
+        )
+        self.leaves.append(leaf)
+        self.state, facts = step(self.decider, self.state, leaf)
+        self.facts.append(facts)
+        return list(facts)
+
+    def given(self, *events: e.LedgerEvent) -> Run[StateT, FactT]:
+        """Sequence several events; what follows from them is not looked at."""
+        for event in events:
+            self.when(event)
+        return self
+
+    @property
+    def next_index(self) -> int:
+        """Leaf index of the next event."""
+        return len(self.leaves)
+
+
+def start(decider: Decider[StateT, FactT]) -> Run[StateT, FactT]:
+    """Return a decider before the first leaf."""
+    return Run(decider=decider, state=decider.initial)
+
+
+def find_author(event: e.LedgerEvent) -> str:
+    """Return the name of the key that should sign an event."""
+    match event:
+        case e.UpdateSubmitted() | e.UpdateDeclined() | e.AgentEnrolmentRequested():
+            return event.agent_id
+        case e.DeadlineReached():
+            return "TIMER"
+        case e.UpdatesChecked() | e.AggregateSubmitted():
+            return "AGGREGATOR"
+        case e.ModelExported():
+            return "EXPORTER"
+        case e.EventRejected():
+            return "SEQUENCER"
+        case _ if isinstance(event, e.Fact):
+            return "DECIDER"
+        case _:
+            return "OPERATOR"
+
+
+@dataclass
+class Records:
+    """Makes records as the sequencer reads them, with offsets by topic."""
+
+    partition: int = 0
+    offsets: dict[str, int] = field(default_factory=dict)
+
+    def record(
+        self, event: e.LedgerEvent, *, signer: str | None = None, **changes: Any
+    ) -> Received:
+        """Return the next record of the event's topic, signed by its author."""
+        data = codec.encode(event)
+        topic = str(changes.pop("topic", None) or topics.topic_of(event))
+        offset = self.offsets.get(topic, 0)
+        self.offsets[topic] = offset + 1
+        received = Received(
+            topic=topic,
+            partition=self.partition,
+            offset=offset,
+            key=event.federation_id.encode(),
+            value=b"\0\0\0\0\1" + data[codec.HEADER_SIZE :],
+            event=data,
+            signature=sign_event(make_key(signer or find_author(event)), data),
+        )
+        return replace(received, **changes)
+
+    def records(self, events: Iterable[e.LedgerEvent]) -> list[Received]:
+        """Return the records of several events."""
+        return [self.record(event) for event in events]

@@ -1,0 +1,251 @@
+"""What well-formed events look like beyond their Avro types."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from protocol.validation import (
+    BLOB_REASONS,
+    MAX_CHECKS,
+    MAX_CONFIG_SIZE_BYTES,
+    MAX_ROUND_DURATION_MS,
+    find_problem,
+)
+from schemas import codec
+from schemas import events as e
+from tests.simulation.federation import (
+    AGENTS,
+    BASE,
+    CONFIG,
+    admitted,
+    aggregate,
+    checked,
+    deadline,
+    declined,
+    enrolment,
+    exported,
+    make_blob,
+    request,
+    revoked,
+    update,
+)
+
+BAD_BLOBS = [
+    replace(BASE, size_bytes=0),
+    replace(BASE, size_bytes=-1),
+    replace(BASE, sha256=bytes(32)),
+    replace(BASE, uri=BASE.uri.upper()),
+    replace(BASE, uri=BASE.uri.replace("s3:", "https:")),
+    replace(BASE, uri=BASE.uri.replace("moot", "..")),
+    replace(BASE, uri=BASE.uri.replace("moot", "moot/other")),
+    replace(BASE, uri=BASE.uri + "\n"),
+    replace(BASE, uri=BASE.uri + "?x"),
+    replace(BASE, uri=""),
+]
+BAD_NAMES = ["", "A", "ä", "a b", "a/b", "-a", "a-", ".a", "a\n", "a" * 65, "a\0"]
+GOOD_NAMES = ["a", "0", "a.b_c-d", "a" * 64]
+
+
+def task(**changes: Any) -> e.Task:
+    return replace(CONFIG.task, **changes)
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        CONFIG,
+        enrolment("ana"),
+        admitted("ana"),
+        revoked("ana"),
+        request(1),
+        request(2**63 - 1),
+        deadline(1),
+        update("ana"),
+        declined("ana"),
+        checked(1, 2, 5),
+        checked(*range(MAX_CHECKS)),
+        *(checked(1, reason=reason) for reason in sorted(BLOB_REASONS)),
+        aggregate(2, 20),
+        exported(1, BASE),
+        exported(1, BASE, num_examples=0, accuracy_micros=0),
+        exported(1, BASE, accuracy_micros=1_000_000),
+        replace(CONFIG, round_duration_ms=MAX_ROUND_DURATION_MS),
+        replace(CONFIG, cohort_size=256, min_cohort=256),
+        replace(CONFIG, fractional_bits=0),
+        replace(CONFIG, fractional_bits=30),
+        replace(CONFIG, task=task(module_config='{"a": "[[[{{{", "b": [1, {}]}')),
+        replace(CONFIG, task=task(module_config='{"a": ' + "[" * 31 + "]" * 31 + "}")),
+        replace(CONFIG, principals=CONFIG.principals[::-1]),
+    ],
+)
+def test_good_events_have_no_problem(event: e.LedgerEvent) -> None:
+    assert find_problem(event) is None
+
+
+@pytest.mark.parametrize("name", GOOD_NAMES)
+def test_good_names(name: str) -> None:
+    assert find_problem(replace(update(name), federation_id=name)) is None
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
+def test_bad_names(name: str) -> None:
+    for event in (
+        replace(request(1), federation_id=name),
+        update(name),
+        declined(name),
+        admitted(name),
+        enrolment(name),
+        revoked(name),
+    ):
+        assert find_problem(event) is not None
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"principals": CONFIG.principals[:-1]},
+        {"principals": (*CONFIG.principals, CONFIG.principals[0])},
+        {"principals": (*CONFIG.principals[:-1], CONFIG.principals[0])},
+        {"principals": ()},
+        {"aggregation": "plain"},
+        {"aggregation": "MPC"},
+        {"strategy": "FEDADAM"},
+        {"num_parameters": 0},
+        {"num_parameters": 2**31 + 1},
+        {"fractional_bits": -1},
+        {"fractional_bits": 31},
+        {"max_num_examples": 0},
+        {"max_num_examples": 2**22 + 1},
+        {"min_cohort": 0},
+        {"min_cohort": 5},
+        {"cohort_size": 257},
+        {"round_duration_ms": 0},
+        {"round_duration_ms": MAX_ROUND_DURATION_MS + 1},
+        {"task": task(local_epochs=0)},
+        {"task": task(module="no_class")},
+        {"task": task(module=":Class")},
+        {"task": task(data_module="package.module:Class()")},
+        {"task": task(data_module="package.module:Class\n")},
+        {"task": task(data_module="päckage.module:Class")},
+        {"task": task(module_config="")},
+        {"task": task(module_config="[]")},
+        {"task": task(module_config="null")},
+        {"task": task(module_config='{"a": NaN}')},
+        {"task": task(module_config='{"a": -Infinity}')},
+        {"task": task(module_config="{} {}")},
+        {"task": task(data_config='{"a": "' + "x" * MAX_CONFIG_SIZE_BYTES + '"}')},
+        {"task": task(data_config='{"a": "' + "ä" * (MAX_CONFIG_SIZE_BYTES // 2) + '"}')},
+        {"task": task(data_config='{"a": ' + "[" * 32 + "]" * 32 + "}")},
+        {"task": task(data_config='{"a": ' * 1_000 + "1" + "}" * 1_000)},
+        {"task": task(data_config="[" * 8_000)},
+        {"task": task(data_config='"' * 8_000)},
+        *({"initial_model": blob} for blob in BAD_BLOBS),
+    ],
+)
+def test_bad_configurations(changes: dict[str, Any]) -> None:
+    assert find_problem(replace(CONFIG, **changes)) is not None
+
+
+def test_numbers_in_a_configuration_may_be_of_any_length() -> None:
+    """Python converts 4,300 digits unless the environment says otherwise."""
+    numbers = "1" * 5_000
+    config = replace(CONFIG, task=task(module_config='{"a": ' + numbers + "}"))
+    assert find_problem(config) is None
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        *(update("ana", update=blob) for blob in BAD_BLOBS),
+        *(exported(1, BASE, onnx=blob) for blob in BAD_BLOBS),
+        *(aggregate(2, 20, sum=blob) for blob in BAD_BLOBS),
+        *(aggregate(2, 20, model=blob) for blob in BAD_BLOBS),
+        update("ana", num_examples=0),
+        update("ana", num_examples=-1),
+        update("ana", 0),
+        declined("ana", -1),
+        request(0),
+        deadline(0),
+        checked(1, number=0),
+        replace(enrolment("ana"), display_name="x" * 101),
+        replace(revoked("ana"), explanation="x" * 501),
+        declined("ana", detail="x" * 501),
+        checked(),
+        checked(*range(MAX_CHECKS + 1)),
+        checked(2, 1),
+        checked(1, 1),
+        checked(1, detail="x" * 501),
+        checked(1, reason="DUPLICATE"),
+        checked(1, reason="x" * 1_000),
+        exported(1, BASE, num_examples=-1),
+        exported(1, BASE, accuracy_micros=-1),
+        exported(1, BASE, accuracy_micros=1_000_001),
+    ],
+)
+def test_bad_fields(event: e.LedgerEvent) -> None:
+    assert find_problem(event) is not None
+
+
+@pytest.mark.parametrize(("index", "place"), [(-1, 0), (0, -1), (-(2**62), 3)])
+def test_a_fact_has_a_cause_and_a_place(index: int, place: int) -> None:
+    fact = e.RoundAbandoned(
+        federation_id="f",
+        round=1,
+        cause=bytes(32),
+        cause_leaf_index=index,
+        output_index=place,
+        reason="r",
+        detail="d",
+    )
+    assert find_problem(fact) is not None
+    assert find_problem(replace(fact, cause_leaf_index=0, output_index=0)) is None
+
+
+def test_the_largest_facts_that_can_follow_fit_a_leaf() -> None:
+    """Or a federation could be founded in which no round can start."""
+    config_text = '{"a": "' + "x" * (MAX_CONFIG_SIZE_BYTES - 9) + '"}'
+    largest = task(
+        module="m" * 190 + ":" + "C" * 99,
+        module_config=config_text,
+        data_module="m" * 190 + ":" + "C" * 99,
+        data_config=config_text,
+    )
+    cohort = tuple(f"{number:064d}" for number in range(256))
+    big = 2**63 - 1
+    blob = replace(make_blob("x"), size_bytes=big)
+    assert find_problem(replace(CONFIG, task=largest)) is None
+    common: dict[str, Any] = {
+        "federation_id": "f" * 64,
+        "round": big,
+        "cause": bytes(32),
+        "cause_leaf_index": big,
+        "output_index": 2**31 - 1,
+    }
+    started = e.RoundStarted(
+        cohort=cohort,
+        cohort_seed=bytes(32),
+        base_version=big,
+        base_model=blob,
+        task=largest,
+        num_parameters=2**31,
+        fractional_bits=30,
+        deadline_ms=big,
+        **common,
+    )
+    sealed = e.RoundSealed(
+        contributions=tuple(
+            e.Contribution(agent_id=name, update_sha256=bytes(32), num_examples=2**22)
+            for name in cohort
+        ),
+        num_examples=2**30,
+        base_model=blob,
+        fractional_bits=30,
+        num_parameters=2**31,
+        **common,
+    )
+    assert len(AGENTS) < 256
+    for fact in (started, sealed):
+        assert len(codec.encode(fact)) <= codec.MAX_EVENT_SIZE_BYTES
