@@ -1,1 +1,1 @@
-
+"""The outside world behind small ports: Kafka, MinIO, schema registry, keys."""

@@ -23,7 +23,8 @@ from confluent_kafka import (
     Producer,
     TopicPartition,
 )
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
 
 from adapters import telemetry
 from adapters.schema_registry import SchemaRegistry
@@ -303,7 +304,8 @@ def to_record(message: Message) -> Record:
         key=_as_bytes(message.key()),
         value=_as_bytes(message.value()),
         headers=tuple(
-            (name, _as_bytes(value) or b"") for name, value in message.headers() or []
+            (header[0], _as_bytes(header[1]) or b"")
+            for header in message.headers() or []
         ),
     )
 

@@ -38,20 +38,20 @@ class ReadBlock:
     state: LogState
 
 
-def find_partition(settings: Settings, federation_id: str) -> int:
-    """Return the partition of the ledger that holds a federation's log.
+def find_partition(settings: Settings, topic: str, federation_id: str) -> int:
+    """Return the partition of a topic that holds a federation's records.
 
     Raises:
-        KafkaUnavailableError: Kafka is away, or has no ledger topic.
+        KafkaUnavailableError: Kafka is away, or has no such topic.
     """
     admin = AdminClient({"bootstrap.servers": settings.bootstrap_servers})
     try:
-        found = admin.list_topics(topics.LEDGER, timeout=10).topics[topics.LEDGER]
+        found = admin.list_topics(topic, timeout=10).topics[topic]
     except KafkaException as error:
         msg = f"Kafka does not answer at {settings.bootstrap_servers}: {error}"
         raise KafkaUnavailableError(msg) from error
     if found.error is not None or not found.partitions:
-        msg = f"there is no topic {topics.LEDGER}: `moot topics create` makes it"
+        msg = f"there is no topic {topic}: `moot topics create` makes it"
         raise KafkaUnavailableError(msg)
     return compute_partition(federation_id, len(found.partitions))
 
@@ -79,7 +79,7 @@ def follow_log(
         UntrustedFederationError: somebody else founded it.
         KafkaUnavailableError: it cannot be read.
     """
-    partition = find_partition(settings, federation_id)
+    partition = find_partition(settings, topics.LEDGER, federation_id)
     key = federation_id.encode()
     state = LogState()
     for record in follow_partition(settings, topics.LEDGER, partition):

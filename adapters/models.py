@@ -19,7 +19,7 @@ class StateMismatchError(ValueError):
     """The tensors aren't those of this module: other names or other shapes."""
 
 
-def read_state(module: Any) -> dict[str, NDArray[np.float32]]:  # noqa: ANN401 - torch's
+def read_state(module: Any) -> dict[str, NDArray[np.float32]]:
     """Copy a module's floating-point state.
 
     Args:
@@ -36,7 +36,7 @@ def read_state(module: Any) -> dict[str, NDArray[np.float32]]:  # noqa: ANN401 -
 
 
 def write_state(
-    module: Any,  # noqa: ANN401 - torch's
+    module: Any,
     tensors: Mapping[str, NDArray[np.float32]],
 ) -> None:
     """Set a module's floating-point state in place.

@@ -67,9 +67,7 @@ class SchemaRegistry:
             subject = topics.subject(topic, event)
             text = codec.schema_text(event.__name__)
             schema_id = self._client.register_schema(subject, Schema(text, "AVRO"))
-            self._client.set_config(
-                subject, ServerConfig(compatibility=COMPATIBILITY)
-            )
+            self._client.set_config(subject, ServerConfig(compatibility=COMPATIBILITY))
             self._learn(event, schema_id)
             return subject, schema_id
 
@@ -141,7 +139,7 @@ class SchemaRegistry:
                 raise
             self._remember_unknown(prefix)
             raise unknown from None
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  # a parser of others' text
             # Not Avro at all, or not released: the registry holds others' schemas too.
             log.info("schema id %d is none of ours: %r", schema_id, error)
             self._remember_unknown(prefix)
@@ -153,4 +151,3 @@ class SchemaRegistry:
         if len(self._unknown) >= MAX_UNKNOWN_IDS:
             del self._unknown[next(iter(self._unknown))]
         self._unknown[prefix] = None
-

@@ -40,6 +40,11 @@ class Settings(BaseSettings):
         default=Path(".moot/state"),
         description="Where services keep keys and caches; the caches may be deleted.",
     )
+    instance_id: str = Field(
+        default="0",
+        description="Tells the replicas of a service apart; a restarted replica with "
+        "the same id takes its partitions back at once.",
+    )
     otlp_endpoint: str | None = Field(
         default=None, description="OTLP/HTTP traces endpoint; none: no export."
     )

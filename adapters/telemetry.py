@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from opentelemetry import trace
+from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Span, TracerProvider
 from opentelemetry.trace import SpanContext, SpanKind, TraceFlags
@@ -111,7 +112,7 @@ def span(
         yield _traceparent(current)  # type: ignore[arg-type]  # the SDK's own span
 
 
-def _context(parent: str) -> trace.Context:
+def _context(parent: str) -> Context:
     match = TRACEPARENT.fullmatch(parent)
     if match is None:
         # An empty context, not the current one: the parent is data, never ambient.

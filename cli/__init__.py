@@ -1,1 +1,1 @@
-
+"""The composition root: `moot` and the local stack."""

@@ -120,7 +120,7 @@ class _Demo:
             "MOOT_STATE_DIRECTORY": str(self.work / "services"),
         }
         os.environ.update(environment)
-        from adapters.settings import load_settings  # noqa: PLC0415
+        from adapters.settings import load_settings
 
         settings = load_settings()
         self._prepare(settings)
@@ -142,9 +142,9 @@ class _Demo:
         self.console.print(f"[dim]{elapsed:6.1f} s[/]  {message}", highlight=False)
 
     def _prepare(self, settings: Settings) -> None:
-        from adapters.blobs import BlobStore  # noqa: PLC0415
-        from adapters.kafka import create_topics  # noqa: PLC0415
-        from adapters.schema_registry import SchemaRegistry  # noqa: PLC0415
+        from adapters.blobs import BlobStore
+        from adapters.kafka import create_topics
+        from adapters.schema_registry import SchemaRegistry
 
         created = create_topics(settings)
         schemas = SchemaRegistry(settings.schema_registry_url).register_all()
@@ -154,8 +154,8 @@ class _Demo:
     def _start_processes(
         self, settings: Settings, environment: dict[str, str]
     ) -> bytes:
-        from adapters.keys import load_or_create_key  # noqa: PLC0415
-        from producers.control import key_path, load_principals  # noqa: PLC0415
+        from adapters.keys import load_or_create_key
+        from producers.control import key_path, load_principals
 
         keys = settings.state_directory / "keys"
         load_principals(keys)
@@ -172,9 +172,9 @@ class _Demo:
         return operator_key
 
     def _found(self, settings: Settings) -> None:
-        from cli.operate import create_federation  # noqa: PLC0415
-        from producers.control import Parameters  # noqa: PLC0415
-        from schemas.events import Task  # noqa: PLC0415
+        from cli.operate import create_federation
+        from producers.control import Parameters
+        from schemas.events import Task
 
         task = Task(
             module=self.example.module,
@@ -208,9 +208,9 @@ class _Demo:
 
     def _watch_rounds(self, settings: Settings) -> None:
         """Admit who asks, ask for rounds, and print what the log says."""
-        from adapters.ledger import ReadBlock, follow_log  # noqa: PLC0415
-        from cli.operate import make_operator, make_registry  # noqa: PLC0415
-        from schemas import events as e  # noqa: PLC0415
+        from adapters.ledger import ReadBlock, follow_log
+        from cli.operate import make_operator, make_registry
+        from schemas import events as e
 
         operator = make_operator(settings)
         admitted: set[str] = set()
@@ -255,8 +255,8 @@ class _Demo:
                         pass
 
     def _print(self, event: LedgerEvent, height: int, leaf_index: int) -> None:
-        from cli.operate import describe  # noqa: PLC0415
-        from schemas import events as e  # noqa: PLC0415
+        from cli.operate import describe
+        from schemas import events as e
 
         style = {
             e.RoundStarted: "bold",
@@ -264,7 +264,7 @@ class _Demo:
             e.ContributionRejected: "red",
             e.EventRejected: "red",
             e.ModelVersionRegistered: "bold cyan",
-        }.get(type(event))  # type: ignore[call-overload]  # a dict of classes
+        }.get(type(event))
         quiet = (
             e.UpdatesChecked,
             e.AggregateSubmitted,
@@ -279,12 +279,12 @@ class _Demo:
 
     def _intrude(self, settings: Settings) -> None:
         """Submit an update that nobody admitted signed: the log shows the refusal."""
-        import secrets  # noqa: PLC0415
+        import secrets
 
-        from adapters.kafka import Publisher  # noqa: PLC0415
-        from cli.operate import make_registry  # noqa: PLC0415
-        from ledger.signing import SigningKey  # noqa: PLC0415
-        from schemas.events import BlobRef, UpdateSubmitted  # noqa: PLC0415
+        from adapters.kafka import Publisher
+        from cli.operate import make_registry
+        from ledger.signing import SigningKey
+        from schemas.events import BlobRef, UpdateSubmitted
 
         blob = BlobRef(
             uri=f"s3://moot/sha256/{'0' * 64}", sha256=bytes(32), size_bytes=1
@@ -319,8 +319,8 @@ class _Demo:
         self.console.print(table)
 
     def _train_for_comparison(self) -> tuple[dict[str, float], float]:
-        from adapters.imports import load_class  # noqa: PLC0415
-        from producers.training import evaluate, initial_tensors, train  # noqa: PLC0415
+        from adapters.imports import load_class
+        from producers.training import evaluate, initial_tensors, train
 
         module = load_class(self.example.module, ("producers.examples",))
         data_module = load_class(self.example.data_module, ("producers.examples",))
@@ -362,4 +362,4 @@ def _bar(accuracy: float, colour: str) -> str:
 
 
 def _load_torch() -> None:
-    import producers.training  # noqa: F401, PLC0415
+    import producers.training  # noqa: F401

@@ -82,7 +82,7 @@ def status(
     found = read_status(directory or default_directory())
     if env:
         if found.endpoints is None:
-            _fail("nothing is running: `moot up` starts it")
+            raise _failure("nothing is running: `moot up` starts it")
         for name, value in found.endpoints.environment().items():
             print(f"export {name}='{value}'")
     elif as_json:
@@ -235,7 +235,7 @@ def schemas_show(name: str) -> None:
     from schemas import codec
 
     if name not in codec.CLASSES:
-        _fail(f"no event {name}; `moot topics list` shows them all")
+        raise _failure(f"no event {name}; `moot topics list` shows them all")
     print(codec.schema_text(name), end="")
 
 
@@ -435,7 +435,7 @@ def _parse_key(text: str) -> bytes:
     except ValueError:
         key = b""
     if len(key) != 32:  # noqa: PLR2004  # an Ed25519 public key
-        _fail(f"not a public key: {text!r:.80}; expected 64 hex digits")
+        raise _failure(f"not a public key: {text!r:.80}; expected 64 hex digits")
     return key
 
 
@@ -465,9 +465,9 @@ def _settings() -> Any:
     return settings
 
 
-def _fail(message: str) -> Any:
+def _failure(message: str) -> typer.Exit:
     print(f"error: {message}", file=sys.stderr)
-    raise typer.Exit(EXIT_CANNOT)
+    return typer.Exit(EXIT_CANNOT)
 
 
 def main() -> None:

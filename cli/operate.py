@@ -59,7 +59,7 @@ def create_federation(
     Keys of principals that are not given are made in the state directory, for
     services that run on this machine.
     """
-    from producers.training import initial_tensors  # noqa: PLC0415  # loads torch
+    from producers.training import initial_tensors  # loads torch
 
     keys = settings.state_directory / "keys"
     unknown = set(principals) - set(ROLES)

@@ -46,7 +46,7 @@ def run_service(
         StackError: there is no such service, or it needs a federation.
     """
     if service in FAUST_SERVICES:
-        from streams.app import serve  # noqa: PLC0415
+        from streams.app import serve
 
         serve(importlib.import_module(FAUST_SERVICES[service]).service)
         return
@@ -56,9 +56,9 @@ def run_service(
     if federation is None:
         msg = f"the {service} serves one federation"
         raise StackError(msg, "Name it: --federation NAME.")
-    from adapters import telemetry  # noqa: PLC0415
-    from adapters.keys import load_or_create_key  # noqa: PLC0415
-    from adapters.settings import load_settings  # noqa: PLC0415
+    from adapters import telemetry
+    from adapters.keys import load_or_create_key
+    from adapters.settings import load_settings
 
     settings = load_settings()
     _log_to_stderr(settings.log_level)
@@ -66,11 +66,11 @@ def run_service(
     key = load_or_create_key(settings.state_directory / "keys" / f"{service}.key")
     runner: Any
     if service == "timer":
-        from producers.timer import Timer  # noqa: PLC0415
+        from producers.timer import Timer
 
         runner = Timer(settings, federation, key)
     else:
-        from consumers.exporter import Exporter  # noqa: PLC0415
+        from consumers.exporter import Exporter
 
         runner = Exporter(settings, federation, key, allowed_prefixes)
     runner.run(_stop_on_signal())
@@ -88,8 +88,8 @@ def run_agent(
     allowed_prefixes: tuple[str, ...],
 ) -> None:
     """Run an agent in this process until it is told to stop."""
-    from adapters import telemetry  # noqa: PLC0415
-    from producers.agent import Agent, AgentOptions  # noqa: PLC0415
+    from adapters import telemetry
+    from producers.agent import Agent, AgentOptions
 
     _log_to_stderr(settings.log_level)
     telemetry.configure(f"moot-agent-{agent_id}", settings.otlp_endpoint)

@@ -1,1 +1,1 @@
-
+"""Where events leave: the audit and the exporter."""

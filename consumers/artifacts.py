@@ -173,7 +173,7 @@ def _to_onnx(model: LightningModule, inputs: NDArray[np.float32]) -> bytes:
     return written
 
 
-def _strip(message: Any) -> None:  # noqa: ANN401 - any part of an ONNX model
+def _strip(message: Any) -> None:
     """Take out comments: the exporter writes paths and stack traces into them."""
     for field, value in message.ListFields():
         if field.name in {"doc_string", "metadata_props"}:

@@ -25,10 +25,10 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from typing import Final, cast
 
-from adapters.blobs import BlobError  # noqa: F401  # what a `FetchBlob` raises
 from adapters.kafka import Record
 from adapters.schema_registry import FramingError
 from consumers.audit_blobs import BlobAuditor, FetchBlob
@@ -138,20 +138,7 @@ def audit_log(
         max_findings=max_findings,
     )
     try:
-        for record in records:
-            if audit.read(record) and on_progress is not None:
-                report = audit.report
-                on_progress(
-                    Progress(
-                        offset=record.offset,
-                        num_blocks=report.num_blocks,
-                        num_leaves=report.num_leaves,
-                        num_findings=len(report.findings),
-                    )
-                )
-        audit.finish()
-    except _Stop as stop:
-        audit.report.stopped = str(stop)
+        audit.run(records, on_progress)
     finally:
         audit.close()
     return audit.summarise()
@@ -163,13 +150,17 @@ class _Stop(Exception):  # noqa: N818  # not an error of the audit
 
 @dataclass(frozen=True, slots=True)
 class _Expected:
-    """A fact that the deciders concluded and the log should have next."""
+    """A fact that the deciders concluded and the log should have next.
+
+    Attributes:
+        fact: The fact.
+        data: Its encoding: what the leaf must hold.
+        turn: Where its place among the facts of its topic is.
+    """
 
     fact: e.Fact
-
-    @property
-    def turn(self) -> tuple[int, int]:
-        return self.fact.cause_leaf_index, self.fact.output_index
+    data: bytes
+    turn: tuple[int, int]
 
 
 class _Audit:
@@ -217,7 +208,33 @@ class _Audit:
         )
         self._next_checkpoint: _Signed | None = None
 
+    def run(
+        self,
+        records: Iterable[Record],
+        on_progress: Callable[[Progress], None] | None,
+    ) -> None:
+        """Read everything, or as much as can be believed."""
+        report = self.report
+        try:
+            for record in records:
+                if self.read(record) and on_progress is not None:
+                    on_progress(
+                        Progress(
+                            offset=record.offset,
+                            num_blocks=report.num_blocks,
+                            num_leaves=report.num_leaves,
+                            num_findings=len(report.findings),
+                        )
+                    )
+            self._finish()
+        except _Stop as stop:
+            report.stopped = str(stop)
+            # What came before the break still counts.
+            with suppress(_Stop):
+                self._drain()
+
     def close(self) -> None:
+        """End the threads."""
         if self._blobs is not None:
             self._blobs.close()
 
@@ -273,9 +290,7 @@ class _Audit:
         except LogError as error:
             raise self._stop(
                 FindingCode.BROKEN_LOG,
-                Place(
-                    offset=record.offset, height=height, leaf_index=error.leaf_index
-                ),
+                Place(offset=record.offset, height=height, leaf_index=error.leaf_index),
                 str(error),
                 error.expected,
                 error.found,
@@ -384,7 +399,11 @@ class _Audit:
                 # The state that the sequencer refused it in.
                 before = admission.evolve(
                     before,
-                    [p for i, p in enumerate(pairs[done:number], done) if i not in faulty],
+                    [
+                        p
+                        for i, p in enumerate(pairs[done:number], done)
+                        if i not in faulty
+                    ],
                 )
                 done = number
                 self._check_refusal(event, before, place)
@@ -506,19 +525,19 @@ class _Audit:
             return
         while expected[0].turn != turn:
             self._add_missing(expected.popleft(), place)
-        conclusion = expected.popleft().fact
-        if codec.encode(conclusion) == leaf.event:
+        due = expected.popleft()
+        if due.data == leaf.event:
             if not is_faulty:
                 self.report.facts[type(fact).__name__] += 1
             return
-        ours, theirs = _describe_fact_difference(conclusion, fact)
+        ours, theirs = _describe_fact_difference(due.fact, fact)
         self._add(
             Finding(
                 code=FindingCode.FACT_DIFFERS,
                 place=place,
                 message=(
                     f"leaf {fact.cause_leaf_index} leads to another "
-                    f"{type(conclusion).__name__}"
+                    f"{type(due.fact).__name__}"
                 ),
                 expected=ours,
                 found=theirs,
@@ -548,8 +567,10 @@ class _Audit:
                 registry.DECIDER, self._registry, item.sequenced
             )
             for fact in (*facts, *versions):
-                codec.encode(fact)  # or nobody could publish it
-                self._expected[topics.topic_of(fact)].append(_Expected(fact))
+                turn = (fact.cause_leaf_index, fact.output_index)
+                self._expected[topics.topic_of(fact)].append(
+                    _Expected(fact, codec.encode(fact), turn)
+                )
         except Exception as error:
             # Only a leaf that should not be there can do this.
             raise self._stop(
@@ -745,7 +766,7 @@ class _Audit:
 
     # The end
 
-    def finish(self) -> None:
+    def _finish(self) -> None:
         """Look at what is left when the log has been read."""
         if self._checkpoints is not None:
             self._finish_checkpoints(self._checkpoints)
@@ -762,6 +783,9 @@ class _Audit:
                         )
                     )
         self._check_unsummed(self._last_place)
+        self._drain()
+
+    def _drain(self) -> None:
         if self._blobs is not None:
             self._blobs.drain()
 

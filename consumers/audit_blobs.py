@@ -344,9 +344,7 @@ class BlobAuditor:
         while self._tasks:
             self._settle_next()
 
-    def _settle(
-        self, done: Future[int], ref: BlobRef, place: Place, what: str
-    ) -> None:
+    def _settle(self, done: Future[int], ref: BlobRef, place: Place, what: str) -> None:
         try:
             self._count(done.result())
         except BlobError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from typing import Any
 
@@ -168,4 +168,10 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON's types."""
-        return {"is_sound": self.is_sound, **asdict(self)}
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        for name, value in values.items():
+            if isinstance(value, Counter):
+                values[name] = dict(sorted(value.items()))
+            elif name in {"findings", "pending"}:
+                values[name] = [asdict(item) for item in value]
+        return {"is_sound": self.is_sound, **values}

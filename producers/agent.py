@@ -21,14 +21,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from confluent_kafka import KafkaError, Message
+from confluent_kafka import OFFSET_STORED, KafkaError, Message, TopicPartition
 
 from adapters import telemetry
 from adapters.blobs import BlobError, BlobStore
 from adapters.imports import ImportRefusedError, load_class
 from adapters.kafka import Publisher, Record, make_consumer, to_record
 from adapters.keys import load_or_create_key
-from adapters.ledger import find_genesis, read_log
+from adapters.ledger import find_genesis, find_partition, read_log
 from adapters.schema_registry import FramingError, SchemaRegistry
 from adapters.settings import Settings
 from ledger.signing import InvalidSignatureError
@@ -107,16 +107,20 @@ class Agent:
             return
         import producers.training  # noqa: F401, PLC0415  # torch, before the first round waits
 
-        group = f"moot-agent-{self._options.federation_id}-{self._options.agent_id}"
+        federation_id = self._options.federation_id
+        group = f"moot-agent-{federation_id}-{self._options.agent_id}"
         consumer = make_consumer(self._settings, group)
-        consumer.subscribe([topics.ROUNDS])
+        # Assigned, not subscribed: the only member of its group need not wait until
+        # Kafka believes that its killed predecessor is gone.
+        partition = find_partition(self._settings, topics.ROUNDS, federation_id)
+        consumer.assign([TopicPartition(topics.ROUNDS, partition, OFFSET_STORED)])
         try:
             while not should_stop():
                 message = consumer.poll(POLL_S)
                 if message is None or not self._is_record(message):
                     continue
                 self._act_on(to_record(message))
-                consumer.commit(message, asynchronous=False)
+                consumer.commit(message=message, asynchronous=False)
         finally:
             consumer.close()
 
@@ -207,7 +211,8 @@ class Agent:
             return
         if draft.exists():
             # Killed after deciding what to say: say exactly that.
-            answer = codec.decode_as(UpdateSubmitted | UpdateDeclined, draft.read_bytes())
+            kept: Any = codec.decode(draft.read_bytes())
+            answer: UpdateSubmitted | UpdateDeclined = kept
         else:
             answer = self._compute_answer(started, traceparent)
             _write_durably(draft, codec.encode(answer))
@@ -235,7 +240,7 @@ class Agent:
             detail = f"the base model: {error.reason}"
             return self._decline(started, Reason.TRAINING_FAILED, detail)
         except Exception as error:
-            # Whatever a user's module raises. Its message may quote data: it stays here.
+            # Whatever a user's module raises; its message may quote data, so it stays.
             log.exception("round %d: training failed", started.round)
             return self._decline(started, Reason.TRAINING_FAILED, type(error).__name__)
 

@@ -1,4 +1,4 @@
-"""What an operator says: found a federation, admit and revoke agents, ask for rounds."""
+"""What an operator says: federations, agents admitted and revoked, rounds."""
 
 from __future__ import annotations
 

@@ -34,9 +34,7 @@ REPEAT_AFTER_MS: Final = 2_000
 class Timer:
     """Watches the rounds of one federation."""
 
-    def __init__(
-        self, settings: Settings, federation_id: str, key: SigningKey
-    ) -> None:
+    def __init__(self, settings: Settings, federation_id: str, key: SigningKey) -> None:
         self._settings = settings
         self._federation_id = federation_id
         self._key = key

@@ -196,15 +196,15 @@ class _EpochLoss(Callback):
     def __init__(self) -> None:
         self._losses: list[float] = []
 
-    def on_train_epoch_start(self, *_: Any) -> None:  # noqa: ANN401 - Lightning's
+    def on_train_epoch_start(self, *_: Any) -> None:
         self._losses = []
 
     def on_train_batch_end(
         self,
         trainer: Trainer,  # noqa: ARG002
         pl_module: LightningModule,  # noqa: ARG002
-        outputs: Any,  # noqa: ANN401
-        batch: Any,  # noqa: ANN401, ARG002
+        outputs: Any,
+        batch: Any,  # noqa: ARG002
         batch_idx: int,  # noqa: ARG002
     ) -> None:
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
@@ -218,7 +218,7 @@ class _EpochLoss(Callback):
         return float(np.mean(self._losses))
 
 
-def _trainer(folder: str, **options: Any) -> Trainer:  # noqa: ANN401 - Lightning's
+def _trainer(folder: str, **options: Any) -> Trainer:
     """Build a Trainer that computes and leaves nothing behind."""
     return Trainer(
         default_root_dir=folder,
@@ -235,7 +235,7 @@ def _trainer(folder: str, **options: Any) -> Trainer:  # noqa: ANN401 - Lightnin
     )
 
 
-def _num_examples(loader: Any) -> int:  # noqa: ANN401 - whatever the data module gave
+def _num_examples(loader: Any) -> int:
     try:
         num_examples = len(loader.dataset)
     except (AttributeError, TypeError) as error:

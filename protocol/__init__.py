@@ -1,1 +1,1 @@
-
+"""The executable specification: deciders, admission, aggregation. No I/O."""

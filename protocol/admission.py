@@ -45,7 +45,9 @@ _AUTHOR_ROLE: Final[dict[type[e.Event], str]] = {
     e.AggregateSubmitted: "AGGREGATOR",
     e.ModelExported: "EXPORTER",
     e.EventRejected: "SEQUENCER",
-    **{fact: "DECIDER" for topic in topics.FACT_TOPICS for fact in topics.EVENTS[topic]},
+    **{
+        fact: "DECIDER" for topic in topics.FACT_TOPICS for fact in topics.EVENTS[topic]
+    },
 }
 
 
@@ -326,9 +328,7 @@ class _Scratch:
         key = self._find_author_key_unchecked(event)
         self._new_ids.add(compute_input_id(key, leaf.event))
 
-    def _find_author_key(
-        self, event: e.LedgerEvent
-    ) -> bytes | tuple[Reason, str]:
+    def _find_author_key(self, event: e.LedgerEvent) -> bytes | tuple[Reason, str]:
         """Return the key that must have signed, or why nobody may say this now."""
         if isinstance(event, e.FederationConfigured):
             if self._federation_id:

@@ -175,10 +175,10 @@ def _open_leaf(
         leaf = codec.decode_as(e.Leaf, data)
         # LedgerEvent is a union, so not a type: mypy cannot follow.
         event: Any = codec.decode_as(cast("Any", e.LedgerEvent), leaf.event)
-        return leaf, event
     except codec.CodecError as error:
         msg = f"leaf {leaf_index} cannot be decoded: {error}"
         raise LogError(msg, height=height, leaf_index=leaf_index) from error
+    return leaf, event
 
 
 def _genesis_key(leaves: Sequence[tuple[e.Leaf, e.LedgerEvent]], height: int) -> bytes:
@@ -285,4 +285,3 @@ def _refusal_leaf(refusal: e.EventRejected, key: SigningKey) -> e.Leaf:
         source_partition=refusal.source_partition,
         source_offset=refusal.source_offset,
     )
-

@@ -60,9 +60,7 @@ def decide(state: RegistryState, leaf: Sequenced) -> Sequence[e.RegistryFact]:
             return []
 
 
-def evolve(
-    state: RegistryState, happened: Sequenced | e.RegistryFact
-) -> RegistryState:
+def evolve(state: RegistryState, happened: Sequenced | e.RegistryFact) -> RegistryState:
     """Fold an input or a fact; refuses nothing."""
     if isinstance(happened, e.ModelVersionRegistered):
         waiting = {k: v for k, v in state.waiting.items() if k != happened.round}

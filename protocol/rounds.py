@@ -170,8 +170,7 @@ def _evolve_fact(state: RoundsState, fact: e.RoundFact) -> RoundsState:
                 ),
             )
         case e.ContributionRejected() if current is not None and (
-            fact.update_leaf_index in current.pending
-            or fact.reason in _DECLINES
+            fact.update_leaf_index in current.pending or fact.reason in _DECLINES
         ):
             return replace(
                 state, current=_answer(current, fact.agent_id, fact.update_leaf_index)

@@ -21,6 +21,7 @@ IMPORT_PATH: Final = re.compile(
 )
 BLOB_URI: Final = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,62}/sha256/[0-9a-f]{64}")
 MAX_TEXT_LENGTH: Final = 500
+MAX_NAME_LENGTH: Final = 100
 MAX_CONFIG_SIZE_BYTES: Final = 8_192
 """A round's start carries both configurations and a cohort; it must fit a leaf."""
 MAX_CONFIG_DEPTH: Final = 32
@@ -49,6 +50,10 @@ MAX_NUM_EXAMPLES: Final = 2**22
 MAX_NUM_PARAMETERS: Final = 2**31
 _STRING: Final = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _BRACKET: Final = re.compile(r"[\[\]{}]")
+_CONFIG_RULE: Final = (
+    "module_config and data_config must be JSON objects of at most "
+    f"{MAX_CONFIG_SIZE_BYTES} bytes, nested at most {MAX_CONFIG_DEPTH} deep"
+)
 ROLES: Final = ("OPERATOR", "SEQUENCER", "DECIDER", "AGGREGATOR", "EXPORTER", "TIMER")
 
 
@@ -60,8 +65,10 @@ def find_problem(event: e.LedgerEvent) -> str | None:
     match event:
         case e.FederationConfigured():
             return find_configuration_problem(event)
-        case e.AgentEnrolmentRequested(display_name=text) if len(text) > 100:
-            return "display_name is longer than 100 characters"
+        case e.AgentEnrolmentRequested(display_name=text) if (
+            len(text) > MAX_NAME_LENGTH
+        ):
+            return f"display_name is longer than {MAX_NAME_LENGTH} characters"
         case e.AgentRevoked(explanation=text) | e.UpdateDeclined(detail=text) if (
             len(text) > MAX_TEXT_LENGTH
         ):
@@ -91,10 +98,16 @@ def find_configuration_problem(config: e.FederationConfigured) -> str | None:
     roles = tuple(sorted(p.role for p in config.principals))
     task = config.task
     rules = (
-        (roles == tuple(sorted(ROLES)), f"principals must be each of {', '.join(ROLES)} once"),
+        (
+            roles == tuple(sorted(ROLES)),
+            f"principals must be each of {', '.join(ROLES)} once",
+        ),
         (config.aggregation == "PLAIN", "aggregation must be PLAIN"),
         (config.strategy == "FEDAVG", "strategy must be FEDAVG"),
-        (1 <= config.num_parameters <= MAX_NUM_PARAMETERS, "num_parameters must be 1 to 2**31"),
+        (
+            1 <= config.num_parameters <= MAX_NUM_PARAMETERS,
+            "num_parameters must be 1 to 2**31",
+        ),
         (
             0 <= config.fractional_bits <= MAX_FRACTIONAL_BITS,
             f"fractional_bits must be 0 to {MAX_FRACTIONAL_BITS}",
@@ -120,8 +133,7 @@ def find_configuration_problem(config: e.FederationConfigured) -> str | None:
         ),
         (
             _is_json_object(task.module_config) and _is_json_object(task.data_config),
-            "module_config and data_config must be JSON objects of at most "
-            f"{MAX_CONFIG_SIZE_BYTES} bytes, nested at most {MAX_CONFIG_DEPTH} deep",
+            _CONFIG_RULE,
         ),
     )
     for holds, message in rules:

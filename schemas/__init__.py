@@ -1,1 +1,1 @@
-
+"""The language: events, their Avro schemas, topics and reason codes."""

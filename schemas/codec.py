@@ -44,6 +44,7 @@ T = TypeVar("T")
 
 _ROOT: Traversable = files("schemas")
 
+
 class CodecError(ValueError):
     """The bytes are not an event of ours; the message says why."""
 
@@ -52,9 +53,7 @@ class UnknownSchemaError(CodecError):
     """The fingerprint is not of any schema ever released."""
 
 
-CLASSES: Final[dict[str, type]] = {
-    cls.__name__: cls for cls in (*TOPIC_OF, e.Leaf)
-}
+CLASSES: Final[dict[str, type]] = {cls.__name__: cls for cls in (*TOPIC_OF, e.Leaf)}
 
 
 @cache
@@ -129,9 +128,9 @@ def _dataclass_to_plain(cls: type) -> Callable[[Any], dict[str, Any]]:
 def _dataclass_from_plain(cls: type) -> Callable[[dict[str, Any]], Any]:
     hints = get_type_hints(cls)
     special = [
-        (f.name, convert)
+        (f.name, to)
         for f in fields(cls)
-        if (convert := _from_plain(hints[f.name])) is not None
+        if (to := _from_plain(hints[f.name])) is not None
     ]
 
     def convert(value: dict[str, Any]) -> Any:

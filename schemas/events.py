@@ -82,8 +82,7 @@ class AgentAdmitted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentRevoked:
-    """The operator ends an agent's membership; what it signs afterwards is refused.
-    """
+    """The operator ends an agent's membership; what it signs afterwards is refused."""
 
     federation_id: str
     agent_id: str
@@ -354,8 +353,7 @@ class EventRejected:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockSequenced:
-    """A block of the federation's log: ordered leaves, chained to the block before.
-    """
+    """A block of the federation's log: ordered leaves, chained to the block before."""
 
     federation_id: str
     height: int
@@ -389,7 +387,6 @@ class Leaf:
     source_topic: str
     source_partition: int
     source_offset: int
-
 
 
 RoundFact: TypeAlias = (

@@ -8,7 +8,7 @@ the decider checks that they fit, the audit recomputes them.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final
@@ -18,7 +18,11 @@ from adapters.blobs import BlobError, BlobStore
 from protocol.decider import step
 from protocol.encoding import UpdateRefusedError, parse_update
 from protocol.log import OpenedLeaf
-from protocol.plain import compute_max_model_size, compute_max_update_size, compute_result
+from protocol.plain import (
+    compute_max_model_size,
+    compute_max_update_size,
+    compute_result,
+)
 from protocol.rounds import DECIDER, RoundsState
 from protocol.validation import MAX_CHECKS
 from schemas import events as e
@@ -158,22 +162,23 @@ aggregator = Aggregator(BlobStore(service.settings))
 follower = Follower(service, AggregatorState, AggregatorState(), follow_step)
 
 
-def do(work: Iterable[ToCheck | ToAggregate]) -> Iterator[tuple[e.Event, str]]:
-    """Yield the claims that settle this work, checks first."""
-    work = list(work)
+def do(work: list[ToCheck | ToAggregate]) -> list[tuple[e.Event, str]]:
+    """Return the claims that settle this work, checks first."""
+    claims: list[tuple[e.Event, str]] = []
     rounds: dict[tuple[str, int], list[ToCheck]] = {}
     for item in work:
         if isinstance(item, ToCheck):
             place = (item.update.federation_id, item.update.round)
             rounds.setdefault(place, []).append(item)
     for batch in rounds.values():
-        yield from aggregator.check(batch)
+        claims.extend(aggregator.check(batch))
     for item in work:
         if isinstance(item, ToAggregate):
             with telemetry.span(
                 "aggregate", "round", kind=telemetry.INTERNAL, parent=item.traceparent
             ) as current:
-                yield aggregator.aggregate(item), current
+                claims.append((aggregator.aggregate(item), current))
+    return claims
 
 
 @app.agent(service.topic(topics.LEDGER), name="aggregator", concurrency=1)
@@ -182,7 +187,7 @@ async def follow_ledger(stream: Any) -> None:
     async for event in stream.events():
         with fail_stop():
             work = await follower.follow(event)
-            for claim, cause in await asyncio.to_thread(lambda w=work: list(do(w))):
+            for claim, cause in await asyncio.to_thread(do, work):
                 await service.send(claim, cause)
 
 

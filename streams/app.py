@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import faust
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
 
 from adapters import telemetry
 from adapters.kafka import MAX_RECORD_SIZE_BYTES, make_headers
@@ -58,7 +59,7 @@ class Service:
 
     def table(self) -> Any:
         """Return the table of state snapshots, a cache that may be deleted."""
-        raw = faust.Schema(
+        raw: Any = faust.Schema(
             key_type=bytes,
             value_type=bytes,
             key_serializer="raw",
@@ -127,7 +128,10 @@ def make_service(name: str, role: str) -> Service:
         producer_compression_type="lz4",
         # Nothing waits to be joined: process as soon as it arrives.
         stream_wait_empty=False,
-        # A killed process leaves the group quickly, and its successor takes over.
+        # A static member: a killed process and its successor are the same member, so
+        # the successor need not wait for a session to expire; a second process with
+        # the same id fences the first.
+        consumer_group_instance_id=f"moot-{name}-{settings.instance_id}",
         broker_session_timeout=10.0,
         broker_heartbeat_interval=2.0,
         broker_rebalance_timeout=12.0,

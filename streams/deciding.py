@@ -25,9 +25,7 @@ def run_decider(service: Service, decider: Decider[State, FactT]) -> None:
 
     follower = Follower(service, type(decider.initial), decider.initial, decide)
 
-    @service.app.agent(
-        service.topic(topics.LEDGER), name=service.name, concurrency=1
-    )
+    @service.app.agent(service.topic(topics.LEDGER), name=service.name, concurrency=1)
     async def follow_ledger(stream: Any) -> None:
         async for event in stream.events():
             with fail_stop():

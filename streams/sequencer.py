@@ -19,7 +19,7 @@ from adapters.kafka import compute_partition, make_headers, read_partition
 from adapters.schema_registry import FramingError
 from ledger.checkpoint import Checkpoint, sign_checkpoint
 from protocol.admission import Received
-from protocol.envelope import EVENT_ID_HEADER, SIGNATURE_HEADER, TRACEPARENT_HEADER
+from protocol.envelope import SIGNATURE_HEADER, TRACEPARENT_HEADER
 from protocol.log import (
     MAX_BLOCK_LEAVES,
     MAX_BLOCK_SIZE_BYTES,
@@ -28,7 +28,7 @@ from protocol.log import (
     sequence,
 )
 from schemas import topics
-from schemas.events import CheckpointSigned
+from schemas.events import BlockSequenced, CheckpointSigned
 from schemas.reasons import Reason
 from streams.app import Service, fail_stop, make_service, serve
 
@@ -74,13 +74,23 @@ class Sequencer:
         if block is not None:
             states[key] = state
             first = next(filter(None, block.event.traceparents), "")
-            _, value = self._service.registry.frame(block.event)
-            headers = make_headers(block.event, block.data, self._service.key, first)
-            await self._service.send_raw(topics.LEDGER, key, value, headers)
-            await self._service.send(self._sign_checkpoint(key, state), first)
+            await self._send(key, block.event, first)
+            await self._send(key, self._sign_checkpoint(key, state), first)
         for refusal in refused:
             log.info("refused %s: %s", refusal.reason, refusal.detail)
             await self._service.send(refusal, "")
+
+    async def _send(
+        self, key: bytes, event: BlockSequenced | CheckpointSigned, traceparent: str
+    ) -> None:
+        """Send what is the record for ever.
+
+        Without a span of its own: so every byte of it, headers too, follows from the
+        block, and the audit can check them all.
+        """
+        data, value = self._service.registry.frame(event)
+        headers = make_headers(event, data, self._service.key, traceparent)
+        await self._service.send_raw(topics.topic_of(event), key, value, headers)
 
     def _sign_checkpoint(self, key: bytes, state: SequencerState) -> CheckpointSigned:
         chain = state.log.chain
@@ -123,16 +133,16 @@ class Sequencer:
         right = compute_partition(key.decode("utf-8", "replace"), number)
         if partition == right:
             return None
-        detail = f"this key belongs in partition {right}: set partitioner=murmur2_random"
+        detail = (
+            f"this key belongs in partition {right}: set partitioner=murmur2_random"
+        )
         return Reason.WRONG_PARTITION, detail
 
     def _recover(self, partition: int) -> dict[bytes, SequencerState]:
         """Fold the partition's committed blocks, all of them."""
         states: dict[bytes, SequencerState] = {}
         started = time.monotonic()
-        for record in read_partition(
-            self._service.settings, topics.LEDGER, partition
-        ):
+        for record in read_partition(self._service.settings, topics.LEDGER, partition):
             key = record.key or b""
             data = self._service.registry.unframe_trusted(record.value or b"")
             states[key] = read_block(
@@ -197,7 +207,7 @@ async def sequence_inputs(stream: Any) -> None:
 
 
 @app.on_partitions_revoked.connect
-async def on_partitions_revoked(_app: Any, _revoked: Any, **_: Any) -> None:
+async def on_partitions_revoked(*_: Any, **__: Any) -> None:
     """Read the ledger again before writing again."""
     sequencer.forget()
 

@@ -24,8 +24,8 @@ from adapters.schema_registry import FramingError
 from ledger.blocks import plan_block
 from ledger.checkpoint import Checkpoint, sign_checkpoint
 from ledger.signing import SigningKey
-from protocol import rounds
 from protocol import registry as model_registry
+from protocol import rounds
 from protocol.admission import Received
 from protocol.decider import step
 from protocol.encoding import UpdateRefusedError, parse_update, update_to_blob
@@ -269,7 +269,9 @@ class LogBuilder:
             return ()
         return current.started.cohort
 
-    def make_update(self, agent: str, *, blob: bytes | None = None) -> e.UpdateSubmitted:
+    def make_update(
+        self, agent: str, *, blob: bytes | None = None
+    ) -> e.UpdateSubmitted:
         """Return an agent's update for the current round; its blob is stored."""
         current = self._rounds.current
         assert current is not None, "no round is open"
@@ -358,7 +360,10 @@ class LogBuilder:
             compute_result(
                 sealed,
                 self.blobs[sealed.base_model.sha256],
-                (self.blobs[refs[c.update_sha256].sha256] for c in sealed.contributions),
+                (
+                    self.blobs[refs[c.update_sha256].sha256]
+                    for c in sealed.contributions
+                ),
             )
         )
         claim = e.AggregateSubmitted(

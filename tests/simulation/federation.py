@@ -258,7 +258,7 @@ class Records:
     offsets: dict[str, int] = field(default_factory=dict)
 
     def record(
-        self, event: e.LedgerEvent, *, signer: str | None = None, **changes: Any
+        self, event: e.LedgerEvent, /, *, signer: str | None = None, **changes: Any
     ) -> Received:
         """Return the next record of the event's topic, signed by its author."""
         data = codec.encode(event)
