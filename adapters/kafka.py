@@ -44,7 +44,10 @@ from schemas.events import Event, Fact
 log = logging.getLogger(__name__)
 
 MAX_RECORD_SIZE_BYTES: Final = 4 * 2**20
-"""A block of leaves must fit a record: the broker's limit for our topics."""
+"""A block of leaves must fit a record: the broker's limit for the ledger."""
+MAX_EVENT_RECORD_SIZE_BYTES: Final = 2**17
+"""The broker's limit for all other topics: no event of ours is half as long, and the
+sequencer holds a batch of whatever is sent."""
 DELIVERY_TIMEOUT_S: Final = 30.0
 FOR_EVER: Final = "-1"
 
@@ -86,7 +89,11 @@ def create_topics(settings: Settings) -> list[str]:
 def _topic_config(topic: str) -> dict[str, str]:
     config = {
         "cleanup.policy": "delete",
-        "max.message.bytes": str(MAX_RECORD_SIZE_BYTES),
+        "max.message.bytes": str(
+            MAX_RECORD_SIZE_BYTES
+            if topic == topics.LEDGER
+            else MAX_EVENT_RECORD_SIZE_BYTES
+        ),
         # The broker's clock on a record would be a second, unsigned time.
         "message.timestamp.type": "CreateTime",
     }

@@ -90,8 +90,9 @@ class SchemaRegistry:
 
         Raises:
             FramingError: it is not our framing, or its schema is none of ours.
-            SchemaRegistryError: the id is new to us and the registry is away; nothing
-                is known about the record then, so it must not be refused.
+            Exception: the id is new to us and the registry is away (an error of its
+                client or of HTTP); nothing is known about the record then, so it must
+                not be refused.
         """
         if value is None:
             raise FramingError(Reason.NO_VALUE, "the record has no value")
@@ -130,15 +131,18 @@ class SchemaRegistry:
         )
         if prefix in self._unknown:
             raise unknown
+        # Only "there is no such schema" is an answer. Whatever else is raised here, the
+        # HTTP client's errors too, means that nothing is known about the record.
         try:
             text = self._client.get_schema(schema_id).schema_str or ""
-            fingerprint = codec.compute_fingerprint(text)
-            codec.event_name(fingerprint)
         except SchemaRegistryError as error:
             if error.http_status_code != NOT_FOUND:
                 raise
             self._remember_unknown(prefix)
             raise unknown from None
+        try:
+            fingerprint = codec.compute_fingerprint(text)
+            codec.event_name(fingerprint)
         except Exception as error:  # noqa: BLE001  # a parser of others' text
             # Not Avro at all, or not released: the registry holds others' schemas too.
             log.info("schema id %d is none of ours: %r", schema_id, error)

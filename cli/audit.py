@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -66,12 +66,7 @@ def audit(
             with_blobs=not no_blobs,
             jobs=jobs or 2 * (os.cpu_count() or 1),
         )
-        if not report.num_blocks and not report.findings:
-            msg = (
-                f"There is no federation {federation!r} on this Kafka. Check the name, "
-                "and that MOOT_BOOTSTRAP_SERVERS is the right one."
-            )
-            raise CannotAuditError(msg)
+        _demand_log(report)
     except CannotAuditError as error:
         if as_json:
             print(json.dumps({"is_sound": None, "error": str(error)}, indent=2))
@@ -82,6 +77,16 @@ def audit(
     else:
         print(render(report, time.monotonic() - started))
     raise typer.Exit(0 if report.is_sound else EXIT_WRONG)
+
+
+def _demand_log(report: Report) -> None:
+    if report.num_blocks or report.findings:
+        return
+    msg = (
+        f"There is no federation {report.federation_id!r} on this Kafka. Check the "
+        "name, and that MOOT_BOOTSTRAP_SERVERS is the right one."
+    )
+    raise CannotAuditError(msg)
 
 
 def _parse_key(text: str | None) -> bytes | None:
@@ -108,7 +113,6 @@ def _read_and_audit(
     from adapters.blobs import BlobStore
     from adapters.kafka import read_partition
     from adapters.ledger import find_partition
-    from adapters.schema_registry import SchemaRegistry
     from adapters.settings import SettingsError, load_settings
     from consumers.audit import audit_log
     from schemas import topics
@@ -118,9 +122,7 @@ def _read_and_audit(
     except SettingsError as error:
         raise CannotAuditError(str(error)) from error
     with _explained(settings):
-        partition = find_partition(settings, federation)
-        registry = SchemaRegistry(settings.schema_registry_url)
-        registry.load()
+        partition = find_partition(settings, topics.LEDGER, federation)
         # The order matters: a block below the first offset has its checkpoint below
         # the second, and the ledger is read to an end that is later than both.
         settled_offset = _find_end(settings, topics.LEDGER, partition)
@@ -142,7 +144,7 @@ def _read_and_audit(
                     settings, topics.LEDGER, partition, timeout_s=READ_TIMEOUT_S
                 ),
                 federation_id=federation,
-                unframe=registry.unframe_trusted,
+                unframe=_make_unframe(settings),
                 fetch_blob=BlobStore(settings).fetch if with_blobs else None,
                 checkpoints=read_checkpoints(),
                 settled_offset=settled_offset,
@@ -150,6 +152,28 @@ def _read_and_audit(
                 on_progress=on_progress,
                 jobs=jobs,
             )
+
+
+def _make_unframe(settings: Settings) -> Callable[[bytes], bytes]:
+    """Return how to unframe, with a sentence for a schema registry that is away."""
+    from adapters.schema_registry import FramingError, SchemaRegistry
+
+    registry = SchemaRegistry(settings.schema_registry_url)
+
+    def unframe(value: bytes) -> bytes:
+        try:
+            return registry.unframe_trusted(value)
+        except FramingError:
+            raise
+        except Exception as error:
+            msg = (
+                "The schema registry could not be asked at "
+                f"{settings.schema_registry_url}: {error}. Check "
+                "MOOT_SCHEMA_REGISTRY_URL."
+            )
+            raise CannotAuditError(msg) from error
+
+    return unframe
 
 
 def _find_end(settings: Settings, topic: str, partition: int) -> int:
@@ -172,10 +196,8 @@ def _find_end(settings: Settings, topic: str, partition: int) -> int:
 def _explained(settings: Settings) -> Iterator[None]:
     """Turn what the adapters raise into what the reader can do about it."""
     from confluent_kafka import KafkaException
-    from confluent_kafka.schema_registry.error import SchemaRegistryError
-    from httpx import HTTPError
     from minio.error import MinioException
-    from urllib3.exceptions import HTTPError as Urllib3Error
+    from urllib3.exceptions import HTTPError
 
     from adapters.kafka import KafkaUnavailableError
 
@@ -184,19 +206,7 @@ def _explained(settings: Settings) -> Iterator[None]:
     except (KafkaUnavailableError, KafkaException) as error:
         msg = f"Kafka could not be read: {error} Check MOOT_BOOTSTRAP_SERVERS."
         raise CannotAuditError(msg) from error
-    except SchemaRegistryError as error:
-        msg = (
-            f"The schema registry at {settings.schema_registry_url} does not know our "
-            f"schemas: {error} `moot schemas register` registers them."
-        )
-        raise CannotAuditError(msg) from error
-    except HTTPError as error:
-        msg = (
-            f"The schema registry does not answer at {settings.schema_registry_url}: "
-            f"{error} Check MOOT_SCHEMA_REGISTRY_URL."
-        )
-        raise CannotAuditError(msg) from error
-    except (MinioException, Urllib3Error) as error:
+    except (MinioException, HTTPError) as error:
         msg = (
             f"MinIO could not be read at {settings.minio_endpoint}: {error} Check "
             "MOOT_MINIO_ENDPOINT and its keys, or leave blobs out with --no-blobs."
@@ -207,37 +217,31 @@ def _explained(settings: Settings) -> Iterator[None]:
 @contextmanager
 def _progress(end_offset: int) -> Iterator[Any]:
     """Show how far the audit is, on stderr."""
+    from rich import progress
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        TaskProgressColumn,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-    from rich.progress import (
-        Progress as Bar,
-    )
 
     started = time.monotonic()
-    with Bar(
-        TextColumn("auditing"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TextColumn("{task.fields[leaves]:,} leaves, {task.fields[rate]:,.0f}/s"),
-        TimeRemainingColumn(),
+    with progress.Progress(
+        progress.TextColumn("auditing"),
+        progress.BarColumn(),
+        progress.TaskProgressColumn(),
+        progress.TextColumn(
+            "{task.fields[leaves]:,} leaves, {task.fields[rate]:,.0f}/s"
+        ),
+        progress.TimeRemainingColumn(),
         console=Console(stderr=True),
         transient=True,
     ) as bar:
         task = bar.add_task("", total=max(end_offset, 1), leaves=0, rate=0.0)
 
-        def on_progress(progress: Progress) -> None:
+        def on_progress(done: Progress) -> None:
             elapsed = time.monotonic() - started
             bar.update(
                 task,
                 # The log may have grown meanwhile.
-                completed=min(progress.offset + 1, end_offset),
-                leaves=progress.num_leaves,
-                rate=progress.num_leaves / max(elapsed, 1e-9),
+                completed=min(done.offset + 1, end_offset),
+                leaves=done.num_leaves,
+                rate=done.num_leaves / max(elapsed, 1e-9),
             )
 
         yield on_progress

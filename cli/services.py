@@ -168,6 +168,10 @@ class Supervisor:
         """Return where a child's output goes."""
         return self.logs / f"{name}.log"
 
+    def pid(self, name: str) -> int:
+        """Return the process id that leads a child's session."""
+        return self._processes[name].pid
+
     def watch(self) -> list[str]:
         """Restart what has ended; returns the names.
 

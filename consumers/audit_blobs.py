@@ -50,10 +50,6 @@ class FetchBlob(Protocol):
         ...
 
 
-class _UnusableError(Exception):
-    """One of a round's blobs cannot be used; the finding is reported already."""
-
-
 class BlobAuditor:
     """Checks blobs in the background and rounds in the foreground.
 
@@ -204,8 +200,8 @@ class BlobAuditor:
             published.sum,
             result.sum_blob,
             place,
-            f"round {sealed.round}: the published sum is not that of its updates",
-            _describe_difference(result.sum_blob, total, size),
+            f"round {sealed.round}: the published sum is not that of its updates"
+            + _describe_difference(result.sum_blob, total, size),
         )
         self._compare(
             FindingCode.WRONG_MODEL,
@@ -213,7 +209,6 @@ class BlobAuditor:
             result.model_blob,
             place,
             f"round {sealed.round}: the published model does not follow from its sum",
-            "",
         )
 
     def _compute(
@@ -228,16 +223,13 @@ class BlobAuditor:
             for ref, blob in fetched:
                 current[:] = [ref]
                 if isinstance(blob, BlobError):
-                    self._add(_blob_finding(blob, ref, place, "an accepted update"))
-                    raise _UnusableError
+                    raise blob
                 yield blob
 
         try:
             if base is not None:
                 return compute_result(sealed, base, usable())
-        except _UnusableError:
-            pass
-        except UpdateRefusedError as error:
+        except (BlobError, UpdateRefusedError) as error:
             self._add(_update_finding(error, current[0], place))
         except Exception as error:  # noqa: BLE001  # whatever it is, it does not compute
             self._add(
@@ -251,14 +243,18 @@ class BlobAuditor:
             )
         # Nothing can be compared any more; the other blobs are still looked at.
         for ref, blob in fetched:
-            try:
-                if isinstance(blob, BlobError):
-                    self._add(_blob_finding(blob, ref, place, "an accepted update"))
-                else:
-                    parse_update(blob, num_parameters=size)
-            except UpdateRefusedError as error:
-                self._add(_update_finding(error, ref, place))
+            self._check_fetched(ref, blob, size, place)
         return None
+
+    def _check_fetched(
+        self, ref: BlobRef, blob: bytes | BlobError, size: int, place: Place
+    ) -> None:
+        try:
+            if isinstance(blob, BlobError):
+                raise blob
+            parse_update(blob, num_parameters=size)
+        except (BlobError, UpdateRefusedError) as error:
+            self._add(_update_finding(error, ref, place))
 
     def _get_model(self, ref: BlobRef, size: int, place: Place) -> bytes | None:
         """Return a base model: nearly always the last one that was looked at."""
@@ -268,13 +264,7 @@ class BlobAuditor:
         return self._get(ref, compute_max_model_size(size), place, "the base model")
 
     def _compare(
-        self,
-        code: FindingCode,
-        ref: BlobRef,
-        blob: bytes,
-        place: Place,
-        message: str,
-        detail: str,
+        self, code: FindingCode, ref: BlobRef, blob: bytes, place: Place, message: str
     ) -> None:
         digest = hashlib.sha256(blob).digest()
         if digest == ref.sha256 and len(blob) == ref.size_bytes:
@@ -283,7 +273,7 @@ class BlobAuditor:
             Finding(
                 code=code,
                 place=place,
-                message=message + detail,
+                message=message,
                 expected=f"{digest.hex()}, {len(blob)} bytes",
                 found=f"{ref.sha256.hex()}, {ref.size_bytes} bytes",
                 blob_sha256=ref.sha256.hex(),
@@ -364,7 +354,11 @@ def _blob_finding(error: BlobError, ref: BlobRef, place: Place, what: str) -> Fi
     )
 
 
-def _update_finding(error: UpdateRefusedError, ref: BlobRef, place: Place) -> Finding:
+def _update_finding(
+    error: BlobError | UpdateRefusedError, ref: BlobRef, place: Place
+) -> Finding:
+    if isinstance(error, BlobError):
+        return _blob_finding(error, ref, place, "an accepted update")
     return Finding(
         code=FindingCode.INVALID_UPDATE,
         place=place,

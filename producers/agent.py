@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -231,7 +232,7 @@ class Agent:
         except ImportRefusedError as error:
             return self._decline(started, Reason.TASK_NOT_ALLOWED, str(error))
         except NotFiniteError:
-            detail = "training diverged: a parameter is NaN or infinite"
+            detail = "training diverged: its loss or a parameter is NaN or infinite"
             return self._decline(started, Reason.NOT_FINITE, detail)
         except OutOfRangeError:
             detail = "a parameter moved further than the federation can encode"
@@ -270,6 +271,9 @@ class Agent:
             time.monotonic() - begun,
             result.loss,
         )
+        if not math.isfinite(result.loss):
+            msg = "the training loss is NaN or infinite"
+            raise NotFiniteError(msg)
         manifest = manifest_of(base)
         delta = flatten(result.tensors, manifest) - flatten(base, manifest)
         update = encode_update(delta, started.fractional_bits)

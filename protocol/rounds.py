@@ -9,6 +9,7 @@ Rules:
 - An update counts if its agent is in the cohort, it names this round and its base
   model, it was sequenced by the deadline, it is the agent's first answer, and the
   aggregator found its blob good.
+- An agent that is revoked before the round is sealed is excluded, even if accepted.
 - A round is sealed when every member of the cohort answered, or when the deadline has
   passed and every update that came in time was checked. With fewer than ``min_cohort``
   contributions it is abandoned instead.
@@ -94,6 +95,8 @@ def decide(state: RoundsState, leaf: Sequenced) -> Sequence[e.RoundFact]:
             return _with_closing(state, leaf, list(_checked(state, checked, leaf)))
         case e.DeadlineReached():
             return _with_closing(state, leaf, [])
+        case e.AgentRevoked() as revoked:
+            return _with_closing(state, leaf, _revoked(state, revoked, leaf))
         case e.AggregateSubmitted() as claim:
             return [_publish(state, claim, leaf)]
         case _:
@@ -162,7 +165,7 @@ def _evolve_fact(state: RoundsState, fact: e.RoundFact) -> RoundsState:
             return replace(
                 state,
                 current=replace(
-                    _answer(current, fact.agent_id, fact.update_leaf_index),
+                    _answer(current, fact.agent_id),
                     contributions={
                         **current.contributions,
                         fact.agent_id: contribution,
@@ -170,10 +173,18 @@ def _evolve_fact(state: RoundsState, fact: e.RoundFact) -> RoundsState:
                 ),
             )
         case e.ContributionRejected() if current is not None and (
-            fact.update_leaf_index in current.pending or fact.reason in _DECLINES
+            fact.update_leaf_index in current.pending or fact.reason in _FINAL
         ):
+            contributions = {
+                agent_id: contribution
+                for agent_id, contribution in current.contributions.items()
+                if agent_id != fact.agent_id
+            }
             return replace(
-                state, current=_answer(current, fact.agent_id, fact.update_leaf_index)
+                state,
+                current=replace(
+                    _answer(current, fact.agent_id), contributions=contributions
+                ),
             )
         case _:
             return state
@@ -187,11 +198,13 @@ _DECLINES = frozenset(
         Reason.TASK_NOT_ALLOWED,
     }
 )
-"""What an agent may say of itself; each is its answer to the round."""
+"""What an agent may say of itself."""
+_FINAL = _DECLINES | {Reason.REVOKED_AGENT}
+"""Rejections after which an agent has no further answer to the round."""
 
 
-def _answer(current: OpenRound, agent_id: str, leaf_index: int) -> OpenRound:
-    pending = {i: p for i, p in current.pending.items() if i != leaf_index}
+def _answer(current: OpenRound, agent_id: str) -> OpenRound:
+    pending = {i: p for i, p in current.pending.items() if p.agent_id != agent_id}
     return replace(current, pending=pending, answered=current.answered | {agent_id})
 
 
@@ -309,6 +322,21 @@ def _declined(
         reason = Reason(declined.reason) if known else Reason.TRAINING_FAILED
         problem = (reason, declined.detail)
     return _rejected(leaf, declined.agent_id, declined.round, *problem)
+
+
+def _revoked(
+    state: RoundsState, revoked: e.AgentRevoked, leaf: Sequenced
+) -> list[e.RoundFact]:
+    """Exclude a revoked agent from the open round, whatever it has contributed."""
+    current = state.current
+    if (
+        current is None
+        or current.sealed is not None
+        or revoked.agent_id not in current.started.cohort
+    ):
+        return []
+    number, reason = current.started.round, Reason.REVOKED_AGENT
+    return [_rejected(leaf, revoked.agent_id, number, reason, revoked.explanation)]
 
 
 def _checked(

@@ -33,6 +33,7 @@ from streams.following import Follower
 NUM_FETCHERS: Final = 4
 """Blobs fetched at a time: enough to hide the store's latency, few enough that their
 bytes (4 per parameter each) fit in memory."""
+MAX_DETAIL_LENGTH: Final = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +124,13 @@ class Aggregator:
                 reason, detail = error.reason, str(error)
             except UpdateRefusedError as error:
                 reason, detail = error.reason, error.detail
+        # A detail may quote the blob, which is an agent's to fill: a hundred of them
+        # must fit a claim, whatever they quote.
+        plain = detail.encode("ascii", "backslashreplace").decode()
         return e.UpdateCheck(
-            leaf_index=item.leaf_index, reason=reason, detail=detail[:500]
+            leaf_index=item.leaf_index,
+            reason=reason,
+            detail=plain[:MAX_DETAIL_LENGTH],
         )
 
     def aggregate(self, work: ToAggregate) -> e.AggregateSubmitted:

@@ -463,14 +463,30 @@ def test_a_repeated_deadline_changes_nothing() -> None:
     assert run.when(deadline(1, NOW_MS + 2)) == []
 
 
-def test_who_is_revoked_during_a_round_keeps_what_it_submitted_before() -> None:
-    """From its revocation on, admission refuses what it signs; see test_admission."""
-    run = opened("ana", "bea", "cem")
-    ana, bea = submit(run, "ana", "bea")
-    run.given(checked(ana), revoked("ana"), revoked("bea"), revoked("cem"))
+def test_who_is_revoked_before_the_seal_is_excluded_even_if_accepted() -> None:
+    run = opened("ana", "bea", "cem", "dan")
+    ana, bea, cem = submit(run, "ana", "bea", "cem")
+    run.given(checked(ana))
+    assert reasons(run.when(revoked("ana"))) == [
+        ("ContributionRejected", Reason.REVOKED_AGENT)
+    ]
     assert kinds(run.when(checked(bea))) == ["ContributionAccepted"]
-    facts = run.when(deadline(1), at_ms=DEADLINE_MS + 1)
-    assert kinds(facts) == ["RoundSealed"]
+    assert kinds(run.when(checked(cem))) == ["ContributionAccepted"]
+    facts = run.when(revoked("dan"))
+    assert kinds(facts) == ["ContributionRejected", "RoundSealed"]
+    assert [c.agent_id for c in facts[-1].contributions] == ["bea", "cem"]
+
+
+def test_a_check_of_a_revoked_agents_update_comes_too_late() -> None:
+    run = opened("ana", "bea", "cem")
+    (ana,) = submit(run, "ana")
+    run.given(revoked("ana"))
+    assert kinds(run.when(checked(ana))) == ["ClaimRejected"]
+
+
+def test_who_is_revoked_after_the_seal_stays_in_it() -> None:
+    run = sealed("ana", "bea", "cem")
+    assert run.when(revoked("ana")) == []
 
 
 # A round is published

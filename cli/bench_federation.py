@@ -1,0 +1,345 @@
+"""What the benchmarks measure on: a stack, a federation, and load for it.
+
+The load is made here, fast: agents are keys that sign, and train nothing. What reads
+it are the real services, as `moot serve` runs them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from confluent_kafka import Producer
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
+
+from adapters.blobs import BlobStore
+from adapters.kafka import (
+    MAX_RECORD_SIZE_BYTES,
+    Publisher,
+    Record,
+    create_topics,
+    follow_partition,
+    make_headers,
+    read_partition,
+)
+from adapters.keys import load_or_create_key
+from adapters.ledger import find_partition
+from adapters.schema_registry import SchemaRegistry
+from adapters.settings import Settings, load_settings
+from cli.processes import StackError, last_lines
+from cli.services import Supervisor
+from cli.stack import LocalStack
+from ledger.signing import SigningKey
+from producers.control import Operator, Parameters, key_path, load_principals
+from protocol.tensors import tensors_to_blob
+from schemas import codec, topics
+from schemas import events as e
+
+Say = Callable[[str], None]
+"""Called with what is being done; for people who wait."""
+
+TASK: Final = e.Task(
+    module="bench.none:Module",
+    module_config="{}",
+    data_module="bench.none:DataModule",
+    data_config="{}",
+    local_epochs=1,
+)
+TIMEOUT_S: Final = 600.0
+ROUND_DURATION_S: Final = 3_600
+
+
+def make_agent_keys(count: int) -> dict[str, SigningKey]:
+    """Return agents by name: keys that follow from the names, for benchmarks only."""
+    return {
+        f"agent-{number:04d}": SigningKey(
+            hashlib.sha256(b"bench agent %d" % number).digest()
+        )
+        for number in range(count)
+    }
+
+
+def make_model(num_parameters: int) -> bytes:
+    """Return an initial model with so many parameters."""
+    return tensors_to_blob({"weight": np.zeros(num_parameters, np.float32)})
+
+
+def make_update_event(
+    federation_id: str,
+    agent_id: str,
+    number: int,
+    *,
+    round_number: int = 1,
+    base_model_sha256: bytes = bytes(32),
+) -> e.UpdateSubmitted:
+    """Return an update whose blob does not exist: the sequencer never looks."""
+    digest = hashlib.sha256(b"%d" % number)
+    blob = e.BlobRef(
+        uri=f"s3://moot/sha256/{digest.hexdigest()}",
+        sha256=digest.digest(),
+        size_bytes=400_000,
+    )
+    return e.UpdateSubmitted(
+        federation_id=federation_id,
+        round=round_number,
+        agent_id=agent_id,
+        base_model_sha256=base_model_sha256,
+        update=blob,
+        num_examples=100,
+        loss_micros=500_000,
+    )
+
+
+class FastProducer:
+    """Sends signed events without waiting for each; `flush` waits for all."""
+
+    def __init__(self, settings: Settings, registry: SchemaRegistry) -> None:
+        self._registry = registry
+        self._failures: list[str] = []
+        self._producer = Producer(
+            {
+                "bootstrap.servers": settings.bootstrap_servers,
+                "enable.idempotence": True,
+                "linger.ms": 5,
+                "compression.type": "lz4",
+                "message.max.bytes": MAX_RECORD_SIZE_BYTES,
+                "partitioner": "murmur2_random",
+            }
+        )
+
+    def send(self, event: e.Event, key: SigningKey, traceparent: str = "") -> None:
+        """Sign and send one event."""
+        data, value = self._registry.frame(event)
+        headers = make_headers(event, data, key, traceparent)
+        self.send_raw(
+            topics.topic_of(event), event.federation_id.encode(), value, headers
+        )
+
+    def send_raw(
+        self,
+        topic: str,
+        key: bytes,
+        value: bytes,
+        headers: Sequence[tuple[str, bytes]],
+    ) -> None:
+        """Send framed bytes."""
+        while True:
+            try:
+                self._producer.produce(
+                    topic,
+                    key=key,
+                    value=value,
+                    headers=list(headers),
+                    on_delivery=self._on_delivery,
+                )
+            except BufferError:
+                self._producer.poll(0.1)
+            else:
+                self._producer.poll(0)
+                return
+
+    def flush(self) -> None:
+        """Wait until Kafka has everything.
+
+        Raises:
+            StackError: it does not.
+        """
+        remaining = self._producer.flush(60)
+        if remaining or self._failures:
+            what = self._failures[0] if self._failures else f"{remaining} unconfirmed"
+            raise StackError(f"Kafka did not take the load: {what}", "See its log.")
+
+    def _on_delivery(self, error: Any, _message: Any) -> None:
+        if error is not None:
+            self._failures.append(error.str())
+
+
+@dataclass
+class BenchStack:
+    """A running stack with topics, schemas and keys, and the services on it."""
+
+    work: Path
+    settings: Settings
+    registry: SchemaRegistry
+    store: BlobStore
+    supervisor: Supervisor
+
+    @property
+    def keys(self) -> Path:
+        """Where the principals' keys are."""
+        return self.settings.state_directory / "keys"
+
+    def key(self, role: str) -> SigningKey:
+        """Return a principal's key."""
+        return load_or_create_key(key_path(self.keys, role))
+
+    def found(
+        self,
+        federation_id: str,
+        num_parameters: int,
+        cohort_size: int,
+    ) -> Operator:
+        """Found a federation and return its operator."""
+        operator = Operator(self.key("OPERATOR"), Publisher(self.settings, self.registry))
+        operator.found(
+            federation_id,
+            Parameters(
+                task=TASK,
+                cohort_size=cohort_size,
+                min_cohort=cohort_size,
+                round_duration_ms=ROUND_DURATION_S * 1_000,
+            ),
+            load_principals(self.keys),
+            make_model(num_parameters),
+            self.store,
+        )
+        return operator
+
+    def serve(self, *services: str) -> None:
+        """Start services, each in a process of its own."""
+        for service in services:
+            self.supervisor.start(service, "serve", service)
+
+    def check(self) -> None:
+        """Fail when a service has ended.
+
+        Raises:
+            StackError: one has; shows the end of its log.
+        """
+        restarted = self.supervisor.watch()
+        if restarted:
+            name = restarted[0]
+            tail = last_lines(self.supervisor.log_path(name))
+            raise StackError(f"{name} ended:\n{tail}", "The benchmark means nothing.")
+
+    def cpu_s(self, service: str) -> float | None:
+        """Return the processor time that a service has used; None if unknown."""
+        return measure_cpu_s(self.supervisor.pid(service))
+
+    def follow_ledger(
+        self, federation_id: str, start: int | None = None
+    ) -> Iterator[Record]:
+        """Yield records of a federation's ledger; checks the services meanwhile."""
+        key = federation_id.encode()
+        partition = find_partition(self.settings, topics.LEDGER, federation_id)
+        began = time.monotonic()
+        options = {} if start is None else {"start": start}
+        for record in follow_partition(
+            self.settings, topics.LEDGER, partition, **options
+        ):
+            if isinstance(record, Record):
+                if record.key == key:
+                    began = time.monotonic()
+                    yield record
+                continue
+            self.check()
+            if time.monotonic() - began > TIMEOUT_S:
+                msg = f"the ledger did not move for {TIMEOUT_S:.0f} s"
+                raise StackError(msg, f"The logs are in {self.supervisor.logs}.")
+
+    def open_block(self, record: Record) -> e.BlockSequenced:
+        """Return a ledger record's block, without verifying it."""
+        data = self.registry.unframe_trusted(record.value or b"")
+        return codec.decode_as(e.BlockSequenced, data)
+
+    def wait_for_leaves(self, federation_id: str, count: int) -> int:
+        """Wait until a log has so many leaves; returns the offset after them."""
+        for record in self.follow_ledger(federation_id):
+            block = self.open_block(record)
+            if block.first_leaf_index + len(block.leaves) >= count:
+                return record.offset + 1
+        raise AssertionError("follow_ledger does not end")
+
+    def count_records(self, topic: str, federation_id: str) -> int:
+        """Return how many committed records of a federation a topic has."""
+        partition = find_partition(self.settings, topic, federation_id)
+        key = federation_id.encode()
+        records = read_partition(self.settings, topic, partition)
+        return sum(record.key == key for record in records)
+
+    def create_topic(self, name: str) -> None:
+        """Create a topic of the benchmark's own."""
+        admin = AdminClient({"bootstrap.servers": self.settings.bootstrap_servers})
+        new = NewTopic(
+            name,
+            num_partitions=1,
+            replication_factor=1,
+            config={"max.message.bytes": str(MAX_RECORD_SIZE_BYTES)},
+        )
+        admin.create_topics([new])[name].result(30)
+
+
+@contextmanager
+def bench_stack(say: Say) -> Iterator[BenchStack]:
+    """Run a stack of its own for a block; nothing of it is left behind."""
+    work = Path(tempfile.mkdtemp(prefix="moot-bench-"))
+    saved = dict(os.environ)
+    try:
+        with LocalStack(work / "stack") as stack:
+            say("Kafka, schema registry and MinIO are up")
+            environment = {
+                **stack.endpoints.environment(),
+                "MOOT_STATE_DIRECTORY": str(work / "services"),
+                "MOOT_LOG_LEVEL": "WARNING",
+            }
+            for name in [n for n in os.environ if n.startswith("MOOT_")]:
+                del os.environ[name]
+            os.environ.update(environment)
+            settings = load_settings()
+            registry = SchemaRegistry(settings.schema_registry_url)
+            create_topics(settings)
+            registry.register_all()
+            store = BlobStore(settings)
+            store.ensure_bucket()
+            supervisor = Supervisor(environment, work / "logs")
+            try:
+                yield BenchStack(work, settings, registry, store, supervisor)
+            finally:
+                supervisor.stop_all()
+    finally:
+        os.environ.clear()
+        os.environ.update(saved)
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def measure_cpu_s(leader: int) -> float | None:
+    """Return the processor time of all live processes of a session; None if unknown.
+
+    Args:
+        leader: Process id of the session's leader.
+    """
+    proc = Path("/proc")
+    if not (proc / "self" / "stat").exists():
+        return None
+    total = 0
+    for entry in proc.iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            stat = (entry / "stat").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            continue  # it ended meanwhile
+        # proc(5): fields 6 (session), 14 and 15 (user and system time), counted
+        # behind the name, which may hold anything.
+        fields = stat.rpartition(")")[2].split()
+        if int(fields[3]) == leader:
+            total += int(fields[11]) + int(fields[12])
+    return total / os.sysconf("SC_CLK_TCK")
+
+
+def admit(
+    stack: BenchStack, operator: Operator, federation_id: str, agents: Mapping[str, SigningKey]
+) -> int:
+    """Admit agents, wait until the ledger says so; returns the offset after it."""
+    operator.admit(federation_id, {n: key.public_key for n, key in agents.items()})
+    return stack.wait_for_leaves(federation_id, 1 + len(agents))

@@ -1,0 +1,34 @@
+"""The least that a Faust app with exactly-once can do: read batches, write their bytes.
+
+`moot bench sequencer` runs it as a process, for comparison with the sequencer: the
+same consumer, transactions and batches, the same bytes in and out, no work between.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from schemas import topics
+from streams.app import fail_stop, make_service, serve
+from streams.sequencer import BATCH_WINDOW_S, MAX_BLOCK_LEAVES
+
+OUTPUT_TOPIC: Final = "bench.passthrough"
+
+
+def run() -> None:
+    """Pass records through until told to stop; ends the process."""
+    service = make_service("bench", "SEQUENCER")
+
+    @service.app.agent(service.topic(topics.UPDATES), name="bench", concurrency=1)
+    async def pass_through(stream: Any) -> None:
+        async for batch in stream.take_events(MAX_BLOCK_LEAVES, within=BATCH_WINDOW_S):
+            with fail_stop():
+                headers = [("count", str(len(batch)).encode())]
+                value = b"".join(event.value for event in batch)
+                await service.send_raw(OUTPUT_TOPIC, batch[0].key, value, headers)
+
+    serve(service)
+
+
+if __name__ == "__main__":
+    run()
