@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import hashlib
 import io
+from typing import Final
 
 import urllib3
 from minio import Minio
-from minio.error import S3Error
+from minio.error import MinioException, S3Error
 
 from adapters.settings import Settings
 from schemas.events import BlobRef
 from schemas.reasons import Reason
+
+STORE_ERRORS: Final = (MinioException, urllib3.exceptions.HTTPError)
+"""What says that the store is away or does not serve us: nothing about a blob."""
 
 
 class BlobError(Exception):

@@ -135,6 +135,8 @@ class Publisher:
                 "enable.idempotence": True,
                 "acks": "all",
                 "linger.ms": 2,
+                # The topics' limit is one of batches, and this client cuts none.
+                "batch.size": MAX_EVENT_RECORD_SIZE_BYTES // 2,
                 "compression.type": "lz4",
                 "message.max.bytes": MAX_RECORD_SIZE_BYTES,
                 "partitioner": "murmur2_random",
@@ -286,9 +288,13 @@ def follow_partition(
     try:
         consumer.assign([TopicPartition(topic, partition, start)])
         while True:
-            messages = consumer.consume(500, timeout=0.1)
-            if not messages:
+            # consume() with a timeout waits for its full number; a lone record would
+            # come late by all of it.
+            first = consumer.poll(0.1)
+            if first is None:
                 yield IDLE
+                continue
+            messages = [first, *consumer.consume(499, timeout=0)]
             for message in messages:
                 error = message.error()
                 if error is None:

@@ -44,7 +44,10 @@ def find_partition(settings: Settings, topic: str, federation_id: str) -> int:
     Raises:
         KafkaUnavailableError: Kafka is away, or has no such topic.
     """
-    admin = AdminClient({"bootstrap.servers": settings.bootstrap_servers})
+    # What fails is in the exception; the client would log it every 50 ms besides.
+    admin = AdminClient(
+        {"bootstrap.servers": settings.bootstrap_servers, "log_level": 2}
+    )
     try:
         found = admin.list_topics(topic, timeout=10).topics[topic]
     except KafkaException as error:

@@ -24,6 +24,7 @@ from confluent_kafka.cimpl import NewTopic
 
 from adapters.blobs import BlobStore
 from adapters.kafka import (
+    MAX_EVENT_RECORD_SIZE_BYTES,
     MAX_RECORD_SIZE_BYTES,
     Publisher,
     Record,
@@ -109,8 +110,10 @@ class FastProducer:
         self._producer = Producer(
             {
                 "bootstrap.servers": settings.bootstrap_servers,
+                "log_level": 3,
                 "enable.idempotence": True,
                 "linger.ms": 5,
+                "batch.size": MAX_EVENT_RECORD_SIZE_BYTES // 2,
                 "compression.type": "lz4",
                 "message.max.bytes": MAX_RECORD_SIZE_BYTES,
                 "partitioner": "murmur2_random",
@@ -210,6 +213,10 @@ class BenchStack:
         for service in services:
             self.supervisor.start(service, "serve", service)
 
+    def process_environment(self) -> dict[str, str]:
+        """Return the environment of a process that belongs to this stack."""
+        return {**os.environ, **self.supervisor.environment}
+
     def check(self) -> None:
         """Fail when a service has ended.
 
@@ -269,7 +276,9 @@ class BenchStack:
 
     def create_topic(self, name: str) -> None:
         """Create a topic of the benchmark's own."""
-        admin = AdminClient({"bootstrap.servers": self.settings.bootstrap_servers})
+        admin = AdminClient(
+            {"bootstrap.servers": self.settings.bootstrap_servers, "log_level": 3}
+        )
         new = NewTopic(
             name,
             num_partitions=1,

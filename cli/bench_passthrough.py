@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from protocol.log import MAX_BLOCK_LEAVES
 from schemas import topics
 from streams.app import fail_stop, make_service, serve
-from streams.sequencer import BATCH_WINDOW_S, MAX_BLOCK_LEAVES
 
 OUTPUT_TOPIC: Final = "bench.passthrough"
+BATCH_WINDOW_S: Final = 0.03
+"""That of `streams.sequencer`, which cannot be imported without becoming it."""
 
 
 def run() -> None:
@@ -26,6 +28,7 @@ def run() -> None:
                 headers = [("count", str(len(batch)).encode())]
                 value = b"".join(event.value for event in batch)
                 await service.send_raw(OUTPUT_TOPIC, batch[0].key, value, headers)
+                await service.confirm()
 
     serve(service)
 

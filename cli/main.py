@@ -155,7 +155,8 @@ def audit(
         bool, typer.Option(help="Fetch blobs and recompute every aggregate.")
     ] = True,
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="Processes; all cores by default.")
+        int | None,
+        typer.Option(min=1, help="Blobs fetched at a time; twice the cores."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -203,13 +203,15 @@ class BlobAuditor:
             f"round {sealed.round}: the published sum is not that of its updates"
             + _describe_difference(result.sum_blob, total, size),
         )
-        self._compare(
+        if self._compare(
             FindingCode.WRONG_MODEL,
             published.model,
             result.model_blob,
             place,
             f"round {sealed.round}: the published model does not follow from its sum",
-        )
+        ):
+            # The next round can be computed even if the store has lost it.
+            self._model = (published.model.sha256, result.model_blob)
 
     def _compute(
         self, sealed: RoundSealed, refs: Sequence[BlobRef], place: Place
@@ -265,10 +267,10 @@ class BlobAuditor:
 
     def _compare(
         self, code: FindingCode, ref: BlobRef, blob: bytes, place: Place, message: str
-    ) -> None:
+    ) -> bool:
         digest = hashlib.sha256(blob).digest()
         if digest == ref.sha256 and len(blob) == ref.size_bytes:
-            return
+            return True
         self._add(
             Finding(
                 code=code,
@@ -279,6 +281,7 @@ class BlobAuditor:
                 blob_sha256=ref.sha256.hex(),
             )
         )
+        return False
 
     def _fetch_in_order(
         self, refs: Iterable[BlobRef], max_size_bytes: int

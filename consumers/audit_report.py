@@ -11,7 +11,7 @@ from schemas import topics
 
 
 class FindingCode(StrEnum):
-    """What is wrong, as a code; ``docs/reference/audit.md`` says what to do."""
+    """What is wrong, as a code."""
 
     # the log; after these nothing later can be believed
     NOT_FRAMED = "NOT_FRAMED"

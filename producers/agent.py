@@ -25,7 +25,7 @@ from typing import Any, Final
 from confluent_kafka import OFFSET_STORED, KafkaError, Message, TopicPartition
 
 from adapters import telemetry
-from adapters.blobs import BlobError, BlobStore
+from adapters.blobs import STORE_ERRORS, BlobError, BlobStore
 from adapters.imports import ImportRefusedError, load_class
 from adapters.kafka import Publisher, Record, make_consumer, to_record
 from adapters.keys import load_or_create_key
@@ -240,6 +240,8 @@ class Agent:
         except BlobError as error:
             detail = f"the base model: {error.reason}"
             return self._decline(started, Reason.TRAINING_FAILED, detail)
+        except STORE_ERRORS:
+            raise  # an outage is no answer: start again and try again
         except Exception as error:
             # Whatever a user's module raises; its message may quote data, so it stays.
             log.exception("round %d: training failed", started.round)

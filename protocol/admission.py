@@ -271,7 +271,15 @@ class _Scratch:
                 return Reason.INVALID_FIELD, "its cause is not on the ledger yet"
             if self._is_old_fact(event):
                 return Reason.DUPLICATE_EVENT, "a fact out of the order of its causes"
-        elif self._is_known(compute_input_id(key, event_bytes)):
+        if (
+            isinstance(event, e.UpdatesChecked)
+            and event.results[-1].leaf_index >= self._num_leaves
+        ):
+            # Once it is true its bytes are the same: it must not be known by then.
+            return Reason.INVALID_FIELD, "it checks a leaf that is not there yet"
+        if not isinstance(event, e.Fact) and self._is_known(
+            compute_input_id(key, event_bytes)
+        ):
             return Reason.DUPLICATE_EVENT, "this very event is on the ledger already"
         return None
 

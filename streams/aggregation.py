@@ -195,6 +195,7 @@ async def follow_ledger(stream: Any) -> None:
             work = await follower.follow(event)
             for claim, cause in await asyncio.to_thread(do, work):
                 await service.send(claim, cause)
+            await service.confirm()
 
 
 if __name__ == "__main__":

@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Awaitable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import faust
@@ -46,6 +46,7 @@ class Service:
     settings: Settings
     registry: SchemaRegistry
     key: SigningKey
+    _unconfirmed: list[Awaitable[Any]] = field(default_factory=list, repr=False)
 
     def topic(self, *names: str) -> Any:
         """Return a channel of raw bytes: decoding is not Faust's business here."""
@@ -71,7 +72,7 @@ class Service:
         )
 
     async def send(self, event: Event, traceparent: str) -> None:
-        """Sign an event and send it within the current transaction."""
+        """Sign an event and send it; `confirm` waits until it is there."""
         topic = topics.topic_of(event)
         with telemetry.span(
             "publish", topic, kind=telemetry.PRODUCER, parent=traceparent
@@ -87,11 +88,24 @@ class Service:
         value: bytes,
         headers: Iterable[tuple[str, bytes]],
     ) -> None:
-        """Send framed bytes within the current transaction."""
+        """Send framed bytes; `confirm` waits until they are there."""
         # An explicit key: `sink=` would drop it, and with it the order.
-        await self.app.topic(topic, key_serializer="raw", value_serializer="raw").send(
-            key=key, value=value, headers=dict(headers)
-        )
+        sent = await self.app.topic(
+            topic, key_serializer="raw", value_serializer="raw"
+        ).send(key=key, value=value, headers=dict(headers))
+        self._unconfirmed.append(sent)
+
+    async def confirm(self) -> None:
+        """Wait until Kafka has what was sent.
+
+        Comes before the record that caused it is acknowledged. Faust sends outside
+        of its transaction what goes to a topic that it does not read; a process that
+        died after the offset was committed, and before Kafka had the record, would
+        lose it.
+        """
+        waiting = list(self._unconfirmed)
+        self._unconfirmed.clear()
+        await asyncio.gather(*waiting)
 
 
 def make_service(name: str, role: str) -> Service:

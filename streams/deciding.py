@@ -34,3 +34,4 @@ def run_decider(service: Service, decider: Decider[State, FactT]) -> None:
                         "process", topics.LEDGER, kind=telemetry.CONSUMER, parent=cause
                     ) as current:
                         await service.send(fact, current)
+                await service.confirm()

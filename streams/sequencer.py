@@ -27,7 +27,7 @@ from protocol.log import (
     read_block,
     sequence,
 )
-from schemas import topics
+from schemas import codec, topics
 from schemas.events import BlockSequenced, CheckpointSigned
 from schemas.reasons import Reason
 from streams.app import Service, fail_stop, make_service, serve
@@ -50,9 +50,11 @@ class Sequencer:
         received = [self._receive(event) for event in batch]
         for partition in sorted({record.partition for record in received}):
             if partition not in self._states:
-                self._states[partition] = await asyncio.to_thread(
-                    self._recover, partition
-                )
+                states, unsigned = await asyncio.to_thread(self._recover, partition)
+                for key, state, traceparent in unsigned:
+                    checkpoint = self._sign_checkpoint(key, state)
+                    await self._send(key, checkpoint, traceparent)
+                self._states[partition] = states
             here = [record for record in received if record.partition == partition]
             for key in dict.fromkeys(record.key or b"" for record in here):
                 mine = [record for record in here if (record.key or b"") == key]
@@ -73,12 +75,15 @@ class Sequencer:
         )
         if block is not None:
             states[key] = state
-            first = next(filter(None, block.event.traceparents), "")
+            first = _first_traceparent(block.event)
             await self._send(key, block.event, first)
+            # The block is there before anybody can see a checkpoint of it.
+            await self._service.confirm()
             await self._send(key, self._sign_checkpoint(key, state), first)
         for refusal in refused:
             log.info("refused %s: %s", refusal.reason, refusal.detail)
             await self._service.send(refusal, "")
+        await self._service.confirm()
 
     async def _send(
         self, key: bytes, event: BlockSequenced | CheckpointSigned, traceparent: str
@@ -138,28 +143,56 @@ class Sequencer:
         )
         return Reason.WRONG_PARTITION, detail
 
-    def _recover(self, partition: int) -> dict[bytes, SequencerState]:
-        """Fold the partition's committed blocks, all of them."""
+    def _recover(
+        self, partition: int
+    ) -> tuple[dict[bytes, SequencerState], list[tuple[bytes, SequencerState, str]]]:
+        """Fold the partition's committed blocks, all of them.
+
+        Returns:
+            The states by key, and what to sign: the blocks whose checkpoints a
+            crash kept from being sent.
+        """
         states: dict[bytes, SequencerState] = {}
+        unsigned: list[tuple[bytes, SequencerState, str]] = []
         started = time.monotonic()
+        signed = self._find_signed_heights(partition)
         for record in read_partition(self._service.settings, topics.LEDGER, partition):
             key = record.key or b""
             data = self._service.registry.unframe_trusted(record.value or b"")
             states[key] = read_block(
                 states.get(key, SequencerState()), data, record.header(SIGNATURE_HEADER)
             )
+            if states[key].log.chain.height - 1 > signed.get(key, -1):
+                block = codec.decode_as(BlockSequenced, data)
+                unsigned.append((key, states[key], _first_traceparent(block)))
         log.info(
-            "ledger partition %d: %d federations, %d leaves, read in %.1f s",
+            "ledger partition %d: %d federations, %d leaves, %d checkpoints to sign, "
+            "read in %.1f s",
             partition,
             len(states),
             sum(state.log.chain.size for state in states.values()),
+            len(unsigned),
             time.monotonic() - started,
         )
-        return states
+        return states, unsigned
+
+    def _find_signed_heights(self, partition: int) -> dict[bytes, int]:
+        """Return the height of the last checkpoint by key; they come in order."""
+        settings, registry = self._service.settings, self._service.registry
+        return {
+            record.key or b"": codec.decode_as(
+                CheckpointSigned, registry.unframe_trusted(record.value or b"")
+            ).height
+            for record in read_partition(settings, topics.CHECKPOINTS, partition)
+        }
 
     def forget(self) -> None:
         """Drop what is known: after a rebalance another process may have written."""
         self._states.clear()
+
+
+def _first_traceparent(block: BlockSequenced) -> str:
+    return next(filter(None, block.traceparents), "")
 
 
 def _process(record: Received) -> Received:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -430,8 +431,18 @@ class LogBuilder:
             self._publish(block)
         return True
 
-    def append(self, leaves: Iterable[tuple[e.Leaf, e.LedgerEvent]]) -> None:
-        """Append leaves that admission would have refused: the sequencer colludes."""
+    def append(
+        self,
+        leaves: Iterable[tuple[e.Leaf, e.LedgerEvent]],
+        *,
+        is_followed: bool = True,
+    ) -> None:
+        """Append leaves that admission would have refused: the sequencer colludes.
+
+        Args:
+            leaves: Leaves and what they hold.
+            is_followed: Whether the deciders read them; they may be unreadable.
+        """
         pairs = list(leaves)
         chain = self.state.log.chain
         encoded = tuple(codec.encode(leaf) for leaf, _ in pairs)
@@ -453,7 +464,19 @@ class LogBuilder:
             log=LogState(chain=plan.seal(data), sequencer_key=key.public_key),
             admission=self.state.admission,
         )
-        self._publish(NewBlock(event, data, sign_event(key, data)))
+        self._publish(
+            NewBlock(event, data, sign_event(key, data)), is_followed=is_followed
+        )
+
+    def copy(self) -> LogBuilder:
+        """Return a log that goes on from here by itself."""
+        other = copy(self)
+        for name in ("records", "checkpoints", "refused", "leaves", "_waiting"):
+            setattr(other, name, [*getattr(self, name)])
+        other.blobs = BlobDict(self.blobs)
+        other._offsets = Counter(self._offsets)
+        other._updates = dict(self._updates)
+        return other
 
     def make_leaf(
         self, event: e.Event, key: SigningKey, *, topic: str | None = None
@@ -471,7 +494,7 @@ class LogBuilder:
             source_offset=offset,
         )
 
-    def _publish(self, block: NewBlock) -> None:
+    def _publish(self, block: NewBlock, *, is_followed: bool = True) -> None:
         key = make_key("SEQUENCER")
         chain = self.state.log.chain
         traceparent = next(filter(None, block.event.traceparents), "")
@@ -487,7 +510,8 @@ class LogBuilder:
         )
         self._store(self.records, block.event, traceparent)
         self._store(self.checkpoints, signed, traceparent)
-        self._follow(block)
+        if is_followed:
+            self._follow(block)
 
     def _store(self, log: list[Record], event: e.Event, traceparent: str) -> None:
         data = codec.encode(event)

@@ -89,7 +89,16 @@ def test_only_streams_know_faust(path: Path) -> None:
 
 @pytest.mark.parametrize("path", modules(*CORE), ids=show)
 def test_the_core_reads_no_clock_no_entropy_no_environment(path: Path) -> None:
-    outside = {"time", "random", "secrets", "os", "socket", "logging", "uuid", "asyncio"}
+    outside = {
+        "time",
+        "random",
+        "secrets",
+        "os",
+        "socket",
+        "logging",
+        "uuid",
+        "asyncio",
+    }
     assert set(imported(parse(path))) & outside == set()
 
 
@@ -134,7 +143,9 @@ def test_there_are_agents() -> None:
     assert len(agents()) >= 3
 
 
-@pytest.mark.parametrize(("name", "agent"), agents(), ids=[name for name, _ in agents()])
+@pytest.mark.parametrize(
+    ("name", "agent"), agents(), ids=[name for name, _ in agents()]
+)
 def test_an_agent_is_short_and_decides_nothing(
     name: str, agent: ast.AsyncFunctionDef
 ) -> None:

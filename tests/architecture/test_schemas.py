@@ -24,7 +24,9 @@ def load(name: str) -> dict[str, Any]:
     return schema
 
 
-def find_disagreements(schema: Any, annotation: Any, where: str, known: dict[str, Any]) -> list[str]:
+def find_disagreements(
+    schema: Any, annotation: Any, where: str, known: dict[str, Any]
+) -> list[str]:
     """Return in which places a schema and a type differ."""
     if isinstance(schema, str) and schema in known:
         schema = known[schema]
@@ -130,7 +132,8 @@ def _inline(schema: Any, known: dict[str, Any]) -> Any:
         whole["items"] = _inline(whole["items"], known)
     if "fields" in whole:
         whole["fields"] = [
-            {**field, "type": _inline(field["type"], known)} for field in whole["fields"]
+            {**field, "type": _inline(field["type"], known)}
+            for field in whole["fields"]
         ]
     return whole
 

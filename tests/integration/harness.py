@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -336,7 +336,7 @@ class Federation:
         self.operator = Operator(world.operator_key, world.publisher)
         self.leaves: list[OpenedLeaf] = []
         self.blocks: list[e.BlockSequenced] = []
-        self._reader: Iterator[Any] | None = None
+        self._reader: Generator[Any, None, None] | None = None
 
     @property
     def events(self) -> list[Any]:
@@ -356,7 +356,11 @@ class Federation:
             self.blocks.append(item.block)
             self.leaves.extend(item.leaves)
 
-    def _follow(self, skip: int) -> Iterator[Any]:
+    def close(self) -> None:
+        if self._reader is not None:
+            self._reader.close()
+
+    def _follow(self, skip: int) -> Generator[Any, None, None]:
         for item in follow_log(self.world.settings, self.world.registry, self.name):
             if isinstance(item, ReadBlock) and item.block.height < skip:
                 # What was read before must still be there, bit for bit.
@@ -537,6 +541,8 @@ def run_world(directory: Path) -> Iterator[World]:
         try:
             yield world
         finally:
+            for federation in world.federations.values():
+                federation.close()
             services.close()
             collector.close()
 

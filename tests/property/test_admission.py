@@ -1,9 +1,10 @@
-"""Properties of the sequencer: recovery is live, batches do not matter, audits agree."""
+"""Properties of the sequencer: recovery is live, batches do not matter."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 from hypothesis import given, settings
@@ -121,9 +122,7 @@ class Sequencer:
         self.blocks: list[NewBlock] = []
 
     def append(self, batch: Sequence[Received]) -> None:
-        self.state, block, _ = sequence(
-            self.state, batch, key=SEQUENCER, now_ms=NOW_MS
-        )
+        self.state, block, _ = sequence(self.state, batch, key=SEQUENCER, now_ms=NOW_MS)
         if block is not None:
             self.blocks.append(block)
 
@@ -141,7 +140,7 @@ class Sequencer:
 def cut(read: list[Received], data: st.DataObject) -> list[list[Received]]:
     places = sorted(data.draw(st.sets(st.integers(0, len(read)))))
     bounds = [0, *places, len(read)]
-    return [read[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+    return [read[a:b] for a, b in pairwise(bounds)]
 
 
 @settings(max_examples=150)
@@ -186,7 +185,9 @@ def test_a_crash_loses_and_doubles_nothing(
         crashing.append(read[start:place])
     assert crashing.leaves == calm.leaves
     assert sorted(crashing.leaves) == sorted(set(crashing.leaves))
-    facts = [leaf for leaf in map(event_of, crashing.leaves) if isinstance(leaf, e.Fact)]
+    facts = [
+        leaf for leaf in map(event_of, crashing.leaves) if isinstance(leaf, e.Fact)
+    ]
     for topic in topics.FACT_TOPICS:
         order = [
             (f.cause_leaf_index, f.output_index)
@@ -238,8 +239,10 @@ def test_the_audit_finds_what_should_not_have_been_admitted(
 
 
 def can_be_forced(received: Received, verdict: Refused | Dropped) -> bool:
-    """Whether a refused record can be made a leaf at all, and the leaf shows why not."""
+    """Whether a refused record can be made a leaf, and the leaf shows why not."""
     if received.event is None or received.event == b"?":
         return False  # no event: the leaf would not decode
     # A leaf has no key. Its federation does, and that is where it is.
-    return not (isinstance(verdict, Refused) and verdict.event.reason == Reason.WRONG_KEY)
+    return not (
+        isinstance(verdict, Refused) and verdict.event.reason == Reason.WRONG_KEY
+    )

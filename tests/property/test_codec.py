@@ -57,24 +57,27 @@ events = st.sampled_from(sorted(codec.CLASSES)).flatmap(events_named)
 
 
 def change(data: bytes, draw: Callable[..., Any]) -> bytes:
-    """Damage an encoding behind its fingerprint: cut, extend, flip, put in, take out."""
+    """Damage an encoding somewhere behind its fingerprint."""
     size = len(data)
-    place = draw(st.integers(codec.HEADER_SIZE, size))
-    match draw(st.sampled_from(["cut", "extend", "flip", "put in", "take out", "swap"])):
+    place: int = draw(st.integers(codec.HEADER_SIZE, size))
+    more: bytes = draw(st.binary(min_size=1, max_size=4))
+    match draw(
+        st.sampled_from(["cut", "extend", "flip", "put in", "take out", "swap"])
+    ):
         case "cut":
             return data[:place]
         case "extend":
-            return data + draw(st.binary(min_size=1, max_size=4))
+            return data + more
         case "flip" if place < size:
             bit = 1 << draw(st.integers(0, 7))
             return data[:place] + bytes([data[place] ^ bit]) + data[place + 1 :]
         case "put in":
-            return data[:place] + draw(st.binary(min_size=1, max_size=4)) + data[place:]
+            return data[:place] + more + data[place:]
         case "take out":
-            end = draw(st.integers(place, size))
+            end: int = draw(st.integers(place, size))
             return data[:place] + data[end:]
         case _:
-            return data[:place] + draw(st.binary(max_size=12))
+            return data[:place] + more
 
 
 def is_event_or_refused(data: bytes) -> bool:
@@ -97,7 +100,9 @@ def test_every_event_survives_its_encoding(event: Any) -> None:
 
 @settings(max_examples=600)
 @given(events, st.data())
-def test_damaged_events_are_other_events_or_none(event: Any, data: st.DataObject) -> None:
+def test_damaged_events_are_other_events_or_none(
+    event: Any, data: st.DataObject
+) -> None:
     damaged = codec.encode(event)
     for _ in range(data.draw(st.integers(1, 3))):
         damaged = change(damaged, data.draw)

@@ -179,7 +179,9 @@ def test_what_its_author_says_becomes_a_leaf_as_it_was_received(
 
 
 @pytest.mark.parametrize("event", GOOD)
-@pytest.mark.parametrize("signer", ["ana", "bea", "eve", *admission._AUTHOR_ROLE.values()])
+@pytest.mark.parametrize(
+    "signer", ["ana", "bea", "eve", *admission._AUTHOR_ROLE.values()]
+)
 def test_nobody_speaks_for_another(event: e.LedgerEvent, signer: str) -> None:
     if signer == find_author(event):
         return
@@ -287,7 +289,8 @@ def test_what_only_the_sequencer_writes_is_on_no_topic_of_inputs() -> None:
 
 
 @pytest.mark.parametrize(
-    "event", [b"", b"x", codec.encode(request(1)) + b"\0", codec.encode(request(1))[:-1]]
+    "event",
+    [b"", b"x", codec.encode(request(1)) + b"\0", codec.encode(request(1))[:-1]],
 )
 def test_what_cannot_be_decoded_is_refused(event: bytes) -> None:
     assert founded().say(request(1), event=event) == Reason.MALFORMED_EVENT
@@ -302,7 +305,7 @@ def test_an_event_must_fit_a_leaf() -> None:
     assert len(codec.encode(fits)) == codec.MAX_EVENT_SIZE_BYTES
     received = desk.make.record(fits)
     assert desk.judge(received) is None
-    (leaf, _), = force(replace(received, offset=2**62, partition=2**31 - 1))
+    ((leaf, _),) = force(replace(received, offset=2**62, partition=2**31 - 1))
     assert len(codec.encode(leaf)) <= codec.MAX_LEAF_SIZE_BYTES
 
 
@@ -336,7 +339,9 @@ def test_a_signature_is_needed() -> None:
 
 
 @pytest.mark.parametrize("answer", [update("eve"), declined("eve")])
-def test_an_agent_that_was_never_admitted_is_unknown(answer: e.LedgerEvent) -> None:
+def test_an_agent_that_was_never_admitted_is_unknown(
+    answer: e.UpdateSubmitted | e.UpdateDeclined,
+) -> None:
     desk = founded()
     assert desk.say(answer) == Reason.UNKNOWN_AGENT
     assert desk.say(enrolment("eve")) is None
@@ -385,7 +390,9 @@ def test_an_applicant_proves_that_it_holds_its_key() -> None:
 # Said once
 
 
-@pytest.mark.parametrize("event", [event for event in GOOD if not isinstance(event, e.Fact)])
+@pytest.mark.parametrize(
+    "event", [event for event in GOOD if not isinstance(event, e.Fact)]
+)
 def test_an_input_is_said_once(event: e.LedgerEvent) -> None:
     desk = founded()
     assert desk.say(event) is None
@@ -493,6 +500,16 @@ def test_a_fact_follows_its_cause() -> None:
     assert desk.say(replace(FACT, cause_leaf_index=5)) == Reason.INVALID_FIELD
     assert desk.say(replace(FACT, cause_leaf_index=5)) is None  # that refusal's index
     assert desk.state.num_leaves == 7
+
+
+def test_a_check_follows_its_update() -> None:
+    """Or a claim made too early would make the same claim in time a duplicate."""
+    desk = founded()
+    early = checked(3, 4)
+    assert desk.say(early) == Reason.INVALID_FIELD
+    assert desk.say(update("ana")) is None
+    assert desk.state.num_leaves == 5
+    assert desk.say(early) is None
 
 
 # Refusals

@@ -24,7 +24,9 @@ def test_the_seed_is_what_the_documentation_says() -> None:
 
 def test_the_draw_is_what_the_documentation_says() -> None:
     seed = bytes(32)
-    tickets = {name: hashlib.sha256(seed + name.encode()).hexdigest() for name in "abcd"}
+    tickets = {
+        name: hashlib.sha256(seed + name.encode()).hexdigest() for name in "abcd"
+    }
     lowest = sorted("abcd", key=tickets.__getitem__)[:2]
     assert draw_cohort(seed, "dcba", 2) == tuple(sorted(lowest))
 

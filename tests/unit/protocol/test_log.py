@@ -81,7 +81,10 @@ def test_what_was_sequenced_can_be_opened() -> None:
         before, made.blocks[1].data, made.blocks[1].signature
     )
     assert block == made.blocks[1].event
-    assert [leaf.sequenced.event for leaf in opened] == [admitted("ana"), admitted("bea")]
+    assert [leaf.sequenced.event for leaf in opened] == [
+        admitted("ana"),
+        admitted("bea"),
+    ]
     assert [leaf.sequenced.leaf_index for leaf in opened] == [1, 2]
     assert [leaf.sequenced.leaf_hash for leaf in opened] == [
         leaf_hash(data) for data in block.leaves
@@ -308,8 +311,9 @@ def test_every_leaf_must_decode(encode: Callable[[e.Leaf], bytes]) -> None:
 
 def test_a_log_begins_with_its_genesis() -> None:
     made = Log()
-    for events in ([request(1)], [request(1), CONFIG]):
-        error = fail(made, *forge(made, list(events)))
+    wrong: list[list[e.LedgerEvent | e.Leaf]] = [[request(1)], [request(1), CONFIG]]
+    for events in wrong:
+        error = fail(made, *forge(made, events))
         assert error.leaf_index == 0
     roles = tuple(p for p in CONFIG.principals if p.role != "SEQUENCER")
     error = fail(made, *forge(made, [replace(CONFIG, principals=roles)]))

@@ -356,7 +356,11 @@ def test_a_round_is_sealed_when_everybody_answered() -> None:
     cem, ana = submit(run, "cem", "ana")
     assert kinds(run.when(declined("bea"))) == ["ContributionRejected"]
     facts = run.when(checked(cem, ana))
-    assert kinds(facts) == ["ContributionAccepted", "ContributionAccepted", "RoundSealed"]
+    assert kinds(facts) == [
+        "ContributionAccepted",
+        "ContributionAccepted",
+        "RoundSealed",
+    ]
     seal = facts[-1]
     assert seal == e.RoundSealed(
         federation_id=CONFIG.federation_id,
@@ -474,6 +478,7 @@ def test_who_is_revoked_before_the_seal_is_excluded_even_if_accepted() -> None:
     assert kinds(run.when(checked(cem))) == ["ContributionAccepted"]
     facts = run.when(revoked("dan"))
     assert kinds(facts) == ["ContributionRejected", "RoundSealed"]
+    assert isinstance(facts[-1], e.RoundSealed)
     assert [c.agent_id for c in facts[-1].contributions] == ["bea", "cem"]
 
 

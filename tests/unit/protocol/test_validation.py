@@ -137,7 +137,11 @@ def test_bad_names(name: str) -> None:
         {"task": task(module_config='{"a": -Infinity}')},
         {"task": task(module_config="{} {}")},
         {"task": task(data_config='{"a": "' + "x" * MAX_CONFIG_SIZE_BYTES + '"}')},
-        {"task": task(data_config='{"a": "' + "ä" * (MAX_CONFIG_SIZE_BYTES // 2) + '"}')},
+        {
+            "task": task(
+                data_config='{"a": "' + "ä" * (MAX_CONFIG_SIZE_BYTES // 2) + '"}'
+            )
+        },
         {"task": task(data_config='{"a": ' + "[" * 32 + "]" * 32 + "}")},
         {"task": task(data_config='{"a": ' * 1_000 + "1" + "}" * 1_000)},
         {"task": task(data_config="[" * 8_000)},

@@ -31,7 +31,7 @@ BLOCK = e.BlockSequenced(
 
 def test_an_event_is_marker_fingerprint_and_body() -> None:
     fingerprint = codec.compute_fingerprint(codec.schema_text("RoundRequested"))
-    assert DATA == b"\xc3\x01" + fingerprint + b"\x02f" + b"\x06" + b"\x09"
+    assert b"\xc3\x01" + fingerprint + b"\x02f" + b"\x06" + b"\x09" == DATA
     assert codec.event_name(fingerprint) == "RoundRequested"
     assert codec.decode(DATA) == EVENT
 
@@ -185,7 +185,7 @@ def test_a_kind_can_be_asked_for() -> None:
     with pytest.raises(CodecError, match="expected Leaf, found RoundRequested"):
         codec.decode_as(e.Leaf, DATA)
     kinds: Any = e.UpdateSubmitted | e.UpdateDeclined
-    with pytest.raises(CodecError, match="expected .*UpdateDeclined, found RoundR"):
+    with pytest.raises(CodecError, match=r"expected .*UpdateDeclined, found RoundR"):
         codec.decode_as(kinds, DATA)
 
 

@@ -1,0 +1,74 @@
+"""`moot bench`: how fast it is, beside what limits it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Final
+
+from cli.bench_report import Section, inspect_machine, render_document
+from cli.processes import StackError
+
+BENCHMARKS: Final = ("sequencer", "rounds", "audit", "aggregation")
+DOCUMENT: Final = Path(__file__).parent.parent / "docs" / "benchmarks.md"
+
+
+def run_bench(names: Sequence[str], *, quick: bool, write: bool) -> None:
+    """Run benchmarks and print what they found, or write the document.
+
+    Args:
+        names: Which; all of them if empty.
+        quick: Small sizes: to see that it runs, not how fast.
+        write: Write ``docs/benchmarks.md`` instead of printing.
+
+    Raises:
+        StackError: there is no such benchmark, or one of them failed.
+    """
+    chosen = choose(names)
+    if write and (quick or chosen != BENCHMARKS):
+        raise StackError(
+            "the document holds every benchmark in its full size",
+            "Leave out --write, or the names and --quick.",
+        )
+    machine = inspect_machine()
+    sections = [_load(name)(_sayer(name), quick=quick) for name in chosen]
+    command = " ".join(["moot bench", *names, *(["--quick"] if quick else [])])
+    document = render_document(machine, sections, command + " --write" * write)
+    if write:
+        DOCUMENT.write_text(document, encoding="utf-8")
+        print(f"wrote {DOCUMENT.name}", file=sys.stderr)
+    else:
+        print(document, end="")
+
+
+def choose(names: Sequence[str]) -> tuple[str, ...]:
+    """Return the benchmarks to run, each once, in their order.
+
+    Raises:
+        StackError: there is no such benchmark.
+    """
+    unknown = sorted(set(names) - set(BENCHMARKS))
+    if unknown:
+        raise StackError(
+            f"there is no benchmark {', '.join(unknown)}",
+            f"The benchmarks are {', '.join(BENCHMARKS)}.",
+        )
+    return tuple(name for name in BENCHMARKS if not names or name in names)
+
+
+def _load(name: str) -> Callable[..., Section]:
+    run: Callable[..., Section] = import_module(f"cli.bench_{name}").run
+    return run
+
+
+def _sayer(name: str) -> Callable[[str], None]:
+    began = time.monotonic()
+
+    def say(message: str) -> None:
+        elapsed = time.monotonic() - began
+        print(f"{name:>12} {elapsed:6.1f} s  {message}", file=sys.stderr, flush=True)
+
+    return say

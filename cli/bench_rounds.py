@@ -1,0 +1,338 @@
+"""`moot bench rounds`: whole rounds through Kafka, MinIO and every service.
+
+Agents here train nothing: each stores an update of random integers and submits it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from cli.bench_federation import (
+    BenchStack,
+    FastProducer,
+    Say,
+    admit,
+    bench_stack,
+    make_agent_keys,
+)
+from cli.bench_report import Section, Table, median, show
+from cli.processes import StackError
+from protocol.encoding import parse_update, update_to_blob
+from schemas import codec
+from schemas import events as e
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from ledger.signing import SigningKey
+    from producers.control import Operator
+
+NUM_UPLOADERS: Final = 4
+"""Agents that store their update at the same time."""
+SIZES: Final = ((10, 100_000), (10, 1_000_000), (100, 100_000), (100, 1_000_000))
+QUICK_SIZES: Final = ((3, 1_000), (10, 1_000))
+NUM_ROUNDS: Final = 5
+WARM_UP_ROUNDS: Final = 1
+SERVICES: Final = ("sequencer", "rounds", "aggregator")
+MEGA: Final = 1e6
+
+
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """When a round's steps were seen on the ledger, seconds after its start."""
+
+    submitted_s: float
+    accepted_s: float
+    sealed_s: float
+    published_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """What one client needs for the same bytes with nothing around them, seconds."""
+
+    write_s: float
+    read_s: float
+    sum_s: float
+
+    @property
+    def total_s(self) -> float:
+        """All of it, one after the other."""
+        return self.write_s + self.read_s + self.sum_s
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What one size came to."""
+
+    num_agents: int
+    num_parameters: int
+    rounds: tuple[Timeline, ...]
+    limit: Limit
+    cpu_s: dict[str, float]
+
+    @property
+    def round_s(self) -> float:
+        """Median time of a round."""
+        return median(timeline.published_s for timeline in self.rounds)
+
+    @property
+    def update_bytes(self) -> int:
+        """Bytes of a round's updates."""
+        return 4 * self.num_agents * self.num_parameters
+
+
+def run(say: Say, *, quick: bool) -> Section:
+    """Measure, and say what was found."""
+    found = []
+    with bench_stack(say) as stack:
+        stack.serve(*SERVICES)
+        for num_agents, num_parameters in QUICK_SIZES if quick else SIZES:
+            say(f"{num_agents} agents, {num_parameters:,} parameters")
+            load = Load(stack, num_agents, num_parameters)
+            found.append(load.measure(2 if quick else NUM_ROUNDS, say))
+    return _report(found)
+
+
+class Load:
+    """One federation, its operator and its agents.
+
+    Args:
+        stack: Where.
+        num_agents: Its agents; all are in every cohort.
+        num_parameters: The size of its model.
+    """
+
+    def __init__(
+        self, stack: BenchStack, num_agents: int, num_parameters: int
+    ) -> None:
+        self._stack = stack
+        self._num_parameters = num_parameters
+        self._federation_id = f"bench-{num_agents}-{num_parameters}"
+        self._agents: dict[str, SigningKey] = make_agent_keys(num_agents)
+        self._values: NDArray[np.int32] = np.random.default_rng(0).integers(
+            -(2**20), 2**20, num_parameters, np.int32
+        )
+        self._counter = itertools.count(1)
+        self._producer = FastProducer(stack.settings, stack.registry)
+
+    def measure(self, num_rounds: int, say: Say) -> Found:
+        """Run rounds, then move the same bytes without anything around them."""
+        operator = self._stack.found(
+            self._federation_id, self._num_parameters, len(self._agents)
+        )
+        offset = admit(self._stack, operator, self._federation_id, self._agents)
+        events = self._follow(offset)
+        timelines = []
+        with ThreadPoolExecutor(NUM_UPLOADERS, "agent") as pool:
+            for number in range(1, WARM_UP_ROUNDS + num_rounds + 1):
+                if number == WARM_UP_ROUNDS + 1:
+                    cpu_began = self._cpu_s()
+                timelines.append(self._run_round(operator, number, events, pool))
+                say(f"round {number}: {timelines[-1].published_s:.2f} s")
+        ended = self._cpu_s()
+        return Found(
+            len(self._agents),
+            self._num_parameters,
+            tuple(timelines[WARM_UP_ROUNDS:]),
+            self._measure_limit(),
+            {name: (ended[name] - cpu_began[name]) / num_rounds for name in ended},
+        )
+
+    def _cpu_s(self) -> dict[str, float]:
+        used = {name: self._stack.cpu_s(name) for name in SERVICES}
+        return {name: value for name, value in used.items() if value is not None}
+
+    def _follow(self, offset: int) -> Iterator[e.LedgerEvent]:
+        for record in self._stack.follow_ledger(self._federation_id, offset):
+            for data in self._stack.open_block(record).leaves:
+                leaf = codec.decode_as(e.Leaf, data)
+                yield codec.decode(leaf.event)  # type: ignore[misc]  # a leaf's event
+
+    def _run_round(
+        self,
+        operator: Operator,
+        number: int,
+        events: Iterator[e.LedgerEvent],
+        pool: ThreadPoolExecutor,
+    ) -> Timeline:
+        operator.request_round(self._federation_id, number)
+        seen: dict[type, float] = {}
+        sent: list[Future[None]] = []
+        began = 0.0
+        for event in events:
+            now = time.perf_counter()
+            seen[type(event)] = now - began
+            match event:
+                case e.RoundStarted():
+                    began = now
+                    sent = [
+                        pool.submit(self._answer, event, name, key)
+                        for name, key in self._agents.items()
+                    ]
+                case e.AggregatePublished():
+                    break
+                case (
+                    e.EventRejected()
+                    | e.ContributionRejected()
+                    | e.RoundAbandoned()
+                    | e.ClaimRejected()
+                ):
+                    raise StackError(f"{event.reason}: {event.detail}", "A bug.")
+                case _:
+                    pass
+        for future in sent:
+            future.result()
+        return Timeline(
+            seen[e.UpdateSubmitted],
+            seen[e.ContributionAccepted],
+            seen[e.RoundSealed],
+            seen[e.AggregatePublished],
+        )
+
+    def _make_blob(self) -> bytes:
+        """Return an update that was never there before."""
+        values = self._values.copy()
+        values[0] = next(self._counter)
+        return update_to_blob(values)
+
+    def _answer(self, started: e.RoundStarted, name: str, key: SigningKey) -> None:
+        update = self._stack.store.store(self._make_blob())
+        submitted = e.UpdateSubmitted(
+            federation_id=started.federation_id,
+            round=started.round,
+            agent_id=name,
+            base_model_sha256=started.base_model.sha256,
+            update=update,
+            num_examples=100,
+            loss_micros=500_000,
+        )
+        self._producer.send(submitted, key)
+
+    def _measure_limit(self) -> Limit:
+        blobs = [self._make_blob() for _ in self._agents]
+        store, size = self._stack.store, self._num_parameters
+        with ThreadPoolExecutor(NUM_UPLOADERS) as pool:
+            began = time.perf_counter()
+            refs = list(pool.map(store.store, blobs))
+            written = time.perf_counter()
+            for _ in pool.map(
+                lambda ref: len(store.fetch(ref, max_size_bytes=ref.size_bytes)), refs
+            ):
+                pass
+            read = time.perf_counter()
+        total = np.zeros(size, np.int64)
+        for blob in blobs:
+            total += parse_update(blob, num_parameters=size)
+        return Limit(written - began, read - written, time.perf_counter() - read)
+
+
+def _report(found: list[Found]) -> Section:
+    rates = [
+        (
+            f"{item.num_agents} × {item.num_parameters:,}",
+            show(item.num_agents / item.round_s),
+            show(item.update_bytes / MEGA / item.round_s),
+            show(item.round_s),
+            show(item.limit.total_s),
+            f"{item.round_s / item.limit.total_s:.1f}×",
+        )
+        for item in found
+    ]
+    phases = [
+        (
+            f"{item.num_agents} × {item.num_parameters:,}",
+            *(
+                show(median(values))
+                for values in zip(*map(_phases, item.rounds), strict=True)
+            ),
+            *(show(item.cpu_s.get(name, 0.0)) for name in SERVICES),
+        )
+        for item in found
+    ]
+    limits = [
+        (
+            f"{item.num_agents} × {item.num_parameters:,}",
+            *(
+                show(item.update_bytes / MEGA / seconds)
+                for seconds in (
+                    item.limit.write_s,
+                    item.limit.read_s,
+                    item.limit.sum_s,
+                )
+            ),
+        )
+        for item in found
+    ]
+    largest = max(found, key=lambda item: item.update_bytes)
+    smallest = min(found, key=lambda item: item.update_bytes)
+    names = (
+        "storing and submitting", "checking", "sealing", "adding up and publishing",
+    )  # fmt: skip
+    shares = [
+        median(values) / largest.round_s
+        for values in zip(*map(_phases, largest.rounds), strict=True)
+    ]
+    slowest = names[shares.index(max(shares))]
+    return Section(
+        "rounds",
+        "Rounds: updates a second, end to end",
+        (
+            f"""\
+Real Kafka, MinIO, sequencer, rounds decider and aggregator. The agents are keys in one
+process, {NUM_UPLOADERS} at a time: they train nothing, but store an update of random
+int32 in MinIO and submit it. Measured on the ledger, from `RoundStarted` to
+`AggregatePublished`; medians of {len(found[0].rounds)} rounds after a warm-up. MB are
+the updates' own bytes, 4 a parameter.""",
+            Table(
+                (
+                    "agents × parameters",
+                    "updates/s",
+                    "MB/s",
+                    "s per round",
+                    "limit, s",
+                    "round / limit",
+                ),
+                tuple(rates),
+            ),
+            """\
+**Limit**: one client with as many threads stores the same bytes in the same MinIO,
+fetches each blob once with its digest verified, and adds them up with numpy, one after
+the other. In MB/s:""",
+            Table(("agents × parameters", "store", "fetch", "add"), tuple(limits)),
+            """\
+Where the time of a round goes, in seconds: until the last update is on the ledger,
+from there until the last is accepted, until the round is sealed, until the aggregate is
+on the ledger; then the processor time of the services, per round:""",
+            Table(
+                ("agents × parameters", *names, *SERVICES),
+                tuple(phases),
+            ),
+            f"""\
+**Hot spot**: for {largest.num_agents} × {largest.num_parameters:,} it is {slowest},
+{max(shares):.0%} of the round. The smallest rounds
+({smallest.num_agents} × {smallest.num_parameters:,}) are bound by hops between
+processors: an update, its check, its acceptance, the seal, the claim and the aggregate
+each wait for a Kafka transaction to commit (every 100 ms), on the way to the ledger and
+on the way from it.""",
+            """\
+**Next**: several aggregators that share a cohort (their partial sums are exact in any
+order), and erasing blobs that no sum needs any more.""",
+        ),
+    )
+
+
+def _phases(timeline: Timeline) -> tuple[float, float, float, float]:
+    return (
+        timeline.submitted_s,
+        max(0.0, timeline.accepted_s - timeline.submitted_s),
+        max(0.0, timeline.sealed_s - timeline.accepted_s),
+        timeline.published_s - timeline.sealed_s,
+    )

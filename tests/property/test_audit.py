@@ -1,0 +1,362 @@
+"""No byte of a log can change unnoticed: this is what the audit promises."""
+
+import hashlib
+from dataclasses import replace
+from functools import cache
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from adapters.kafka import Record, make_headers
+from consumers.audit import audit_log
+from protocol.envelope import sign_event
+from schemas import codec, topics
+from schemas import events as e
+from tests.builders import BlobDict, build_log, frame, make_key, unframe
+
+PARTS = ("key", "value", "moot-signature", "moot-event-id", "traceparent")
+
+
+@cache
+def the_log():
+    return build_log()
+
+
+@cache
+def blobs_that_count():
+    """Return the digests that an audit looks at, in order."""
+    seen = {}
+
+    def fetch(ref, *, max_size_bytes):
+        blob = the_log().blobs.fetch(ref, max_size_bytes=max_size_bytes)
+        seen[ref.sha256] = None
+        return blob
+
+    assert audit(fetch=fetch).is_sound
+    return tuple(seen)
+
+
+def audit(*, records=None, checkpoints=None, fetch=None, log=None):
+    log = log or the_log()
+    return audit_log(
+        log.records if records is None else records,
+        federation_id=log.federation_id,
+        unframe=unframe,
+        fetch_blob=fetch or log.blobs.fetch,
+        checkpoints=log.checkpoints if checkpoints is None else checkpoints,
+    )
+
+
+def flip(data, place, bit):
+    """Return the bytes with one bit of one byte changed, or other bytes if empty."""
+    if not data:
+        return b"\x01"
+    place %= len(data)
+    return data[:place] + bytes([data[place] ^ (1 << bit)]) + data[place + 1 :]
+
+
+def flip_record(record, part, place, bit):
+    if part in {"key", "value"}:
+        return replace(record, **{part: flip(getattr(record, part), place, bit)})
+    headers = tuple(
+        (name, flip(value, place, bit)) if name == part else (name, value)
+        for name, value in record.headers
+    )
+    return replace(record, headers=headers)
+
+
+indexes = st.integers(0, 10_000)
+bits = st.integers(0, 7)
+
+
+def is_about(report, topic, record, following):
+    """Whether a finding names the record, or what noticed its loss."""
+    offsets = {record.offset, following}
+    return any(
+        finding.place.topic == topic and finding.place.offset in offsets
+        for finding in report.findings
+    )
+
+
+@given(indexes, st.sampled_from(PARTS), indexes, bits)
+@settings(deadline=None, max_examples=120)
+def test_no_bit_of_a_ledger_record_can_change_unnoticed(number, part, place, bit):
+    records = [*the_log().records]
+    number %= len(records)
+    records[number] = flip_record(records[number], part, place, bit)
+    report = audit(records=records)
+    assert not report.is_sound
+    assert is_about(report, topics.LEDGER, records[number], None)
+
+
+@given(indexes, st.sampled_from(PARTS), indexes, bits)
+@settings(deadline=None, max_examples=120)
+def test_no_bit_of_a_checkpoint_can_change_unnoticed(number, part, place, bit):
+    checkpoints = [*the_log().checkpoints]
+    number %= len(checkpoints)
+    checkpoints[number] = flip_record(checkpoints[number], part, place, bit)
+    report = audit(checkpoints=checkpoints)
+    assert not report.is_sound
+    assert is_about(report, topics.CHECKPOINTS, checkpoints[number], None)
+
+
+@given(indexes, indexes, bits)
+@settings(deadline=None, max_examples=80)
+def test_no_bit_of_a_blob_can_change_unnoticed(number, place, bit):
+    digests = blobs_that_count()
+    digest = digests[number % len(digests)]
+    blobs = BlobDict(the_log().blobs)
+    blobs[digest] = flip(blobs[digest], place, bit)
+    report = audit(fetch=blobs.fetch)
+    assert not report.is_sound
+    assert {finding.blob_sha256 for finding in report.findings} == {digest.hex()}
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("number", [0, 3])
+def test_no_byte_of_a_young_log_can_change_unnoticed(number, part):
+    """Not a sample: every byte (of the long values every seventh) of two records."""
+    log = the_log()
+    records, checkpoints = log.records[: number + 1], log.checkpoints[: number + 1]
+    for topic in ("records", "checkpoints"):
+        *before, last = records if topic == "records" else checkpoints
+        data = {"key": last.key, "value": last.value}.get(part) or last.header(part)
+        for place in range(0, len(data), 7 if part == "value" else 1):
+            logs = {"records": records, "checkpoints": checkpoints}
+            logs[topic] = [*before, flip_record(last, part, place, 0)]
+            assert not audit(**logs).is_sound
+
+
+@given(indexes, indexes, st.sampled_from(["drop", "double", "swap", "move"]))
+@settings(deadline=None, max_examples=60)
+def test_no_record_can_be_lost_doubled_or_moved_unnoticed(first, second, how):
+    for topic in ("records", "checkpoints"):
+        original = getattr(the_log(), topic)
+        changed = rearrange(original, first, second, how)
+        if changed == original:
+            continue
+        assert not audit(**{topic: changed}).is_sound
+
+
+def rearrange(records, first, second, how):
+    changed = [*records]
+    first, second = first % len(changed), second % len(changed)
+    if how == "drop":
+        del changed[first]
+    elif how == "double":
+        changed.insert(second, changed[first])
+    elif how == "swap":
+        changed[first], changed[second] = changed[second], changed[first]
+    else:
+        changed.insert(second, changed.pop(first))
+    return changed
+
+
+@given(st.integers(0, 48), st.integers(0, 48))
+@settings(deadline=None, max_examples=60)
+def test_no_log_can_be_cut_unnoticed(end, checkpoints_end):
+    log = the_log()
+    report = audit(
+        records=log.records[:end], checkpoints=log.checkpoints[:checkpoints_end]
+    )
+    # What is left of both is a valid younger log only if both end at one block: that
+    # nobody can see from the log alone.
+    assert report.is_sound == (end == checkpoints_end > 0)
+
+
+@given(indexes)
+@settings(deadline=None, max_examples=40)
+def test_no_block_can_be_signed_again_with_another_key(number):
+    records = [*the_log().records]
+    number %= len(records)
+    event = codec.decode(unframe(records[number].value))
+    headers = make_headers(event, codec.encode(event), make_key("mallory"), "")
+    records[number] = replace(records[number], headers=tuple(headers))
+    report = audit(records=records)
+    assert is_about(report, topics.LEDGER, records[number], None)
+
+
+FACTS = tuple(fact for topic in topics.FACT_TOPICS for fact in topics.EVENTS[topic])
+
+
+@given(st.sampled_from(FACTS), st.integers(0, 2), st.data())
+@settings(deadline=None, max_examples=80)
+def test_no_fact_can_be_bent_by_a_decider_and_a_sequencer_together(kind, turn, data):
+    """One field of one fact is changed, signed by the decider, and sequenced."""
+    turn %= sum(type(event) is kind for event in the_log().leaves)
+    seen = [0]
+    lies = []
+
+    def send(fact):
+        if type(fact) is kind:
+            seen[0] += 1
+            if seen[0] == turn + 1:
+                lies.append(bend(fact, data))
+                return lies
+        return [fact]
+
+    log = build_log(send_fact=send)
+    (place,) = (i for i, event in enumerate(log.leaves) if event == lies[0])
+    report = audit(log=log)
+    assert place in {finding.place.leaf_index for finding in report.findings}
+
+
+def bend(fact, data):
+    """Return the fact with one field changed to another valid value."""
+    names = [
+        name
+        for name in fact.__dataclass_fields__
+        if name not in {"federation_id", "cause_leaf_index", "output_index"}
+    ]
+    name = data.draw(st.sampled_from(names))
+    return replace(fact, **{name: bend_value(getattr(fact, name))})
+
+
+def bend_value(value):
+    match value:
+        case int():
+            return value + 1
+        case str():
+            return value + "x"
+        case bytes():
+            return flip(value, 0, 0)
+        case ():
+            return ("nobody",)
+        case tuple():
+            return value[:-1]
+        case e.BlobRef():
+            return replace(value, size_bytes=value.size_bytes + 1)
+        case e.Task():
+            return replace(value, local_epochs=value.local_epochs + 1)
+    raise AssertionError(value)
+
+
+# Garbage
+
+
+def record_of(value, *, key=b"clinics", signer="SEQUENCER"):
+    headers = (("moot-signature", sign_event(make_key(signer), value[:0])),)
+    return Record(
+        topic=topics.LEDGER,
+        partition=0,
+        offset=0,
+        key=key,
+        value=value,
+        headers=headers,
+    )
+
+
+@given(
+    st.lists(st.tuples(st.binary(max_size=80), st.booleans()), max_size=4),
+    st.integers(0, 49),
+)
+@example([(b"", True)], 0)
+@settings(deadline=None, max_examples=60)
+def test_garbage_is_a_finding_and_never_an_error(garbage, place):
+    log = the_log()
+    ledger_prefix = log.records[0].value[:5]
+    for topic in ("records", "checkpoints"):
+        records = [*getattr(log, topic)]
+        for data, is_framed in garbage:
+            value = (ledger_prefix if is_framed else b"") + data
+            records.insert(place, record_of(value))
+        report = audit(**{topic: records})
+        assert report.is_sound == (not garbage)
+
+
+@given(
+    st.lists(st.binary(max_size=60), min_size=1, max_size=3),
+    st.integers(-(2**63), 2**63 - 1),
+    st.booleans(),
+)
+@settings(deadline=None, max_examples=60)
+def test_garbage_that_the_sequencer_signed_is_a_finding_too(leaves, number, is_leaf):
+    log = the_log()
+    if is_leaf:
+        leaves = [
+            codec.encode(
+                e.Leaf(
+                    event=data,
+                    signature=bytes(64),
+                    source_topic="moot.control",
+                    source_partition=0,
+                    source_offset=0,
+                )
+            )
+            for data in leaves
+        ]
+    last = codec.decode(unframe(log.records[-1].value))
+    block = replace(
+        last,
+        height=last.height + 1,
+        leaves=tuple(leaves),
+        sequenced_at_ms=number,
+        first_leaf_index=number,
+    )
+    data = codec.encode(block)
+    headers = make_headers(block, data, make_key("SEQUENCER"), "")
+    record = replace(
+        log.records[-1],
+        offset=10_000,
+        value=frame(block),
+        headers=tuple(headers),
+    )
+    report = audit(records=[*log.records, record])
+    assert report.findings[0].place.offset == 10_000
+
+
+SEQUENCED = tuple(
+    event for topic in topics.SEQUENCED_TOPICS for event in topics.EVENTS[topic]
+)
+
+
+@pytest.mark.parametrize("kind", [*SEQUENCED, e.EventRejected])
+@given(data=st.data())
+@settings(deadline=None, max_examples=12)
+def test_any_event_of_a_colluding_sequencer_is_judged_and_never_an_error(kind, data):
+    """Every field random but the federation; signed by whoever should have."""
+    event = replace(data.draw(instances(kind)), federation_id="clinics")
+    log = the_log().copy()
+    signer = data.draw(st.sampled_from(["OPERATOR", "DECIDER", "ada", "AGGREGATOR"]))
+    log.append([(log.make_leaf(event, make_key(signer)), event)], is_followed=False)
+    report = audit(log=log)
+    assert report.num_blocks + bool(report.stopped) == len(log.records)
+
+
+def instances(kind):
+    hints = {name: field.type for name, field in kind.__dataclass_fields__.items()}
+    return st.builds(kind, **{name: values(hint) for name, hint in hints.items()})
+
+
+def values(hint):
+    match hint:
+        case "int":
+            return st.integers(0, 2**31 - 1)
+        case "str":
+            return st.sampled_from(["ada", "", "LATE", "moot.control", "é"]) | st.text(
+                max_size=8
+            )
+        case "bytes":
+            return st.binary(min_size=32, max_size=32)
+        case "BlobRef":
+            return instances(e.BlobRef)
+        case "Task":
+            return instances(e.Task)
+        case "tuple[str, ...]":
+            return st.lists(st.text(max_size=5), max_size=3).map(tuple)
+        case "tuple[Principal, ...]":
+            return st.lists(instances(e.Principal), max_size=7).map(tuple)
+        case "tuple[UpdateCheck, ...]":
+            return st.lists(instances(e.UpdateCheck), max_size=3).map(tuple)
+        case "tuple[Contribution, ...]":
+            return st.lists(instances(e.Contribution), max_size=3).map(tuple)
+    raise AssertionError(hint)
+
+
+def test_digests_name_the_blobs():
+    """The builder's store is what it should be, or the tests above test nothing."""
+    log = the_log()
+    assert all(
+        hashlib.sha256(blob).digest() == digest for digest, blob in log.blobs.items()
+    )
