@@ -226,9 +226,13 @@ class _Scratch:
         if received.key != event.federation_id.encode():
             detail = "the record's key must be its federation_id"
             return self._refuse(received, Reason.WRONG_KEY, detail)
-        if isinstance(event, e.Fact) and self._is_old_fact(event):
-            return Dropped()  # a decider that restarted says it again
         problem = self.find_problem(received.event, event, received.signature)
+        if (
+            isinstance(event, e.Fact)
+            and problem is not None
+            and problem[0] is Reason.DUPLICATE_EVENT
+        ):
+            return Dropped()  # a decider that restarted says it again
         if problem is not None:
             return self._refuse(received, *problem)
         assert received.signature is not None, "find_problem refuses its absence"

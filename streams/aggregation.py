@@ -27,7 +27,7 @@ from protocol.rounds import DECIDER, RoundsState
 from protocol.validation import MAX_CHECKS
 from schemas import events as e
 from schemas import topics
-from streams.app import fail_stop, make_service, serve
+from streams.app import Source, fail_stop, make_service, serve
 from streams.following import Follower
 
 NUM_FETCHERS: Final = 4
@@ -192,9 +192,10 @@ async def follow_ledger(stream: Any) -> None:
     """Do the work that a block brings; nothing is decided here."""
     async for event in stream.events():
         with fail_stop():
+            source = Source(topics.LEDGER, event.message.partition)
             work = await follower.follow(event)
             for claim, cause in await asyncio.to_thread(do, work):
-                await service.send(claim, cause)
+                await service.send(claim, cause, source)
             await service.confirm()
 
 

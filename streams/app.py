@@ -13,7 +13,7 @@ import os
 from collections.abc import Awaitable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import faust
 from confluent_kafka.admin import AdminClient
@@ -35,6 +35,13 @@ COMMIT_INTERVAL_S: Final = 0.1
 every hop between processors. Shorter costs more transactions than it saves time."""
 TABLE: Final = "states"
 EXIT_FAILED: Final = 70  # EX_SOFTWARE of sysexits.h
+
+
+class Source(NamedTuple):
+    """The partition that a record was read from."""
+
+    topic: str
+    partition: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,15 +78,19 @@ class Service:
             TABLE, schema=raw, partitions=self.settings.num_partitions
         )
 
-    async def send(self, event: Event, traceparent: str) -> None:
-        """Sign an event and send it; `confirm` waits until it is there."""
+    async def send(self, event: Event, traceparent: str, cause: Source) -> None:
+        """Sign an event and send it in the transaction of the record that caused it.
+
+        `confirm` waits until Kafka has it.
+        """
         topic = topics.topic_of(event)
         with telemetry.span(
             "publish", topic, kind=telemetry.PRODUCER, parent=traceparent
         ) as current:
             data, value = self.registry.frame(event)
             headers = make_headers(event, data, self.key, current)
-            await self.send_raw(topic, event.federation_id.encode(), value, headers)
+            key = event.federation_id.encode()
+            await self.send_raw(topic, key, value, headers, cause)
 
     async def send_raw(
         self,
@@ -87,21 +98,32 @@ class Service:
         key: bytes,
         value: bytes,
         headers: Iterable[tuple[str, bytes]],
+        cause: Source,
     ) -> None:
-        """Send framed bytes; `confirm` waits until they are there."""
-        # An explicit key: `sink=` would drop it, and with it the order.
-        sent = await self.app.topic(
-            topic, key_serializer="raw", value_serializer="raw"
-        ).send(key=key, value=value, headers=dict(headers))
+        """Send framed bytes in the transaction of the record that caused them.
+
+        Faust names a transaction after the partition that a record is *sent* to, and
+        sends outside of any what goes to a topic that the app does not read. So the
+        transaction is named here: the one that also commits the cause's offset, and
+        that fences a process which believes it still owns the partition.
+        """
+        group = self.app.assignor.group_for_topic(cause.topic)
+        sent = await self.app.producer.send(
+            topic,
+            key,
+            value,
+            None,  # by the key, as everybody else does
+            None,
+            dict(headers),
+            transactional_id=f"{self.app.conf.id}-{group}-{cause.partition}",
+        )
         self._unconfirmed.append(sent)
 
     async def confirm(self) -> None:
         """Wait until Kafka has what was sent.
 
-        Comes before the record that caused it is acknowledged. Faust sends outside
-        of its transaction what goes to a topic that it does not read; a process that
-        died after the offset was committed, and before Kafka had the record, would
-        lose it.
+        Comes before the cause is acknowledged: a process that died after its offset
+        was committed, and before Kafka had the record, would lose it.
         """
         waiting = list(self._unconfirmed)
         self._unconfirmed.clear()

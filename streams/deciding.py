@@ -9,7 +9,7 @@ from protocol.decider import Decider, step
 from protocol.log import OpenedLeaf
 from schemas import topics
 from schemas.events import Fact
-from streams.app import Service, fail_stop
+from streams.app import Service, Source, fail_stop
 from streams.following import Follower
 
 State = TypeVar("State")
@@ -29,9 +29,10 @@ def run_decider(service: Service, decider: Decider[State, FactT]) -> None:
     async def follow_ledger(stream: Any) -> None:
         async for event in stream.events():
             with fail_stop():
+                source = Source(topics.LEDGER, event.message.partition)
                 for fact, cause in await follower.follow(event):
                     with telemetry.span(
                         "process", topics.LEDGER, kind=telemetry.CONSUMER, parent=cause
                     ) as current:
-                        await service.send(fact, current)
+                        await service.send(fact, current, source)
                 await service.confirm()

@@ -30,7 +30,7 @@ from protocol.log import (
 from schemas import codec, topics
 from schemas.events import BlockSequenced, CheckpointSigned
 from schemas.reasons import Reason
-from streams.app import Service, fail_stop, make_service, serve
+from streams.app import Service, Source, fail_stop, make_service, serve
 
 log = logging.getLogger(__name__)
 
@@ -50,21 +50,25 @@ class Sequencer:
         received = [self._receive(event) for event in batch]
         for partition in sorted({record.partition for record in received}):
             if partition not in self._states:
-                states, unsigned = await asyncio.to_thread(self._recover, partition)
-                for key, state, traceparent in unsigned:
-                    checkpoint = self._sign_checkpoint(key, state)
-                    await self._send(key, checkpoint, traceparent)
-                self._states[partition] = states
+                self._states[partition] = await self._start(partition)
             here = [record for record in received if record.partition == partition]
             for key in dict.fromkeys(record.key or b"" for record in here):
                 mine = [record for record in here if (record.key or b"") == key]
                 for part in _blocks_of(mine):
                     await self._append(partition, key, part)
 
+    async def _start(self, partition: int) -> dict[bytes, SequencerState]:
+        """Read the ledger to its end, and sign what a crash left unsigned."""
+        states, unsigned = await asyncio.to_thread(self._recover, partition)
+        for key, state, traceparent in unsigned:
+            checkpoint = self._sign_checkpoint(key, state)
+            await self._send(key, checkpoint, traceparent, _source(partition))
+        return states
+
     async def _append(
         self, partition: int, key: bytes, batch: Sequence[Received]
     ) -> None:
-        states = self._states[partition]
+        states, source = self._states[partition], _source(partition)
         before = states.get(key, SequencerState())
         batch = [_process(record) for record in batch]
         state, block, refused = sequence(
@@ -76,17 +80,20 @@ class Sequencer:
         if block is not None:
             states[key] = state
             first = _first_traceparent(block.event)
-            await self._send(key, block.event, first)
-            # The block is there before anybody can see a checkpoint of it.
-            await self._service.confirm()
-            await self._send(key, self._sign_checkpoint(key, state), first)
+            await self._send(key, block.event, first, source)
+            checkpoint = self._sign_checkpoint(key, state)
+            await self._send(key, checkpoint, first, source)
         for refusal in refused:
             log.info("refused %s: %s", refusal.reason, refusal.detail)
-            await self._service.send(refusal, "")
+            await self._service.send(refusal, "", source)
         await self._service.confirm()
 
     async def _send(
-        self, key: bytes, event: BlockSequenced | CheckpointSigned, traceparent: str
+        self,
+        key: bytes,
+        event: BlockSequenced | CheckpointSigned,
+        traceparent: str,
+        source: Source,
     ) -> None:
         """Send what is the record for ever.
 
@@ -95,7 +102,8 @@ class Sequencer:
         """
         data, value = self._service.registry.frame(event)
         headers = make_headers(event, data, self._service.key, traceparent)
-        await self._service.send_raw(topics.topic_of(event), key, value, headers)
+        topic = topics.topic_of(event)
+        await self._service.send_raw(topic, key, value, headers, source)
 
     def _sign_checkpoint(self, key: bytes, state: SequencerState) -> CheckpointSigned:
         chain = state.log.chain
@@ -189,6 +197,11 @@ class Sequencer:
     def forget(self) -> None:
         """Drop what is known: after a rebalance another process may have written."""
         self._states.clear()
+
+
+def _source(partition: int) -> Source:
+    # Its topics have one number of partitions, and so share a transaction for each.
+    return Source(topics.CONTROL, partition)
 
 
 def _first_traceparent(block: BlockSequenced) -> str:

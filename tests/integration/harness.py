@@ -397,9 +397,7 @@ class Federation:
                 raise AssertionError(self._explain(kind, fields, timeout_s))
             self.read_on()
 
-    def _explain(
-        self, kind: type, fields: Mapping[str, Any], timeout_s: float
-    ) -> str:
+    def _explain(self, kind: type, fields: Mapping[str, Any], timeout_s: float) -> str:
         tail = "\n".join(f"  {event!r:.200}" for event in self.events[-12:])
         logs = "\n".join(
             f"-- {name}\n{self.world.services.log_of(name, 6)}"
@@ -419,7 +417,9 @@ class Federation:
         )
 
     def last_round(self) -> int:
-        return max((x.round for x in self.events if isinstance(x, e.RoundStarted)), default=0)
+        return max(
+            (x.round for x in self.events if isinstance(x, e.RoundStarted)), default=0
+        )
 
     def request_round(self) -> int:
         """Ask for the next round; returns its number."""

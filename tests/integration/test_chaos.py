@@ -162,8 +162,7 @@ def _has(main: Federation, kind: type, number: int) -> bool:
 def _only(main: Federation, kind: type, number: int, agent_id: str | None = None):
     """Return the one event of this kind in a round; there must be no second."""
     matches: Callable[[object], bool] = lambda event: (  # noqa: E731
-        isinstance(event, kind)
-        and (agent_id is None or event.agent_id == agent_id)  # type: ignore[attr-defined]
+        isinstance(event, kind) and (agent_id is None or event.agent_id == agent_id)  # type: ignore[attr-defined]
     )
     [found] = filter(matches, _of_round(main, number))
     return found

@@ -77,6 +77,7 @@ def aftermath(world: World) -> Iterator[Aftermath]:
         for name in (
             *GOOD, *(reason.lower() for reason in BAD_BLOBS), "missing", "claims-much",
             "longer", "corrupt", "declining", "revoked-before", "revoked-after",
+            "revoked-silent",
         )
     }  # fmt: skip
     federation.admit(*puppets.values())
@@ -102,13 +103,16 @@ def aftermath(world: World) -> Iterator[Aftermath]:
     puppets["good-1"].submit(started, num_examples=2)
     after.rejected.append(("good-1", Reason.DUPLICATE))
 
-    # Sequenced before the revocation: the log's order decides, so it counts.
-    sealing = puppets["revoked-after"]
-    sealing.submit(started)
-    federation.wait(e.UpdateSubmitted, agent_id=sealing.name)
-    federation.operator.revoke(NAME, sealing.name, "in the middle of the round")
-    federation.wait(e.AgentRevoked, agent_id=sealing.name)
-    after.refused[topics.UPDATES, sealing.say(sealing.update(started))] = (
+    # Whoever is revoked before the round is sealed is not in it, nor waited for.
+    revoked = puppets["revoked-after"]
+    revoked.submit(started)
+    federation.wait(e.ContributionAccepted, agent_id=revoked.name)
+    federation.operator.revoke(NAME, revoked.name, "in the middle of the round")
+    federation.operator.revoke(NAME, "revoked-silent", "before it answered")
+    federation.wait(e.AgentRevoked, agent_id="revoked-silent")
+    after.rejected.append((revoked.name, Reason.REVOKED_AGENT))
+    after.rejected.append(("revoked-silent", Reason.REVOKED_AGENT))
+    after.refused[topics.UPDATES, revoked.say(revoked.update(started))] = (
         Reason.REVOKED_AGENT
     )
     decline = e.UpdateDeclined(
@@ -267,7 +271,7 @@ def _register_a_foreign_schema(world: World) -> int:
 def test_the_round_completes_with_the_good_updates(aftermath: Aftermath) -> None:
     sealed = aftermath.federation.wait(e.RoundSealed, round=aftermath.round)
 
-    assert [c.agent_id for c in sealed.contributions] == [*GOOD, "revoked-after"]
+    assert [c.agent_id for c in sealed.contributions] == list(GOOD)
 
 
 def test_each_record_is_refused_for_its_own_reason_as_a_leaf(

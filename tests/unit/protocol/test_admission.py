@@ -574,6 +574,7 @@ def test_what_was_admitted_has_no_fault(event: e.LedgerEvent) -> None:
         (replace(FACT, cause_leaf_index=9), {}, Reason.INVALID_FIELD),
         (replace(FACT, output_index=-1), {}, Reason.INVALID_FIELD),
         (admitted("cem"), {"offset": 0}, Reason.DUPLICATE_EVENT),
+        (admitted("cem"), {"offset": 3}, Reason.DUPLICATE_EVENT),
     ],
 )
 def test_a_leaf_that_should_not_be_there_is_a_fault(

@@ -489,6 +489,12 @@ def test_a_check_of_a_revoked_agents_update_comes_too_late() -> None:
     assert kinds(run.when(checked(ana))) == ["ClaimRejected"]
 
 
+def test_who_was_not_drawn_is_revoked_without_a_word_about_the_round() -> None:
+    run = opened().given(admitted("eve"))
+    assert run.when(revoked("eve")) == []
+    assert founded(*AGENTS).when(revoked("ana")) == []
+
+
 def test_who_is_revoked_after_the_seal_stays_in_it() -> None:
     run = sealed("ana", "bea", "cem")
     assert run.when(revoked("ana")) == []

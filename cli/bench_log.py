@@ -1,0 +1,263 @@
+"""A long log, made by the sequencer's and the deciders' own functions, without Kafka.
+
+It is what the real services would have written, block by block, only faster: nothing
+waits for transactions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from cli.bench_federation import TASK, make_agent_keys, make_model
+from ledger.checkpoint import Checkpoint, sign_checkpoint
+from ledger.signing import SigningKey
+from protocol import registry, rounds
+from protocol.admission import Received
+from protocol.decider import step
+from protocol.encoding import update_to_blob
+from protocol.envelope import sign_event
+from protocol.log import LogState, NewBlock, SequencerState, open_block, sequence
+from protocol.plain import compute_result
+from protocol.validation import MAX_CHECKS, ROLES
+from schemas import codec, topics
+from schemas import events as e
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Store = Callable[[bytes], e.BlobRef]
+"""`adapters.blobs.BlobStore.store`, or something that forgets the bytes."""
+
+BLOCK_INTERVAL_MS: Final = 100
+NUM_EXAMPLES: Final = 100
+TRACEPARENT: Final = f"00-{'5' * 32}-{'7' * 16}-01"
+
+
+def forget(data: bytes) -> e.BlobRef:
+    """Return a reference to bytes that nobody keeps."""
+    digest = hashlib.sha256(data)
+    return e.BlobRef(
+        uri=f"s3://moot/sha256/{digest.hexdigest()}",
+        sha256=digest.digest(),
+        size_bytes=len(data),
+    )
+
+
+class LogMaker:
+    """Plays a whole federation, round after round.
+
+    Args:
+        federation_id: Its name.
+        num_agents: Its agents; all are in every cohort.
+        num_parameters: The size of its model.
+        store: Where blobs go.
+        is_summed: Whether sums are computed; without blobs nobody can tell.
+    """
+
+    def __init__(
+        self,
+        federation_id: str,
+        num_agents: int,
+        num_parameters: int,
+        store: Store,
+        *,
+        is_summed: bool,
+    ) -> None:
+        self.federation_id = federation_id
+        self.num_leaves = 0
+        self.keys: Mapping[str, SigningKey] = {
+            role: SigningKey(hashlib.sha256(b"bench " + role.encode()).digest())
+            for role in ROLES
+        }
+        self._agents = make_agent_keys(num_agents)
+        self._num_parameters = num_parameters
+        self._store = store
+        self._is_summed = is_summed
+        self._values: NDArray[np.int32] = np.random.default_rng(0).integers(
+            -(2**20), 2**20, num_parameters, np.int32
+        )
+        self._model = make_model(num_parameters)
+        self._state = SequencerState()
+        self._reader = LogState()
+        self._rounds = rounds.DECIDER.initial
+        self._registry = registry.DECIDER.initial
+        self._waiting: list[Received] = []
+        self._offsets: Counter[str] = Counter()
+        self._counter = 0
+        self._now_ms = 1_700_000_000_000
+
+    def make(self, num_leaves: int) -> Iterator[tuple[NewBlock, e.CheckpointSigned]]:
+        """Yield blocks and their checkpoints until there are so many leaves."""
+        yield from self._found()
+        number = 0
+        while self.num_leaves < num_leaves:
+            number += 1
+            yield from self._run_round(number)
+
+    def _found(self) -> Iterator[tuple[NewBlock, e.CheckpointSigned]]:
+        config = e.FederationConfigured(
+            federation_id=self.federation_id,
+            principals=tuple(
+                e.Principal(role=role, public_key=key.public_key)
+                for role, key in self.keys.items()
+            ),
+            aggregation="PLAIN",
+            strategy="FEDAVG",
+            task=TASK,
+            initial_model=self._store(self._model),
+            num_parameters=self._num_parameters,
+            fractional_bits=20,
+            max_num_examples=NUM_EXAMPLES,
+            cohort_size=len(self._agents),
+            min_cohort=len(self._agents),
+            round_duration_ms=60_000,
+        )
+        self._say(config, "OPERATOR")
+        for name, key in self._agents.items():
+            admitted = e.AgentAdmitted(
+                federation_id=self.federation_id,
+                agent_id=name,
+                public_key=key.public_key,
+            )
+            self._say(admitted, "OPERATOR")
+        yield from self._settle()
+
+    def _run_round(
+        self, number: int
+    ) -> Iterator[tuple[NewBlock, e.CheckpointSigned]]:
+        requested = e.RoundRequested(
+            federation_id=self.federation_id, round=number, requested_at_ms=self._now_ms
+        )
+        self._say(requested, "OPERATOR")
+        yield from self._settle()
+        current = self._rounds.current
+        assert current is not None, "nothing keeps a round from starting"
+        blobs: dict[str, bytes] = {}
+        for name, key in self._agents.items():
+            blobs[name] = self._make_update()
+            update = e.UpdateSubmitted(
+                federation_id=self.federation_id,
+                round=number,
+                agent_id=name,
+                base_model_sha256=current.started.base_model.sha256,
+                update=self._store(blobs[name]),
+                num_examples=NUM_EXAMPLES,
+                loss_micros=500_000,
+            )
+            self._say(update, key)
+        yield from self._settle()
+        current = self._rounds.current
+        assert current is not None, "the round is open"
+        waiting = sorted(current.pending)
+        for start in range(0, len(waiting), MAX_CHECKS):
+            results = tuple(
+                e.UpdateCheck(leaf_index=index, reason="", detail="")
+                for index in waiting[start : start + MAX_CHECKS]
+            )
+            checked = e.UpdatesChecked(
+                federation_id=self.federation_id, round=number, results=results
+            )
+            self._say(checked, "AGGREGATOR")
+        yield from self._settle()
+        current = self._rounds.current
+        assert current is not None
+        assert current.sealed is not None, "everybody answered"
+        self._say(self._add_up(current.sealed, blobs), "AGGREGATOR")
+        yield from self._settle()
+        assert self._rounds.model is not None
+        exported = e.ModelExported(
+            federation_id=self.federation_id,
+            round=number,
+            model_sha256=self._rounds.model.sha256,
+            onnx=self._store(b"not really ONNX, round %d" % number),
+            num_examples=NUM_EXAMPLES,
+            accuracy_micros=900_000,
+            loss_micros=100_000,
+        )
+        self._say(exported, "EXPORTER")
+        yield from self._settle()
+
+    def _make_update(self) -> bytes:
+        self._counter += 1
+        self._values[0] = self._counter
+        return update_to_blob(self._values)
+
+    def _add_up(
+        self, sealed: e.RoundSealed, blobs: Mapping[str, bytes]
+    ) -> e.AggregateSubmitted:
+        if self._is_summed:
+            ordered = [blobs[item.agent_id] for item in sealed.contributions]
+            result = compute_result(sealed, self._model, ordered)
+            total, self._model = result.sum_blob, result.model_blob
+        else:
+            total, self._model = b"sum %d" % sealed.round, b"model %d" % sealed.round
+        return e.AggregateSubmitted(
+            federation_id=self.federation_id,
+            round=sealed.round,
+            base_model_sha256=sealed.base_model.sha256,
+            num_contributions=len(sealed.contributions),
+            num_examples=sealed.num_examples,
+            sum=self._store(total),
+            model=self._store(self._model),
+        )
+
+    def _say(self, event: e.Event, author: str | SigningKey) -> None:
+        key = self.keys[author] if isinstance(author, str) else author
+        data = codec.encode(event)
+        topic = topics.topic_of(event)
+        self._waiting.append(
+            Received(
+                topic=topic,
+                partition=0,
+                offset=self._offsets[topic],
+                key=self.federation_id.encode(),
+                value=data,
+                event=data,
+                signature=sign_event(key, data),
+                traceparent=TRACEPARENT,
+            )
+        )
+        self._offsets[topic] += 1
+
+    def _settle(self) -> Iterator[tuple[NewBlock, e.CheckpointSigned]]:
+        """Yield blocks until nobody has anything more to say."""
+        while self._waiting:
+            batch, self._waiting = self._waiting, []
+            self._now_ms += BLOCK_INTERVAL_MS
+            key = self.keys["SEQUENCER"]
+            self._state, block, refused = sequence(
+                self._state, batch, key=key, now_ms=self._now_ms
+            )
+            assert block is not None
+            assert not refused, "the benchmark's load is admissible"
+            chain = self._state.log.chain
+            checkpoint = Checkpoint(
+                origin=f"folkmoot/{self.federation_id}",
+                size=chain.size,
+                root=chain.tree.root(),
+            )
+            self.num_leaves = chain.size
+            self._follow(block)
+            yield (
+                block,
+                e.CheckpointSigned(
+                    federation_id=self.federation_id,
+                    height=block.event.height,
+                    checkpoint=sign_checkpoint(checkpoint, key).decode(),
+                ),
+            )
+
+    def _follow(self, block: NewBlock) -> None:
+        self._reader, _, opened = open_block(self._reader, block.data, block.signature)
+        for leaf in opened:
+            self._rounds, facts = step(rounds.DECIDER, self._rounds, leaf.sequenced)
+            self._registry, versions = step(
+                registry.DECIDER, self._registry, leaf.sequenced
+            )
+            for fact in (*facts, *versions):
+                self._say(fact, "DECIDER")

@@ -1,0 +1,289 @@
+"""`moot audit` over a real log: sound as it is, and any byte changed is found."""
+
+import dataclasses
+import io
+import json
+import random
+import subprocess
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from confluent_kafka import Producer
+from confluent_kafka.admin import AdminClient
+
+from adapters.kafka import MAX_RECORD_SIZE_BYTES, Record, create_topics
+from cli.stack import LocalStack
+from consumers.audit import audit_log
+from schemas import events as e
+from schemas import topics
+from tests.integration.harness import (
+    Federation,
+    World,
+    make_settings,
+    wait_until,
+)
+
+NUM_FLIPS = 25
+NOWHERE = "127.0.0.1:1"
+LOGS = (topics.LEDGER, topics.CHECKPOINTS)
+
+
+@pytest.fixture(scope="module")
+def logs(world: World, main: Federation) -> dict[str, list[Record]]:
+    """The main federation's blocks and checkpoints as Kafka has them."""
+    return {topic: world.records(topic, main.name) for topic in LOGS}
+
+
+@pytest.fixture(scope="module")
+def seed() -> int:
+    chosen = random.SystemRandom().randrange(2**32)
+    print(f"seed {chosen}")
+    return chosen
+
+
+class Copy:
+    """Another Kafka, to which a log can be copied."""
+
+    def __init__(self, world: World, stack: LocalStack) -> None:
+        self._world = world
+        self._settings = make_settings(stack.endpoints, world.directory / "copy-state")
+        self._admin = AdminClient(self._kafka)
+        create_topics(self._settings)
+
+    @property
+    def _kafka(self) -> dict[str, Any]:
+        return {"bootstrap.servers": self._settings.bootstrap_servers}
+
+    def audit(
+        self, federation: Federation, logs: dict[str, list[Record]]
+    ) -> subprocess.CompletedProcess[str]:
+        """Put these logs on this Kafka, in place of any others, and audit them."""
+        for future in self._admin.delete_topics(list(LOGS)).values():
+            future.result(30)
+        wait_until(
+            lambda: not {*LOGS} & {*self._admin.list_topics(timeout=30).topics},
+            "the topics go",
+        )
+        create_topics(self._settings)
+        producer = Producer({**self._kafka, "message.max.bytes": MAX_RECORD_SIZE_BYTES})
+        for topic, records in logs.items():
+            for record in records:
+                producer.produce(
+                    topic, record.value, key=record.key, headers=list(record.headers)
+                )
+        assert producer.flush(30) == 0
+        return _audit(
+            self._world,
+            federation,
+            MOOT_BOOTSTRAP_SERVERS=self._settings.bootstrap_servers,
+        )
+
+
+@pytest.fixture(scope="module")
+def copy(world: World) -> Iterator[Copy]:
+    with LocalStack(world.directory / "copy") as stack:
+        yield Copy(world, stack)
+
+
+def test_a_federation_that_ran_is_sound(main: Federation) -> None:
+    report = main.audit()
+
+    assert report["is_sound"]
+    assert report["is_operator_key_pinned"]
+    assert report["num_rounds_recomputed"] == main.last_round() >= 1
+    assert report["findings"] == report["pending"] == []
+
+
+def test_the_copy_on_another_kafka_is_as_sound_as_the_original(
+    main: Federation, copy: Copy, logs: dict[str, list[Record]]
+) -> None:
+    finished = copy.audit(main, logs)
+
+    assert finished.returncode == 0, finished.stdout
+    assert json.loads(finished.stdout)["num_blocks"] == len(logs[topics.LEDGER])
+
+
+@pytest.mark.parametrize(
+    ("topic", "part"),
+    [
+        (topics.LEDGER, "value"),
+        (topics.LEDGER, "moot-signature"),
+        (topics.CHECKPOINTS, "value"),
+    ],
+)
+def test_a_flipped_byte_on_another_kafka_is_found_where_it_is(
+    main: Federation,
+    copy: Copy,
+    logs: dict[str, list[Record]],
+    seed: int,
+    topic: str,
+    part: str,
+) -> None:
+    draw = random.Random(f"{seed}/{topic}/{part}")
+    # The framing says which schema; without it nobody can tell what the record was.
+    index = draw.randrange(1, len(logs[topic]) - 1)
+    flipped = _flip(logs[topic][index], part, draw, start=5)
+
+    finished = copy.audit(main, {**logs, topic: _replaced(logs[topic], index, flipped)})
+
+    assert finished.returncode == 1, finished.stdout + finished.stderr
+    finding = json.loads(finished.stdout)["findings"][0]
+    place = finding["place"]
+    assert (place["topic"], place["offset"]) == (topic, index) or (
+        place["height"] == index
+    ), finding
+
+
+def test_every_byte_of_the_record_counts(
+    world: World, main: Federation, logs: dict[str, list[Record]], seed: int
+) -> None:
+    """Flip one byte after another at random, wherever one may be."""
+    draw = random.Random(seed)
+    assert _count_findings(world, main, logs) == 0
+    for _ in range(NUM_FLIPS):
+        topic = draw.choice(LOGS)
+        index = draw.randrange(len(logs[topic]) - 1)
+        record = logs[topic][index]
+        part = draw.choice(["value", "value", "key", *dict(record.headers)])
+        flipped = _flip(record, part, draw)
+
+        changed = {**logs, topic: _replaced(logs[topic], index, flipped)}
+        assert _count_findings(world, main, changed) > 0, (topic, index, part)
+
+
+def test_a_missing_block_is_found(
+    world: World, main: Federation, logs: dict[str, list[Record]]
+) -> None:
+    records = logs[topics.LEDGER]
+    middle = len(records) // 2
+
+    changed = {**logs, topics.LEDGER: records[:middle] + records[middle + 1 :]}
+    assert _count_findings(world, main, changed) > 0
+
+
+def test_an_altered_blob_is_named(world: World, main: Federation) -> None:
+    accepted = main.wait(e.ContributionAccepted)
+    name = f"sha256/{accepted.update_sha256.hex()}"
+    original = _get(world, name)
+    altered = bytearray(original)
+    altered[-1] ^= 1
+    _put(world, name, bytes(altered))
+    try:
+        finished = _audit(world, main)
+    finally:
+        _put(world, name, original)
+
+    assert finished.returncode == 1
+    assert accepted.update_sha256.hex() in _blobs_named(finished)
+
+
+def test_a_deleted_blob_is_named(world: World, main: Federation) -> None:
+    model = main.wait(e.AggregatePublished).model
+    name = f"sha256/{model.sha256.hex()}"
+    original = _get(world, name)
+    world.store._client.remove_object(
+        bucket_name=world.settings.bucket, object_name=name
+    )
+    try:
+        finished = _audit(world, main)
+    finally:
+        _put(world, name, original)
+
+    assert finished.returncode == 1
+    assert model.sha256.hex() in _blobs_named(finished)
+    assert _audit(world, main).returncode == 0
+
+
+def test_a_federation_that_another_operator_founded_is_not_the_one_you_trust(
+    world: World, main: Federation
+) -> None:
+    finished = world.moot("audit", "-f", main.name, "--operator-key", "ab" * 32)
+
+    assert finished.returncode == 1
+    assert "Traceback" not in finished.stderr
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "says"),
+    [
+        ("MOOT_BOOTSTRAP_SERVERS", NOWHERE, "Kafka"),
+        ("MOOT_SCHEMA_REGISTRY_URL", f"http://{NOWHERE}", "schema registry"),
+        ("MOOT_MINIO_ENDPOINT", NOWHERE, "MinIO"),
+    ],
+)
+def test_what_cannot_be_read_is_no_verdict(
+    world: World, main: Federation, setting: str, value: str, says: str
+) -> None:
+    finished = _audit(world, main, **{setting: value})
+
+    assert finished.returncode == 2, finished.stdout + finished.stderr
+    assert says in finished.stderr
+    assert "Traceback" not in finished.stderr
+    assert json.loads(finished.stdout)["is_sound"] is None
+
+
+def _audit(
+    world: World, federation: Federation, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    return world.moot("audit", "-f", federation.name, "--json", **environment)
+
+
+def _count_findings(
+    world: World, federation: Federation, logs: dict[str, list[Record]]
+) -> int:
+    report = audit_log(
+        logs[topics.LEDGER],
+        federation_id=federation.name,
+        unframe=world.registry.unframe_trusted,
+        checkpoints=logs[topics.CHECKPOINTS],
+        operator_key=federation.operator.public_key,
+    )
+    return len(report.findings)
+
+
+def _flip(record: Record, part: str, draw: random.Random, start: int = 0) -> Record:
+    """Return a record with one bit of one part changed."""
+
+    def changed(data: bytes | None) -> bytes:
+        flipped = bytearray(data or b"")
+        begin = start if part == "value" else 0
+        flipped[draw.randrange(begin, len(flipped))] ^= 1 << draw.randrange(8)
+        return bytes(flipped)
+
+    if part in {"value", "key"}:
+        return dataclasses.replace(record, **{part: changed(getattr(record, part))})
+    headers = tuple(
+        (name, changed(value) if name == part else value)
+        for name, value in record.headers
+    )
+    return dataclasses.replace(record, headers=headers)
+
+
+def _replaced(records: list[Record], index: int, record: Record) -> list[Record]:
+    return [*records[:index], record, *records[index + 1 :]]
+
+
+def _blobs_named(finished: subprocess.CompletedProcess[str]) -> set[str]:
+    report = json.loads(finished.stdout)
+    return {finding["blob_sha256"] for finding in report["findings"]}
+
+
+def _get(world: World, name: str) -> bytes:
+    response = world.store._client.get_object(
+        bucket_name=world.settings.bucket, object_name=name
+    )
+    try:
+        return response.read()
+    finally:
+        response.close()
+        response.release_conn()
+
+
+def _put(world: World, name: str, data: bytes) -> None:
+    world.store._client.put_object(
+        bucket_name=world.settings.bucket,
+        object_name=name,
+        data=io.BytesIO(data),
+        length=len(data),
+    )
