@@ -308,6 +308,46 @@ def follow_partition(
         consumer.close()
 
 
+def find_end(settings: Settings, topic: str, partition: int) -> int:
+    """Return the offset that the next record of a partition will have.
+
+    Raises:
+        KafkaUnavailableError: Kafka is away, or the partition does not exist.
+    """
+    consumer = make_consumer(settings, "moot-reader", log_level=3)
+    try:
+        _, end = consumer.get_watermark_offsets(
+            TopicPartition(topic, partition), timeout=DELIVERY_TIMEOUT_S
+        )
+    except KafkaException as error:
+        msg = f"could not find the end of {topic}: {error}"
+        raise KafkaUnavailableError(msg) from error
+    finally:
+        consumer.close()
+    return int(end)
+
+
+def count_partitions(settings: Settings, topic: str) -> int:
+    """Return how many partitions a topic has.
+
+    Raises:
+        KafkaUnavailableError: Kafka is away, or has no such topic.
+    """
+    # What fails is in the exception; the client would log it every 50 ms besides.
+    admin = AdminClient(
+        {"bootstrap.servers": settings.bootstrap_servers, "log_level": 2}
+    )
+    try:
+        found = admin.list_topics(topic, timeout=10).topics[topic]
+    except KafkaException as error:
+        msg = f"Kafka does not answer at {settings.bootstrap_servers}: {error}"
+        raise KafkaUnavailableError(msg) from error
+    if found.error is not None or not found.partitions:
+        msg = f"there is no topic {topic}: `moot topics create` makes it"
+        raise KafkaUnavailableError(msg)
+    return len(found.partitions)
+
+
 def to_record(message: Message) -> Record:
     """Return a client's message as a record."""
     return Record(

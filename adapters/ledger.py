@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
-
-from confluent_kafka import KafkaException
-from confluent_kafka.admin import AdminClient
+from types import TracebackType
 
 from adapters.kafka import (
     END,
-    KafkaUnavailableError,
     Pause,
     Record,
     compute_partition,
+    count_partitions,
     follow_partition,
 )
 from adapters.schema_registry import FramingError, SchemaRegistry
 from adapters.settings import Settings
 from protocol.envelope import SIGNATURE_HEADER
-from protocol.log import LogError, LogState, OpenedLeaf, open_block
+from protocol.log import ForeignRecordError, LogState, OpenedLeaf, open_block
 from schemas import topics
 from schemas.events import BlockSequenced, FederationConfigured
+
+log = logging.getLogger(__name__)
 
 
 class UntrustedFederationError(Exception):
@@ -44,19 +45,7 @@ def find_partition(settings: Settings, topic: str, federation_id: str) -> int:
     Raises:
         KafkaUnavailableError: Kafka is away, or has no such topic.
     """
-    # What fails is in the exception; the client would log it every 50 ms besides.
-    admin = AdminClient(
-        {"bootstrap.servers": settings.bootstrap_servers, "log_level": 2}
-    )
-    try:
-        found = admin.list_topics(topic, timeout=10).topics[topic]
-    except KafkaException as error:
-        msg = f"Kafka does not answer at {settings.bootstrap_servers}: {error}"
-        raise KafkaUnavailableError(msg) from error
-    if found.error is not None or not found.partitions:
-        msg = f"there is no topic {topic}: `moot topics create` makes it"
-        raise KafkaUnavailableError(msg)
-    return compute_partition(federation_id, len(found.partitions))
+    return compute_partition(federation_id, count_partitions(settings, topic))
 
 
 def follow_log(
@@ -89,7 +78,11 @@ def follow_log(
         if not isinstance(record, Record):
             yield record
         elif record.key == key:
-            read = _read(state, record, registry)
+            read: ReadBlock | None = None
+            with PassingOverForeign(record.offset):
+                read = _read(state, record, registry)
+            if read is None:
+                continue
             if state.sequencer_key == b"" and operator_key is not None:
                 _check_founder(read.leaves, federation_id, operator_key)
             state = read.state
@@ -130,12 +123,36 @@ def find_genesis(
     return genesis
 
 
+class PassingOverForeign:
+    """Pass over a record that the federation's sequencer did not write.
+
+    Whoever may write to the ledger's topic could otherwise stop everybody who reads
+    it. The audit, which passes over nothing, reports it.
+    """
+
+    def __init__(self, offset: int) -> None:
+        self._offset = offset
+
+    def __enter__(self) -> None:
+        """Enter."""
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool:
+        """Swallow what says that the record is foreign, and nothing else."""
+        if not isinstance(error, FramingError | ForeignRecordError):
+            return False
+        log.warning(
+            "passing over offset %d of %s: %s", self._offset, topics.LEDGER, error
+        )
+        return True
+
+
 def _read(state: LogState, record: Record, registry: SchemaRegistry) -> ReadBlock:
-    try:
-        data = registry.unframe_trusted(record.value or b"")
-    except FramingError as error:
-        msg = f"offset {record.offset} of {topics.LEDGER}: {error}"
-        raise LogError(msg, height=state.chain.height) from error
+    data = registry.unframe_trusted(record.value or b"")
     after, block, leaves = open_block(state, data, record.header(SIGNATURE_HEADER))
     return ReadBlock(record.offset, block, leaves, after)
 

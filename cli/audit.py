@@ -111,7 +111,7 @@ def _read_and_audit(
         CannotAuditError: something that is needed is away.
     """
     from adapters.blobs import BlobStore
-    from adapters.kafka import read_partition
+    from adapters.kafka import find_end, read_partition
     from adapters.ledger import find_partition
     from adapters.settings import SettingsError, load_settings
     from consumers.audit import audit_log
@@ -125,9 +125,9 @@ def _read_and_audit(
         partition = find_partition(settings, topics.LEDGER, federation)
         # The order matters: a block below the first offset has its checkpoint below
         # the second, and the ledger is read to an end that is later than both.
-        settled_offset = _find_end(settings, topics.LEDGER, partition)
+        settled_offset = find_end(settings, topics.LEDGER, partition)
         time.sleep(SETTLE_S)
-        last_checkpoint = _find_end(settings, topics.CHECKPOINTS, partition)
+        last_checkpoint = find_end(settings, topics.CHECKPOINTS, partition)
         time.sleep(SETTLE_S)
 
         def read_checkpoints() -> Iterator[Record]:
@@ -174,22 +174,6 @@ def _make_unframe(settings: Settings) -> Callable[[bytes], bytes]:
             raise CannotAuditError(msg) from error
 
     return unframe
-
-
-def _find_end(settings: Settings, topic: str, partition: int) -> int:
-    """Return the offset that the next committed record of a partition will have."""
-    from confluent_kafka import TopicPartition
-
-    from adapters.kafka import make_consumer
-
-    consumer = make_consumer(settings, "moot-reader", log_level=2)
-    try:
-        _, end = consumer.get_watermark_offsets(
-            TopicPartition(topic, partition), timeout=READ_TIMEOUT_S
-        )
-    finally:
-        consumer.close()
-    return int(end)
 
 
 @contextmanager

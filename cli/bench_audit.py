@@ -1,4 +1,4 @@
-"""`moot bench audit`: leaves a second that one core audits, and that a restart folds."""
+"""`moot bench audit`: leaves a second that an audit, and a restart, get through."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ it are the real services, as `moot serve` runs them.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 import shutil
@@ -193,7 +194,9 @@ class BenchStack:
         cohort_size: int,
     ) -> Operator:
         """Found a federation and return its operator."""
-        operator = Operator(self.key("OPERATOR"), Publisher(self.settings, self.registry))
+        operator = Operator(
+            self.key("OPERATOR"), Publisher(self.settings, self.registry)
+        )
         operator.found(
             federation_id,
             Parameters(
@@ -315,6 +318,8 @@ def bench_stack(say: Say) -> Iterator[BenchStack]:
                 yield BenchStack(work, settings, registry, store, supervisor)
             finally:
                 supervisor.stop_all()
+                # Clients that nobody uses any more would complain of Kafka's end.
+                gc.collect()
     finally:
         os.environ.clear()
         os.environ.update(saved)
@@ -347,7 +352,10 @@ def measure_cpu_s(leader: int) -> float | None:
 
 
 def admit(
-    stack: BenchStack, operator: Operator, federation_id: str, agents: Mapping[str, SigningKey]
+    stack: BenchStack,
+    operator: Operator,
+    federation_id: str,
+    agents: Mapping[str, SigningKey],
 ) -> int:
     """Admit agents, wait until the ledger says so; returns the offset after it."""
     operator.admit(federation_id, {n: key.public_key for n, key in agents.items()})

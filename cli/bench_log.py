@@ -127,9 +127,7 @@ class LogMaker:
             self._say(admitted, "OPERATOR")
         yield from self._settle()
 
-    def _run_round(
-        self, number: int
-    ) -> Iterator[tuple[NewBlock, e.CheckpointSigned]]:
+    def _run_round(self, number: int) -> Iterator[tuple[NewBlock, e.CheckpointSigned]]:
         requested = e.RoundRequested(
             federation_id=self.federation_id, round=number, requested_at_ms=self._now_ms
         )

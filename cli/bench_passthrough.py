@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from protocol.log import MAX_BLOCK_LEAVES
 from schemas import topics
-from streams.app import fail_stop, make_service, serve
+from streams.app import Source, fail_stop, make_service, serve
 
 OUTPUT_TOPIC: Final = "bench.passthrough"
 BATCH_WINDOW_S: Final = 0.03
@@ -27,7 +27,10 @@ def run() -> None:
             with fail_stop():
                 headers = [("count", str(len(batch)).encode())]
                 value = b"".join(event.value for event in batch)
-                await service.send_raw(OUTPUT_TOPIC, batch[0].key, value, headers)
+                source = Source(topics.UPDATES, batch[0].message.partition)
+                key = batch[0].key
+                await service.send_raw(OUTPUT_TOPIC, key, value, headers, source)
+                await service.confirm()
                 await service.confirm()
 
     serve(service)

@@ -75,10 +75,12 @@ class Section:
 
     def render(self) -> str:
         """Return it in Markdown, with the command that repeats it."""
-        texts = [f"## {self.title}", f"`moot bench {self.name}`"]
-        for part in self.parts:
-            texts.append(_wrap(part) if isinstance(part, str) else part.render())
-        return "\n\n".join(texts)
+        texts = [
+            _wrap(part) if isinstance(part, str) else part.render()
+            for part in self.parts
+        ]
+        heading = f"## {self.title}\n\n`moot bench {self.name}`"
+        return "\n\n".join([heading, *texts])
 
 
 def _wrap(text: str) -> str:
@@ -158,7 +160,7 @@ def _find_memory() -> int:
 
 def _find_servers() -> list[str]:
     """Return the versions of what the local stack runs, from its definitions."""
-    from cli.stack import DEFINITIONS
+    from cli.fetch import DEFINITIONS
 
     checksums = (DEFINITIONS / "checksums.txt").read_text(encoding="utf-8")
     servers = []
@@ -173,9 +175,7 @@ def _find_servers() -> list[str]:
     return servers
 
 
-def render_document(
-    machine: Machine, sections: Iterable[Section], command: str
-) -> str:
+def render_document(machine: Machine, sections: Iterable[Section], command: str) -> str:
     """Return the whole document in Markdown."""
     introduction = INTRODUCTION.format(command=f"`{command}`", repeats=NUM_REPEATS)
     heading, *paragraphs = introduction.strip().split("\n\n")

@@ -79,7 +79,7 @@ def run(say: Say, *, quick: bool) -> Section:
         say("the same records through a Faust app that does nothing")
         ceiling = _measure_passthrough(stack, count)
     say("the same records without Kafka")
-    return _report(live, ceiling, latencies_ms, agents, count)
+    return report(live, ceiling, latencies_ms, agents, count)
 
 
 def _prepare(stack: BenchStack, agents: dict[str, SigningKey]) -> int:
@@ -283,13 +283,14 @@ def _receive(event: e.Event, offset: int, key: SigningKey) -> Received:
     )
 
 
-def _report(
+def report(
     live: Throughput,
     ceiling: Throughput,
     latencies_ms: list[float],
     agents: dict[str, SigningKey],
     count: int,
 ) -> Section:
+    """Say what was found, with the same records sequenced in this process."""
     block_size = round(median(live.block_sizes))
     offline = Offline(agents, count // 4, block_size)
     verify = measure_rate(offline.verify, len(offline.batch))
@@ -307,11 +308,7 @@ def _report(
         ("**sequencer, exactly-once, through Kafka**", show(live.per_s), "", WALL),
         *([("the same", show(own), "", PER_CORE)] if own else []),
         row("Faust that only copies bytes, exactly-once", ceiling.per_s, WALL),
-        *(
-            [row("the same", ceiling.per_cpu_s, PER_CORE)]
-            if ceiling.per_cpu_s
-            else []
-        ),
+        *([row("the same", ceiling.per_cpu_s, PER_CORE)] if ceiling.per_cpu_s else []),
         row("`sequence()` alone, without Kafka", alone, PER_CORE),
         row("decoding the events alone", decode, PER_CORE),
         row("Ed25519 verification alone", verify, PER_CORE),
@@ -341,9 +338,7 @@ partitions and replicas of the sequencer multiply the rate.""",
     return Section("sequencer", "Sequencer: leaves a second", tuple(parts))
 
 
-def _explain(
-    live: Throughput, ceiling: Throughput, alone: float, verify: float
-) -> str:
+def _explain(live: Throughput, ceiling: Throughput, alone: float, verify: float) -> str:
     text = (
         f"**Limit**: one core verifies {show(verify)} signatures a second, and "
         f"`sequence()`, which includes that, takes {alone / verify:.0%} of that rate."

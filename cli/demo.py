@@ -120,9 +120,11 @@ class _Demo:
             "MOOT_STATE_DIRECTORY": str(self.work / "services"),
         }
         os.environ.update(environment)
+        from adapters import telemetry
         from adapters.settings import load_settings
 
         settings = load_settings()
+        telemetry.configure("moot-demo", settings.otlp_endpoint)
         self._prepare(settings)
         operator_key = self._start_processes(settings, environment)
         loader.join()
@@ -132,6 +134,7 @@ class _Demo:
         return self._audit(operator_key)
 
     def stop(self) -> None:
+        """Stop everything that was started."""
         if self._supervisor is not None:
             self._supervisor.stop_all()
         if self._stack is not None:

@@ -85,6 +85,8 @@ def status(
             raise _failure("nothing is running: `moot up` starts it")
         for name, value in found.endpoints.environment().items():
             print(f"export {name}='{value}'")
+        state = (directory or default_directory()) / "services"
+        print(f"export MOOT_STATE_DIRECTORY='{state}'")
     elif as_json:
         services = [
             {
@@ -294,6 +296,26 @@ def federation_create(
     print(operator.hex())
 
 
+@federation_app.command("key")
+def federation_key(
+    role: Annotated[
+        str, typer.Argument(help="SEQUENCER, DECIDER, AGGREGATOR, EXPORTER or TIMER.")
+    ],
+) -> None:
+    """Print a service's public key, for `federation create --principal`.
+
+    The key is made in this machine's state directory if it does not exist yet.
+    """
+    from adapters.keys import load_or_create_key
+    from producers.control import key_path
+    from protocol.validation import ROLES
+
+    if role not in ROLES:
+        raise _failure(f"no role {role!r}: {', '.join(ROLES)}")
+    keys = _settings().state_directory / "keys"
+    print(load_or_create_key(key_path(keys, role)).public_key.hex())
+
+
 @federation_app.command("show")
 def federation_show(federation: Federation, as_json: AsJson = False) -> None:
     """Show a federation: its parameters, agents, round and model."""
@@ -380,10 +402,9 @@ def agent_admit(
     ],
 ) -> None:
     """Bind an agent to its key; from then on its events count."""
-    from cli.operate import make_operator
+    from cli.operate import admit_agent
 
-    operator = make_operator(_settings())
-    operator.admit(federation, {agent_id: _parse_key(public_key)})
+    admit_agent(_settings(), federation, agent_id, _parse_key(public_key))
     print(f"admitted {agent_id}")
 
 
@@ -394,9 +415,9 @@ def agent_revoke(
     explanation: Annotated[str, typer.Option("--because", help="Why.")],
 ) -> None:
     """End an agent's membership, for good."""
-    from cli.operate import make_operator
+    from cli.operate import revoke_agent
 
-    make_operator(_settings()).revoke(federation, agent_id, explanation)
+    revoke_agent(_settings(), federation, agent_id, explanation)
     print(f"revoked {agent_id}")
 
 

@@ -11,23 +11,26 @@ from typing import Any, Final
 
 from adapters.blobs import BlobStore
 from adapters.imports import load_class
-from adapters.kafka import END, Publisher
+from adapters.kafka import END, Publisher, count_partitions, read_partition
 from adapters.keys import load_key, load_or_create_key
-from adapters.ledger import ReadBlock, follow_log, read_log
+from adapters.ledger import ReadBlock, find_genesis, follow_log, read_log
 from adapters.schema_registry import SchemaRegistry
 from adapters.settings import Settings
 from cli.processes import StackError
-from producers.control import Operator, Parameters, key_path
+from producers.control import Operator, Parameters, Position, key_path
 from protocol.decider import step
 from protocol.log import OpenedLeaf
 from protocol.plain import compute_max_model_size
 from protocol.rounds import DECIDER, RoundsState
 from protocol.tensors import tensors_to_blob
 from protocol.validation import ROLES
+from schemas import codec, topics
 from schemas import events as e
 
 FORMATS: Final = ("onnx", "safetensors")
 MAX_ONNX_SIZE_BYTES: Final = 2**31
+SEQUENCED_WITHIN_S: Final = 30.0
+LOOK_FOR_REFUSALS_S: Final = 2.0
 
 
 def make_registry(settings: Settings) -> SchemaRegistry:
@@ -62,6 +65,11 @@ def create_federation(
     from producers.training import initial_tensors  # loads torch
 
     keys = settings.state_directory / "keys"
+    if "OPERATOR" in principals:
+        raise StackError(
+            "the operator's key cannot be somebody else's: it signs the genesis",
+            "Leave --principal OPERATOR out; the key is in the state directory.",
+        )
     unknown = set(principals) - set(ROLES)
     if unknown:
         msg = f"no such principal: {', '.join(sorted(unknown))}"
@@ -85,10 +93,96 @@ def create_federation(
     store = BlobStore(settings)
     store.ensure_bucket()
     operator = Operator(operator_key, Publisher(settings, make_registry(settings)))
-    operator.found(
+    position = operator.found(
         federation_id, parameters, all_principals, tensors_to_blob(tensors), store
     )
+    await_leaf(settings, federation_id, position)
     return operator.public_key
+
+
+def admit_agent(
+    settings: Settings, federation_id: str, agent_id: str, public_key: bytes
+) -> None:
+    """Admit an agent, and see that it is on the ledger."""
+    demand_federation(settings, federation_id)
+    (position,) = make_operator(settings).admit(federation_id, {agent_id: public_key})
+    await_leaf(settings, federation_id, position)
+
+
+def revoke_agent(
+    settings: Settings, federation_id: str, agent_id: str, explanation: str
+) -> None:
+    """Revoke an agent, and see that it is on the ledger."""
+    demand_federation(settings, federation_id)
+    position = make_operator(settings).revoke(federation_id, agent_id, explanation)
+    await_leaf(settings, federation_id, position)
+
+
+def demand_federation(settings: Settings, federation_id: str) -> None:
+    """Do nothing if there is such a federation.
+
+    Raises:
+        StackError: there is not.
+    """
+    if find_genesis(settings, make_registry(settings), federation_id) is None:
+        raise _no_federation(federation_id)
+
+
+def await_leaf(settings: Settings, federation_id: str, position: Position) -> int:
+    """Wait until a published event is a leaf; returns its index.
+
+    Raises:
+        StackError: it was refused, and why; or nobody sequenced it in time.
+    """
+    registry = make_registry(settings)
+    begun = looked = time.monotonic()
+    for read in follow_log(settings, registry, federation_id):
+        now = time.monotonic()
+        if isinstance(read, ReadBlock):
+            for item in read.leaves:
+                leaf, event = item.leaf, item.sequenced.event
+                place = (leaf.source_topic, leaf.source_partition, leaf.source_offset)
+                if place != position:
+                    continue
+                if isinstance(event, e.EventRejected):
+                    raise _refused(event)
+                return item.sequenced.leaf_index
+        elif now - looked > LOOK_FOR_REFUSALS_S:
+            # What no known federation's log holds is refused there alone.
+            looked = now
+            _look_for_refusal(settings, registry, position)
+        if now - begun > SEQUENCED_WITHIN_S:
+            break
+    msg = f"nobody sequenced the event within {SEQUENCED_WITHIN_S:.0f} s"
+    raise StackError(msg, "Is `moot serve sequencer` running?")
+
+
+def _look_for_refusal(
+    settings: Settings, registry: SchemaRegistry, position: Position
+) -> None:
+    for partition in range(count_partitions(settings, topics.REJECTED)):
+        for record in read_partition(settings, topics.REJECTED, partition):
+            event = codec.decode(registry.unframe_trusted(record.value or b""))
+            if isinstance(event, e.EventRejected) and position == (
+                event.source_topic,
+                event.source_partition,
+                event.source_offset,
+            ):
+                raise _refused(event)
+
+
+def _refused(event: e.EventRejected) -> StackError:
+    return StackError(
+        f"refused: {event.reason}: {event.detail}",
+        "docs/reference/reasons.md says what to do about each reason.",
+    )
+
+
+def _no_federation(federation_id: str) -> StackError:
+    return StackError(
+        f"there is no federation {federation_id!r} on this Kafka",
+        "`moot federation create` founds one.",
+    )
 
 
 def read_leaves(settings: Settings, federation_id: str) -> Iterator[OpenedLeaf]:
@@ -102,8 +196,7 @@ def read_leaves(settings: Settings, federation_id: str) -> Iterator[OpenedLeaf]:
         found = True
         yield from read.leaves
     if not found:
-        msg = f"there is no federation {federation_id!r} on this Kafka"
-        raise StackError(msg, "`moot federation create` founds one.")
+        raise _no_federation(federation_id)
 
 
 def show_federation(settings: Settings, federation_id: str, *, as_json: bool) -> None:
@@ -176,14 +269,13 @@ def start_round(
     for leaf in read_leaves(settings, federation_id):
         state, _ = step(DECIDER, state, leaf.sequenced)
     number = state.last_round + 1
-    make_operator(settings).request_round(federation_id, number)
-    print(f"round {number} requested")
+    position = make_operator(settings).request_round(federation_id, number)
+    asked_at = await_leaf(settings, federation_id, position)
+    print(f"round {number} requested", flush=True)
     if not wait:
         return 0
     deadline = time.monotonic() + timeout_s
-    follower = follow_log(settings, make_registry(settings), federation_id)
-    asked = False
-    for read in follower:
+    for read in follow_log(settings, make_registry(settings), federation_id):
         if time.monotonic() > deadline:
             msg = f"round {number} did not end within {timeout_s:.0f} s"
             raise StackError(msg, "`moot round watch` goes on watching it.")
@@ -191,19 +283,16 @@ def start_round(
             continue
         for leaf in read.leaves:
             event = leaf.sequenced.event
-            if getattr(event, "round", None) != number:
+            if (
+                leaf.sequenced.leaf_index <= asked_at
+                or getattr(event, "round", None) != number
+            ):
                 continue
-            asked = asked or isinstance(event, e.RoundRequested)
-            print(describe(event))
-            match event:
-                case e.ModelVersionRegistered():
-                    return 0
-                case e.RoundAbandoned():
-                    return 1
-                case e.RoundRefused() if leaf.sequenced.leaf_index > 0 and asked:
-                    return 1
-                case _:
-                    pass
+            print(describe(event), flush=True)
+            if isinstance(event, e.ModelVersionRegistered):
+                return 0
+            if isinstance(event, e.RoundAbandoned | e.RoundRefused):
+                return 1
     return 1
 
 

@@ -206,7 +206,9 @@ class Agent:
         return event if isinstance(event, RoundStarted) else None
 
     def _answer(self, started: RoundStarted, traceparent: str) -> None:
-        draft = self._options.directory / f"round-{started.round}.avro"
+        # By its cause as well: a federation founded anew counts from 1 again.
+        name = f"round-{started.round}-{started.cause.hex()[:16]}.avro"
+        draft = self._options.directory / name
         sent = draft.with_suffix(".sent")
         if sent.exists():
             return
@@ -230,7 +232,10 @@ class Agent:
             ):
                 return self._train(started)
         except ImportRefusedError as error:
-            return self._decline(started, Reason.TASK_NOT_ALLOWED, str(error))
+            # The message quotes this machine's allow-list: it stays here.
+            log.warning("round %d: %s", started.round, error)
+            detail = "this agent may not run the task's classes, or does not have them"
+            return self._decline(started, Reason.TASK_NOT_ALLOWED, detail)
         except NotFiniteError:
             detail = "training diverged: its loss or a parameter is NaN or infinite"
             return self._decline(started, Reason.NOT_FINITE, detail)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import NamedTuple
 
 from adapters.blobs import BlobStore
 from adapters.kafka import Publisher
@@ -14,9 +14,11 @@ from adapters.keys import load_or_create_key
 from ledger.signing import SigningKey
 from protocol.tensors import manifest_of, num_parameters, tensors_from_blob
 from protocol.validation import ROLES, find_configuration_problem
+from schemas import topics
 from schemas.events import (
     AgentAdmitted,
     AgentRevoked,
+    Event,
     FederationConfigured,
     Principal,
     RoundRequested,
@@ -40,7 +42,12 @@ class Parameters:
     max_num_examples: int = 2**22
 
 
-ROUND_DURATION_MS: Final = 120_000
+class Position(NamedTuple):
+    """Where a published event is: how to find out what became of it."""
+
+    topic: str
+    partition: int
+    offset: int
 
 
 def key_path(keys: Path, role: str) -> Path:
@@ -77,7 +84,7 @@ class Operator:
         principals: tuple[Principal, ...],
         initial_model: bytes,
         store: BlobStore,
-    ) -> FederationConfigured:
+    ) -> Position:
         """Found a federation: store its initial model, publish its genesis.
 
         Args:
@@ -108,33 +115,38 @@ class Operator:
         problem = find_configuration_problem(config)
         if problem is not None:
             raise InvalidConfigurationError(problem)
-        self._publisher.publish(config, self._key)
-        return config
+        return self._say(config)[0]
 
-    def admit(self, federation_id: str, agents: Mapping[str, bytes]) -> None:
-        """Admit agents by name and public key."""
-        self._publisher.publish_all(
-            [
+    def admit(self, federation_id: str, agents: Mapping[str, bytes]) -> list[Position]:
+        """Bind agents, by name, to their keys, 32 bytes each."""
+        return self._say(
+            *(
                 AgentAdmitted(
                     federation_id=federation_id, agent_id=agent_id, public_key=key
                 )
                 for agent_id, key in agents.items()
-            ],
-            self._key,
+            )
         )
 
-    def revoke(self, federation_id: str, agent_id: str, explanation: str) -> None:
+    def revoke(self, federation_id: str, agent_id: str, explanation: str) -> Position:
         """End an agent's membership."""
         event = AgentRevoked(
             federation_id=federation_id, agent_id=agent_id, explanation=explanation
         )
-        self._publisher.publish(event, self._key)
+        return self._say(event)[0]
 
-    def request_round(self, federation_id: str, round_number: int) -> None:
+    def request_round(self, federation_id: str, round_number: int) -> Position:
         """Ask for the next round; its trace begins here."""
         event = RoundRequested(
             federation_id=federation_id,
             round=round_number,
             requested_at_ms=time.time_ns() // 1_000_000,
         )
-        self._publisher.publish(event, self._key)
+        return self._say(event)[0]
+
+    def _say(self, *events: Event) -> list[Position]:
+        published = self._publisher.publish_all(events, self._key)
+        return [
+            Position(topics.topic_of(event), *place)
+            for event, place in zip(events, published, strict=True)
+        ]

@@ -28,7 +28,9 @@ from schemas.events import (
 log = logging.getLogger(__name__)
 
 REPEAT_AFTER_MS: Final = 2_000
-"""If the sequencer's clock is behind ours, the first announcement was too early."""
+MAX_REPEAT_AFTER_MS: Final = 60_000
+"""If the sequencer's clock is behind ours, the first announcement was too early; if
+updates wait for their check, another changes nothing. So each waits longer."""
 
 
 class Timer:
@@ -42,6 +44,7 @@ class Timer:
         self._publisher = Publisher(settings, self._registry)
         self._open: tuple[RoundStarted, str] | None = None
         self._due_ms = 0
+        self._repeat_after_ms = REPEAT_AFTER_MS
 
     def run(self, should_stop: Callable[[], bool]) -> None:
         """Announce deadlines until told to stop.
@@ -64,6 +67,7 @@ class Timer:
             if isinstance(event, RoundStarted):
                 self._open = (event, leaf.traceparent)
                 self._due_ms = event.deadline_ms
+                self._repeat_after_ms = REPEAT_AFTER_MS
             elif isinstance(event, RoundSealed | RoundAbandoned | AggregatePublished):
                 self._open = None
 
@@ -77,5 +81,6 @@ class Timer:
             observed_at_ms=now_ms,
         )
         self._publisher.publish(event, self._key, traceparent=traceparent)
-        self._due_ms = now_ms + REPEAT_AFTER_MS
+        self._due_ms = now_ms + self._repeat_after_ms
+        self._repeat_after_ms = min(2 * self._repeat_after_ms, MAX_REPEAT_AFTER_MS)
         log.info("round %d: deadline announced", started.round)

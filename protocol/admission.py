@@ -134,9 +134,22 @@ class AdmissionState:
     recent_ids: tuple[frozenset[bytes], ...] = ()
 
 
-def decide(state: AdmissionState, batch: Sequence[Received]) -> list[Verdict]:
-    """Return a verdict for each record, in order; earlier ones count for later ones."""
-    scratch = _Scratch(state)
+def decide(
+    state: AdmissionState,
+    batch: Sequence[Received],
+    *,
+    sequencer_key: bytes | None = None,
+) -> list[Verdict]:
+    """Return a verdict for each record, in order; earlier ones count for later ones.
+
+    Args:
+        state: What admission knows.
+        batch: What was read.
+        sequencer_key: The key that will sign the block, 32 bytes. A federation that
+            names another would begin with a block that its own readers refuse. None
+            leaves that rule out: of a block on the log the readers have checked it.
+    """
+    scratch = _Scratch(state, sequencer_key)
     return [scratch.judge(received) for received in batch]
 
 
@@ -176,7 +189,10 @@ def find_fault(
 class _Scratch:
     """An admission state that can be changed in place while a batch is judged."""
 
-    def __init__(self, state: AdmissionState) -> None:
+    def __init__(
+        self, state: AdmissionState, sequencer_key: bytes | None = None
+    ) -> None:
+        self._sequencer_key = sequencer_key
         self._federation_id = state.federation_id
         self._principals = state.principals
         self._agents = state.agents
@@ -345,6 +361,10 @@ class _Scratch:
         if isinstance(event, e.FederationConfigured):
             if self._federation_id:
                 return Reason.FEDERATION_EXISTS, "a federation is founded once"
+            named = {p.role: p.public_key for p in event.principals}["SEQUENCER"]
+            if self._sequencer_key not in {None, named}:
+                detail = f"the sequencer here is {self._sequencer_key.hex()}"
+                return Reason.INVALID_CONFIGURATION, detail
         elif event.federation_id != self._federation_id:
             detail = f"no federation {event.federation_id!r} has been founded"
             return Reason.UNKNOWN_FEDERATION, detail

@@ -25,7 +25,7 @@ SUM_TENSOR: Final = "sum"
 MAX_TOTAL_EXAMPLES: Final = 2**31 - 1  # = 2,147,483,647
 
 #: Elements summed at a time: the products stay in cache, and the calls are few.
-_CHUNK: Final = 2**17  # = 131,072
+_CHUNK: Final = 2**18  # = 262,144
 #: No int32 is larger than this in magnitude.
 _MAX_MAGNITUDE: Final = 2**31  # = 2,147,483,648
 

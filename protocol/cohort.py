@@ -21,7 +21,8 @@ def compute_cohort_seed(
         round_number: The round, from 1.
 
     Source: DESIGN.md section 4. Until checkpoints are final by quorum, whoever runs
-    the sequencer can influence the seed; SECURITY.md says so.
+    the sequencer can influence the seed, and so can the operator on a quiet log, who
+    may add records until the seed suits; SECURITY.md says so.
     """
     return hashlib.sha256(
         COHORT_DOMAIN

@@ -52,6 +52,14 @@ class LogError(Exception):
         self.found = found
 
 
+class ForeignRecordError(LogError):
+    """The federation's sequencer did not write this record: it is not of the log.
+
+    Whoever can write to the topic can put such a record there. Processors pass over
+    it; the audit reports it.
+    """
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogState:
     """How far a log has been read.
@@ -90,26 +98,15 @@ def open_block(
         signature: The record's signature header.
 
     Raises:
-        LogError: it is not the next block of this log.
+        ForeignRecordError: the sequencer did not sign it.
+        LogError: the sequencer signed it, and it is not the next block of this log.
     """
-    try:
-        block = codec.decode_as(e.BlockSequenced, block_bytes)
-    except codec.CodecError as error:
-        msg = f"not a block: {error}"
-        raise LogError(msg) from error
+    block, sequencer_key = verify_author(state, block_bytes, signature)
     height = block.height
     leaves = [
         _open_leaf(data, height, block.first_leaf_index + index)
         for index, data in enumerate(block.leaves)
     ]
-    sequencer_key = state.sequencer_key or _genesis_key(leaves, height)
-    try:
-        verify_event(sequencer_key, block_bytes, signature or b"")
-    except InvalidSignatureError as error:
-        msg = "the sequencer did not sign this block"
-        raise LogError(
-            msg, height=height, expected="its signature", found=str(error)
-        ) from error
     header = BlockHeader(
         height=height,
         previous_block_hash=block.previous_block_hash,
@@ -163,6 +160,32 @@ def open_block(
     return after, block, opened
 
 
+def verify_author(
+    state: LogState, block_bytes: bytes, signature: bytes | None
+) -> tuple[e.BlockSequenced, bytes]:
+    """Return a block that the federation's sequencer signed, and the sequencer's key.
+
+    Says nothing about whether the block is the next one: see `open_block`.
+
+    Raises:
+        ForeignRecordError: these bytes are not a block, or somebody else's.
+    """
+    try:
+        block = codec.decode_as(e.BlockSequenced, block_bytes)
+    except codec.CodecError as error:
+        msg = f"not a block: {error}"
+        raise ForeignRecordError(msg) from error
+    sequencer_key = state.sequencer_key or _genesis_key(block)
+    try:
+        verify_event(sequencer_key, block_bytes, signature or b"")
+    except InvalidSignatureError as error:
+        msg = "the sequencer did not sign this block"
+        raise ForeignRecordError(
+            msg, height=block.height, expected="its signature", found=str(error)
+        ) from error
+    return block, sequencer_key
+
+
 def show(value: int | bytes) -> str:
     """Return a value as people compare it: numbers in decimal, hashes in hex."""
     return value.hex() if isinstance(value, bytes) else str(value)
@@ -181,14 +204,16 @@ def _open_leaf(
     return leaf, event
 
 
-def _genesis_key(leaves: Sequence[tuple[e.Leaf, e.LedgerEvent]], height: int) -> bytes:
+def _genesis_key(block: e.BlockSequenced) -> bytes:
     """Return the sequencer's key as the first leaf of the log names it."""
-    if leaves and isinstance(leaves[0][1], e.FederationConfigured):
-        for principal in leaves[0][1].principals:
-            if principal.role == "SEQUENCER":
-                return principal.public_key
+    if block.height == 0 and block.leaves:
+        _, genesis = _open_leaf(block.leaves[0], 0, 0)
+        if isinstance(genesis, e.FederationConfigured):
+            for principal in genesis.principals:
+                if principal.role == "SEQUENCER":
+                    return principal.public_key
     msg = "a log begins with FederationConfigured, which names its sequencer"
-    raise LogError(msg, height=height, leaf_index=0)
+    raise ForeignRecordError(msg, height=block.height, leaf_index=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -223,7 +248,7 @@ def sequence(
         The next state, the block (None if nothing became a leaf), and what was
         refused. A refusal in a known federation is also a leaf.
     """
-    verdicts = admission.decide(state.admission, batch)
+    verdicts = admission.decide(state.admission, batch, sequencer_key=key.public_key)
     refused = [verdict.event for verdict in verdicts if isinstance(verdict, Refused)]
     leaves: list[tuple[e.Leaf, e.LedgerEvent]] = []
     traceparents: list[str] = []

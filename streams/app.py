@@ -20,7 +20,7 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
 from adapters import telemetry
-from adapters.kafka import MAX_RECORD_SIZE_BYTES, make_headers
+from adapters.kafka import MAX_RECORD_SIZE_BYTES, count_partitions, make_headers
 from adapters.keys import load_or_create_key
 from adapters.schema_registry import SchemaRegistry
 from adapters.settings import Settings, load_settings
@@ -53,6 +53,7 @@ class Service:
     settings: Settings
     registry: SchemaRegistry
     key: SigningKey
+    num_partitions: int
     _unconfirmed: list[Awaitable[Any]] = field(default_factory=list, repr=False)
 
     def topic(self, *names: str) -> Any:
@@ -73,10 +74,10 @@ class Service:
             key_serializer="raw",
             value_serializer="raw",
         )
-        _ensure_changelog(self.settings, f"moot-{self.name}-{TABLE}-changelog")
-        return self.app.Table(
-            TABLE, schema=raw, partitions=self.settings.num_partitions
+        _ensure_changelog(
+            self.settings, f"moot-{self.name}-{TABLE}-changelog", self.num_partitions
         )
+        return self.app.Table(TABLE, schema=raw, partitions=self.num_partitions)
 
     async def send(self, event: Event, traceparent: str, cause: Source) -> None:
         """Sign an event and send it in the transaction of the record that caused it.
@@ -157,6 +158,8 @@ def make_service(name: str, role: str) -> Service:
         topic_disable_leader=True,
         topic_allow_declare=False,
         web_enabled=False,
+        # Faust's own command line turns the web server on; not for the whole network.
+        web_bind="127.0.0.1",
         broker_commit_interval=COMMIT_INTERVAL_S,
         consumer_auto_offset_reset="earliest",
         consumer_max_fetch_size=MAX_RECORD_SIZE_BYTES,
@@ -173,7 +176,9 @@ def make_service(name: str, role: str) -> Service:
         broker_rebalance_timeout=12.0,
     )
     key = load_or_create_key(settings.state_directory / "keys" / f"{role.lower()}.key")
-    return Service(name, app, settings, registry, key)
+    # The topics' own number, not a setting: it decides what is refused.
+    num_partitions = count_partitions(settings, topics.LEDGER)
+    return Service(name, app, settings, registry, key, num_partitions)
 
 
 @contextmanager
@@ -201,14 +206,14 @@ def serve(service: Service) -> None:
     worker.execute_from_commandline()
 
 
-def _ensure_changelog(settings: Settings, topic: str) -> None:
+def _ensure_changelog(settings: Settings, topic: str, num_partitions: int) -> None:
     """Create a table's changelog topic, compacted, unless it exists."""
     admin = AdminClient({"bootstrap.servers": settings.bootstrap_servers})
     if topic in admin.list_topics(timeout=30).topics:
         return
     new = NewTopic(
         topic,
-        num_partitions=settings.num_partitions,
+        num_partitions=num_partitions,
         replication_factor=settings.replication_factor,
         config={
             "cleanup.policy": "compact",

@@ -11,18 +11,23 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter
 
-from adapters.kafka import Record, read_partition
-from adapters.schema_registry import SchemaRegistry
+from adapters.kafka import read_partition
+from adapters.ledger import PassingOverForeign
 from protocol.envelope import SIGNATURE_HEADER
-from protocol.log import LogState, OpenedLeaf, open_block
-from schemas import codec, topics
-from schemas.events import BlockSequenced
+from protocol.log import (
+    ForeignRecordError,
+    LogState,
+    OpenedLeaf,
+    open_block,
+    verify_author,
+)
+from schemas import topics
 from streams.app import Service
 
 log = logging.getLogger(__name__)
@@ -72,20 +77,40 @@ class Follower(Generic[State, Output]):
         Raises:
             LogError: the block does not fit the log; nothing after it can be trusted.
         """
-        message = event.message
-        data = self._service.registry.unframe_trusted(event.value)
-        before = self._known.get(event.key) or self._load(event.key)
-        height = codec.decode_as(BlockSequenced, data).height
-        if before.log.chain.height != height:
-            before = await asyncio.to_thread(
-                self._rebuild, event.key, message.partition, message.offset
-            )
-        after, outputs = self._advance(
-            before, data, event.headers.get(SIGNATURE_HEADER)
-        )
-        self._known[event.key] = after
-        self._table[event.key] = self._snapshots.dump_json(after)
+        signature = event.headers.get(SIGNATURE_HEADER)
+        outputs: list[Output] = []
+        with PassingOverForeign(event.message.offset):
+            data = self._service.registry.unframe_trusted(event.value or b"")
+            before = await self._find_before(event, data, signature)
+            after, outputs = self._advance(before, data, signature)
+            self._known[event.key] = after
+            self._table[event.key] = self._snapshots.dump_json(after)
         return outputs
+
+    async def _find_before(
+        self, event: Any, data: bytes, signature: bytes | None
+    ) -> Followed[State]:
+        """Return the state before this block: the cached one or, if that is not it,
+        what the log says.
+
+        Raises:
+            ForeignRecordError: the federation's sequencer did not sign the block.
+        """
+        known = self._known.get(event.key) or self._load(event.key)
+        try:
+            block, _ = verify_author(known.log, data, signature)
+            if block.height == known.log.chain.height:
+                return known
+        except ForeignRecordError:
+            if known.log.sequencer_key:
+                raise
+            # Without a state nobody can say whose it is; the log can.
+        message = event.message
+        rebuilt = await asyncio.to_thread(
+            self._rebuild, event.key, message.partition, message.offset
+        )
+        verify_author(rebuilt.log, data, signature)
+        return rebuilt
 
     def _advance(
         self, before: Followed[State], data: bytes, signature: bytes | None
@@ -97,8 +122,8 @@ class Follower(Generic[State, Output]):
             outputs.extend(more)
         return Followed(log=log_state, state=state), outputs
 
-    def _load(self, key: bytes) -> Followed[State]:
-        cached = self._table.get(key)
+    def _load(self, key: bytes | None) -> Followed[State]:
+        cached = None if key is None else self._table.get(key)
         if cached is not None:
             try:
                 return self._snapshots.validate_json(cached)
@@ -106,30 +131,25 @@ class Follower(Generic[State, Output]):
                 log.warning("the cached state is of no use, reading the log: %s", error)
         return Followed(log=LogState(), state=self._initial)
 
-    def _rebuild(self, key: bytes, partition: int, end: int) -> Followed[State]:
+    def _rebuild(self, key: bytes | None, partition: int, end: int) -> Followed[State]:
         """Follow the log from its beginning up to an offset, without its outputs."""
         started = time.monotonic()
         followed = Followed(log=LogState(), state=self._initial)
         records = read_partition(
             self._service.settings, topics.LEDGER, partition, start=0
         )
-        for data, signature in _blocks(records, self._service.registry, key, end):
-            followed, _ = self._advance(followed, data, signature)
+        for record in records:
+            if record.offset >= end:
+                break
+            if record.key == key:
+                with PassingOverForeign(record.offset):
+                    data = self._service.registry.unframe_trusted(record.value or b"")
+                    signature = record.header(SIGNATURE_HEADER)
+                    followed, _ = self._advance(followed, data, signature)
         log.info(
             "followed %s again from its beginning: %d leaves in %.1f s",
-            key.decode(),
+            (key or b"").decode(errors="replace"),
             followed.log.chain.size,
             time.monotonic() - started,
         )
         return followed
-
-
-def _blocks(
-    records: Iterator[Record], registry: SchemaRegistry, key: bytes, end: int
-) -> Iterator[tuple[bytes, bytes | None]]:
-    for record in records:
-        if record.offset >= end:
-            return
-        if record.key == key and record.value is not None:
-            data = registry.unframe_trusted(record.value)
-            yield data, record.header(SIGNATURE_HEADER)

@@ -10,12 +10,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
 from adapters import telemetry
-from adapters.kafka import compute_partition, make_headers, read_partition
+from adapters.kafka import (
+    compute_partition,
+    find_end,
+    make_headers,
+    read_partition,
+)
+from adapters.ledger import PassingOverForeign
 from adapters.schema_registry import FramingError
 from ledger.checkpoint import Checkpoint, sign_checkpoint
 from protocol.admission import Received
@@ -36,6 +42,10 @@ log = logging.getLogger(__name__)
 
 BATCH_WINDOW_S: Final = 0.03
 """How long a block waits for more leaves: less than a transaction's commit."""
+
+
+class InputsReplacedError(Exception):
+    """An input topic is not the one that the ledger was made from."""
 
 
 class Sequencer:
@@ -142,7 +152,7 @@ class Sequencer:
         self, key: bytes, partition: int
     ) -> tuple[Reason, str] | None:
         """Refuse what another partitioner put elsewhere: it would fork the log."""
-        number = self._service.settings.num_partitions
+        number = self._service.num_partitions
         right = compute_partition(key.decode("utf-8", "replace"), number)
         if partition == right:
             return None
@@ -166,13 +176,17 @@ class Sequencer:
         signed = self._find_signed_heights(partition)
         for record in read_partition(self._service.settings, topics.LEDGER, partition):
             key = record.key or b""
-            data = self._service.registry.unframe_trusted(record.value or b"")
-            states[key] = read_block(
-                states.get(key, SequencerState()), data, record.header(SIGNATURE_HEADER)
-            )
-            if states[key].log.chain.height - 1 > signed.get(key, -1):
-                block = codec.decode_as(BlockSequenced, data)
-                unsigned.append((key, states[key], _first_traceparent(block)))
+            with PassingOverForeign(record.offset):
+                data = self._service.registry.unframe_trusted(record.value or b"")
+                states[key] = read_block(
+                    states.get(key, SequencerState()),
+                    data,
+                    record.header(SIGNATURE_HEADER),
+                )
+                if states[key].log.chain.height - 1 > signed.get(key, -1):
+                    block = codec.decode_as(BlockSequenced, data)
+                    unsigned.append((key, states[key], _first_traceparent(block)))
+        self._demand_offsets(partition, states)
         log.info(
             "ledger partition %d: %d federations, %d leaves, %d checkpoints to sign, "
             "read in %.1f s",
@@ -183,6 +197,31 @@ class Sequencer:
             time.monotonic() - started,
         )
         return states, unsigned
+
+    def _demand_offsets(
+        self, partition: int, states: Mapping[bytes, SequencerState]
+    ) -> None:
+        """Refuse to run on inputs that are not the ones the ledger was made from.
+
+        Raises:
+            InputsReplacedError: a topic ends before the last record of it that the
+                ledger has: it was made anew, and what it holds would be taken for
+                records read before.
+        """
+        ends = {
+            f"{topic}/{partition}": find_end(self._service.settings, topic, partition)
+            for topic in topics.SEQUENCED_TOPICS
+        }
+        for key, state in states.items():
+            for place, offset in state.admission.offsets.items():
+                if ends.get(place, offset + 1) <= offset:
+                    msg = (
+                        f"{place} ends at {ends[place]}, but the ledger of "
+                        f"{key.decode(errors='replace')} has its record {offset}: the "
+                        "topic was made anew. Restore it, or put records before the "
+                        "new ones until it is as long as it was."
+                    )
+                    raise InputsReplacedError(msg)
 
     def _find_signed_heights(self, partition: int) -> dict[bytes, int]:
         """Return the height of the last checkpoint by key; they come in order."""

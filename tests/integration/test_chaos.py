@@ -19,7 +19,7 @@ from tests.integration.harness import AGENTS, Federation, World, wait_until
 
 NUM_KILLS = 5
 KILL_POINTS = range(9)
-"""Leaves of a round after its request; it has thirteen before its model is registered."""
+"""How many leaves of a round follow its request; it has thirteen in all, or more."""
 DECIDERS = ("rounds", "registry", "aggregator")
 ROUND_TIMEOUT_S = 90.0
 

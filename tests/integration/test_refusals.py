@@ -9,7 +9,6 @@ import io
 import json
 import os
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -67,7 +66,7 @@ class Aftermath:
 
 
 @pytest.fixture(scope="module")
-def aftermath(world: World) -> Iterator[Aftermath]:
+def aftermath(world: World) -> Aftermath:
     """One round with everything in it that can be wrong."""
     federation = world.found(NAME)
     world.start_timer(NAME)
@@ -126,7 +125,7 @@ def aftermath(world: World) -> Iterator[Aftermath]:
     puppets["good-2"].submit(started, num_examples=3)
     after.rejected.append(("good-2", Reason.LATE))
     federation.wait(e.ContributionRejected, agent_id="good-2", reason=Reason.LATE)
-    yield after
+    return after
 
 
 def _publish_what_is_no_event(

@@ -75,7 +75,8 @@ KEYS: Final = {name: make_key(name) for name in (*AGENTS, *ROLES, "eve")}
 
 StateT = TypeVar("StateT")
 Output = TypeVar("Output")
-Say = Callable[[e.LedgerEvent], None]
+Said = e.LedgerEvent | tuple[e.LedgerEvent, str]
+"""An event, signed by its author, or by whoever is named."""
 
 
 open_once = lru_cache(maxsize=512)(open_block)
@@ -190,7 +191,7 @@ class Follower(Generic[StateT]):
         self,
         kafka: Kafka,
         initial: StateT,
-        advance: Callable[[StateT, OpenedLeaf], tuple[StateT, list[e.LedgerEvent]]],
+        advance: Callable[[StateT, OpenedLeaf], tuple[StateT, list[Said]]],
     ) -> None:
         self._kafka = kafka
         self._initial = initial
@@ -215,7 +216,8 @@ class Follower(Generic[StateT]):
             memory, outputs = self._read(self._kafka.ledger[self._height])
             self._kafka.faults.may_kill()  # nothing was said
             for output in outputs:
-                self._kafka.publish(output)
+                said = output if isinstance(output, tuple) else (output, None)
+                self._kafka.publish(*said)
                 self._kafka.faults.may_kill()  # said in part, or all, and forgotten
             self._memory = memory
             self._height += 1
@@ -223,13 +225,11 @@ class Follower(Generic[StateT]):
             self._memory = None
         return True
 
-    def _read(
-        self, block: NewBlock
-    ) -> tuple[tuple[LogState, StateT], list[e.LedgerEvent]]:
+    def _read(self, block: NewBlock) -> tuple[tuple[LogState, StateT], list[Said]]:
         assert self._memory is not None
         log, state = self._memory
         log, _, opened = open_once(log, block.data, block.signature)
-        outputs: list[e.LedgerEvent] = []
+        outputs: list[Said] = []
         for leaf in opened:
             state, more = self._advance(state, leaf)
             outputs += more
@@ -245,7 +245,7 @@ class Follower(Generic[StateT]):
 def follow_decider(kafka: Kafka, decider: Decider[StateT, Any]) -> Follower[StateT]:
     """Return a decider's processor."""
 
-    def advance(state: StateT, leaf: OpenedLeaf) -> tuple[StateT, list[e.LedgerEvent]]:
+    def advance(state: StateT, leaf: OpenedLeaf) -> tuple[StateT, list[Said]]:
         after, facts = step(decider, state, leaf.sequenced)
         return after, list(facts)
 
@@ -290,7 +290,7 @@ class World:
 
     # Who does the work
 
-    def _train(self, _: None, leaf: OpenedLeaf) -> tuple[None, list[e.LedgerEvent]]:
+    def _train(self, _: None, leaf: OpenedLeaf) -> tuple[None, list[Said]]:
         """All agents: each answers a round as it is, always with the same bytes."""
         started = leaf.sequenced.event
         if not isinstance(started, e.RoundStarted):
@@ -301,7 +301,7 @@ class World:
             for answer in self._answer(agent_id, started)
         ]
 
-    def _answer(self, agent_id: str, started: e.RoundStarted) -> list[e.LedgerEvent]:
+    def _answer(self, agent_id: str, started: e.RoundStarted) -> list[Said]:
         what = f"{self.seed}/{agent_id}/{started.round}"
         seed = hashlib.sha256(what.encode()).digest()
         rng = random.Random(seed)  # what it trained
@@ -321,7 +321,7 @@ class World:
         if agent_id in self.honest:
             return [good]
         garbage = self.kafka.store(rng.randbytes(40))
-        lies: list[list[e.LedgerEvent]] = [
+        lies: list[list[Said]] = [
             [],  # silent
             [decline],
             [decline, good],
@@ -331,18 +331,20 @@ class World:
             [replace(good, update=garbage), good],
             [replace(good, update=make_blob(rng.randbytes(8)))],
             [replace(good, round=started.round + 1), replace(good, round=1)],
-            [replace(good, agent_id=rng.choice(AGENTS), loss_micros=7)],
+            [(replace(good, agent_id=rng.choice(self.honest)), agent_id)],
             [replace(good, num_examples=0)],
         ]
-        return lies[rng.randrange(len(lies))]
+        # One after the other, so that a few seeds meet them all.
+        turn = self.seed + started.round + AGENTS.index(agent_id)
+        return lies[turn % len(lies)]
 
     def _aggregate(
         self, state: WorkerState, leaf: OpenedLeaf
-    ) -> tuple[WorkerState, list[e.LedgerEvent]]:
+    ) -> tuple[WorkerState, list[Said]]:
         after, facts = step(rounds.DECIDER, state.rounds, leaf.sequenced)
         event, index = leaf.sequenced.event, leaf.sequenced.leaf_index
         updates = dict(state.updates)
-        claims: list[e.LedgerEvent] = []
+        claims: list[Said] = []
         if after.current is not None and index in after.current.pending:
             assert isinstance(event, e.UpdateSubmitted)
             updates[index] = event
@@ -385,7 +387,7 @@ class World:
             model=self.kafka.store(result.model_blob),
         )
 
-    def _export(self, _: None, leaf: OpenedLeaf) -> tuple[None, list[e.LedgerEvent]]:
+    def _export(self, _: None, leaf: OpenedLeaf) -> tuple[None, list[Said]]:
         published = leaf.sequenced.event
         if not isinstance(published, e.AggregatePublished):
             return None, []
