@@ -49,6 +49,7 @@ MAX_EVENT_RECORD_SIZE_BYTES: Final = 2**17
 """The broker's limit for all other topics: no event of ours is half as long, and the
 sequencer holds a batch of whatever is sent."""
 DELIVERY_TIMEOUT_S: Final = 30.0
+ANSWER_TIMEOUT_S: Final = 10.0
 FOR_EVER: Final = "-1"
 
 
@@ -62,8 +63,12 @@ def create_topics(settings: Settings) -> list[str]:
     Raises:
         KafkaUnavailableError: a topic could not be created.
     """
-    admin = AdminClient({"bootstrap.servers": settings.bootstrap_servers})
-    existing = set(admin.list_topics(timeout=DELIVERY_TIMEOUT_S).topics)
+    admin = _make_admin(settings)
+    try:
+        existing = set(admin.list_topics(timeout=ANSWER_TIMEOUT_S).topics)
+    except KafkaException as error:
+        msg = f"Kafka does not answer at {settings.bootstrap_servers}: {error}"
+        raise KafkaUnavailableError(msg) from error
     wanted = [
         NewTopic(
             topic,
@@ -327,18 +332,22 @@ def find_end(settings: Settings, topic: str, partition: int) -> int:
     return int(end)
 
 
+def _make_admin(settings: Settings) -> AdminClient:
+    # What fails is in the exception; the client would log it every 50 ms besides.
+    return AdminClient(
+        {"bootstrap.servers": settings.bootstrap_servers, "log_level": 2}
+    )
+
+
 def count_partitions(settings: Settings, topic: str) -> int:
     """Return how many partitions a topic has.
 
     Raises:
         KafkaUnavailableError: Kafka is away, or has no such topic.
     """
-    # What fails is in the exception; the client would log it every 50 ms besides.
-    admin = AdminClient(
-        {"bootstrap.servers": settings.bootstrap_servers, "log_level": 2}
-    )
+    admin = _make_admin(settings)
     try:
-        found = admin.list_topics(topic, timeout=10).topics[topic]
+        found = admin.list_topics(topic, timeout=ANSWER_TIMEOUT_S).topics[topic]
     except KafkaException as error:
         msg = f"Kafka does not answer at {settings.bootstrap_servers}: {error}"
         raise KafkaUnavailableError(msg) from error

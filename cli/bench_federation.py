@@ -111,7 +111,7 @@ class FastProducer:
         self._producer = Producer(
             {
                 "bootstrap.servers": settings.bootstrap_servers,
-                "log_level": 3,
+                "log_level": 2,
                 "enable.idempotence": True,
                 "linger.ms": 5,
                 "batch.size": MAX_EVENT_RECORD_SIZE_BYTES // 2,
@@ -280,7 +280,7 @@ class BenchStack:
     def create_topic(self, name: str) -> None:
         """Create a topic of the benchmark's own."""
         admin = AdminClient(
-            {"bootstrap.servers": self.settings.bootstrap_servers, "log_level": 3}
+            {"bootstrap.servers": self.settings.bootstrap_servers, "log_level": 2}
         )
         new = NewTopic(
             name,

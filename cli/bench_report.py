@@ -32,16 +32,17 @@ What Folkmoot does in a second, what limits it, and where the time goes. Every f
 stands beside a limit that was measured in the same run on the same machine, because
 times alone say more about the machine than about the program.
 
-This page is written by `moot bench --write`; {command} made this one. Every benchmark
-that needs Kafka or MinIO starts a stack of its own in a temporary folder, empty before
-and gone afterwards: one broker, no replication, everything on one machine, so that the
+{command} made this page; the command under each heading repeats its part. Every
+benchmark that needs Kafka or MinIO starts a stack of its own in a temporary folder,
+empty before and gone afterwards: one broker, no replication, everything on one machine, so that the
 services share its cores with Kafka, MinIO and the load. Real deployments give each of
 them a machine; then the services' own processor time is what counts, and where it can
 be measured it is given.
 
 Words: *wall* is time on the clock, *per core* is per second of processor time, which
 other programs on the machine disturb much less. Rates of functions in one process are
-per core, the best of {repeats} repetitions.
+per core, the best of {repeats} repetitions. A hot spot is a function's own share of a
+profiled run, callees left out; `crypto_sign_open` is libsodium verifying a signature.
 """
 
 
@@ -227,7 +228,11 @@ def _name(place: tuple[str, int, str]) -> str:
     if path == "~":  # built in: "<built-in method _sodium.crypto_sign_open>"
         found = re.search(r"(?:method|function) '?([\w.]+)", function)
         return found[1].removeprefix("_sodium.") if found else function.strip("<>")
-    return f"{Path(path).parent.name}.{Path(path).stem}.{function.strip('<>')}"
+    package = Path(path).parent.name
+    module = Path(path).stem
+    if not package.startswith("python"):  # not the standard library
+        module = f"{package}.{module}"
+    return f"{module}.{function.strip('<>')}"
 
 
 def show_hot_spots(spots: Sequence[HotSpot]) -> str:

@@ -195,6 +195,7 @@ class Load:
                     pass
         for future in sent:
             future.result()
+        self._producer.flush()
         return Timeline(
             seen[e.UpdateSubmitted],
             seen[e.RoundSealed],

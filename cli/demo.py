@@ -118,7 +118,11 @@ class _Demo:
         environment = {
             **endpoints.environment(),
             "MOOT_STATE_DIRECTORY": str(self.work / "services"),
+            # torch leaves caches there, which go with our folder.
+            "TMPDIR": str(self.work / "tmp"),
         }
+        (self.work / "tmp").mkdir(exist_ok=True)
+        tempfile.tempdir = environment["TMPDIR"]
         os.environ.update(environment)
         from adapters import telemetry
         from adapters.settings import load_settings

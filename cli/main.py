@@ -338,6 +338,17 @@ def round_start(
     )
 
 
+@round_app.command("abandon")
+def round_abandon(
+    federation: Federation,
+    explanation: Annotated[str, typer.Option("--because", help="Why.")],
+) -> None:
+    """Give up the round in progress, so that another can start."""
+    from cli.operate import abandon_round
+
+    print(f"gave up round {abandon_round(_settings(), federation, explanation)}")
+
+
 @round_app.command("watch")
 def round_watch(
     federation: Federation,

@@ -269,7 +269,9 @@ def start_round(
     for leaf in read_leaves(settings, federation_id):
         state, _ = step(DECIDER, state, leaf.sequenced)
     number = state.last_round + 1
-    position = make_operator(settings).request_round(federation_id, number)
+    position = make_operator(settings).request_round(
+        federation_id, number, after_ms=state.last_requested_at_ms
+    )
     asked_at = await_leaf(settings, federation_id, position)
     print(f"round {number} requested", flush=True)
     if not wait:
@@ -294,6 +296,24 @@ def start_round(
             if isinstance(event, e.RoundAbandoned | e.RoundRefused):
                 return 1
     return 1
+
+
+def abandon_round(settings: Settings, federation_id: str, explanation: str) -> int:
+    """Give up the round in progress; returns its number.
+
+    Raises:
+        StackError: none is.
+    """
+    state: RoundsState = DECIDER.initial
+    for leaf in read_leaves(settings, federation_id):
+        state, _ = step(DECIDER, state, leaf.sequenced)
+    if state.current is None:
+        msg = f"no round of {federation_id!r} is in progress"
+        raise StackError(msg, "`moot federation show` tells where it stands.")
+    number = state.current.started.round
+    position = make_operator(settings).abandon_round(federation_id, number, explanation)
+    await_leaf(settings, federation_id, position)
+    return number
 
 
 def watch(
@@ -382,6 +402,8 @@ def describe(event: e.LedgerEvent) -> str:
             return f"{event.agent_id} revoked: {event.explanation}"
         case e.RoundRequested():
             return f"round {event.round} requested"
+        case e.RoundAbandonRequested():
+            return f"round {event.round} given up: {event.explanation}"
         case e.RoundStarted():
             drawn = ", ".join(event.cohort)
             return (

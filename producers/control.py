@@ -21,6 +21,7 @@ from schemas.events import (
     Event,
     FederationConfigured,
     Principal,
+    RoundAbandonRequested,
     RoundRequested,
     Task,
 )
@@ -135,12 +136,30 @@ class Operator:
         )
         return self._say(event)[0]
 
-    def request_round(self, federation_id: str, round_number: int) -> Position:
-        """Ask for the next round; its trace begins here."""
+    def abandon_round(
+        self, federation_id: str, round_number: int, explanation: str
+    ) -> Position:
+        """Give up the round in progress."""
+        event = RoundAbandonRequested(
+            federation_id=federation_id, round=round_number, explanation=explanation
+        )
+        return self._say(event)[0]
+
+    def request_round(
+        self, federation_id: str, round_number: int, *, after_ms: int = -1
+    ) -> Position:
+        """Ask for the next round; its trace begins here.
+
+        Args:
+            federation_id: The federation.
+            round_number: One more than the last round's.
+            after_ms: Clock of the last request on the ledger: this one's is later,
+                even if this machine's clock is behind the other's.
+        """
         event = RoundRequested(
             federation_id=federation_id,
             round=round_number,
-            requested_at_ms=time.time_ns() // 1_000_000,
+            requested_at_ms=max(time.time_ns() // 1_000_000, after_ms + 1),
         )
         return self._say(event)[0]
 

@@ -40,6 +40,7 @@ _AUTHOR_ROLE: Final[dict[type[e.Event], str]] = {
     e.AgentAdmitted: "OPERATOR",
     e.AgentRevoked: "OPERATOR",
     e.RoundRequested: "OPERATOR",
+    e.RoundAbandonRequested: "OPERATOR",
     e.DeadlineReached: "TIMER",
     e.UpdatesChecked: "AGGREGATOR",
     e.AggregateSubmitted: "AGGREGATOR",

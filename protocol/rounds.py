@@ -13,6 +13,8 @@ Rules:
 - A round is sealed when every member of the cohort answered, or when the deadline has
   passed and every update that came in time was checked. With fewer than ``min_cohort``
   contributions it is abandoned instead.
+- The operator may abandon a round at any time: nothing else ends one whose aggregator
+  is gone for good.
 - The claim about the sum must fit the sealed set; the audit recomputes the sum itself.
 """
 
@@ -68,6 +70,7 @@ class RoundsState:
         config: Its parameters; None before the first leaf.
         agents: Active agents.
         last_round: Number of the last round that started; 0 if none.
+        last_requested_at_ms: Latest clock of a request for a round; -1 before any.
         version: Version of the current global model; 0 is the initial one.
         model: The current global model.
         current: The round in progress, if any.
@@ -76,6 +79,7 @@ class RoundsState:
     config: e.FederationConfigured | None = None
     agents: frozenset[str] = frozenset()
     last_round: int = 0
+    last_requested_at_ms: int = -1
     version: int = 0
     model: e.BlobRef | None = None
     current: OpenRound | None = None
@@ -95,6 +99,8 @@ def decide(state: RoundsState, leaf: Sequenced) -> Sequence[e.RoundFact]:
             return _with_closing(state, leaf, list(_checked(state, checked, leaf)))
         case e.DeadlineReached():
             return _with_closing(state, leaf, [])
+        case e.RoundAbandonRequested() as request:
+            return [_abandon(state, request, leaf)]
         case e.AgentRevoked() as revoked:
             return _with_closing(state, leaf, _revoked(state, revoked, leaf))
         case e.AggregateSubmitted() as claim:
@@ -119,6 +125,10 @@ def _evolve_input(state: RoundsState, leaf: Sequenced) -> RoundsState:
             return replace(state, agents=state.agents | {agent_id})
         case e.AgentRevoked(agent_id=agent_id):
             return replace(state, agents=state.agents - {agent_id})
+        case e.RoundRequested(requested_at_ms=at_ms):
+            return replace(
+                state, last_requested_at_ms=max(at_ms, state.last_requested_at_ms)
+            )
         case e.UpdateSubmitted() as update if (
             current is not None and _why_not(state, update, leaf) is None
         ):
@@ -229,6 +239,10 @@ def _start(
             round=request.round, reason=reason, detail=detail, **_cause(leaf)
         )
 
+    if request.requested_at_ms <= state.last_requested_at_ms:
+        # Whoever saw a request that was refused could send it again when it fits.
+        detail = "a request that was made later is on the ledger already"
+        return refused(Reason.STALE_REQUEST, detail)
     if state.current is not None:
         number = state.current.started.round
         return refused(Reason.ROUND_OPEN, f"round {number} is still in progress")
@@ -253,6 +267,18 @@ def _start(
         fractional_bits=config.fractional_bits,
         deadline_ms=leaf.sequenced_at_ms + config.round_duration_ms,
         **_cause(leaf),
+    )
+
+
+def _abandon(
+    state: RoundsState, request: e.RoundAbandonRequested, leaf: Sequenced
+) -> e.RoundAbandoned | e.RoundRefused:
+    common = {"round": request.round, **_cause(leaf)}
+    if state.current is None or state.current.started.round != request.round:
+        detail = "this round is not in progress"
+        return e.RoundRefused(reason=Reason.WRONG_ROUND, detail=detail, **common)
+    return e.RoundAbandoned(
+        reason=Reason.OPERATOR_ABANDONED, detail=request.explanation, **common
     )
 
 

@@ -69,9 +69,11 @@ def find_problem(event: e.LedgerEvent) -> str | None:
             len(text) > MAX_NAME_LENGTH
         ):
             return f"display_name is longer than {MAX_NAME_LENGTH} characters"
-        case e.AgentRevoked(explanation=text) | e.UpdateDeclined(detail=text) if (
-            len(text) > MAX_TEXT_LENGTH
-        ):
+        case (
+            e.AgentRevoked(explanation=text)
+            | e.RoundAbandonRequested(explanation=text)
+            | e.UpdateDeclined(detail=text)
+        ) if len(text) > MAX_TEXT_LENGTH:
             return f"a text is longer than {MAX_TEXT_LENGTH} characters"
         case e.UpdateSubmitted(num_examples=num_examples) if num_examples < 1:
             return "num_examples must be at least 1"

@@ -99,6 +99,15 @@ class RoundRequested:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RoundAbandonRequested:
+    """The operator gives up the round in progress, so that another can start."""
+
+    federation_id: str
+    round: int
+    explanation: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DeadlineReached:
     """The timer says that a round's deadline has passed; it counts once the block's
     own stamp is past it too.
@@ -409,6 +418,7 @@ Input: TypeAlias = (
     | AgentAdmitted
     | AgentRevoked
     | RoundRequested
+    | RoundAbandonRequested
     | DeadlineReached
     | UpdateSubmitted
     | UpdateDeclined

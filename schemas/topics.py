@@ -28,6 +28,7 @@ EVENTS: Final[dict[str, tuple[type[e.Event], ...]]] = {
         e.AgentAdmitted,
         e.AgentRevoked,
         e.RoundRequested,
+        e.RoundAbandonRequested,
         e.DeadlineReached,
     ),
     UPDATES: (e.UpdateSubmitted, e.UpdateDeclined),

@@ -92,7 +92,9 @@ class AnyLeaves(RuleBasedStateMachine):
 
     @rule()
     def ask_for_the_next_round(self) -> None:
-        self.run.when(request(self.run.state.last_round + 1))
+        state = self.run.state
+        at_ms = max(NOW_MS, state.last_requested_at_ms + 1)
+        self.run.when(request(state.last_round + 1, at_ms))
 
     @precondition(lambda self: self.run.state.current is not None)
     @rule(data=st.data(), examples=st.integers(1, 1_000), everybody=st.booleans())

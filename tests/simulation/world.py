@@ -435,8 +435,10 @@ class World:
         self.kafka.publish(*rng.choice(choices))
 
     def _ask(self) -> None:
-        number = self.rounds.state.last_round + 1
-        self.kafka.publish(request(number, self.now_ms))
+        state = self.rounds.state
+        # Clocks step back; the operator's requests do not.
+        at_ms = max(self.now_ms, state.last_requested_at_ms + 1)
+        self.kafka.publish(request(state.last_round + 1, at_ms))
 
     # What happens
 

@@ -74,7 +74,7 @@ def test_the_document_is_written_with_the_command_that_made_it(
 
     text = document.read_text()
     assert text.startswith("# Benchmarks\n")
-    assert "`moot bench --write` made this one" in text
+    assert "`moot bench --write` made this page" in text
     assert text.count("## Nothing") == len(bench.BENCHMARKS)
     assert not capsys.readouterr().out
 
@@ -87,7 +87,7 @@ def test_a_named_benchmark_is_printed(
     bench.run_bench(("audit",), quick=True, write=False)
 
     out = capsys.readouterr().out
-    assert "`moot bench audit --quick` made this one" in out
+    assert "`moot bench audit --quick` made this page" in out
     assert out.count("## Nothing") == 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +17,7 @@ from tests.simulation.federation import (
     BASE,
     CONFIG,
     DURATION_MS,
+    FEDERATION,
     NOW_MS,
     Run,
     admitted,
@@ -25,14 +27,23 @@ from tests.simulation.federation import (
     declined,
     exported,
     make_blob,
-    request,
     revoked,
     start,
     update,
 )
+from tests.simulation.federation import (
+    request as make_request,
+)
 
 Rounds = Run[RoundsState, e.RoundFact]
 DEADLINE_MS = NOW_MS + DURATION_MS
+
+
+_clock = itertools.count(NOW_MS)
+
+
+def request(number: int) -> e.RoundRequested:
+    return make_request(number, next(_clock))
 
 
 def founded(*agents: str, **changes: Any) -> Rounds:
@@ -607,3 +618,37 @@ def test_facts_on_the_ledger_are_not_believed() -> None:
     )
     assert run.when(accepted) == []
     assert run.state == before
+
+
+def test_a_request_that_was_refused_cannot_be_sent_again_later() -> None:
+    early = make_request(1, 5)
+    run = founded("ana")
+    assert reasons(run.when(early)) == [("RoundRefused", Reason.NOT_ENOUGH_AGENTS)]
+    run.given(admitted("bea"))
+    assert reasons(run.when(early)) == [("RoundRefused", Reason.STALE_REQUEST)]
+    assert kinds(run.when(make_request(1, 6))) == ["RoundStarted"]
+
+
+def abandon(number: int) -> e.RoundAbandonRequested:
+    return e.RoundAbandonRequested(
+        federation_id=FEDERATION, round=number, explanation="its aggregator is gone"
+    )
+
+
+def test_the_operator_can_give_up_a_round_even_when_it_is_sealed() -> None:
+    run = sealed("ana", "bea")
+    assert reasons(run.when(abandon(1))) == [
+        ("RoundAbandoned", Reason.OPERATOR_ABANDONED)
+    ]
+    assert reasons(run.when(aggregate(2, 20))) == [
+        ("ClaimRejected", Reason.UNEXPECTED_CLAIM)
+    ]
+    assert kinds(run.when(request(2))) == ["RoundStarted"]
+
+
+def test_only_the_round_in_progress_can_be_given_up() -> None:
+    run = opened("ana", "bea")
+    assert reasons(run.when(abandon(2))) == [("RoundRefused", Reason.WRONG_ROUND)]
+    assert reasons(founded("ana").when(abandon(1))) == [
+        ("RoundRefused", Reason.WRONG_ROUND)
+    ]
