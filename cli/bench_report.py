@@ -34,10 +34,10 @@ times alone say more about the machine than about the program.
 
 {command} made this page; the command under each heading repeats its part. Every
 benchmark that needs Kafka or MinIO starts a stack of its own in a temporary folder,
-empty before and gone afterwards: one broker, no replication, everything on one machine, so that the
-services share its cores with Kafka, MinIO and the load. Real deployments give each of
-them a machine; then the services' own processor time is what counts, and where it can
-be measured it is given.
+empty before and gone afterwards: one broker, no replication, everything on one machine,
+so that the services share its cores with Kafka, MinIO and the load. Real deployments
+give each of them a machine; then the services' own processor time is what counts, and
+where it can be measured it is given.
 
 Words: *wall* is time on the clock, *per core* is per second of processor time, which
 other programs on the machine disturb much less. Rates of functions in one process are

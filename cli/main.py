@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -289,7 +290,7 @@ def federation_create(
         federation,
         parameters,
         seed=seed,
-        principals=dict(item.split("=", 1) for item in principal or ()),
+        principals=_parse_principals(principal or ()),
         allowed_prefixes=tuple(allow or ()) or DEFAULT_ALLOWED,
     )
     print(f"founded {federation}; agents and auditors pin this operator key:")
@@ -460,6 +461,16 @@ DEFAULT_ALLOWED: Final = ("producers.examples",)
 
 def _say(service: str, message: str) -> None:
     print(f"{service:>16}  {message}", file=sys.stderr, flush=True)
+
+
+def _parse_principals(items: Sequence[str]) -> dict[str, str]:
+    principals = {}
+    for item in items:
+        role, equals, key = item.partition("=")
+        if not equals:
+            raise _failure(f"not ROLE=HEX: {item!r:.80}")
+        principals[role] = _parse_key(key).hex()
+    return principals
 
 
 def _parse_key(text: str) -> bytes:

@@ -74,6 +74,11 @@ def create_federation(
     if unknown:
         msg = f"no such principal: {', '.join(sorted(unknown))}"
         raise StackError(msg, f"The roles are {', '.join(ROLES)}.")
+    try:
+        module_config = json.loads(parameters.task.module_config)
+    except ValueError as error:
+        msg = f"the module's configuration is not JSON: {error}"
+        raise StackError(msg, "For example: --module-config '{}'") from None
     operator_key = load_or_create_key(key_path(keys, "OPERATOR"))
     given = {role: bytes.fromhex(key) for role, key in principals.items()}
     all_principals = tuple(
@@ -87,7 +92,7 @@ def create_federation(
     module = load_class(parameters.task.module, allowed_prefixes)
     tensors = initial_tensors(
         module=module,
-        module_config=json.loads(parameters.task.module_config),
+        module_config=module_config,
         seed=seed,
     )
     store = BlobStore(settings)
