@@ -16,16 +16,11 @@ from typing import Final
 import numpy as np
 import torch
 from sklearn.datasets import load_breast_cancer
-from sklearn.model_selection import train_test_split
 
-from producers.examples.classification import ArraysDataModule, Classifier
-from producers.examples.partition import divide_by_label
+from producers.examples.classification import Classifier, DividedDataModule
 
 _NUM_FEATURES: Final = 30
 _NUM_CLASSES: Final = 2  # 0 malignant, 1 benign
-_TEST_FRACTION: Final = 0.2
-_TEST_SEED: Final = 2017  # fixed: the same held-out examples for everybody, always
-_MIN_EXAMPLES: Final = 8
 
 #: Mean and standard deviation of each measurement over the training examples, to three
 #: digits.
@@ -81,7 +76,7 @@ class BreastCancerModule(Classifier):
         super().__init__(network, learning_rate)
 
 
-class BreastCancerDataModule(ArraysDataModule):
+class BreastCancerDataModule(DividedDataModule):
     """One organisation's tumours, and the held-out ones that all share."""
 
     def __init__(
@@ -104,23 +99,13 @@ class BreastCancerDataModule(ArraysDataModule):
         """
         inputs, labels = load_breast_cancer(return_X_y=True)
         means, deviations = np.array(_SCALES).T
-        inputs = (inputs - means) / deviations
-        train_inputs, test_inputs, train_labels, test_labels = train_test_split(
-            inputs,
+        super().__init__(
+            (inputs - means) / deviations,
             labels,
-            test_size=_TEST_FRACTION,
-            random_state=_TEST_SEED,
-            stratify=labels,
-        )
-        part = divide_by_label(
-            train_labels,
+            organisation=organisation,
             num_organisations=num_organisations,
             alpha=alpha,
             seed=seed,
-            min_examples=_MIN_EXAMPLES,
-        )[organisation]
-        super().__init__(
-            (train_inputs[part], train_labels[part]),
-            (test_inputs, test_labels),
-            batch_size,
+            min_examples=8,
+            batch_size=batch_size,
         )

@@ -1,13 +1,16 @@
 """What the examples share: classifying vectors, and arrays as Lightning data."""
 
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from pytorch_lightning import LightningDataModule, LightningModule
+from sklearn.model_selection import train_test_split
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
+
+from producers.examples.partition import divide_by_label
 
 
 class Classifier(LightningModule):
@@ -88,7 +91,58 @@ class ArraysDataModule(LightningDataModule):
         return self.val_dataloader()
 
 
-_VALIDATION_BATCH_SIZE = 512
+class DividedDataModule(ArraysDataModule):
+    """One organisation's part of a public data set, and what all hold out."""
+
+    def __init__(
+        self,
+        inputs: NDArray[Any],
+        labels: NDArray[Any],
+        *,
+        organisation: int,
+        num_organisations: int,
+        alpha: float,
+        seed: int,
+        min_examples: int,
+        batch_size: int,
+    ) -> None:
+        """Take one organisation's part.
+
+        Args:
+            inputs: The whole data set, shape (n, features).
+            labels: Shape (n,).
+            organisation: Whose, 0 ≤ organisation < num_organisations.
+            num_organisations: Among how many the training data is divided; with 1,
+                one has all of it.
+            alpha: Evenness of the division; 0.3 leaves each with few labels.
+            seed: Of the division; the same at every organisation.
+            min_examples: What every organisation gets at least.
+            batch_size: For training.
+        """
+        train_inputs, test_inputs, train_labels, test_labels = train_test_split(
+            inputs,
+            labels,
+            test_size=_TEST_FRACTION,
+            random_state=_TEST_SEED,
+            stratify=labels,
+        )
+        part = divide_by_label(
+            train_labels,
+            num_organisations=num_organisations,
+            alpha=alpha,
+            seed=seed,
+            min_examples=min_examples,
+        )[organisation]
+        super().__init__(
+            (train_inputs[part], train_labels[part]),
+            (test_inputs, test_labels),
+            batch_size,
+        )
+
+
+_VALIDATION_BATCH_SIZE: Final = 512
+_TEST_FRACTION: Final = 0.2
+_TEST_SEED: Final = 2017  # fixed: the same held-out examples for everybody, always
 
 
 def _dataset(inputs: NDArray[Any], labels: NDArray[Any]) -> TensorDataset:

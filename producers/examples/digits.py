@@ -11,17 +11,12 @@ from typing import Final
 
 import torch
 from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
-from producers.examples.classification import ArraysDataModule, Classifier
-from producers.examples.partition import divide_by_label
+from producers.examples.classification import Classifier, DividedDataModule
 
 _NUM_PIXELS: Final = 64
 _NUM_CLASSES: Final = 10
 _MAX_BRIGHTNESS: Final = 16.0  # of a pixel
-_TEST_FRACTION: Final = 0.2
-_TEST_SEED: Final = 2017  # fixed: the same held-out examples for everybody, always
-_MIN_EXAMPLES: Final = 16
 
 
 class DigitsModule(Classifier):
@@ -42,7 +37,7 @@ class DigitsModule(Classifier):
         super().__init__(network, learning_rate)
 
 
-class DigitsDataModule(ArraysDataModule):
+class DigitsDataModule(DividedDataModule):
     """One organisation's digits, and the held-out ones that all share."""
 
     def __init__(
@@ -64,23 +59,13 @@ class DigitsDataModule(ArraysDataModule):
             batch_size: For training.
         """
         inputs, labels = load_digits(return_X_y=True)
-        inputs /= _MAX_BRIGHTNESS
-        train_inputs, test_inputs, train_labels, test_labels = train_test_split(
-            inputs,
+        super().__init__(
+            inputs / _MAX_BRIGHTNESS,
             labels,
-            test_size=_TEST_FRACTION,
-            random_state=_TEST_SEED,
-            stratify=labels,
-        )
-        part = divide_by_label(
-            train_labels,
+            organisation=organisation,
             num_organisations=num_organisations,
             alpha=alpha,
             seed=seed,
-            min_examples=_MIN_EXAMPLES,
-        )[organisation]
-        super().__init__(
-            (train_inputs[part], train_labels[part]),
-            (test_inputs, test_labels),
-            batch_size,
+            min_examples=16,
+            batch_size=batch_size,
         )
