@@ -21,6 +21,7 @@ from protocol.envelope import SIGNATURE_HEADER
 from protocol.log import ForeignRecordError, LogState, OpenedLeaf, open_block
 from schemas import topics
 from schemas.events import BlockSequenced, FederationConfigured
+from schemas.reasons import Reason
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ def follow_log(
     """
     partition = find_partition(settings, topics.LEDGER, federation_id)
     key = federation_id.encode()
-    state = LogState()
+    state = LogState(federation_id=federation_id)
     for record in follow_partition(settings, topics.LEDGER, partition):
         if not isinstance(record, Record):
             yield record
@@ -143,7 +144,12 @@ class PassingOverForeign:
         traceback: TracebackType | None,
     ) -> bool:
         """Swallow what says that the record is foreign, and nothing else."""
-        if not isinstance(error, FramingError | ForeignRecordError):
+        if not (
+            isinstance(error, ForeignRecordError)
+            # Not UNKNOWN_SCHEMA: a schema registry that lost its ids would make every
+            # block look foreign, and a federation look as if nobody had founded it.
+            or (isinstance(error, FramingError) and error.reason == Reason.NOT_FRAMED)
+        ):
             return False
         log.warning(
             "passing over offset %d of %s: %s", self._offset, topics.LEDGER, error

@@ -14,7 +14,7 @@ from adapters.imports import load_class
 from adapters.kafka import END, Publisher, count_partitions, read_partition
 from adapters.keys import load_key, load_or_create_key
 from adapters.ledger import ReadBlock, find_genesis, follow_log, read_log
-from adapters.schema_registry import SchemaRegistry
+from adapters.schema_registry import FramingError, SchemaRegistry
 from adapters.settings import Settings
 from cli.processes import StackError
 from producers.control import Operator, Parameters, Position, key_path
@@ -167,7 +167,10 @@ def _look_for_refusal(
 ) -> None:
     for partition in range(count_partitions(settings, topics.REJECTED)):
         for record in read_partition(settings, topics.REJECTED, partition):
-            event = codec.decode(registry.unframe_trusted(record.value or b""))
+            try:
+                event = codec.decode(registry.unframe_trusted(record.value or b""))
+            except (FramingError, codec.CodecError):
+                continue  # anybody's record, not the sequencer's
             if isinstance(event, e.EventRejected) and position == (
                 event.source_topic,
                 event.source_partition,

@@ -123,14 +123,6 @@ def open_block(
             expected=show(error.expected),
             found=show(error.found),
         ) from error
-    if state.federation_id and block.federation_id != state.federation_id:
-        msg = "the block belongs to another federation"
-        raise LogError(
-            msg,
-            height=height,
-            expected=state.federation_id,
-            found=block.federation_id,
-        )
     if len(block.traceparents) != len(block.leaves):
         msg = "a block has one trace context for each leaf"
         raise LogError(msg, height=height)
@@ -175,6 +167,14 @@ def verify_author(
     except codec.CodecError as error:
         msg = f"not a block: {error}"
         raise ForeignRecordError(msg) from error
+    if state.federation_id not in {"", block.federation_id}:
+        msg = "the block belongs to another federation"
+        raise ForeignRecordError(
+            msg,
+            height=block.height,
+            expected=state.federation_id,
+            found=block.federation_id,
+        )
     sequencer_key = state.sequencer_key or _genesis_key(block)
     try:
         verify_event(sequencer_key, block_bytes, signature or b"")

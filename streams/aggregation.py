@@ -8,6 +8,7 @@ the decider checks that they fit, the audit recomputes them.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ from schemas import events as e
 from schemas import topics
 from streams.app import Source, fail_stop, make_service, serve
 from streams.following import Follower
+
+log = logging.getLogger(__name__)
 
 NUM_FETCHERS: Final = 4
 """Blobs fetched at a time: enough to hide the store's latency, few enough that their
@@ -183,7 +186,12 @@ def do(work: list[ToCheck | ToAggregate]) -> list[tuple[e.Event, str]]:
             with telemetry.span(
                 "aggregate", "round", kind=telemetry.INTERNAL, parent=item.traceparent
             ) as current:
-                claims.append((aggregator.aggregate(item), current))
+                try:
+                    claims.append((aggregator.aggregate(item), current))
+                except BlobError as error:
+                    # A blob that was there when it was checked. The round cannot
+                    # end, but others can go on: the operator abandons it.
+                    log.error("round %d has no sum: %s", item.sealed.round, error)  # noqa: TRY400
     return claims
 
 

@@ -129,12 +129,17 @@ class Follower(Generic[State, Output]):
                 return self._snapshots.validate_json(cached)
             except ValueError as error:
                 log.warning("the cached state is of no use, reading the log: %s", error)
-        return Followed(log=LogState(), state=self._initial)
+        return self._start(key)
+
+    def _start(self, key: bytes | None) -> Followed[State]:
+        # A record's key names its federation: no other's blocks count under it.
+        name = (key or b"").decode(errors="replace")
+        return Followed(log=LogState(federation_id=name), state=self._initial)
 
     def _rebuild(self, key: bytes | None, partition: int, end: int) -> Followed[State]:
         """Follow the log from its beginning up to an offset, without its outputs."""
         started = time.monotonic()
-        followed = Followed(log=LogState(), state=self._initial)
+        followed = self._start(key)
         records = read_partition(
             self._service.settings, topics.LEDGER, partition, start=0
         )

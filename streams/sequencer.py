@@ -24,11 +24,13 @@ from adapters.kafka import (
 from adapters.ledger import PassingOverForeign
 from adapters.schema_registry import FramingError
 from ledger.checkpoint import Checkpoint, sign_checkpoint
+from ledger.signing import InvalidSignatureError
 from protocol.admission import Received
-from protocol.envelope import SIGNATURE_HEADER, TRACEPARENT_HEADER
+from protocol.envelope import SIGNATURE_HEADER, TRACEPARENT_HEADER, verify_event
 from protocol.log import (
     MAX_BLOCK_LEAVES,
     MAX_BLOCK_SIZE_BYTES,
+    LogState,
     SequencerState,
     read_block,
     sequence,
@@ -67,6 +69,15 @@ class Sequencer:
                 for part in _blocks_of(mine):
                     await self._append(partition, key, part)
 
+    def _begin(self, key: bytes) -> SequencerState:
+        """Return the state of a log without blocks: only ours can be its first."""
+        return SequencerState(
+            log=LogState(
+                federation_id=key.decode(errors="replace"),
+                sequencer_key=self._service.key.public_key,
+            )
+        )
+
     async def _start(self, partition: int) -> dict[bytes, SequencerState]:
         """Read the ledger to its end, and sign what a crash left unsigned."""
         states, unsigned = await asyncio.to_thread(self._recover, partition)
@@ -79,7 +90,7 @@ class Sequencer:
         self, partition: int, key: bytes, batch: Sequence[Received]
     ) -> None:
         states, source = self._states[partition], _source(partition)
-        before = states.get(key, SequencerState())
+        before = states.get(key) or self._begin(key)
         batch = [_process(record) for record in batch]
         state, block, refused = sequence(
             before,
@@ -179,7 +190,7 @@ class Sequencer:
             with PassingOverForeign(record.offset):
                 data = self._service.registry.unframe_trusted(record.value or b"")
                 states[key] = read_block(
-                    states.get(key, SequencerState()),
+                    states.get(key) or self._begin(key),
                     data,
                     record.header(SIGNATURE_HEADER),
                 )
@@ -226,12 +237,18 @@ class Sequencer:
     def _find_signed_heights(self, partition: int) -> dict[bytes, int]:
         """Return the height of the last checkpoint by key; they come in order."""
         settings, registry = self._service.settings, self._service.registry
-        return {
-            record.key or b"": codec.decode_as(
-                CheckpointSigned, registry.unframe_trusted(record.value or b"")
-            ).height
-            for record in read_partition(settings, topics.CHECKPOINTS, partition)
-        }
+        heights: dict[bytes, int] = {}
+        for record in read_partition(settings, topics.CHECKPOINTS, partition):
+            try:
+                data = registry.unframe_trusted(record.value or b"")
+                signature = record.header(SIGNATURE_HEADER) or b""
+                verify_event(self._service.key.public_key, data, signature)
+                signed = codec.decode_as(CheckpointSigned, data)
+            except (FramingError, InvalidSignatureError, codec.CodecError) as error:
+                log.warning("passing over checkpoint %d: %s", record.offset, error)
+                continue
+            heights[record.key or b""] = signed.height
+        return heights
 
     def forget(self) -> None:
         """Drop what is known: after a rebalance another process may have written."""
