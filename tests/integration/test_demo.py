@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from tests.integration.harness import (
 )
 
 KEY = "ab" * 32
+NOWHERE = "127.0.0.1:1"
 
 
 @pytest.fixture
@@ -48,8 +50,9 @@ def test_the_demo_trains_and_audits_and_leaves_nothing(temporary: Path) -> None:
     assert "round 2 version 2" in finished.stdout
 
 
-def test_the_demo_ends_on_ctrl_c_and_leaves_nothing(temporary: Path) -> None:
-    demo = _start_demo(temporary)
+def test_the_demo_ends_on_ctrl_c_and_leaves_nothing(
+    demo: subprocess.Popen[str],
+) -> None:
     assert demo.stdout is not None
     for line in demo.stdout:
         if "round 1 starts" in line:
@@ -63,8 +66,9 @@ def test_the_demo_ends_on_ctrl_c_and_leaves_nothing(temporary: Path) -> None:
     assert "Traceback" not in output
 
 
-def test_the_demo_ends_on_ctrl_c_while_the_stack_starts(temporary: Path) -> None:
-    demo = _start_demo(temporary)
+def test_the_demo_ends_on_ctrl_c_while_the_stack_starts(
+    demo: subprocess.Popen[str], temporary: Path
+) -> None:
     wait_until(lambda: list(temporary.glob("*/stack/logs/*")), "the stack starts")
     demo.send_signal(signal.SIGINT)
     output, _ = demo.communicate(timeout=60)
@@ -245,14 +249,16 @@ def test_without_a_stack_every_command_says_what_to_do(tmp_path: Path) -> None:
 
 
 def test_without_kafka_a_command_says_so_soon(world: World) -> None:
-    started = time.monotonic()
-    for arguments in (["federation", "show", "-f", "main"], ["topics", "create"]):
-        finished = world.moot(
-            *arguments, MOOT_BOOTSTRAP_SERVERS="127.0.0.1:1", timeout_s=60
-        )
-        assert "127.0.0.1:1" in finished.stderr, arguments
+    def moot(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return world.moot(*arguments, timeout_s=30, MOOT_BOOTSTRAP_SERVERS=NOWHERE)
+
+    with ThreadPoolExecutor() as together:
+        shown = together.submit(moot, "federation", "show", "-f", "main")
+        created = together.submit(moot, "topics", "create")
+    for finished in (shown.result(), created.result()):
+        assert NOWHERE in finished.stderr
+        assert "rdkafka" not in finished.stderr
         _assert_a_sentence(finished)
-    assert time.monotonic() - started < 60
 
 
 def test_nobody_else_can_take_an_agents_name(
@@ -284,10 +290,30 @@ def _wait_for_state(federation: Federation, moot, state: str) -> None:
     wait_until(has_state, f"the agent is {state}")
 
 
-def _start_demo(temporary: Path) -> subprocess.Popen[str]:
+# Whoever runs these tests in the background has Ctrl-C ignored, and so have children.
+_WITH_CTRL_C = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+
+
+@pytest.fixture
+def demo(temporary: Path) -> Iterator[subprocess.Popen[str]]:
+    """A demo that would go on for long, as in a terminal of its own."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith("MOOT_")}
-    return subprocess.Popen(
-        [sys.executable, "-u", "-m", "cli.main", "demo", "--rounds", "50"],
+    running = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            _WITH_CTRL_C,
+            "-u",
+            "-m",
+            "cli.main",
+            "demo",
+            "--rounds",
+            "50",
+        ],
         cwd=ROOT,
         env={**clean, "TMPDIR": str(temporary)},
         stdout=subprocess.PIPE,
@@ -295,6 +321,12 @@ def _start_demo(temporary: Path) -> subprocess.Popen[str]:
         text=True,
         start_new_session=True,
     )
+    try:
+        yield running
+    finally:
+        if running.poll() is None:
+            running.kill()
+        running.communicate()
 
 
 def _pids_with(text: str) -> list[int]:

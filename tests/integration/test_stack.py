@@ -196,10 +196,12 @@ def test_an_owned_stack_dies_with_its_owner(
 
 _OWNER = textwrap.dedent(
     """
-    import sys, threading, time
+    import signal, sys, threading, time
     from pathlib import Path
     from cli.stack import LocalStack
 
+    # Also where the tests run in the background, with Ctrl-C ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     stack = LocalStack(Path(sys.argv[1]))
     starter = threading.Thread(target=stack.start)
     starter.start()
