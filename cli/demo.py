@@ -134,6 +134,7 @@ class _Demo:
         loader.join()
         self._found(settings)
         self._watch_rounds(settings)
+        self._show_checkpoint(settings)
         self._compare()
         return self._audit(operator_key)
 
@@ -146,7 +147,9 @@ class _Demo:
 
     def say(self, message: str) -> None:
         elapsed = time.monotonic() - self.begun
-        self.console.print(f"[dim]{elapsed:6.1f} s[/]  {message}", highlight=False)
+        self.console.print(
+            f"[dim]{elapsed:6.1f} s[/]  {message}", highlight=False, soft_wrap=True
+        )
 
     def _prepare(self, settings: Settings) -> None:
         from adapters.blobs import BlobStore
@@ -260,6 +263,22 @@ class _Demo:
                         raise StackError(msg, f"Logs: {self._supervisor.logs}")
                     case _:
                         pass
+
+    def _show_checkpoint(self, settings: Settings) -> None:
+        """Print the last signed tree head: what other transparency tools read."""
+        from adapters.kafka import read_partition
+        from adapters.ledger import find_partition
+        from cli.operate import make_registry
+        from schemas import codec, topics
+        from schemas.events import CheckpointSigned
+
+        registry = make_registry(settings)
+        partition = find_partition(settings, topics.CHECKPOINTS, FEDERATION)
+        *_, last = read_partition(settings, topics.CHECKPOINTS, partition)
+        data = registry.unframe_trusted(last.value or b"")
+        signed = codec.decode_as(CheckpointSigned, data)
+        self.say(f"checkpoint of block {signed.height}:")
+        self.console.print(signed.checkpoint, style="dim", highlight=False)
 
     def _print(self, event: LedgerEvent, height: int, leaf_index: int) -> None:
         from cli.operate import describe

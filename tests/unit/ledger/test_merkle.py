@@ -57,29 +57,7 @@ def test_published_inclusion_vector(name):
     )
 
 
-# The one vector that we judge otherwise: between equal sizes its authors compare the
-# roots and do not look at them, and here both are the words "don't care 2". Ours must
-# be 32 bytes everywhere, so that nobody proves nothing with nothing.
-ROOTS_THAT_ARE_NO_HASHES = "additional/sizes-are-equal-one-and-proof-is-empty"
-
-
-def test_equal_roots_must_still_be_hashes():
-    vector = CONSISTENCY[ROOTS_THAT_ARE_NO_HASHES]
-    assert not vector["wantErr"]
-    old_root, new_root = unbase64(vector["root1"]), unbase64(vector["root2"])
-    assert old_root == new_root
-    with pytest.raises(InvalidProofError, match="the old root is 12 bytes"):
-        merkle.verify_consistency(
-            (), old_size=1, old_root=old_root, new_size=1, new_root=new_root
-        )
-    merkle.verify_consistency(
-        (), old_size=1, old_root=LEAVES[0], new_size=1, new_root=LEAVES[0]
-    )
-
-
-@pytest.mark.parametrize(
-    "name", sorted(CONSISTENCY.keys() - {ROOTS_THAT_ARE_NO_HASHES})
-)
+@pytest.mark.parametrize("name", sorted(CONSISTENCY))
 def test_published_consistency_vector(name):
     vector = CONSISTENCY[name]
     check(
