@@ -10,13 +10,14 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from rich.console import Console
+from rich.status import Status
 from rich.table import Table
 
 from cli.processes import StackError
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 FEDERATION: Final = "demo"
 ORGANISATIONS: Final = ("aster", "birch", "cedar", "dogwood", "elm")
 ROUND_TIMEOUT_S: Final = 180.0
+PROGRESS_EVERY_S: Final = 15.0
 BAR_WIDTH: Final = 40
 
 
@@ -110,9 +112,7 @@ class _Demo:
         loader = threading.Thread(target=_load_torch, daemon=True)
         self._stack = LocalStack(self.work / "stack")
         with self.console.status("starting Kafka, schema registry and MinIO") as status:
-            endpoints = self._stack.start(
-                lambda service, message: status.update(f"{service}: {message}")
-            )
+            endpoints = self._stack.start(self._make_progress(status))
         loader.start()
         self.say(f"Kafka {endpoints.bootstrap_servers}, schema registry, MinIO are up")
         environment = {
@@ -137,6 +137,22 @@ class _Demo:
         self._show_checkpoint(settings)
         self._compare()
         return self._audit(operator_key)
+
+    def _make_progress(self, status: Status) -> Callable[[str, str], None]:
+        """Return how to show long work: one line that moves, or a line at times."""
+        shown: dict[str, float] = {}
+
+        def show(service: str, message: str) -> None:
+            status.update(f"{service}: {message}")
+            now = time.monotonic()
+            if (
+                not self.console.is_terminal
+                and now - shown.get(service, -PROGRESS_EVERY_S) >= PROGRESS_EVERY_S
+            ):
+                shown[service] = now
+                self.say(f"{service}: {message}")
+
+        return show
 
     def stop(self) -> None:
         """Stop everything that was started."""
