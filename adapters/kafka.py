@@ -136,6 +136,9 @@ class Publisher:
         self._producer = Producer(
             {
                 "bootstrap.servers": settings.bootstrap_servers,
+                # What fails is in the exception; the client would log it as well, and
+                # go on doing so when nobody publishes any more.
+                "log_level": 2,
                 # No loss, no reordering, no duplicates by the client's own retries.
                 "enable.idempotence": True,
                 "acks": "all",
