@@ -533,6 +533,7 @@ def run_world(directory: Path) -> Iterator[World]:
             operator_key=load_or_create_key(key_path(keys, "OPERATOR")),
             raw=Producer(
                 {
+                    "log_level": 2,  # it outlives the stack
                     "bootstrap.servers": settings.bootstrap_servers,
                     "message.max.bytes": MAX_RECORD_SIZE_BYTES,
                 }
