@@ -16,6 +16,11 @@ class KeyFileError(Exception):
     """A key file cannot be used; the message says why and what to do."""
 
 
+def key_path(keys: Path, role: str) -> Path:
+    """Return where a principal's key lies in a directory of keys."""
+    return keys / f"{role.lower()}.key"
+
+
 def load_or_create_key(path: Path) -> SigningKey:
     """Return the key in this file; make it first if the file does not exist.
 

@@ -34,7 +34,7 @@ from adapters.kafka import (
     make_headers,
     read_partition,
 )
-from adapters.keys import load_or_create_key
+from adapters.keys import key_path, load_or_create_key
 from adapters.ledger import find_partition
 from adapters.schema_registry import SchemaRegistry
 from adapters.settings import Settings, load_settings
@@ -42,7 +42,7 @@ from cli.processes import StackError, last_lines
 from cli.services import Supervisor
 from cli.stack import LocalStack
 from ledger.signing import SigningKey
-from producers.control import Operator, Parameters, key_path, load_principals
+from producers.control import Operator, Parameters, load_principals
 from protocol.tensors import tensors_to_blob
 from schemas import codec, topics
 from schemas import events as e

@@ -180,8 +180,8 @@ class _Demo:
     def _start_processes(
         self, settings: Settings, environment: dict[str, str]
     ) -> bytes:
-        from adapters.keys import load_or_create_key
-        from producers.control import key_path, load_principals
+        from adapters.keys import key_path, load_or_create_key
+        from producers.control import load_principals
 
         keys = settings.state_directory / "keys"
         load_principals(keys)

@@ -307,8 +307,7 @@ def federation_key(
 
     The key is made in this machine's state directory if it does not exist yet.
     """
-    from adapters.keys import load_or_create_key
-    from producers.control import key_path
+    from adapters.keys import key_path, load_or_create_key
     from protocol.validation import ROLES
 
     if role not in ROLES:
@@ -487,11 +486,11 @@ def _load_environment() -> None:
     """Point the settings at the stack of `moot up`, where the environment is silent."""
     if "MOOT_BOOTSTRAP_SERVERS" in os.environ:
         return
-    from cli.stack import default_directory, read_status
+    from cli.stack import default_directory, read_endpoints
 
-    found = read_status(default_directory())
-    if found.endpoints is not None:
-        for name, value in found.endpoints.environment().items():
+    endpoints = read_endpoints(default_directory())
+    if endpoints is not None:
+        for name, value in endpoints.environment().items():
             os.environ.setdefault(name, value)
         os.environ.setdefault(
             "MOOT_STATE_DIRECTORY", str(default_directory() / "services")

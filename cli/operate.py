@@ -12,12 +12,12 @@ from typing import Any, Final
 from adapters.blobs import BlobStore
 from adapters.imports import load_class
 from adapters.kafka import END, Publisher, count_partitions, read_partition
-from adapters.keys import load_key, load_or_create_key
+from adapters.keys import key_path, load_key, load_or_create_key
 from adapters.ledger import ReadBlock, find_genesis, follow_log, read_log
 from adapters.schema_registry import FramingError, SchemaRegistry
 from adapters.settings import Settings
 from cli.processes import StackError
-from producers.control import Operator, Parameters, Position, key_path
+from producers.control import Operator, Parameters, Position, load_principals
 from protocol.decider import step
 from protocol.log import OpenedLeaf
 from protocol.plain import compute_max_model_size
@@ -81,14 +81,7 @@ def create_federation(
         raise StackError(msg, "For example: --module-config '{}'") from None
     operator_key = load_or_create_key(key_path(keys, "OPERATOR"))
     given = {role: bytes.fromhex(key) for role, key in principals.items()}
-    all_principals = tuple(
-        e.Principal(
-            role=role,
-            public_key=given.get(role)
-            or load_or_create_key(key_path(keys, role)).public_key,
-        )
-        for role in ROLES
-    )
+    all_principals = load_principals(keys, given)
     module = load_class(parameters.task.module, allowed_prefixes)
     tensors = initial_tensors(
         module=module,
@@ -207,13 +200,23 @@ def read_leaves(settings: Settings, federation_id: str) -> Iterator[OpenedLeaf]:
         raise _no_federation(federation_id)
 
 
-def show_federation(settings: Settings, federation_id: str, *, as_json: bool) -> None:
-    """Print a federation's parameters and where it stands."""
+def read_rounds(settings: Settings, federation_id: str) -> tuple[RoundsState, int]:
+    """Return where a federation's rounds stand, and how many leaves say so.
+
+    Raises:
+        StackError: there is no such federation.
+    """
     state: RoundsState = DECIDER.initial
     size = 0
     for leaf in read_leaves(settings, federation_id):
         state, _ = step(DECIDER, state, leaf.sequenced)
         size = leaf.sequenced.leaf_index + 1
+    return state, size
+
+
+def show_federation(settings: Settings, federation_id: str, *, as_json: bool) -> None:
+    """Print a federation's parameters and where it stands."""
+    state, size = read_rounds(settings, federation_id)
     assert state.config is not None, "a log begins with a configuration"
     current = state.current
     summary = {
@@ -273,9 +276,7 @@ def start_round(
     settings: Settings, federation_id: str, *, wait: bool, timeout_s: float
 ) -> int:
     """Ask for the next round and print what becomes of it; returns an exit code."""
-    state: RoundsState = DECIDER.initial
-    for leaf in read_leaves(settings, federation_id):
-        state, _ = step(DECIDER, state, leaf.sequenced)
+    state, _ = read_rounds(settings, federation_id)
     number = state.last_round + 1
     position = make_operator(settings).request_round(
         federation_id, number, after_ms=state.last_requested_at_ms
@@ -312,9 +313,7 @@ def abandon_round(settings: Settings, federation_id: str, explanation: str) -> i
     Raises:
         StackError: none is.
     """
-    state: RoundsState = DECIDER.initial
-    for leaf in read_leaves(settings, federation_id):
-        state, _ = step(DECIDER, state, leaf.sequenced)
+    state, _ = read_rounds(settings, federation_id)
     if state.current is None:
         msg = f"no round of {federation_id!r} is in progress"
         raise StackError(msg, "`moot federation show` tells where it stands.")

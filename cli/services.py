@@ -57,13 +57,13 @@ def run_service(
         msg = f"the {service} serves one federation"
         raise StackError(msg, "Name it: --federation NAME.")
     from adapters import telemetry
-    from adapters.keys import load_or_create_key
+    from adapters.keys import key_path, load_or_create_key
     from adapters.settings import load_settings
 
     settings = load_settings()
     _log_to_stderr(settings.log_level)
     telemetry.configure(f"moot-{service}", settings.otlp_endpoint)
-    key = load_or_create_key(settings.state_directory / "keys" / f"{service}.key")
+    key = load_or_create_key(key_path(settings.state_directory / "keys", service))
     runner: Any
     if service == "timer":
         from producers.timer import Timer

@@ -59,6 +59,7 @@ __all__ = [
     "cache_directory",
     "default_directory",
     "ensure_fetched",
+    "read_endpoints",
     "read_status",
     "spawn_owned",
     "stop_detached",
@@ -435,6 +436,16 @@ class LocalStack:
                 },
             },
         )
+
+
+def read_endpoints(directory: Path) -> Endpoints | None:
+    """Where the services of a directory's stack are; None if it was stopped.
+
+    Asks nobody: `read_status` also tells whether they are well.
+    """
+    files = _Files(directory.absolute())
+    state = _read_state(files)
+    return None if state is None else _endpoints(files, state.ports)
 
 
 def read_status(directory: Path) -> StackStatus:

@@ -6,11 +6,12 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from adapters.blobs import BlobStore
 from adapters.kafka import Publisher
-from adapters.keys import load_or_create_key
+from adapters.keys import key_path, load_or_create_key
 from ledger.signing import SigningKey
 from protocol.tensors import manifest_of, num_parameters, tensors_from_blob
 from protocol.validation import ROLES, find_configuration_problem
@@ -51,16 +52,20 @@ class Position(NamedTuple):
     offset: int
 
 
-def key_path(keys: Path, role: str) -> Path:
-    """Return where a principal's key lies in a directory of keys."""
-    return keys / f"{role.lower()}.key"
+def load_principals(
+    keys: Path, given: Mapping[str, bytes] = MappingProxyType({})
+) -> tuple[Principal, ...]:
+    """Return all principals, making the keys that do not exist yet.
 
-
-def load_principals(keys: Path) -> tuple[Principal, ...]:
-    """Return all principals, making the keys that do not exist yet."""
+    Args:
+        keys: The directory of keys.
+        given: Public keys, by role, of services that keep their own, 32 bytes each.
+    """
     return tuple(
         Principal(
-            role=role, public_key=load_or_create_key(key_path(keys, role)).public_key
+            role=role,
+            public_key=given.get(role)
+            or load_or_create_key(key_path(keys, role)).public_key,
         )
         for role in ROLES
     )

@@ -21,7 +21,7 @@ from confluent_kafka.cimpl import NewTopic
 
 from adapters import telemetry
 from adapters.kafka import MAX_RECORD_SIZE_BYTES, count_partitions, make_headers
-from adapters.keys import load_or_create_key
+from adapters.keys import key_path, load_or_create_key
 from adapters.schema_registry import SchemaRegistry
 from adapters.settings import Settings, load_settings
 from ledger.signing import SigningKey
@@ -175,7 +175,7 @@ def make_service(name: str, role: str) -> Service:
         broker_heartbeat_interval=2.0,
         broker_rebalance_timeout=12.0,
     )
-    key = load_or_create_key(settings.state_directory / "keys" / f"{role.lower()}.key")
+    key = load_or_create_key(key_path(settings.state_directory / "keys", role))
     # The topics' own number, not a setting: it decides what is refused.
     num_partitions = count_partitions(settings, topics.LEDGER)
     return Service(name, app, settings, registry, key, num_partitions)

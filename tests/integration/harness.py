@@ -36,7 +36,7 @@ from adapters.kafka import (
     create_topics,
     read_partition,
 )
-from adapters.keys import load_or_create_key
+from adapters.keys import key_path, load_or_create_key
 from adapters.ledger import ReadBlock, follow_log
 from adapters.schema_registry import SchemaRegistry
 from adapters.settings import Settings
@@ -45,7 +45,7 @@ from cli.processes import last_lines
 from cli.services import FAUST_SERVICES, Supervisor
 from cli.stack import Endpoints, LocalStack
 from ledger.signing import SigningKey
-from producers.control import Operator, Parameters, key_path, load_principals
+from producers.control import Operator, Parameters, load_principals
 from protocol.encoding import update_to_blob
 from protocol.envelope import sign_event
 from protocol.log import OpenedLeaf
