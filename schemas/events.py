@@ -7,7 +7,7 @@ is ``bytes``, and there are no floats: everything here is hashed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 
@@ -42,6 +42,27 @@ class BlobRef:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerNode:
+    """A ledger node: who attests to blocks."""
+
+    name: str
+    public_key: bytes
+    url: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardRule:
+    """What contributions earn and failures cost, in points; all zeros: nothing."""
+
+    per_contribution: int = 0
+    per_thousand_examples: int = 0
+    per_accuracy_percent: int = 0
+    missed_assignment: int = 0
+    failed_proof: int = 0
+    equivocation: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FederationConfigured:
     """The operator founds a federation: its parameters and the keys of its principals.
     The first leaf of the federation's log.
@@ -59,6 +80,8 @@ class FederationConfigured:
     cohort_size: int
     min_cohort: int
     round_duration_ms: int
+    ledger_nodes: tuple[LedgerNode, ...] = ()
+    reward_rule: RewardRule = field(default_factory=RewardRule)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +139,69 @@ class DeadlineReached:
     federation_id: str
     round: int
     observed_at_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeSignature:
+    """What a ledger node signed, once more than one sign the same."""
+
+    public_key: bytes
+    signature: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuorumCertificate:
+    """Attestations of enough nodes to one block in one epoch. Without signatures it
+    stands for the block that an era starts from.
+    """
+
+    era: int
+    epoch: int
+    height: int
+    block_id: bytes
+    signatures: tuple[NodeSignature, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeSetChanged:
+    """From the block after this one on, other ledger nodes attest. Needs the consent
+    of a quorum of the present ones.
+    """
+
+    federation_id: str
+    era: int
+    nodes: tuple[LedgerNode, ...]
+    approvals: tuple[NodeSignature, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointFinalised:
+    """A checkpoint that a quorum of ledger nodes cosigned: from here on the deciders
+    know it.
+    """
+
+    federation_id: str
+    checkpoint: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinalityRequested:
+    """Nothing has come after a block for a while: this leaf makes the child that the
+    block needs to become final.
+    """
+
+    federation_id: str
+    height: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EquivocationProven:
+    """Messages, signed with one key, that contradict each other."""
+
+    federation_id: str
+    public_key: bytes
+    messages: tuple[bytes, ...]
+    reported_by: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -346,6 +432,21 @@ class ModelVersionRegistered:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BalanceChanged:
+    """A reward or a penalty."""
+
+    federation_id: str
+    round: int
+    cause: bytes
+    cause_leaf_index: int
+    output_index: int
+    account: str
+    amount: int
+    balance: int
+    basis: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EventRejected:
     """The sequencer refused a record; what it was and why."""
 
@@ -386,6 +487,42 @@ class CheckpointSigned:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BlockAttested:
+    """A ledger node has verified a block and everything before it."""
+
+    federation_id: str
+    era: int
+    epoch: int
+    height: int
+    block_id: bytes
+    public_key: bytes
+    signature: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EpochRequested:
+    """A ledger node gives up an epoch and says how far it got: once a quorum does, the
+    next epoch begins.
+    """
+
+    federation_id: str
+    era: int
+    epoch: int
+    high: QuorumCertificate
+    public_key: bytes
+    signature: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointCosigned:
+    """A ledger node cosigns the checkpoint of a final block."""
+
+    federation_id: str
+    height: int
+    checkpoint: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Leaf:
     """An entry of the log: an event as received, who signed it, and where it came
     from. Not on a topic of its own.
@@ -409,7 +546,8 @@ RoundFact: TypeAlias = (
     | AggregatePublished
 )
 RegistryFact: TypeAlias = ModelVersionRegistered
-Fact: TypeAlias = RoundFact | RegistryFact
+RewardFact: TypeAlias = BalanceChanged
+Fact: TypeAlias = RoundFact | RegistryFact | RewardFact
 """What a decider concluded: derived, never new information."""
 
 Input: TypeAlias = (
@@ -417,9 +555,13 @@ Input: TypeAlias = (
     | AgentEnrolmentRequested
     | AgentAdmitted
     | AgentRevoked
+    | NodeSetChanged
     | RoundRequested
     | RoundAbandonRequested
     | DeadlineReached
+    | FinalityRequested
+    | CheckpointFinalised
+    | EquivocationProven
     | UpdateSubmitted
     | UpdateDeclined
     | UpdatesChecked
@@ -431,5 +573,8 @@ Input: TypeAlias = (
 LedgerEvent: TypeAlias = Input | Fact | EventRejected
 """What a leaf may hold."""
 
-Event: TypeAlias = LedgerEvent | BlockSequenced | CheckpointSigned
+Attestation: TypeAlias = BlockAttested | EpochRequested | CheckpointCosigned
+"""What a ledger node says of the log; not on it."""
+
+Event: TypeAlias = LedgerEvent | BlockSequenced | CheckpointSigned | Attestation
 """What may travel on a topic."""

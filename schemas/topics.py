@@ -13,12 +13,15 @@ from schemas import events as e
 AGENTS: Final = "moot.agents"
 CONTROL: Final = "moot.control"
 UPDATES: Final = "moot.updates"
+PROOFS: Final = "moot.proofs"
 PARTIALS: Final = "moot.partials"
 ROUNDS: Final = "moot.rounds"
 AGGREGATES: Final = "moot.aggregates"
 REGISTRY: Final = "moot.registry"
+REWARDS: Final = "moot.rewards"
 LEDGER: Final = "moot.ledger"
 CHECKPOINTS: Final = "moot.checkpoints"
+ATTESTATIONS: Final = "moot.attestations"
 REJECTED: Final = "moot.rejected"
 
 EVENTS: Final[dict[str, tuple[type[e.Event], ...]]] = {
@@ -27,11 +30,15 @@ EVENTS: Final[dict[str, tuple[type[e.Event], ...]]] = {
         e.FederationConfigured,
         e.AgentAdmitted,
         e.AgentRevoked,
+        e.NodeSetChanged,
         e.RoundRequested,
         e.RoundAbandonRequested,
         e.DeadlineReached,
+        e.FinalityRequested,
+        e.CheckpointFinalised,
     ),
     UPDATES: (e.UpdateSubmitted, e.UpdateDeclined),
+    PROOFS: (e.EquivocationProven,),
     PARTIALS: (e.UpdatesChecked, e.AggregateSubmitted, e.ModelExported),
     ROUNDS: (
         e.RoundStarted,
@@ -44,14 +51,16 @@ EVENTS: Final[dict[str, tuple[type[e.Event], ...]]] = {
     ),
     AGGREGATES: (e.AggregatePublished,),
     REGISTRY: (e.ModelVersionRegistered,),
+    REWARDS: (e.BalanceChanged,),
     LEDGER: (e.BlockSequenced,),
     CHECKPOINTS: (e.CheckpointSigned,),
+    ATTESTATIONS: (e.BlockAttested, e.EpochRequested, e.CheckpointCosigned),
     REJECTED: (e.EventRejected,),
 }
 """Which events each topic carries; every event has exactly one topic."""
 
-INPUT_TOPICS: Final = (AGENTS, CONTROL, UPDATES, PARTIALS)
-FACT_TOPICS: Final = (ROUNDS, AGGREGATES, REGISTRY)
+INPUT_TOPICS: Final = (AGENTS, CONTROL, UPDATES, PROOFS, PARTIALS)
+FACT_TOPICS: Final = (ROUNDS, AGGREGATES, REGISTRY, REWARDS)
 SEQUENCED_TOPICS: Final = INPUT_TOPICS + FACT_TOPICS
 """What the sequencer reads: facts are leaves too."""
 
@@ -59,9 +68,10 @@ TOPIC_OF: Final[dict[type[e.Event], str]] = {
     event: topic for topic, events in EVENTS.items() for event in events
 }
 
-# The ledger and its checkpoints are the record: they are never compacted or deleted.
-# Everything else is on the ledger as well, so a broker's ordinary retention is enough.
-KEPT_FOR_EVER: Final = (LEDGER, CHECKPOINTS, REJECTED)
+# The ledger, its checkpoints and its attestations are the record: they are never
+# compacted or deleted. Everything else is on the ledger as well, so a broker's ordinary
+# retention is enough.
+KEPT_FOR_EVER: Final = (LEDGER, CHECKPOINTS, ATTESTATIONS, REJECTED)
 
 
 def topic_of(event: e.Event) -> str:
