@@ -1,0 +1,419 @@
+"""A log as a directory of tiles, which any web server can serve.
+
+    <directory>/checkpoint
+    <directory>/tile/...                 as `ledger.tiles` names and fills them
+
+Rules:
+
+- Tiles first, the checkpoint last: what a checkpoint names is durable before it. Each
+  file appears whole, by a rename, after its bytes are durable.
+- What was appended and not published is forgotten by a crash. Files beyond the
+  checkpoint may be left; they are ignored, and written anew when the log grows again.
+- Nothing that is read is trusted: opening checks the right edge against the
+  checkpoint's root, proofs and entries are verified before they are returned.
+- One writer; any number of readers.
+
+The store is a view of the log, which can rebuild it: a store that is damaged is deleted
+and filled again. Signatures are not checked here.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from itertools import takewhile
+from pathlib import Path
+from typing import Final
+
+from ledger import tiles
+from ledger.checkpoint import parse_checkpoint
+from ledger.merkle import (
+    CompactRange,
+    InvalidProofError,
+    leaf_hash,
+    verify_consistency,
+    verify_inclusion,
+)
+from ledger.note import InvalidNoteError, parse_note
+from ledger.tiles import TILE_WIDTH, InvalidTileError, TilePath
+
+Put = Callable[[str, bytes, str], None]
+"""Stores an object: path, bytes, content type. Durable once it returns."""
+
+_TEMPORARY: Final = ".tmp"  # no path of a tile ends so: a server never serves it
+
+
+class TileStoreError(Exception):
+    """The directory does not hold what it should, or would not after this call."""
+
+
+class TileStore:
+    """A directory of tiles, opened.
+
+    Args:
+        directory: Where; made if it does not exist.
+        sync: Whether what is published survives a loss of power. Without it only a
+            crash of the process is survived: for copies that can be made again.
+
+    Raises:
+        TileStoreError: the directory holds something else than a log, or a damaged
+            one.
+    """
+
+    def __init__(self, directory: Path, *, sync: bool = True) -> None:
+        self._directory = directory
+        self._sync = sync
+        self._unsynced_directories: set[Path] = set()
+        self._published_size = 0
+        self._tree = CompactRange()
+        # The partial tiles and the partial bundle, by level: what growing needs.
+        self._edge: dict[int | None, tuple[TilePath, bytes]] = {}
+        self._make_directory(directory)
+        self._open()
+
+    def _open(self) -> None:
+        note = self.checkpoint()
+        if note is None:
+            return
+        try:
+            head = parse_checkpoint(parse_note(note).text)
+        except InvalidNoteError as error:
+            raise self._damage("its checkpoint is not one", error) from error
+        self._published_size = head.size
+        levels = range(-(-head.size.bit_length() // tiles.TILE_HEIGHT))
+        for level in (None, *levels):
+            index, width = divmod(
+                head.size >> tiles.TILE_HEIGHT * (level or 0), TILE_WIDTH
+            )
+            if width:
+                path = TilePath(level, index, width)
+                self._edge[level] = path, self._load_partial(path)
+        self._tree = tiles.tree_from_tiles(self._read_edge, head.size)
+        if self._tree.root() != head.root:
+            raise self._damage("its tiles do not have the checkpoint's root")
+        if None in self._edge:
+            self._check_entries(self._edge[None][0])
+
+    def _damage(self, what: str, cause: object = None) -> TileStoreError:
+        detail = f" ({cause})" if cause else ""
+        return TileStoreError(
+            f"the tile store {self._directory} is damaged: {what}{detail}; delete it, "
+            "it is filled again from the log"
+        )
+
+    # Writing
+
+    @property
+    def size(self) -> int:
+        """Number of leaves appended so far, published or not: the next one's index."""
+        return self._tree.size
+
+    @property
+    def published_size(self) -> int:
+        """Number of leaves under the checkpoint."""
+        return self._published_size
+
+    def tree(self) -> CompactRange:
+        """Return the tree over all leaves appended so far."""
+        return self._tree
+
+    def append(self, entries: Sequence[bytes], leaf_hashes: Sequence[bytes]) -> None:
+        """Add leaves; full tiles are written at once, the rest when it is published.
+
+        Fails as a whole: what was written before an error is ignored.
+
+        Args:
+            entries: The new entries in order, at most 65,535 bytes each.
+            leaf_hashes: Their hashes, 32 bytes each. Not computed again here.
+
+        Raises:
+            TileStoreError: there are not as many hashes as entries.
+            ValueError: an entry is too large or a hash not 32 bytes.
+            OSError: the directory cannot be written.
+        """
+        if len(entries) != len(leaf_hashes):
+            msg = f"{len(entries)} entries with {len(leaf_hashes)} leaf hashes"
+            raise TileStoreError(msg)
+        tree = self._tree.extend(leaf_hashes)
+        _, partial = self._edge.get(None, (None, b""))
+        edge = self._edge.copy()
+        for path, data in (
+            *tiles.grow_bundles(partial, self.size, entries),
+            *tiles.grow_tiles(self._read_edge, self.size, leaf_hashes),
+        ):
+            if path.is_partial:
+                edge[path.level] = path, data
+            else:
+                edge.pop(path.level, None)
+                self._write(str(path), data)
+        self._tree, self._edge = tree, edge
+
+    def publish(self, signed_note: bytes) -> None:
+        """Make what was appended durable, under its checkpoint.
+
+        Idempotent: after an error, publish again; so too when the checkpoint has got
+        more cosignatures.
+
+        Args:
+            signed_note: A checkpoint of this tree, or of an earlier one that is not
+                smaller than what is published. Signatures are not checked.
+
+        Raises:
+            TileStoreError: it is not one, or of another tree.
+            OSError: the directory cannot be written.
+        """
+        try:
+            head = parse_checkpoint(parse_note(signed_note).text)
+        except InvalidNoteError as error:
+            msg = f"not a checkpoint: {error}"
+            raise TileStoreError(msg) from error
+        if not self._published_size <= head.size <= self.size:
+            msg = (
+                f"a checkpoint of size {head.size}; what can be published has "
+                f"{self._published_size} to {self.size}"
+            )
+            raise TileStoreError(msg)
+        root = self._tree_of(head.size).root()
+        if head.root != root:
+            msg = f"a checkpoint of root {head.root.hex()}; the tree has {root.hex()}"
+            raise TileStoreError(msg)
+        paths = tuple(tiles.paths_between(self._published_size, head.size))
+        for path in paths:
+            if path.is_partial:
+                self._write(str(path), self.read(path))
+        self._sync_directories()
+        # From here on the new state is the one that is found after a crash.
+        self._write(tiles.CHECKPOINT_PATH, signed_note)
+        self._sync_directories()
+        self._published_size = head.size
+        for path in paths:
+            if not path.is_partial:
+                # Its partial forms are read no more: the full one stands in.
+                shutil.rmtree(self._directory / f"{path}.p", ignore_errors=True)
+
+    def _make_directory(self, directory: Path) -> None:
+        missing = takewhile(
+            lambda path: not path.exists(), (directory, *directory.parents)
+        )
+        self._unsynced_directories.update(path.parent for path in missing)
+        directory.mkdir(parents=True, exist_ok=True)
+
+    def _write(self, name: str, data: bytes) -> None:
+        path = self._directory / name
+        self._make_directory(path.parent)
+        temporary = path.with_name(path.name + _TEMPORARY)
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            if self._sync:
+                os.fsync(file.fileno())
+        temporary.replace(path)
+        self._unsynced_directories.add(path.parent)
+
+    def _sync_directories(self) -> None:
+        if self._sync:
+            for directory in self._unsynced_directories:
+                descriptor = os.open(directory, os.O_RDONLY)
+                try:
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
+        self._unsynced_directories = set()
+
+    # Reading
+
+    def _read_edge(self, level: int, index: int, width: int) -> bytes:
+        path, data = self._edge[level]
+        assert path == TilePath(level, index, width)
+        return data
+
+    def _load_partial(self, path: TilePath) -> bytes:
+        """Return what a partial path names, from the full one if need be."""
+        source, data = path, self._read_file(str(path))
+        if data is None:
+            source = TilePath(path.level, path.index)
+            data = self._read_file(str(source))
+        return self._cut(path, source, data)
+
+    def _cut(self, path: TilePath, source: TilePath, data: bytes | None) -> bytes:
+        """Return what a path names, of what another names that is as wide or wider."""
+        if data is None:
+            raise self._damage(f"{source} is missing")
+        try:
+            if path.level is not None:
+                hashes = tiles.parse_tile(data, source.width)
+                return b"".join(hashes[: path.width])
+            entries = tiles.parse_entries(data, source.width)
+            return tiles.encode_entries(entries[: path.width])
+        except InvalidTileError as error:
+            raise self._damage(str(source), error) from error
+
+    def _read_file(self, name: str) -> bytes | None:
+        with suppress(FileNotFoundError):
+            return (self._directory / name).read_bytes()
+        return None
+
+    def checkpoint(self) -> bytes | None:
+        """Return the signed checkpoint that was published last, None before that."""
+        return self._read_file(tiles.CHECKPOINT_PATH)
+
+    def read(self, path: TilePath) -> bytes:
+        """Return a tile or a bundle: exactly the width that its path names.
+
+        Its length is checked, its hashes are not.
+
+        Raises:
+            IndexError: the log has no such tile so far.
+            TileStoreError: it is missing or damaged.
+        """
+        try:
+            widest = tiles.tile_at(path.level, path.index, self.size)
+        except InvalidTileError:
+            widest = None
+        if widest is None or widest.width < path.width:
+            msg = f"a log of size {self.size} has no {path}"
+            raise IndexError(msg)
+        # Partial files are not read here: one that a crash has left may be of another
+        # log's growth. The full ones and the edge are what this one has grown.
+        source, data = self._edge.get(path.level, (None, None))
+        if source != widest:
+            source, data = widest, self._read_file(str(widest))
+        return self._cut(path, source, data)
+
+    def read_tile(self, level: int, index: int, width: int) -> bytes:
+        """Return a tile, 32 bytes for each hash; see `read`."""
+        return self.read(TilePath(level, index, width))
+
+    def read_entries(self, index: int) -> tuple[bytes, ...]:
+        """Return the entries of a bundle, verified against the leaf hashes.
+
+        Args:
+            index: Which bundle: entries from 256 times this on.
+
+        Raises:
+            IndexError: there is none so far.
+            TileStoreError: it is missing or damaged.
+        """
+        if not 0 <= index * TILE_WIDTH < self.size:
+            msg = f"a log of size {self.size} has no bundle {index}"
+            raise IndexError(msg)
+        return self._check_entries(tiles.tile_at(None, index, self.size))
+
+    def _check_entries(self, path: TilePath) -> tuple[bytes, ...]:
+        entries = tiles.parse_entries(self.read(path), path.width)
+        hashes = tiles.parse_tile(self.read_tile(0, path.index, path.width), path.width)
+        for place, entry in enumerate(entries):
+            if leaf_hash(entry) != hashes[place]:
+                leaf = path.index * TILE_WIDTH + place
+                raise self._damage(f"entry {leaf} does not have its leaf's hash")
+        return entries
+
+    def read_entry(self, leaf_index: int) -> bytes:
+        """Return an entry, verified against the leaf hashes.
+
+        Raises:
+            IndexError: the log has no such leaf so far.
+            TileStoreError: it is missing or damaged.
+        """
+        if not 0 <= leaf_index < self.size:
+            msg = f"a log of size {self.size} has no leaf {leaf_index}"
+            raise IndexError(msg)
+        index, place = divmod(leaf_index, TILE_WIDTH)
+        return self.read_entries(index)[place]
+
+    def inclusion_proof(
+        self, leaf_index: int, tree_size: int | None = None
+    ) -> tuple[bytes, ...]:
+        """Return the proof that the tree contains a leaf, verified.
+
+        Args:
+            leaf_index: Which leaf, 0 to ``tree_size - 1``.
+            tree_size: Of the tree, at most `size`; that unless given.
+
+        Raises:
+            ValueError: there is no such leaf or tree.
+            TileStoreError: a tile is missing or damaged.
+        """
+        tree = self._tree_of(tree_size)
+        proof = tiles.inclusion_proof(self.read_tile, leaf_index, tree.size)
+        index, place = divmod(leaf_index, TILE_WIDTH)
+        width = tiles.tile_at(0, index, tree.size).width
+        leaves = tiles.parse_tile(self.read_tile(0, index, width), width)
+        try:
+            verify_inclusion(
+                proof,
+                leaf_hash=leaves[place],
+                leaf_index=leaf_index,
+                tree_size=tree.size,
+                root=tree.root(),
+            )
+        except InvalidProofError as error:
+            raise self._damage("its tiles contradict each other", error) from error
+        return proof
+
+    def consistency_proof(
+        self, old_size: int, new_size: int | None = None
+    ) -> tuple[bytes, ...]:
+        """Return the proof that the tree only grew, verified.
+
+        Args:
+            old_size: Size of the earlier tree, 1 to ``new_size``.
+            new_size: Size of the later one, at most `size`; that unless given.
+
+        Raises:
+            ValueError: there is no such tree.
+            TileStoreError: a tile is missing or damaged.
+        """
+        tree = self._tree_of(new_size)
+        proof = tiles.consistency_proof(self.read_tile, old_size, tree.size)
+        try:
+            verify_consistency(
+                proof,
+                old_size=old_size,
+                old_root=self._tree_of(old_size).root(),
+                new_size=tree.size,
+                new_root=tree.root(),
+            )
+        except InvalidProofError as error:
+            raise self._damage("its tiles contradict each other", error) from error
+        return proof
+
+    def _tree_of(self, size: int | None) -> CompactRange:
+        if size is None or size == self.size:
+            return self._tree
+        if not 0 <= size < self.size:
+            msg = f"a log of size {self.size} had never a tree of size {size}"
+            raise ValueError(msg)
+        return tiles.tree_from_tiles(self.read_tile, size)
+
+
+def mirror(store: TileStore, put: Put, *, old_size: int = 0) -> int:
+    """Copy what was published to an object store, the checkpoint last.
+
+    Whoever reads the copy meanwhile finds everything that its checkpoint names.
+    Idempotent, and deletes nothing: after an error, call it again.
+
+    Args:
+        store: From where.
+        put: Stores an object; an error in it ends the copy before the checkpoint.
+        old_size: Size of the last checkpoint that was copied whole: what it names is
+            there. 0 copies everything.
+
+    Returns:
+        The size of the copy: the next call's ``old_size``.
+
+    Raises:
+        TileStoreError: a tile is missing or damaged.
+        ValueError: the copy is larger than what is published.
+    """
+    signed_note = store.checkpoint()
+    if signed_note is None:
+        return 0
+    # The size is that of these very bytes, whatever is published meanwhile.
+    size = parse_checkpoint(parse_note(signed_note).text).size
+    for path in tiles.paths_between(old_size, size):
+        put(str(path), store.read(path), tiles.TILE_CONTENT_TYPE)
+    put(tiles.CHECKPOINT_PATH, signed_note, tiles.CHECKPOINT_CONTENT_TYPE)
+    return size

@@ -1,0 +1,142 @@
+"""Finality: what shows that a block can never be replaced.
+
+A block is final when it and its child are certified in the *same* epoch, and with it
+every block before it (ledger specification, section 2.3). One certificate is not
+enough: after a time-out it may exist unseen by those who go on without it.
+
+An era's last block is followed by *closing children*, which are empty and follow from
+it, so whoever holds the block and a proof of one of them knows that the block is final.
+
+Deliberately not here: how blocks become final (`ledger.consensus`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from ledger.attestations import (
+    ByteReader,
+    Header,
+    InvalidMessageError,
+    NodeSet,
+    Start,
+    check_header,
+    encode_certificate,
+    read_certificate,
+    verify_certificate,
+)
+from schemas import events as e
+
+_FINALITY: Final = b"folkmoot-finality/v1\n"
+_MAX_CLOSING: Final = 2**16
+"""Closing children between a node set's last block and the one that makes it final:
+one for each epoch that failed in between, each with twice the patience."""
+
+
+@dataclass(frozen=True, slots=True)
+class FinalityProof:
+    """A block is final, and with it every block before it.
+
+    Attributes:
+        header: The block.
+        certificate: A quorum attested it.
+        child: The block after it.
+        child_certificate: A quorum attested that one, in the same epoch.
+    """
+
+    header: Header
+    certificate: e.QuorumCertificate
+    child: Header
+    child_certificate: e.QuorumCertificate
+
+    def to_bytes(self) -> bytes:
+        """Return the canonical bytes."""
+        return b"".join(
+            (
+                _FINALITY,
+                self.header.to_bytes(),
+                encode_certificate(self.certificate),
+                self.child.to_bytes(),
+                encode_certificate(self.child_certificate),
+            )
+        )
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> FinalityProof:
+        """Return the proof that these bytes are, *without verifying anything*.
+
+        Raises:
+            InvalidMessageError: they are not one.
+        """
+        reader = ByteReader(data)
+        reader.expect(_FINALITY)
+        proof = cls(
+            header=Header.read(reader),
+            certificate=read_certificate(reader),
+            child=Header.read(reader),
+            child_certificate=read_certificate(reader),
+        )
+        reader.finish()
+        return proof
+
+
+def verify_finality(node_set: NodeSet, proof: FinalityProof, start: Start) -> None:
+    """Check that a block is final (ledger specification, section 2.3, FINAL).
+
+    Args:
+        node_set: The era's nodes.
+        proof: What to check.
+        start: The block that the era starts from.
+
+    Raises:
+        InvalidMessageError: it is not shown to be; says why.
+    """
+    for header, certificate in (
+        (proof.header, proof.certificate),
+        (proof.child, proof.child_certificate),
+    ):
+        check_header(node_set, header)
+        if (certificate.height, certificate.block_id) != (header.height, header.id):
+            msg = f"the certificate is not of block {header.height}, {header.id.hex()}"
+            raise InvalidMessageError(msg)
+        if not certificate.signatures:
+            msg = "a start proves nothing about its era"
+            raise InvalidMessageError(msg)
+        verify_certificate(node_set, certificate, start)
+    if proof.certificate.epoch != proof.child_certificate.epoch:
+        msg = "block and child are certified in different epochs"
+        raise InvalidMessageError(msg)
+    if (proof.child.height, proof.child.previous_id) != (
+        proof.header.height + 1,
+        proof.header.id,
+    ):
+        msg = "the second block is not the child of the first"
+        raise InvalidMessageError(msg)
+
+
+def verify_last_block(
+    node_set: NodeSet, header: Header, proof: FinalityProof, start: Start
+) -> None:
+    """Check that a block that changes the nodes is final, so that its era is over.
+
+    Args:
+        node_set: The nodes of the era that ends.
+        header: The block that holds the `NodeSetChanged`.
+        proof: Of this block or of one of its closing children.
+        start: The block that the era that ends started from.
+
+    Raises:
+        InvalidMessageError: it is not shown to be; says why.
+    """
+    verify_finality(node_set, proof, start)
+    distance = proof.header.height - header.height
+    if not 0 <= distance <= _MAX_CLOSING:
+        msg = f"block {proof.header.height} says nothing of block {header.height}"
+        raise InvalidMessageError(msg)
+    descendant = header
+    for _ in range(distance):
+        descendant = descendant.closing_child()
+    if descendant != proof.header or proof.child != descendant.closing_child():
+        msg = f"the proof is not of block {header.height} or a closing child of it"
+        raise InvalidMessageError(msg)

@@ -1,0 +1,97 @@
+"""Cosignatures become a quorum, whatever else comes."""
+
+from __future__ import annotations
+
+import pytest
+
+from ledger import cosigning
+from ledger.checkpoint import (
+    Checkpoint,
+    cosign_checkpoint,
+    sign_checkpoint,
+    verify_checkpoint,
+)
+from ledger.cosigning import CosignatureCollector
+from ledger.note import InvalidNoteError, KeyType, VerifierKey
+from ledger.signing import SigningKey
+
+ORIGIN = "folkmoot/f"
+LOG = SigningKey(bytes(32))
+LOG_KEY = VerifierKey(ORIGIN, KeyType.ED25519, LOG.public_key)
+NODES = [SigningKey(bytes([n]) * 32) for n in range(1, 5)]
+NODE_KEYS = [
+    VerifierKey(f"node{n}", KeyType.COSIGNATURE_V1, key.public_key)
+    for n, key in enumerate(NODES)
+]
+
+
+def note(size: int, node: int, *, root: bytes = b"r" * 32, at: int = 7) -> bytes:
+    signed = sign_checkpoint(Checkpoint(ORIGIN, size, root), LOG)
+    return cosign_checkpoint(signed, f"node{node}", NODES[node], at)
+
+
+@pytest.fixture
+def collector() -> CosignatureCollector:
+    return CosignatureCollector(ORIGIN, LOG_KEY, NODE_KEYS, 3)
+
+
+def test_a_quorum_makes_one_note_that_verifies(collector):
+    for node in (2, 0):
+        assert collector.add(note(5, node)).size == 5
+        assert collector.merge(5) is None
+    collector.add(note(5, 3))
+    merged = collector.merge(5)
+    assert merged is not None
+    verified = verify_checkpoint(merged, LOG_KEY, ORIGIN, NODE_KEYS)
+    assert [s.key.name for s in verified.cosignatures] == ["node0", "node2", "node3"]
+    assert collector.largest() == 5
+
+
+def test_one_cosigner_counts_once(collector):
+    for at in range(3):
+        collector.add(note(5, 1, at=at))
+    assert collector.merge(5) is None
+    assert collector.largest() == 0
+
+
+def test_merged_notes_can_be_added_again(collector):
+    for node in range(3):
+        collector.add(note(5, node))
+    other = CosignatureCollector(ORIGIN, LOG_KEY, NODE_KEYS, 3)
+    other.add(collector.merge(5))
+    assert other.merge(5) == collector.merge(5)
+
+
+def test_another_root_of_one_size_is_refused(collector):
+    collector.add(note(5, 0))
+    with pytest.raises(InvalidNoteError, match="two different checkpoints of size 5"):
+        collector.add(note(5, 1, root=b"s" * 32))
+
+
+def test_a_note_without_cosignatures_is_refused(collector):
+    with pytest.raises(InvalidNoteError, match="no known cosigner"):
+        collector.add(sign_checkpoint(Checkpoint(ORIGIN, 5, b"r" * 32), LOG))
+
+
+def test_a_bad_cosignature_is_refused(collector):
+    stranger = SigningKey(b"x" * 32)
+    signed = sign_checkpoint(Checkpoint(ORIGIN, 5, b"r" * 32), stranger)
+    with pytest.raises(InvalidNoteError):
+        collector.add(cosign_checkpoint(signed, "node0", NODES[0], 7))
+
+
+def test_strangers_are_left_out_of_what_is_merged(collector):
+    for node in range(3):
+        signed = note(5, node)
+        collector.add(cosign_checkpoint(signed, "stranger", SigningKey(b"x" * 32), 7))
+    assert b"stranger" not in collector.merge(5)
+
+
+def test_what_is_kept_is_bounded(collector, monkeypatch):
+    monkeypatch.setattr(cosigning, "MAX_SIZES", 2)
+    for size in (1, 2, 3):
+        for node in range(3):
+            collector.add(note(size, node))
+    assert collector.merge(1) is None
+    assert collector.merge(2) is not None
+    assert collector.largest() == 3
