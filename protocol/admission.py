@@ -13,18 +13,42 @@ Rules, in order; the first that fails gives the reason:
 - a federation exists once, founded by a configuration that its own operator signed;
 - the author is who may say this: an agent speaks for itself, a principal for its role;
 - the signature verifies;
-- an input is said once; facts of a decider come after their causes, in their order.
+- an input is said once; facts of a decider come after their causes, in their order;
+- what claims the ledger nodes' consent carries it: a change of the node set, a final
+  checkpoint; and evidence proves what it says.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, cast
+from itertools import repeat
+from operator import contains
+from typing import Final, TypeAlias, cast
 
+from ledger.attestations import (
+    InvalidMessageError,
+    NodeSet,
+    compute_chain_id,
+    verify_node_set_change,
+)
+from ledger.checkpoint import parse_checkpoint, verify_checkpoint
+from ledger.equivocation import (
+    Contradiction,
+    identify_contradiction,
+    verify_equivocation,
+)
+from ledger.merkle import leaf_hash
+from ledger.note import InvalidNoteError, KeyType, VerifierKey, parse_note
+from ledger.policy import Policy, make_bft_policy
 from ledger.signing import InvalidSignatureError
-from protocol.envelope import compute_input_id, verify_event
+from protocol.envelope import (
+    compute_fact_id,
+    compute_input_id,
+    compute_origin,
+    verify_event,
+)
 from protocol.validation import find_problem
 from schemas import codec, topics
 from schemas import events as e
@@ -39,9 +63,12 @@ _AUTHOR_ROLE: Final[dict[type[e.Event], str]] = {
     e.FederationConfigured: "OPERATOR",
     e.AgentAdmitted: "OPERATOR",
     e.AgentRevoked: "OPERATOR",
+    e.NodeSetChanged: "OPERATOR",
     e.RoundRequested: "OPERATOR",
     e.RoundAbandonRequested: "OPERATOR",
     e.DeadlineReached: "TIMER",
+    e.FinalityRequested: "TIMER",
+    e.CheckpointFinalised: "TIMER",
     e.UpdatesChecked: "AGGREGATOR",
     e.AggregateSubmitted: "AGGREGATOR",
     e.ModelExported: "EXPORTER",
@@ -50,6 +77,10 @@ _AUTHOR_ROLE: Final[dict[type[e.Event], str]] = {
         fact: "DECIDER" for topic in topics.FACT_TOPICS for fact in topics.EVENTS[topic]
     },
 }
+
+
+Verify = Callable[[bytes, bytes, bytes], None]
+"""`protocol.envelope.verify_event`, or what knows its answer already."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +155,10 @@ class AdmissionState:
         num_leaves: Number of leaves so far.
         last_facts: Place of the last fact, by topic: cause's leaf index, output index.
         recent_ids: Ids of inputs in each of the last blocks, oldest first.
+        node_sets: The ledger nodes of each era, oldest first; none if the federation
+            has no ledger nodes.
+        finalised_size: Size of the largest checkpoint that is known to be final.
+        proven: Contradictions that are on the ledger.
     """
 
     federation_id: str = ""
@@ -133,6 +168,9 @@ class AdmissionState:
     num_leaves: int = 0
     last_facts: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     recent_ids: tuple[frozenset[bytes], ...] = ()
+    node_sets: tuple[NodeSet, ...] = ()
+    finalised_size: int = 0
+    proven: frozenset[Contradiction] = frozenset()
 
 
 def decide(
@@ -164,14 +202,32 @@ def evolve(
     return scratch.freeze()
 
 
-def find_fault(
-    state: AdmissionState, leaves: Sequence[tuple[e.Leaf, e.LedgerEvent]]
-) -> tuple[int, Reason, str] | None:
-    """Return the first leaf of a block that should not have been admitted, and why.
+Fault: TypeAlias = tuple[int, Reason, str]
+"""A leaf's place in its block, and why it should not have been admitted."""
 
-    This is what an auditor asks of every block; None if the block is as it should be.
+
+def find_faults(
+    state: AdmissionState,
+    leaves: Sequence[tuple[e.Leaf, e.LedgerEvent]],
+    *,
+    verify: Verify = verify_event,
+) -> tuple[list[Fault], AdmissionState]:
+    """Return the leaves of a block that should not have been admitted, and why.
+
+    This is what an auditor asks of every block. A leaf that should not be there counts
+    nothing for those after it.
+
+    Args:
+        state: What admission knows before the block.
+        leaves: The block's.
+        verify: How signatures are checked.
+
+    Returns:
+        The faults in their order, and the state that the other leaves lead to: what
+        `evolve` makes of them.
     """
-    scratch = _Scratch(state)
+    scratch = _Scratch(state, verify=verify)
+    faults: list[Fault] = []
     for index, (leaf, event) in enumerate(leaves):
         if isinstance(event, e.EventRejected):
             problem = scratch.find_rejection_problem(leaf, event)
@@ -182,18 +238,80 @@ def find_fault(
         if problem is None and scratch.is_redelivered(leaf):
             problem = Reason.DUPLICATE_EVENT, "its source offset was sequenced before"
         if problem is not None:
-            return index, *problem
-        scratch.absorb(leaf, event)
-    return None
+            faults.append((index, *problem))
+        else:
+            scratch.absorb(leaf, event)
+    return faults, scratch.freeze()
+
+
+def find_fault(
+    state: AdmissionState, leaves: Sequence[tuple[e.Leaf, e.LedgerEvent]]
+) -> Fault | None:
+    """Return the first fault of `find_faults`; None if the block is as it should be."""
+    faults, _ = find_faults(state, leaves)
+    return faults[0] if faults else None
+
+
+def find_author(state: AdmissionState, event: e.LedgerEvent) -> bytes | None:
+    """Return whose signature an event must bear, as far as is known; None if nobody's.
+
+    A guess for those who verify ahead: what came in between may change the answer.
+    """
+    try:
+        if isinstance(event, e.EventRejected):
+            return state.principals.get("SEQUENCER")
+        return _Scratch(state).find_author_key(event)
+    except KeyError:
+        return None
+
+
+def compute_event_id(
+    state: AdmissionState, leaf: e.Leaf, event: e.LedgerEvent
+) -> bytes:
+    """Return an event's id, 32 bytes, as its record's header has it.
+
+    Args:
+        state: What admission knows after the leaf.
+        leaf: The leaf.
+        event: What it holds.
+    """
+    if isinstance(event, e.Fact):
+        return compute_fact_id(event)
+    return compute_input_id(_Scratch(state).find_author_key(event), leaf.event)
+
+
+def make_policy(state: AdmissionState) -> Policy:
+    """Return whose cosignatures make a checkpoint of this log final, as a policy.
+
+    Args:
+        state: Of a federation that has ledger nodes; the present ones count.
+    """
+    log_key = _log_key(state.federation_id, state.principals["SEQUENCER"])
+    nodes = state.node_sets[-1]
+    return make_bft_policy(
+        log_key.to_vkey(),
+        [
+            (node.name, key.to_vkey(), node.url)
+            for node, key in zip(nodes.nodes, nodes.vkeys(), strict=True)
+        ],
+    )
+
+
+def _log_key(federation_id: str, sequencer_key: bytes) -> VerifierKey:
+    return VerifierKey(compute_origin(federation_id), KeyType.ED25519, sequencer_key)
 
 
 class _Scratch:
     """An admission state that can be changed in place while a batch is judged."""
 
     def __init__(
-        self, state: AdmissionState, sequencer_key: bytes | None = None
+        self,
+        state: AdmissionState,
+        sequencer_key: bytes | None = None,
+        verify: Verify = verify_event,
     ) -> None:
         self._sequencer_key = sequencer_key
+        self._verify = verify
         self._federation_id = state.federation_id
         self._principals = state.principals
         self._agents = state.agents
@@ -202,6 +320,10 @@ class _Scratch:
         self._last_facts = dict(state.last_facts)
         self._recent_ids = state.recent_ids
         self._new_ids: set[bytes] = set()
+        self._node_sets = state.node_sets
+        self._num_node_sets_before = len(state.node_sets)
+        self._finalised_size = state.finalised_size
+        self._proven = state.proven
 
     def freeze(self) -> AdmissionState:
         return AdmissionState(
@@ -214,6 +336,9 @@ class _Scratch:
             recent_ids=(*self._recent_ids, frozenset(self._new_ids))[
                 -REMEMBERED_BLOCKS:
             ],
+            node_sets=self._node_sets,
+            finalised_size=self._finalised_size,
+            proven=self._proven,
         )
 
     def judge(self, received: Received) -> Verdict:
@@ -283,9 +408,12 @@ class _Scratch:
         if signature is None:
             return Reason.MISSING_SIGNATURE, "no moot-signature header of 64 bytes"
         try:
-            verify_event(key, event_bytes, signature)
+            self._verify(key, event_bytes, signature)
         except InvalidSignatureError as error:
             return Reason.BAD_SIGNATURE, str(error)
+        refusal = self._find_consent_problem(event)
+        if refusal is not None:
+            return refusal
         if isinstance(event, e.Fact):
             if event.cause_leaf_index >= self._num_leaves:
                 # It would make every fact that follows look old.
@@ -298,6 +426,9 @@ class _Scratch:
         ):
             # Once it is true its bytes are the same: it must not be known by then.
             return Reason.INVALID_FIELD, "it checks a leaf that is not there yet"
+        if isinstance(event, e.FinalityRequested) and event.height >= self._num_leaves:
+            # A block has a leaf, so a height is below the number of leaves.
+            return Reason.INVALID_FIELD, "there is no such block yet"
         if not isinstance(event, e.Fact) and self._is_known(
             compute_input_id(key, event_bytes)
         ):
@@ -310,7 +441,7 @@ class _Scratch:
         """Return what is wrong with a refusal on the ledger; None if nothing is."""
         key = self._principals.get("SEQUENCER", b"")
         try:
-            verify_event(key, leaf.event, leaf.signature)
+            self._verify(key, leaf.event, leaf.signature)
         except InvalidSignatureError as error:
             return Reason.BAD_SIGNATURE, str(error)
         source = (event.source_topic, event.source_partition, event.source_offset)
@@ -346,6 +477,19 @@ class _Scratch:
             case e.FederationConfigured():
                 self._federation_id = event.federation_id
                 self._principals = {p.role: p.public_key for p in event.principals}
+                if event.ledger_nodes:
+                    chain_id = compute_chain_id(leaf_hash(codec.encode(leaf)))
+                    nodes = NodeSet(0, chain_id, event.ledger_nodes)
+                    self._node_sets = (nodes,)
+            case e.NodeSetChanged():
+                chain_id = self._node_sets[-1].chain_id
+                nodes = NodeSet(event.era, chain_id, event.nodes)
+                self._node_sets = (*self._node_sets, nodes)
+            case e.CheckpointFinalised():
+                note = event.checkpoint.encode()
+                self._finalised_size = parse_checkpoint(parse_note(note).text).size
+            case e.EquivocationProven():
+                self._proven |= {identify_contradiction(event)}
             case e.AgentAdmitted():
                 agent = Agent(event.public_key)
                 self._agents = {**self._agents, event.agent_id: agent}
@@ -354,7 +498,7 @@ class _Scratch:
                 self._agents = {**self._agents, event.agent_id: revoked}
             case _:
                 pass
-        key = self._find_author_key_unchecked(event)
+        key = self.find_author_key(event)
         self._new_ids.add(compute_input_id(key, leaf.event))
 
     def _find_author_key(self, event: e.LedgerEvent) -> bytes | tuple[Reason, str]:
@@ -386,11 +530,76 @@ class _Scratch:
             case e.AgentRevoked() if event.agent_id not in self._agents:
                 detail = f"agent {event.agent_id!r} has not been admitted"
                 return Reason.UNKNOWN_AGENT, detail
+            case e.EquivocationProven(reported_by=key) if not (
+                self._node_sets and self._node_sets[-1].find(key)
+            ):
+                return Reason.UNKNOWN_LEDGER_NODE, "only a ledger node reports this"
             case _:
                 pass
-        return self._find_author_key_unchecked(event)
+        return self.find_author_key(event)
 
-    def _find_author_key_unchecked(self, event: e.LedgerEvent) -> bytes:
+    def _find_consent_problem(self, event: e.LedgerEvent) -> tuple[Reason, str] | None:
+        """Return why the ledger nodes' word is not what an event says it is."""
+        match event:
+            case e.NodeSetChanged() | e.CheckpointFinalised() | e.EquivocationProven():
+                pass
+            case _:
+                return None
+        if not self._node_sets:
+            return Reason.UNKNOWN_LEDGER_NODE, "this federation has no ledger nodes"
+        match event:
+            case e.NodeSetChanged():
+                return self._find_change_problem(event)
+            case e.CheckpointFinalised():
+                return self._find_checkpoint_problem(event)
+            case e.EquivocationProven():
+                sequencer_key = self._principals["SEQUENCER"]
+                try:
+                    verify_equivocation(self._node_sets, sequencer_key, event)
+                except InvalidMessageError as error:
+                    return Reason.NOT_PROVEN, str(error)
+                if identify_contradiction(event) in self._proven:
+                    return Reason.DUPLICATE_EVENT, "it has been proven already"
+        return None
+
+    def _find_change_problem(
+        self, change: e.NodeSetChanged
+    ) -> tuple[Reason, str] | None:
+        if len(self._node_sets) != self._num_node_sets_before:
+            return Reason.NODE_SET_PENDING, "this block changes the node set already"
+        try:
+            verify_node_set_change(self._node_sets[-1], change)
+        except InvalidMessageError as error:
+            return Reason.NOT_APPROVED, str(error)
+        return None
+
+    def _find_checkpoint_problem(
+        self, event: e.CheckpointFinalised
+    ) -> tuple[Reason, str] | None:
+        nodes = self._node_sets[-1]
+        log_key = _log_key(self._federation_id, self._principals["SEQUENCER"])
+        try:
+            verified = verify_checkpoint(
+                event.checkpoint.encode(), log_key, log_key.name, nodes.vkeys()
+            )
+        except InvalidNoteError as error:
+            return Reason.NOT_FINAL, str(error)
+        number = len(verified.cosignatures)
+        if number < nodes.quorum:
+            detail = f"{number} cosignatures by present nodes; it takes {nodes.quorum}"
+            return Reason.NOT_FINAL, detail
+        size = verified.checkpoint.size
+        if not self._finalised_size < size <= self._num_leaves:
+            detail = (
+                f"size {size} is not above {self._finalised_size}, the last one known"
+                if size <= self._finalised_size
+                else f"the log has {self._num_leaves} leaves, not {size}"
+            )
+            return Reason.STALE_CHECKPOINT, detail
+        return None
+
+    def find_author_key(self, event: e.LedgerEvent) -> bytes:
+        """Return whose signature an event on the ledger bears."""
         match event:
             case e.UpdateSubmitted() | e.UpdateDeclined():
                 return self._agents[event.agent_id].public_key
@@ -398,6 +607,8 @@ class _Scratch:
                 return event.public_key  # proof that the applicant holds the key
             case e.FederationConfigured():
                 return {p.role: p.public_key for p in event.principals}["OPERATOR"]
+            case e.EquivocationProven():
+                return event.reported_by
             case _:
                 return self._principals[_AUTHOR_ROLE[type(event)]]
 
@@ -406,8 +617,9 @@ class _Scratch:
         return (fact.cause_leaf_index, fact.output_index) <= last
 
     def _is_known(self, input_id: bytes) -> bool:
+        # map and not a generator: this looks into every block of the window.
         return input_id in self._new_ids or any(
-            input_id in ids for ids in self._recent_ids
+            map(contains, self._recent_ids, repeat(input_id))
         )
 
     def _refuse(self, received: Received, reason: Reason, detail: str) -> Refused:

@@ -7,26 +7,33 @@ from collections.abc import Iterable
 from typing import Final
 
 COHORT_DOMAIN: Final = b"folkmoot/cohort/v1\n"
+CHECKPOINT_DOMAIN: Final = b"folkmoot/cohort-checkpoint/v1\n"
 
 
-def compute_cohort_seed(
-    previous_block_hash: bytes, federation_id: str, round_number: int
-) -> bytes:
+def compute_checkpoint_entropy(checkpoint_text: str) -> bytes:
+    """Return what a final checkpoint gives to the draw, 32 bytes.
+
+    Args:
+        checkpoint_text: Origin, size and root, as its log and its cosigners signed
+            them; not the signatures, which whoever collects them may choose among.
+    """
+    return hashlib.sha256(CHECKPOINT_DOMAIN + checkpoint_text.encode()).digest()
+
+
+def compute_cohort_seed(entropy: bytes, federation_id: str, round_number: int) -> bytes:
     """Return the seed of a round's draw, 32 bytes.
 
     Args:
-        previous_block_hash: Hash of the block before the one with the request, 32
-            bytes: it is fixed before anyone can know which block the request enters.
+        entropy: 32 bytes that were fixed before the round was asked for: see
+            `protocol.rounds`.
         federation_id: The federation.
         round_number: The round, from 1.
 
-    Source: DESIGN.md section 4. Until checkpoints are final by quorum, whoever runs
-    the sequencer can influence the seed, and so can the operator on a quiet log, who
-    may add records until the seed suits; SECURITY.md says so.
+    Source: DESIGN.md section 4, ADR 0013.
     """
     return hashlib.sha256(
         COHORT_DOMAIN
-        + previous_block_hash
+        + entropy
         + round_number.to_bytes(8, "big")
         + federation_id.encode()
     ).digest()

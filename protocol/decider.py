@@ -24,8 +24,8 @@ class Sequenced:
         leaf_hash: RFC 9162 leaf hash, 32 bytes; the ``cause`` of what follows from it.
         leaf_index: Its place in the log, from 0.
         sequenced_at_ms: The stamp of its block: the only clock deciders know.
-        previous_block_hash: Hash of the block before its own, 32 bytes: the only
-            randomness deciders know.
+        previous_block_hash: Hash of the block before its own, 32 bytes.
+        tree_size: Number of leaves after its block: the size of the block's checkpoint.
     """
 
     event: LedgerEvent
@@ -33,6 +33,7 @@ class Sequenced:
     leaf_index: int
     sequenced_at_ms: int
     previous_block_hash: bytes
+    tree_size: int
 
 
 State = TypeVar("State")

@@ -15,7 +15,7 @@ from typing import Any, Final, cast
 from ledger.blocks import BlockHeader, Chain, ChainError, plan_block, verify_block
 from ledger.signing import InvalidSignatureError, SigningKey
 from protocol import admission
-from protocol.admission import AdmissionState, Admitted, Received, Refused
+from protocol.admission import AdmissionState, Admitted, Received, Refused, Verify
 from protocol.decider import Sequenced
 from protocol.envelope import sign_event, verify_event
 from schemas import codec
@@ -85,7 +85,11 @@ class OpenedLeaf:
 
 
 def open_block(
-    state: LogState, block_bytes: bytes, signature: bytes | None
+    state: LogState,
+    block_bytes: bytes,
+    signature: bytes | None,
+    *,
+    verify: Verify = verify_event,
 ) -> tuple[LogState, e.BlockSequenced, list[OpenedLeaf]]:
     """Verify that a block is the next one, and return its leaves.
 
@@ -96,12 +100,13 @@ def open_block(
         state: How far the log has been read.
         block_bytes: Single-object encoding of the block, as received.
         signature: The record's signature header.
+        verify: How the sequencer's signature is checked.
 
     Raises:
         ForeignRecordError: the sequencer did not sign it.
         LogError: the sequencer signed it, and it is not the next block of this log.
     """
-    block, sequencer_key = verify_author(state, block_bytes, signature)
+    block, sequencer_key = verify_author(state, block_bytes, signature, verify=verify)
     height = block.height
     leaves = [
         _open_leaf(data, height, block.first_leaf_index + index)
@@ -135,6 +140,7 @@ def open_block(
                 leaf_index=block.first_leaf_index + index,
                 sequenced_at_ms=block.sequenced_at_ms,
                 previous_block_hash=block.previous_block_hash,
+                tree_size=plan.tree.size,
             ),
             block.traceparents[index],
         )
@@ -153,7 +159,11 @@ def open_block(
 
 
 def verify_author(
-    state: LogState, block_bytes: bytes, signature: bytes | None
+    state: LogState,
+    block_bytes: bytes,
+    signature: bytes | None,
+    *,
+    verify: Verify = verify_event,
 ) -> tuple[e.BlockSequenced, bytes]:
     """Return a block that the federation's sequencer signed, and the sequencer's key.
 
@@ -177,7 +187,7 @@ def verify_author(
         )
     sequencer_key = state.sequencer_key or _genesis_key(block)
     try:
-        verify_event(sequencer_key, block_bytes, signature or b"")
+        verify(sequencer_key, block_bytes, signature or b"")
     except InvalidSignatureError as error:
         msg = "the sequencer did not sign this block"
         raise ForeignRecordError(

@@ -16,6 +16,11 @@ Rules:
 - The operator may abandon a round at any time: nothing else ends one whose aggregator
   is gone for good.
 - The claim about the sum must fit the sealed set; the audit recomputes the sum itself.
+- With ledger nodes, the cohort is drawn from the final checkpoint of the block that
+  ended the round before (of the genesis block, for the first): whoever asks for rounds
+  cannot wait for a draw that suits. Where that checkpoint is not on the log when the
+  round is asked for, the last one that was counts: training goes on while nothing
+  becomes final. Without ledger nodes the block before the request's gives the seed.
 """
 
 from __future__ import annotations
@@ -25,7 +30,13 @@ from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import Any
 
-from protocol.cohort import compute_cohort_seed, draw_cohort
+from ledger.checkpoint import parse_checkpoint
+from ledger.note import parse_note
+from protocol.cohort import (
+    compute_checkpoint_entropy,
+    compute_cohort_seed,
+    draw_cohort,
+)
 from protocol.decider import Decider, Sequenced
 from schemas import events as e
 from schemas.reasons import Reason
@@ -74,6 +85,10 @@ class RoundsState:
         version: Version of the current global model; 0 is the initial one.
         model: The current global model.
         current: The round in progress, if any.
+        draw_size: Tree size of the checkpoint that the next cohort is drawn from; 0
+            without ledger nodes.
+        draw_entropy: What the last such checkpoint gave, 32 bytes; zeros at first.
+        drawn_size: Its tree size; 0 at first.
     """
 
     config: e.FederationConfigured | None = None
@@ -83,6 +98,14 @@ class RoundsState:
     version: int = 0
     model: e.BlobRef | None = None
     current: OpenRound | None = None
+    draw_size: int = 0
+    draw_entropy: bytes = bytes(32)
+    drawn_size: int = 0
+
+
+def is_drawable(state: RoundsState) -> bool:
+    """Return whether the checkpoint that the next cohort is drawn from is known."""
+    return state.drawn_size == state.draw_size
 
 
 def decide(state: RoundsState, leaf: Sequenced) -> Sequence[e.RoundFact]:
@@ -120,7 +143,22 @@ def _evolve_input(state: RoundsState, leaf: Sequenced) -> RoundsState:
     current = state.current
     match leaf.event:
         case e.FederationConfigured() as config:
-            return replace(state, config=config, model=config.initial_model)
+            draw_size = leaf.tree_size if config.ledger_nodes else 0
+            return replace(
+                state, config=config, model=config.initial_model, draw_size=draw_size
+            )
+        # The round's end as the log has it, which is later than when it followed.
+        case e.AggregatePublished() | e.RoundAbandoned() if state.draw_size:
+            return replace(state, draw_size=leaf.tree_size)
+        case e.CheckpointFinalised(checkpoint=note):
+            text = parse_note(note.encode()).text
+            if parse_checkpoint(text).size != state.draw_size:
+                return state
+            return replace(
+                state,
+                draw_entropy=compute_checkpoint_entropy(text),
+                drawn_size=state.draw_size,
+            )
         case e.AgentAdmitted(agent_id=agent_id):
             return replace(state, agents=state.agents | {agent_id})
         case e.AgentRevoked(agent_id=agent_id):
@@ -253,9 +291,8 @@ def _start(
             Reason.NOT_ENOUGH_AGENTS,
             f"{len(state.agents)} active agents, min_cohort is {config.min_cohort}",
         )
-    seed = compute_cohort_seed(
-        leaf.previous_block_hash, config.federation_id, request.round
-    )
+    entropy = state.draw_entropy if config.ledger_nodes else leaf.previous_block_hash
+    seed = compute_cohort_seed(entropy, config.federation_id, request.round)
     return e.RoundStarted(
         round=request.round,
         cohort=draw_cohort(seed, state.agents, config.cohort_size),

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import astuple
 from typing import Final
 
+from ledger.policy import BFT_GROUP, NO_QUORUM
 from schemas import events as e
 from schemas.reasons import Reason
 
@@ -54,6 +56,12 @@ _CONFIG_RULE: Final = (
     "module_config and data_config must be JSON objects of at most "
     f"{MAX_CONFIG_SIZE_BYTES} bytes, nested at most {MAX_CONFIG_DEPTH} deep"
 )
+MAX_LEDGER_NODES: Final = 64
+"""More signatures than these do not fit a certificate that fits a leaf."""
+NODE_URL: Final = re.compile(r"https?://[a-zA-Z0-9.:\[\]_-]{1,200}(?:/[\w./-]{0,200})?")
+MAX_CHECKPOINT_SIZE_BYTES: Final = 16_384
+MAX_EVIDENCE_SIZE_BYTES: Final = 16_384
+MAX_POINTS: Final = 1_000_000_000
 ROLES: Final = ("OPERATOR", "SEQUENCER", "DECIDER", "AGGREGATOR", "EXPORTER", "TIMER")
 
 
@@ -87,6 +95,26 @@ def find_problem(event: e.LedgerEvent) -> str | None:
             return _blob_problem(total) or _blob_problem(model)
         case e.UpdatesChecked(results=results):
             return _checks_problem(results)
+        case e.NodeSetChanged(era=era, nodes=nodes):
+            if era < 1:
+                return "era must be at least 1"
+            return _nodes_problem(nodes) or (
+                None if nodes else "a federation with ledger nodes keeps some"
+            )
+        case e.FinalityRequested(height=height) if height < 0:
+            return "height must be at least 0"
+        case e.CheckpointFinalised(checkpoint=text) if (
+            len(text.encode(errors="replace")) > MAX_CHECKPOINT_SIZE_BYTES
+        ):
+            return f"a checkpoint is larger than {MAX_CHECKPOINT_SIZE_BYTES} bytes"
+        case e.EquivocationProven(messages=messages) if (
+            not 2 <= len(messages) <= 3  # noqa: PLR2004  # the schema says so
+            or any(len(m) > MAX_EVIDENCE_SIZE_BYTES for m in messages)
+        ):
+            return (
+                "messages must be two or three, each of at most "
+                f"{MAX_EVIDENCE_SIZE_BYTES} bytes"
+            )
         case _ if isinstance(event, e.Fact) and (
             event.cause_leaf_index < 0 or event.output_index < 0
         ):
@@ -141,7 +169,34 @@ def find_configuration_problem(config: e.FederationConfigured) -> str | None:
     for holds, message in rules:
         if not holds:
             return message
-    return _blob_problem(config.initial_model)
+    return (
+        _nodes_problem(config.ledger_nodes)
+        or _rewards_problem(config.reward_rule)
+        or _blob_problem(config.initial_model)
+    )
+
+
+def _nodes_problem(nodes: tuple[e.LedgerNode, ...]) -> str | None:
+    names = [node.name for node in nodes]
+    keys = {node.public_key for node in nodes}
+    if len(nodes) > MAX_LEDGER_NODES:
+        return f"at most {MAX_LEDGER_NODES} ledger nodes"
+    if names != sorted(set(names)) or len(keys) != len(nodes):
+        return "ledger nodes must be in ascending order of name, names and keys unique"
+    if any(NAME.fullmatch(n) is None or n in {BFT_GROUP, NO_QUORUM} for n in names):
+        return (
+            "a ledger node's name must be 1 to 64 of a-z 0-9 . _ -, "
+            f"not {BFT_GROUP} or {NO_QUORUM}: they mean something in policies"
+        )
+    if any(node.url and NODE_URL.fullmatch(node.url) is None for node in nodes):
+        return "a ledger node's url must be http:// or https://, host and path alone"
+    return None
+
+
+def _rewards_problem(rule: e.RewardRule) -> str | None:
+    if any(not 0 <= points <= MAX_POINTS for points in astuple(rule)):
+        return f"every value of reward_rule must be 0 to {MAX_POINTS}"
+    return None
 
 
 def _names_problem(event: e.LedgerEvent) -> str | None:
@@ -152,9 +207,9 @@ def _names_problem(event: e.LedgerEvent) -> str | None:
     agent_id = getattr(event, "agent_id", None)
     if agent_id is not None and NAME.fullmatch(agent_id) is None:
         return "agent_id must be 1 to 64 of a-z 0-9 . _ -, ends alphanumeric"
-    round_number = getattr(event, "round", 1)
-    if round_number < 1:
-        return "round must be at least 1"
+    lowest = 0 if isinstance(event, e.BalanceChanged) else 1
+    if getattr(event, "round", 1) < lowest:
+        return f"round must be at least {lowest}"
     return None
 
 

@@ -26,7 +26,12 @@ from adapters.schema_registry import FramingError
 from ledger.checkpoint import Checkpoint, sign_checkpoint
 from ledger.signing import InvalidSignatureError
 from protocol.admission import Received
-from protocol.envelope import SIGNATURE_HEADER, TRACEPARENT_HEADER, verify_event
+from protocol.envelope import (
+    SIGNATURE_HEADER,
+    TRACEPARENT_HEADER,
+    compute_origin,
+    verify_event,
+)
 from protocol.log import (
     MAX_BLOCK_LEAVES,
     MAX_BLOCK_SIZE_BYTES,
@@ -128,7 +133,7 @@ class Sequencer:
 
     def _sign_checkpoint(self, key: bytes, state: SequencerState) -> CheckpointSigned:
         chain = state.log.chain
-        origin = f"folkmoot/{key.decode()}"
+        origin = compute_origin(key.decode())
         checkpoint = Checkpoint(origin=origin, size=chain.size, root=chain.tree.root())
         return CheckpointSigned(
             federation_id=key.decode(),

@@ -22,17 +22,31 @@ import numpy as np
 from adapters.blobs import BlobError
 from adapters.kafka import Record, make_headers
 from adapters.schema_registry import FramingError
+from ledger.attestations import (
+    Header,
+    NodeSet,
+    sign_approval,
+    sign_attestation,
+)
 from ledger.blocks import plan_block
-from ledger.checkpoint import Checkpoint, sign_checkpoint
+from ledger.checkpoint import (
+    Checkpoint,
+    cosign_checkpoint,
+    parse_checkpoint,
+    sign_checkpoint,
+)
+from ledger.equivocation import prove_equivocation
+from ledger.note import parse_note
 from ledger.signing import SigningKey
 from protocol import registry as model_registry
-from protocol import rounds
+from protocol import rewards, rounds
 from protocol.admission import Received
 from protocol.decider import step
 from protocol.encoding import UpdateRefusedError, parse_update, update_to_blob
 from protocol.envelope import sign_event
 from protocol.log import LogState, NewBlock, SequencerState, open_block, sequence
 from protocol.plain import RoundResult, compute_max_update_size, compute_result
+from protocol.rewards import RECOMMENDED_RULE
 from protocol.tensors import tensors_to_blob
 from protocol.validation import ROLES
 from schemas import codec, topics
@@ -61,6 +75,30 @@ _HEADERS: Final = {
 def make_key(name: str) -> SigningKey:
     """Return the key that a name always has."""
     return SigningKey(hashlib.sha256(b"key of " + name.encode()).digest())
+
+
+def make_nodes(names: Iterable[str]) -> tuple[e.LedgerNode, ...]:
+    """Return ledger nodes with the keys of their names."""
+    return tuple(
+        e.LedgerNode(name=name, public_key=make_key(name).public_key, url="")
+        for name in sorted(names)
+    )
+
+
+def make_header(nodes: NodeSet, data: bytes, *, height: int = 1) -> Header:
+    """Return the header of some block that stands on nothing known."""
+    digest = hashlib.sha256(data).digest()
+    return Header(
+        chain_id=nodes.chain_id,
+        era=nodes.era,
+        height=height,
+        previous_id=digest,
+        block_hash=digest,
+        tree_size=height + 1,
+        tree_root=digest,
+        state_root=digest,
+        node_set_hash=nodes.hash,
+    )
 
 
 def make_traceparent(number: int) -> str:
@@ -127,6 +165,8 @@ class LogBuilder:
         num_parameters: Size of its models.
         cohort_size: Agents drawn for a round.
         min_cohort: Fewest contributions of a round.
+        ledger_nodes: Names of its ledger nodes.
+        reward_rule: What contributions earn.
         send_fact: What the decider sends for a fact that it concluded.
         result: What the aggregator stores for a round that it computed.
     """
@@ -135,6 +175,8 @@ class LogBuilder:
     num_parameters: int = 6
     cohort_size: int = 4
     min_cohort: int = 2
+    ledger_nodes: Sequence[str] = ("node0", "node1", "node2", "node3")
+    reward_rule: e.RewardRule = RECOMMENDED_RULE
     send_fact: Callable[[e.Fact], Sequence[e.Fact]] = _as_said
     result: Callable[[RoundResult], RoundResult] = _as_computed
     records: list[Record] = field(default_factory=list)
@@ -150,6 +192,7 @@ class LogBuilder:
         self._reader = LogState()
         self._rounds = rounds.DECIDER.initial
         self._registry = model_registry.DECIDER.initial
+        self._rewards = rewards.DECIDER.initial
         self._waiting: list[Received] = []
         self._offsets: Counter[str] = Counter()
         self._updates: dict[int, e.UpdateSubmitted] = {}
@@ -214,6 +257,8 @@ class LogBuilder:
             cohort_size=self.cohort_size,
             min_cohort=self.min_cohort,
             round_duration_ms=ROUND_DURATION_MS,
+            ledger_nodes=make_nodes(self.ledger_nodes),
+            reward_rule=self.reward_rule,
         )
         self.say(config, make_key("OPERATOR"))
         self.settle()
@@ -395,6 +440,73 @@ class LogBuilder:
         self.say(claim, make_key("EXPORTER"))
         self.settle()
 
+    def finalise(self) -> None:
+        """Let the timer say that the next draw's checkpoint is final, if it is due."""
+        size = self._rounds.draw_size
+        if size <= self.state.admission.finalised_size:
+            return
+        note = next(
+            note for note in map(self._signed_note, self.checkpoints) if note[0] == size
+        )[1]
+        nodes = self.state.admission.node_sets[-1]
+        for node in nodes.nodes[: nodes.quorum]:
+            note = cosign_checkpoint(
+                note, node.name, make_key(node.name), 1_760_000_000
+            )
+        event = e.CheckpointFinalised(
+            federation_id=self.federation_id, checkpoint=note.decode()
+        )
+        self.say(event, make_key("TIMER"))
+        self.settle()
+
+    @staticmethod
+    def _signed_note(record: Record) -> tuple[int, bytes]:
+        event = codec.decode_as(e.CheckpointSigned, unframe(record.value or b""))
+        return parse_checkpoint(
+            parse_note(event.checkpoint.encode()).text
+        ).size, event.checkpoint.encode()
+
+    def request_finality(self) -> None:
+        """Let the timer give the last block a child."""
+        event = e.FinalityRequested(
+            federation_id=self.federation_id, height=self.state.log.chain.height - 1
+        )
+        self.say(event, make_key("TIMER"))
+        self.settle()
+
+    def change_nodes(self, *names: str) -> None:
+        """Hand over to other ledger nodes."""
+        present = self.state.admission.node_sets[-1]
+        nodes = make_nodes(names)
+        era = present.era + 1
+        new = NodeSet(era, present.chain_id, nodes)
+        approvals = [
+            sign_approval(make_key(node.name), present.chain_id, era, new.hash)
+            for node in present.nodes[: present.quorum]
+        ]
+        event = e.NodeSetChanged(
+            federation_id=self.federation_id,
+            era=era,
+            nodes=nodes,
+            approvals=tuple(sorted(approvals, key=lambda a: a.public_key)),
+        )
+        self.say(event, make_key("OPERATOR"))
+        self.settle()
+
+    def equivocate(self, name: str, *, reported_by: str) -> None:
+        """Let a ledger node be caught attesting to two blocks of one height."""
+        nodes = self.state.admission.node_sets[-1]
+        messages = tuple(
+            sign_attestation(
+                make_key(name), nodes, self.federation_id, 0, make_header(nodes, data)
+            )
+            for data in (b"one", b"other")
+        )
+        reporter = make_key(reported_by)
+        event = prove_equivocation(self.federation_id, messages, reporter.public_key)
+        self.say(event, reporter)
+        self.settle()
+
     def run_round(self, *, num_declining: int = 0) -> None:
         """Run a whole round; the last of the cohort decline."""
         cohort = self.request_round()
@@ -540,7 +652,10 @@ class LogBuilder:
             self._registry, versions = step(
                 model_registry.DECIDER, self._registry, leaf.sequenced
             )
-            for fact in (*facts, *versions):
+            self._rewards, changes = step(
+                rewards.DECIDER, self._rewards, leaf.sequenced
+            )
+            for fact in (*facts, *versions, *changes):
                 if isinstance(fact, e.RoundSealed):
                     self._sealed = fact
                 for sent in self.send_fact(fact):
@@ -551,7 +666,8 @@ def build_log(**options: object) -> LogBuilder:
     """Return a log in which everything happened that can.
 
     Three rounds and one abandoned; a revoked agent, declined, rejected and late
-    updates, refused events, a round refused, a claim rejected.
+    updates, refused events, a round refused, a claim rejected; final checkpoints, a
+    ledger node that contradicts itself, and other ledger nodes at the end.
 
     Args:
         **options: As `LogBuilder` takes them.
@@ -561,11 +677,20 @@ def build_log(**options: object) -> LogBuilder:
     log.found()
     log.request_round()  # refused: nobody is there
     log.admit(*agents)
+    if log.ledger_nodes:
+        log.request_finality()
+        log.finalise()
     log.run_round(num_declining=1)
+    if log.ledger_nodes:
+        log.finalise()
+        log.equivocate("node3", reported_by="node0")
     log.revoke("eve")
     _run_round_with_trouble(log)
     _run_abandoned_round(log)
     log.run_round()
+    if log.ledger_nodes:
+        log.change_nodes("node0", "node1", "node2", "node4")
+        log.request_finality()
     return log
 
 

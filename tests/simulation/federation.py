@@ -208,6 +208,7 @@ class Run(Generic[StateT, FactT]):
             leaf_index=len(self.leaves),
             sequenced_at_ms=self.now_ms,
             previous_block_hash=hashlib.sha256(b"%d" % len(self.leaves)).digest(),
+            tree_size=len(self.leaves) + 1,
         )
         self.leaves.append(leaf)
         self.state, facts = step(self.decider, self.state, leaf)

@@ -667,6 +667,7 @@ def test_every_event_that_may_be_a_leaf_has_an_author() -> None:
         e.AgentEnrolmentRequested,
         e.UpdateSubmitted,
         e.UpdateDeclined,
+        e.EquivocationProven,
     }
     authors = {*admission._AUTHOR_ROLE, *speak_for_themselves}
     leaves = {e for t in topics.SEQUENCED_TOPICS for e in topics.EVENTS[t]}

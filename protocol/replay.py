@@ -1,0 +1,427 @@
+"""Replay: what everybody who believes nobody does with each block of a log.
+
+A block is opened (`protocol.log`), every leaf is judged again (`protocol.admission`),
+the deciders are run again, and each fact on the log must be the very bytes that they
+concluded, on its topic, in its turn. The audit reports the faults; a ledger node
+attests to a block only if there are none. Both run `replay_block` and nothing else, so
+what a node lets pass the audit does too.
+
+A fault does not stop a replay: what should not be there changes no state, and the next
+leaf is judged. After a block that does not follow, or a leaf that the deciders cannot
+read, nothing later can be believed: those are `LogError` and `DeciderError`.
+
+Deliberately not here: what a record's key and headers say, blobs, checkpoints and
+finality.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from enum import StrEnum
+from typing import Any, Final
+
+from protocol import admission, registry, rewards, rounds
+from protocol.admission import AdmissionState, Received, Refused, Verify
+from protocol.decider import step
+from protocol.envelope import verify_event
+from protocol.log import LogState, OpenedLeaf, open_block
+from schemas import codec, topics
+from schemas import events as e
+from schemas.reasons import Reason
+
+FRAMING_REASONS: Final = frozenset(
+    {Reason.NO_VALUE, Reason.TOO_LARGE, Reason.NOT_FRAMED, Reason.UNKNOWN_SCHEMA}
+)
+UNSEEN_REASONS: Final = frozenset(
+    # They depend on the record's signature, key, partition or order, or on what the
+    # schema registry knew: a refusal does not keep those.
+    {
+        Reason.MISSING_SIGNATURE,
+        Reason.BAD_SIGNATURE,
+        Reason.DUPLICATE_EVENT,
+        Reason.WRONG_PARTITION,
+        Reason.WRONG_KEY,
+        Reason.UNKNOWN_SCHEMA,
+    }
+)
+
+Unframe = Callable[[bytes], "bytes | Reason"]
+"""From a record's value as it was refused to single-object bytes, or why not."""
+
+
+class FaultCode(StrEnum):
+    """What is wrong with a leaf."""
+
+    NOT_ADMISSIBLE = "NOT_ADMISSIBLE"
+    FALSE_REFUSAL = "FALSE_REFUSAL"
+    FACT_DIFFERS = "FACT_DIFFERS"
+    FACT_MISSING = "FACT_MISSING"
+    FACT_INVENTED = "FACT_INVENTED"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """One thing about a leaf that is not as it must be.
+
+    Attributes:
+        code: What kind of thing.
+        leaf_index: The leaf.
+        message: What it means, for people.
+        expected: What should be there.
+        found: What is.
+    """
+
+    code: FaultCode
+    leaf_index: int
+    message: str
+    expected: str
+    found: str
+
+
+class DeciderError(Exception):
+    """The deciders cannot read a leaf: one that should not be there.
+
+    Attributes:
+        leaf_index: The leaf.
+    """
+
+    def __init__(self, message: str, leaf_index: int) -> None:
+        super().__init__(message)
+        self.leaf_index = leaf_index
+
+
+@dataclass(frozen=True, slots=True)
+class ExpectedFact:
+    """A fact that the deciders concluded and the log does not have yet.
+
+    Attributes:
+        fact: The fact.
+        data: Its encoding: what the leaf must hold.
+    """
+
+    fact: e.Fact
+    data: bytes
+
+    @property
+    def turn(self) -> tuple[int, int]:
+        """Return its place among the facts of its topic."""
+        return self.fact.cause_leaf_index, self.fact.output_index
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayState:
+    """All that a log's leaves lead to.
+
+    Attributes:
+        log: How far it has been read.
+        admission: What admission knows.
+        rounds: The rounds decider's state.
+        registry: The registry decider's.
+        rewards: The rewards decider's.
+        expected: Facts to come, in their order, by topic.
+    """
+
+    log: LogState = field(default_factory=LogState)
+    admission: AdmissionState = field(default_factory=AdmissionState)
+    rounds: rounds.RoundsState = rounds.DECIDER.initial
+    registry: registry.RegistryState = registry.DECIDER.initial
+    rewards: rewards.RewardsState = rewards.DECIDER.initial
+    expected: Mapping[str, tuple[ExpectedFact, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayedLeaf:
+    """A leaf and what follows from it.
+
+    Attributes:
+        opened: The leaf.
+        rounds: The rounds decider's state after it.
+        facts: What the deciders concluded.
+        is_admissible: Whether it should be there.
+    """
+
+    opened: OpenedLeaf
+    rounds: rounds.RoundsState
+    facts: tuple[e.Fact, ...]
+    is_admissible: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replayed:
+    """A block, replayed.
+
+    Attributes:
+        state: The state after it.
+        block: The block.
+        leaves: Its leaves.
+        faults: What is wrong with them, in their order.
+        num_refusals_unchecked: Refusals that are the sequencer's word.
+    """
+
+    state: ReplayState
+    block: e.BlockSequenced
+    leaves: tuple[ReplayedLeaf, ...]
+    faults: tuple[Fault, ...]
+    num_refusals_unchecked: int
+
+
+def replay_block(
+    state: ReplayState,
+    block_bytes: bytes,
+    signature: bytes | None,
+    *,
+    unframe: Unframe,
+    verify: Verify = verify_event,
+) -> Replayed:
+    """Replay the next block of a log.
+
+    Args:
+        state: What came before.
+        block_bytes: Single-object encoding of the block, as received.
+        signature: The record's signature header.
+        unframe: How refused values are looked at.
+        verify: How the signatures of leaves and block are checked; another one may
+            know the answer already.
+
+    Raises:
+        LogError: it is not the next block of this log.
+        DeciderError: the deciders cannot read it.
+    """
+    log, block, opened = open_block(state.log, block_bytes, signature, verify=verify)
+    return _Replay(state, log, block, unframe, verify).run(opened)
+
+
+def find_missing(state: ReplayState) -> Iterator[ExpectedFact]:
+    """Yield the expected facts that cannot come any more.
+
+    Admission lets no fact pass that is older than the last one of its topic.
+    """
+    for topic, expected in state.expected.items():
+        last = state.admission.last_facts.get(topic, (-1, -1))
+        yield from (item for item in expected if item.turn < last)
+
+
+def find_pending(state: ReplayState) -> Iterator[ExpectedFact]:
+    """Yield the expected facts that are still to come."""
+    for topic, expected in state.expected.items():
+        last = state.admission.last_facts.get(topic, (-1, -1))
+        yield from (item for item in expected if item.turn >= last)
+
+
+def describe_missing(missing: ExpectedFact, leaf_index: int, found: str) -> Fault:
+    """Return the fault of a fact that is not on the log."""
+    return Fault(
+        code=FaultCode.FACT_MISSING,
+        leaf_index=leaf_index,
+        message=(
+            f"a fact that follows from leaf {missing.fact.cause_leaf_index} "
+            "is not on the log"
+        ),
+        expected=str(missing.fact),
+        found=found,
+    )
+
+
+class _Replay:
+    """One block's replay."""
+
+    def __init__(
+        self,
+        before: ReplayState,
+        log: LogState,
+        block: e.BlockSequenced,
+        unframe: Unframe,
+        verify: Verify,
+    ) -> None:
+        self._before = before
+        self._log = log
+        self._block = block
+        self._unframe = unframe
+        self._verify = verify
+        self._rounds = before.rounds
+        self._registry = before.registry
+        self._rewards = before.rewards
+        self._expected = dict(before.expected)
+        self._faults: list[Fault] = []
+        self._num_unchecked = 0
+
+    def run(self, opened: Sequence[OpenedLeaf]) -> Replayed:
+        pairs = [(item.leaf, item.sequenced.event) for item in opened]
+        faulty, after = self._find_inadmissible(pairs)
+        good = [number for number in range(len(pairs)) if number not in faulty]
+        before, done = self._before.admission, 0
+        leaves = []
+        for number, item in enumerate(opened):
+            event = item.sequenced.event
+            if isinstance(event, e.EventRejected):
+                if number not in faulty:
+                    # The state that the sequencer refused it in.
+                    earlier = [pairs[i] for i in good if done <= i < number]
+                    before, done = admission.evolve(before, earlier), number
+                    self._check_refusal(event, before, item.sequenced.leaf_index)
+            elif isinstance(event, e.Fact):
+                is_admissible = number not in faulty
+                self._check_fact(event, item, is_admissible=is_admissible)
+            facts = self._decide(item)
+            leaves.append(ReplayedLeaf(item, self._rounds, facts, number not in faulty))
+        return Replayed(
+            state=ReplayState(
+                log=self._log,
+                # What should not be there changes nothing, but it counts.
+                admission=replace(after, num_leaves=self._log.chain.size),
+                rounds=self._rounds,
+                registry=self._registry,
+                rewards=self._rewards,
+                expected=self._expected,
+            ),
+            block=self._block,
+            leaves=tuple(leaves),
+            faults=tuple(self._faults),
+            num_refusals_unchecked=self._num_unchecked,
+        )
+
+    def _find_inadmissible(
+        self, pairs: Sequence[tuple[e.Leaf, e.LedgerEvent]]
+    ) -> tuple[set[int], AdmissionState]:
+        """Return which leaves should not be there, and where the others lead."""
+        found, after = admission.find_faults(
+            self._before.admission, pairs, verify=self._verify
+        )
+        self._faults.extend(
+            Fault(
+                code=FaultCode.NOT_ADMISSIBLE,
+                leaf_index=self._block.first_leaf_index + number,
+                message="this leaf should not have been admitted",
+                expected=f"a refusal: {reason}",
+                found=f"{type(pairs[number][1]).__name__}: {detail}",
+            )
+            for number, reason, detail in found
+        )
+        return {number for number, _, _ in found}, after
+
+    def _check_refusal(
+        self, refusal: e.EventRejected, state: AdmissionState, leaf_index: int
+    ) -> None:
+        """Check as much of a refusal as it still shows."""
+        problem = self._find_refusal_problem(refusal, state)
+        if problem:
+            self._faults.append(
+                Fault(
+                    code=FaultCode.FALSE_REFUSAL,
+                    leaf_index=leaf_index,
+                    message="a record was refused for what it does not show",
+                    expected=problem,
+                    found=f"{refusal.reason}: {refusal.detail}",
+                )
+            )
+
+    def _find_refusal_problem(
+        self, refusal: e.EventRejected, state: AdmissionState
+    ) -> str:
+        """Return why it should not have been refused like this; empty if it should."""
+        reason, size = refusal.reason, refusal.value_size_bytes
+        if reason == Reason.TOO_LARGE:
+            return "" if size > codec.MAX_EVENT_SIZE_BYTES else f"{size} bytes are few"
+        if size > admission.MAX_REJECTED_VALUE_BYTES:
+            self._num_unchecked += 1
+            return ""
+        found = self._judge(refusal, state)
+        if found == reason or (found in FRAMING_REASONS and reason in FRAMING_REASONS):
+            return ""
+        if found not in FRAMING_REASONS and reason in UNSEEN_REASONS:
+            self._num_unchecked += 1
+            return ""
+        return f"{found or 'no refusal'}, if any"
+
+    def _judge(self, refusal: e.EventRejected, state: AdmissionState) -> str:
+        """Return why admission would refuse the record, without its signature."""
+        event = self._unframe(refusal.value)
+        if isinstance(event, Reason):
+            return event
+        received = Received(
+            topic=refusal.source_topic,
+            partition=refusal.source_partition,
+            offset=refusal.source_offset,
+            key=refusal.federation_id.encode(),
+            value=refusal.value,
+            event=event,
+            signature=None,
+        )
+        verdict = admission.decide(state, [received])[0]
+        return verdict.event.reason if isinstance(verdict, Refused) else ""
+
+    def _check_fact(
+        self, fact: e.Fact, item: OpenedLeaf, *, is_admissible: bool
+    ) -> None:
+        leaf_index = item.sequenced.leaf_index
+        topic = topics.topic_of(fact)
+        expected = self._expected.get(topic, ())
+        turn = (fact.cause_leaf_index, fact.output_index)
+        place = next((i for i, due in enumerate(expected) if due.turn == turn), None)
+        if place is None:
+            if is_admissible:
+                self._faults.append(
+                    Fault(
+                        code=FaultCode.FACT_INVENTED,
+                        leaf_index=leaf_index,
+                        message="nothing on the log leads to this fact",
+                        expected=f"next: {expected[0].fact}" if expected else "no fact",
+                        found=str(fact),
+                    )
+                )
+            return
+        self._expected[topic] = expected[place + 1 :]
+        self._faults.extend(
+            describe_missing(missing, leaf_index, "the next one")
+            for missing in expected[:place]
+        )
+        due = expected[place]
+        if due.data != item.leaf.event:
+            ours, theirs = _describe_difference(due.fact, fact)
+            self._faults.append(
+                Fault(
+                    code=FaultCode.FACT_DIFFERS,
+                    leaf_index=leaf_index,
+                    message=(
+                        f"leaf {fact.cause_leaf_index} leads to another "
+                        f"{type(due.fact).__name__}"
+                    ),
+                    expected=ours,
+                    found=theirs,
+                )
+            )
+
+    def _decide(self, item: OpenedLeaf) -> tuple[e.Fact, ...]:
+        """Move the deciders by one leaf, and note what must follow."""
+        leaf = item.sequenced
+        try:
+            self._rounds, started = step(rounds.DECIDER, self._rounds, leaf)
+            self._registry, versions = step(registry.DECIDER, self._registry, leaf)
+            self._rewards, changes = step(rewards.DECIDER, self._rewards, leaf)
+            facts: tuple[e.Fact, ...] = (*started, *versions, *changes)
+            for fact in facts:
+                topic = topics.topic_of(fact)
+                due = ExpectedFact(fact, codec.encode(fact))
+                self._expected[topic] = (*self._expected.get(topic, ()), due)
+        except Exception as error:
+            # Only a leaf that should not be there can do this.
+            msg = f"{type(error).__name__}: {error}"
+            raise DeciderError(msg, leaf.leaf_index) from error
+        return facts
+
+
+def _describe_difference(ours: e.Fact, theirs: e.Fact) -> tuple[str, str]:
+    """Return two facts as people compare them: only the fields that differ."""
+    if type(ours) is not type(theirs):
+        return str(ours), str(theirs)
+    names = [
+        part.name
+        for part in fields(ours)
+        if getattr(ours, part.name) != getattr(theirs, part.name)
+    ]
+    return _show_fields(ours, names), _show_fields(theirs, names)
+
+
+def _show_fields(fact: Any, names: Iterable[str]) -> str:
+    return ", ".join(f"{name}={getattr(fact, name)!r}" for name in names)

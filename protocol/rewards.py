@@ -1,0 +1,290 @@
+"""The rewards decider: what contributions earn, and what failures cost.
+
+Points by the federation's `RewardRule`, as integers. Every change of a balance is a
+fact that follows from one leaf; a change of nothing is none.
+
+Rules, by basis:
+
+- ``CONTRIBUTION``: each contribution to a published aggregate earns
+  ``per_contribution`` and, for its examples, ``per_thousand_examples`` pro rata,
+  rounded down.
+- ``UTILITY``: a registered version that is more accurate than every one before it
+  (than 0, for the first) earns ``per_accuracy_percent`` for each percentage point of
+  the difference, pro rata, rounded down. The points are shared among its round's
+  contributions by their examples, to the last one (`share_out`).
+- ``MISSED_ASSIGNMENT``: who was drawn and had given no answer when the round was
+  sealed, or abandoned for want of contributions, pays. An answer that was refused,
+  even as late, is one; so is declining. Who was revoked before owes none. A round that
+  the operator gives up costs nobody.
+- ``FAILED_PROOF``: an update that the aggregator refused for what its blob is.
+- ``EQUIVOCATION``: a proven contradiction, paid by the ledger node that signed it, or
+  by the sequencer.
+
+Balances start at 0 and may be negative. They stop at the ends of Avro's ``long``: a
+fact's amount is what was really added.
+
+The decider reads facts of others where they are leaves. They come on several topics, so
+an aggregate, even its version, may be on the log before its round's ``RoundSealed``:
+whatever comes last pays.
+
+Deliberately not here: that a contradiction is one, and on the log once
+(`protocol.admission`); what points are good for; whether accuracy and numbers of
+examples are true (the exporter's word, and the agents').
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Final, TypeAlias
+
+from protocol.decider import Decider, Sequenced
+from protocol.validation import BLOB_REASONS
+from schemas import events as e
+from schemas.reasons import Reason
+
+RECOMMENDED_RULE: Final = e.RewardRule(
+    per_contribution=100,
+    per_thousand_examples=100,
+    per_accuracy_percent=1_000,
+    missed_assignment=50,
+    failed_proof=500,
+    equivocation=100_000,
+)
+"""A rule to begin with. A contribution is worth about 100 points. Missing a round costs
+half of one, so whoever answers more than a third of the time gains; a bad update costs
+five, so sending anything at all does not pay; a contradiction a thousand."""
+MAX_UNPAID_ROUNDS: Final = 8
+"""How many rounds are remembered that have not earned everything yet, the latest ones.
+A version that is registered when eight later rounds wait for theirs earns nothing."""
+MIN_BALANCE: Final = -(2**63)  # Avro's long
+MAX_BALANCE: Final = 2**63 - 1
+SEQUENCER_ACCOUNT: Final = "principal:SEQUENCER"
+"""With a colon, as no agent's name has one: an agent may be called sequencer."""
+NODE_PREFIX: Final = "node:"
+
+
+class Basis(StrEnum):
+    """What a balance changes for."""
+
+    CONTRIBUTION = "CONTRIBUTION"
+    UTILITY = "UTILITY"
+    MISSED_ASSIGNMENT = "MISSED_ASSIGNMENT"
+    FAILED_PROOF = "FAILED_PROOF"
+    EQUIVOCATION = "EQUIVOCATION"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnpaidRound:
+    """A round that has not earned everything yet.
+
+    Attributes:
+        contributions: Its contributions; None until it is known to be sealed.
+        is_published: Whether its aggregate is.
+        pool: What its version earned, in points; None until that is registered.
+    """
+
+    contributions: tuple[e.Contribution, ...] | None = None
+    is_published: bool = False
+    pool: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardsState:
+    """What the rewards decider knows of a federation.
+
+    Attributes:
+        rule: What earns and costs how much.
+        sequencer_key: Public key of the sequencer; empty before the first leaf.
+        node_names: Names of all ledger nodes so far, by public key.
+        best_accuracy_micros: Accuracy of the best version so far; 0 before any.
+        drawn_round: The last round that started; 0 if none.
+        silent: Who was drawn for it and owes an answer.
+        unpaid: Rounds that have not earned everything yet, by number; at most
+            `MAX_UNPAID_ROUNDS`.
+        balances: Points by account, of those that ever changed.
+    """
+
+    rule: e.RewardRule = field(default_factory=e.RewardRule)
+    sequencer_key: bytes = b""
+    node_names: Mapping[bytes, str] = field(default_factory=dict)
+    best_accuracy_micros: int = 0
+    drawn_round: int = 0
+    silent: frozenset[str] = frozenset()
+    unpaid: Mapping[int, UnpaidRound] = field(default_factory=dict)
+    balances: Mapping[str, int] = field(default_factory=dict)
+
+
+def decide(state: RewardsState, leaf: Sequenced) -> Sequence[e.RewardFact]:
+    """Return the changes that follow from a leaf; each counts for the next."""
+    balances: dict[str, int] = {}
+    facts = []
+    for account, points, basis in _find_changes(state, leaf.event):
+        before = balances.get(account, state.balances.get(account, 0))
+        after = max(MIN_BALANCE, min(MAX_BALANCE, before + points))
+        if after == before:
+            continue
+        balances[account] = after
+        facts.append(
+            e.BalanceChanged(
+                federation_id=leaf.event.federation_id,
+                round=getattr(leaf.event, "round", 0),
+                cause=leaf.leaf_hash,
+                cause_leaf_index=leaf.leaf_index,
+                output_index=0,  # `step` numbers the facts
+                account=account,
+                amount=after - before,
+                balance=after,
+                basis=basis,
+            )
+        )
+    return facts
+
+
+def evolve(state: RewardsState, happened: Sequenced | e.RewardFact) -> RewardsState:
+    """Fold an input or a fact; refuses nothing."""
+    if isinstance(happened, e.BalanceChanged):
+        balances = {**state.balances, happened.account: happened.balance}
+        return replace(state, balances=balances)
+    match happened.event:
+        case e.FederationConfigured() as config:
+            keys = {p.role: p.public_key for p in config.principals}
+            return replace(
+                _name_nodes(state, config.ledger_nodes),
+                rule=config.reward_rule,
+                sequencer_key=keys["SEQUENCER"],
+            )
+        case e.NodeSetChanged(nodes=nodes):
+            return _name_nodes(state, nodes)
+        case e.RoundStarted(round=number, cohort=cohort):
+            return replace(state, drawn_round=number, silent=frozenset(cohort))
+        case (
+            e.ContributionAccepted(round=number, agent_id=agent_id)
+            | e.ContributionRejected(round=number, agent_id=agent_id)
+        ) if number == state.drawn_round:
+            return replace(state, silent=state.silent - {agent_id})
+        case e.RoundSealed(round=number, contributions=contributions):
+            unpaid = replace(_unpaid(state, number), contributions=contributions)
+            return _remember(replace(state, silent=frozenset()), number, unpaid)
+        case e.RoundAbandoned(round=number):
+            others = {k: v for k, v in state.unpaid.items() if k != number}
+            return replace(state, silent=frozenset(), unpaid=others)
+        case e.AggregatePublished(round=number):
+            unpaid = replace(_unpaid(state, number), is_published=True)
+            return _remember(state, number, unpaid)
+        case e.ModelVersionRegistered(round=number) as version:
+            unpaid = replace(_unpaid(state, number), pool=_compute_pool(state, version))
+            best = max(state.best_accuracy_micros, version.accuracy_micros)
+            after = _remember(state, number, unpaid)
+            return replace(after, best_accuracy_micros=best)
+        case _:
+            return state
+
+
+def share_out(pool: int, weights: Mapping[str, int]) -> dict[str, int]:
+    """Split points by weight, to the last one: the largest-remainder method.
+
+    Args:
+        pool: How many points, at least 0.
+        weights: Weight by account, each at least 0, their sum at least 1.
+
+    Returns:
+        Points by account, in ascending order of account; their sum is the pool. What
+        rounding down leaves goes to the largest remainders, one point each; of equal
+        ones to the account that comes first.
+    """
+    total = sum(weights.values())
+    accounts = sorted(weights)
+    shares = {account: pool * weights[account] // total for account in accounts}
+    by_remainder = sorted(
+        accounts, key=lambda account: -(pool * weights[account] % total)
+    )
+    for account in by_remainder[: pool - sum(shares.values())]:
+        shares[account] += 1
+    return shares
+
+
+_Change: TypeAlias = tuple[str, int, Basis]
+"""Account, points to add, what for."""
+
+
+def _find_changes(state: RewardsState, event: e.LedgerEvent) -> Iterator[_Change]:
+    """Yield what an event earns and costs by the rule; this is where it is applied."""
+    match event:
+        case e.RoundSealed(round=number, contributions=contributions):
+            unpaid = replace(_unpaid(state, number), contributions=contributions)
+            yield from _missed(state, number)
+            if unpaid.is_published:
+                yield from _contributed(state, unpaid)
+            if unpaid.pool is not None:
+                yield from _improved(unpaid, unpaid.pool)
+        case e.RoundAbandoned(round=number, reason=Reason.NOT_ENOUGH_CONTRIBUTIONS):
+            yield from _missed(state, number)
+        case e.AggregatePublished(round=number):
+            yield from _contributed(state, _unpaid(state, number))
+        case e.ModelVersionRegistered(round=number):
+            yield from _improved(_unpaid(state, number), _compute_pool(state, event))
+        case e.ContributionRejected(agent_id=agent_id, reason=reason) if (
+            reason in BLOB_REASONS
+            # What an agent says of itself follows from its own leaf.
+            and event.update_leaf_index != event.cause_leaf_index
+        ):
+            yield agent_id, -state.rule.failed_proof, Basis.FAILED_PROOF
+        case e.EquivocationProven(public_key=key):
+            if key in state.node_names:
+                account = NODE_PREFIX + state.node_names[key]
+                yield account, -state.rule.equivocation, Basis.EQUIVOCATION
+            elif key == state.sequencer_key:
+                yield SEQUENCER_ACCOUNT, -state.rule.equivocation, Basis.EQUIVOCATION
+        case _:
+            pass
+
+
+def _missed(state: RewardsState, number: int) -> Iterator[_Change]:
+    if number == state.drawn_round:
+        for agent_id in sorted(state.silent):
+            yield agent_id, -state.rule.missed_assignment, Basis.MISSED_ASSIGNMENT
+
+
+def _contributed(state: RewardsState, unpaid: UnpaidRound) -> Iterator[_Change]:
+    for contribution in unpaid.contributions or ():  # in ascending order of agent_id
+        points = (
+            state.rule.per_contribution
+            + contribution.num_examples * state.rule.per_thousand_examples // 1_000
+        )
+        yield contribution.agent_id, points, Basis.CONTRIBUTION
+
+
+def _improved(unpaid: UnpaidRound, pool: int) -> Iterator[_Change]:
+    if unpaid.contributions:
+        weights = {c.agent_id: c.num_examples for c in unpaid.contributions}
+        for agent_id, points in share_out(pool, weights).items():
+            yield agent_id, points, Basis.UTILITY
+
+
+def _compute_pool(state: RewardsState, version: e.ModelVersionRegistered) -> int:
+    """Return what a version earns; 0 if it is not the best so far."""
+    gain_micros = max(0, version.accuracy_micros - state.best_accuracy_micros)
+    return gain_micros * state.rule.per_accuracy_percent // 10_000
+
+
+def _name_nodes(state: RewardsState, nodes: Iterable[e.LedgerNode]) -> RewardsState:
+    names = {node.public_key: node.name for node in nodes}
+    return replace(state, node_names={**state.node_names, **names})
+
+
+def _unpaid(state: RewardsState, number: int) -> UnpaidRound:
+    return state.unpaid.get(number, UnpaidRound())
+
+
+def _remember(state: RewardsState, number: int, unpaid: UnpaidRound) -> RewardsState:
+    """Return the state with what is now known of a round; nothing once it is paid."""
+    rounds = {**state.unpaid, number: unpaid}
+    if unpaid.contributions is not None and unpaid.pool is not None:
+        del rounds[number]
+    latest = sorted(rounds)[-MAX_UNPAID_ROUNDS:]
+    return replace(state, unpaid={k: rounds[k] for k in latest})
+
+
+DECIDER = Decider(initial=RewardsState(), decide=decide, evolve=evolve)
