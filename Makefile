@@ -6,7 +6,7 @@ UV_VERSION := 0.13.9
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench clean uv stack-tools
+.PHONY: help demo test test-interop lint bench clean uv stack-tools
 
 # Kept in step with cli/fetch.py (cache_directory).
 CACHE := $(shell \
@@ -22,7 +22,7 @@ export UV_COMPILE_BYTECODE := 1
 help: ## Show this help
 	@echo 'Folkmoot. Usage: make <verb>'
 	@echo
-	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/  \1	\2/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/  \1	\2/p' $(MAKEFILE_LIST) | expand -t 16
 	@echo
 	@echo 'First run: downloads about 190 MB of jars and builds MinIO (about 3 minutes); later ones start in seconds.'
 	@echo 'Kept in: $(CACHE)'
@@ -30,8 +30,11 @@ help: ## Show this help
 demo: uv stack-tools ## Start the local stack, train a federated model, audit it
 	@$(RUN) moot demo
 
-test: uv stack-tools ## Run all tests (ARGS="-k name" for some)
-	@$(RUN) pytest $(ARGS)
+test: uv stack-tools ## Run all tests but test-interop's (ARGS="-k name" for some)
+	@$(RUN) pytest --ignore=tests/interop $(ARGS)
+
+test-interop: uv ## Show a log to programs of others: they accept it and refuse forgeries
+	@$(RUN) pytest tests/interop $(ARGS)
 
 lint: uv ## Check format, lint, types and the architecture's import rules
 	@$(RUN) ruff format --check
