@@ -192,6 +192,8 @@ class BenchStack:
         federation_id: str,
         num_parameters: int,
         cohort_size: int,
+        *,
+        ledger_nodes: tuple[e.LedgerNode, ...] = (),
     ) -> Operator:
         """Found a federation and return its operator."""
         operator = Operator(
@@ -204,6 +206,7 @@ class BenchStack:
                 cohort_size=cohort_size,
                 min_cohort=cohort_size,
                 round_duration_ms=ROUND_DURATION_S * 1_000,
+                ledger_nodes=ledger_nodes,
             ),
             load_principals(self.keys),
             make_model(num_parameters),

@@ -1,4 +1,4 @@
-"""`moot demo`: five organisations, one model, and an audit at the end."""
+"""`moot demo`: five organisations, one model, four ledger nodes, and an audit."""
 
 from __future__ import annotations
 
@@ -20,18 +20,21 @@ from rich.console import Console
 from rich.status import Status
 from rich.table import Table
 
-from cli.processes import StackError
+from cli.processes import StackError, find_free_ports
 from cli.services import Supervisor
 from cli.stack import LocalStack
 
 if TYPE_CHECKING:
     from adapters.settings import Settings
-    from schemas.events import LedgerEvent
+    from schemas.events import LedgerEvent, LedgerNode
 
 FEDERATION: Final = "demo"
 ORGANISATIONS: Final = ("aster", "birch", "cedar", "dogwood", "elm")
+LEDGER_NODES: Final = ORGANISATIONS[:4]
+"""Who also runs a ledger node: one of four may lie or be down."""
 ROUND_TIMEOUT_S: Final = 180.0
 PROGRESS_EVERY_S: Final = 15.0
+FINAL_WITHIN_S: Final = 30.0
 BAR_WIDTH: Final = 40
 
 
@@ -104,6 +107,8 @@ class _Demo:
     rounds: int
     begun: float = field(default_factory=time.monotonic)
     accuracies: list[float] = field(default_factory=list)
+    nodes: tuple[LedgerNode, ...] = ()
+    log_url: str = ""
     _stack: LocalStack | None = None
     _supervisor: Supervisor | None = None
 
@@ -133,8 +138,10 @@ class _Demo:
         operator_key = self._start_processes(settings, environment)
         loader.join()
         self._found(settings)
-        self._watch_rounds(settings)
-        self._show_checkpoint(settings)
+        size = self._watch_rounds(settings)
+        self._await_final(size)
+        self._show_receipt(settings)
+        self._show_rewards(settings)
         self._compare()
         return self._audit(operator_key)
 
@@ -188,14 +195,42 @@ class _Demo:
         operator_key = load_or_create_key(key_path(keys, "OPERATOR")).public_key
         self._supervisor = Supervisor(environment, self.work / "logs")
         self._supervisor.start_services(FEDERATION)
+        self._start_nodes(settings, operator_key)
         for index, name in enumerate(ORGANISATIONS):
             self._supervisor.start(
                 name, "agent", "run", name, "--federation", FEDERATION,
                 "--operator-key", operator_key.hex(),
                 "--data-config", json.dumps({"organisation": index}),
             )  # fmt: skip
-        self.say(f"services and {len(ORGANISATIONS)} agents are starting")
+        self.say(
+            f"services, {len(LEDGER_NODES)} ledger nodes and {len(ORGANISATIONS)} "
+            "agents are starting"
+        )
         return operator_key
+
+    def _start_nodes(self, settings: Settings, operator_key: bytes) -> None:
+        from adapters.vote_log import create_identity
+        from cli.node import node_directory
+        from schemas.events import LedgerNode
+
+        assert self._supervisor is not None
+        nodes = []
+        *ports, log_port = find_free_ports(len(LEDGER_NODES) + 1)
+        for name, port in zip(LEDGER_NODES, ports, strict=True):
+            key = create_identity(node_directory(settings, name))
+            url = f"http://127.0.0.1:{port}"
+            nodes.append(LedgerNode(name=name, public_key=key.public_key, url=url))
+            self._supervisor.start(
+                f"node-{name}", "serve", "ledger-node", "--name", name,
+                "--port", str(port), "--federation", FEDERATION,
+                "--operator-key", operator_key.hex(),
+            )  # fmt: skip
+        self._supervisor.start(
+            "log", "serve", "log", "--port", str(log_port), "--federation", FEDERATION,
+            "--operator-key", operator_key.hex(),
+        )  # fmt: skip
+        self.nodes = tuple(nodes)
+        self.log_url = f"http://127.0.0.1:{log_port}"
 
     def _found(self, settings: Settings) -> None:
         from cli.operate import create_federation
@@ -214,6 +249,7 @@ class _Demo:
             cohort_size=len(ORGANISATIONS),
             min_cohort=3,
             round_duration_ms=120_000,
+            ledger_nodes=self.nodes,
         )
         create_federation(
             settings,
@@ -232,14 +268,18 @@ class _Demo:
             "seed": self.example.seed,
         }
 
-    def _watch_rounds(self, settings: Settings) -> None:
-        """Admit who asks, ask for rounds, and print what the log says."""
+    def _watch_rounds(self, settings: Settings) -> int:
+        """Admit who asks, ask for rounds, print what the log says; returns its size."""
         from adapters.ledger import ReadBlock, follow_log
-        from cli.operate import make_operator, make_registry
+        from cli.operate import DRAWABLE_WITHIN_S, make_operator, make_registry
+        from protocol.decider import step
+        from protocol.rounds import DECIDER, is_drawable
         from schemas import events as e
 
         operator = make_operator(settings)
         admitted: set[str] = set()
+        state = DECIDER.initial
+        wanted, wanted_at = 0, 0.0
         deadline = time.monotonic() + ROUND_TIMEOUT_S
         for read in follow_log(settings, make_registry(settings), FEDERATION):
             assert self._supervisor is not None
@@ -248,9 +288,17 @@ class _Demo:
             if time.monotonic() > deadline:
                 msg = f"nothing was registered for {ROUND_TIMEOUT_S:.0f} s"
                 raise StackError(msg, f"The logs are in {self._supervisor.logs}.")
+            if wanted and (
+                is_drawable(state) or time.monotonic() - wanted_at > DRAWABLE_WITHIN_S
+            ):
+                operator.request_round(FEDERATION, wanted)
+                if wanted == 1:
+                    self._intrude(settings)
+                wanted = 0
             if not isinstance(read, ReadBlock):
                 continue
             for leaf in read.leaves:
+                state, _ = step(DECIDER, state, leaf.sequenced)
                 event = leaf.sequenced.event
                 self._print(event, read.block.height, leaf.sequenced.leaf_index)
                 match event:
@@ -261,8 +309,7 @@ class _Demo:
                     case e.AgentAdmitted():
                         admitted.add(event.agent_id)
                         if admitted == set(ORGANISATIONS):
-                            operator.request_round(FEDERATION, 1)
-                            self._intrude(settings)
+                            wanted, wanted_at = 1, time.monotonic()
                     case e.ModelVersionRegistered():
                         deadline = time.monotonic() + ROUND_TIMEOUT_S
                         self.accuracies.append(event.accuracy_micros / 1e6)
@@ -272,29 +319,67 @@ class _Demo:
                                 f"{chain.height} blocks, {chain.size} leaves, "
                                 f"tree {chain.tree.root().hex()[:16]}"
                             )
-                            return
-                        operator.request_round(FEDERATION, event.round + 1)
+                            return chain.size
+                        wanted, wanted_at = event.round + 1, time.monotonic()
                     case e.RoundAbandoned() | e.RoundRefused():
                         msg = f"round {event.round}: {event.reason}, {event.detail}"
                         raise StackError(msg, f"Logs: {self._supervisor.logs}")
                     case _:
                         pass
+        msg = "the log cannot be followed any more"
+        raise StackError(msg, "Is Kafka still there?")
 
-    def _show_checkpoint(self, settings: Settings) -> None:
-        """Print the last signed tree head: what other transparency tools read."""
-        from adapters.kafka import read_partition
-        from adapters.ledger import find_partition
-        from cli.operate import make_registry
-        from schemas import codec, topics
-        from schemas.events import CheckpointSigned
+    def _await_final(self, size: int) -> None:
+        """Wait until a quorum of ledger nodes has cosigned all of this."""
+        from adapters.log_client import LogClient, LogUnavailableError
+        from ledger.checkpoint import parse_checkpoint
+        from ledger.note import InvalidNoteError, parse_note
 
-        registry = make_registry(settings)
-        partition = find_partition(settings, topics.CHECKPOINTS, FEDERATION)
-        *_, last = read_partition(settings, topics.CHECKPOINTS, partition)
-        data = registry.unframe_trusted(last.value or b"")
-        signed = codec.decode_as(CheckpointSigned, data)
-        self.say(f"checkpoint of block {signed.height}:")
-        self.console.print(signed.checkpoint, style="dim", highlight=False)
+        begun = time.monotonic()
+        problem = ""
+        while time.monotonic() - begun < FINAL_WITHIN_S:
+            try:
+                note = LogClient(self.log_url).fetch_checkpoint()
+                final = parse_checkpoint(parse_note(note).text).size
+            except (LogUnavailableError, InvalidNoteError) as error:
+                problem = str(error)
+            else:
+                if final >= size:
+                    waited = time.monotonic() - begun
+                    self.say(f"final {waited:.1f} s later; cosigned checkpoint:")
+                    self.console.print(note.decode(), style="dim", highlight=False)
+                    return
+                problem = f"only {final} of {size} leaves are final"
+            time.sleep(0.1)
+        assert self._supervisor is not None
+        raise StackError(problem, f"The nodes' logs are in {self._supervisor.logs}.")
+
+    def _show_receipt(self, settings: Settings) -> None:
+        """Verify, with no service's help, the receipt that an agent kept."""
+        from cli.receipts import check_receipt, show_policy
+
+        policy = self.work / "policy"
+        policy.write_text(show_policy(settings, FEDERATION), encoding="utf-8")
+        agents = settings.state_directory / "agents" / FEDERATION
+        begun = time.monotonic()
+        while time.monotonic() - begun < FINAL_WITHIN_S:
+            kept = sorted(agents.glob(f"*/receipts/round-{self.rounds}-*.tlog-proof"))
+            if kept:
+                size = kept[0].stat().st_size
+                self.say(f"a receipt that an agent kept, {size} bytes, verified:")
+                if check_receipt(kept[0], policy, as_json=False):
+                    msg = "the receipt is not valid"
+                    raise StackError(msg, f"It is {kept[0]}.")
+                return
+            time.sleep(0.1)
+        msg = "no agent kept a receipt"
+        raise StackError(msg, f"Their logs say why: {self.work / 'logs'}")
+
+    def _show_rewards(self, settings: Settings) -> None:
+        from cli.rewards import show_rewards
+
+        self.say("rewards:")
+        show_rewards(settings, FEDERATION, as_json=False, history=False)
 
     def _print(self, event: LedgerEvent, height: int, leaf_index: int) -> None:
         from cli.operate import describe
@@ -312,6 +397,8 @@ class _Demo:
             e.AggregateSubmitted,
             e.ModelExported,
             e.RoundRequested,
+            e.FinalityRequested,
+            e.BalanceChanged,
         )
         if isinstance(event, quiet):
             return

@@ -29,12 +29,14 @@ federation_app = typer.Typer(help="Found and show federations.", no_args_is_help
 round_app = typer.Typer(help="Ask for rounds and watch them.", no_args_is_help=True)
 agent_app = typer.Typer(help="Run, admit and revoke agents.", no_args_is_help=True)
 registry_app = typer.Typer(help="The model registry.", no_args_is_help=True)
+node_app = typer.Typer(help="Ledger nodes and their keys.", no_args_is_help=True)
 app.add_typer(topics_app, name="topics")
 app.add_typer(schemas_app, name="schemas")
 app.add_typer(federation_app, name="federation")
 app.add_typer(round_app, name="round")
 app.add_typer(agent_app, name="agent")
 app.add_typer(registry_app, name="registry")
+app.add_typer(node_app, name="node")
 
 Federation = Annotated[
     str, typer.Option("--federation", "-f", help="Name of the federation.")
@@ -131,7 +133,7 @@ def serve(
     service: Annotated[
         str,
         typer.Argument(
-            help="sequencer, rounds, aggregator, registry, timer or exporter."
+            help="sequencer, rounds, aggregator, registry, rewards, timer or exporter."
         ),
     ],
     federation: Annotated[
@@ -263,12 +265,22 @@ def federation_create(
             help="ROLE=HEX, the public key of a service that keeps its own key."
         ),
     ] = None,
+    ledger_node: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=HEX@URL, a ledger node: `moot node init` prints it."),
+    ] = None,
+    reward: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=POINTS, a value of the reward rule; or none=0."),
+    ] = None,
     allow: Annotated[
         list[str] | None, typer.Option(help="Modules that may be loaded.")
     ] = None,
 ) -> None:
     """Found a federation: make its initial model and publish its genesis."""
+    from cli.node import parse_ledger_nodes
     from cli.operate import create_federation
+    from cli.rewards import parse_reward_rule
     from producers.control import Parameters
     from schemas.events import Task
 
@@ -284,6 +296,8 @@ def federation_create(
         cohort_size=cohort_size,
         min_cohort=min_cohort,
         round_duration_ms=round_duration_s * 1000,
+        ledger_nodes=parse_ledger_nodes(ledger_node or ()),
+        reward_rule=parse_reward_rule(reward or ()),
     )
     operator = create_federation(
         _settings(),
@@ -322,6 +336,103 @@ def federation_show(federation: Federation, as_json: AsJson = False) -> None:
     from cli.operate import show_federation
 
     show_federation(_settings(), federation, as_json=as_json)
+
+
+@node_app.command("init")
+def node_init(
+    name: Annotated[str, typer.Argument(help="Its name among the nodes.")],
+    url: Annotated[
+        str, typer.Option(help="Where others will reach it, http://host:port.")
+    ] = "",
+) -> None:
+    """Make a ledger node's key and vote log, and print it for `federation create`."""
+    from adapters.vote_log import create_identity
+    from cli.node import node_directory, show_node
+    from schemas.events import LedgerNode
+
+    key = create_identity(node_directory(_settings(), name))
+    print(show_node(LedgerNode(name=name, public_key=key.public_key, url=url)))
+
+
+@node_app.command("list")
+def node_list(federation: Federation, as_json: AsJson = False) -> None:
+    """List a federation's ledger nodes, era by era."""
+    from cli.node import list_nodes
+
+    list_nodes(_settings(), federation, as_json=as_json)
+
+
+@node_app.command("policy")
+def node_policy(federation: Federation) -> None:
+    """Print whose cosignatures make a checkpoint final, as a C2SP policy file."""
+    from cli.receipts import show_policy
+
+    print(show_policy(_settings(), federation), end="")
+
+
+@node_app.command("propose")
+def node_propose(
+    federation: Federation,
+    node: Annotated[list[str], typer.Option(help="NAME=HEX@URL, each new node.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file.")],
+) -> None:
+    """Write a proposal for other ledger nodes, to be approved by the present ones."""
+    from cli.node import parse_ledger_nodes, propose
+
+    propose(_settings(), federation, parse_ledger_nodes(node), output)
+
+
+@node_app.command("approve")
+def node_approve(
+    proposal: Annotated[Path, typer.Argument(help="The file.")],
+    name: Annotated[str, typer.Option(help="Which of this machine's nodes signs.")],
+) -> None:
+    """Sign a proposal with the key of a present ledger node."""
+    from cli.node import approve
+
+    approve(_settings(), proposal, name)
+
+
+@node_app.command("change")
+def node_change(
+    proposal: Annotated[Path, typer.Argument(help="The file, approved.")],
+) -> None:
+    """Publish an approved proposal as the operator."""
+    from cli.node import change
+
+    change(_settings(), proposal)
+
+
+@app.command()
+def receipt(
+    event: Annotated[str, typer.Argument(help="Event id in hex, or a leaf index.")],
+    federation: Federation,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The file.")
+    ] = None,
+    url: Annotated[list[str] | None, typer.Option(help="A server of the log.")] = None,
+) -> None:
+    """Write a receipt: leaf, inclusion proof, cosigned checkpoint (C2SP tlog-proof)."""
+    from cli.receipts import get_receipt
+
+    leaf_index, data = get_receipt(_settings(), federation, event, tuple(url or ()))
+    path = output or Path(f"{federation}-leaf-{leaf_index}.tlog-proof")
+    path.write_bytes(data)
+    print(f"wrote {path}: leaf {leaf_index}, {len(data)} bytes")
+
+
+@app.command("verify-receipt")
+def verify_receipt(
+    file: Annotated[Path, typer.Argument(help="The receipt.")],
+    policy: Annotated[
+        Path, typer.Option(help="Whose word counts: `moot node policy` prints it.")
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Verify a receipt, offline."""
+    from cli.receipts import check_receipt
+
+    raise typer.Exit(check_receipt(file, policy, as_json=as_json))
 
 
 @round_app.command("start")
@@ -453,6 +564,20 @@ def registry_get(
     from cli.operate import get_version
 
     get_version(_settings(), federation, version, form, output)
+
+
+@app.command()
+def rewards(
+    federation: Federation,
+    history: Annotated[
+        bool, typer.Option("--history", help="Show every change and its leaf.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show what agents and ledger nodes have earned and lost."""
+    from cli.rewards import show_rewards
+
+    show_rewards(_settings(), federation, as_json=as_json, history=history)
 
 
 DEFAULT_ALLOWED: Final = ("producers.examples",)

@@ -18,10 +18,11 @@ from adapters.schema_registry import FramingError, SchemaRegistry
 from adapters.settings import Settings
 from cli.processes import StackError
 from producers.control import Operator, Parameters, Position, load_principals
+from protocol.admission import AdmissionState, compute_event_id, evolve
 from protocol.decider import step
 from protocol.log import OpenedLeaf
 from protocol.plain import compute_max_model_size
-from protocol.rounds import DECIDER, RoundsState
+from protocol.rounds import DECIDER, RoundsState, is_drawable
 from protocol.tensors import tensors_to_blob
 from protocol.validation import ROLES
 from schemas import codec, topics
@@ -30,6 +31,9 @@ from schemas import events as e
 FORMATS: Final = ("onnx", "safetensors")
 MAX_ONNX_SIZE_BYTES: Final = 2**31
 SEQUENCED_WITHIN_S: Final = 30.0
+DRAWABLE_WITHIN_S: Final = 10.0
+"""How long a request for a round waits for the checkpoint that its cohort is drawn
+from; after that, training goes on with the last one."""
 LOOK_FOR_REFUSALS_S: Final = 2.0
 
 
@@ -214,6 +218,33 @@ def read_rounds(settings: Settings, federation_id: str) -> tuple[RoundsState, in
     return state, size
 
 
+def await_drawable(settings: Settings, federation_id: str) -> RoundsState:
+    """Return where the rounds stand, once the next cohort's checkpoint is on the log.
+
+    Not later than `DRAWABLE_WITHIN_S`: while nothing becomes final, training goes on.
+
+    Raises:
+        StackError: there is no such federation.
+    """
+    state: RoundsState = DECIDER.initial
+    begun = time.monotonic()
+    for read in follow_log(settings, make_registry(settings), federation_id):
+        if isinstance(read, ReadBlock):
+            for leaf in read.leaves:
+                state, _ = step(DECIDER, state, leaf.sequenced)
+        elif read is END and state.config is None:
+            raise _no_federation(federation_id)
+        elif is_drawable(state) or time.monotonic() - begun > DRAWABLE_WITHIN_S:
+            break
+    if not is_drawable(state):
+        print(
+            f"nothing became final within {DRAWABLE_WITHIN_S:.0f} s: the cohort will "
+            "be drawn from an earlier checkpoint",
+            flush=True,
+        )
+    return state
+
+
 def show_federation(settings: Settings, federation_id: str, *, as_json: bool) -> None:
     """Print a federation's parameters and where it stands."""
     state, size = read_rounds(settings, federation_id)
@@ -276,7 +307,7 @@ def start_round(
     settings: Settings, federation_id: str, *, wait: bool, timeout_s: float
 ) -> int:
     """Ask for the next round and print what becomes of it; returns an exit code."""
-    state, _ = read_rounds(settings, federation_id)
+    state = await_drawable(settings, federation_id)
     number = state.last_round + 1
     position = make_operator(settings).request_round(
         federation_id, number, after_ms=state.last_requested_at_ms
@@ -327,16 +358,21 @@ def watch(
     settings: Settings, federation_id: str, *, as_json: bool, follow: bool
 ) -> None:
     """Print a federation's events from the beginning on."""
+    known = AdmissionState()
     for read in follow_log(settings, make_registry(settings), federation_id):
         if read is END and not follow:
             return
         if not isinstance(read, ReadBlock):
             continue
+        pairs = [(item.leaf, item.sequenced.event) for item in read.leaves]
+        known = evolve(known, pairs)
         for leaf in read.leaves:
             event = leaf.sequenced.event
             if as_json:
+                event_id = compute_event_id(known, leaf.leaf, event)
                 line = {
                     "leaf_index": leaf.sequenced.leaf_index,
+                    "event_id": event_id.hex(),
                     "event": type(event).__name__,
                     **to_jsonable(event),
                 }
@@ -444,6 +480,21 @@ def describe(event: e.LedgerEvent) -> str:
             return (
                 f"round {event.round} version {event.version}: accuracy "
                 f"{event.accuracy_micros / 1e6:.4f}, loss {event.loss_micros / 1e6:.4f}"
+            )
+        case e.NodeSetChanged():
+            names = ", ".join(node.name for node in event.nodes)
+            return f"era {event.era}: the ledger nodes are {names}"
+        case e.FinalityRequested():
+            return f"block {event.height} waits to become final"
+        case e.CheckpointFinalised():
+            _, size, *_ = event.checkpoint.split("\n")
+            return f"the checkpoint of size {size} is final"
+        case e.EquivocationProven():
+            return f"{event.public_key.hex()[:16]} contradicts itself: proven"
+        case e.BalanceChanged():
+            return (
+                f"{event.account} {event.amount:+} points for {event.basis}: "
+                f"{event.balance}"
             )
         case e.EventRejected():
             return f"refused {event.reason} from {event.source_topic}: {event.detail}"

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 Progress = Callable[[str, str], None]
 """Called with a service and what it is doing; must not raise."""
 
+LOOPBACK = "127.0.0.1"
 _GUARD = Path(__file__).with_name("guard.py")
 
 
@@ -139,3 +141,13 @@ def last_lines(path: Path, count: int = 20) -> str:
     except OSError:
         return "(no log)"
     return "\n".join(lines[-count:]) or "(empty log)"
+
+
+def find_free_ports(number: int) -> list[int]:
+    """Return TCP ports of this machine that nobody listens on, all different."""
+    held = [socket.create_server((LOOPBACK, 0)) for _ in range(number)]
+    try:
+        return [server.getsockname()[1] for server in held]
+    finally:
+        for server in held:
+            server.close()

@@ -23,6 +23,7 @@ FAUST_SERVICES: Final = {
     "rounds": "streams.rounds",
     "aggregator": "streams.aggregation",
     "registry": "streams.registry",
+    "rewards": "streams.rewards",
 }
 LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 MAX_RESTARTS: Final = 5
@@ -32,6 +33,7 @@ OWN_PROCESS: Final = (
     "rounds",
     "aggregator",
     "registry",
+    "rewards",
     "timer",
     "exporter",
 )
@@ -154,7 +156,7 @@ class Supervisor:
         environment = {
             **os.environ,
             **self.environment,
-            # Eleven processes share the machine: more threads would only get in the
+            # Twelve processes share the machine: more threads would only get in the
             # way of each other.
             "OMP_NUM_THREADS": "1",
             "OPENBLAS_NUM_THREADS": "1",

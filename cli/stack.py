@@ -38,8 +38,10 @@ from cli.fetch import (
     ensure_fetched,
 )
 from cli.processes import (
+    LOOPBACK,
     Progress,
     StackError,
+    find_free_ports,
     kill_group,
     last_lines,
     process_started,
@@ -65,7 +67,7 @@ __all__ = [
     "stop_detached",
 ]
 
-HOST = "127.0.0.1"
+HOST = LOOPBACK
 KAFKA, REGISTRY, MINIO = "kafka", "schema-registry", "minio"
 SERVICES = (KAFKA, REGISTRY, MINIO)
 # The registry says goodbye to Kafka; with Kafka gone first it would wait for it.
@@ -148,11 +150,7 @@ class _Ports:
     @classmethod
     def choose(cls) -> Self:
         """Ports that are free now; another process may still take one first."""
-        held = [socket.create_server((HOST, 0)) for _ in range(5)]
-        ports = [server.getsockname()[1] for server in held]
-        for server in held:
-            server.close()
-        return cls(*ports)
+        return cls(*find_free_ports(5))
 
     def free(self) -> bool:
         try:

@@ -4,16 +4,21 @@ Nothing is believed that can be computed. Every record is opened with the functi
 that wrote it: `protocol.log` (the sequencer's signature, the chain, the tree),
 `protocol.admission` (who may say what, every leaf's signature), the deciders (what
 follows from every leaf) and `protocol.plain` (what follows from every round's blobs).
+Finality is counted from the ledger nodes' signatures (`consumers.audit_finality`).
 
 Rules:
 
-- Every byte of a record counts: key, value and headers are what the sequencer would
-  have written.
+- Every byte of a record counts: key, value and headers are what its author would have
+  written.
 - A fact on the log must be the very bytes that the deciders conclude, on its topic, in
   its turn. What they conclude and the log does not have yet is pending, no fault.
 - Every block has its checkpoint, and every checkpoint its block.
+- Ledger nodes attest the blocks of this log and no others. Blocks that are not final
+  yet are no fault.
 - After a block that does not follow nothing can be believed: the audit ends there.
   Anything else is noted, and the audit goes on.
+- An audit can go on from where an earlier one ended, if the log still has there what it
+  had then.
 
 What it deliberately does not do: read Kafka or MinIO (the caller's iterators do, and
 their exceptions pass through), run a model, or say that the log does not go on after
@@ -22,59 +27,71 @@ its end: for that compare the report's tree root with what others saw.
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+import re
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
-from typing import Final, cast
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from typing import Final
 
 from adapters.kafka import Record
 from adapters.schema_registry import FramingError
 from consumers.audit_blobs import BlobAuditor, FetchBlob
+from consumers.audit_finality import FinalityAuditor, hash_context
+from consumers.audit_parallel import CheckpointContext, Helpers, Item
 from consumers.audit_report import (
+    Equivocation,
     Finding,
     FindingCode,
     PendingFact,
     Place,
+    RefusedRecord,
     Report,
 )
-from ledger.checkpoint import Checkpoint, verify_checkpoint
-from ledger.note import InvalidNoteError, KeyType, VerifierKey
+from consumers.audit_state import (
+    AuditState,
+    ExpectedCheckpoint,
+    Position,
+    RoundView,
+    hash_record,
+)
+from ledger.attestations import InvalidMessageError
+from ledger.checkpoint import Checkpoint
+from ledger.equivocation import identify_contradiction
+from ledger.note import InvalidNoteError
+from ledger.policy import Policy
 from ledger.signing import InvalidSignatureError
-from protocol import admission, registry, rounds
-from protocol.admission import AdmissionState, Received, Refused
-from protocol.decider import step
+from protocol import admission
+from protocol.admission import AdmissionState
 from protocol.envelope import (
     EVENT_ID_HEADER,
     SIGNATURE_HEADER,
     TRACEPARENT_HEADER,
     compute_input_id,
-    verify_event,
+    compute_origin,
 )
-from protocol.log import LogError, LogState, OpenedLeaf, open_block
+from protocol.log import LogError, LogState, OpenedLeaf
+from protocol.replay import (
+    DeciderError,
+    Fault,
+    FaultCode,
+    Replayed,
+    ReplayedLeaf,
+    describe_missing,
+    find_missing,
+    find_pending,
+    replay_block,
+)
 from schemas import codec, topics
 from schemas import events as e
 from schemas.reasons import Reason
 
 MAX_FINDINGS: Final = 100
 FRAMING_SIZE: Final = 5
-MAX_REJECTED_VALUE_BYTES: Final = admission.MAX_REJECTED_VALUE_BYTES
-
-_FRAMING_REASONS: Final = frozenset(
-    {Reason.NO_VALUE, Reason.TOO_LARGE, Reason.NOT_FRAMED, Reason.UNKNOWN_SCHEMA}
-)
-_UNSEEN_REASONS: Final = frozenset(
-    # They depend on the record's signature, key, partition or order, or on what the
-    # schema registry knew: a refusal does not keep those.
-    {
-        Reason.MISSING_SIGNATURE,
-        Reason.BAD_SIGNATURE,
-        Reason.DUPLICATE_EVENT,
-        Reason.WRONG_PARTITION,
-        Reason.WRONG_KEY,
-        Reason.UNKNOWN_SCHEMA,
-    }
-)
+MAX_LISTED: Final = 10_000
+"""Refused records that a report lists; the counts go on."""
+_TRACEPARENT: Final = re.compile(rb"(?:00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2})?")
 
 Unframe = Callable[[bytes], bytes]
 """`adapters.schema_registry.SchemaRegistry.unframe_trusted`."""
@@ -90,6 +107,20 @@ class Progress:
     num_findings: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Audited:
+    """What an audit leaves.
+
+    Attributes:
+        report: What was found.
+        state: What the next audit goes on from. After an audit that ended early it is
+            that before its first record.
+    """
+
+    report: Report
+    state: AuditState
+
+
 def audit_log(
     records: Iterable[Record],
     *,
@@ -97,12 +128,55 @@ def audit_log(
     unframe: Unframe,
     fetch_blob: FetchBlob | None = None,
     checkpoints: Iterable[Record] | None = None,
+    attestations: Iterable[Record] | None = None,
     settled_offset: int | None = None,
     operator_key: bytes | None = None,
+    policy: Policy | None = None,
     on_progress: Callable[[Progress], None] | None = None,
-    jobs: int = 2,
+    num_fetches: int = 2,
+    jobs: int = 1,
     max_findings: int = MAX_FINDINGS,
+    lists_refused: bool = False,
 ) -> Report:
+    """Audit a federation's log from its beginning; see `run_audit`."""
+    audited = run_audit(
+        records,
+        federation_id=federation_id,
+        unframe=unframe,
+        fetch_blob=fetch_blob,
+        checkpoints=checkpoints,
+        attestations=attestations,
+        settled_offset=settled_offset,
+        operator_key=operator_key,
+        policy=policy,
+        on_progress=on_progress,
+        num_fetches=num_fetches,
+        jobs=jobs,
+        max_findings=max_findings,
+        lists_refused=lists_refused,
+    )
+    return audited.report
+
+
+def run_audit(
+    records: Iterable[Record],
+    *,
+    federation_id: str,
+    unframe: Unframe,
+    fetch_blob: FetchBlob | None = None,
+    checkpoints: Iterable[Record] | None = None,
+    attestations: Iterable[Record] | None = None,
+    settled_offset: int | None = None,
+    operator_key: bytes | None = None,
+    policy: Policy | None = None,
+    start: AuditState | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+    num_fetches: int = 2,
+    jobs: int = 1,
+    helpers: Helpers | None = None,
+    max_findings: int = MAX_FINDINGS,
+    lists_refused: bool = False,
+) -> Audited:
     """Audit a federation's log.
 
     Args:
@@ -114,52 +188,51 @@ def audit_log(
         checkpoints: The checkpoints' partition from offset 0, in order, read lazily;
             None leaves them out. A checkpoint of a block that `records` does not have
             is a finding, so `records` must be read to an end that is later.
+        attestations: The attestations' partition likewise, with the same demand; read
+            after the others.
         settled_offset: Blocks below this offset must have their checkpoint; later ones
             may be too new for it. None: every block must.
         operator_key: Who founded it, 32 bytes; None takes the log's word.
+        policy: Whose cosignatures the reader demands; None demands none.
+        start: Where an earlier audit ended. Each partition is then read from its
+            ``positions`` on, that record included. It is not changed.
         on_progress: Called after every block.
-        jobs: Blobs fetched at a time.
+        num_fetches: Blobs fetched at a time.
+        jobs: Processes, this one included. The report is the same for any number.
+        helpers: Other processes that exist already, instead of `jobs`.
         max_findings: The audit ends when it has so many.
+        lists_refused: Whether the report lists every refused record, or counts alone.
 
     Returns:
-        What was found. Whatever the records hold, this does not raise; what the
-        iterators, ``unframe`` and ``fetch_blob`` raise because they cannot read
-        passes through.
+        What was found, and where it ended. Whatever the records hold, this does not
+        raise; what the iterators, ``unframe`` and ``fetch_blob`` raise because they
+        cannot read passes through.
     """
+    own = Helpers(jobs - 1) if helpers is None else None
     audit = _Audit(
         federation_id=federation_id,
         unframe=unframe,
         fetch_blob=fetch_blob,
-        checkpoints=checkpoints,
         settled_offset=settled_offset,
         operator_key=operator_key,
-        jobs=jobs,
+        policy=policy,
+        start=start,
+        num_fetches=num_fetches,
+        helpers=helpers or own or Helpers(0),
         max_findings=max_findings,
+        lists_refused=lists_refused,
     )
     try:
-        audit.run(records, on_progress)
+        audit.run(records, checkpoints, attestations, on_progress)
     finally:
         audit.close()
-    return audit.summarise()
+        if own is not None:
+            own.close()
+    return Audited(report=audit.summarise(), state=audit.end_state(start))
 
 
 class _Stop(Exception):  # noqa: N818  # not an error of the audit
     """Nothing later can be believed, or there is enough to say."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Expected:
-    """A fact that the deciders concluded and the log should have next.
-
-    Attributes:
-        fact: The fact.
-        data: Its encoding: what the leaf must hold.
-        turn: Where its place among the facts of its topic is.
-    """
-
-    fact: e.Fact
-    data: bytes
-    turn: tuple[int, int]
 
 
 class _Audit:
@@ -171,51 +244,72 @@ class _Audit:
         federation_id: str,
         unframe: Unframe,
         fetch_blob: FetchBlob | None,
-        checkpoints: Iterable[Record] | None,
         settled_offset: int | None,
         operator_key: bytes | None,
-        jobs: int,
+        policy: Policy | None,
+        start: AuditState | None,
+        num_fetches: int,
+        helpers: Helpers,
         max_findings: int,
+        lists_refused: bool,
     ) -> None:
-        self.report = Report(
-            federation_id=federation_id,
-            is_operator_key_pinned=operator_key is not None,
+        before = (
+            AuditState(report=Report(federation_id=federation_id))
+            if start is None
+            # The rest is never changed, only replaced.
+            else replace(
+                start,
+                positions=dict(start.positions),
+                view=deepcopy(start.view),
+                finality=deepcopy(start.finality),
+                report=deepcopy(start.report),
+            )
         )
+        self.report = before.report
+        self.report.is_operator_key_pinned = operator_key is not None
+        self.report.continued_from = before.replay.log.chain.height
+        self.report.pending = []
         self._key = federation_id.encode()
         self._mark = _string_prefix(self._key)
         self._unframe = unframe
         self._operator_key = operator_key
+        self._policy = policy
         self._settled_offset = settled_offset
+        self._helpers = helpers
         self._max_findings = max_findings
-        self._log = LogState()
-        self._admission = AdmissionState()
-        self._rounds = rounds.DECIDER.initial
-        self._registry = registry.DECIDER.initial
-        self._expected: defaultdict[str, deque[_Expected]] = defaultdict(deque)
+        self._lists_refused = lists_refused
+        self._state = before.replay
+        self._rounds = before.replay.rounds
+        self._positions = before.positions
         self._blobs = (
             None
             if fetch_blob is None
-            else BlobAuditor(fetch_blob, self.report, self._add, max(1, jobs))
+            else BlobAuditor(fetch_blob, self.report, self._add, max(1, num_fetches))
         )
-        # The current round's updates: where each is, and which were accepted.
-        self._updates: dict[int, e.UpdateSubmitted] = {}
-        self._accepted: dict[str, e.BlobRef] = {}
-        self._sealed: e.RoundSealed | None = None
+        self._view = before.view
         self._last_place = Place()
-        self._checkpoints = (
-            None if checkpoints is None else self._open_checkpoints(checkpoints)
-        )
+        self._expected = deque(before.checkpoints)
+        self._checkpoints: Iterator[_Signed] | None = None
         self._next_checkpoint: _Signed | None = None
+        self._finality = FinalityAuditor(federation_id, self._add, before.finality)
+        self._authors = AdmissionState()
+        self._checkpoint_context: CheckpointContext | None = None
 
     def run(
         self,
         records: Iterable[Record],
+        checkpoints: Iterable[Record] | None,
+        attestations: Iterable[Record] | None,
         on_progress: Callable[[Progress], None] | None,
     ) -> None:
         """Read everything, or as much as can be believed."""
         report = self.report
+        report.has_checkpoints = checkpoints is not None
+        report.has_attestations = attestations is not None
         try:
-            for record in records:
+            if checkpoints is not None:
+                self._checkpoints = self._open_checkpoints(checkpoints)
+            for record in self._read_ledger(records):
                 if self.read(record) and on_progress is not None:
                     on_progress(
                         Progress(
@@ -225,12 +319,41 @@ class _Audit:
                             num_findings=len(report.findings),
                         )
                     )
+            if attestations is not None:
+                self._read_attestations(attestations)
             self._finish()
         except _Stop as stop:
             report.stopped = str(stop)
             # What came before the break still counts.
             with suppress(_Stop):
+                self._finish_expected()
                 self._drain()
+
+    def end_state(self, start: AuditState | None) -> AuditState:
+        """Return what the next audit goes on from."""
+        if self.report.stopped:
+            return start or AuditState(
+                report=Report(federation_id=self.report.federation_id)
+            )
+        report = replace(self.report, findings=[], notes=[])
+        return AuditState(
+            positions=self._positions,
+            replay=self._state,
+            view=self._view,
+            checkpoints=list(self._expected),
+            finality=self._finality.state,
+            report=report,
+        )
+
+    @property
+    def _log(self) -> LogState:
+        return self._state.log
+
+    def _unframe_refused(self, value: bytes) -> bytes | Reason:
+        try:
+            return self._unframe(value)
+        except FramingError as error:
+            return error.reason
 
     def close(self) -> None:
         """End the threads."""
@@ -238,7 +361,8 @@ class _Audit:
             self._blobs.close()
 
     def _add(self, finding: Finding) -> None:
-        self.report.findings.append(finding)
+        if len(self.report.findings) < self._max_findings:
+            self.report.findings.append(finding)
         if len(self.report.findings) >= self._max_findings:
             msg = f"{len(self.report.findings)} findings are enough"
             raise _Stop(msg)
@@ -260,6 +384,78 @@ class _Audit:
 
     # Records
 
+    def _continue(self, records: Iterable[Record], topic: str) -> Iterator[Record]:
+        """Yield what comes after the records that an earlier audit saw."""
+        position = self._positions.get(topic)
+        remaining = iter(records)
+        if position is not None:
+            self._demand(next(remaining, None), position, topic)
+        yield from remaining
+
+    def _demand(self, found: Record | None, position: Position, topic: str) -> None:
+        """Check that the last record that an earlier audit saw still is there."""
+        chain = self._log.chain
+        place = Place(topic=topic, offset=position.offset)
+        expected = (
+            f"what led to block hash {chain.previous_block_hash.hex()}, size "
+            f"{chain.size}, root {chain.tree.root().hex()}"
+        )
+        if found is None or found.offset != position.offset:
+            raise self._stop(
+                FindingCode.LOG_TRUNCATED,
+                place,
+                "the topic does not have what an earlier audit saw here",
+                expected,
+                "nothing" if found is None else f"offset {found.offset} instead",
+            )
+        if hash_record(found) != position.digest:
+            raise self._stop(
+                FindingCode.LOG_REWRITTEN,
+                place,
+                "this is not the record that an earlier audit saw here",
+                expected,
+                f"SHA-256 {hash_record(found).hex()} of the record",
+            )
+
+    def _mark_read(self, record: Record, topic: str) -> None:
+        self._positions[topic] = Position(
+            offset=record.offset, digest=hash_record(record)
+        )
+
+    def _open_item(self, record: Record) -> Item | None:
+        """Return what of a record others can check ahead."""
+        if record.key != self._key:
+            return None
+        try:
+            data = self._unframe(record.value or b"")
+        except FramingError:
+            return None
+        return data, record.header(SIGNATURE_HEADER) or b""
+
+    def _read_ledger(self, records: Iterable[Record]) -> Iterator[Record]:
+        return self._helpers.read_ahead(
+            self._continue(records, topics.LEDGER),
+            "blocks",
+            self._find_authors,
+            self._open_item,
+        )
+
+    def _find_authors(self) -> AdmissionState | None:
+        """Return the keys that are known by now; the same object if they did not
+        change.
+        """
+        state = self._state.admission
+        if (
+            state.agents is not self._authors.agents
+            or state.principals is not self._authors.principals
+        ):
+            self._authors = AdmissionState(
+                federation_id=state.federation_id,
+                principals=state.principals,
+                agents=state.agents,
+            )
+        return self._authors if self._authors.principals else None
+
     def read(self, record: Record) -> bool:
         """Audit one record; returns whether it was of this federation."""
         if not self._is_ours(record, Place(offset=record.offset)):
@@ -275,9 +471,50 @@ class _Audit:
                 "the record is not a framed event",
                 found=str(error),
             ) from error
-        signature = record.header(SIGNATURE_HEADER)
+        replayed = self._replay(record, data)
+        block, after = replayed.block, replayed.state.log
+        leaves = [item.opened for item in replayed.leaves]
+        place = Place(offset=record.offset, height=block.height)
+        traceparent = next(filter(None, block.traceparents), "")
+        self._check_headers(record, place, after.sequencer_key, data, traceparent)
+        if block.height == 0:
+            self._read_genesis(leaves[0], after, place)
+        node_sets = self._state.admission.node_sets
+        self._state = replayed.state
+        self._finality.add_block(node_sets, self._state)
+        self._read_leaves(replayed, place)
+        if self._checkpoints is not None:
+            self._expected.append(
+                ExpectedCheckpoint(
+                    height=block.height,
+                    offset=record.offset,
+                    size=after.chain.size,
+                    root=after.chain.tree.root(),
+                    traceparent=traceparent,
+                )
+            )
+            self._match_checkpoints()
+        report = self.report
+        report.num_blocks += 1
+        report.num_leaves += len(leaves)
+        report.num_signatures += len(leaves) + 1
+        report.log_bytes += len(value)
+        report.last_block_at_ms = block.sequenced_at_ms
+        self._last_place = place
+        self._mark_read(record, topics.LEDGER)
+        return True
+
+    def _replay(self, record: Record, data: bytes) -> Replayed:
+        height = self._log.chain.height
         try:
-            after, block, leaves = open_block(self._log, data, signature)
+            replayed = replay_block(
+                self._state,
+                data,
+                record.header(SIGNATURE_HEADER),
+                unframe=self._unframe_refused,
+                verify=self._helpers.verify,
+            )
+            block = replayed.block
             if block.federation_id != self.report.federation_id:
                 msg = "the block is of another federation"
                 raise LogError(  # noqa: TRY301  # one handler says where
@@ -294,21 +531,14 @@ class _Audit:
                 error.expected,
                 error.found,
             ) from error
-        place = Place(offset=record.offset, height=block.height)
-        traceparent = next(filter(None, block.traceparents), "")
-        self._check_headers(record, place, after.sequencer_key, data, traceparent)
-        if block.height == 0:
-            self._read_genesis(leaves[0], after, place)
-        self._log = after
-        self._read_leaves(leaves, place)
-        self._match_checkpoint(place, traceparent)
-        report = self.report
-        report.num_blocks += 1
-        report.num_leaves += len(leaves)
-        report.num_signatures += len(leaves) + 1
-        report.log_bytes += len(value)
-        self._last_place = place
-        return True
+        except DeciderError as error:
+            raise self._stop(
+                FindingCode.DECIDER_FAILED,
+                Place(offset=record.offset, height=height, leaf_index=error.leaf_index),
+                "the deciders cannot read this leaf",
+                found=str(error),
+            ) from error
+        return replayed
 
     def _is_ours(self, record: Record, place: Place) -> bool:
         if record.key == self._key:
@@ -381,241 +611,92 @@ class _Audit:
 
     # Leaves
 
-    def _read_leaves(self, leaves: list[OpenedLeaf], block: Place) -> None:
-        pairs = [(item.leaf, item.sequenced.event) for item in leaves]
-        faulty = self._check_admission(pairs, leaves, block)
-        before = self._admission
-        done = 0
-        for number, item in enumerate(leaves):
-            event = item.sequenced.event
-            self.report.events[type(event).__name__] += 1
-            place = Place(
-                offset=block.offset,
-                height=block.height,
-                leaf_index=item.sequenced.leaf_index,
-            )
-            if isinstance(event, e.EventRejected):
-                self.report.refusals[event.reason] += 1
-                if number in faulty:
-                    continue  # no decider reads refusals
-                # The state that the sequencer refused it in.
-                before = admission.evolve(
-                    before,
-                    [
-                        p
-                        for i, p in enumerate(pairs[done:number], done)
-                        if i not in faulty
-                    ],
+    def _read_leaves(self, replayed: Replayed, block: Place) -> None:
+        """Report what a block's replay found, and follow its rounds."""
+        report = self.report
+        report.num_refusals_unchecked += replayed.num_refusals_unchecked
+        wrong_facts = {
+            fault.leaf_index
+            for fault in replayed.faults
+            if fault.code is not FaultCode.FACT_MISSING
+        }
+        for item in replayed.leaves:
+            leaf = item.opened.sequenced
+            place = replace(block, leaf_index=leaf.leaf_index)
+            report.events[type(leaf.event).__name__] += 1
+            if isinstance(leaf.event, e.EventRejected):
+                self._read_refusal(leaf.event, leaf.leaf_index)
+            elif isinstance(leaf.event, e.EquivocationProven) and item.is_admissible:
+                self._read_proof(leaf.event, leaf.leaf_index)
+            elif isinstance(leaf.event, e.Fact) and leaf.leaf_index not in wrong_facts:
+                report.facts[type(leaf.event).__name__] += 1
+            self._rounds = item.rounds
+            self._follow_round(item, place)
+        for fault in replayed.faults:
+            self._add_fault(fault, block)
+
+    def _read_refusal(self, refusal: e.EventRejected, leaf_index: int) -> None:
+        self.report.refusals[refusal.reason] += 1
+        if self._lists_refused and len(self.report.refused) < MAX_LISTED:
+            self.report.refused.append(
+                RefusedRecord(
+                    leaf_index=leaf_index,
+                    reason=refusal.reason,
+                    detail=refusal.detail,
+                    source=f"{refusal.source_topic}/{refusal.source_partition} "
+                    f"offset {refusal.source_offset}",
                 )
-                done = number
-                self._check_refusal(event, before, place)
-            elif isinstance(event, e.Fact):
-                self._check_fact(event, item.leaf, place, is_faulty=number in faulty)
-            self._decide(item, place)
-        after = admission.evolve(
-            self._admission, [p for i, p in enumerate(pairs) if i not in faulty]
+            )
+
+    def _read_proof(self, proven: e.EquivocationProven, leaf_index: int) -> None:
+        contradiction = identify_contradiction(proven)
+        self.report.equivocations.append(
+            Equivocation(
+                leaf_index=leaf_index,
+                public_key=contradiction.public_key.hex(),
+                offence=contradiction.offence,
+                era=contradiction.era,
+                epoch=contradiction.epoch,
+                position=contradiction.position,
+            )
         )
-        # What should not be there changes nothing, but it counts.
-        self._admission = replace(after, num_leaves=self._log.chain.size)
 
-    def _check_admission(
-        self,
-        pairs: list[tuple[e.Leaf, e.LedgerEvent]],
-        leaves: list[OpenedLeaf],
-        block: Place,
-    ) -> set[int]:
-        """Return which leaves of a block should not be there; they are reported."""
-        faulty: set[int] = set()
-        while True:
-            left = [number for number in range(len(pairs)) if number not in faulty]
-            fault = admission.find_fault(
-                self._admission, [pairs[number] for number in left]
-            )
-            if fault is None:
-                return faulty
-            number = left[fault[0]]
-            faulty.add(number)
-            event = pairs[number][1]
-            self._add(
-                Finding(
-                    code=FindingCode.NOT_ADMISSIBLE,
-                    place=Place(
-                        offset=block.offset,
-                        height=block.height,
-                        leaf_index=leaves[number].sequenced.leaf_index,
-                    ),
-                    message="this leaf should not have been admitted",
-                    expected=f"a refusal: {fault[1]}",
-                    found=f"{type(event).__name__}: {fault[2]}",
-                )
-            )
-
-    def _check_refusal(
-        self, refusal: e.EventRejected, state: AdmissionState, place: Place
-    ) -> None:
-        """Check as much of a refusal as it still shows."""
-        problem = self._find_refusal_problem(refusal, state)
-        if problem:
-            self._add(
-                Finding(
-                    code=FindingCode.FALSE_REFUSAL,
-                    place=place,
-                    message="a record was refused for what it does not show",
-                    expected=problem,
-                    found=f"{refusal.reason}: {refusal.detail}",
-                )
-            )
-
-    def _find_refusal_problem(
-        self, refusal: e.EventRejected, state: AdmissionState
-    ) -> str:
-        """Return why it should not have been refused like this; empty if it should."""
-        reason, size = refusal.reason, refusal.value_size_bytes
-        if reason == Reason.TOO_LARGE:
-            return "" if size > codec.MAX_EVENT_SIZE_BYTES else f"{size} bytes are few"
-        if size > MAX_REJECTED_VALUE_BYTES:
-            self.report.num_refusals_unchecked += 1
-            return ""
-        found = self._judge(refusal, state)
-        if found == reason or (
-            found in _FRAMING_REASONS and reason in _FRAMING_REASONS
-        ):
-            return ""
-        if found not in _FRAMING_REASONS and reason in _UNSEEN_REASONS:
-            self.report.num_refusals_unchecked += 1
-            return ""
-        return f"{found or 'no refusal'}, if any"
-
-    def _judge(self, refusal: e.EventRejected, state: AdmissionState) -> str:
-        """Return why admission would refuse the record, without its signature."""
-        try:
-            event = self._unframe(refusal.value)
-        except FramingError as error:
-            return error.reason
-        received = Received(
-            topic=refusal.source_topic,
-            partition=refusal.source_partition,
-            offset=refusal.source_offset,
-            key=self._key,
-            value=refusal.value,
-            event=event,
-            signature=None,
-        )
-        verdict = admission.decide(state, [received])[0]
-        return verdict.event.reason if isinstance(verdict, Refused) else ""
-
-    # Facts
-
-    def _check_fact(
-        self, fact: e.Fact, leaf: e.Leaf, place: Place, *, is_faulty: bool
-    ) -> None:
-        expected = self._expected[topics.topic_of(fact)]
-        turn = (fact.cause_leaf_index, fact.output_index)
-        if all(item.turn != turn for item in expected):
-            if not is_faulty:
-                self._add(
-                    Finding(
-                        code=FindingCode.FACT_INVENTED,
-                        place=place,
-                        message="nothing on the log leads to this fact",
-                        expected=f"next: {expected[0].fact}" if expected else "no fact",
-                        found=str(fact),
-                    )
-                )
-            return
-        while expected[0].turn != turn:
-            self._add_missing(expected.popleft(), place)
-        due = expected.popleft()
-        if due.data == leaf.event:
-            if not is_faulty:
-                self.report.facts[type(fact).__name__] += 1
-            return
-        ours, theirs = _describe_fact_difference(due.fact, fact)
+    def _add_fault(self, fault: Fault, block: Place) -> None:
         self._add(
             Finding(
-                code=FindingCode.FACT_DIFFERS,
-                place=place,
-                message=(
-                    f"leaf {fact.cause_leaf_index} leads to another "
-                    f"{type(due.fact).__name__}"
-                ),
-                expected=ours,
-                found=theirs,
+                code=FindingCode(fault.code),
+                place=replace(block, leaf_index=fault.leaf_index),
+                message=fault.message,
+                expected=fault.expected,
+                found=fault.found,
             )
         )
-
-    def _add_missing(self, missing: _Expected, place: Place) -> None:
-        fact = missing.fact
-        self._add(
-            Finding(
-                code=FindingCode.FACT_MISSING,
-                place=place,
-                message=(
-                    f"a fact that follows from leaf {fact.cause_leaf_index} "
-                    "is not on the log"
-                ),
-                expected=str(fact),
-                found="the next one" if place.leaf_index is not None else "nothing",
-            )
-        )
-
-    def _decide(self, item: OpenedLeaf, place: Place) -> None:
-        """Move the deciders by one leaf, and note what must follow."""
-        try:
-            self._rounds, facts = step(rounds.DECIDER, self._rounds, item.sequenced)
-            self._registry, versions = step(
-                registry.DECIDER, self._registry, item.sequenced
-            )
-            for fact in (*facts, *versions):
-                turn = (fact.cause_leaf_index, fact.output_index)
-                self._expected[topics.topic_of(fact)].append(
-                    _Expected(fact, codec.encode(fact), turn)
-                )
-        except Exception as error:
-            # Only a leaf that should not be there can do this.
-            raise self._stop(
-                FindingCode.DECIDER_FAILED,
-                place,
-                "the deciders cannot read this leaf",
-                found=f"{type(error).__name__}: {error}",
-            ) from error
-        self._follow_round(item, facts, versions, place)
 
     # Blobs
 
-    def _follow_round(
-        self,
-        item: OpenedLeaf,
-        facts: Iterable[e.RoundFact],
-        versions: Iterable[e.RegistryFact],
-        place: Place,
-    ) -> None:
+    def _follow_round(self, item: ReplayedLeaf, place: Place) -> None:
         """Keep the current round's blobs in view, and check what is decided."""
-        event = item.sequenced.event
+        leaf = item.opened.sequenced
+        event = leaf.event
         current = self._rounds.current
         if isinstance(event, e.UpdateSubmitted):
-            if current is not None and item.sequenced.leaf_index in current.pending:
-                self._updates[item.sequenced.leaf_index] = event
+            if current is not None and leaf.leaf_index in current.pending:
+                self._view.updates[leaf.leaf_index] = event
         elif isinstance(event, e.FederationConfigured) and self._blobs is not None:
             self._blobs.check_initial_model(
                 event.initial_model, event.num_parameters, place
             )
-        for fact in facts:
+        for fact in item.facts:
             self._follow_fact(event, fact, place)
-        if self._blobs is not None:
-            for version in versions:
-                self._blobs.check_onnx(version.onnx, place)
 
-    def _follow_fact(
-        self, event: e.LedgerEvent, fact: e.RoundFact, place: Place
-    ) -> None:
+    def _follow_fact(self, event: e.LedgerEvent, fact: e.Fact, place: Place) -> None:
         match fact:
             case e.ContributionAccepted():
-                update = self._updates.pop(fact.update_leaf_index)
-                self._accepted[fact.agent_id] = update.update
+                update = self._view.updates.pop(fact.update_leaf_index)
+                self._view.accepted[fact.agent_id] = update.update
             case e.ContributionRejected():
                 self.report.rejections[fact.reason] += 1
-                rejected = self._updates.pop(fact.update_leaf_index, None)
+                rejected = self._view.updates.pop(fact.update_leaf_index, None)
                 if (
                     isinstance(event, e.UpdatesChecked)
                     and rejected is not None
@@ -624,29 +705,30 @@ class _Audit:
                     size = self._num_parameters()
                     self._blobs.check_claim(rejected.update, size, fact.reason, place)
             case e.RoundSealed():
-                self._sealed = fact
+                self._view.sealed = fact
             case e.AggregatePublished():
-                assert self._sealed is not None, "the decider publishes what it sealed"
-                refs = [self._accepted[c.agent_id] for c in self._sealed.contributions]
+                view = self._view
+                assert view.sealed is not None, "the decider publishes what it sealed"
+                refs = [view.accepted[c.agent_id] for c in view.sealed.contributions]
                 if self._blobs is not None:
-                    self._blobs.check_round(self._sealed, refs, fact, place)
+                    self._blobs.check_round(view.sealed, refs, fact, place)
                 self._end_round()
             case e.RoundAbandoned():
                 self._check_unsummed(place)
                 self._end_round()
+            case e.ModelVersionRegistered() if self._blobs is not None:
+                self._blobs.check_onnx(fact.onnx, place)
             case _:
                 pass
 
     def _check_unsummed(self, place: Place) -> None:
         """Check accepted updates that did not enter a published sum."""
         if self._blobs is not None:
-            for ref in self._accepted.values():
+            for ref in self._view.accepted.values():
                 self._blobs.check_update(ref, self._num_parameters(), place)
 
     def _end_round(self) -> None:
-        self._updates.clear()
-        self._accepted.clear()
-        self._sealed = None
+        self._view = RoundView()
 
     def _num_parameters(self) -> int:
         config = self._rounds.config
@@ -657,24 +739,40 @@ class _Audit:
 
     def _open_checkpoints(self, records: Iterable[Record]) -> Iterator[_Signed]:
         """Yield the federation's checkpoints that its sequencer signed."""
-        for record in records:
+        ahead = self._helpers.read_ahead(
+            self._continue(records, topics.CHECKPOINTS),
+            "checkpoints",
+            self._find_checkpoint_context,
+            self._open_item,
+        )
+        for record in ahead:
             place = Place(topic=topics.CHECKPOINTS, offset=record.offset)
             if not self._is_ours(record, place):
                 continue
+            self._mark_read(record, topics.CHECKPOINTS)
             signed = self._open_checkpoint(record, place)
             if signed is not None:
                 yield signed
 
+    def _find_checkpoint_context(self) -> CheckpointContext | None:
+        if self._checkpoint_context is None and self._log.sequencer_key:
+            self._checkpoint_context = CheckpointContext(
+                federation_id=self.report.federation_id,
+                sequencer_key=self._log.sequencer_key,
+            )
+        return self._checkpoint_context
+
     def _open_checkpoint(self, record: Record, place: Place) -> _Signed | None:
         try:
             data = self._unframe(record.value or b"")
-            event = codec.decode_as(e.CheckpointSigned, data)
-            verify_event(
-                self._log.sequencer_key, data, record.header(SIGNATURE_HEADER) or b""
+            event, checkpoint = self._helpers.open_checkpoint(
+                self._find_checkpoint_context()
+                or CheckpointContext(
+                    federation_id=self.report.federation_id, sequencer_key=b""
+                ),
+                data,
+                record.header(SIGNATURE_HEADER) or b"",
             )
-            origin = f"folkmoot/{self.report.federation_id}"
-            key = VerifierKey(origin, KeyType.ED25519, self._log.sequencer_key)
-            verified = verify_checkpoint(event.checkpoint.encode(), key, origin)
         except (
             FramingError,
             codec.CodecError,
@@ -692,96 +790,147 @@ class _Audit:
             return None
         self.report.num_signatures += 2
         place = Place(topic=place.topic, offset=place.offset, height=event.height)
-        return _Signed(record, place, data, event, verified.checkpoint)
+        return _Signed(record, place, data, event, checkpoint)
 
-    def _match_checkpoint(self, block: Place, traceparent: str) -> None:
-        """Find the checkpoint that follows a block, and compare."""
-        if self._checkpoints is None:
-            return
-        height = cast("int", block.height)
-        while True:
-            if self._next_checkpoint is None:
+    def _match_checkpoints(self) -> None:
+        """Find the checkpoints that follow the blocks, and compare."""
+        while self._expected:
+            expected = self._expected[0]
+            if self._next_checkpoint is None and self._checkpoints is not None:
                 self._next_checkpoint = next(self._checkpoints, None)
             signed = self._next_checkpoint
-            if signed is None or signed.event.height > height:
-                self._miss_checkpoint(block, is_end=signed is None)
-                return
+            if signed is None:
+                return  # it may be too new
+            if signed.event.height > expected.height:
+                self._expected.popleft()
+                self._miss_checkpoint(expected)
+                continue
             self._next_checkpoint = None
-            if signed.event.height == height:
-                self._compare_checkpoint(signed, traceparent)
-                return
-            self._add(
-                Finding(
-                    code=FindingCode.CHECKPOINT_MISPLACED,
-                    place=signed.place,
-                    message="the checkpoint was there before, or comes out of turn",
-                    expected=f"the checkpoint of block {height}",
-                    found=f"that of block {signed.event.height}",
-                )
-            )
+            if signed.event.height == expected.height:
+                self._expected.popleft()
+                self._compare_checkpoint(signed, expected)
+                continue
+            self._add(self._judge_misplaced(signed, expected.height))
 
-    def _miss_checkpoint(self, block: Place, *, is_end: bool) -> None:
-        if (
-            is_end
-            and self._settled_offset is not None
-            and block.offset is not None
-            and block.offset >= self._settled_offset
-        ):
-            self.report.num_unsigned_blocks += 1
-            return
+    def _judge_misplaced(self, signed: _Signed, height: int) -> Finding:
+        ours = self._finality.head(signed.event.height)
+        found = signed.checkpoint
+        if ours is not None and ours != (found.size, found.root):
+            return self._differing(signed, *ours)
+        return Finding(
+            code=FindingCode.CHECKPOINT_MISPLACED,
+            place=signed.place,
+            message="the checkpoint was there before, or comes out of turn",
+            expected=f"the checkpoint of block {height}",
+            found=f"that of block {signed.event.height}",
+        )
+
+    @staticmethod
+    def _differing(signed: _Signed, size: int, root: bytes) -> Finding:
+        ours = Checkpoint(origin=signed.checkpoint.origin, size=size, root=root)
+        return Finding(
+            code=FindingCode.CHECKPOINT_DIFFERS,
+            place=signed.place,
+            message="the sequencer signed another log than this one",
+            expected=_show_checkpoint(ours),
+            found=_show_checkpoint(signed.checkpoint),
+        )
+
+    def _miss_checkpoint(self, expected: ExpectedCheckpoint) -> None:
         self._add(
             Finding(
                 code=FindingCode.CHECKPOINT_MISSING,
-                place=block,
+                place=Place(offset=expected.offset, height=expected.height),
                 message="the block has no checkpoint",
-                expected=f"a checkpoint of size {self._log.chain.size}",
+                expected=f"a checkpoint of size {expected.size}",
                 found="none",
             )
         )
 
-    def _compare_checkpoint(self, signed: _Signed, traceparent: str) -> None:
-        chain = self._log.chain
-        checkpoint = signed.checkpoint
-        ours = Checkpoint(
-            origin=checkpoint.origin, size=chain.size, root=chain.tree.root()
-        )
-        if checkpoint != ours or signed.event.height != chain.height - 1:
-            self._add(
-                Finding(
-                    code=FindingCode.CHECKPOINT_DIFFERS,
-                    place=signed.place,
-                    message="the sequencer signed another log than this one",
-                    expected=_show_checkpoint(ours),
-                    found=_show_checkpoint(checkpoint),
-                )
-            )
+    def _compare_checkpoint(
+        self, signed: _Signed, expected: ExpectedCheckpoint
+    ) -> None:
+        found = signed.checkpoint
+        if (found.size, found.root, found.extensions) != (
+            expected.size,
+            expected.root,
+            (),
+        ):
+            self._add(self._differing(signed, expected.size, expected.root))
         self._check_headers(
             signed.record,
             signed.place,
             self._log.sequencer_key,
             signed.data,
-            traceparent,
+            expected.traceparent,
         )
         self.report.num_checkpoints += 1
+
+    # Attestations
+
+    def _read_attestations(self, records: Iterable[Record]) -> None:
+        """Count what the ledger nodes say of the blocks that were read."""
+        context = self._finality.context(self._log.sequencer_key)
+        hashed = hash_context(context)
+        ahead = self._helpers.read_ahead(
+            self._continue(records, topics.ATTESTATIONS),
+            "attestations",
+            lambda: context,
+            self._open_item,
+        )
+        for record in ahead:
+            place = Place(topic=topics.ATTESTATIONS, offset=record.offset)
+            if not self._is_ours(record, place):
+                continue
+            self._mark_read(record, topics.ATTESTATIONS)
+            signature = record.header(SIGNATURE_HEADER) or b""
+            try:
+                data = self._unframe(record.value or b"")
+                said = self._helpers.verify_record(context, hashed, data, signature)
+            except (FramingError, InvalidMessageError) as error:
+                self._add(
+                    Finding(
+                        code=FindingCode.ATTESTATION_INVALID,
+                        place=place,
+                        message="not what a ledger node of this federation signed",
+                        found=str(error),
+                    )
+                )
+                continue
+            trace = record.header(TRACEPARENT_HEADER) or b""
+            if _TRACEPARENT.fullmatch(trace) is None:
+                trace = b""
+            self._check_headers(record, place, said.public_key, data, trace.decode())
+            self._finality.add(said, place)
+            self.report.num_attestations += 1
+            self.report.num_signatures += 2
 
     # The end
 
     def _finish(self) -> None:
-        """Look at what is left when the log has been read."""
+        """Look at what is left when everything has been read."""
         if self._checkpoints is not None:
             self._finish_checkpoints(self._checkpoints)
-        for topic, expected in self._expected.items():
-            last = self._admission.last_facts.get(topic, (-1, -1))
-            for item in expected:
-                if item.turn < last:  # admission lets nothing go back
-                    self._add_missing(item, Place())
-                else:
-                    name = type(item.fact).__name__
-                    self.report.pending.append(
-                        PendingFact(
-                            event=name, cause_leaf_index=item.fact.cause_leaf_index
-                        )
-                    )
+        self._finality.report_unproven(self._state.admission.proven)
+        self._check_policy()
+        for missing in find_missing(self._state):
+            fault = describe_missing(missing, -1, "nothing")
+            self._add(
+                Finding(
+                    code=FindingCode.FACT_MISSING,
+                    place=Place(),
+                    message=fault.message,
+                    expected=fault.expected,
+                    found=fault.found,
+                )
+            )
+        self.report.pending.extend(
+            PendingFact(
+                event=type(due.fact).__name__,
+                cause_leaf_index=due.fact.cause_leaf_index,
+            )
+            for due in find_pending(self._state)
+        )
         self._check_unsummed(self._last_place)
         self._drain()
 
@@ -790,12 +939,15 @@ class _Audit:
             self._blobs.drain()
 
     def _finish_checkpoints(self, checkpoints: Iterator[_Signed]) -> None:
+        # An earlier audit may have left blocks that have their checkpoint now.
+        self._match_checkpoints()
         if self._log.sequencer_key == b"":
             # Without a log nobody knows whose signature to look for; the records are
             # reported as what they are.
             for _ in checkpoints:
                 pass
             return
+        self._finish_expected()
         first = self._next_checkpoint or next(checkpoints, None)
         if first is None:
             return
@@ -816,12 +968,49 @@ class _Audit:
             )
         )
 
+    def _finish_expected(self) -> None:
+        """Report the blocks that should have their checkpoint by now."""
+        settled = self._settled_offset
+        while self._expected and (
+            settled is None or self._expected[0].offset < settled
+        ):
+            self._miss_checkpoint(self._expected.popleft())
+        self.report.num_unsigned_blocks = len(self._expected)
+
+    def _check_policy(self) -> None:
+        if self._policy is None:
+            return
+        key = self._log.sequencer_key
+        if self._find_policy_size() == 0:
+            origin = compute_origin(self.report.federation_id)
+            self._add(
+                Finding(
+                    code=FindingCode.POLICY_NOT_MET,
+                    place=Place(topic=topics.ATTESTATIONS),
+                    message="no checkpoint of this log satisfies your policy",
+                    expected=f"log {origin} and quorum {self._policy.quorum}",
+                    found=f"log key {key.hex()} and "
+                    f"{len(self._finality.state.cosigned)} cosigned sizes",
+                )
+            )
+
+    def _find_policy_size(self) -> int:
+        key = self._log.sequencer_key
+        if self._policy is None or not key:
+            return 0
+        return self._finality.find_accepted(self._policy, key)
+
     def summarise(self) -> Report:
         """Return the report with everything that the verdict rests on."""
         report = self.report
         chain = self._log.chain
         if chain.height:
             report.tree_root = chain.tree.root().hex()
+        report.balances = dict(sorted(self._state.rewards.balances.items()))
+        if report.has_attestations and self._finality.state.eras:
+            report.finality = self._finality.summarise(
+                None if self._policy is None else self._find_policy_size()
+            )
         report.findings.sort(key=_sort_key)
         report.notes = list(self._notes())
         return report
@@ -835,8 +1024,14 @@ class _Audit:
             )
         if self._blobs is None:
             yield "Blobs were left out: no sum and no model was computed again."
-        if self._checkpoints is None:
+        if not report.has_checkpoints:
             yield "Checkpoints were left out: a cut at the log's end would not show."
+        yield from self._finality_notes()
+        if report.continued_from:
+            yield (
+                f"The first {report.continued_from} blocks are as an earlier audit of "
+                "yours found them; they were not read again."
+            )
         if report.num_blocks:
             yield (
                 f"Nothing in a log proves that it goes no further: compare size "
@@ -864,6 +1059,33 @@ class _Audit:
                 f"{len(report.pending)} facts follow from the log and are not on it "
                 f"yet, the oldest from leaf {oldest}."
             )
+
+    def _finality_notes(self) -> Iterator[str]:
+        report, finality = self.report, self.report.finality
+        if not self._state.admission.node_sets:
+            if report.num_blocks:
+                yield (
+                    "This federation has no ledger nodes: nothing but the sequencer's "
+                    "word says that there is no second log."
+                )
+        elif finality is None:
+            yield "Attestations were left out: what is final was not looked at."
+        else:
+            if finality.num_not_final:
+                yield (
+                    f"The last {finality.num_not_final} blocks are not final yet by "
+                    "the attestations that were read."
+                )
+            if finality.cosigned_size:
+                late_s = report.last_block_at_ms / 1_000 - finality.cosigned_at_s
+                yield (
+                    f"The last checkpoint that a quorum cosigned has size "
+                    f"{finality.cosigned_size} of {report.num_leaves}; by its nodes' "
+                    f"clocks it was cosigned {abs(late_s):.0f} s "
+                    f"{'before' if late_s > 0 else 'after'} the last block."
+                )
+            else:
+                yield "No checkpoint was cosigned by a quorum of ledger nodes."
 
 
 @dataclass(frozen=True, slots=True)
@@ -900,22 +1122,6 @@ def _show_headers(headers: Iterable[tuple[str, bytes]]) -> str:
 def _show_checkpoint(checkpoint: Checkpoint) -> str:
     extra = "".join(f", {line!r}" for line in checkpoint.extensions)
     return f"size {checkpoint.size}, root {checkpoint.root.hex()}{extra}"
-
-
-def _describe_fact_difference(ours: e.Fact, theirs: e.Fact) -> tuple[str, str]:
-    """Return two facts as people compare them: only the fields that differ."""
-    if type(ours) is not type(theirs):
-        return str(ours), str(theirs)
-    names = [
-        field.name
-        for field in fields(ours)
-        if getattr(ours, field.name) != getattr(theirs, field.name)
-    ]
-    return _show_fields(ours, names), _show_fields(theirs, names)
-
-
-def _show_fields(fact: e.Fact, names: Iterable[str]) -> str:
-    return ", ".join(f"{name}={getattr(fact, name)!r}" for name in names)
 
 
 def _sort_key(finding: Finding) -> tuple[bool, str, int, int]:

@@ -18,6 +18,8 @@ class FindingCode(StrEnum):
     BROKEN_LOG = "BROKEN_LOG"
     WRONG_OPERATOR = "WRONG_OPERATOR"
     DECIDER_FAILED = "DECIDER_FAILED"
+    LOG_REWRITTEN = "LOG_REWRITTEN"
+    LOG_TRUNCATED = "LOG_TRUNCATED"
     # a record
     WRONG_KEY = "WRONG_KEY"
     WRONG_HEADERS = "WRONG_HEADERS"
@@ -44,6 +46,13 @@ class FindingCode(StrEnum):
     CHECKPOINT_MISSING = "CHECKPOINT_MISSING"
     CHECKPOINT_MISPLACED = "CHECKPOINT_MISPLACED"
     CHECKPOINT_BEYOND_END = "CHECKPOINT_BEYOND_END"
+    # what ledger nodes say
+    FINAL_BLOCK_DIFFERS = "FINAL_BLOCK_DIFFERS"
+    ATTESTATION_DIFFERS = "ATTESTATION_DIFFERS"
+    ATTESTATION_INVALID = "ATTESTATION_INVALID"
+    COSIGNATURE_DIFFERS = "COSIGNATURE_DIFFERS"
+    EQUIVOCATION = "EQUIVOCATION"
+    POLICY_NOT_MET = "POLICY_NOT_MET"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +94,8 @@ class Finding:
         expected: What should be there.
         found: What is.
         blob_sha256: The blob it is about, in hex; empty if none.
+        evidence: Signed messages that prove it, single-object bytes in hex: what an
+            `EquivocationProven` would hold; usually none.
     """
 
     code: FindingCode
@@ -93,6 +104,7 @@ class Finding:
     expected: str = ""
     found: str = ""
     blob_sha256: str = ""
+    evidence: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +113,118 @@ class PendingFact:
 
     event: str
     cause_leaf_index: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RefusedRecord:
+    """A record that the sequencer refused.
+
+    Attributes:
+        leaf_index: Where the refusal is.
+        reason: Why, as a code.
+        detail: Why, for people.
+        source: Where the record was: topic, partition and offset.
+    """
+
+    leaf_index: int
+    reason: str
+    detail: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Equivocation:
+    """A contradiction that is proven on the ledger.
+
+    Attributes:
+        leaf_index: Where.
+        public_key: Who contradicted itself, hex.
+        offence: How, as `ledger.equivocation.Offence`.
+        era: Which node set.
+        epoch: In which epoch.
+        position: Height of the block, -1 for requests; for the sequencer the size.
+    """
+
+    leaf_index: int
+    public_key: str
+    offence: str
+    era: int
+    epoch: int
+    position: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EraReport:
+    """A node set.
+
+    Attributes:
+        era: From 0.
+        first_height: Its first block.
+        quorum: How many nodes make a certificate.
+        nodes: Their names.
+    """
+
+    era: int
+    first_height: int
+    quorum: int
+    nodes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeReport:
+    """What one ledger node said.
+
+    Attributes:
+        name: Its name in the last era that it is of.
+        public_key: Hex.
+        is_present: Whether it is of the present node set.
+        num_attestations: Attestations of blocks of this log.
+        last_height: The highest block that it attested; -1 for none.
+        num_cosignatures: Checkpoints of this log that it cosigned.
+        num_blocks_behind: Blocks of this log after that.
+    """
+
+    name: str
+    public_key: str
+    is_present: bool
+    num_attestations: int
+    last_height: int
+    num_cosignatures: int
+    num_blocks_behind: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finality:
+    """What is final by the ledger nodes' signatures alone.
+
+    Attributes:
+        final_height: The last final block; -1 for none.
+        final_size: Number of leaves up to its end.
+        num_certified: Final blocks with both certificates of their own.
+        num_by_descendant: Blocks that are final because a later one is.
+        num_not_final: Blocks after the last final one.
+        num_epochs: Epochs in which blocks of this log were certified.
+        cosigned_size: Size of the largest checkpoint that a quorum cosigned; 0 for
+            none.
+        cosigned_at_s: Time of the last of its cosignatures, by the nodes' clocks,
+            seconds since 1970-01-01 UTC; 0 for none.
+        policy_size: Size of the largest checkpoint that the reader's policy accepts; 0
+            for none, None if the reader brought no policy.
+        eras: The history of node sets.
+        nodes: Every node of any era.
+    """
+
+    final_height: int
+    final_size: int
+    num_certified: int
+    num_by_descendant: int
+    num_not_final: int
+    num_epochs: int
+    cosigned_size: int
+    cosigned_at_s: int
+    policy_size: int | None
+    eras: tuple[EraReport, ...]
+    nodes: tuple[NodeReport, ...]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -129,6 +253,17 @@ class Report:
         num_claims_checked: Rejections whose blob was looked at again.
         num_claims_unchecked: Rejections whose blob is not there to look at.
         num_refusals_unchecked: Refusals that are the sequencer's word.
+        refused: The records themselves, if they were asked for.
+        num_attestations: Records of ledger nodes verified.
+        finality: What is final; None if the federation has no ledger nodes, or what
+            they say was left out.
+        equivocations: Contradictions proven on the ledger.
+        balances: Points by account, as the rewards decider computes them.
+        last_block_at_ms: The stamp of the last block.
+        has_checkpoints: Whether checkpoints were read.
+        has_attestations: Whether ledger nodes' attestations were.
+        continued_from: Number of blocks that an earlier audit had verified; 0 if this
+            one began at the beginning.
         pending: Facts not sequenced yet; no fault.
         findings: What is wrong, in the order of the log.
         stopped: Why the audit ended before the end; empty if it did not.
@@ -156,6 +291,15 @@ class Report:
     num_claims_checked: int = 0
     num_claims_unchecked: int = 0
     num_refusals_unchecked: int = 0
+    refused: list[RefusedRecord] = field(default_factory=list)
+    num_attestations: int = 0
+    finality: Finality | None = None
+    equivocations: list[Equivocation] = field(default_factory=list)
+    balances: dict[str, int] = field(default_factory=dict)
+    last_block_at_ms: int = 0
+    has_checkpoints: bool = False
+    has_attestations: bool = False
+    continued_from: int = 0
     pending: list[PendingFact] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     stopped: str = ""
@@ -172,6 +316,8 @@ class Report:
         for name, value in values.items():
             if isinstance(value, Counter):
                 values[name] = dict(sorted(value.items()))
-            elif name in {"findings", "pending"}:
-                values[name] = [asdict(item) for item in value]
+            elif isinstance(value, list):
+                values[name] = [v if isinstance(v, str) else asdict(v) for v in value]
+            elif isinstance(value, Finality):
+                values[name] = asdict(value)
         return {"is_sound": self.is_sound, **values}

@@ -16,6 +16,7 @@ import json
 import logging
 import math
 import os
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from adapters.ledger import find_genesis, find_partition, read_log
 from adapters.schema_registry import FramingError, SchemaRegistry
 from adapters.settings import Settings
 from ledger.signing import InvalidSignatureError
+from producers.receipts import ReceiptKeeper
 from protocol.encoding import (
     NotFiniteError,
     OutOfRangeError,
@@ -107,6 +109,15 @@ class Agent:
         if not self._join(should_stop):
             return
         import producers.training  # noqa: F401, PLC0415  # torch, before the first round waits
+
+        keeper = ReceiptKeeper(
+            self._settings,
+            self._options.federation_id,
+            operator_key=self._options.operator_key,
+            public_key=self._key.public_key,
+            directory=self._options.directory / "receipts",
+        )
+        threading.Thread(target=keeper.run, args=(should_stop,), daemon=True).start()
 
         federation_id = self._options.federation_id
         group = f"moot-agent-{federation_id}-{self._options.agent_id}"

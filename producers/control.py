@@ -13,6 +13,7 @@ from adapters.blobs import BlobStore
 from adapters.kafka import Publisher
 from adapters.keys import key_path, load_or_create_key
 from ledger.signing import SigningKey
+from protocol.rewards import RECOMMENDED_RULE
 from protocol.tensors import manifest_of, num_parameters, tensors_from_blob
 from protocol.validation import ROLES, find_configuration_problem
 from schemas import topics
@@ -21,7 +22,11 @@ from schemas.events import (
     AgentRevoked,
     Event,
     FederationConfigured,
+    LedgerNode,
+    NodeSetChanged,
+    NodeSignature,
     Principal,
+    RewardRule,
     RoundAbandonRequested,
     RoundRequested,
     Task,
@@ -42,6 +47,8 @@ class Parameters:
     round_duration_ms: int
     fractional_bits: int = 20
     max_num_examples: int = 2**22
+    ledger_nodes: tuple[LedgerNode, ...] = ()
+    reward_rule: RewardRule = RECOMMENDED_RULE
 
 
 class Position(NamedTuple):
@@ -117,6 +124,8 @@ class Operator:
             cohort_size=parameters.cohort_size,
             min_cohort=parameters.min_cohort,
             round_duration_ms=parameters.round_duration_ms,
+            ledger_nodes=parameters.ledger_nodes,
+            reward_rule=parameters.reward_rule,
         )
         problem = find_configuration_problem(config)
         if problem is not None:
@@ -138,6 +147,26 @@ class Operator:
         """End an agent's membership."""
         event = AgentRevoked(
             federation_id=federation_id, agent_id=agent_id, explanation=explanation
+        )
+        return self._say(event)[0]
+
+    def change_nodes(
+        self,
+        federation_id: str,
+        era: int,
+        nodes: tuple[LedgerNode, ...],
+        approvals: tuple[NodeSignature, ...],
+    ) -> Position:
+        """Hand over to other ledger nodes, with the consent of the present ones.
+
+        Args:
+            federation_id: The federation.
+            era: Number of the era that begins.
+            nodes: The new nodes, in ascending order of name.
+            approvals: What the present nodes signed, in ascending order of public key.
+        """
+        event = NodeSetChanged(
+            federation_id=federation_id, era=era, nodes=nodes, approvals=approvals
         )
         return self._say(event)[0]
 

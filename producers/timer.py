@@ -1,25 +1,42 @@
-"""The timer: says when a round's deadline has passed.
+"""The timer: says what nobody else has a reason to say in time.
+
+- A round's deadline has passed.
+- Nothing has come after a block for a while: a leaf more, and the block has the child
+  that it needs to become final.
+- The checkpoint that the next cohort is drawn from has its quorum of cosignatures.
 
 It decides nothing: the decider counts a `DeadlineReached` only when the block's own
-stamp is past the deadline too, so an early or lying timer changes nothing, and a late
-one only delays.
+stamp is past the deadline too, and admission verifies every cosignature. So an early or
+lying timer changes nothing, and a late one only delays.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
-from adapters.kafka import Publisher
-from adapters.ledger import ReadBlock, follow_log
-from adapters.schema_registry import SchemaRegistry
+from adapters.kafka import Pause, Publisher, Record, follow_partition
+from adapters.ledger import ReadBlock, find_partition, follow_log
+from adapters.schema_registry import FramingError, SchemaRegistry
 from adapters.settings import Settings
+from ledger.attestations import NodeSet
+from ledger.checkpoint import parse_checkpoint
+from ledger.cosigning import CosignatureCollector
+from ledger.note import InvalidNoteError, KeyType, VerifierKey, parse_note
 from ledger.signing import SigningKey
+from protocol.admission import AdmissionState, evolve
+from protocol.decider import step
+from protocol.envelope import compute_origin
+from protocol.rounds import DECIDER, RoundsState
+from schemas import codec, topics
 from schemas.events import (
     AggregatePublished,
+    CheckpointCosigned,
+    CheckpointFinalised,
     DeadlineReached,
+    FinalityRequested,
     RoundAbandoned,
     RoundSealed,
     RoundStarted,
@@ -31,6 +48,10 @@ REPEAT_AFTER_MS: Final = 2_000
 MAX_REPEAT_AFTER_MS: Final = 60_000
 """If the sequencer's clock is behind ours, the first announcement was too early; if
 updates wait for their check, another changes nothing. So each waits longer."""
+QUIET_AFTER_S: Final = 0.5
+"""How long a block may be the last one before it is given a child."""
+MAX_WAITING_SIZES: Final = 4_096
+"""Of how many tree sizes cosigned checkpoints are kept, until one of them is needed."""
 
 
 class Timer:
@@ -45,6 +66,12 @@ class Timer:
         self._open: tuple[RoundStarted, str] | None = None
         self._due_ms = 0
         self._repeat_after_ms = REPEAT_AFTER_MS
+        self._rounds: RoundsState = DECIDER.initial
+        self._admission = AdmissionState()
+        self._childless: int | None = None
+        self._last_block_at_s = 0.0
+        self._cosigned: dict[int, set[str]] = {}
+        self._announced_size = 0
 
     def run(self, should_stop: Callable[[], bool]) -> None:
         """Announce deadlines until told to stop.
@@ -53,17 +80,37 @@ class Timer:
             LogError: the log is broken.
             KafkaUnavailableError: Kafka is away; start again later.
         """
+        partition = find_partition(
+            self._settings, topics.ATTESTATIONS, self._federation_id
+        )
+        attestations = follow_partition(self._settings, topics.ATTESTATIONS, partition)
         for read in follow_log(self._settings, self._registry, self._federation_id):
             if should_stop():
                 return
             if isinstance(read, ReadBlock):
                 self._learn(read)
-            else:
-                self._announce_if_due(time.time_ns() // 1_000_000)
+                continue
+            self._announce_if_due(time.time_ns() // 1_000_000)
+            if self._admission.node_sets:
+                self._request_finality()
+                self._collect(attestations)
+                self._announce_final(self._admission.node_sets[-1])
 
     def _learn(self, read: ReadBlock) -> None:
+        self._admission = evolve(
+            self._admission, [(item.leaf, item.sequenced.event) for item in read.leaves]
+        )
+        self._last_block_at_s = time.monotonic()
+        self._childless = read.block.height
+        if all(
+            isinstance(item.sequenced.event, FinalityRequested) for item in read.leaves
+        ):
+            self._childless = None  # it is a child, and says nothing
         for leaf in read.leaves:
+            self._rounds, _ = step(DECIDER, self._rounds, leaf.sequenced)
             event = leaf.sequenced.event
+            if isinstance(event, CheckpointFinalised):
+                self._announced_size = self._admission.finalised_size
             if isinstance(event, RoundStarted):
                 self._open = (event, leaf.traceparent)
                 self._due_ms = event.deadline_ms
@@ -84,3 +131,68 @@ class Timer:
         self._due_ms = now_ms + self._repeat_after_ms
         self._repeat_after_ms = min(2 * self._repeat_after_ms, MAX_REPEAT_AFTER_MS)
         log.info("round %d: deadline announced", started.round)
+
+    def _request_finality(self) -> None:
+        if (
+            self._childless is None
+            or time.monotonic() - self._last_block_at_s < QUIET_AFTER_S
+        ):
+            return
+        event = FinalityRequested(
+            federation_id=self._federation_id, height=self._childless
+        )
+        self._childless = None
+        self._publisher.publish(event, self._key)
+
+    def _collect(self, attestations: Iterator[Record | Pause]) -> None:
+        """Keep the cosigned checkpoints that came; they are verified when needed."""
+        for record in attestations:
+            if not isinstance(record, Record):
+                return
+            if record.key != self._federation_id.encode():
+                continue
+            try:
+                data = self._registry.unframe_trusted(record.value or b"")
+                event = codec.decode(data)
+                if not isinstance(event, CheckpointCosigned):
+                    continue
+                note = event.checkpoint
+                size = parse_checkpoint(parse_note(note.encode()).text).size
+            except (FramingError, codec.CodecError, InvalidNoteError) as error:
+                log.warning("passing over attestation %d: %s", record.offset, error)
+                continue
+            if size < self._rounds.draw_size:
+                continue
+            self._cosigned.setdefault(size, set()).add(note)
+            if len(self._cosigned) > MAX_WAITING_SIZES:
+                del self._cosigned[max(self._cosigned)]
+
+    def _announce_final(self, nodes: NodeSet) -> None:
+        """Put the checkpoint that the next draw needs on the log, once it is final."""
+        size = self._rounds.draw_size
+        for old in [known for known in self._cosigned if known < size]:
+            del self._cosigned[old]
+        if size <= self._announced_size or size not in self._cosigned:
+            return
+        origin = compute_origin(self._federation_id)
+        sequencer_key = self._admission.principals["SEQUENCER"]
+        collector = CosignatureCollector(
+            origin,
+            VerifierKey(origin, KeyType.ED25519, sequencer_key),
+            nodes.vkeys(),
+            nodes.quorum,
+        )
+        for note in self._cosigned[size]:
+            try:
+                collector.add(note.encode())
+            except InvalidNoteError as error:
+                log.warning("passing over a checkpoint of size %d: %s", size, error)
+        merged = collector.merge(size)
+        if merged is None:
+            return
+        event = CheckpointFinalised(
+            federation_id=self._federation_id, checkpoint=merged.decode()
+        )
+        self._publisher.publish(event, self._key)
+        self._announced_size = size
+        log.info("the checkpoint of size %d is final", size)

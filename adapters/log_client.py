@@ -1,0 +1,118 @@
+"""Reading a tiled log over HTTP (c2sp.org/tlog-tiles), from whoever serves it.
+
+The server is trusted for nothing: checkpoints are verified by policy, and what a tile
+says only counts in a proof that leads to a verified root.
+"""
+
+from __future__ import annotations
+
+import urllib.error
+import urllib.request
+from collections.abc import Iterable
+from typing import Final
+
+from ledger.note import MAX_NOTE_SIZE_BYTES, InvalidNoteError
+from ledger.policy import Policy
+from ledger.proof_file import make_receipt, verify_receipt
+from ledger.tiles import InvalidTileError, inclusion_proof, parse_tile, tile_path
+
+TIMEOUT_S: Final = 5.0
+MAX_TILE_SIZE_BYTES: Final = 256 * 32
+
+
+class LogUnavailableError(Exception):
+    """A log server does not give what was asked for; the message says what."""
+
+
+class NotFinalYetError(Exception):
+    """No checkpoint that satisfies the policy covers the leaf yet."""
+
+
+class LogClient:
+    """One log server.
+
+    Args:
+        url: Prefix of its paths, http:// or https://.
+    """
+
+    def __init__(self, url: str) -> None:
+        if not url.startswith(("http://", "https://")):
+            msg = f"{url!r} is not an http:// or https:// URL"
+            raise LogUnavailableError(msg)
+        self._url = url.rstrip("/")
+
+    def fetch(self, path: str, max_size_bytes: int) -> bytes:
+        """Return what the server has at a path.
+
+        Raises:
+            LogUnavailableError: it does not answer, or with something else.
+        """
+        url = f"{self._url}/{path}"
+        try:
+            with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:  # noqa: S310  # http alone, see above
+                data: bytes = answer.read(max_size_bytes + 1)
+        except (OSError, ValueError, urllib.error.URLError) as error:
+            msg = f"{url}: {error}"
+            raise LogUnavailableError(msg) from error
+        if len(data) > max_size_bytes:
+            msg = f"{url}: more than {max_size_bytes} bytes"
+            raise LogUnavailableError(msg)
+        return data
+
+    def fetch_checkpoint(self) -> bytes:
+        """Return its checkpoint, not verified."""
+        return self.fetch("checkpoint", MAX_NOTE_SIZE_BYTES)
+
+    def read_tile(self, level: int, index: int, width: int) -> bytes:
+        """Return a tile, not verified: what `ledger.tiles` asks for."""
+        data = self.fetch(tile_path(level, index, width), MAX_TILE_SIZE_BYTES)
+        parse_tile(data, width)
+        return data
+
+
+def fetch_receipt(
+    urls: Iterable[str], policy: Policy, origin: str, leaf_index: int, leaf: bytes
+) -> bytes:
+    """Return a receipt for a leaf, made of what the first honest server says.
+
+    Args:
+        urls: Servers of the log, in the order they are asked.
+        policy: Whose signatures it takes.
+        origin: The log.
+        leaf_index: The leaf's place.
+        leaf: The leaf.
+
+    Raises:
+        NotFinalYetError: a server answers, and no good checkpoint covers the leaf yet.
+        LogUnavailableError: no server answers with what verifies.
+    """
+    problems: list[str] = []
+    is_early = False
+    for url in urls:
+        try:
+            receipt = _fetch_receipt(LogClient(url), policy, origin, leaf_index, leaf)
+        except NotFinalYetError as error:
+            is_early = True
+            problems.append(f"{url}: {error}")
+        except (LogUnavailableError, InvalidNoteError, InvalidTileError) as error:
+            problems.append(f"{url}: {error}")
+        except ValueError as error:  # tiles that lead elsewhere
+            problems.append(f"{url}: {error}")
+        else:
+            return receipt
+    msg = "; ".join(problems) or "no server of the log is known"
+    raise NotFinalYetError(msg) if is_early else LogUnavailableError(msg)
+
+
+def _fetch_receipt(
+    client: LogClient, policy: Policy, origin: str, leaf_index: int, leaf: bytes
+) -> bytes:
+    note = client.fetch_checkpoint()
+    size = policy.verify(note, origin).checkpoint.size
+    if size <= leaf_index:
+        msg = f"the last final checkpoint has size {size}, the leaf is {leaf_index}"
+        raise NotFinalYetError(msg)
+    proof = inclusion_proof(client.read_tile, leaf_index, size)
+    receipt = make_receipt(leaf, leaf_index, proof, note)
+    verify_receipt(receipt, policy, origin)
+    return receipt

@@ -1,0 +1,305 @@
+"""A ledger node's identity: its key, and the memory without which the key may not sign.
+
+    <directory>/votes       what was voted last; one file, replaced as a whole
+    <directory>/node.key    the key; made after the votes
+    <directory>/lock        held by the one process that may sign
+
+Rules (ledger specification, R6):
+
+- What is stored is durable before `VoteLog.store` returns; what a node sends, it stored
+  before.
+- Votes only grow: the file is never replaced by votes from before it, nor by another
+  vote at the same place. This is checked here once more, at the last moment before a
+  signature leaves the process.
+- The votes are made first and the key last. So a key without votes has lost them, and
+  never signs again: it cannot know what it signed. Its owner makes a new key and has
+  the node set changed.
+- Anything in the file but what was written there means the same. The file is replaced
+  by a rename, so a crash leaves the old one or the new one; there is no torn record
+  that would have to be told from a damaged one.
+- Votes are for one log: they are bound to its chain id before the first is stored.
+
+Who restores the directory from a copy defeats all this; other nodes then see the key
+contradict itself.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+from enum import StrEnum
+from pathlib import Path
+from typing import IO, Final
+
+from adapters.keys import KeyFileError, load_key, load_or_create_key
+from ledger.signing import PUBLIC_KEY_SIZE, SigningKey
+from ledger.votes import VotesLostError, VoteState
+
+KEY_FILE: Final = "node.key"
+VOTES_FILE: Final = "votes"
+LOCK_FILE: Final = "lock"
+
+_MAGIC: Final = b"folkmoot-vote-log/v1\n"
+_CHAIN_ID_SIZE: Final = 32
+_UNBOUND: Final = bytes(_CHAIN_ID_SIZE)
+_DIGEST_SIZE: Final = hashlib.sha256().digest_size
+_HEAD_SIZE: Final = len(_MAGIC) + PUBLIC_KEY_SIZE + _CHAIN_ID_SIZE
+_NEW_KEY: Final = (
+    "This key must never sign again: make a new one (`moot node init` with another "
+    "name) and have the node set changed (`moot node propose`)."
+)
+
+
+class VoteLogCode(StrEnum):
+    """Why a key may not sign."""
+
+    VOTE_LOG_LOST = "VOTE_LOG_LOST"
+    VOTE_LOG_CORRUPT = "VOTE_LOG_CORRUPT"
+    VOTE_LOG_IN_USE = "VOTE_LOG_IN_USE"
+    VOTE_LOG_OTHER_CHAIN = "VOTE_LOG_OTHER_CHAIN"
+    VOTE_LOG_STALE_WRITE = "VOTE_LOG_STALE_WRITE"
+    NO_IDENTITY = "NO_IDENTITY"
+
+
+class VoteLogError(Exception):
+    """The key may not sign; the message says why and what to do.
+
+    Attributes:
+        code: Which kind.
+    """
+
+    def __init__(self, code: VoteLogCode, detail: str) -> None:
+        super().__init__(f"{code}: {detail}")
+        self.code = code
+
+
+def create_identity(directory: Path) -> SigningKey:
+    """Make a key and its empty vote log, unless they are there.
+
+    Raises:
+        VoteLogError: there is one of both, or a vote log of another key.
+        KeyFileError: there is a key file that cannot be used.
+    """
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    key_path, votes_path = directory / KEY_FILE, directory / VOTES_FILE
+    if key_path.exists():
+        return load_identity(directory)
+    if votes_path.exists() and _read(votes_path)[2] is not None:
+        raise VoteLogError(
+            VoteLogCode.NO_IDENTITY,
+            f"{votes_path} remembers the votes of a key that is not there. Put the "
+            f"key back as {key_path}, or make an identity under another name.",
+        )
+    # The key is drawn in a file that nobody looks for; votes are made for it; only
+    # then it gets its name. A crash between leaves an empty vote log and no key.
+    draft = directory / f".{KEY_FILE}"
+    draft.unlink(missing_ok=True)
+    key = load_or_create_key(draft)
+    _write(votes_path, key.public_key, _UNBOUND, None)
+    draft.rename(key_path)
+    _sync_directory(directory)
+    return key
+
+
+def load_identity(directory: Path) -> SigningKey:
+    """Return the key, whose vote log is there.
+
+    Raises:
+        VoteLogError: there is no identity, or the key lost its vote log.
+        KeyFileError: the key file cannot be used.
+    """
+    key, *_ = _load(directory)
+    return key
+
+
+class VoteLog:
+    """The votes of one key, open for one process at a time.
+
+    Args:
+        directory: Where `create_identity` made them.
+
+    Raises:
+        VoteLogError: the key may not sign.
+        KeyFileError: the key file cannot be used.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._path = directory / VOTES_FILE
+        self._lock = _lock(directory)
+        try:
+            self._key, self._chain_id, self._votes = _load(directory)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Let another process sign."""
+        self._lock.close()
+
+    @property
+    def key(self) -> SigningKey:
+        """The key."""
+        return self._key
+
+    @property
+    def votes(self) -> VoteState | None:
+        """What was stored last; None if nothing ever was."""
+        return self._votes
+
+    def bind(self, chain_id: bytes) -> None:
+        """Say which log the key signs for. Durable; once and for all.
+
+        Args:
+            chain_id: `ledger.attestations.compute_chain_id`, 32 bytes.
+
+        Raises:
+            VoteLogError: it signs for another log.
+        """
+        if self._chain_id == _UNBOUND:
+            _write(self._path, self._key.public_key, chain_id, self._votes)
+            self._chain_id = chain_id
+        elif self._chain_id != chain_id:
+            raise VoteLogError(
+                VoteLogCode.VOTE_LOG_OTHER_CHAIN,
+                f"the key signs for chain {self._chain_id.hex()}, and this is "
+                f"{chain_id.hex()}. Was the federation founded anew? Its node needs a "
+                "key of its own.",
+            )
+
+    def store(self, votes: VoteState) -> None:
+        """Remember votes for ever. Durable once it returns.
+
+        Raises:
+            VoteLogError: they would forget or contradict what is stored. A bug; nothing
+                was written.
+            OSError: they could not be written; nothing may be sent.
+        """
+        if self._chain_id == _UNBOUND:
+            raise VoteLogError(
+                VoteLogCode.VOTE_LOG_STALE_WRITE, "votes for no chain at all"
+            )
+        if self._votes is not None:
+            _check_growth(self._votes, votes)
+        _write(self._path, self._key.public_key, self._chain_id, votes)
+        self._votes = votes
+
+
+def _check_growth(before: VoteState, after: VoteState) -> None:
+    """Check that nothing that was signed is forgotten."""
+    same_epoch = (before.era, before.epoch) == (after.era, after.epoch)
+    problem = ""
+    if (after.era, after.epoch) < (before.era, before.epoch):
+        problem = "an earlier epoch"
+    elif same_epoch and after.attested[0] < before.attested[0]:
+        problem = "a lower block"
+    elif (
+        same_epoch
+        and after.attested[0] == before.attested[0]
+        and after.attested != before.attested
+    ):
+        problem = "another block at the same height"
+    elif after.era == before.era and after.requested_epoch < before.requested_epoch:
+        problem = "an earlier request"
+    elif (after.cosigned_size, after.cosigned_root) != (
+        before.cosigned_size,
+        before.cosigned_root,
+    ) and after.cosigned_size <= before.cosigned_size:
+        problem = "another or a smaller tree"
+    if problem:
+        raise VoteLogError(
+            VoteLogCode.VOTE_LOG_STALE_WRITE, f"votes for {problem} after those stored"
+        )
+
+
+def _lock(directory: Path) -> IO[bytes]:
+    if not (directory / KEY_FILE).exists():
+        raise _no_identity(directory)
+    file = (directory / LOCK_FILE).open("ab")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        raise VoteLogError(
+            VoteLogCode.VOTE_LOG_IN_USE,
+            f"another process signs with the key in {directory}; stop it first",
+        ) from error
+    return file
+
+
+def _no_identity(directory: Path) -> VoteLogError:
+    return VoteLogError(
+        VoteLogCode.NO_IDENTITY,
+        f"there is no {directory / KEY_FILE}: `moot node init` makes it",
+    )
+
+
+def _load(directory: Path) -> tuple[SigningKey, bytes, VoteState | None]:
+    votes_path = directory / VOTES_FILE
+    if not (directory / KEY_FILE).exists():
+        raise _no_identity(directory)
+    key = load_key(directory / KEY_FILE)
+    if not votes_path.exists():
+        raise VoteLogError(
+            VoteLogCode.VOTE_LOG_LOST, f"{votes_path} is not there. {_NEW_KEY}"
+        )
+    public_key, chain_id, votes = _read(votes_path)
+    if public_key != key.public_key:
+        raise VoteLogError(
+            VoteLogCode.VOTE_LOG_LOST, f"{votes_path} is of another key. {_NEW_KEY}"
+        )
+    return key, chain_id, votes
+
+
+def _read(path: Path) -> tuple[bytes, bytes, VoteState | None]:
+    data = path.read_bytes()
+    body, digest = data[:-_DIGEST_SIZE], data[-_DIGEST_SIZE:]
+    is_whole = hashlib.sha256(body).digest() == digest and body.startswith(_MAGIC)
+    if not is_whole or len(body) < _HEAD_SIZE:
+        raise VoteLogError(
+            VoteLogCode.VOTE_LOG_CORRUPT, f"{path} is not as written. {_NEW_KEY}"
+        )
+    public_key = body[len(_MAGIC) : len(_MAGIC) + PUBLIC_KEY_SIZE]
+    chain_id = body[len(_MAGIC) + PUBLIC_KEY_SIZE : _HEAD_SIZE]
+    rest = body[_HEAD_SIZE:]
+    try:
+        votes = VoteState.from_bytes(rest) if rest else None
+    except VotesLostError as error:
+        raise VoteLogError(
+            VoteLogCode.VOTE_LOG_CORRUPT, f"{path}: {error}. {_NEW_KEY}"
+        ) from error
+    return public_key, chain_id, votes
+
+
+def _write(
+    path: Path, public_key: bytes, chain_id: bytes, votes: VoteState | None
+) -> None:
+    body = _MAGIC + public_key + chain_id + (b"" if votes is None else votes.to_bytes())
+    draft = path.with_name(f".{path.name}")
+    with draft.open("wb") as file:
+        file.write(body + hashlib.sha256(body).digest())
+        file.flush()
+        os.fsync(file.fileno())
+    draft.rename(path)
+    # Until the directory is durable a loss of power may bring the old file back.
+    _sync_directory(path.parent)
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+__all__ = [
+    "KEY_FILE",
+    "VOTES_FILE",
+    "KeyFileError",
+    "VoteLog",
+    "VoteLogCode",
+    "VoteLogError",
+    "create_identity",
+    "load_identity",
+]

@@ -1,0 +1,305 @@
+"""`moot bench finality`: how soon a block is final, and what that costs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+from typing import Final
+
+from adapters.kafka import END, Record, follow_partition
+from adapters.ledger import find_partition
+from adapters.vote_log import create_identity
+from cli.bench_federation import (
+    BenchStack,
+    FastProducer,
+    admit,
+    bench_stack,
+    make_agent_keys,
+    make_update_event,
+)
+from cli.bench_report import Section, Table, measure_rate, show, show_target
+from cli.node import node_directory
+from cli.processes import StackError, find_free_ports
+from ledger.checkpoint import Checkpoint, cosign_checkpoint, sign_checkpoint
+from ledger.cosigning import CosignatureCollector
+from ledger.merkle import inclusion_proof, leaf_hash, root
+from ledger.note import KeyType, VerifierKey
+from ledger.policy import make_bft_policy
+from ledger.proof_file import make_receipt, verify_receipt
+from ledger.signing import SigningKey
+from protocol.envelope import compute_origin
+from schemas import codec, topics
+from schemas import events as e
+from schemas.events import LedgerNode
+
+FEDERATION: Final = "bench"
+NUM_AGENTS: Final = 10
+SIZES: Final = (4, 7)
+NUM_BLOCKS: Final = 40
+BLOCK_EVERY_S: Final = 1.0
+NUM_LEAVES: Final = 20_000
+TIMEOUT_S: Final = 180.0
+TARGET_P50_S: Final = 2.0
+RECEIPT_LEAVES: Final = 1_000_000
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Finality:
+    """What was measured with one number of nodes.
+
+    Attributes:
+        num_nodes: Number of nodes.
+        waits_s: From a block on `moot.ledger` to its quorum of cosignatures.
+        leaves_per_s: Leaves that became final in a second, under load.
+        leaves_per_cpu_s: Leaves that one node verified in a second of its own
+            processor time; None if unknown.
+    """
+
+    num_nodes: int
+    waits_s: tuple[float, ...]
+    leaves_per_s: float
+    leaves_per_cpu_s: float | None
+
+
+def run(say: Say, *, quick: bool) -> Section:
+    """Measure, and say what was found."""
+    sizes = SIZES[:1] if quick else SIZES
+    found = [_measure(say, number, quick=quick) for number in sizes]
+    say("receipts")
+    return report(found, 1_000 if quick else RECEIPT_LEAVES)
+
+
+def _measure(say: Say, num_nodes: int, *, quick: bool) -> Finality:
+    with bench_stack(say) as stack:
+        nodes = _start_nodes(stack, num_nodes)
+        operator = stack.found(FEDERATION, 10, NUM_AGENTS, ledger_nodes=nodes)
+        stack.serve("sequencer")
+        stack.supervisor.start("timer", "serve", "timer", "--federation", FEDERATION)
+        agents = make_agent_keys(NUM_AGENTS)
+        admit(stack, operator, FEDERATION, agents)
+        watch = _Watch(stack, nodes)
+        watch.until(lambda: watch.final >= 1 + NUM_AGENTS)
+        say(f"{num_nodes} nodes: one block a second")
+        waits = _measure_latency(stack, watch, agents, 5 if quick else NUM_BLOCKS)
+        count = 2_000 if quick else NUM_LEAVES
+        say(f"{num_nodes} nodes: {count} leaves at once")
+        rate, per_cpu_s = _measure_throughput(stack, watch, agents, count)
+    return Finality(num_nodes, waits, rate, per_cpu_s)
+
+
+def _start_nodes(stack: BenchStack, number: int) -> tuple[LedgerNode, ...]:
+    nodes = []
+    for index, port in enumerate(find_free_ports(number)):
+        name = f"node{index}"
+        key = create_identity(node_directory(stack.settings, name))
+        nodes.append(
+            LedgerNode(
+                name=name, public_key=key.public_key, url=f"http://127.0.0.1:{port}"
+            )
+        )
+        stack.supervisor.start(
+            name, "serve", "ledger-node", "--name", name, "--port", str(port),
+            "--federation", FEDERATION,
+        )  # fmt: skip
+    return tuple(nodes)
+
+
+class _Watch:
+    """When blocks came and when their checkpoints had their quorum."""
+
+    def __init__(self, stack: BenchStack, nodes: tuple[LedgerNode, ...]) -> None:
+        self._stack = stack
+        origin = compute_origin(FEDERATION)
+        self._collector = CosignatureCollector(
+            origin,
+            VerifierKey(origin, KeyType.ED25519, stack.key("SEQUENCER").public_key),
+            [
+                VerifierKey(node.name, KeyType.COSIGNATURE_V1, node.public_key)
+                for node in nodes
+            ],
+            len(nodes) - (len(nodes) - 1) // 3,
+        )
+        self._readers = [
+            follow_partition(
+                stack.settings, topic, find_partition(stack.settings, topic, FEDERATION)
+            )
+            for topic in (topics.LEDGER, topics.ATTESTATIONS)
+        ]
+        self.blocks: dict[int, float] = {}
+        self.finals: dict[int, float] = {}
+        self.size = 0
+        self.final = 0
+
+    def until(self, done: Callable[[], bool]) -> None:
+        """Read until something is so.
+
+        Raises:
+            StackError: it does not become so.
+        """
+        began = time.monotonic()
+        while not done():
+            for reader in self._readers:
+                for record in reader:
+                    if not isinstance(record, Record):
+                        if record is END:
+                            continue
+                        break
+                    self._learn(record)
+            self._stack.check()
+            if time.monotonic() - began > TIMEOUT_S:
+                msg = f"{self.final} of {self.size} leaves are final, and no more"
+                raise StackError(msg, f"The logs are in {self._stack.supervisor.logs}.")
+
+    def _learn(self, record: Record) -> None:
+        now = time.perf_counter()
+        event = codec.decode(self._stack.registry.unframe_trusted(record.value or b""))
+        if isinstance(event, e.BlockSequenced):
+            self.size = event.first_leaf_index + len(event.leaves)
+            self.blocks[self.size] = now
+        elif isinstance(event, e.CheckpointCosigned):
+            size = self._collector.add(event.checkpoint.encode()).size
+            if size not in self.finals and self._collector.merge(size) is not None:
+                self.finals[size] = now
+                self.final = max(self.final, size)
+
+
+def _measure_latency(
+    stack: BenchStack, watch: _Watch, agents: dict[str, SigningKey], count: int
+) -> tuple[float, ...]:
+    producer = FastProducer(stack.settings, stack.registry)
+    name, key = next(iter(agents.items()))
+    first = watch.size
+    for number in range(count):
+        due = time.monotonic() + BLOCK_EVERY_S
+        producer.send(make_update_event(FEDERATION, name, number), key)
+        producer.flush()
+        watch.until(lambda due=due: time.monotonic() >= due)  # type: ignore[misc]  # a default argument
+    last = watch.size
+    watch.until(lambda: watch.final >= last)
+    return tuple(
+        sorted(
+            watch.finals[size] - at
+            for size, at in watch.blocks.items()
+            if first < size <= last and size in watch.finals
+        )
+    )
+
+
+def _measure_throughput(
+    stack: BenchStack, watch: _Watch, agents: dict[str, SigningKey], count: int
+) -> tuple[float, float | None]:
+    before = watch.size
+    producer = FastProducer(stack.settings, stack.registry)
+    names = list(agents)
+    for number in range(count):
+        name = names[number % len(names)]
+        event = make_update_event(FEDERATION, name, 1_000_000 + number)
+        producer.send(event, agents[name])
+    cpu_before = stack.cpu_s("node0")
+    producer.flush()
+    began = time.perf_counter()
+    watch.until(lambda: watch.final >= before + count)
+    elapsed = time.perf_counter() - began
+    cpu_after = stack.cpu_s("node0")
+    per_cpu_s = None
+    if cpu_before is not None and cpu_after is not None:
+        per_cpu_s = count / max(cpu_after - cpu_before, 1e-9)
+    return count / elapsed, per_cpu_s
+
+
+def report(found: list[Finality], num_leaves: int) -> Section:
+    """Say what was found, with receipts made and verified in this process."""
+    rows = tuple(
+        (
+            f"{item.num_nodes} nodes",
+            f"{median(item.waits_s):.2f}",
+            f"{item.waits_s[int(len(item.waits_s) * 0.99)]:.2f}",
+            show(item.leaves_per_s),
+            show(item.leaves_per_cpu_s) if item.leaves_per_cpu_s else "",
+        )
+        for item in found
+    )
+    size, per_s, verify = _measure_receipt(num_leaves)
+    parts: list[str | Table] = [
+        f"""\
+Sequencer, timer and ledger nodes, each a process of its own, share a machine with
+Kafka. First one update a second, so one block a second ({len(found[0].waits_s)}
+blocks): from the moment a consumer sees the block until a quorum has cosigned its
+checkpoint. Finality takes the next block, so most of it is waiting for that. Then a load of updates at once:
+leaves that became final in a second, all processes sharing the machine's cores, and
+what one node verified in a second of its own processor time (every signature, hash,
+rule and fact, state roots, votes written and synced, tiles written).""",
+        Table(
+            (
+                "",
+                "p50 s",
+                "p99 s",
+                "final leaves/s",
+                f"node, leaves/s, per core",
+            ),
+            rows,
+        ),
+        show_target(
+            value=median(found[0].waits_s),
+            target=TARGET_P50_S,
+            unit="s",
+            at_least=False,
+        ),
+        f"""\
+A receipt of a leaf of 500 bytes in a log of {num_leaves:,} leaves, cosigned by three of
+four nodes, has {size:,} bytes. Verifying one offline (parsing, four Ed25519 signatures,
+the inclusion proof) takes {1e6 / per_s:.0f} µs; four signatures alone take
+{4e6 / verify:.0f} µs.""",
+    ]
+    return Section(
+        "finality", "Finality: from a block to a quorum's word", tuple(parts)
+    )
+
+
+def _measure_receipt(num_leaves: int) -> tuple[int, float, float]:
+    """Return a receipt's size, its verifications and Ed25519's a second."""
+    log_key = SigningKey(bytes(32))
+    origin = compute_origin(FEDERATION)
+    leaf = bytes(500)
+    hashes = [leaf_hash(n.to_bytes(8, "big")) for n in range(num_leaves)]
+    index = num_leaves // 3
+    hashes[index] = leaf_hash(leaf)
+    note = sign_checkpoint(Checkpoint(origin, num_leaves, root(hashes)), log_key)
+    nodes = [SigningKey(bytes([n]) * 32) for n in range(1, 5)]
+    for number, key in enumerate(nodes[:3]):
+        note = cosign_checkpoint(note, f"node{number}", key, 1_760_000_000)
+    policy = make_bft_policy(
+        VerifierKey(origin, KeyType.ED25519, log_key.public_key).to_vkey(),
+        [
+            (
+                f"node{n}",
+                VerifierKey(
+                    f"node{n}", KeyType.COSIGNATURE_V1, key.public_key
+                ).to_vkey(),
+                "",
+            )
+            for n, key in enumerate(nodes)
+        ],
+    )
+    receipt = make_receipt(leaf, index, inclusion_proof(index, hashes), note)
+    signature = log_key.sign(leaf)
+
+    def verify_many() -> None:
+        for _ in range(200):
+            verify_receipt(receipt, policy, origin)
+
+    def verify_signatures() -> None:
+        from ledger.signing import verify_signature
+
+        for _ in range(200):
+            verify_signature(log_key.public_key, leaf, signature)
+
+    return (
+        len(receipt),
+        measure_rate(verify_many, 200),
+        measure_rate(verify_signatures, 200),
+    )

@@ -1,0 +1,211 @@
+"""What those who run ledger nodes do from the command line: keys, and handing over."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adapters.ledger import read_log
+from adapters.settings import Settings
+from cli.operate import await_leaf, make_operator, make_registry
+from cli.processes import StackError
+from ledger.attestations import NodeSet, sign_approval
+from protocol.admission import AdmissionState, evolve
+from schemas.events import LedgerNode, NodeSignature
+
+
+def node_directory(settings: Settings, name: str) -> Path:
+    """Return where a ledger node of this machine keeps its key and what it knows."""
+    return settings.state_directory / "ledger-nodes" / name
+
+
+def parse_ledger_nodes(texts: Iterable[str]) -> tuple[LedgerNode, ...]:
+    """Return ledger nodes, each ``NAME=HEX@URL``, in ascending order of name.
+
+    Raises:
+        StackError: one is not written like that.
+    """
+    return tuple(sorted(map(_parse_node, texts), key=lambda node: node.name))
+
+
+def _parse_node(text: str) -> LedgerNode:
+    name, _, rest = text.partition("=")
+    key, _, url = rest.partition("@")
+    try:
+        public_key = bytes.fromhex(key)
+    except ValueError:
+        public_key = b""
+    if not name or len(public_key) != 32:  # noqa: PLR2004  # Ed25519
+        msg = f"{text!r} is not NAME=HEX@URL"
+        raise StackError(msg, "`moot node init NAME --url URL` prints it like that.")
+    return LedgerNode(name=name, public_key=public_key, url=url)
+
+
+def show_node(node: LedgerNode) -> str:
+    """Return a ledger node as `parse_ledger_nodes` reads it."""
+    return f"{node.name}={node.public_key.hex()}@{node.url}"
+
+
+def read_admission(settings: Settings, federation_id: str) -> AdmissionState:
+    """Return what admission knows of a federation.
+
+    Raises:
+        StackError: there is no such federation.
+    """
+    state = AdmissionState()
+    for read in read_log(settings, make_registry(settings), federation_id):
+        state = evolve(state, [(i.leaf, i.sequenced.event) for i in read.leaves])
+    if not state.federation_id:
+        msg = f"there is no federation {federation_id!r} on this Kafka"
+        raise StackError(msg, "`moot federation create` founds one.")
+    return state
+
+
+def read_node_sets(settings: Settings, federation_id: str) -> tuple[NodeSet, ...]:
+    """Return a federation's ledger nodes, era by era.
+
+    Raises:
+        StackError: there is no such federation, or it has no ledger nodes.
+    """
+    node_sets = read_admission(settings, federation_id).node_sets
+    if not node_sets:
+        msg = f"federation {federation_id!r} has no ledger nodes"
+        raise StackError(
+            msg, "They are named when it is founded: `moot federation create --help`."
+        )
+    return node_sets
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proposal:
+    """A change of the node set on its way from node to node, as a file."""
+
+    federation_id: str
+    chain_id: bytes
+    era: int
+    nodes: tuple[LedgerNode, ...]
+    approvals: tuple[NodeSignature, ...] = ()
+
+    @property
+    def node_set(self) -> NodeSet:
+        """Return the set that is proposed."""
+        return NodeSet(self.era, self.chain_id, self.nodes)
+
+    def store(self, path: Path) -> None:
+        """Write it."""
+        content = {
+            "federation_id": self.federation_id,
+            "chain_id": self.chain_id.hex(),
+            "era": self.era,
+            "nodes": [show_node(node) for node in self.nodes],
+            "approvals": {
+                a.public_key.hex(): a.signature.hex() for a in self.approvals
+            },
+        }
+        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def load_proposal(path: Path) -> Proposal:
+    """Read a proposal.
+
+    Raises:
+        StackError: the file is not one.
+    """
+    try:
+        content: Any = json.loads(path.read_text(encoding="utf-8"))
+        return Proposal(
+            federation_id=str(content["federation_id"]),
+            chain_id=bytes.fromhex(content["chain_id"]),
+            era=int(content["era"]),
+            nodes=parse_ledger_nodes(content["nodes"]),
+            approvals=tuple(
+                NodeSignature(
+                    public_key=bytes.fromhex(key), signature=bytes.fromhex(signature)
+                )
+                for key, signature in sorted(content["approvals"].items())
+            ),
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        msg = f"{path} is not a proposal: {error}"
+        raise StackError(msg, "`moot node propose` writes one.") from None
+
+
+def list_nodes(settings: Settings, federation_id: str, *, as_json: bool) -> None:
+    """Print the ledger nodes of each era."""
+    node_sets = read_node_sets(settings, federation_id)
+    if as_json:
+        eras = [
+            {
+                "era": nodes.era,
+                "quorum": nodes.quorum,
+                "nodes": [
+                    {"name": n.name, "public_key": n.public_key.hex(), "url": n.url}
+                    for n in nodes.nodes
+                ],
+            }
+            for nodes in node_sets
+        ]
+        print(json.dumps(eras))
+        return
+    for nodes in node_sets:
+        print(f"era {nodes.era}: {nodes.quorum} of {len(nodes.nodes)}")
+        for node in nodes.nodes:
+            print(f"  {show_node(node)}")
+
+
+def propose(
+    settings: Settings, federation_id: str, nodes: tuple[LedgerNode, ...], path: Path
+) -> None:
+    """Write a proposal for the next node set."""
+    present = read_node_sets(settings, federation_id)[-1]
+    Proposal(
+        federation_id=federation_id,
+        chain_id=present.chain_id,
+        era=present.era + 1,
+        nodes=nodes,
+    ).store(path)
+    print(f"wrote {path}: {present.quorum} of the present nodes must approve it")
+
+
+def approve(settings: Settings, path: Path, name: str) -> None:
+    """Sign a proposal with the key of a node of this machine."""
+    from adapters.vote_log import load_identity
+
+    proposal = load_proposal(path)
+    present = read_node_sets(settings, proposal.federation_id)[-1]
+    key = load_identity(node_directory(settings, name))
+    if present.find(key.public_key) is None:
+        msg = f"{name} is not a present ledger node of {proposal.federation_id!r}"
+        raise StackError(msg, "`moot node list` shows who is.")
+    if (proposal.chain_id, proposal.era) != (present.chain_id, present.era + 1):
+        msg = f"{path} is of another federation or era"
+        raise StackError(msg, "Make it again with `moot node propose`.")
+    approval = sign_approval(
+        key, proposal.chain_id, proposal.era, proposal.node_set.hash
+    )
+    others = [a for a in proposal.approvals if a.public_key != key.public_key]
+    approvals = sorted([*others, approval], key=lambda a: a.public_key)
+    Proposal(
+        federation_id=proposal.federation_id,
+        chain_id=proposal.chain_id,
+        era=proposal.era,
+        nodes=proposal.nodes,
+        approvals=tuple(approvals),
+    ).store(path)
+    print(f"{name} approves: {len(approvals)} of {present.quorum}")
+
+
+def change(settings: Settings, path: Path) -> None:
+    """Publish an approved proposal, and see that it is on the ledger."""
+    proposal = load_proposal(path)
+    position = make_operator(settings).change_nodes(
+        proposal.federation_id, proposal.era, proposal.nodes, proposal.approvals
+    )
+    leaf_index = await_leaf(settings, proposal.federation_id, position)
+    print(
+        f"leaf {leaf_index}: era {proposal.era} begins once its block is final; the "
+        "nodes that are no longer named may be stopped then"
+    )

@@ -1,0 +1,144 @@
+"""Receipts from the command line: fetching one, and verifying one offline."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+from adapters.ledger import read_log
+from adapters.log_client import LogUnavailableError, NotFinalYetError, fetch_receipt
+from adapters.settings import Settings
+from cli.operate import describe, make_registry, to_jsonable
+from cli.processes import StackError
+from ledger.note import InvalidNoteError
+from ledger.policy import InvalidPolicyError, Policy, parse_policy
+from ledger.proof_file import InvalidProofFileError, verify_receipt
+from protocol.admission import (
+    AdmissionState,
+    compute_event_id,
+    evolve,
+    make_policy,
+)
+from protocol.envelope import compute_origin
+from schemas import codec
+from schemas import events as e
+
+WAIT_S = 10.0
+
+
+def show_policy(settings: Settings, federation_id: str) -> str:
+    """Return a federation's policy file: whose word makes a checkpoint final.
+
+    Raises:
+        StackError: there is no such federation, or it has no ledger nodes.
+    """
+    from cli.node import read_admission
+
+    state = read_admission(settings, federation_id)
+    _demand_nodes(state)
+    return make_policy(state).to_text()
+
+
+def get_receipt(
+    settings: Settings, federation_id: str, event_id: str, urls: tuple[str, ...]
+) -> tuple[int, bytes]:
+    """Return an event's leaf index and its receipt.
+
+    Args:
+        settings: Where Kafka is.
+        federation_id: The federation.
+        event_id: The event's id in hex, as its record's header has it; or a leaf index.
+        urls: Servers of the log; the ledger nodes unless given.
+
+    Raises:
+        StackError: there is no such leaf, or it is not final within a while.
+    """
+    state, found = AdmissionState(), None
+    for read in read_log(settings, make_registry(settings), federation_id):
+        state = evolve(state, [(i.leaf, i.sequenced.event) for i in read.leaves])
+        for item in read.leaves:
+            if event_id in {
+                str(item.sequenced.leaf_index),
+                compute_event_id(state, item.leaf, item.sequenced.event).hex(),
+            }:
+                found = item
+    if found is None:
+        msg = f"no leaf of {federation_id!r} is the event {event_id}"
+        raise StackError(msg, "`moot round watch --json` shows leaves and ids.")
+    _demand_nodes(state)
+    policy, origin = make_policy(state), compute_origin(federation_id)
+    urls = urls or tuple(n.url for n in state.node_sets[-1].nodes if n.url)
+    leaf_index, leaf = found.sequenced.leaf_index, codec.encode(found.leaf)
+    deadline = time.monotonic() + WAIT_S
+    while True:
+        try:
+            return leaf_index, fetch_receipt(urls, policy, origin, leaf_index, leaf)
+        except NotFinalYetError as error:
+            if time.monotonic() > deadline:
+                msg = f"leaf {leaf_index} is not final: {error}"
+                raise StackError(
+                    msg, "Enough ledger nodes must be up; try again later."
+                ) from None
+            time.sleep(0.5)
+        except LogUnavailableError as error:
+            msg = f"no receipt for leaf {leaf_index}: {error}"
+            raise StackError(msg, "Name another server of the log: --url.") from None
+
+
+def check_receipt(receipt: Path, policy_path: Path, *, as_json: bool) -> int:
+    """Verify a receipt offline and print what it says; returns an exit code."""
+    try:
+        policy = _load_policy(policy_path)
+        verified = verify_receipt(receipt.read_bytes(), policy)
+        leaf = codec.decode_as(e.Leaf, verified.leaf)
+        event = codec.decode(leaf.event)
+    except OSError as error:
+        msg = f"cannot read {error.filename}: {error.strerror}"
+        raise StackError(
+            msg, "Name the receipt, and the policy with --policy."
+        ) from None
+    except (InvalidProofFileError, InvalidNoteError, codec.CodecError) as error:
+        if as_json:
+            print(json.dumps({"is_valid": False, "problem": str(error)}))
+        else:
+            print(f"NOT VALID: {error}")
+        return 1
+    checkpoint = verified.verified.checkpoint
+    cosigned = {s.key.name: s.timestamp_s for s in verified.verified.cosignatures}
+    if as_json:
+        content = {
+            "is_valid": True,
+            "origin": checkpoint.origin,
+            "leaf_index": verified.leaf_index,
+            "tree_size": checkpoint.size,
+            "root": checkpoint.root.hex(),
+            "cosignatures": cosigned,
+            "event": type(event).__name__,
+            **to_jsonable(event),
+        }
+        print(json.dumps(content))
+        return 0
+    print(f"valid: leaf {verified.leaf_index} of {checkpoint.origin}")
+    print(f"  says         {describe(event)}")  # type: ignore[arg-type]  # what leaves hold
+    print(f"  checkpoint   size {checkpoint.size}, root {checkpoint.root.hex()}")
+    for name, timestamp_s in cosigned.items():
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(timestamp_s or 0))
+        print(f"  cosigned by  {name} at {when}Z")
+    return 0
+
+
+def _load_policy(path: Path) -> Policy:
+    try:
+        return parse_policy(path.read_bytes())
+    except InvalidPolicyError as error:
+        msg = f"{path} is not a policy: {error}"
+        raise StackError(msg, "`moot node policy` writes one.") from None
+
+
+def _demand_nodes(state: AdmissionState) -> None:
+    if not state.node_sets:
+        msg = f"federation {state.federation_id!r} has no ledger nodes"
+        raise StackError(
+            msg, "Nothing becomes final without: `moot federation create --help`."
+        )

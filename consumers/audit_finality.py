@@ -1,0 +1,660 @@
+"""Finality as an outsider sees it: what the ledger nodes' signatures alone make final.
+
+The audit replays the log, so it knows every block's header. Here it counts what the
+nodes say on `moot.attestations` against those headers.
+
+Rules (ledger specification, section 2.3):
+
+- A quorum of attestations to one block in one epoch certifies it; a block is final when
+  it and its child are certified in the same epoch, and so is every block before it.
+- An era's last block is followed by closing children, which are on no topic: their
+  headers follow from the block's.
+- A node's word about another block than this log's contradicts the log; that of a
+  quorum proves that the log is not the one that the nodes hold.
+- Nobody honest contradicts itself (`ledger.equivocation`): whoever does is named, with
+  the messages that prove it.
+
+Everything is looked up by height, so the order of the records does not matter; blocks
+come first. Old attestations are forgotten, the ids of blocks are not: 72 bytes for each
+block are all that a long log needs here.
+
+Deliberately not here: reading Kafka, framing, and what a node may attest when.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, cast
+
+from consumers.audit_report import (
+    EraReport,
+    Finality,
+    Finding,
+    FindingCode,
+    NodeReport,
+    Place,
+)
+from ledger.attestations import (
+    START,
+    ByteReader,
+    Header,
+    InvalidMessageError,
+    Message,
+    NodeSet,
+    Start,
+    order,
+    verify_attestation,
+    verify_epoch_request,
+)
+from ledger.checkpoint import Checkpoint, verify_checkpoint
+from ledger.equivocation import Contradiction, find_contradiction, prove_equivocation
+from ledger.merkle import HASH_SIZE
+from ledger.note import InvalidNoteError, KeyType, VerifierKey
+from ledger.policy import Policy
+from ledger.signing import InvalidSignatureError
+from protocol.envelope import compute_origin, verify_event
+from protocol.replay import ReplayState
+from protocol.state_root import StateHasher
+from schemas import codec
+from schemas import events as e
+
+MAX_REMEMBERED: Final = 16_384
+"""Heights of an epoch whose attestations are remembered, the latest ones. A node that
+contradicts what it said before those is found out by the log alone."""
+MAX_CLOSING: Final = 1_024
+"""Closing children that are followed: one for each epoch that failed."""
+MAX_REQUESTS: Final = 1_024
+"""Requests remembered of each node in an era, the latest ones."""
+MAX_COSIGNED: Final = 1_024
+"""Sizes whose cosigners are remembered, the largest."""
+
+_SIZE_BYTES: Final = 8
+_HEAD_BYTES: Final = _SIZE_BYTES + HASH_SIZE
+
+
+@dataclass(slots=True, kw_only=True)
+class Era:
+    """A node set and where it begins and ends.
+
+    Attributes:
+        node_set: The nodes.
+        start: The block that it starts from.
+        last: Bytes of its last block's header; empty as long as it lasts.
+    """
+
+    node_set: NodeSet
+    start: Start
+    last: bytes = b""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """What it takes to verify a node's record.
+
+    Attributes:
+        federation_id: The federation.
+        sequencer_key: Who signs checkpoints, 32 bytes.
+        eras: Node set and start of every era.
+    """
+
+    federation_id: str
+    sequencer_key: bytes
+    eras: tuple[tuple[NodeSet, Start], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Said:
+    """A verified record of a ledger node.
+
+    Attributes:
+        event: What it says.
+        public_key: Who says it, 32 bytes.
+        checkpoint: The head that it cosigns; None if it says something else.
+        timestamp_s: When it cosigned, by its own clock.
+    """
+
+    event: e.Attestation
+    public_key: bytes
+    checkpoint: Checkpoint | None = None
+    timestamp_s: int = 0
+
+
+def verify_record(context: Context, data: bytes, signature: bytes) -> Said:
+    """Return what a ledger node says, if it is a ledger node that says it.
+
+    Args:
+        context: The federation and its nodes.
+        data: Single-object bytes.
+        signature: The record's signature header.
+
+    Raises:
+        InvalidMessageError: it is not an attestation, not of a node, or not signed by
+            it; says why.
+    """
+    try:
+        # Attestation is a union, so not a type: mypy cannot follow.
+        event: e.Attestation = codec.decode_as(cast("Any", e.Attestation), data)
+        if event.federation_id != context.federation_id:
+            msg = f"it is of federation {event.federation_id!r}"
+            raise InvalidMessageError(msg)
+        said = _open(context, event)
+        verify_event(said.public_key, data, signature)
+    except (codec.CodecError, InvalidNoteError, InvalidSignatureError) as error:
+        raise InvalidMessageError(str(error)) from error
+    return said
+
+
+def _open(context: Context, event: e.Attestation) -> Said:
+    if isinstance(event, e.CheckpointCosigned):
+        return _open_cosigned(context, event)
+    if not 0 <= event.era < len(context.eras):
+        msg = f"the log has no era {event.era}"
+        raise InvalidMessageError(msg)
+    node_set, start = context.eras[event.era]
+    if isinstance(event, e.EpochRequested):
+        verify_epoch_request(node_set, event, start)
+    else:
+        verify_attestation(node_set, event)
+        if event.height <= start[0]:
+            msg = f"block {event.height} is of an earlier era than {event.era}"
+            raise InvalidMessageError(msg)
+    return Said(event=event, public_key=event.public_key)
+
+
+def _open_cosigned(context: Context, event: e.CheckpointCosigned) -> Said:
+    origin = compute_origin(context.federation_id)
+    log_key = VerifierKey(origin, KeyType.ED25519, context.sequencer_key)
+    # A node may be of several eras; as a cosigner it is one.
+    nodes = {key: None for nodes, _ in context.eras for key in nodes.vkeys()}
+    verified = verify_checkpoint(event.checkpoint.encode(), log_key, origin, nodes)
+    if len(verified.cosignatures) != 1:
+        msg = f"{len(verified.cosignatures)} cosignatures of nodes; a record has one"
+        raise InvalidMessageError(msg)
+    (cosignature,) = verified.cosignatures
+    return Said(
+        event=event,
+        public_key=cosignature.key.public_key,
+        checkpoint=verified.checkpoint,
+        timestamp_s=cosignature.timestamp_s or 0,
+    )
+
+
+@dataclass(slots=True, kw_only=True)
+class NodeCount:
+    """What was counted of one node."""
+
+    num_attestations: int = 0
+    last_height: int = -1
+    num_cosignatures: int = 0
+
+
+@dataclass(slots=True, kw_only=True)
+class Cosigned:
+    """Who cosigned the checkpoint of one size."""
+
+    height: int
+    keys: list[bytes] = field(default_factory=list)
+    last_at_s: int = 0
+
+
+@dataclass(slots=True, kw_only=True)
+class FinalityState:
+    """Everything that counting goes on from; can be saved.
+
+    Attributes:
+        eras: Every era so far.
+        ids: Header ids of all blocks, 32 bytes each.
+        heads: Tree size (8 bytes, big-endian) and root of all blocks, 40 bytes each.
+        certified: For each block 1 if it is final by certificates of its own.
+        last: Bytes of the last block's header.
+        final_height: The last final block; -1 for none.
+        epochs: Epochs with certificates, by era.
+        votes: Signatures of attestations to this log's blocks, by era, epoch, height
+            and the node's place in its set.
+        others: Attestations of other blocks; none of a sound log.
+        requests: Requests by era, the node's place and epoch.
+        nodes: Counts by public key in hex.
+        cosigned: Cosigners by size.
+    """
+
+    eras: list[Era] = field(default_factory=list)
+    ids: bytearray = field(default_factory=bytearray)
+    heads: bytearray = field(default_factory=bytearray)
+    certified: bytearray = field(default_factory=bytearray)
+    last: bytes = b""
+    final_height: int = -1
+    epochs: dict[int, list[int]] = field(default_factory=dict)
+    votes: dict[int, dict[int, dict[int, dict[int, bytes]]]] = field(
+        default_factory=dict
+    )
+    others: list[e.BlockAttested] = field(default_factory=list)
+    requests: dict[int, dict[int, dict[int, e.EpochRequested]]] = field(
+        default_factory=dict
+    )
+    nodes: dict[str, NodeCount] = field(default_factory=dict)
+    cosigned: dict[int, Cosigned] = field(default_factory=dict)
+
+
+class FinalityAuditor:
+    """Counts what ledger nodes say about one log.
+
+    Args:
+        federation_id: The federation.
+        add: What to do with a finding.
+        state: Where an earlier audit ended; changed in place.
+    """
+
+    def __init__(
+        self,
+        federation_id: str,
+        add: Callable[[Finding], None],
+        state: FinalityState | None = None,
+    ) -> None:
+        self.state = FinalityState() if state is None else state
+        self._federation_id = federation_id
+        self._add = add
+        self._hasher = StateHasher()
+        self._accused: dict[Contradiction, Finding] = {}
+
+    @property
+    def num_blocks(self) -> int:
+        """How many blocks were added."""
+        return len(self.state.heads) // _HEAD_BYTES
+
+    def context(self, sequencer_key: bytes) -> Context:
+        """Return what it takes to verify records now."""
+        return Context(
+            federation_id=self._federation_id,
+            sequencer_key=sequencer_key,
+            eras=tuple((era.node_set, era.start) for era in self.state.eras),
+        )
+
+    # Blocks
+
+    def add_block(self, before: Sequence[NodeSet], after: ReplayState) -> None:
+        """Take the next block; without ledger nodes only its checkpoint counts.
+
+        Args:
+            before: The node sets before the block.
+            after: What it leads to.
+        """
+        node_sets, state = after.admission.node_sets, self.state
+        chain = after.log.chain
+        root = chain.tree.root()
+        state.heads += chain.size.to_bytes(_SIZE_BYTES, "big") + root
+        if not node_sets:
+            return
+        if not state.eras:
+            state.eras.append(Era(node_set=node_sets[0], start=(-1, START)))
+        era = state.eras[-1]
+        header = Header(
+            chain_id=era.node_set.chain_id,
+            era=era.node_set.era,
+            height=chain.height - 1,
+            previous_id=bytes(state.ids[-HASH_SIZE:]) or START,
+            block_hash=chain.previous_block_hash,
+            tree_size=chain.size,
+            tree_root=root,
+            state_root=self._hasher.compute_root(after),
+            node_set_hash=era.node_set.hash,
+        )
+        state.last = header.to_bytes()
+        state.ids += header.id
+        state.certified.append(0)
+        if before and len(node_sets) > len(before):
+            era.last = state.last
+            start = (header.height, header.id)
+            state.eras.append(Era(node_set=node_sets[-1], start=start))
+
+    def _find_id(self, era: int, height: int) -> bytes | None:
+        """Return the id of this log's block at a height of an era; None if none."""
+        state = self.state
+        if era + 1 < len(state.eras) and height > state.eras[era + 1].start[0]:
+            return self._find_closing(state.eras[era], height)
+        if height >= self.num_blocks:
+            return None
+        return bytes(state.ids[height * HASH_SIZE : (height + 1) * HASH_SIZE])
+
+    @staticmethod
+    def _find_closing(era: Era, height: int) -> bytes | None:
+        header = Header.read(ByteReader(era.last))
+        if height > header.height + MAX_CLOSING:
+            return None
+        while header.height < height:
+            header = header.closing_child()
+        return header.id
+
+    def head(self, height: int) -> tuple[int, bytes] | None:
+        """Return size and root of this log after a block; None if there is none."""
+        if not 0 <= height < self.num_blocks:
+            return None
+        head = self.state.heads[height * _HEAD_BYTES : (height + 1) * _HEAD_BYTES]
+        return int.from_bytes(head[:_SIZE_BYTES], "big"), bytes(head[_SIZE_BYTES:])
+
+    # What nodes say
+
+    def add(self, said: Said, place: Place) -> None:
+        """Count a verified record; the blocks that it may be about were added."""
+        match said.event:
+            case e.BlockAttested() as message:
+                self._add_attestation(message, place)
+            case e.EpochRequested() as message:
+                self._add_request(message, place)
+            case e.CheckpointCosigned() as event:
+                self._add_cosignature(said, event.height, place)
+
+    def _position(self, era: int, public_key: bytes) -> int:
+        nodes = self.state.eras[era].node_set.nodes
+        return next(i for i, node in enumerate(nodes) if node.public_key == public_key)
+
+    def _count(self, public_key: bytes) -> NodeCount:
+        count = self.state.nodes.get(public_key.hex())
+        if count is None:
+            count = self.state.nodes[public_key.hex()] = NodeCount()
+        return count
+
+    def _add_attestation(self, message: e.BlockAttested, place: Place) -> None:
+        era, epoch, height = message.era, message.epoch, message.height
+        position = self._position(era, message.public_key)
+        if message.block_id != self._find_id(era, height):
+            self._add_other(message, position, place)
+            return
+        heights = self.state.votes.setdefault(era, {}).setdefault(epoch, {})
+        votes = heights.setdefault(height, {})
+        if position in votes:
+            return  # sent again, byte for byte
+        votes[position] = message.signature
+        if len(heights) > MAX_REMEMBERED:
+            del heights[next(iter(heights))]
+        count = self._count(message.public_key)
+        count.num_attestations += 1
+        count.last_height = max(count.last_height, min(height, self.num_blocks - 1))
+        if len(votes) == self.state.eras[era].node_set.quorum:
+            self._certify(era, epoch, height)
+        for other in self.state.others:
+            self._accuse(place, message, other)
+        for request in self.state.requests.get(era, {}).get(position, {}).values():
+            for below in (height - 1, height):
+                self._accuse_hiding(place, request, position, (epoch, below))
+
+    def _add_other(self, message: e.BlockAttested, position: int, place: Place) -> None:
+        """Report what a node says of another block than this log's."""
+        era, epoch, height = message.era, message.epoch, message.height
+        others = self.state.others
+        if message in others:
+            return
+        for other in (*others, self._vote(era, position, epoch, height)):
+            if other is not None:
+                self._accuse(place, message, other)
+        others.append(message)
+        same = [other for other in others if _block_of(other) == _block_of(message)]
+        ours = self._find_id(era, height)
+        name = self.state.eras[era].node_set.nodes[position].name
+        where = (
+            "a block that the log does not have" if ours is None else "another block"
+        )
+        expected = "none" if ours is None else ours.hex()
+        if len(same) == self.state.eras[era].node_set.quorum:
+            self._add(
+                Finding(
+                    code=FindingCode.FINAL_BLOCK_DIFFERS,
+                    place=place,
+                    message=(
+                        f"a quorum of ledger nodes certified {where}: this is not the "
+                        "log that they hold"
+                    ),
+                    expected=expected,
+                    found=message.block_id.hex(),
+                    evidence=tuple(codec.encode(other).hex() for other in same),
+                )
+            )
+        else:
+            self._add(
+                Finding(
+                    code=FindingCode.ATTESTATION_DIFFERS,
+                    place=place,
+                    message=f"{name} attests {where} at height {height}",
+                    expected=expected,
+                    found=message.block_id.hex(),
+                )
+            )
+
+    def _vote(
+        self, era: int, position: int, epoch: int, height: int
+    ) -> e.BlockAttested | None:
+        """Return a node's attestation of this log's block, if it is remembered."""
+        votes = self.state.votes.get(era, {}).get(epoch, {}).get(height, {})
+        block_id = self._find_id(era, height)
+        if position not in votes or block_id is None:
+            return None
+        return e.BlockAttested(
+            federation_id=self._federation_id,
+            era=era,
+            epoch=epoch,
+            height=height,
+            block_id=block_id,
+            public_key=self.state.eras[era].node_set.nodes[position].public_key,
+            signature=votes[position],
+        )
+
+    def _certify(self, era: int, epoch: int, height: int) -> None:
+        """Draw the conclusions from a certificate of one of this log's blocks."""
+        epochs = self.state.epochs.setdefault(era, [])
+        if epoch not in epochs:
+            epochs.append(epoch)
+        for lower in (height - 1, height):
+            if self._is_certified(era, epoch, lower) and self._is_certified(
+                era, epoch, lower + 1
+            ):
+                self._finalise(era, lower)
+
+    def _is_certified(self, era: int, epoch: int, height: int) -> bool:
+        votes = self.state.votes[era][epoch].get(height, {})
+        return len(votes) >= self.state.eras[era].node_set.quorum
+
+    def _finalise(self, era: int, height: int) -> None:
+        state = self.state
+        if era + 1 < len(state.eras):
+            # A closing child makes the last block of its era final.
+            last = state.eras[era + 1].start[0]
+            if height <= last:
+                state.certified[height] = 1
+            state.final_height = max(state.final_height, min(height, last))
+        else:
+            state.certified[height] = 1
+            state.final_height = max(state.final_height, height)
+
+    # Contradictions
+
+    def _add_request(self, message: e.EpochRequested, place: Place) -> None:
+        position = self._position(message.era, message.public_key)
+        self._count(message.public_key)
+        known = self.state.requests.setdefault(message.era, {}).setdefault(position, {})
+        if message.epoch in known:
+            self._accuse(place, known[message.epoch], message)
+            return
+        known[message.epoch] = message
+        if len(known) > MAX_REQUESTS:
+            del known[min(known)]
+        for epoch, heights in self.state.votes.get(message.era, {}).items():
+            said = [height for height, votes in heights.items() if position in votes]
+            # A request that hides any certificate hides the highest.
+            pairs = {*said} & {height + 1 for height in said}
+            for upper in (max(pairs, default=None), max(said, default=None)):
+                if upper is not None:
+                    self._accuse_hiding(place, message, position, (epoch, upper - 1))
+
+    def _accuse_hiding(
+        self,
+        place: Place,
+        request: e.EpochRequested,
+        position: int,
+        hidden: tuple[int, int],
+    ) -> None:
+        """Accuse if a request hides the certificate of this epoch and height."""
+        epoch, height = hidden
+        if not order(request.high) < hidden < (request.epoch, 0):
+            return
+        lower = self._vote(request.era, position, epoch, height)
+        upper = self._vote(request.era, position, epoch, height + 1)
+        if upper is not None:
+            self._accuse(place, upper, request)
+            if lower is not None:
+                self._accuse(place, lower, upper, request)
+
+    def _accuse(self, place: Place, *messages: Message) -> None:
+        contradiction = find_contradiction(messages)
+        if contradiction is None or contradiction in self._accused:
+            return
+        proven = prove_equivocation(
+            self._federation_id, messages, contradiction.public_key
+        )
+        node = self.state.eras[contradiction.era].node_set.find(
+            contradiction.public_key
+        )
+        assert node is not None, "only verified records are counted"
+        self._accused[contradiction] = Finding(
+            code=FindingCode.EQUIVOCATION,
+            place=place,
+            message=(
+                f"{node.name} contradicts itself ({contradiction.offence}), and the "
+                "ledger does not have the proof"
+            ),
+            expected="an EquivocationProven with this evidence",
+            found=f"era {contradiction.era}, epoch {contradiction.epoch}, "
+            f"height {contradiction.position}",
+            evidence=tuple(message.hex() for message in proven.messages),
+        )
+
+    def report_unproven(self, proven: frozenset[Contradiction]) -> None:
+        """Report the contradictions that are not on the ledger."""
+        for contradiction, finding in self._accused.items():
+            if contradiction not in proven:
+                self._add(finding)
+        self._accused.clear()
+
+    # Cosignatures
+
+    def _add_cosignature(self, said: Said, height: int, place: Place) -> None:
+        checkpoint = said.checkpoint
+        assert checkpoint is not None, "verify_record parsed it"
+        head = self.head(height)
+        if head != (checkpoint.size, checkpoint.root) or checkpoint.extensions:
+            self._add(
+                Finding(
+                    code=FindingCode.COSIGNATURE_DIFFERS,
+                    place=place,
+                    message="log and ledger node signed another log than this one",
+                    expected="no such block" if head is None else _show_head(*head),
+                    found=_show_head(checkpoint.size, checkpoint.root),
+                )
+            )
+            return
+        cosigned = self.state.cosigned.setdefault(
+            checkpoint.size, Cosigned(height=height)
+        )
+        if said.public_key in cosigned.keys:
+            return
+        self._count(said.public_key).num_cosignatures += 1
+        cosigned.keys.append(said.public_key)
+        cosigned.last_at_s = max(cosigned.last_at_s, said.timestamp_s)
+        if len(self.state.cosigned) > MAX_COSIGNED:
+            del self.state.cosigned[min(self.state.cosigned)]
+
+    def _nodes_at(self, height: int) -> NodeSet:
+        """Return the node set that a block belongs to."""
+        return next(
+            era.node_set for era in reversed(self.state.eras) if height > era.start[0]
+        )
+
+    def _find_cosigned(self) -> tuple[int, int]:
+        """Return size and time of the largest checkpoint that a quorum cosigned."""
+        for size, cosigned in sorted(self.state.cosigned.items(), reverse=True):
+            nodes = self._nodes_at(cosigned.height)
+            if sum(nodes.find(k) is not None for k in cosigned.keys) >= nodes.quorum:
+                return size, cosigned.last_at_s
+        return 0, 0
+
+    def find_accepted(self, policy: Policy, sequencer_key: bytes) -> int:
+        """Return the size of the largest checkpoint that a policy accepts; 0 if none.
+
+        Args:
+            policy: The reader's.
+            sequencer_key: Who signs the log's checkpoints, 32 bytes.
+        """
+        origin = compute_origin(self._federation_id)
+        log_key = VerifierKey(origin, KeyType.ED25519, sequencer_key)
+        if log_key not in [log.key for log in policy.logs]:
+            return 0
+        vkeys = {key for era in self.state.eras for key in era.node_set.vkeys()}
+        accepted = (
+            size
+            for size, cosigned in self.state.cosigned.items()
+            if policy.is_satisfied(k for k in vkeys if k.public_key in cosigned.keys)
+        )
+        return max(accepted, default=0)
+
+    # The end
+
+    def summarise(self, policy_size: int | None) -> Finality:
+        """Return what was counted."""
+        state = self.state
+        num_certified = sum(state.certified)
+        final = state.final_height
+        size, at_s = self._find_cosigned()
+        return Finality(
+            final_height=final,
+            final_size=(self.head(final) or (0,))[0],
+            num_certified=num_certified,
+            num_by_descendant=final + 1 - num_certified,
+            num_not_final=self.num_blocks - final - 1,
+            num_epochs=sum(map(len, state.epochs.values())),
+            cosigned_size=size,
+            cosigned_at_s=at_s,
+            policy_size=policy_size,
+            eras=tuple(
+                EraReport(
+                    era=era.node_set.era,
+                    first_height=era.start[0] + 1,
+                    quorum=era.node_set.quorum,
+                    nodes=tuple(node.name for node in era.node_set.nodes),
+                )
+                for era in state.eras
+            ),
+            nodes=tuple(self._report_nodes()),
+        )
+
+    def _report_nodes(self) -> Iterator[NodeReport]:
+        present = self.state.eras[-1].node_set
+        known = {
+            n.public_key: n.name for x in self.state.eras for n in x.node_set.nodes
+        }
+        for public_key, name in sorted(known.items(), key=lambda item: item[1]):
+            count = self.state.nodes.get(public_key.hex(), NodeCount())
+            yield NodeReport(
+                name=name,
+                public_key=public_key.hex(),
+                is_present=present.find(public_key) is not None,
+                num_attestations=count.num_attestations,
+                last_height=count.last_height,
+                num_cosignatures=count.num_cosignatures,
+                num_blocks_behind=self.num_blocks - 1 - count.last_height,
+            )
+
+
+def hash_context(context: Context) -> bytes:
+    """Return what tells contexts apart, 32 bytes."""
+    digest = hashlib.sha256(context.sequencer_key + context.federation_id.encode())
+    for node_set, start in context.eras:
+        digest.update(node_set.chain_id + node_set.hash + start[1])
+    return digest.digest()
+
+
+def _block_of(message: e.BlockAttested) -> tuple[int, int, int, bytes]:
+    return message.era, message.epoch, message.height, message.block_id
+
+
+def _show_head(size: int, root: bytes) -> str:
+    return f"size {size}, root {root.hex()}"

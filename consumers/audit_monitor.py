@@ -1,0 +1,175 @@
+"""The audit that does not end: what deserves somebody's attention, once.
+
+A monitor audits what came since its last look, and turns findings into alerts. Each
+alert is given once, however long its cause lasts.
+
+Rules:
+
+- FORK: a block, or what the sequencer or a quorum signed, is of another log than the
+  one that was verified. The word of a few ledger nodes alone is a finding: whoever
+  lies could end everybody's monitor.
+- TRUNCATION: what was there is not there any more.
+- EQUIVOCATION: somebody signed what contradicts itself.
+- STALE: blocks come, and for too long no larger checkpoint was cosigned by a quorum.
+- FINDING: anything else that an audit finds.
+
+Deliberately not here: reading, clocks (time is an argument) and waiting.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any, Final
+
+from consumers.audit_report import Finding, FindingCode, Place, Report
+
+
+class AlertKind(StrEnum):
+    """What an alert is about."""
+
+    FORK = "FORK"
+    TRUNCATION = "TRUNCATION"
+    EQUIVOCATION = "EQUIVOCATION"
+    STALE = "STALE"
+    FINDING = "FINDING"
+
+
+FATAL: Final = frozenset({AlertKind.FORK, AlertKind.TRUNCATION})
+"""After these the log is not one log any more."""
+_KINDS: Final = {
+    FindingCode.BROKEN_LOG: AlertKind.FORK,
+    FindingCode.LOG_REWRITTEN: AlertKind.FORK,
+    FindingCode.CHECKPOINT_DIFFERS: AlertKind.FORK,
+    FindingCode.FINAL_BLOCK_DIFFERS: AlertKind.FORK,
+    FindingCode.COSIGNATURE_DIFFERS: AlertKind.FORK,
+    FindingCode.LOG_TRUNCATED: AlertKind.TRUNCATION,
+    FindingCode.CHECKPOINT_BEYOND_END: AlertKind.TRUNCATION,
+    FindingCode.EQUIVOCATION: AlertKind.EQUIVOCATION,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alert:
+    """Something that somebody should look at.
+
+    Attributes:
+        kind: What it is about.
+        code: The finding's code, or the kind.
+        place: Where.
+        message: What it means, for people.
+        expected: What should be there.
+        found: What is.
+    """
+
+    kind: AlertKind
+    code: str
+    place: Place
+    message: str
+    expected: str = ""
+    found: str = ""
+
+    @property
+    def is_fatal(self) -> bool:
+        """Whether the log is not one log any more."""
+        return self.kind in FATAL
+
+    def __str__(self) -> str:
+        """Return it as one line for people."""
+        line = f"{self.kind} {self.code} at {self.place}: {self.message}"
+        for name, value in (("expected", self.expected), ("found", self.found)):
+            if value:
+                line += f"; {name} {value}"
+        return " ".join(line.split())
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON's types."""
+        return asdict(self)
+
+
+class Monitor:
+    """Remembers what was said.
+
+    Args:
+        stale_after_s: How long blocks may come without a larger final checkpoint,
+            seconds; None for ever.
+    """
+
+    def __init__(self, stale_after_s: float | None) -> None:
+        self._stale_after_s = stale_after_s
+        self._said: set[tuple[str, str, str]] = set()
+        self._num_equivocations = 0
+        self._size = 0
+        self._waiting_since_s: float | None = None
+        self._is_stale = False
+
+    def judge(self, report: Report, now_s: float) -> list[Alert]:
+        """Return the alerts that an audit's report gives rise to.
+
+        Args:
+            report: Of an audit that went on from the last one.
+            now_s: Now, seconds of any clock that never goes back.
+        """
+        alerts = [
+            alert for alert in map(_as_alert, report.findings) if self._is_new(alert)
+        ]
+        alerts += self._find_proven(report)
+        alerts += self._find_staleness(report, now_s)
+        return alerts
+
+    def _is_new(self, alert: Alert) -> bool:
+        what = alert.code, str(alert.place), alert.found
+        if what in self._said:
+            return False
+        self._said.add(what)
+        return True
+
+    def _find_proven(self, report: Report) -> list[Alert]:
+        new = report.equivocations[self._num_equivocations :]
+        self._num_equivocations = len(report.equivocations)
+        return [
+            Alert(
+                kind=AlertKind.EQUIVOCATION,
+                code=proven.offence,
+                place=Place(leaf_index=proven.leaf_index),
+                message=f"{proven.public_key} contradicted itself; the ledger proves it",
+            )
+            for proven in new
+        ]
+
+    def _find_staleness(self, report: Report, now_s: float) -> list[Alert]:
+        finality = report.finality
+        if finality is None or self._stale_after_s is None:
+            return []
+        if finality.cosigned_size > self._size or self._waiting_since_s is None:
+            self._size = max(self._size, finality.cosigned_size)
+            self._waiting_since_s, self._is_stale = now_s, False
+        if report.num_leaves <= self._size:
+            # Nothing waits: the time begins with the next block.
+            self._waiting_since_s = None
+            return []
+        waited_s = now_s - self._waiting_since_s
+        if self._is_stale or waited_s < self._stale_after_s:
+            return []
+        self._is_stale = True
+        return [
+            Alert(
+                kind=AlertKind.STALE,
+                code=AlertKind.STALE,
+                place=Place(height=report.num_blocks - 1),
+                message=f"no larger checkpoint became final for {waited_s:.0f} s",
+                expected=f"a quorum's cosignatures up to size {report.num_leaves}",
+                found=f"size {self._size}",
+            )
+        ]
+
+
+def _as_alert(finding: Finding) -> Alert:
+    return Alert(
+        kind=_KINDS.get(finding.code, AlertKind.FINDING),
+        code=finding.code,
+        place=finding.place,
+        message=finding.message,
+        expected=finding.expected,
+        found=finding.found,
+    )

@@ -1,0 +1,263 @@
+"""Verification ahead: other processes check signatures before the audit needs them.
+
+Signatures are most of an audit's work and do not depend on each other. Helpers get the
+raw records and the keys known so far, and say which checks passed. The audit asks here
+before it checks something itself, so:
+
+- what passed there is what would have passed here: the very same function was called
+  with the very same bytes (a check is named by a SHA-256 over all of them);
+- what did not pass, or was not looked at, is checked by the audit itself, which then
+  says what is wrong. A helper that dies costs time, nothing else.
+
+Deliberately not here: anything that depends on the order of the records.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from multiprocessing import get_context
+from typing import Any, Final, TypeAlias
+
+from adapters.kafka import Record
+from consumers.audit_finality import Context, hash_context, verify_record
+from ledger.attestations import InvalidMessageError
+from ledger.checkpoint import Checkpoint, verify_checkpoint
+from ledger.note import InvalidNoteError, KeyType, VerifierKey
+from ledger.signing import InvalidSignatureError
+from protocol import admission
+from protocol.admission import AdmissionState
+from protocol.envelope import compute_origin, verify_event
+from schemas import codec
+from schemas import events as e
+
+MAX_CHUNK_RECORDS: Final = 64
+MAX_CHUNK_BYTES: Final = 2**18
+NUM_CHUNKS_AHEAD: Final = 4
+"""For each helper: enough that none waits, few enough to keep memory small."""
+
+Passed: TypeAlias = dict[bytes, Any]
+"""Checks that passed and what they returned, by name."""
+Item: TypeAlias = tuple[bytes, bytes]
+"""A record's single-object bytes and its signature header."""
+
+
+def name_check(kind: bytes, context: bytes, signature: bytes, data: bytes) -> bytes:
+    """Return what stands for a check of these very bytes, 32 bytes."""
+    sizes = b"%d %d\n" % (len(context), len(signature))
+    return hashlib.sha256(kind + sizes + context + signature + data).digest()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointContext:
+    """What it takes to verify a checkpoint's record."""
+
+    federation_id: str
+    sequencer_key: bytes
+
+
+def open_checkpoint(
+    context: CheckpointContext, data: bytes, signature: bytes
+) -> tuple[e.CheckpointSigned, Checkpoint]:
+    """Return a checkpoint that the sequencer signed.
+
+    Raises:
+        CodecError, InvalidSignatureError, InvalidNoteError: it is not one.
+    """
+    event = codec.decode_as(e.CheckpointSigned, data)
+    verify_event(context.sequencer_key, data, signature)
+    origin = compute_origin(context.federation_id)
+    key = VerifierKey(origin, KeyType.ED25519, context.sequencer_key)
+    return event, verify_checkpoint(event.checkpoint.encode(), key, origin).checkpoint
+
+
+def _check_blocks(state: AdmissionState, items: Sequence[Item]) -> Passed:
+    """Check the signatures of blocks and of everything in them."""
+    passed: Passed = {}
+
+    def check(key: bytes | None, data: bytes, signature: bytes) -> None:
+        if key is not None:
+            with suppress(InvalidSignatureError):
+                verify_event(key, data, signature)
+                passed[name_check(b"event", key, signature, data)] = None
+
+    for data, signature in items:
+        # What cannot be read here is the audit's to report.
+        with suppress(codec.CodecError):
+            block = codec.decode_as(e.BlockSequenced, data)
+            check(state.principals.get("SEQUENCER"), data, signature)
+            for leaf_data in block.leaves:
+                leaf = codec.decode_as(e.Leaf, leaf_data)
+                event: Any = codec.decode(leaf.event)
+                author = admission.find_author(state, event)
+                check(author, leaf.event, leaf.signature)
+    return passed
+
+
+def _check_checkpoints(context: CheckpointContext, items: Sequence[Item]) -> Passed:
+    passed: Passed = {}
+    for data, signature in items:
+        with suppress(codec.CodecError, InvalidSignatureError, InvalidNoteError):
+            opened = open_checkpoint(context, data, signature)
+            name = name_check(b"checkpoint", context.sequencer_key, signature, data)
+            passed[name] = opened
+    return passed
+
+
+def _check_attestations(context: Context, items: Sequence[Item]) -> Passed:
+    passed: Passed = {}
+    name = hash_context(context)
+    for data, signature in items:
+        with suppress(InvalidMessageError):
+            said = verify_record(context, data, signature)
+            passed[name_check(b"attestation", name, signature, data)] = said
+    return passed
+
+
+@lru_cache(maxsize=4)
+def _load(context: bytes) -> Any:
+    return pickle.loads(context)  # noqa: S301  # from our own parent process
+
+
+def _work(kind: str, context: bytes, items: Sequence[Item]) -> Passed:
+    """Run in a helper."""
+    loaded = _load(context)
+    match kind:
+        case "blocks":
+            return _check_blocks(loaded, items)
+        case "checkpoints":
+            return _check_checkpoints(loaded, items)
+        case _:
+            return _check_attestations(loaded, items)
+
+
+class Helpers:
+    """Processes that check ahead; with none everything is checked where it is needed.
+
+    Args:
+        count: How many.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        # Not forked: this process has threads, of its own and of Kafka's client.
+        self._pool = ProcessPoolExecutor(count, get_context("spawn")) if count else None
+        self._passed: Passed = {}
+        self._last_context: tuple[object, bytes] = (None, b"")
+
+    def close(self) -> None:
+        """End the processes."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def verify(self, key: bytes, data: bytes, signature: bytes) -> None:
+        """Do as `protocol.envelope.verify_event`."""
+        if (
+            not self._passed
+            or name_check(b"event", key, signature, data) not in self._passed
+        ):
+            verify_event(key, data, signature)
+
+    def open_checkpoint(
+        self, context: CheckpointContext, data: bytes, signature: bytes
+    ) -> tuple[e.CheckpointSigned, Checkpoint]:
+        """Do as the function."""
+        name = name_check(b"checkpoint", context.sequencer_key, signature, data)
+        return self._passed.get(name) or open_checkpoint(context, data, signature)
+
+    def verify_record(
+        self, context: Context, hashed: bytes, data: bytes, signature: bytes
+    ) -> Any:
+        """Do as `consumers.audit_finality.verify_record`.
+
+        Args:
+            context: As there.
+            hashed: Its `hash_context`.
+            data: As there.
+            signature: As there.
+        """
+        name = name_check(b"attestation", hashed, signature, data)
+        return self._passed.get(name) or verify_record(context, data, signature)
+
+    def read_ahead(
+        self,
+        records: Iterable[Record],
+        kind: str,
+        find_context: Callable[[], object | None],
+        open_item: Callable[[Record], Item | None],
+    ) -> Iterator[Record]:
+        """Yield records in order, checked as far as that was possible.
+
+        Args:
+            records: What will be audited; a few are held in memory.
+            kind: "blocks", "checkpoints" or "attestations".
+            find_context: What is known by now of the keys; None if nothing is.
+            open_item: What of a record is to be checked; None if nothing is.
+        """
+        if self._pool is None:
+            yield from records
+            return
+        chunks = _split(records)
+        ahead: deque[tuple[list[Record], Future[Passed] | None]] = deque()
+        while True:
+            while len(ahead) < NUM_CHUNKS_AHEAD * self._count:
+                chunk = next(chunks, None)
+                if chunk is None:
+                    break
+                items = [item for item in map(open_item, chunk) if item is not None]
+                ahead.append((chunk, self._submit(kind, find_context(), items)))
+            if not ahead:
+                return
+            chunk, future = ahead.popleft()
+            mine = self._collect(future)
+            self._passed.update(mine)
+            yield from chunk
+            for name in mine:
+                self._passed.pop(name, None)
+
+    def _submit(
+        self, kind: str, context: object | None, items: list[Item]
+    ) -> Future[Passed] | None:
+        if self._pool is None or context is None or not items:
+            return None
+        try:
+            return self._pool.submit(_work, kind, self._pickle(context), items)
+        except (BrokenExecutor, RuntimeError):
+            return None
+
+    def _pickle(self, context: object) -> bytes:
+        known, pickled = self._last_context
+        if known is not context:
+            pickled = pickle.dumps(context)
+            self._last_context = (context, pickled)
+        return pickled
+
+    @staticmethod
+    def _collect(future: Future[Passed] | None) -> Passed:
+        # Whoever is free does the work: what no helper has begun is done here.
+        if future is None or future.cancel():
+            return {}
+        try:
+            return future.result()
+        except BrokenExecutor:
+            return {}
+
+
+def _split(records: Iterable[Record]) -> Iterator[list[Record]]:
+    """Yield records in chunks that are worth sending."""
+    chunk: list[Record] = []
+    size = 0
+    for record in records:
+        chunk.append(record)
+        size += len(record.value or b"")
+        if len(chunk) == MAX_CHUNK_RECORDS or size > MAX_CHUNK_BYTES:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk

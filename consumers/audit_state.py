@@ -1,0 +1,247 @@
+"""Where an audit ended, for the next one to go on from.
+
+A saved state is what its auditor remembers: whoever can change the file can make the
+next audit believe anything about what came before. It is for the auditor's own disk.
+Only a sound audit has a state worth saving.
+
+JSON, with a version: a state of another version, or one that is damaged, is refused,
+and the answer is to audit from the beginning again. Nothing but dataclasses of ours can
+come out of it.
+
+Deliberately not here: files, and whether the log still is what it was (the audit looks
+at that first).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from base64 import b64decode, b64encode
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from enum import Enum
+from types import ModuleType
+from typing import Any, Final
+
+from adapters.kafka import Record
+from consumers import audit_finality, audit_report
+from consumers.audit_finality import FinalityState
+from consumers.audit_report import Report
+from ledger import attestations, blocks, equivocation, merkle
+from protocol import admission, log, registry, replay, rewards, rounds
+from protocol.replay import ReplayState
+from schemas import events as e
+from schemas import reasons
+
+FORMAT: Final = "folkmoot-audit-state/v1"
+
+
+class StateError(ValueError):
+    """The bytes are not a saved state of this version; the message says what to do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Position:
+    """The last record of a topic that was audited.
+
+    Attributes:
+        offset: Where it is.
+        digest: `hash_record` of it, 32 bytes.
+    """
+
+    offset: int
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpectedCheckpoint:
+    """The checkpoint of a block, to be found on its topic.
+
+    Attributes:
+        height: The block's.
+        offset: Where the block is.
+        size: Number of leaves after it.
+        root: Root over them, 32 bytes.
+        traceparent: The block's trace context.
+    """
+
+    height: int
+    offset: int
+    size: int
+    root: bytes
+    traceparent: str
+
+
+@dataclass(slots=True, kw_only=True)
+class RoundView:
+    """The current round's blobs.
+
+    Attributes:
+        updates: Updates that nobody decided on, by leaf index.
+        accepted: Updates that count, by agent.
+        sealed: Its end, if it came.
+    """
+
+    updates: dict[int, e.UpdateSubmitted] = field(default_factory=dict)
+    accepted: dict[str, e.BlobRef] = field(default_factory=dict)
+    sealed: e.RoundSealed | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class AuditState:
+    """Everything that an audit goes on from.
+
+    Attributes:
+        positions: The last record of each topic, by topic.
+        replay: What the leaves lead to.
+        view: The current round's blobs.
+        checkpoints: Those of the last blocks that have none yet.
+        finality: What ledger nodes said.
+        report: What was counted.
+    """
+
+    positions: dict[str, Position] = field(default_factory=dict)
+    replay: ReplayState = field(default_factory=ReplayState)
+    view: RoundView = field(default_factory=RoundView)
+    checkpoints: list[ExpectedCheckpoint] = field(default_factory=list)
+    finality: FinalityState = field(default_factory=FinalityState)
+    report: Report
+
+
+def hash_record(record: Record) -> bytes:
+    """Return a digest of everything that a record is, 32 bytes."""
+    digest = hashlib.sha256()
+    parts: Iterable[bytes | None] = (
+        record.key,
+        record.value,
+        *(part for name, value in record.headers for part in (name.encode(), value)),
+    )
+    for part in parts:
+        size = -1 if part is None else len(part)
+        digest.update(size.to_bytes(8, "big", signed=True) + (part or b""))
+    return digest.digest()
+
+
+def save_state(state: AuditState) -> bytes:
+    """Return a state as bytes to keep."""
+    content = {"format": FORMAT, "state": _to_plain(state)}
+    return json.dumps(content, separators=(",", ":")).encode() + b"\n"
+
+
+def load_state(data: bytes) -> AuditState:
+    """Return what `save_state` was called on.
+
+    Raises:
+        StateError: the bytes are anything else.
+    """
+    try:
+        content = json.loads(data)
+        if content["format"] != FORMAT:
+            msg = f"it is of format {content['format']!r}, not {FORMAT!r}"
+            raise StateError(msg)  # noqa: TRY301  # one handler says what to do
+        state = _from_plain(content["state"])
+        if not isinstance(state, AuditState):
+            msg = f"it holds a {type(state).__name__}"
+            raise StateError(msg)  # noqa: TRY301  # as above
+    except Exception as error:
+        # Whatever a constructor raises means: not what was saved.
+        msg = (
+            f"not the saved state of an audit ({type(error).__name__}: {error}); "
+            "audit from the beginning again"
+        )
+        raise StateError(msg) from error
+    return state
+
+
+# One JSON form for each type; whatever is not JSON by itself is an object with one key.
+
+
+def _to_plain(value: Any) -> Any:
+    match value:
+        case Enum():
+            return {"enum": [type(value).__name__, value.value]}
+        case None | bool() | int() | str():
+            return value
+        case bytearray():
+            return {"array": b64encode(value).decode()}
+        case bytes():
+            return {"bytes": b64encode(value).decode()}
+        case list():
+            return list(map(_to_plain, value))
+        case tuple():
+            return {"tuple": list(map(_to_plain, value))}
+        case frozenset():
+            return {"set": list(map(_to_plain, value))}
+        case Counter():
+            return {"counter": [[_to_plain(k), n] for k, n in value.items()]}
+        case Mapping():
+            return {"map": [[_to_plain(k), _to_plain(v)] for k, v in value.items()]}
+        case _ if is_dataclass(value):
+            content = {
+                part.name: _to_plain(getattr(value, part.name))
+                for part in fields(value)
+                if part.init
+            }
+            return {"object": [type(value).__name__, content]}
+    msg = f"no form for {type(value).__name__}"
+    raise TypeError(msg)
+
+
+def _from_plain(plain: Any) -> Any:
+    if isinstance(plain, list):
+        return list(map(_from_plain, plain))
+    if not isinstance(plain, dict):
+        return plain
+    ((kind, content),) = plain.items()
+    match kind:
+        case "enum":
+            name, value = content
+            return _ENUMS[name](value)
+        case "array":
+            return bytearray(b64decode(content, validate=True))
+        case "bytes":
+            return b64decode(content, validate=True)
+        case "tuple":
+            return tuple(map(_from_plain, content))
+        case "set":
+            return frozenset(map(_from_plain, content))
+        case "counter":
+            return Counter({_from_plain(k): n for k, n in content})
+        case "map":
+            return {_from_plain(k): _from_plain(v) for k, v in content}
+        case "object":
+            name, values = content
+            return _CLASSES[name](**{k: _from_plain(v) for k, v in values.items()})
+    msg = f"no such form: {kind!r}"
+    raise ValueError(msg)
+
+
+def _types(*modules: ModuleType) -> dict[str, type]:
+    """Return the classes of modules by name."""
+    return {
+        name: value
+        for module in modules
+        for name, value in vars(module).items()
+        if isinstance(value, type) and value.__module__ == module.__name__
+    }
+
+
+_ENUMS: Final = {
+    name: cls
+    for name, cls in _types(rewards, equivocation, reasons).items()
+    if issubclass(cls, Enum)
+}
+_CLASSES: Final = {
+    name: cls
+    for name, cls in (
+        *_types(
+            e, admission, log, registry, replay, rewards, rounds, attestations, blocks,
+            equivocation, merkle, audit_finality, audit_report,
+        ).items(),
+        *((cls.__name__, cls) for cls in (
+            AuditState, RoundView, ExpectedCheckpoint, Position,
+        )),
+    )
+    if is_dataclass(cls)
+}  # fmt: skip

@@ -1,0 +1,96 @@
+"""Kafka as a ledger node sees it: what a log that only grows never does.
+
+The node does not depend on Kafka for what is final, so nothing here stops it. But
+whoever operates Kafka should hear about it, and whoever relies on it too.
+
+    KAFKA_REWRITTEN   at a height that is final here Kafka has another block
+    KAFKA_TRUNCATED   the beginning is gone, the end is before what was read, or a
+                      height is skipped
+    KAFKA_RECREATED   the topic is another one under the same name
+    KAFKA_REPLAYED    a block comes again out of its turn
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from consumers.node_feed import AlertCode, Alerts
+
+
+class KafkaWatch:
+    """Watches the ledger's partition, from offset 0 on.
+
+    Args:
+        find_hash: From a height to the hash of the final block there, None if none is
+            final.
+        alerts: Where to report.
+        topic_id: The topic's id when it was read last, empty if it never was.
+    """
+
+    def __init__(
+        self,
+        find_hash: Callable[[int], bytes | None],
+        alerts: Alerts,
+        topic_id: str = "",
+    ) -> None:
+        self._find_hash = find_hash
+        self._alerts = alerts
+        self._topic_id = topic_id
+        self._next_offset = 0
+        self._next_height = 0
+
+    @property
+    def topic_id(self) -> str:
+        """The topic's id, empty if it is not known."""
+        return self._topic_id
+
+    def see_topic(self, topic_id: str) -> bool:
+        """Take the topic's id; returns whether it must be read from its beginning."""
+        before, self._topic_id = self._topic_id, topic_id
+        if before in {"", topic_id}:
+            return False
+        detail = f"the ledger's topic was {before} and is {topic_id}"
+        self._alerts.add(AlertCode.KAFKA_RECREATED, detail)
+        self.start_over()
+        return True
+
+    def start_over(self) -> None:
+        """Say that the partition is read from its beginning again."""
+        self._next_offset = self._next_height = 0
+
+    def see_bounds(self, first: int, end: int) -> bool:
+        """Take the partition's first offset and its end; returns whether it must be
+        read from its beginning.
+        """
+        if first > 0:
+            detail = f"the ledger starts at offset {first}"
+            self._alerts.add(AlertCode.KAFKA_TRUNCATED, detail)
+        if end >= self._next_offset:
+            return False
+        detail = (
+            f"the ledger ends before offset {end}; {self._next_offset - 1} was read"
+        )
+        self._alerts.add(AlertCode.KAFKA_TRUNCATED, detail)
+        self.start_over()
+        return True
+
+    def see_block(self, offset: int, height: int, digest: bytes) -> None:
+        """Take a block that the sequencer signed.
+
+        Args:
+            offset: Where it was.
+            height: Its height, as it says.
+            digest: Its hash, 32 bytes.
+        """
+        self._next_offset = max(self._next_offset, offset + 1)
+        final = self._find_hash(height)
+        place = f"offset {offset}, block {height}"
+        if final is not None and final != digest:
+            detail = f"{place}: {digest.hex()}; final is {final.hex()}"
+            self._alerts.add(AlertCode.KAFKA_REWRITTEN, detail)
+        if height > self._next_height:
+            detail = f"{place}: blocks from {self._next_height} on are not there"
+            self._alerts.add(AlertCode.KAFKA_TRUNCATED, detail)
+        elif height < self._next_height:
+            self._alerts.add(AlertCode.KAFKA_REPLAYED, f"{place} comes out of turn")
+        self._next_height = max(self._next_height, height + 1)

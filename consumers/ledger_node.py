@@ -1,0 +1,591 @@
+"""A ledger node: verifies every block, attests, and cosigns what is final.
+
+All of a node but sockets, Kafka and the clock: blocks and messages come in, from
+whoever brings them, and events go out through `LedgerNode.outbox` and the feed. The
+same class without a key is an observer, such as the log server: it follows finality and
+publishes the tiled log, and signs nothing.
+
+    add_block       a block, from Kafka or another node   replayed (`node_blocks`)
+    receive         what a node or the log said           counted (`ledger.consensus`)
+    tick            time passes                           a stalled epoch is given up
+    add_checkpoint  the witness protocol                  cosigned, if it is final
+
+Rules (ledger specification, section 2.4):
+
+- A block is stored before it is attested to (R1); votes are durable before a message
+  leaves, and after a restart the same bytes go out again (R6).
+- Final blocks go to the block store, then to the tiles, and then they are cosigned, in
+  their order (R5). A crash anywhere between is caught up with by the same code.
+- A node that sees its own key say what it does not remember stops signing at once, and
+  for good. It goes on observing.
+- A federation without ledger nodes has no finality: every verified block counts, and
+  the log's own signature is enough to publish it.
+
+Everything is called by one thread. Methods may raise `OSError` and what the stores
+raise: then the node must stop, since it cannot remember.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from typing import Final
+
+from adapters.block_store import BlockStore, BlockStoreError, StoredBlock
+from adapters.tile_store import TileStore, TileStoreError
+from consumers.node_blocks import BlockTree, TreeBlock, UnfitBlockError
+from consumers.node_checkpoints import CheckpointDesk
+from consumers.node_cosigner import MAX_COSIGNABLE, Cosigner, Votes
+from consumers.node_feed import AlertCode, Alerts, Feed
+from ledger.attestations import (
+    Header,
+    InvalidMessageError,
+    NodeSet,
+    Start,
+    order,
+)
+from ledger.checkpoint import parse_checkpoint
+from ledger.consensus import (
+    Consensus,
+    Effects,
+    Finalised,
+    InvalidBlockError,
+)
+from ledger.equivocation import Contradiction, identify_contradiction
+from ledger.finality import FinalityProof
+from ledger.note import InvalidNoteError, parse_note
+from ledger.signing import SigningKey
+from ledger.votes import VoteState
+from ledger.witness import (
+    InvalidRequestError,
+    Refusal,
+    judge,
+    make_response,
+    parse_request,
+)
+from protocol.log import ForeignRecordError
+from protocol.replay import Unframe
+from schemas import events as e
+
+log = logging.getLogger(__name__)
+
+PATIENCE_S: Final = 4.0
+"""How long an epoch may go without a certificate that could be; doubles each time."""
+MAX_PATIENCE_S: Final = 64.0
+MAX_EARLY: Final = 8_192
+"""Messages of eras to come, or from before the first block, that are kept."""
+MAX_OUTBOX: Final = 4_096
+MAX_EVIDENCE: Final = 256
+FEED_MARGIN: Final = 32
+"""How far below the last final block the feed still reaches."""
+_ELSEWHERE: Final = "own key used elsewhere"
+
+
+class LedgerNode:
+    """One node of one federation; an observer if it has no votes.
+
+    Args:
+        federation_id: Whose log.
+        votes: Its key and its memory; None for an observer.
+        blocks: Its blocks.
+        tiles: Where it publishes the log.
+        unframe: From a refused record's value to single-object bytes.
+        clock: Seconds since 1970-01-01 UTC: for cosignatures and alerts, nothing else.
+        operator_key: Who must have founded the federation; None takes its word.
+
+    Raises:
+        BlockStoreError: what is stored is not what follows from it.
+        VoteLogError: the key may not sign for this log.
+    """
+
+    def __init__(
+        self,
+        federation_id: str,
+        *,
+        votes: Votes | None,
+        blocks: BlockStore,
+        tiles: TileStore,
+        unframe: Unframe,
+        clock: Callable[[], float],
+        operator_key: bytes | None = None,
+    ) -> None:
+        self.federation_id = federation_id
+        self.alerts = Alerts(clock)
+        self.feed = Feed(int(clock() * 1_000))
+        self.outbox: deque[e.Event] = deque(maxlen=MAX_OUTBOX)
+        self.evidence: list[e.EquivocationProven] = []
+        self.blocks = blocks
+        self.tiles = tiles
+        self.tree = BlockTree(
+            federation_id, unframe, self.alerts, operator_key=operator_key
+        )
+        self.desk = CheckpointDesk(federation_id, tiles, self.alerts)
+        self._votes = votes
+        self._clock = clock
+        self._consensus: Consensus | None = None
+        self._nodes: NodeSet | None = None
+        self._early: deque[e.Event] = deque(maxlen=MAX_EARLY)
+        self._reported: set[Contradiction] = set()
+        self._cosigner = None
+        if votes is not None:
+            self._cosigner = Cosigner(votes, self.desk, clock, self._publish_cosigned)
+        self._now_s = 0.0
+        self._stalled_since_s: float | None = None
+        self._parent = (-1, -2)
+        self._patience_s = PATIENCE_S
+        self._is_signing = False
+        self._is_elsewhere = blocks.note(_ELSEWHERE) is not None
+        self._restore()
+
+    # What it knows
+
+    @property
+    def nodes(self) -> NodeSet | None:
+        """The present era's nodes; None before the first block or without nodes."""
+        return self._nodes
+
+    @property
+    def consensus(self) -> Consensus | None:
+        """The present era's; None before the first block or without nodes."""
+        return self._consensus
+
+    @property
+    def name(self) -> str:
+        """This node's name in the present era; empty for an observer."""
+        if self._votes is None or self._nodes is None:
+            return ""
+        node = self._nodes.find(self._votes.key.public_key)
+        return "" if node is None else node.name
+
+    @property
+    def signs(self) -> bool:
+        """Whether it may sign now."""
+        return (
+            self._is_signing and not self._is_elsewhere and self._consensus is not None
+        )
+
+    # Starting
+
+    def _restore(self) -> None:
+        """Rebuild from what is stored, with the code that took it in at first."""
+        block: TreeBlock | None = None
+        era_blocks: deque[Header] = deque(maxlen=MAX_COSIGNABLE)
+        stored = None if self._votes is None else self._votes.votes
+        cosigned = 0 if stored is None else stored.cosigned_size
+        for kept in self.blocks.final_blocks():
+            try:
+                block = self.tree.verify(block, kept.data, kept.signature)
+            except (ForeignRecordError, UnfitBlockError) as error:
+                msg = f"block {kept.height} is stored and does not follow: {error}"
+                raise BlockStoreError(msg) from error
+            if block.header.id != kept.id:
+                msg = (
+                    f"block {kept.height} is stored under another id: delete the store"
+                )
+                raise BlockStoreError(msg)
+            self._append(block)
+            if block.changes_nodes or block.header.tree_size <= cosigned:
+                era_blocks.clear()
+            era_blocks.append(block.header)
+        if block is not None:
+            self.tree.settle(block)
+            self._resume(block, tuple(era_blocks))
+        for pending in self.blocks.pending_blocks():
+            self.add_block(pending.data, pending.signature)
+            if self.tree.find(pending.id) is None:
+                self.blocks.forget(pending.id)
+        if self._consensus is not None and self.signs:
+            for message in self._consensus.resend():
+                self._send(message)
+
+    def _resume(self, last: TreeBlock, finals: tuple[Header, ...]) -> None:
+        """Go on from stored final blocks. The latest of them are found to be final
+        again, by their proof: so what was not cosigned before a crash is now.
+        """
+        if last.next_nodes is None:
+            self.desk.begin(last.state.log.sequencer_key, None)
+            return
+        first, *rest = finals
+        self._open_era(last, first)
+        for header in rest:
+            self._add_to_consensus(header, changes_nodes=False)
+        data = self.blocks.last_proof(last.next_nodes.era)
+        if data is not None:
+            self.add_proof(FinalityProof.from_bytes(data))
+
+    def _open_era(self, last: TreeBlock, final: Header | None) -> None:
+        """Begin the era of a block's child.
+
+        Args:
+            last: A block of the era, or the last one of the era before.
+            final: A final block of the era, or its start; None before any.
+        """
+        nodes, start = last.next_nodes, last.next_start
+        assert nodes is not None, "an era has nodes"
+        self._nodes = nodes
+        key, votes = self._find_votes(nodes, start)
+        self._is_signing = key is not None
+        self._consensus = Consensus(
+            nodes, self.federation_id, start, key=key, votes=votes, final=final
+        )
+        self.desk.begin(last.state.log.sequencer_key, nodes)
+        self._patience_s, self._stalled_since_s = PATIENCE_S, None
+        if final is not None and self._cosigner is not None:
+            self._cosigner.add(final)
+        early, self._early = self._early, deque(maxlen=MAX_EARLY)
+        for event in early:
+            with suppress(InvalidMessageError, InvalidNoteError):
+                self.receive(event)
+
+    def _find_votes(
+        self, nodes: NodeSet, start: Start
+    ) -> tuple[SigningKey | None, VoteState | None]:
+        """Return what to sign with in an era, and what to remember of it."""
+        own = self._votes
+        if own is None or nodes.find(own.key.public_key) is None or self._is_elsewhere:
+            return None, None
+        own.bind(nodes.chain_id)
+        stored = own.votes
+        if stored is None or stored.era == nodes.era:
+            return own.key, stored
+        if stored.era > nodes.era:  # the blocks were lost, the votes were not
+            return None, None
+        votes = VoteState.begin(
+            nodes.era,
+            start,
+            cosigned_size=stored.cosigned_size,
+            cosigned_root=stored.cosigned_root,
+        )
+        return own.key, votes
+
+    # Blocks
+
+    def add_block(self, data: bytes, signature: bytes) -> None:
+        """Take a block from anywhere. Again, or one that is no use: nothing happens.
+
+        Args:
+            data: Single-object encoding, as received.
+            signature: The sequencer's, as received.
+
+        Raises:
+            Exception: the schema registry is away: bring it again.
+        """
+        try:
+            added = self.tree.add(data, signature)
+        except ForeignRecordError as error:
+            log.warning("passing over a block: %s", error)
+            return
+        for block in added:
+            self._take_block(block)
+
+    def _take_block(self, block: TreeBlock) -> None:
+        self.blocks.add(
+            StoredBlock(
+                id=block.header.id,
+                height=block.header.height,
+                hash=block.hash,
+                signature=block.signature,
+                data=block.data,
+            )
+        )
+        if block.next_nodes is None:
+            if block.header.height == 0:
+                self.desk.begin(block.state.log.sequencer_key, None)
+            self._make_final(block, None)
+            self.desk.publish()
+            return
+        if self._consensus is None:
+            self._open_era(block, None)
+        if self._nodes is not None and block.header.era == self._nodes.era:
+            self._add_to_consensus(block.header, changes_nodes=block.changes_nodes)
+
+    def _add_to_consensus(self, header: Header, *, changes_nodes: bool) -> None:
+        assert self._consensus is not None, "an era is open"
+        try:
+            effects = self._consensus.add_block(header, changes_nodes=changes_nodes)
+        except InvalidBlockError as error:
+            # Of another genesis, or behind an era's last block on another branch.
+            log.warning("block %d cannot be attested to: %s", header.height, error)
+        else:
+            self._apply(effects)
+
+    def add_proof(self, proof: FinalityProof) -> None:
+        """Take a finality proof of the present era, from another node.
+
+        Raises:
+            InvalidMessageError: it is not valid.
+        """
+        for certificate in (proof.certificate, proof.child_certificate):
+            if self._consensus is None or self._nodes is None:
+                return
+            if certificate.era == self._nodes.era:
+                self._apply(self._consensus.receive(certificate))
+
+    def _apply(self, effects: Effects) -> None:
+        """Carry out what the consensus wants, in the only order that is safe."""
+        assert self._consensus is not None, "effects come from it"
+        if effects.votes is not None and self._is_signing:
+            self._store(effects.votes)
+        for message in effects.messages:
+            self._send(message)
+        for finalised in effects.finalised:
+            self._settle(finalised)
+        for proven in effects.contradictions:
+            self._report(proven)
+        self.tree.missing = tuple(block_id for _, block_id in effects.missing)
+        if self._consensus.key_used_elsewhere:
+            self._stop_signing()
+        if effects.finalised:
+            self._patience_s = PATIENCE_S
+            self._prune_feed()
+            self._cosign_and_publish()
+        if self._consensus.ended is not None:
+            self._begin_next_era()
+
+    def _store(self, votes: VoteState) -> None:
+        assert self._votes is not None, "an observer has none"
+        self._votes.store(votes)
+
+    def _send(self, event: e.Attestation) -> None:
+        """Tell everybody. Whatever it rests on is durable by now."""
+        assert self._votes is not None, "an observer says nothing"
+        self.feed.add_attestation(event, self._votes.key.public_key)
+        self.outbox.append(event)
+
+    def _settle(self, finalised: Finalised) -> None:
+        header, proof = finalised.header, finalised.proof
+        if header.height > self.tree.final_height:
+            block = self.tree.find(header.id)
+            assert block is not None, "what was attested to is in the tree"
+            place = proof.header.era, proof.header.height, proof.to_bytes()
+            self._make_final(block, place)
+        if self._cosigner is not None:
+            self._cosigner.add(header)
+
+    def _make_final(
+        self, block: TreeBlock, proof: tuple[int, int, bytes] | None
+    ) -> None:
+        # If we crash between these two, `_restore` appends what the tiles lack.
+        self.blocks.finalise(block.header.id, proof)
+        self._append(block)
+        self.tree.settle(block)
+        self.desk.check_final(block.header.tree_size)
+
+    def _append(self, block: TreeBlock) -> None:
+        header, size = block.header, self.tiles.size
+        if size == header.tree_size - len(block.leaves):
+            self.tiles.append(block.leaves, block.leaf_hashes)
+        elif size < header.tree_size or (
+            size == header.tree_size and self.tiles.tree().root() != header.tree_root
+        ):
+            msg = f"the tiles are of another log than block {header.height}"
+            raise TileStoreError(msg)
+
+    def _begin_next_era(self) -> None:
+        last = self.tree.final
+        assert last is not None, "an era ends with a final block"
+        assert last.changes_nodes, "which changes the nodes"
+        self._cosign_and_publish()
+        if self._cosigner is not None:
+            self._cosigner.clear()
+        self._open_era(last, last.header)
+        assert self._nodes is not None
+        log.info("era %d begins after block %d", self._nodes.era, last.header.height)
+        for block in self.tree.pending():
+            if block.header.era == self._nodes.era:
+                self._add_to_consensus(block.header, changes_nodes=block.changes_nodes)
+        self._cosign_and_publish()
+
+    def _stop_signing(self) -> None:
+        if not self._is_elsewhere:
+            self.blocks.set_note(_ELSEWHERE, b"1")
+            self._is_elsewhere = True
+            detail = (
+                "a message with this node's signature is not in its vote log: it "
+                "signs no more; make a new key and have the node set changed"
+            )
+            self.alerts.add(AlertCode.OWN_KEY_USED_ELSEWHERE, detail)
+
+    # Messages
+
+    def receive(self, event: e.Event) -> None:
+        """Take what a node or the log said, from anywhere. Again: nothing happens.
+
+        Raises:
+            InvalidMessageError: it is not valid.
+            InvalidNoteError: likewise, a checkpoint.
+        """
+        if event.federation_id != self.federation_id:
+            msg = f"a message of federation {event.federation_id!r}"
+            raise InvalidMessageError(msg)
+        match event:
+            case e.BlockAttested() | e.EpochRequested():
+                if self._nodes is None or event.era > self._nodes.era:
+                    self._early.append(event)
+                elif event.era == self._nodes.era and self._consensus is not None:
+                    self._apply_message(event, self._consensus)
+            case e.CheckpointSigned() | e.CheckpointCosigned():
+                if self.desk.log_key is None:
+                    self._early.append(event)
+                else:
+                    self._receive_checkpoint(event)
+            case _:
+                msg = f"nobody tells a ledger node a {type(event).__name__}"
+                raise InvalidMessageError(msg)
+
+    def _apply_message(
+        self, event: e.BlockAttested | e.EpochRequested, consensus: Consensus
+    ) -> None:
+        effects = consensus.receive(event)
+        self.feed.add_attestation(event, event.public_key)
+        self._apply(effects)
+
+    def _receive_checkpoint(
+        self, event: e.CheckpointSigned | e.CheckpointCosigned
+    ) -> None:
+        note = event.checkpoint.encode()
+        self._take_signed(note, event.height)
+        if isinstance(event, e.CheckpointCosigned):
+            for author, own_note in self.desk.add_cosigned(note):
+                own = replace(event, checkpoint=own_note.decode())
+                self.feed.add_attestation(own, author)
+        self._cosign_and_publish()
+
+    def _take_signed(self, note: bytes, height: int) -> None:
+        proven = self.desk.add_signed(note)
+        if proven is not None:
+            self._report(proven)
+        assert self.desk.log_key is not None
+        head = parse_checkpoint(parse_note(note).text)
+        known = self.desk.find(head.size)
+        if known is not None and proven is None:
+            event = e.CheckpointSigned(
+                federation_id=self.federation_id,
+                height=height,
+                checkpoint=known.decode(),
+            )
+            self.feed.add(event, self.desk.log_key.public_key, head.size)
+
+    def _report(self, proven: e.EquivocationProven) -> None:
+        """Publish evidence, once; only a node may report."""
+        contradiction = identify_contradiction(proven)
+        if contradiction in self._reported:
+            return
+        self._reported.add(contradiction)
+        detail = (
+            f"{contradiction.offence} by {contradiction.public_key.hex()} at era "
+            f"{contradiction.era}, epoch {contradiction.epoch}, "
+            f"position {contradiction.position}"
+        )
+        self.alerts.add(AlertCode.EQUIVOCATION, detail)
+        if self._votes is None or len(self.evidence) >= MAX_EVIDENCE:
+            return
+        proven = replace(proven, reported_by=self._votes.key.public_key)
+        self.evidence.append(proven)
+        last = self.tree.final
+        is_known = last is not None and contradiction in last.state.admission.proven
+        if self.signs and not is_known:
+            self.outbox.append(proven)
+
+    def _prune_feed(self) -> None:
+        final = self.tree.final
+        assert final is not None
+        assert self._nodes is not None
+        self.feed.prune(
+            era=self._nodes.era,
+            height=final.header.height - FEED_MARGIN,
+            # The log has it, until this is published; then /checkpoint has it.
+            size=min(self.tiles.published_size, final.header.tree_size),
+        )
+
+    # Checkpoints
+
+    def _cosign_and_publish(self, up_to: int | None = None) -> None:
+        if self._cosigner is not None and self.signs and self._consensus is not None:
+            self._cosigner.cosign(self._consensus, self.name, self._now_s, up_to)
+        self.desk.publish()
+
+    def _publish_cosigned(self, height: int, cosigned: bytes) -> None:
+        event = e.CheckpointCosigned(
+            federation_id=self.federation_id,
+            height=height,
+            checkpoint=cosigned.decode(),
+        )
+        self._send(event)
+        self.desk.add_cosigned(cosigned)
+
+    def add_checkpoint(self, body: bytes) -> bytes | Refusal:
+        """Answer a request of the witness protocol.
+
+        Checks and persists as one step, as all calls come from one thread. What is not
+        final here is not cosigned, however consistent it is: 503, ask again.
+
+        Args:
+            body: As received.
+        """
+        try:
+            request = parse_request(body)
+        except InvalidRequestError as error:
+            return error.refusal
+        if not self.signs or self._consensus is None or self._votes is None:
+            return Refusal(503, b"this server cosigns nothing now\n")
+        log_key = self.desk.log_key
+        assert log_key is not None, "an era is open"
+        votes = self._consensus.votes
+        verdict = judge(
+            request,
+            origin=self.desk.origin,
+            log_key=log_key,
+            stored_size=votes.cosigned_size,
+            stored_root=votes.cosigned_root,
+        )
+        if isinstance(verdict, Refusal):
+            return verdict
+        self._take_signed(request.signed_note, 0)
+        self._cosign_and_publish(up_to=verdict.size)
+        votes = self._consensus.votes
+        if (votes.cosigned_size, votes.cosigned_root) != (verdict.size, verdict.root):
+            return Refusal(503, b"this checkpoint is not final here yet\n")
+        return make_response(
+            request.signed_note, self.name, self._votes.key, int(self._clock())
+        )
+
+    # Time
+
+    def tick(self, now_s: float) -> None:
+        """Let time pass: a stalled epoch is given up (R7).
+
+        Args:
+            now_s: A clock that never steps back, seconds.
+        """
+        self._now_s = now_s
+        self._cosign_and_publish()
+        if self._consensus is None or not self.signs:
+            return
+        parent = max(
+            (
+                certificate
+                for certificate in self._consensus.certificates()
+                if certificate.epoch == self._consensus.epoch
+            ),
+            key=order,
+            default=self._consensus.votes.base,
+        )
+        place = self._consensus.epoch, parent.height
+        # A certified tip without a child waits for nobody but the log.
+        is_waiting = any(
+            block.previous_id == parent.block_id for block in self._consensus.pending
+        )
+        if not is_waiting or place != self._parent:
+            self._parent = place
+            self._stalled_since_s = now_s if is_waiting else None
+        elif self._stalled_since_s is None:
+            self._stalled_since_s = now_s
+        elif now_s - self._stalled_since_s >= self._patience_s:
+            self._stalled_since_s = now_s
+            self._patience_s = min(2 * self._patience_s, MAX_PATIENCE_S)
+            log.warning("epoch %d stalls at block %d", *place)
+            self._apply(self._consensus.give_up())

@@ -1,0 +1,361 @@
+"""The blocks that a ledger node knows above its last final one, all of them verified.
+
+A block comes from anywhere: Kafka, another node, the node's own store. It is replayed
+on its parent like everything that the audit sees; only if the log, the deciders and
+every leaf are as they must be it is in the tree. Several blocks may have one parent, if
+the sequencer lies; which one counts is for `ledger.consensus`.
+
+Rules:
+
+- Only what the federation's sequencer signed is looked at. The first block names the
+  sequencer, and the operator that the node was told to trust must have founded it.
+- A block whose parent is not known waits, and the parent is wanted from other nodes.
+- Memory is bounded. The caller stops reading Kafka while the tree `is_full`; what other
+  nodes certified always has room.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from consumers.node_feed import AlertCode, Alerts
+from ledger.attestations import START, Header, NodeSet, Start, compute_chain_id
+from ledger.blocks import GENESIS_HASH, block_hash
+from protocol.log import ForeignRecordError, LogError, LogState, verify_author
+from protocol.replay import DeciderError, ReplayState, Unframe, replay_block
+from protocol.state_root import StateHasher
+
+MAX_PENDING: Final = 1_024
+"""Blocks above the last final one before no more are read from Kafka."""
+MAX_PENDING_SIZE_BYTES: Final = 2**28  # = 268,435,456
+MAX_ORPHANS: Final = 256
+"""Blocks that wait for their parent."""
+MAX_ORPHANS_SIZE_BYTES: Final = 2**27  # = 134,217,728
+MAX_SIBLINGS: Final = 8
+"""Blocks with one parent; a sequencer that signs more is not worth the memory."""
+MAX_REJECTED: Final = 4_096
+
+NO_NODES_HASH: Final = bytes(32)
+"""Stands for the node set of a federation without ledger nodes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TreeBlock:
+    """A verified block.
+
+    Attributes:
+        header: What is attested of it.
+        hash: `ledger.blocks.block_hash`: what its child calls it.
+        data: Single-object encoding, as received.
+        signature: The sequencer's, 64 bytes.
+        state: What follows from the log up to it.
+        leaves: Its leaves, encoded.
+        leaf_hashes: Their hashes.
+        changes_nodes: Whether other nodes attest its child.
+        next_nodes: Who attests its child; None if the federation has no ledger nodes.
+        next_start: The block that the era of its child starts from.
+    """
+
+    header: Header
+    hash: bytes
+    data: bytes
+    signature: bytes
+    state: ReplayState
+    leaves: tuple[bytes, ...]
+    leaf_hashes: tuple[bytes, ...]
+    changes_nodes: bool
+    next_nodes: NodeSet | None
+    next_start: Start
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """A block that is not verified yet: the hash of its parent, its own, itself."""
+
+    previous: bytes
+    digest: bytes
+    data: bytes
+    signature: bytes
+
+
+class UnfitBlockError(Exception):
+    """A block that the sequencer signed is not what follows from the log."""
+
+
+class BlockTree:
+    """Verified blocks from the last final one on.
+
+    Args:
+        federation_id: Whose log.
+        unframe: How refused values are looked at.
+        alerts: Where to report what the sequencer should not have signed.
+        operator_key: Who must have founded the federation, 32 bytes; None takes the
+            log's own word.
+    """
+
+    def __init__(
+        self,
+        federation_id: str,
+        unframe: Unframe,
+        alerts: Alerts,
+        *,
+        operator_key: bytes | None = None,
+    ) -> None:
+        self._root = ReplayState(log=LogState(federation_id=federation_id))
+        self._unframe = unframe
+        self._alerts = alerts
+        self._operator_key = operator_key
+        self._hasher = StateHasher()
+        self._final: TreeBlock | None = None
+        self._blocks: dict[bytes, TreeBlock] = {}
+        self._by_hash: dict[bytes, TreeBlock] = {}
+        self._size_bytes = 0
+        # By the hash of the parent that they wait for, then by their own.
+        self._orphans: OrderedDict[bytes, dict[bytes, _Waiting]] = OrderedDict()
+        self._rejected: OrderedDict[bytes, None] = OrderedDict()
+        self.missing: tuple[bytes, ...] = ()
+        """Ids of blocks that others certified, and that are not known here."""
+
+    @property
+    def final(self) -> TreeBlock | None:
+        """The last final block; None before any."""
+        return self._final
+
+    @property
+    def final_height(self) -> int:
+        """Its height, -1 before any."""
+        return -1 if self._final is None else self._final.header.height
+
+    @property
+    def height(self) -> int:
+        """The highest known block's, -1 before any."""
+        return max(
+            (block.header.height for block in self._blocks.values()),
+            default=self.final_height,
+        )
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no more should be read until something is final."""
+        return (
+            len(self._blocks) >= MAX_PENDING
+            or self._size_bytes >= MAX_PENDING_SIZE_BYTES
+        )
+
+    def find(self, block_id: bytes) -> TreeBlock | None:
+        """Return a block by its id: the last final one, or one above."""
+        if self._final is not None and self._final.header.id == block_id:
+            return self._final
+        return self._blocks.get(block_id)
+
+    def find_hash(self, digest: bytes) -> TreeBlock | None:
+        """Return a block by its hash: the last final one, or one above."""
+        if self._final is not None and self._final.hash == digest:
+            return self._final
+        return self._by_hash.get(digest)
+
+    def pending(self) -> list[TreeBlock]:
+        """Return the blocks above the last final one, parents first."""
+        return sorted(self._blocks.values(), key=lambda block: block.header.height)
+
+    def wanted(self) -> list[bytes]:
+        """Return ids and hashes of blocks to fetch from other nodes."""
+        ids = [block_id for block_id in self.missing if self.find(block_id) is None]
+        waiting = {digest for group in self._orphans.values() for digest in group}
+        parents = [
+            digest
+            for digest in self._orphans
+            if digest not in waiting and self.find_hash(digest) is None
+        ]
+        return [*ids, *parents]
+
+    def add(self, data: bytes, signature: bytes) -> list[TreeBlock]:
+        """Add a block; returns what is new in the tree: it, and what waited for it.
+
+        Raises:
+            ForeignRecordError: the federation's sequencer did not sign it.
+        """
+        digest = block_hash(data)
+        if digest in self._rejected or self.find_hash(digest) is not None:
+            return []
+        state = self._root if self._final is None else self._final.state
+        if self._final is None and self._blocks:
+            state = next(iter(self._blocks.values())).state
+        block, _ = verify_author(state.log, data, signature)
+        if block.height <= self.final_height:
+            return []
+        previous = block.previous_block_hash
+        if self._find_parent(previous, block.height) is None:
+            self._wait(previous, digest, data, signature)
+            return []
+        return list(self._connect(_Waiting(previous, digest, data, signature)))
+
+    def verify(
+        self, parent: TreeBlock | None, data: bytes, signature: bytes
+    ) -> TreeBlock:
+        """Return a block, replayed on its parent; nothing is kept.
+
+        Args:
+            parent: The block before; None for the first.
+            data: Single-object encoding.
+            signature: The sequencer's.
+
+        Raises:
+            ForeignRecordError: the federation's sequencer did not sign it.
+            UnfitBlockError: the sequencer did, and it is not what follows.
+            Exception: the schema registry is away, and nothing is known.
+        """
+        before = self._root if parent is None else parent.state
+        try:
+            replayed = replay_block(before, data, signature, unframe=self._unframe)
+        except ForeignRecordError:
+            raise
+        except LogError as error:
+            detail = f"{error}: expected {error.expected}, found {error.found}"
+            raise UnfitBlockError(detail) from error
+        except DeciderError as error:
+            detail = f"leaf {error.leaf_index} cannot be read: {error}"
+            raise UnfitBlockError(detail) from error
+        if replayed.faults:
+            fault = replayed.faults[0]
+            detail = (
+                f"leaf {fault.leaf_index}: {fault.code}: {fault.message}: expected "
+                f"{fault.expected}, found {fault.found}"
+            )
+            raise UnfitBlockError(detail)
+        state, leaves = replayed.state, replayed.leaves
+        first_hash = leaves[0].opened.sequenced.leaf_hash
+        if parent is None:
+            self._check_founder(state)
+        chain_id = (
+            compute_chain_id(first_hash) if parent is None else parent.header.chain_id
+        )
+        node_sets = state.admission.node_sets
+        nodes = node_sets[0] if parent is None and node_sets else None
+        start: Start = (-1, START)
+        if parent is not None:
+            nodes, start = parent.next_nodes, parent.next_start
+        header = Header(
+            chain_id=chain_id,
+            era=0 if nodes is None else nodes.era,
+            height=replayed.block.height,
+            previous_id=START if parent is None else parent.header.id,
+            block_hash=block_hash(data),
+            tree_size=state.log.chain.size,
+            tree_root=state.log.chain.tree.root(),
+            state_root=self._hasher.compute_root(state),
+            node_set_hash=NO_NODES_HASH if nodes is None else nodes.hash,
+        )
+        following = node_sets[-1] if node_sets else None
+        changes_nodes = following is not nodes and following != nodes
+        return TreeBlock(
+            header=header,
+            hash=header.block_hash,
+            data=data,
+            signature=signature,
+            state=state,
+            leaves=replayed.block.leaves,
+            leaf_hashes=tuple(leaf.opened.sequenced.leaf_hash for leaf in leaves),
+            changes_nodes=changes_nodes,
+            next_nodes=following,
+            next_start=(header.height, header.id) if changes_nodes else start,
+        )
+
+    def _check_founder(self, state: ReplayState) -> None:
+        founder = state.admission.principals["OPERATOR"]
+        if self._operator_key not in {None, founder}:
+            assert self._operator_key is not None
+            detail = (
+                f"{state.log.federation_id} was founded by {founder.hex()}; this node "
+                f"trusts {self._operator_key.hex()}"
+            )
+            self._alerts.add(AlertCode.OTHER_GENESIS, detail)
+            raise ForeignRecordError(detail, height=0)
+
+    def settle(self, block: TreeBlock) -> None:
+        """Make a block the last final one, and forget all that does not follow it."""
+        kept = {block.header.id}
+        for candidate in self.pending():
+            if candidate.header.previous_id in kept:
+                kept.add(candidate.header.id)
+        self._final = block
+        self._blocks = {
+            block_id: known
+            for block_id, known in self._blocks.items()
+            if block_id in kept and block_id != block.header.id
+        }
+        self._by_hash = {known.hash: known for known in self._blocks.values()}
+        self._size_bytes = sum(len(known.data) for known in self._blocks.values())
+
+    def _find_parent(
+        self, digest: bytes, height: int
+    ) -> TreeBlock | ReplayState | None:
+        if height == 0 and digest == GENESIS_HASH and self._final is None:
+            return self._root
+        return self.find_hash(digest)
+
+    def _connect(self, first: _Waiting) -> Iterator[TreeBlock]:
+        waiting = [first]
+        while waiting:
+            item = waiting.pop()
+            added = self._grow(item)
+            if added is not None:
+                yield added
+                waiting += self._release(added.hash)
+
+    def _grow(self, item: _Waiting) -> TreeBlock | None:
+        """Add a block whose parent is known, if it is what follows from it."""
+        parent = self.find_hash(item.previous)
+        siblings = [
+            known
+            for known in self._blocks.values()
+            if known.header.previous_id
+            == (START if parent is None else parent.header.id)
+        ]
+        try:
+            block = self.verify(parent, item.data, item.signature)
+        except UnfitBlockError as error:
+            height = 0 if parent is None else parent.header.height + 1
+            detail = f"block {height}, {item.digest.hex()}: {error}"
+            self._alerts.add(AlertCode.BLOCK_INVALID, detail)
+            self._reject(item.digest)
+            return None
+        if len(siblings) >= MAX_SIBLINGS and block.header.id not in self.missing:
+            return None
+        if siblings:
+            detail = (
+                f"the sequencer signed two blocks {block.header.height}: "
+                f"{siblings[0].hash.hex()} and {block.hash.hex()}"
+            )
+            self._alerts.add(AlertCode.FORK, detail)
+        self._blocks[block.header.id] = block
+        self._by_hash[block.hash] = block
+        self._size_bytes += len(block.data)
+        return block
+
+    def _reject(self, digest: bytes) -> None:
+        """Remember a block that is not worth another look."""
+        self._rejected[digest] = None
+        if len(self._rejected) > MAX_REJECTED:
+            self._rejected.popitem(last=False)
+
+    def _wait(
+        self, previous: bytes, digest: bytes, data: bytes, signature: bytes
+    ) -> None:
+        group = self._orphans.setdefault(previous, {})
+        if digest in group or len(group) >= MAX_SIBLINGS:
+            return
+        group[digest] = _Waiting(previous, digest, data, signature)
+        while (
+            sum(map(len, self._orphans.values())) > MAX_ORPHANS
+            or sum(len(i.data) for g in self._orphans.values() for i in g.values())
+            > MAX_ORPHANS_SIZE_BYTES
+        ):
+            # The oldest wait longest for what perhaps nobody has.
+            self._orphans.popitem(last=False)
+
+    def _release(self, digest: bytes) -> list[_Waiting]:
+        return list(self._orphans.pop(digest, {}).values())

@@ -1,0 +1,197 @@
+"""Checkpoints at a ledger node: what the log signed, and who cosigned it.
+
+Rules:
+
+- What comes is anybody's bytes: nothing is kept unless the log's key signed it.
+- The log signs one tree of each size. Two are evidence; one that differs from the tree
+  that this node computed is an alert.
+- Only a checkpoint with a quorum of cosignatures is published, and only of a tree that
+  is final here. Tiles come first, the checkpoint last.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from adapters.tile_store import TileStore, TileStoreError
+from consumers.node_feed import AlertCode, Alerts
+from ledger.attestations import NodeSet
+from ledger.checkpoint import Checkpoint, parse_checkpoint, verify_checkpoint
+from ledger.cosigning import CosignatureCollector
+from ledger.note import InvalidNoteError, KeyType, Note, VerifierKey, parse_note
+from ledger.tiles import tree_from_tiles
+from protocol.envelope import compute_origin
+from schemas import codec
+from schemas import events as e
+
+MAX_SIGNED: Final = 4_096
+"""Of how many sizes the log's own checkpoints are kept."""
+
+
+class CheckpointDesk:
+    """The checkpoints of one log.
+
+    Args:
+        federation_id: Whose log.
+        tiles: Where to publish.
+        alerts: Where to report what should not be.
+    """
+
+    def __init__(self, federation_id: str, tiles: TileStore, alerts: Alerts) -> None:
+        self._federation_id = federation_id
+        self._origin = compute_origin(federation_id)
+        self._tiles = tiles
+        self._alerts = alerts
+        self._log_key: VerifierKey | None = None
+        self._cosigner_keys: tuple[VerifierKey, ...] = ()
+        self._collector: CosignatureCollector | None = None
+        # By size: the log's checkpoints, with its signature alone.
+        self._signed: dict[int, bytes] = {}
+        # Sizes that have a quorum, and are not published or got another cosignature.
+        self._ready: set[int] = set()
+
+    @property
+    def origin(self) -> str:
+        """The log's origin."""
+        return self._origin
+
+    @property
+    def log_key(self) -> VerifierKey | None:
+        """The log's key; None before the first block names it."""
+        return self._log_key
+
+    def begin(self, sequencer_key: bytes, nodes: NodeSet | None) -> None:
+        """Say who signs and who cosigns from now on.
+
+        Args:
+            sequencer_key: The log's key, 32 bytes.
+            nodes: Whose cosignatures count; None if the log's signature is enough.
+        """
+        self._log_key = VerifierKey(self._origin, KeyType.ED25519, sequencer_key)
+        self._cosigner_keys = () if nodes is None else nodes.vkeys()
+        self._collector = None
+        if nodes is not None:
+            self._collector = CosignatureCollector(
+                self._origin, self._log_key, self._cosigner_keys, nodes.quorum
+            )
+
+    def find(self, size: int) -> bytes | None:
+        """Return the log's checkpoint of a size, with its signature alone."""
+        return self._signed.get(size)
+
+    def add_signed(self, signed_note: bytes) -> e.EquivocationProven | None:
+        """Take a checkpoint of the log, whoever else signed it.
+
+        Returns:
+            Evidence, if the log signed another tree of this size; nobody reports it
+            yet.
+
+        Raises:
+            InvalidNoteError: the log did not sign it.
+        """
+        if self._log_key is None:
+            msg = "the log's key is not known yet"
+            raise InvalidNoteError(msg)
+        head = verify_checkpoint(signed_note, self._log_key, self._origin).checkpoint
+        note = parse_note(signed_note)
+        name = self._log_key.name, self._log_key.key_id
+        lines = [line for line in note.signatures if (line.name, line.key_id) == name]
+        bare = Note(note.text, (lines[0],)).to_bytes()
+        known = self._signed.setdefault(head.size, bare)
+        self._check_root(head)
+        if self._collector is None:
+            self._ready.add(head.size)
+        self._forget_some()
+        if parse_note(known).text == note.text:
+            return None
+        messages = [
+            codec.encode(
+                e.CheckpointSigned(
+                    federation_id=self._federation_id,
+                    height=0,
+                    checkpoint=data.decode(),
+                )
+            )
+            for data in sorted((known, bare))
+        ]
+        return e.EquivocationProven(
+            federation_id=self._federation_id,
+            public_key=self._log_key.public_key,
+            messages=tuple(messages),
+            reported_by=b"",
+        )
+
+    def check_final(self, size: int) -> bool:
+        """Return whether the log's checkpoint of a final size is here, and as it must
+        be.
+        """
+        note = self._signed.get(size)
+        return note is not None and self._check_root(
+            parse_checkpoint(parse_note(note).text)
+        )
+
+    def _check_root(self, head: Checkpoint) -> bool:
+        if not 0 < head.size <= self._tiles.size:
+            return True
+        root = tree_from_tiles(self._tiles.read_tile, head.size).root()
+        if root != head.root:
+            detail = (
+                f"the log signed root {head.root.hex()} for size {head.size}; final is "
+                f"{root.hex()}"
+            )
+            self._alerts.add(AlertCode.CHECKPOINT_DIFFERS, detail)
+        return root == head.root
+
+    def _forget_some(self) -> None:
+        while len(self._signed) > MAX_SIGNED:
+            smallest = min(self._signed)
+            # What is ahead must come; what is far behind has been published.
+            is_old = smallest < self._tiles.published_size
+            del self._signed[smallest if is_old else max(self._signed)]
+
+    def add_cosigned(self, signed_note: bytes) -> list[tuple[bytes, bytes]]:
+        """Take a cosigned checkpoint.
+
+        Returns:
+            For each known cosigner its key and the checkpoint with the log's signature
+            and its own alone.
+
+        Raises:
+            InvalidNoteError: nobody known cosigned it, or the log did not sign it.
+        """
+        if self._collector is None or self._log_key is None:
+            return []
+        size = self._collector.add(signed_note).size
+        if self._collector.merge(size) is not None:
+            self._ready.add(size)
+        note = parse_note(signed_note)
+        lines = {(line.name, line.key_id): line for line in note.signatures}
+        log_line = lines[self._log_key.name, self._log_key.key_id]
+        return [
+            (key.public_key, Note(note.text, (log_line, line)).to_bytes())
+            for key in self._cosigner_keys
+            if (line := lines.get((key.name, key.key_id))) is not None
+        ]
+
+    def publish(self) -> bool:
+        """Publish the largest final checkpoint that may be; returns whether one was."""
+        published = self._tiles.published_size
+        self._ready = {size for size in self._ready if size >= published}
+        reached = [size for size in self._ready if size <= self._tiles.size]
+        if not reached:
+            return False
+        size = max(reached)
+        self._ready -= set(reached)
+        note = (
+            self._signed.get(size)
+            if self._collector is None
+            else self._collector.merge(size)
+        )
+        if note is None or note == self._tiles.checkpoint():
+            return False
+        try:
+            self._tiles.publish(note)
+        except TileStoreError as error:
+            self._alerts.add(AlertCode.CHECKPOINT_DIFFERS, str(error))
+            return False
+        return True

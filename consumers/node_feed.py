@@ -1,0 +1,217 @@
+"""What a ledger node tells other nodes and its operator: a feed, and alerts.
+
+The feed is for pulling: everything that this node said and that it heard and verified,
+so one honest path between two nodes is enough. It is not a record. What is final is
+pruned, and whoever is further behind takes blocks and a finality proof.
+
+Rules:
+
+- Numbers only grow, over restarts too as long as the clock does not step back; who asks
+  for what comes after a number that was never given out gets everything.
+- One author cannot crowd out another: each has its own bound.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from ledger.checkpoint import parse_checkpoint
+from ledger.note import parse_note
+from schemas import codec
+from schemas import events as e
+
+log = logging.getLogger(__name__)
+
+MAX_PER_AUTHOR: Final = 1_024
+"""Entries kept of one author, the latest."""
+MAX_ALERTS: Final = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An event in the feed.
+
+    Attributes:
+        number: Its place.
+        event: The event.
+        data: Its single-object encoding.
+        author: Whose entry it counts as.
+        key: What it is known by.
+    """
+
+    number: int
+    event: e.Event
+    data: bytes
+    author: bytes
+    key: tuple[object, ...]
+
+
+class Feed:
+    """Events to be pulled, in the order in which they became known.
+
+    Args:
+        first_number: Above all that were given out before a restart.
+    """
+
+    def __init__(self, first_number: int = 1) -> None:
+        self._next = first_number
+        self._entries: OrderedDict[int, Entry] = OrderedDict()
+        self._known: set[tuple[object, ...]] = set()
+        self._by_author: dict[bytes, deque[int]] = {}
+
+    @property
+    def last(self) -> int:
+        """The highest number given out; the one before the first at first."""
+        return self._next - 1
+
+    def add(self, event: e.Event, author: bytes, *place: int | bytes) -> bool:
+        """Add a verified event; returns whether it is new.
+
+        Args:
+            event: The event.
+            author: Who signed it.
+            place: What the author signed in it. Whoever relays an event can alter the
+                rest; the first that comes counts.
+        """
+        key = type(event), author, *place
+        if key in self._known:
+            return False
+        entry = Entry(self._next, event, codec.encode(event), author, key)
+        self._next += 1
+        self._entries[entry.number] = entry
+        self._known.add(key)
+        numbers = self._by_author.setdefault(author, deque())
+        numbers.append(entry.number)
+        while len(numbers) > MAX_PER_AUTHOR:
+            self._drop(numbers[0])
+        return True
+
+    def add_attestation(self, event: e.Attestation, author: bytes) -> bool:
+        """Add what a ledger node said; returns whether it is new."""
+        match event:
+            case e.BlockAttested():
+                place = event.era, event.epoch, event.height, event.block_id
+                return self.add(event, author, *place)
+            case e.EpochRequested():
+                high = event.high
+                return self.add(
+                    event, author, event.era, event.epoch, high.epoch, high.block_id
+                )
+            case e.CheckpointCosigned():
+                return self.add(event, author, size_of(event.checkpoint))
+
+    def read(self, after: int, max_size_bytes: int) -> list[Entry]:
+        """Return what came after a number, oldest first, at least one if there is any.
+
+        Args:
+            after: The last number that the reader has; 0 for everything.
+            max_size_bytes: How much, of encoded events.
+        """
+        if after > self.last:
+            after = 0
+        found: list[Entry] = []
+        size = 0
+        for number, entry in self._entries.items():
+            if number <= after:
+                continue
+            size += len(entry.data)
+            if found and size > max_size_bytes:
+                break
+            found.append(entry)
+        return found
+
+    def prune(self, *, era: int, height: int, size: int) -> None:
+        """Drop what nobody needs any more.
+
+        Args:
+            era: The present era: what was said in earlier ones goes.
+            height: Attestations to lower blocks go.
+            size: Checkpoints of smaller trees go.
+        """
+
+        def is_old(event: e.Event) -> bool:
+            match event:
+                case e.BlockAttested():
+                    return event.era < era or event.height < height
+                case e.EpochRequested():
+                    return event.era < era
+                case e.CheckpointSigned() | e.CheckpointCosigned():
+                    return size_of(event.checkpoint) < size
+                case _:
+                    return False
+
+        for entry in [item for item in self._entries.values() if is_old(item.event)]:
+            self._drop(entry.number)
+
+    def _drop(self, number: int) -> None:
+        entry = self._entries.pop(number)
+        self._known.remove(entry.key)
+        self._by_author[entry.author].remove(number)
+
+
+def size_of(checkpoint: str) -> int:
+    """Return the size of a checkpoint that was verified."""
+    return parse_checkpoint(parse_note(checkpoint.encode()).text).size
+
+
+class AlertCode(StrEnum):
+    """What somebody must look at. None of them stops a node."""
+
+    BLOCK_INVALID = "BLOCK_INVALID"
+    FORK = "FORK"
+    OTHER_GENESIS = "OTHER_GENESIS"
+    EQUIVOCATION = "EQUIVOCATION"
+    CHECKPOINT_DIFFERS = "CHECKPOINT_DIFFERS"
+    OWN_KEY_USED_ELSEWHERE = "OWN_KEY_USED_ELSEWHERE"
+    KAFKA_REWRITTEN = "KAFKA_REWRITTEN"
+    KAFKA_TRUNCATED = "KAFKA_TRUNCATED"
+    KAFKA_RECREATED = "KAFKA_RECREATED"
+    KAFKA_REPLAYED = "KAFKA_REPLAYED"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alert:
+    """Something that should not be.
+
+    Attributes:
+        code: What kind.
+        detail: What and where, for people.
+        at_s: When it was seen, seconds since 1970-01-01 UTC.
+    """
+
+    code: AlertCode
+    detail: str
+    at_s: float
+
+
+class Alerts:
+    """What was found; each thing is logged once.
+
+    Args:
+        clock: Seconds since 1970-01-01 UTC.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._alerts: dict[tuple[AlertCode, str], Alert] = {}
+
+    def add(self, code: AlertCode, detail: str) -> None:
+        """Report something; once for each code and detail."""
+        if (code, detail) in self._alerts or len(self._alerts) >= MAX_ALERTS:
+            return
+        alert = Alert(code=code, detail=detail, at_s=self._clock())
+        self._alerts[code, detail] = alert
+        log.error("%s: %s", code, detail)
+
+    def all(self) -> tuple[Alert, ...]:
+        """Return them, oldest first."""
+        return tuple(self._alerts.values())
+
+    def codes(self) -> set[AlertCode]:
+        """Return which kinds there were."""
+        return {code for code, _ in self._alerts}

@@ -1,0 +1,127 @@
+"""An agent's receipts: proof, in its own hands, that what it said is on the ledger.
+
+For each of its updates the agent keeps a file with the leaf, its inclusion proof and a
+checkpoint that a quorum of ledger nodes cosigned. It verifies offline, whatever becomes
+of the federation's Kafka, its nodes and its operator.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from adapters.kafka import KafkaUnavailableError
+from adapters.ledger import ReadBlock, follow_log
+from adapters.log_client import LogUnavailableError, NotFinalYetError, fetch_receipt
+from adapters.schema_registry import SchemaRegistry
+from adapters.settings import Settings
+from protocol.admission import AdmissionState, evolve, make_policy
+from protocol.envelope import compute_origin
+from protocol.log import LogError
+from schemas import codec
+from schemas.events import UpdateDeclined, UpdateSubmitted
+
+log = logging.getLogger(__name__)
+
+ASK_EVERY_S: Final = 1.0
+START_AGAIN_AFTER_S: Final = 5.0
+SUFFIX: Final = ".tlog-proof"
+
+
+class ReceiptKeeper:
+    """Fetches and keeps the receipts of one agent.
+
+    Args:
+        settings: Where Kafka is.
+        federation_id: The federation.
+        operator_key: Who must have founded it, 32 bytes.
+        public_key: The agent's key: whose leaves these are.
+        directory: Where receipts are kept, one file for each leaf.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        federation_id: str,
+        *,
+        operator_key: bytes,
+        public_key: bytes,
+        directory: Path,
+    ) -> None:
+        self._settings = settings
+        self._federation_id = federation_id
+        self._operator_key = operator_key
+        self._public_key = public_key
+        self._directory = directory
+        self._registry = SchemaRegistry(settings.schema_registry_url)
+        self._admission = AdmissionState()
+        self._waiting: dict[Path, tuple[int, bytes]] = {}
+        self._asked_at_s = 0.0
+
+    def run(self, should_stop: Callable[[], bool]) -> None:
+        """Keep receipts until told to stop; the agent goes on whatever happens here."""
+        self._directory.mkdir(parents=True, exist_ok=True)
+        while not should_stop():
+            try:
+                self._follow(should_stop)
+            except (KafkaUnavailableError, LogError) as error:
+                log.warning("receipts wait: %s", error)
+                time.sleep(START_AGAIN_AFTER_S)
+
+    def _follow(self, should_stop: Callable[[], bool]) -> None:
+        self._admission = AdmissionState()
+        for read in follow_log(
+            self._settings,
+            self._registry,
+            self._federation_id,
+            operator_key=self._operator_key,
+        ):
+            if should_stop():
+                return
+            if isinstance(read, ReadBlock):
+                self._learn(read)
+            else:
+                self._fetch()
+
+    def _learn(self, read: ReadBlock) -> None:
+        self._admission = evolve(
+            self._admission, [(item.leaf, item.sequenced.event) for item in read.leaves]
+        )
+        for item in read.leaves:
+            event = item.sequenced.event
+            if not isinstance(event, UpdateSubmitted | UpdateDeclined):
+                continue
+            agent = self._admission.agents.get(event.agent_id)
+            if agent is None or agent.public_key != self._public_key:
+                continue
+            leaf_index = item.sequenced.leaf_index
+            path = self._directory / f"round-{event.round}-leaf-{leaf_index}{SUFFIX}"
+            if not path.exists():
+                self._waiting[path] = leaf_index, codec.encode(item.leaf)
+
+    def _fetch(self) -> None:
+        """Ask for what is missing, the oldest first, as long as answers come."""
+        now_s = time.monotonic()
+        if not self._admission.node_sets or now_s - self._asked_at_s < ASK_EVERY_S:
+            return
+        self._asked_at_s = now_s
+        nodes = self._admission.node_sets[-1].nodes
+        urls = [node.url for node in nodes if node.url]
+        policy = make_policy(self._admission)
+        origin = compute_origin(self._federation_id)
+        for path, (leaf_index, leaf) in list(self._waiting.items()):
+            try:
+                receipt = fetch_receipt(urls, policy, origin, leaf_index, leaf)
+            except NotFinalYetError:
+                return
+            except LogUnavailableError as error:
+                log.warning("no receipt for leaf %d yet: %s", leaf_index, error)
+                return
+            draft = path.with_suffix(".draft")
+            draft.write_bytes(receipt)
+            draft.replace(path)
+            del self._waiting[path]
+            log.info("receipt for leaf %d kept", leaf_index)
