@@ -8,28 +8,39 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from pathlib import Path
+from threading import Event
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import typer
 
-if TYPE_CHECKING:
-    from collections import Counter
+from cli.audit_show import render
 
+if TYPE_CHECKING:
     from adapters.kafka import Record
     from adapters.settings import Settings
-    from consumers.audit import Progress
+    from consumers.audit import Audited, Progress, Unframe
+    from consumers.audit_blobs import FetchBlob
+    from consumers.audit_bundle import Bundle, BundleWriter
+    from consumers.audit_monitor import Alert
+    from consumers.audit_parallel import Helpers
     from consumers.audit_report import Report
+    from consumers.audit_state import AuditState, Position
+    from ledger.policy import Policy
 
 EXIT_WRONG: Final = 1
 EXIT_UNREADABLE: Final = 2
 READ_TIMEOUT_S: Final = 15.0
 SETTLE_S: Final = 0.5
 """A transaction's records appear on its topics within moments of each other."""
+INTERVAL_S: Final = 2.0
+"""Between two looks of a monitor."""
 PUBLIC_KEY_SIZE: Final = 32
 
 
@@ -37,46 +48,96 @@ class CannotAuditError(Exception):
     """The log could not be read; the message says what to do."""
 
 
-def audit(
-    *,
-    federation: str,
-    operator_key: str | None = None,
-    no_blobs: bool = False,
-    as_json: bool = False,
-    jobs: int | None = None,
-) -> None:
-    """Replay the log from its beginning, check everything in it, and print a verdict.
+class _StoppedError(Exception):
+    """Somebody wants the monitor to end."""
 
-    Args:
-        federation: Its name.
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What was asked for.
+
+    Attributes:
+        federation: Its name; empty if a bundle says it.
+        bundle: The bundle to audit; None to read Kafka.
         operator_key: Public key of the operator that the reader trusts, hex; None
             takes the log's word for it.
-        no_blobs: Leave MinIO out, and with it the recomputation of every round.
-        as_json: Print the report as JSON.
-        jobs: Blobs fetched at a time; twice the cores by default.
+        policy: File with the C2SP policy that a checkpoint must satisfy.
+        with_blobs: Whether blobs are fetched, and every round computed again.
+        lists_refused: Whether refused records are listed.
+        write_bundle: Where to write a bundle.
+        continue_from: A saved state to go on from.
+        save: Where to save the state.
+        is_followed: Whether to go on as a monitor.
+        stale_after_s: After how long without a larger final checkpoint to complain.
+        keeps_going: Whether a monitor goes on after a fork.
+        as_json: Whether to print JSON.
+        jobs: Processes; as many as there are cores by default.
+    """
+
+    federation: str = ""
+    bundle: Path | None = None
+    operator_key: str | None = None
+    policy: Path | None = None
+    with_blobs: bool = True
+    lists_refused: bool = False
+    write_bundle: Path | None = None
+    continue_from: Path | None = None
+    save: Path | None = None
+    is_followed: bool = False
+    stale_after_s: float | None = None
+    keeps_going: bool = False
+    as_json: bool = False
+    jobs: int | None = None
+
+
+def audit(options: Options) -> None:
+    """Replay the log, check everything in it, and print a verdict.
+
+    Args:
+        options: What was asked for.
 
     Raises:
         typer.Exit: always, with the exit code.
     """
     started = time.monotonic()
     try:
-        report = _read_and_audit(
-            federation,
-            _parse_key(operator_key),
-            with_blobs=not no_blobs,
-            jobs=jobs or 2 * (os.cpu_count() or 1),
-        )
+        _check(options)
+        if options.is_followed:
+            raise typer.Exit(follow(options))
+        report = _audit_once(options)
         _demand_log(report)
     except CannotAuditError as error:
-        if as_json:
+        if options.as_json:
             print(json.dumps({"is_sound": None, "error": str(error)}, indent=2))
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(EXIT_UNREADABLE) from None
-    if as_json:
+    if options.as_json:
         print(json.dumps(report.to_json(), indent=2))
     else:
         print(render(report, time.monotonic() - started))
     raise typer.Exit(0 if report.is_sound else EXIT_WRONG)
+
+
+def _check(options: Options) -> None:
+    """Refuse what cannot be meant together."""
+    if bool(options.federation) == (options.bundle is not None):
+        raise CannotAuditError("Name a federation (--federation) or a bundle.")
+    if options.write_bundle is not None and (
+        options.bundle is not None
+        or options.continue_from is not None
+        or options.is_followed
+    ):
+        msg = (
+            "--bundle writes a whole log as Kafka has it: leave out --from, --follow "
+            "and the bundle to read."
+        )
+        raise CannotAuditError(msg)
+    if options.is_followed and options.bundle is not None:
+        raise CannotAuditError("A bundle does not grow: leave out --follow.")
+    if not options.is_followed and (
+        options.stale_after_s is not None or options.keeps_going
+    ):
+        raise CannotAuditError("--stale-after and --keep-going are of --follow.")
 
 
 def _demand_log(report: Report) -> None:
@@ -102,56 +163,170 @@ def _parse_key(text: str | None) -> bytes | None:
     return key
 
 
-def _read_and_audit(
-    federation: str, operator_key: bytes | None, *, with_blobs: bool, jobs: int
-) -> Report:
-    """Put the adapters around `consumers.audit.audit_log`.
+def _load_policy(path: Path | None) -> Policy | None:
+    from ledger.policy import InvalidPolicyError, parse_policy
 
-    Raises:
-        CannotAuditError: something that is needed is away.
-    """
-    from adapters.blobs import BlobStore
-    from adapters.kafka import find_end, read_partition
-    from adapters.ledger import find_partition
+    if path is None:
+        return None
+    try:
+        return parse_policy(_read_file(path))
+    except InvalidPolicyError as error:
+        msg = f"{path} is not a policy: {error}. `moot node policy` writes one."
+        raise CannotAuditError(msg) from error
+
+
+def _load_state(path: Path | None, federation: str) -> AuditState | None:
+    from consumers.audit_state import StateError, load_state
+
+    if path is None:
+        return None
+    try:
+        state = load_state(_read_file(path))
+    except StateError as error:
+        msg = f"{path}: {error}."
+        raise CannotAuditError(msg) from error
+    if state.report.federation_id != federation:
+        msg = f"{path} is of {state.report.federation_id!r}, not of {federation!r}."
+        raise CannotAuditError(msg)
+    return state
+
+
+def _read_file(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        msg = f"cannot read {path}: {error.strerror}."
+        raise CannotAuditError(msg) from error
+
+
+def _save_state(path: Path | None, audited: Audited) -> None:
+    """Save where an audit ended, or what was saved stays as it is."""
+    from consumers.audit_state import save_state
+
+    if path is None:
+        return
+    if not audited.report.is_sound:
+        print(f"{path} was not written: the log is not sound", file=sys.stderr)
+        return
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_bytes(save_state(audited.state))
+        partial.replace(path)
+    except OSError as error:
+        msg = f"cannot write {path}: {error.strerror}."
+        raise CannotAuditError(msg) from error
+
+
+# Where a log comes from
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Streams:
+    """A log's records, up to an end."""
+
+    ledger: Iterator[Record]
+    checkpoints: Iterator[Record]
+    attestations: Iterator[Record]
+    settled_offset: int | None
+
+
+class Source(Protocol):
+    """Where a log is."""
+
+    unframe: Unframe
+    fetch: FetchBlob | None
+
+    def open(self, positions: Mapping[str, Position]) -> Streams:
+        """Return the records from these positions on, or from the beginning."""
+        ...
+
+
+class KafkaSource:
+    """A log on Kafka, with the registry and the store beside it."""
+
+    def __init__(
+        self, settings: Settings, federation: str, *, with_blobs: bool
+    ) -> None:
+        from adapters.blobs import BlobStore
+
+        self._settings = settings
+        self._federation = federation
+        self.unframe: Unframe = _make_unframe(settings)
+        self.fetch: FetchBlob | None = BlobStore(settings).fetch if with_blobs else None
+
+    def open(self, positions: Mapping[str, Position]) -> Streams:
+        """Return the records up to the present end."""
+        from adapters.kafka import find_end
+        from adapters.ledger import find_partition
+        from schemas import topics
+
+        partition = find_partition(self._settings, topics.LEDGER, self._federation)
+        # The order matters: a block below the first offset has its checkpoint below
+        # the second, and the ledger is read to an end that is later than all.
+        settled_offset = find_end(self._settings, topics.LEDGER, partition)
+        time.sleep(SETTLE_S)
+        ends = {
+            topic: find_end(self._settings, topic, partition)
+            for topic in (topics.CHECKPOINTS, topics.ATTESTATIONS)
+        }
+        time.sleep(SETTLE_S)
+
+        def read(topic: str) -> Iterator[Record]:
+            return self._read(topic, partition, positions.get(topic), ends.get(topic))
+
+        return Streams(
+            ledger=read(topics.LEDGER),
+            checkpoints=read(topics.CHECKPOINTS),
+            attestations=read(topics.ATTESTATIONS),
+            settled_offset=settled_offset,
+        )
+
+    def _read(
+        self, topic: str, partition: int, position: Position | None, end: int | None
+    ) -> Iterator[Record]:
+        from adapters.kafka import read_partition
+
+        options = {} if position is None else {"start": position.offset}
+        for record in read_partition(
+            self._settings, topic, partition, timeout_s=READ_TIMEOUT_S, **options
+        ):
+            if end is not None and record.offset >= end:
+                return
+            yield record
+
+
+class BundleSource:
+    """A log in a bundle."""
+
+    def __init__(self, bundle: Bundle, *, with_blobs: bool) -> None:
+        self._bundle = bundle
+        self.unframe: Unframe = bundle.unframe
+        has_blobs = with_blobs and bundle.manifest.has_blobs
+        self.fetch: FetchBlob | None = bundle.fetch if has_blobs else None
+
+    def open(self, positions: Mapping[str, Position]) -> Streams:
+        """Return the records of the bundle."""
+        from schemas import topics
+
+        def read(topic: str) -> Iterator[Record]:
+            start = positions[topic].offset if topic in positions else 0
+            return (r for r in self._bundle.records(topic) if r.offset >= start)
+
+        return Streams(
+            ledger=read(topics.LEDGER),
+            checkpoints=read(topics.CHECKPOINTS),
+            attestations=read(topics.ATTESTATIONS),
+            settled_offset=self._bundle.manifest.settled_offset,
+        )
+
+
+def _load_settings() -> Settings:
     from adapters.settings import SettingsError, load_settings
-    from consumers.audit import audit_log
-    from schemas import topics
 
     try:
-        settings = load_settings()
+        return load_settings()
     except SettingsError as error:
         raise CannotAuditError(str(error)) from error
-    with _explained(settings):
-        partition = find_partition(settings, topics.LEDGER, federation)
-        # The order matters: a block below the first offset has its checkpoint below
-        # the second, and the ledger is read to an end that is later than both.
-        settled_offset = find_end(settings, topics.LEDGER, partition)
-        time.sleep(SETTLE_S)
-        last_checkpoint = find_end(settings, topics.CHECKPOINTS, partition)
-        time.sleep(SETTLE_S)
-
-        def read_checkpoints() -> Iterator[Record]:
-            for record in read_partition(
-                settings, topics.CHECKPOINTS, partition, timeout_s=READ_TIMEOUT_S
-            ):
-                if record.offset >= last_checkpoint:
-                    return
-                yield record
-
-        with _progress(settled_offset) as on_progress:
-            return audit_log(
-                read_partition(
-                    settings, topics.LEDGER, partition, timeout_s=READ_TIMEOUT_S
-                ),
-                federation_id=federation,
-                unframe=_make_unframe(settings),
-                fetch_blob=BlobStore(settings).fetch if with_blobs else None,
-                checkpoints=read_checkpoints(),
-                settled_offset=settled_offset,
-                operator_key=operator_key,
-                on_progress=on_progress,
-                jobs=jobs,
-            )
 
 
 def _make_unframe(settings: Settings) -> Callable[[bytes], bytes]:
@@ -177,25 +352,232 @@ def _make_unframe(settings: Settings) -> Callable[[bytes], bytes]:
 
 
 @contextmanager
-def _explained(settings: Settings) -> Iterator[None]:
+def _explained(settings: Settings | None) -> Iterator[None]:
     """Turn what the adapters raise into what the reader can do about it."""
     from confluent_kafka import KafkaException
     from minio.error import MinioException
     from urllib3.exceptions import HTTPError
 
     from adapters.kafka import KafkaUnavailableError
+    from consumers.audit_bundle import BundleError
 
     try:
         yield
+    except BundleError as error:
+        msg = f"{error}."
+        raise CannotAuditError(msg) from error
     except (KafkaUnavailableError, KafkaException) as error:
         msg = f"Kafka could not be read: {error} Check MOOT_BOOTSTRAP_SERVERS."
         raise CannotAuditError(msg) from error
     except (MinioException, HTTPError) as error:
+        endpoint = "" if settings is None else settings.minio_endpoint
         msg = (
-            f"MinIO could not be read at {settings.minio_endpoint}: {error} Check "
+            f"MinIO could not be read at {endpoint}: {error} Check "
             "MOOT_MINIO_ENDPOINT and its keys, or leave blobs out with --no-blobs."
         )
         raise CannotAuditError(msg) from error
+
+
+# One audit
+
+
+def _audit_once(options: Options) -> Report:
+    """Audit once, from Kafka or a bundle.
+
+    Raises:
+        CannotAuditError: something that is needed is away.
+    """
+    from consumers.audit_bundle import Bundle, BundleWriter
+
+    with ExitStack() as stack:
+        if options.bundle is not None:
+            stack.enter_context(_explained(None))
+            bundle = stack.enter_context(Bundle(options.bundle))
+            federation = bundle.manifest.federation_id
+            source: Source = BundleSource(bundle, with_blobs=options.with_blobs)
+        else:
+            settings = _load_settings()
+            federation = options.federation
+            stack.enter_context(_explained(settings))
+            source = KafkaSource(settings, federation, with_blobs=options.with_blobs)
+        start = _load_state(options.continue_from, federation)
+        streams = source.open({} if start is None else start.positions)
+        writer = None
+        if options.write_bundle is not None:
+            writer = stack.enter_context(BundleWriter(options.write_bundle))
+            source, streams = _keep(writer, source, streams)
+        on_progress = None
+        if options.bundle is None and streams.settled_offset is not None:
+            on_progress = stack.enter_context(_progress(streams.settled_offset))
+        audited = _run(
+            options, federation, source, streams, start, on_progress=on_progress
+        )
+        if writer is not None and audited.report.num_blocks:
+            _write_bundle(writer, audited, streams)
+    _save_state(options.save, audited)
+    return audited.report
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """A source whose answers a bundle's writer keeps."""
+
+    unframe: Unframe
+    fetch: FetchBlob | None
+
+
+def _keep(
+    writer: BundleWriter, source: Source, streams: Streams
+) -> tuple[Any, Streams]:
+    from schemas import topics
+
+    fetch = None if source.fetch is None else writer.fetch(source.fetch)
+    kept = _Kept(writer.unframe(source.unframe), fetch)
+    return kept, Streams(
+        ledger=writer.records(topics.LEDGER, streams.ledger),
+        checkpoints=writer.records(topics.CHECKPOINTS, streams.checkpoints),
+        attestations=writer.records(topics.ATTESTATIONS, streams.attestations),
+        settled_offset=streams.settled_offset,
+    )
+
+
+def _write_bundle(writer: BundleWriter, audited: Audited, streams: Streams) -> None:
+    from protocol.admission import make_policy
+
+    admission = audited.state.replay.admission
+    writer.write(
+        audited.report.federation_id,
+        json.dumps(audited.report.to_json(), indent=1).encode() + b"\n",
+        policy=make_policy(admission).to_text().encode()
+        if admission.node_sets
+        else None,
+        settled_offset=streams.settled_offset,
+    )
+
+
+def _run(
+    options: Options,
+    federation: str,
+    source: Source,
+    streams: Streams,
+    start: AuditState | None,
+    *,
+    on_progress: Callable[[Progress], None] | None = None,
+    helpers: Helpers | None = None,
+) -> Audited:
+    """Put a source around `consumers.audit.run_audit`."""
+    from consumers.audit import run_audit
+
+    num_cores = os.cpu_count() or 1
+    return run_audit(
+        streams.ledger,
+        federation_id=federation,
+        unframe=source.unframe,
+        fetch_blob=source.fetch,
+        checkpoints=streams.checkpoints,
+        attestations=streams.attestations,
+        settled_offset=streams.settled_offset,
+        operator_key=_parse_key(options.operator_key),
+        policy=_load_policy(options.policy),
+        start=start,
+        on_progress=on_progress,
+        num_fetches=2 * num_cores,
+        jobs=options.jobs or num_cores,
+        helpers=helpers,
+        lists_refused=options.lists_refused,
+    )
+
+
+# A monitor
+
+
+def follow(options: Options) -> int:
+    """Audit, and go on auditing what comes, until SIGTERM or SIGINT.
+
+    Returns:
+        The exit code: 1 after a fork or a truncation, or if there was one and the
+        monitor was told to keep going.
+
+    Raises:
+        CannotAuditError: there is nothing to begin with.
+    """
+    from consumers.audit_parallel import Helpers
+
+    settings = _load_settings()
+    stopped = Event()
+    previous = {
+        number: signal.signal(number, lambda *_: stopped.set())
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    # Later on few signatures come at a time: more processes would only wait.
+    helpers = Helpers(0)
+    try:
+        source = KafkaSource(
+            settings, options.federation, with_blobs=options.with_blobs
+        )
+        start = _load_state(options.continue_from, options.federation)
+        return _watch(options, settings, source, start, helpers, stopped)
+    except _StoppedError:
+        return 0
+    finally:
+        helpers.close()
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _watch(
+    options: Options,
+    settings: Settings,
+    source: Source,
+    state: AuditState | None,
+    helpers: Helpers,
+    stopped: Event,
+) -> int:
+    from consumers.audit_monitor import Monitor
+
+    monitor = Monitor(options.stale_after_s)
+    exit_code, trouble = 0, ""
+
+    def stop_early(_progress: Progress) -> None:
+        if stopped.is_set():
+            raise _StoppedError
+
+    while not stopped.is_set():
+        try:
+            with _explained(settings):
+                streams = source.open({} if state is None else state.positions)
+                audited = _run(
+                    options,
+                    options.federation,
+                    source,
+                    streams,
+                    state,
+                    on_progress=stop_early,
+                    helpers=None if state is None else helpers,
+                )
+            trouble = ""
+        except CannotAuditError as error:
+            if str(error) != trouble:  # not every two seconds
+                print(f"error: {error}", file=sys.stderr, flush=True)
+            trouble = str(error)
+            stopped.wait(INTERVAL_S)
+            continue
+        state = audited.state
+        for alert in monitor.judge(audited.report, time.monotonic()):
+            _print_alert(alert, as_json=options.as_json)
+            if alert.is_fatal:
+                exit_code = EXIT_WRONG
+        if exit_code and not options.keeps_going:
+            return exit_code
+        if audited.report.is_sound:
+            _save_state(options.save, audited)
+        stopped.wait(INTERVAL_S)
+    return exit_code
+
+
+def _print_alert(alert: Alert, *, as_json: bool) -> None:
+    line = json.dumps(alert.to_json()) if as_json else str(alert)
+    print(line, flush=True)
 
 
 @contextmanager
@@ -229,83 +611,3 @@ def _progress(end_offset: int) -> Iterator[Any]:
             )
 
         yield on_progress
-
-
-@dataclass(frozen=True, slots=True)
-class _Line:
-    name: str
-    value: str
-
-
-def render(report: Report, elapsed_s: float) -> str:
-    """Return a report for people."""
-    lines = [
-        _Line("log", f"{report.num_blocks:,} blocks, {report.num_leaves:,} leaves, "
-              f"{_show_size(report.log_bytes)}"),
-        _Line("signatures", f"{report.num_signatures:,} verified"),
-        _Line("checkpoints", _show_checkpoints(report)),
-        _Line("leaves", _show_counts(report.events)),
-        _Line("facts", "as the deciders conclude: " + _show_counts(report.facts)),
-        _Line("pending", f"{len(report.pending)} facts" if report.pending else ""),
-        _Line("refused", _show_counts(report.refusals)),
-        _Line("rejected", _show_counts(report.rejections)),
-        _Line("models", f"{report.num_rounds_recomputed:,} rounds recomputed, "
-              "sum and model bit for bit"),
-        _Line("blobs", f"{report.num_blobs:,} verified, "
-              f"{_show_size(report.blob_bytes)}"),
-        _Line("operator", report.operator_key
-              + (" (the one you trust)" if report.is_operator_key_pinned else "")),
-        _Line("sequencer", report.sequencer_key),
-        _Line("tree root", report.tree_root),
-        _Line("took", f"{elapsed_s:.1f} s"),
-    ]  # fmt: skip
-    width = max(len(line.name) for line in lines)
-    out = [_verdict(report), ""]
-    out += [f"  {line.name:<{width}}  {line.value}" for line in lines if line.value]
-    if report.findings:
-        out += ["", "Findings:"]
-    for number, finding in enumerate(report.findings, start=1):
-        out.append(f"  {number}. {finding.code} at {finding.place}: {finding.message}")
-        for name, value in (
-            ("expected", finding.expected),
-            ("found", finding.found),
-            ("blob", finding.blob_sha256),
-        ):
-            if value:
-                out.append(f"       {name + ':':<9} {value}")
-    if report.stopped:
-        out += ["", f"The audit ended early: {report.stopped}."]
-    if report.notes:
-        out += ["", "What this rests on:"]
-        out += [f"  - {note}" for note in report.notes]
-    return "\n".join(out)
-
-
-def _verdict(report: Report) -> str:
-    if report.is_sound:
-        return f"SOUND: the log of {report.federation_id} is what it must be."
-    count = len(report.findings)
-    return (
-        f"WRONG: the log of {report.federation_id} is not what it must be, "
-        f"{count} finding{'s' if count > 1 else ''}."
-    )
-
-
-def _show_checkpoints(report: Report) -> str:
-    text = f"{report.num_checkpoints:,} verified"
-    if report.num_unsigned_blocks:
-        text += f", the last {report.num_unsigned_blocks:,} blocks are too new for one"
-    return text
-
-
-def _show_counts(counts: Counter[str]) -> str:
-    return ", ".join(f"{count:,} {name}" for name, count in sorted(counts.items()))
-
-
-def _show_size(size_bytes: int) -> str:
-    size = float(size_bytes)
-    for unit in ("B", "KiB", "MiB"):
-        if size < 1024:  # noqa: PLR2004  # binary units
-            return f"{size:,.0f} {unit}" if unit == "B" else f"{size:,.1f} {unit}"
-        size /= 1024
-    return f"{size:,.1f} GiB"

@@ -14,15 +14,18 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from cli.bench_federation import TASK, make_agent_keys, make_model
-from ledger.checkpoint import Checkpoint, sign_checkpoint
+from ledger.attestations import START, Header, sign_attestation
+from ledger.checkpoint import Checkpoint, cosign_checkpoint, sign_checkpoint
 from ledger.signing import SigningKey
-from protocol import registry, rounds
+from protocol import registry, rewards, rounds
 from protocol.admission import Received
 from protocol.decider import step
 from protocol.encoding import update_to_blob
 from protocol.envelope import sign_event
 from protocol.log import LogState, NewBlock, SequencerState, open_block, sequence
 from protocol.plain import compute_result
+from protocol.replay import ReplayState
+from protocol.state_root import StateHasher
 from protocol.validation import MAX_CHECKS, ROLES
 from schemas import codec, topics
 from schemas import events as e
@@ -57,6 +60,8 @@ class LogMaker:
         num_parameters: The size of its model.
         store: Where blobs go.
         is_summed: Whether sums are computed; without blobs nobody can tell.
+        num_nodes: Its ledger nodes. Each attests every block, and cosigns every
+            checkpoint once its block is final.
     """
 
     def __init__(
@@ -67,8 +72,19 @@ class LogMaker:
         store: Store,
         *,
         is_summed: bool,
+        num_nodes: int = 0,
     ) -> None:
         self.federation_id = federation_id
+        self.nodes = {
+            f"node{number:02d}": SigningKey(
+                hashlib.sha256(b"bench node %d" % number).digest()
+            )
+            for number in range(num_nodes)
+        }
+        self._said: list[tuple[e.Attestation, SigningKey]] = []
+        self._hasher = StateHasher()
+        self._header: Header | None = None
+        self._note = b""
         self.num_leaves = 0
         self.keys: Mapping[str, SigningKey] = {
             role: SigningKey(hashlib.sha256(b"bench " + role.encode()).digest())
@@ -86,6 +102,7 @@ class LogMaker:
         self._reader = LogState()
         self._rounds = rounds.DECIDER.initial
         self._registry = registry.DECIDER.initial
+        self._rewards = rewards.DECIDER.initial
         self._waiting: list[Received] = []
         self._offsets: Counter[str] = Counter()
         self._counter = 0
@@ -116,6 +133,11 @@ class LogMaker:
             cohort_size=len(self._agents),
             min_cohort=len(self._agents),
             round_duration_ms=60_000,
+            ledger_nodes=tuple(
+                e.LedgerNode(name=name, public_key=key.public_key, url="")
+                for name, key in self.nodes.items()
+            ),
+            reward_rule=rewards.RECOMMENDED_RULE,
         )
         self._say(config, "OPERATOR")
         for name, key in self._agents.items():
@@ -241,14 +263,59 @@ class LogMaker:
             )
             self.num_leaves = chain.size
             self._follow(block)
+            note = sign_checkpoint(checkpoint, key)
+            if self.nodes:
+                self._attest(note)
             yield (
                 block,
                 e.CheckpointSigned(
                     federation_id=self.federation_id,
                     height=block.event.height,
-                    checkpoint=sign_checkpoint(checkpoint, key).decode(),
+                    checkpoint=note.decode(),
                 ),
             )
+
+    def take_attestations(self) -> list[tuple[e.Attestation, SigningKey]]:
+        """Return what the ledger nodes said since the last call, and their keys."""
+        said, self._said = self._said, []
+        return said
+
+    def _attest(self, note: bytes) -> None:
+        """Let the nodes attest the last block, which makes the one before it final."""
+        state = ReplayState(
+            log=self._state.log,
+            admission=self._state.admission,
+            rounds=self._rounds,
+            registry=self._registry,
+            rewards=self._rewards,
+        )
+        nodes, chain = state.admission.node_sets[-1], state.log.chain
+        header = Header(
+            chain_id=nodes.chain_id,
+            era=nodes.era,
+            height=chain.height - 1,
+            previous_id=START if self._header is None else self._header.id,
+            block_hash=chain.previous_block_hash,
+            tree_size=chain.size,
+            tree_root=chain.tree.root(),
+            state_root=self._hasher.compute_root(state),
+            node_set_hash=nodes.hash,
+        )
+        self._said += [
+            (sign_attestation(key, nodes, self.federation_id, 0, header), key)
+            for key in self.nodes.values()
+        ]
+        if self._header is not None:
+            for name, key in self.nodes.items():
+                cosigned = e.CheckpointCosigned(
+                    federation_id=self.federation_id,
+                    height=self._header.height,
+                    checkpoint=cosign_checkpoint(
+                        self._note, name, key, self._now_ms // 1_000
+                    ).decode(),
+                )
+                self._said.append((cosigned, key))
+        self._header, self._note = header, note
 
     def _follow(self, block: NewBlock) -> None:
         self._reader, _, opened = open_block(self._reader, block.data, block.signature)
@@ -257,5 +324,8 @@ class LogMaker:
             self._registry, versions = step(
                 registry.DECIDER, self._registry, leaf.sequenced
             )
-            for fact in (*facts, *versions):
+            self._rewards, changes = step(
+                rewards.DECIDER, self._rewards, leaf.sequenced
+            )
+            for fact in (*facts, *versions, *changes):
                 self._say(fact, "DECIDER")

@@ -133,51 +133,119 @@ def serve(
     service: Annotated[
         str,
         typer.Argument(
-            help="sequencer, rounds, aggregator, registry, rewards, timer or exporter."
+            help="sequencer, rounds, aggregator, registry or rewards; timer, "
+            "exporter, ledger-node or log, which serve one federation."
         ),
     ],
     federation: Annotated[
-        str | None,
-        typer.Option("--federation", "-f", help="For the timer and the exporter."),
+        str | None, typer.Option("--federation", "-f", help="Which federation.")
     ] = None,
     allow: Annotated[
         list[str] | None,
         typer.Option(help="Modules that the exporter may load models from."),
     ] = None,
+    name: Annotated[str | None, typer.Option(help="The ledger node's name.")] = None,
+    host: Annotated[str, typer.Option(help="Where to listen.")] = "127.0.0.1",
+    port: Annotated[
+        int | None,
+        typer.Option(help="7400 for a ledger node, 7480 for the log; 0: a free one."),
+    ] = None,
+    operator_key: OperatorKey = None,
+    peer: Annotated[
+        list[str] | None,
+        typer.Option(help="URL of a ledger node, besides those that the log names."),
+    ] = None,
 ) -> None:
     """Run one service until it is told to stop."""
-    from cli.services import run_service
+    from cli.services import NODE_PORTS, NodeArguments, run_node, run_service
 
     _load_environment()
+    if service in NODE_PORTS:
+        arguments = NodeArguments(
+            federation=federation,
+            name=name,
+            host=host,
+            port=port,
+            operator_key=None if operator_key is None else _parse_key(operator_key),
+            peers=tuple(peer or ()),
+        )
+        run_node(service, arguments)
+        return
     run_service(service, federation, tuple(allow or ()) or DEFAULT_ALLOWED)
 
 
 @app.command()
 def audit(
-    federation: Federation,
+    bundle_to_read: Annotated[
+        Path | None,
+        typer.Argument(metavar="[BUNDLE]", help="A bundle, to be audited offline."),
+    ] = None,
+    federation: Annotated[
+        str, typer.Option("--federation", "-f", help="Name of the federation.")
+    ] = "",
     operator_key: OperatorKey = None,
+    policy: Annotated[
+        Path | None,
+        typer.Option(help="Whose cosignatures you demand: a C2SP policy file."),
+    ] = None,
     blobs: Annotated[
         bool, typer.Option(help="Fetch blobs and recompute every aggregate.")
     ] = True,
+    rejected: Annotated[
+        bool, typer.Option("--rejected", help="List the records that were refused.")
+    ] = False,
+    bundle: Annotated[
+        Path | None,
+        typer.Option(help="Write everything that was read into a file, as a bundle."),
+    ] = None,
+    continue_from: Annotated[
+        Path | None,
+        typer.Option("--from", help="Go on from where an audit ended (--save)."),
+    ] = None,
+    save: Annotated[
+        Path | None, typer.Option(help="Save where this audit ends, if it is sound.")
+    ] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Go on as a monitor; prints alerts.")
+    ] = False,
+    stale_after: Annotated[
+        float | None,
+        typer.Option(min=1, help="Seconds without a larger final checkpoint."),
+    ] = None,
+    keep_going: Annotated[
+        bool, typer.Option("--keep-going", help="Do not end after a fork.")
+    ] = False,
     jobs: Annotated[
         int | None,
-        typer.Option(min=1, help="Blobs fetched at a time; twice the cores."),
+        typer.Option(min=1, help="Processes; as many as there are cores."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Replay the log from its beginning and check everything in it.
+    """Replay a log and check everything in it.
 
     Exit code 0: sound. 1: the log is wrong, and where. 2: it could not be read.
     """
+    from cli.audit import Options
     from cli.audit import audit as run_audit
 
     _load_environment()
     run_audit(
-        federation=federation,
-        operator_key=operator_key,
-        no_blobs=not blobs,
-        as_json=as_json,
-        jobs=jobs,
+        Options(
+            federation=federation,
+            bundle=bundle_to_read,
+            operator_key=operator_key,
+            policy=policy,
+            with_blobs=blobs,
+            lists_refused=rejected,
+            write_bundle=bundle,
+            continue_from=continue_from,
+            save=save,
+            is_followed=follow,
+            stale_after_s=stale_after,
+            keeps_going=keep_going,
+            as_json=as_json,
+            jobs=jobs,
+        )
     )
 
 

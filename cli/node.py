@@ -12,7 +12,7 @@ from adapters.ledger import read_log
 from adapters.settings import Settings
 from cli.operate import await_leaf, make_operator, make_registry
 from cli.processes import StackError
-from ledger.attestations import NodeSet, sign_approval
+from ledger.attestations import InvalidNodeSetError, NodeSet, sign_approval
 from protocol.admission import AdmissionState, evolve
 from schemas.events import LedgerNode, NodeSignature
 
@@ -116,7 +116,7 @@ def load_proposal(path: Path) -> Proposal:
     """
     try:
         content: Any = json.loads(path.read_text(encoding="utf-8"))
-        return Proposal(
+        proposal = Proposal(
             federation_id=str(content["federation_id"]),
             chain_id=bytes.fromhex(content["chain_id"]),
             era=int(content["era"]),
@@ -128,6 +128,8 @@ def load_proposal(path: Path) -> Proposal:
                 for key, signature in sorted(content["approvals"].items())
             ),
         )
+        _ = proposal.node_set  # or the nodes could never be one
+        return proposal
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         msg = f"{path} is not a proposal: {error}"
         raise StackError(msg, "`moot node propose` writes one.") from None
@@ -161,12 +163,18 @@ def propose(
 ) -> None:
     """Write a proposal for the next node set."""
     present = read_node_sets(settings, federation_id)[-1]
-    Proposal(
+    proposal = Proposal(
         federation_id=federation_id,
         chain_id=present.chain_id,
         era=present.era + 1,
         nodes=nodes,
-    ).store(path)
+    )
+    try:
+        _ = proposal.node_set
+    except InvalidNodeSetError as error:
+        msg = f"these cannot be ledger nodes: {error}"
+        raise StackError(msg, "`moot node list` shows the present ones.") from None
+    proposal.store(path)
     print(f"wrote {path}: {present.quorum} of the present nodes must approve it")
 
 

@@ -228,13 +228,18 @@ def await_drawable(settings: Settings, federation_id: str) -> RoundsState:
     """
     state: RoundsState = DECIDER.initial
     begun = time.monotonic()
+    is_read = False
     for read in follow_log(settings, make_registry(settings), federation_id):
         if isinstance(read, ReadBlock):
             for leaf in read.leaves:
                 state, _ = step(DECIDER, state, leaf.sequenced)
-        elif read is END and state.config is None:
+            continue
+        is_read |= read is END
+        if not is_read:
+            continue
+        if state.config is None:
             raise _no_federation(federation_id)
-        elif is_drawable(state) or time.monotonic() - begun > DRAWABLE_WITHIN_S:
+        if is_drawable(state) or time.monotonic() - begun > DRAWABLE_WITHIN_S:
             break
     if not is_drawable(state):
         print(

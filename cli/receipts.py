@@ -11,6 +11,7 @@ from adapters.log_client import LogUnavailableError, NotFinalYetError, fetch_rec
 from adapters.settings import Settings
 from cli.operate import describe, make_registry, to_jsonable
 from cli.processes import StackError
+from ledger.merkle import InvalidProofError
 from ledger.note import InvalidNoteError
 from ledger.policy import InvalidPolicyError, Policy, parse_policy
 from ledger.proof_file import InvalidProofFileError, verify_receipt
@@ -98,7 +99,12 @@ def check_receipt(receipt: Path, policy_path: Path, *, as_json: bool) -> int:
         raise StackError(
             msg, "Name the receipt, and the policy with --policy."
         ) from None
-    except (InvalidProofFileError, InvalidNoteError, codec.CodecError) as error:
+    except (
+        InvalidProofFileError,
+        InvalidNoteError,
+        InvalidProofError,
+        codec.CodecError,
+    ) as error:
         if as_json:
             print(json.dumps({"is_valid": False, "problem": str(error)}))
         else:

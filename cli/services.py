@@ -36,6 +36,8 @@ OWN_PROCESS: Final = (
     "rewards",
     "timer",
     "exporter",
+    "ledger-node",
+    "log",
 )
 
 
@@ -77,6 +79,56 @@ def run_service(
         runner = Exporter(settings, federation, key, allowed_prefixes)
     runner.run(_stop_on_signal())
     telemetry.shut_down()
+
+
+NODE_PORTS: Final = {"ledger-node": 7400, "log": 7480}
+"""Where a ledger node and the log server listen unless told otherwise."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeArguments:
+    """How to run a ledger node or the log server; see `consumers.node_service`."""
+
+    federation: str | None
+    name: str | None
+    host: str
+    port: int | None
+    operator_key: bytes | None
+    peers: tuple[str, ...]
+
+
+def run_node(service: str, arguments: NodeArguments) -> None:
+    """Run a ledger node or the log server in this process until it is told to stop.
+
+    Raises:
+        StackError: it needs a federation, or a name.
+    """
+    from adapters.settings import load_settings
+    from cli.node import node_directory
+    from consumers.node_service import NodeOptions, NodeService
+
+    if arguments.federation is None:
+        msg = f"the {service} serves one federation"
+        raise StackError(msg, "Name it: --federation NAME.")
+    is_node = service == "ledger-node"
+    if is_node and arguments.name is None:
+        msg = "a ledger node has a name"
+        raise StackError(msg, "Name it: --name NAME; `moot node init` makes its key.")
+    settings = load_settings()
+    _log_to_stderr(settings.log_level)
+    options = NodeOptions(
+        federation_id=arguments.federation,
+        directory=node_directory(settings, arguments.name or "")
+        if is_node
+        else settings.state_directory / "log" / arguments.federation,
+        is_node=is_node,
+        host=arguments.host,
+        port=NODE_PORTS[service] if arguments.port is None else arguments.port,
+        operator_key=arguments.operator_key,
+        peers=arguments.peers,
+        is_mirrored=not is_node,
+    )
+    NodeService(settings, options).run(_stop_on_signal())
 
 
 def run_agent(

@@ -903,7 +903,7 @@ class _Audit:
             self._check_headers(record, place, said.public_key, data, trace.decode())
             self._finality.add(said, place)
             self.report.num_attestations += 1
-            self.report.num_signatures += 2
+            self.report.num_signatures += said.num_signatures
 
     # The end
 

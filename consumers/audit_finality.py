@@ -120,6 +120,17 @@ class Said:
     checkpoint: Checkpoint | None = None
     timestamp_s: int = 0
 
+    @property
+    def num_signatures(self) -> int:
+        """How many signatures it bears, the record's included."""
+        match self.event:
+            case e.EpochRequested(high=high):
+                return 2 + len(high.signatures)
+            case e.CheckpointCosigned():
+                return 3
+            case _:
+                return 2
+
 
 def verify_record(context: Context, data: bytes, signature: bytes) -> Said:
     """Return what a ledger node says, if it is a ledger node that says it.
@@ -308,18 +319,22 @@ class FinalityAuditor:
             start = (header.height, header.id)
             state.eras.append(Era(node_set=node_sets[-1], start=start))
 
+    def _end_of(self, era: int) -> int:
+        """Return the height of an era's last block so far, closing children aside."""
+        following = self.state.eras[era + 1 : era + 2]
+        return following[0].start[0] if following else self.num_blocks - 1
+
     def _find_id(self, era: int, height: int) -> bytes | None:
         """Return the id of this log's block at a height of an era; None if none."""
         state = self.state
-        if era + 1 < len(state.eras) and height > state.eras[era + 1].start[0]:
-            return self._find_closing(state.eras[era], height)
-        if height >= self.num_blocks:
-            return None
+        if height > self._end_of(era):
+            last = state.eras[era].last
+            return self._find_closing(last, height) if last else None
         return bytes(state.ids[height * HASH_SIZE : (height + 1) * HASH_SIZE])
 
     @staticmethod
-    def _find_closing(era: Era, height: int) -> bytes | None:
-        header = Header.read(ByteReader(era.last))
+    def _find_closing(last: bytes, height: int) -> bytes | None:
+        header = Header.read(ByteReader(last))
         if height > header.height + MAX_CLOSING:
             return None
         while header.height < height:
@@ -370,7 +385,7 @@ class FinalityAuditor:
             del heights[next(iter(heights))]
         count = self._count(message.public_key)
         count.num_attestations += 1
-        count.last_height = max(count.last_height, min(height, self.num_blocks - 1))
+        count.last_height = max(count.last_height, min(height, self._end_of(era)))
         if len(votes) == self.state.eras[era].node_set.quorum:
             self._certify(era, epoch, height)
         for other in self.state.others:
@@ -455,16 +470,11 @@ class FinalityAuditor:
         return len(votes) >= self.state.eras[era].node_set.quorum
 
     def _finalise(self, era: int, height: int) -> None:
-        state = self.state
-        if era + 1 < len(state.eras):
-            # A closing child makes the last block of its era final.
-            last = state.eras[era + 1].start[0]
-            if height <= last:
-                state.certified[height] = 1
-            state.final_height = max(state.final_height, min(height, last))
-        else:
+        state, last = self.state, self._end_of(era)
+        if height <= last:
             state.certified[height] = 1
-            state.final_height = max(state.final_height, height)
+        # A closing child makes the last block of its era final.
+        state.final_height = max(state.final_height, min(height, last))
 
     # Contradictions
 

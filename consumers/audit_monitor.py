@@ -132,7 +132,7 @@ class Monitor:
                 kind=AlertKind.EQUIVOCATION,
                 code=proven.offence,
                 place=Place(leaf_index=proven.leaf_index),
-                message=f"{proven.public_key} contradicted itself; the ledger proves it",
+                message=f"{proven.public_key} contradicted itself: it is proven",
             )
             for proven in new
         ]

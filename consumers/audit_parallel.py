@@ -15,14 +15,17 @@ Deliberately not here: anything that depends on the order of the records.
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
+import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from typing import Any, Final, TypeAlias
 
 from adapters.kafka import Record
@@ -137,6 +140,19 @@ def _work(kind: str, context: bytes, items: Sequence[Item]) -> Passed:
             return _check_attestations(loaded, items)
 
 
+def _begin() -> None:
+    """Let a helper end with its parent, and not before."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = parent_process()
+    assert parent is not None, "a helper has one"
+
+    def end() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end, daemon=True).start()
+
+
 class Helpers:
     """Processes that check ahead; with none everything is checked where it is needed.
 
@@ -147,7 +163,9 @@ class Helpers:
     def __init__(self, count: int) -> None:
         self._count = count
         # Not forked: this process has threads, of its own and of Kafka's client.
-        self._pool = ProcessPoolExecutor(count, get_context("spawn")) if count else None
+        self._pool = (
+            ProcessPoolExecutor(count, get_context("spawn"), _begin) if count else None
+        )
         self._passed: Passed = {}
         self._last_context: tuple[object, bytes] = (None, b"")
 
@@ -204,12 +222,19 @@ class Helpers:
             yield from records
             return
         chunks = _split(records)
+        # Where signatures are all that there is to do, this process takes its share.
+        share = self._count + 1 if kind == "attestations" else 0
+        number = 0
         ahead: deque[tuple[list[Record], Future[Passed] | None]] = deque()
         while True:
             while len(ahead) < NUM_CHUNKS_AHEAD * self._count:
                 chunk = next(chunks, None)
                 if chunk is None:
                     break
+                number += 1
+                if share and number % share == 0:
+                    ahead.append((chunk, None))
+                    continue
                 items = [item for item in map(open_item, chunk) if item is not None]
                 ahead.append((chunk, self._submit(kind, find_context(), items)))
             if not ahead:

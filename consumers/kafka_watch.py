@@ -44,6 +44,11 @@ class KafkaWatch:
         """The topic's id, empty if it is not known."""
         return self._topic_id
 
+    @property
+    def next_offset(self) -> int:
+        """The offset after the last one that was read."""
+        return self._next_offset
+
     def see_topic(self, topic_id: str) -> bool:
         """Take the topic's id; returns whether it must be read from its beginning."""
         before, self._topic_id = self._topic_id, topic_id
@@ -58,18 +63,21 @@ class KafkaWatch:
         """Say that the partition is read from its beginning again."""
         self._next_offset = self._next_height = 0
 
-    def see_bounds(self, first: int, end: int) -> bool:
-        """Take the partition's first offset and its end; returns whether it must be
-        read from its beginning.
+    def see_bounds(self, first: int, end: int, next_offset: int) -> bool:
+        """Take the partition's bounds; returns whether it must be read from its
+        beginning.
+
+        Args:
+            first: Offset of the first record that is left.
+            end: Offset that the next record will have.
+            next_offset: `next_offset` before Kafka was asked.
         """
         if first > 0:
             detail = f"the ledger starts at offset {first}"
             self._alerts.add(AlertCode.KAFKA_TRUNCATED, detail)
-        if end >= self._next_offset:
+        if end >= min(next_offset, self._next_offset):
             return False
-        detail = (
-            f"the ledger ends before offset {end}; {self._next_offset - 1} was read"
-        )
+        detail = f"the ledger ends before offset {end}; {next_offset - 1} was read"
         self._alerts.add(AlertCode.KAFKA_TRUNCATED, detail)
         self.start_over()
         return True

@@ -31,8 +31,8 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
-from typing import Final
+from dataclasses import asdict, replace
+from typing import Any, Final
 
 from adapters.block_store import BlockStore, BlockStoreError, StoredBlock
 from adapters.tile_store import TileStore, TileStoreError
@@ -117,6 +117,7 @@ class LedgerNode:
         self.feed = Feed(int(clock() * 1_000))
         self.outbox: deque[e.Event] = deque(maxlen=MAX_OUTBOX)
         self.evidence: list[e.EquivocationProven] = []
+        self.last_cosigned: bytes | None = None
         self.blocks = blocks
         self.tiles = tiles
         self.tree = BlockTree(
@@ -166,6 +167,27 @@ class LedgerNode:
         return (
             self._is_signing and not self._is_elsewhere and self._consensus is not None
         )
+
+    def describe(self) -> dict[str, Any]:
+        """Return how the node is, for people and for JSON."""
+        consensus, final = self._consensus, self.tree.final
+        certificates = () if consensus is None else consensus.certificates()
+        return {
+            "federation": self.federation_id,
+            "name": self.name,
+            "signs": self.signs,
+            "era": -1 if self._nodes is None else self._nodes.era,
+            "epoch": -1 if consensus is None else consensus.epoch,
+            "pending_height": self.tree.height,
+            "certified_height": max((c.height for c in certificates), default=-1),
+            "final_height": self.tree.final_height,
+            "final_size": 0 if final is None else final.header.tree_size,
+            "final_id": "" if final is None else final.header.id.hex(),
+            "published_size": self.tiles.published_size,
+            "cosigned_size": 0 if consensus is None else consensus.votes.cosigned_size,
+            "evidence": len(self.evidence),
+            "alerts": [asdict(alert) for alert in self.alerts.all()],
+        }
 
     # Starting
 
@@ -271,7 +293,7 @@ class LedgerNode:
             signature: The sequencer's, as received.
 
         Raises:
-            Exception: the schema registry is away: bring it again.
+            RegistryAwayError: nothing is known of it: bring it again.
         """
         try:
             added = self.tree.add(data, signature)
@@ -509,6 +531,7 @@ class LedgerNode:
         self.desk.publish()
 
     def _publish_cosigned(self, height: int, cosigned: bytes) -> None:
+        self.last_cosigned = cosigned
         event = e.CheckpointCosigned(
             federation_id=self.federation_id,
             height=height,

@@ -17,7 +17,6 @@ Rules:
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -81,6 +80,12 @@ class _Waiting:
     signature: bytes
 
 
+class RegistryAwayError(Exception):
+    """The schema registry does not answer, so nothing is known about a block: bring it
+    again.
+    """
+
+
 class UnfitBlockError(Exception):
     """A block that the sequencer signed is not what follows from the log."""
 
@@ -90,7 +95,8 @@ class BlockTree:
 
     Args:
         federation_id: Whose log.
-        unframe: How refused values are looked at.
+        unframe: How refused values are looked at; raises `RegistryAwayError` if it
+            cannot tell.
         alerts: Where to report what the sequencer should not have signed.
         operator_key: Who must have founded the federation, 32 bytes; None takes the
             log's own word.
@@ -177,6 +183,7 @@ class BlockTree:
 
         Raises:
             ForeignRecordError: the federation's sequencer did not sign it.
+            RegistryAwayError: bring it again.
         """
         digest = block_hash(data)
         if digest in self._rejected or self.find_hash(digest) is not None:
@@ -189,9 +196,9 @@ class BlockTree:
             return []
         previous = block.previous_block_hash
         if self._find_parent(previous, block.height) is None:
-            self._wait(previous, digest, data, signature)
+            self._wait(_Waiting(previous, digest, data, signature))
             return []
-        return list(self._connect(_Waiting(previous, digest, data, signature)))
+        return self._connect([_Waiting(previous, digest, data, signature)])
 
     def verify(
         self, parent: TreeBlock | None, data: bytes, signature: bytes
@@ -206,18 +213,22 @@ class BlockTree:
         Raises:
             ForeignRecordError: the federation's sequencer did not sign it.
             UnfitBlockError: the sequencer did, and it is not what follows.
-            Exception: the schema registry is away, and nothing is known.
+            RegistryAwayError: nothing is known.
         """
         before = self._root if parent is None else parent.state
         try:
             replayed = replay_block(before, data, signature, unframe=self._unframe)
-        except ForeignRecordError:
+        except (ForeignRecordError, RegistryAwayError):
             raise
         except LogError as error:
             detail = f"{error}: expected {error.expected}, found {error.found}"
             raise UnfitBlockError(detail) from error
         except DeciderError as error:
             detail = f"leaf {error.leaf_index} cannot be read: {error}"
+            raise UnfitBlockError(detail) from error
+        except Exception as error:
+            # A sequencer that lies must not be able to stop its verifiers.
+            detail = f"{type(error).__name__}: {error}"
             raise UnfitBlockError(detail) from error
         if replayed.faults:
             fault = replayed.faults[0]
@@ -297,14 +308,24 @@ class BlockTree:
             return self._root
         return self.find_hash(digest)
 
-    def _connect(self, first: _Waiting) -> Iterator[TreeBlock]:
-        waiting = [first]
+    def _connect(self, waiting: list[_Waiting]) -> list[TreeBlock]:
+        added: list[TreeBlock] = []
+        for previous in [p for p in self._orphans if self.find_hash(p) is not None]:
+            waiting += self._orphans.pop(previous).values()  # the registry was away
         while waiting:
             item = waiting.pop()
-            added = self._grow(item)
-            if added is not None:
-                yield added
-                waiting += self._release(added.hash)
+            try:
+                block = self._grow(item)
+            except RegistryAwayError:
+                if not added:
+                    raise
+                for left in (item, *waiting):
+                    self._wait(left)
+                break
+            if block is not None:
+                added.append(block)
+                waiting += self._orphans.pop(block.hash, {}).values()
+        return added
 
     def _grow(self, item: _Waiting) -> TreeBlock | None:
         """Add a block whose parent is known, if it is what follows from it."""
@@ -342,13 +363,10 @@ class BlockTree:
         if len(self._rejected) > MAX_REJECTED:
             self._rejected.popitem(last=False)
 
-    def _wait(
-        self, previous: bytes, digest: bytes, data: bytes, signature: bytes
-    ) -> None:
-        group = self._orphans.setdefault(previous, {})
-        if digest in group or len(group) >= MAX_SIBLINGS:
-            return
-        group[digest] = _Waiting(previous, digest, data, signature)
+    def _wait(self, item: _Waiting) -> None:
+        group = self._orphans.setdefault(item.previous, {})
+        if len(group) < MAX_SIBLINGS:
+            group[item.digest] = item
         while (
             sum(map(len, self._orphans.values())) > MAX_ORPHANS
             or sum(len(i.data) for g in self._orphans.values() for i in g.values())
@@ -356,6 +374,3 @@ class BlockTree:
         ):
             # The oldest wait longest for what perhaps nobody has.
             self._orphans.popitem(last=False)
-
-    def _release(self, digest: bytes) -> list[_Waiting]:
-        return list(self._orphans.pop(digest, {}).values())

@@ -677,7 +677,7 @@ class Consensus:
         )
 
     def _find_parent(self) -> e.QuorumCertificate:
-        """Return what to build on (R1): its highest certificate, or the base."""
+        """Return what to build on: the highest of this epoch, or its base (R1)."""
         certified = (
             certificate
             for certificate in self._certificates.values()
@@ -756,11 +756,11 @@ class Consensus:
 
     def _advance(self) -> Effects:
         """Draw every conclusion from what is known now."""
-        self._close()
-        self._finalise()
-        while self._attest():
+        progress = True
+        while progress and self._ended is None:
             self._close()
             self._finalise()
+            progress = self._attest()
         step = self._step
         return Effects(
             votes=self._votes if step.persist else None,

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import repeat
 from operator import contains
 from typing import Final, TypeAlias, cast
@@ -192,6 +192,28 @@ def decide(
     return [scratch.judge(received) for received in batch]
 
 
+def judge_again(
+    before: AdmissionState, state: AdmissionState, received: Received
+) -> Verdict:
+    """Return the verdict on one record of a block, whoever signed it.
+
+    This is what an auditor asks of a refusal, which does not keep the signature: the
+    rules that come after it must show too.
+
+    Args:
+        before: What admission knew before the block.
+        state: What it knew before the record.
+        received: The record; its signature is taken to be good.
+    """
+    scratch = _Scratch(state, verify=_believe)
+    scratch.begin_block(before)
+    return scratch.judge(replace(received, signature=b""))
+
+
+def _believe(_public_key: bytes, _event_bytes: bytes, _signature: bytes) -> None:
+    """Do as `protocol.envelope.verify_event` does with a good signature."""
+
+
 def evolve(
     state: AdmissionState, leaves: Iterable[tuple[e.Leaf, e.LedgerEvent]]
 ) -> AdmissionState:
@@ -324,6 +346,10 @@ class _Scratch:
         self._num_node_sets_before = len(state.node_sets)
         self._finalised_size = state.finalised_size
         self._proven = state.proven
+
+    def begin_block(self, before: AdmissionState) -> None:
+        """Say that the block began earlier, with what was known then."""
+        self._num_node_sets_before = len(before.node_sets)
 
     def freeze(self) -> AdmissionState:
         return AdmissionState(

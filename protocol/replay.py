@@ -335,7 +335,7 @@ class _Replay:
         return f"{found or 'no refusal'}, if any"
 
     def _judge(self, refusal: e.EventRejected, state: AdmissionState) -> str:
-        """Return why admission would refuse the record, without its signature."""
+        """Return why admission would refuse the record, were its signature good."""
         event = self._unframe(refusal.value)
         if isinstance(event, Reason):
             return event
@@ -348,7 +348,7 @@ class _Replay:
             event=event,
             signature=None,
         )
-        verdict = admission.decide(state, [received])[0]
+        verdict = admission.judge_again(self._before.admission, state, received)
         return verdict.event.reason if isinstance(verdict, Refused) else ""
 
     def _check_fact(

@@ -58,7 +58,9 @@ _CONFIG_RULE: Final = (
 )
 MAX_LEDGER_NODES: Final = 64
 """More signatures than these do not fit a certificate that fits a leaf."""
-NODE_URL: Final = re.compile(r"https?://[a-zA-Z0-9.:\[\]_-]{1,200}(?:/[\w./-]{0,200})?")
+NODE_URL: Final = re.compile(
+    r"https?://[a-zA-Z0-9.:\[\]_-]{1,200}(?:/[\w./-]{0,200})?", re.ASCII
+)
 MAX_CHECKPOINT_SIZE_BYTES: Final = 16_384
 MAX_EVIDENCE_SIZE_BYTES: Final = 16_384
 MAX_POINTS: Final = 1_000_000_000

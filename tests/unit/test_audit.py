@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ import typer
 import cli.audit
 from adapters.kafka import make_headers
 from adapters.schema_registry import SchemaRegistry
-from cli.audit import render
+from cli.audit import Options
+from cli.audit_show import render
 from consumers.audit import audit_log
 from consumers.audit_report import FindingCode
 from protocol.aggregation import sum_from_blob, sum_to_blob
@@ -523,6 +525,49 @@ def test_a_fact_about_the_future_is_invented_and_hides_nothing():
     assert "not on the ledger yet" in finding.found
 
 
+# Rewards, refusals
+
+
+def test_the_report_has_the_balances_that_follow_from_the_log(log):
+    report = audit(log)
+    last = {
+        fact.account: fact.balance
+        for fact in log.leaves
+        if isinstance(fact, e.BalanceChanged)
+    }
+    assert report.balances == last
+    assert last["node:node3"] == -100_000
+    text = render(report, 1.0)
+    assert "Balances:" in text
+    assert "-100,000" in text
+    assert report.to_json()["balances"] == last
+
+
+def test_refused_records_are_listed_if_they_are_asked_for(log):
+    assert audit(log).refused == []
+    refused = audit(log, lists_refused=True).refused
+    places = [i for i, x in enumerate(log.leaves) if isinstance(x, e.EventRejected)]
+    assert [item.leaf_index for item in refused] == places
+    assert {item.reason for item in refused} == {"REVOKED_AGENT", "BAD_SIGNATURE"}
+    assert refused[0].source.startswith("moot.updates/0 offset ")
+    assert "eve" in refused[0].detail
+    assert "REVOKED_AGENT" in render(audit(log, lists_refused=True), 1.0)
+
+
+def test_proven_equivocations_are_listed(log):
+    (proven,) = audit(log).equivocations
+    assert proven.leaf_index == index_of(log, e.EquivocationProven)
+    assert proven.public_key == make_key("node3").public_key.hex()
+    assert (proven.offence, proven.era, proven.epoch) == ("TWO_BLOCKS", 0, 0)
+
+
+def test_a_federation_without_ledger_nodes_is_sound_and_the_report_says_so():
+    report = audit(build_log(ledger_nodes=()), attestations=[])
+    assert report.is_sound, report.findings
+    assert report.finality is None
+    assert any("no ledger nodes" in note for note in report.notes)
+
+
 # Blobs
 
 
@@ -731,7 +776,11 @@ def test_few_blobs_are_in_memory_at_a_time(log):
     big.run_round()
     log = big
     report = audit_log(
-        log.records, federation_id="clinics", unframe=unframe, fetch_blob=fetch, jobs=2
+        log.records,
+        federation_id="clinics",
+        unframe=unframe,
+        fetch_blob=fetch,
+        num_fetches=2,
     )
     assert report.is_sound
     assert len(seen) > 60
@@ -764,6 +813,18 @@ def test_missing_checkpoints_at_the_end_are_found_unless_too_new(log):
 def test_a_doubled_checkpoint_is_found(log):
     report = audit(log, checkpoints=[*log.checkpoints[:5], *log.checkpoints[4:]])
     the_finding(report, FindingCode.CHECKPOINT_MISPLACED)
+
+
+def test_a_second_checkpoint_of_one_size_is_a_fork(log):
+    fork = build_log(now_ms=1_000)
+    last = len(log.checkpoints) - 1
+    other = replace(fork.checkpoints[last - 3], offset=10_000)
+    checkpoints = [*log.checkpoints[:last], other, log.checkpoints[last]]
+    finding = the_finding(
+        audit(log, checkpoints=checkpoints), FindingCode.CHECKPOINT_DIFFERS
+    )
+    assert finding.place.offset == 10_000
+    assert finding.place.height == last - 3
 
 
 def test_swapped_checkpoints_are_found(log):
@@ -818,14 +879,14 @@ def test_an_audit_ends_when_it_has_found_enough(log):
 def run_command(monkeypatch, outcome, **options):
     """Return the exit code of `moot audit` when reading has this outcome."""
 
-    def read_and_audit(*_args, **_options):
+    def audit_once(_options):
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
 
-    monkeypatch.setattr(cli.audit, "_read_and_audit", read_and_audit)
+    monkeypatch.setattr(cli.audit, "_audit_once", audit_once)
     with pytest.raises(typer.Exit) as exit_:
-        cli.audit.audit(federation="clinics", **options)
+        cli.audit.audit(Options(federation="clinics", **options))
     return exit_.value.exit_code
 
 
@@ -844,9 +905,29 @@ def test_exit_codes_tell_sound_wrong_and_unreadable_apart(
         assert bool(err) == (code == 2)
 
 
-def test_a_malformed_operator_key_is_refused(monkeypatch, capsys):
-    assert run_command(monkeypatch, None, operator_key="12") == 2
-    assert "64 hex digits" in capsys.readouterr().err
+def test_a_malformed_operator_key_is_refused():
+    with pytest.raises(cli.audit.CannotAuditError, match="64 hex digits"):
+        cli.audit._parse_key("12")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"federation": "clinics", "bundle": Path("in.tar")},
+        {"bundle": Path("in.tar"), "write_bundle": Path("out.tar")},
+        {"federation": "a", "continue_from": Path("s"), "write_bundle": Path("o")},
+        {"federation": "a", "is_followed": True, "write_bundle": Path("o")},
+        {"bundle": Path("in.tar"), "is_followed": True},
+        {"federation": "a", "stale_after_s": 5.0},
+        {"federation": "a", "keeps_going": True},
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(options, capsys):
+    with pytest.raises(typer.Exit) as exit_:
+        cli.audit.audit(Options(**options))
+    assert exit_.value.exit_code == 2
+    assert capsys.readouterr().err.startswith("error: ")
 
 
 def test_a_schema_registry_that_is_away_gives_no_answer(monkeypatch):

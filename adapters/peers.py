@@ -1,0 +1,156 @@
+"""Pulling from another ledger node over HTTP: its feed, its blocks, its proofs.
+
+A peer is trusted for nothing: whoever calls verifies what comes. Here it is only kept
+from costing much: every answer has a size limit and a time limit, nothing is
+decompressed, and no redirect is followed.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import dataclass
+from typing import Any, Final
+
+import aiohttp
+
+from ledger.signing import SIGNATURE_SIZE
+
+FETCH_TIMEOUT_S: Final = 5.0
+CONNECT_TIMEOUT_S: Final = 2.0
+LONG_POLL_S: Final = 20
+"""How long a peer may wait for something new before it answers with nothing."""
+MAX_FEED_SIZE_BYTES: Final = 4 * 2**20
+MAX_BLOCK_SIZE_BYTES: Final = 4 * 2**20
+MAX_PROOF_SIZE_BYTES: Final = 2**16
+FINAL_HEIGHT_HEADER: Final = "moot-final-height"
+ERA_HEADER: Final = "moot-era"
+_OK: Final = 200
+_NOT_FOUND: Final = 404
+
+
+class PeerError(Exception):
+    """A peer did not give what was asked for; the message says what it did."""
+
+
+@dataclass(frozen=True, slots=True)
+class FeedPage:
+    """A part of a peer's feed.
+
+    Attributes:
+        events: Single-object encodings, in their order; nothing is verified.
+        last: Number of the last one; where the next page begins.
+        final_height: Height of the last block that is final there, as it says.
+        era: Its era, as it says; -1 if it knows no ledger nodes.
+    """
+
+    events: tuple[bytes, ...]
+    last: int
+    final_height: int
+    era: int
+
+
+class Peer:
+    """Another node.
+
+    Args:
+        session: Makes the connections; see `make_session`.
+        url: Prefix of its paths, http:// or https://.
+    """
+
+    def __init__(self, session: aiohttp.ClientSession, url: str) -> None:
+        self._session = session
+        self.url = url.rstrip("/")
+
+    async def read_feed(self, after: int, *, wait_s: int = LONG_POLL_S) -> FeedPage:
+        """Return what came after a number; waits for it.
+
+        Raises:
+            PeerError: it does not answer, or with something else.
+        """
+        found = await self._get(
+            f"attestations?after={after}&wait={wait_s}",
+            MAX_FEED_SIZE_BYTES,
+            wait_s + FETCH_TIMEOUT_S,
+        )
+        if found is None:
+            msg = f"{self.url} has no feed"
+            raise PeerError(msg)
+        data, headers = found
+        try:
+            lines = [json.loads(line) for line in data.splitlines()]
+            events = tuple(
+                base64.b64decode(line["event"], validate=True) for line in lines
+            )
+            last = int(lines[-1]["number"]) if lines else after
+            return FeedPage(
+                events,
+                last,
+                int(headers[FINAL_HEIGHT_HEADER]),
+                int(headers[ERA_HEADER]),
+            )
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            msg = f"{self.url}: not a feed: {error!r}"
+            raise PeerError(msg) from error
+
+    async def fetch_block(self, which: bytes | int) -> tuple[bytes, bytes] | None:
+        """Return a block and the sequencer's signature; None if it has none such.
+
+        Args:
+            which: The block's id or hash; or a height, then only a final one.
+
+        Raises:
+            PeerError: it does not answer, or with something else.
+        """
+        name = which.hex() if isinstance(which, bytes) else str(which)
+        found = await self._get(f"blocks/{name}", MAX_BLOCK_SIZE_BYTES)
+        if found is None:
+            return None
+        data, _ = found
+        return data[SIGNATURE_SIZE:], data[:SIGNATURE_SIZE]
+
+    async def fetch_proof(self, era: int, height: int) -> bytes | None:
+        """Return a finality proof of a block at this height or above; of the highest in
+        this era if there is none.
+
+        Raises:
+            PeerError: it does not answer, or with something else.
+        """
+        path = f"finality?era={era}&height={height}"
+        found = await self._get(path, MAX_PROOF_SIZE_BYTES)
+        return None if found is None else found[0]
+
+    async def _get(
+        self, path: str, max_size_bytes: int, timeout_s: float = FETCH_TIMEOUT_S
+    ) -> tuple[bytes, Any] | None:
+        url = f"{self.url}/{path}"
+        limit = aiohttp.ClientTimeout(total=timeout_s, connect=CONNECT_TIMEOUT_S)
+        try:
+            async with self._session.get(
+                url, timeout=limit, allow_redirects=False
+            ) as answer:
+                if answer.status == _NOT_FOUND:
+                    return None
+                if answer.status != _OK or "Content-Encoding" in answer.headers:
+                    msg = f"{url}: status {answer.status}"
+                    raise PeerError(msg)
+                data = bytearray()
+                async for chunk in answer.content.iter_any():
+                    data += chunk
+                    if len(data) > max_size_bytes:
+                        msg = f"{url}: more than {max_size_bytes} bytes"
+                        raise PeerError(msg)
+                return bytes(data), answer.headers
+        except (TimeoutError, aiohttp.ClientError, OSError, ValueError) as error:
+            msg = f"{url}: {error!r}"
+            raise PeerError(msg) from error
+
+
+def make_session() -> aiohttp.ClientSession:
+    """Return what connections to peers are made with; close it in the end."""
+    return aiohttp.ClientSession(
+        auto_decompress=False,
+        headers={"Accept-Encoding": "identity"},
+        cookie_jar=aiohttp.DummyCookieJar(),
+        connector=aiohttp.TCPConnector(limit=256, limit_per_host=8),
+    )

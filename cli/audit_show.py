@@ -1,0 +1,184 @@
+"""How an audit's report reads: tables and sentences for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections import Counter
+
+    from consumers.audit_report import Finality, Report
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    name: str
+    value: str
+
+
+def render(report: Report, elapsed_s: float) -> str:
+    """Return a report for people."""
+    lines = [
+        _Line("log", f"{report.num_blocks:,} blocks, {report.num_leaves:,} leaves, "
+              f"{_show_size(report.log_bytes)}"),
+        _Line("signatures", f"{report.num_signatures:,} verified"),
+        _Line("checkpoints", _show_checkpoints(report)),
+        _Line("leaves", _show_counts(report.events)),
+        _Line("facts", "as the deciders conclude: " + _show_counts(report.facts)),
+        _Line("pending", f"{len(report.pending)} facts" if report.pending else ""),
+        _Line("final", _show_final(report.finality)),
+        _Line("cosigned", _show_cosigned(report.finality)),
+        _Line("refused", _show_counts(report.refusals)),
+        _Line("rejected", _show_counts(report.rejections)),
+        _Line("models", f"{report.num_rounds_recomputed:,} rounds recomputed, "
+              "sum and model bit for bit"),
+        _Line("blobs", f"{report.num_blobs:,} verified, "
+              f"{_show_size(report.blob_bytes)}"),
+        _Line("operator", report.operator_key
+              + (" (the one you trust)" if report.is_operator_key_pinned else "")),
+        _Line("sequencer", report.sequencer_key),
+        _Line("tree root", report.tree_root),
+        _Line("took", f"{elapsed_s:.1f} s"),
+    ]  # fmt: skip
+    width = max(len(line.name) for line in lines)
+    out = [_verdict(report), ""]
+    out += [f"  {line.name:<{width}}  {line.value}" for line in lines if line.value]
+    for title, table in (
+        ("Node sets", _list_eras(report.finality)),
+        ("Ledger nodes", _list_nodes(report.finality)),
+        ("Proven equivocations", _list_equivocations(report)),
+        ("Balances", _list_balances(report)),
+        ("Refused records", _list_refused(report)),
+    ):
+        rows = list(table)
+        if rows:
+            out += ["", f"{title}:", *_align(rows)]
+    if report.findings:
+        out += ["", "Findings:"]
+    for number, finding in enumerate(report.findings, start=1):
+        out.append(f"  {number}. {finding.code} at {finding.place}: {finding.message}")
+        for name, value in (
+            ("expected", finding.expected),
+            ("found", finding.found),
+            ("blob", finding.blob_sha256),
+            *(("evidence", message) for message in finding.evidence),
+        ):
+            if value:
+                out.append(f"       {name + ':':<9} {value}")
+    if report.stopped:
+        out += ["", f"The audit ended early: {report.stopped}."]
+    if report.notes:
+        out += ["", "What this rests on:"]
+        out += [f"  - {note}" for note in report.notes]
+    return "\n".join(out)
+
+
+def _verdict(report: Report) -> str:
+    if report.is_sound:
+        return f"SOUND: the log of {report.federation_id} is what it must be."
+    count = len(report.findings)
+    return (
+        f"WRONG: the log of {report.federation_id} is not what it must be, "
+        f"{count} finding{'s' if count > 1 else ''}."
+    )
+
+
+def _show_final(finality: Finality | None) -> str:
+    if finality is None:
+        return ""
+    if finality.final_height < 0:
+        return "no block"
+    return (
+        f"up to block {finality.final_height:,}, size {finality.final_size:,}: "
+        f"{finality.num_certified:,} blocks by their own certificates, "
+        f"{finality.num_by_descendant:,} by a later block's; "
+        f"{finality.num_epochs:,} epochs"
+    )
+
+
+def _show_cosigned(finality: Finality | None) -> str:
+    if finality is None:
+        return ""
+    text = f"size {finality.cosigned_size:,} by a quorum"
+    if finality.policy_size is not None:
+        text += f", size {finality.policy_size:,} as your policy demands"
+    return text
+
+
+def _list_eras(finality: Finality | None) -> Iterator[Sequence[str]]:
+    for era in finality.eras if finality is not None else ():
+        yield (
+            f"era {era.era}",
+            f"from block {era.first_height:,}",
+            f"quorum {era.quorum} of {len(era.nodes)}",
+            " ".join(era.nodes),
+        )
+
+
+def _list_nodes(finality: Finality | None) -> Iterator[Sequence[str]]:
+    for node in finality.nodes if finality is not None else ():
+        yield (
+            node.name,
+            "" if node.is_present else "former",
+            f"{node.num_attestations:,} attestations",
+            f"{node.num_cosignatures:,} cosignatures",
+            f"{node.num_blocks_behind:,} blocks behind" if node.is_present else "",
+        )
+
+
+def _list_equivocations(report: Report) -> Iterator[Sequence[str]]:
+    for proven in report.equivocations:
+        yield (
+            f"leaf {proven.leaf_index}",
+            proven.offence,
+            proven.public_key,
+            f"era {proven.era}, epoch {proven.epoch}, at {proven.position}",
+        )
+
+
+def _list_balances(report: Report) -> Iterator[Sequence[str]]:
+    for account, points in sorted(
+        report.balances.items(), key=lambda item: (-item[1], item[0])
+    ):
+        yield account, f"{points:,}"
+
+
+def _list_refused(report: Report) -> Iterator[Sequence[str]]:
+    for refused in report.refused:
+        yield (
+            f"leaf {refused.leaf_index}",
+            refused.reason,
+            refused.source,
+            refused.detail,
+        )
+
+
+def _align(rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    """Yield rows with their columns below each other."""
+    table = list(rows)
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for row in table:
+        cells = (f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
+        yield "  " + "  ".join(cells).rstrip()
+
+
+def _show_checkpoints(report: Report) -> str:
+    text = f"{report.num_checkpoints:,} verified"
+    if report.num_unsigned_blocks:
+        text += f", the last {report.num_unsigned_blocks:,} blocks are too new for one"
+    return text
+
+
+def _show_counts(counts: Counter[str]) -> str:
+    return ", ".join(f"{count:,} {name}" for name, count in sorted(counts.items()))
+
+
+def _show_size(size_bytes: int) -> str:
+    size = float(size_bytes)
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:  # noqa: PLR2004  # binary units
+            return f"{size:,.0f} {unit}" if unit == "B" else f"{size:,.1f} {unit}"
+        size /= 1024
+    return f"{size:,.1f} GiB"

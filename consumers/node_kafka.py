@@ -1,0 +1,241 @@
+"""Kafka at a ledger node: one source of blocks and messages among others.
+
+Each topic is read by a thread, from its beginning on: what Kafka has of final blocks is
+compared with what the node has. Another thread asks Kafka about the ledger's partition.
+If Kafka is away, they try again for ever; the node goes on without.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+from adapters.kafka import KafkaUnavailableError, Record, follow_partition
+from adapters.ledger import find_partition
+from adapters.schema_registry import FramingError, SchemaRegistry
+from adapters.settings import Settings
+from adapters.topic_watch import PartitionFacts, TopicWatcher
+from consumers.kafka_watch import KafkaWatch
+from consumers.ledger_node import LedgerNode
+from consumers.node_blocks import RegistryAwayError
+from ledger.attestations import InvalidMessageError
+from ledger.blocks import block_hash
+from ledger.note import InvalidNoteError
+from ledger.signing import InvalidSignatureError
+from protocol.envelope import SIGNATURE_HEADER, verify_event
+from schemas import codec, topics
+from schemas import events as e
+
+log = logging.getLogger(__name__)
+
+TOPICS: Final = frozenset({topics.LEDGER, topics.CHECKPOINTS, topics.ATTESTATIONS})
+RETRY_S: Final = 1.0
+WATCH_S: Final = 2.0
+MAX_BLOCKS_AHEAD: Final = 16
+MAX_MESSAGES_AHEAD: Final = 1_024
+"""Records that were read and not looked at yet. A block may have 2 MiB."""
+_TOPIC_ID: Final = "ledger topic id"
+
+
+class KafkaSource:
+    """Reads one federation's log, checkpoints and attestations.
+
+    Args:
+        settings: Where Kafka is.
+        registry: How to unframe.
+        node: Who gets them.
+        step: Calls a method of the node.
+        changed: Returns once anything has changed.
+        read_topics: Which topics, some of `TOPICS`.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        registry: SchemaRegistry,
+        node: LedgerNode,
+        step: Callable[[Callable[[], Any]], Any],
+        changed: Callable[[], Awaitable[None]],
+        read_topics: frozenset[str] = TOPICS,
+    ) -> None:
+        self._settings = settings
+        self._registry = registry
+        self._node = node
+        self._step = step
+        self._changed = changed
+        self._topics = read_topics
+        self._is_stopping = threading.Event()
+        self._must_start_over = threading.Event()
+        self._threads: list[threading.Thread] = []
+        known = node.blocks.note(_TOPIC_ID) or b""
+        self._watch = KafkaWatch(self._find_final_hash, node.alerts, known.decode())
+
+    def _find_final_hash(self, height: int) -> bytes | None:
+        block = self._node.blocks.final_block(height)
+        return None if block is None else block.hash
+
+    async def run(self) -> None:
+        """Bring what is read to the node, until cancelled."""
+        tasks = [asyncio.create_task(self._bring(topic)) for topic in self._topics]
+        if topics.LEDGER in self._topics:
+            tasks.append(asyncio.create_task(self._see_facts()))
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            self._is_stopping.set()
+            for task in tasks:
+                task.cancel()
+
+    def close(self) -> None:
+        """Wait for the threads to end, after `run`."""
+        self._is_stopping.set()
+        for thread in self._threads:
+            thread.join(timeout=10)
+
+    async def _bring(self, topic: str) -> None:
+        loop = asyncio.get_running_loop()
+        queue: asyncio.Queue[Record] = asyncio.Queue()
+        is_ledger = topic == topics.LEDGER
+        room = threading.Semaphore(
+            MAX_BLOCKS_AHEAD if is_ledger else MAX_MESSAGES_AHEAD
+        )
+
+        def put(record: Record) -> None:
+            while not room.acquire(timeout=1):
+                if self._is_stopping.is_set():
+                    return
+            loop.call_soon_threadsafe(queue.put_nowait, record)
+
+        self._start_thread(lambda: self._read(topic, put), f"read {topic}")
+        take = self._take_block if is_ledger else self._take_message
+        while True:
+            record = await queue.get()
+            await take(record)
+            room.release()
+
+    def _start_thread(self, target: Callable[[], None], name: str) -> None:
+        thread = threading.Thread(target=target, name=name, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    # In threads
+
+    def _read(self, topic: str, put: Callable[[Record], None]) -> None:
+        """Read a topic for ever. After an error it is read from its beginning: what is
+        known already costs little.
+        """
+        key = self._node.federation_id.encode()
+        is_ledger = topic == topics.LEDGER
+        while not self._is_stopping.is_set():
+            try:
+                partition = find_partition(
+                    self._settings, topic, self._node.federation_id
+                )
+                for record in follow_partition(self._settings, topic, partition):
+                    if self._is_stopping.is_set():
+                        return
+                    if is_ledger and self._must_start_over.is_set():
+                        self._must_start_over.clear()
+                        break
+                    if isinstance(record, Record) and record.key == key:
+                        put(record)
+            except KafkaUnavailableError as error:
+                log.warning("%s", error)
+                self._is_stopping.wait(RETRY_S)
+            if is_ledger:
+                self._watch.start_over()
+
+    def _look(self, put: Callable[[tuple[int, PartitionFacts]], None]) -> None:
+        """Ask about the ledger's partition for ever."""
+        watcher: TopicWatcher | None = None
+        while not self._is_stopping.wait(WATCH_S):
+            try:
+                if watcher is None:
+                    partition = find_partition(
+                        self._settings, topics.LEDGER, self._node.federation_id
+                    )
+                    watcher = TopicWatcher(self._settings, topics.LEDGER, partition)
+                # What was read before the question was asked must be there.
+                next_offset = self._watch.next_offset
+                put((next_offset, watcher.look()))
+            except KafkaUnavailableError as error:
+                log.info("%s", error)
+        if watcher is not None:
+            watcher.close()
+
+    # In the event loop
+
+    async def _see_facts(self) -> None:
+        loop = asyncio.get_running_loop()
+        queue: asyncio.Queue[tuple[int, PartitionFacts]] = asyncio.Queue()
+        self._start_thread(
+            lambda: self._look(
+                lambda item: loop.call_soon_threadsafe(queue.put_nowait, item)  # type: ignore[arg-type,return-value]  # a handle nobody needs
+            ),
+            "watch the ledger",
+        )
+        while True:
+            next_offset, facts = await queue.get()
+            known = self._watch.topic_id
+            if self._watch.see_topic(facts.topic_id) or self._watch.see_bounds(
+                facts.first, facts.end, next_offset
+            ):
+                self._must_start_over.set()
+            if facts.topic_id != known:
+                self._node.blocks.set_note(_TOPIC_ID, facts.topic_id.encode())
+
+    async def _take_block(self, record: Record) -> None:
+        data = await self._unframe(record)
+        signature = record.header(SIGNATURE_HEADER)
+        if data is None or signature is None:
+            return
+        while self._node.tree.is_full:
+            await self._changed()
+        while True:
+            try:
+                self._step(lambda: self._node.add_block(data, signature))
+            except RegistryAwayError as error:
+                log.warning("%s", error)
+                await asyncio.sleep(RETRY_S)
+            else:
+                break
+        self._compare(record.offset, data, signature)
+
+    def _compare(self, offset: int, data: bytes, signature: bytes) -> None:
+        """Compare a block that the sequencer signed with what is final here."""
+        key = self._node.desk.log_key
+        if key is None:
+            return
+        try:
+            verify_event(key.public_key, data, signature)
+            height = codec.decode_as(e.BlockSequenced, data).height
+        except (InvalidSignatureError, codec.CodecError):
+            return
+        self._watch.see_block(offset, height, block_hash(data))
+
+    async def _take_message(self, record: Record) -> None:
+        data = await self._unframe(record)
+        if data is None:
+            return
+        try:
+            event = codec.decode(data)
+            if not isinstance(event, e.Leaf):
+                self._step(lambda: self._node.receive(event))
+        except (codec.CodecError, InvalidMessageError, InvalidNoteError) as error:
+            # Anybody can say anything.
+            log.debug("passing over %s/%d: %s", record.topic, record.offset, error)
+
+    async def _unframe(self, record: Record) -> bytes | None:
+        """Return a record's event; waits for the schema registry if need be."""
+        while True:
+            try:
+                return self._registry.unframe_trusted(record.value or b"")
+            except FramingError as error:
+                log.debug("passing over %s/%d: %s", record.topic, record.offset, error)
+                return None
+            except Exception as error:  # noqa: BLE001  # its client's, or HTTP's
+                log.warning("the schema registry does not answer: %s", error)
+                await asyncio.sleep(RETRY_S)

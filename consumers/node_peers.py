@@ -1,0 +1,225 @@
+"""Other ledger nodes at a ledger node: pulled from, one task each, and never trusted.
+
+Rules:
+
+- The feed of each is pulled by long poll; an error makes the next attempt wait longer.
+- What is certified and missing here is fetched from whoever has it.
+- A node that is far behind takes final blocks by height, under a finality proof that it
+  verifies first. One such transfer at a time.
+
+The Kafka operator is not on this path: it is what finality does not depend on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Final
+
+import aiohttp
+
+from adapters.peers import FeedPage, Peer, PeerError
+from consumers.ledger_node import LedgerNode
+from consumers.node_blocks import RegistryAwayError
+from ledger.attestations import START, InvalidMessageError
+from ledger.finality import FinalityProof, verify_finality
+from ledger.note import InvalidNoteError
+from schemas import codec
+from schemas import events as e
+
+log = logging.getLogger(__name__)
+
+MIN_RETRY_S: Final = 0.2
+MAX_RETRY_S: Final = 10.0
+REFRESH_S: Final = 0.5
+FETCH_AFTER_S: Final = 0.3
+"""How long a block may be missing before others are asked: Kafka mostly brings it."""
+MAX_FETCHES: Final = 16
+CATCH_UP_BLOCKS: Final = 512
+"""How many blocks are taken under one finality proof."""
+
+
+@dataclass(slots=True)
+class _Followed:
+    """Another node, and what is known of it."""
+
+    peer: Peer
+    task: asyncio.Task[None] | None = None
+    final_height: int = -1
+    heard_at_s: float | None = None
+    problem: str = ""
+
+
+class PeerPuller:
+    """Pulls from the nodes that the log names, and from others that one was told of.
+
+    Args:
+        node: Who gets what is pulled.
+        step: Calls a method of the node.
+        changed: Returns once anything has changed.
+        seeds: URLs of nodes to pull from, whatever the log names.
+    """
+
+    def __init__(
+        self,
+        node: LedgerNode,
+        step: Callable[[Callable[[], Any]], Any],
+        changed: Callable[[], Awaitable[None]],
+        seeds: tuple[str, ...] = (),
+    ) -> None:
+        self._node = node
+        self._step = step
+        self._changed = changed
+        self._seeds = seeds
+        self._followed: dict[str, _Followed] = {}
+        self._catching_up = asyncio.Lock()
+
+    def describe(self) -> dict[str, Any]:
+        """Return how the other nodes are, by URL, for people and for JSON."""
+        now_s = asyncio.get_running_loop().time()
+        height = self._node.tree.final_height
+        return {
+            url: {
+                "final_height": followed.final_height,
+                "lag": height - followed.final_height,
+                "heard_s_ago": None
+                if followed.heard_at_s is None
+                else round(now_s - followed.heard_at_s, 1),
+                "problem": followed.problem,
+            }
+            for url, followed in self._followed.items()
+        }
+
+    async def run(self, session: aiohttp.ClientSession) -> None:
+        """Pull until cancelled."""
+        fetcher = asyncio.create_task(self._fetch_wanted())
+        try:
+            while True:
+                self._refresh(session)
+                for followed in self._followed.values():
+                    if followed.task is not None and followed.task.done():
+                        followed.task.result()  # only what must end the process
+                if fetcher.done():
+                    fetcher.result()
+                await asyncio.sleep(REFRESH_S)
+        finally:
+            fetcher.cancel()
+            for followed in self._followed.values():
+                if followed.task is not None:
+                    followed.task.cancel()
+
+    def _refresh(self, session: aiohttp.ClientSession) -> None:
+        """Follow the nodes of the present era, and nobody else."""
+        nodes, name = self._node.nodes, self._node.name
+        named = () if nodes is None else nodes.nodes
+        urls = {
+            node.url.rstrip("/") for node in named if node.url and node.name != name
+        }
+        urls |= {url.rstrip("/") for url in self._seeds}
+        for url in self._followed.keys() - urls:
+            task = self._followed.pop(url).task
+            if task is not None:
+                task.cancel()
+        for url in urls - self._followed.keys():
+            followed = _Followed(Peer(session, url))
+            self._followed[url] = followed
+            followed.task = asyncio.create_task(self._follow(followed))
+
+    async def _follow(self, followed: _Followed) -> None:
+        after, era, retry_s = 0, -1, MIN_RETRY_S
+        while True:
+            nodes = self._node.nodes
+            if nodes is not None and nodes.era != era:
+                # What was said of this era before it began here was not kept.
+                after, era = 0, nodes.era
+            try:
+                page = await followed.peer.read_feed(after)
+                followed.final_height = page.final_height
+                followed.heard_at_s = asyncio.get_running_loop().time()
+                followed.problem = ""
+                for data in page.events:
+                    self._receive(data)
+                after = page.last
+                await self._catch_up(followed.peer, page)
+                retry_s = MIN_RETRY_S
+            except (PeerError, RegistryAwayError, InvalidMessageError) as error:
+                followed.problem = str(error)
+                log.debug("%s", error)
+                await asyncio.sleep(retry_s)
+                retry_s = min(2 * retry_s, MAX_RETRY_S)
+
+    def _receive(self, data: bytes) -> None:
+        try:
+            event = codec.decode(data)
+            if not isinstance(event, e.Leaf):
+                self._step(lambda: self._node.receive(event))
+        except (codec.CodecError, InvalidMessageError, InvalidNoteError) as error:
+            # One bad event does not make the others worthless.
+            log.debug("passing over an event: %s", error)
+
+    async def _catch_up(self, peer: Peer, page: FeedPage) -> None:
+        """Take final blocks from a node that is ahead."""
+        node = self._node
+        if node.tree.height < 0 and page.final_height >= 0:
+            await self._fetch(peer, 0)
+        era = -1 if node.nodes is None else node.nodes.era
+        is_behind = page.era > era or page.final_height > node.tree.final_height + 1
+        if era < 0 or not is_behind or self._catching_up.locked():
+            return
+        async with self._catching_up:
+            while await self._take_part(peer):
+                pass
+
+    async def _take_part(self, peer: Peer) -> bool:
+        """Take blocks under one proof; returns whether anything became final."""
+        node, before = self._node, self._node.tree.final_height
+        nodes, final = node.nodes, node.tree.final
+        assert nodes is not None, "a node without nodes is never behind"
+        data = await peer.fetch_proof(nodes.era, before + CATCH_UP_BLOCKS)
+        if data is None:
+            return False
+        proof = FinalityProof.from_bytes(data)
+        verify_finality(
+            nodes, proof, (-1, START) if final is None else final.next_start
+        )
+        for height in range(before + 1, proof.header.height + 1):
+            if not await self._fetch(peer, height):
+                break  # closing children are nobody's block
+        self._step(lambda: node.add_proof(proof))
+        for digest in node.tree.wanted():
+            await self._fetch(peer, digest)
+        return node.tree.final_height > before
+
+    async def _fetch(self, peer: Peer, which: bytes | int) -> bool:
+        found = await peer.fetch_block(which)
+        if found is None:
+            return False
+        data, signature = found
+        self._step(lambda: self._node.add_block(data, signature))
+        return True
+
+    async def _fetch_wanted(self) -> None:
+        """Fetch what stays missing from whoever has it."""
+        since: dict[bytes, float] = {}
+        loop = asyncio.get_running_loop()
+        turn = 0
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(FETCH_AFTER_S):
+                    await self._changed()
+            wanted = self._node.tree.wanted()[:MAX_FETCHES]
+            since = {digest: since.get(digest, loop.time()) for digest in wanted}
+            for digest in wanted:
+                if loop.time() - since[digest] < FETCH_AFTER_S:
+                    continue
+                since[digest] = loop.time()
+                peers = [followed.peer for followed in self._followed.values()]
+                turn += 1
+                for number in range(len(peers)):
+                    peer = peers[(turn + number) % len(peers)]
+                    with suppress(PeerError, RegistryAwayError):
+                        if await self._fetch(peer, digest):
+                            break

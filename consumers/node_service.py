@@ -1,0 +1,251 @@
+"""A ledger node or a log server as a process: what surrounds `consumers.ledger_node`.
+
+All of the node runs in the event loop's thread, so nothing needs a lock. What the
+stores raise ends the process: a node that cannot remember must not go on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, TypeVar
+
+from adapters.block_store import BlockStore
+from adapters.kafka import Publisher
+from adapters.log_mirror import LogMirror
+from adapters.peers import make_session
+from adapters.schema_registry import FramingError, SchemaRegistry
+from adapters.settings import Settings
+from adapters.tile_store import TileStore, TileStoreError
+from adapters.vote_log import VoteLog
+from consumers.ledger_node import LedgerNode
+from consumers.node_blocks import RegistryAwayError
+from consumers.node_http import NodeServer
+from consumers.node_kafka import TOPICS, KafkaSource
+from consumers.node_peers import PeerPuller
+from schemas import events as e
+from schemas import topics
+from schemas.reasons import Reason
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+TICK_S: Final = 0.25
+RETRY_S: Final = 1.0
+STOP_POLL_S: Final = 0.1
+BLOCKS_FILE: Final = "blocks.sqlite"
+TILES_DIRECTORY: Final = "tiles"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeOptions:
+    """How to run a node.
+
+    Attributes:
+        federation_id: Whose log.
+        directory: Its own: votes, key, blocks and tiles.
+        is_node: Whether it signs; a log server does not.
+        host: Address to listen on.
+        port: 0 for any that is free.
+        operator_key: Who must have founded the federation, 32 bytes; None takes its
+            word.
+        peers: URLs of nodes to pull from, besides those that the log names.
+        is_mirrored: Whether the tiles are copied to the object store.
+        kafka_topics: What is read from Kafka, some of `TOPICS`. What the node says goes
+            there only if the attestations are among them.
+    """
+
+    federation_id: str
+    directory: Path
+    is_node: bool
+    host: str = "127.0.0.1"
+    port: int = 0
+    operator_key: bytes | None = None
+    peers: tuple[str, ...] = ()
+    is_mirrored: bool = False
+    kafka_topics: frozenset[str] = TOPICS
+
+
+class NodeService:
+    """One ledger node or log server.
+
+    Args:
+        settings: Where Kafka, the registry and the object store are.
+        options: How to run it.
+        open_votes: Opens the vote log.
+
+    Raises:
+        VoteLogError: the key may not sign.
+        BlockStoreError: the blocks are damaged.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        options: NodeOptions,
+        open_votes: Callable[[Path], VoteLog] = VoteLog,
+    ) -> None:
+        self._settings = settings
+        self._options = options
+        self._registry = SchemaRegistry(settings.schema_registry_url)
+        self._votes = open_votes(options.directory) if options.is_node else None
+        self._blocks = BlockStore(options.directory / BLOCKS_FILE)
+        self._node = self._open_node()
+        self._changed = asyncio.Event()
+
+    @property
+    def node(self) -> LedgerNode:
+        """The node."""
+        return self._node
+
+    def _open_node(self) -> LedgerNode:
+        directory = self._options.directory / TILES_DIRECTORY
+        try:
+            return self._make_node(TileStore(directory))
+        except TileStoreError as error:
+            # They are a view of the blocks, which fill them again.
+            log.warning("%s", error)
+            shutil.rmtree(directory)
+            return self._make_node(TileStore(directory))
+
+    def _make_node(self, tiles: TileStore) -> LedgerNode:
+        return LedgerNode(
+            self._options.federation_id,
+            votes=self._votes,
+            blocks=self._blocks,
+            tiles=tiles,
+            unframe=self._unframe_refused,
+            clock=time.time,
+            operator_key=self._options.operator_key,
+        )
+
+    def _unframe_refused(self, value: bytes) -> bytes | Reason:
+        try:
+            return self._registry.unframe_trusted(value)
+        except FramingError as error:
+            return error.reason
+        except Exception as error:
+            msg = f"the schema registry does not answer: {error}"
+            raise RegistryAwayError(msg) from error
+
+    def run(self, should_stop: Callable[[], bool]) -> None:
+        """Serve until told to stop.
+
+        Raises:
+            OSError: the port is taken, or the disk does not take what must be kept.
+            VoteLogError: the vote log does not take a vote. A bug.
+            BlockStoreError: the blocks are damaged.
+        """
+        try:
+            asyncio.run(self._run(should_stop))
+        finally:
+            self._blocks.close()
+            if self._votes is not None:
+                self._votes.close()
+
+    async def _run(self, should_stop: Callable[[], bool]) -> None:
+        options = self._options
+        puller = PeerPuller(
+            self._node, self._step, self._wait_for_change, options.peers
+        )
+        kafka = KafkaSource(
+            self._settings,
+            self._registry,
+            self._node,
+            self._step,
+            self._wait_for_change,
+            options.kafka_topics,
+        )
+        server = NodeServer(
+            self._node,
+            step=self._step,
+            changed=self._wait_for_change,
+            describe=lambda: {"peers": puller.describe()},
+        )
+        port = await server.start(options.host, options.port)
+        log.info("serving http://%s:%d", options.host, port)
+        session = make_session()
+        work = [kafka.run(), puller.run(session), self._tick()]
+        if self._votes is not None and topics.ATTESTATIONS in options.kafka_topics:
+            work.append(self._publish(self._votes))
+        if options.is_mirrored:
+            work.append(self._mirror())
+        tasks = [asyncio.create_task(item) for item in (_poll(should_stop), *work)]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await server.stop()
+            await session.close()
+            kafka.close()
+
+    def _step(self, call: Callable[[], T]) -> T:
+        """Call a method of the node, and wake whoever waits for a change."""
+        try:
+            return call()
+        finally:
+            self._changed.set()
+            self._changed = asyncio.Event()
+
+    async def _wait_for_change(self) -> None:
+        await self._changed.wait()
+
+    async def _tick(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            self._step(lambda: self._node.tick(loop.time()))
+            await asyncio.sleep(TICK_S)
+
+    async def _publish(self, votes: VoteLog) -> None:
+        """Bring what the node says to Kafka, in its order, as long as it takes."""
+        loop, outbox = asyncio.get_running_loop(), self._node.outbox
+        publisher: Publisher | None = None
+        batch: list[e.Event] = []
+        with ThreadPoolExecutor(1, "publish") as pool:
+            while True:
+                batch = batch or list(outbox)
+                outbox.clear()
+                if not batch:
+                    await self._wait_for_change()
+                    continue
+                publisher = publisher or Publisher(self._settings, self._registry)
+                try:
+                    await loop.run_in_executor(
+                        pool, publisher.publish_all, batch, votes.key
+                    )
+                    batch = []
+                except Exception as error:  # noqa: BLE001  # Kafka's, the registry's
+                    log.warning("Kafka does not take what this node says: %s", error)
+                    await asyncio.sleep(RETRY_S)
+
+    async def _mirror(self) -> None:
+        """Copy what is published to the object store."""
+        directory = self._options.directory / TILES_DIRECTORY
+        copy = LogMirror(self._settings, self._options.federation_id, directory)
+        copied: bytes | None = None
+        while True:
+            note = self._node.tiles.checkpoint()
+            if note == copied:
+                await self._wait_for_change()
+                continue
+            try:
+                await asyncio.to_thread(copy.copy)
+                copied = note
+            except Exception as error:  # noqa: BLE001  # the store's client has many
+                log.warning("the log is not copied: %s", error)
+            await asyncio.sleep(RETRY_S)
+
+
+async def _poll(should_stop: Callable[[], bool]) -> None:
+    while not should_stop():  # noqa: ASYNC110  # a signal says so, not a task
+        await asyncio.sleep(STOP_POLL_S)

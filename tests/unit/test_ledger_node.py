@@ -1,0 +1,472 @@
+"""Ledger nodes on an in-memory bus, with the real stores and the real log."""
+
+import shutil
+from contextlib import suppress
+from dataclasses import replace
+
+import pytest
+
+from adapters.block_store import BlockStore
+from adapters.schema_registry import FramingError
+from adapters.tile_store import TileStore
+from adapters.vote_log import KEY_FILE, VOTES_FILE, VoteLog
+from adapters.vote_log import _UNBOUND, _write as write_votes
+from consumers.ledger_node import PATIENCE_S, LedgerNode
+from consumers.node_feed import AlertCode
+from ledger.attestations import sign_attestation
+from ledger.checkpoint import Checkpoint, parse_checkpoint, sign_checkpoint
+from ledger.equivocation import Offence, identify_contradiction
+from ledger.note import InvalidNoteError, parse_note
+from ledger.witness import Refusal, format_request
+from protocol.admission import make_policy
+from protocol.envelope import SIGNATURE_HEADER
+from schemas import codec
+from schemas import events as e
+from tests.builders import LogBuilder, build_log, make_header, make_key, unframe
+
+NAMES = ("node0", "node1", "node2", "node3")
+NOW_S = 1_760_000_000
+
+
+def unframe_refused(value):
+    try:
+        return unframe(value)
+    except FramingError as error:
+        return error.reason
+
+
+def make_identity(directory, name):
+    """Make the identity of a builder's node."""
+    directory.mkdir(parents=True)
+    key = make_key(name)
+    write_votes(directory / VOTES_FILE, key.public_key, _UNBOUND, None)
+    path = directory / KEY_FILE
+    path.write_text(key.seed.hex() + "\n")
+    path.chmod(0o600)
+
+
+class Member:
+    """A node that can be crashed and started again; an observer without identity."""
+
+    def __init__(self, directory, name, log, *, has_identity=True, **options):
+        self.directory = directory / name
+        self.name = name
+        self.federation_id = log.federation_id
+        self.options = options
+        if has_identity:
+            make_identity(self.directory, name.split("-")[0])
+        self.votes = None
+        self.has_identity = has_identity
+        self.start()
+
+    def start(self):
+        if self.has_identity:
+            self.votes = VoteLog(self.directory)
+        self.blocks = BlockStore(self.directory / "blocks.sqlite")
+        self.node = LedgerNode(
+            self.federation_id,
+            votes=self.votes,
+            blocks=self.blocks,
+            tiles=TileStore(self.directory / "tiles", sync=False),
+            unframe=unframe_refused,
+            clock=lambda: NOW_S,
+            **self.options,
+        )
+        return self.node
+
+    def stop(self):
+        self.blocks.close()
+        if self.votes is not None:
+            self.votes.close()
+
+    def restart(self):
+        self.stop()
+        return self.start()
+
+    @property
+    def final_height(self):
+        return self.node.tree.final_height
+
+    @property
+    def checkpoint(self):
+        note = self.node.tiles.checkpoint()
+        return None if note is None else parse_checkpoint(parse_note(note).text)
+
+
+class Bus:
+    """Delivers what members say to each other, and the log's records to all."""
+
+    def __init__(self, directory, log, names=NAMES, **options):
+        self.log = log
+        self.directory = directory
+        self.members = {n: Member(directory, n, log, **options) for n in names}
+        self.cut = set()
+        self.said = []
+        self.now_s = 0.0
+
+    def __getitem__(self, name):
+        return self.members[name]
+
+    def add(self, name, **options):
+        self.members[name] = Member(self.directory, name, self.log, **options)
+        return self.members[name]
+
+    def show(self, *members, records=None, checkpoints=None):
+        """Let members read the log."""
+        for member in members or self.members.values():
+            for record in self.log.records if records is None else records:
+                show_block(member, record)
+            for record in self.log.checkpoints if checkpoints is None else checkpoints:
+                member.node.receive(codec.decode(unframe(record.value)))
+
+    def settle(self):
+        """Deliver messages and fetch wanted blocks, until nothing happens any more."""
+        busy = True
+        while busy:
+            busy = False
+            for member in self.members.values():
+                while member.node.outbox:
+                    event = member.node.outbox.popleft()
+                    self.said.append((member.name, event))
+                    busy = True
+                    for other in self.members.values():
+                        if other is not member and not {member.name, other.name} & self.cut:
+                            if not isinstance(event, e.EquivocationProven):
+                                # A cosignature of the era before is no use any more.
+                                with suppress(InvalidNoteError):
+                                    other.node.receive(codec.decode(codec.encode(event)))
+            for member in self.members.values():
+                busy |= self.fetch(member)
+
+    def fetch(self, member):
+        if member.name in self.cut:
+            return False
+        if member.node.nodes is None and self.genesis is not None:
+            member.node.add_block(self.genesis.data, self.genesis.signature)
+            return True
+        for digest in member.node.tree.wanted():
+            for other in self.members.values():
+                found = other.blocks.find(digest)
+                if found is not None and other.name not in self.cut:
+                    member.node.add_block(found.data, found.signature)
+                    return True
+        return False
+
+    def run(self):
+        self.show()
+        self.settle()
+
+    def wait(self, seconds):
+        """Let time pass for everybody, a second at a time."""
+        for _ in range(int(seconds)):
+            self.now_s += 1
+            for member in self.members.values():
+                member.node.tick(self.now_s)
+            self.settle()
+
+    @property
+    def genesis(self):
+        """The first block, if anybody has it."""
+        blocks = (m.blocks.final_block(0) for m in self.members.values())
+        return next(filter(None, blocks), None)
+
+    def heights(self):
+        return {m.final_height for m in self.members.values() if m.name not in self.cut}
+
+    def sent(self, kind, name=None):
+        return [x for n, x in self.said if isinstance(x, kind) and name in {None, n}]
+
+
+def show_block(member, record):
+    signature = record.header(SIGNATURE_HEADER)
+    member.node.add_block(unframe(record.value), signature)
+
+
+def short_log(**options):
+    log = LogBuilder(**options)
+    log.found()
+    log.admit("ada", "bea", "cleo", "dora")
+    log.request_finality()
+    return log
+
+
+@pytest.fixture
+def bus(tmp_path):
+    return Bus(tmp_path, short_log())
+
+
+def last_height(log):
+    return log.state.log.chain.height - 1
+
+
+# What is final
+
+
+def test_a_block_is_final_once_its_child_is_certified(bus):
+    bus.run()
+    assert bus.heights() == {last_height(bus.log) - 1}
+    for member in bus.members.values():
+        assert not member.node.alerts.all()
+        assert member.checkpoint.size == member.node.tree.final.header.tree_size
+        note = member.node.tiles.checkpoint()
+        state = member.node.tree.final.state.admission
+        verified = make_policy(state).verify(note, "folkmoot/clinics")
+        assert len(verified.cosignatures) >= 3
+
+
+def test_everything_that_can_happen_becomes_final(tmp_path):
+    log = build_log()
+    bus = Bus(tmp_path, log, (*NAMES, "node4"))
+    bus.run()
+    # node3 left, node4 came; the last block has no child.
+    assert bus["node4"].final_height == last_height(log) - 1
+    assert {m.node.nodes.era for m in bus.members.values()} == {1}
+    assert bus["node3"].node.name == ""
+    assert not bus["node3"].node.signs
+    for member in bus.members.values():
+        assert not member.node.alerts.all()
+        assert member.final_height == last_height(log) - 1
+        assert member.checkpoint.size == member.node.tiles.size
+        leaves = [leaf for b in member.blocks.final_blocks() for leaf in leaves_of(b)]
+        assert [member.node.tiles.read_entry(i) for i in range(len(leaves))] == leaves
+
+
+def leaves_of(block):
+    return codec.decode_as(e.BlockSequenced, block.data).leaves
+
+
+def test_the_last_block_waits_for_its_child_and_that_is_no_stall(bus):
+    bus.run()
+    bus.wait(200)
+    assert bus.heights() == {last_height(bus.log) - 1}
+    assert not bus.sent(e.EpochRequested)
+
+
+def test_three_of_four_go_on_and_two_do_not(bus):
+    bus.cut = {"node3"}
+    bus.run()
+    assert bus.heights() == {last_height(bus.log) - 1}
+    bus.cut = {"node2", "node3"}
+    bus.log.request_finality()
+    bus.run()
+    bus.wait(30)
+    assert bus.heights() == {last_height(bus.log) - 2}
+    bus.cut = set()
+    bus.log.request_finality()
+    bus.run()
+    bus.wait(130)
+    assert bus.heights() == {last_height(bus.log) - 1}
+
+
+def test_patience_doubles_and_is_reset_by_progress(bus):
+    bus.cut = {"node2", "node3"}
+    bus.run()
+    node = bus["node0"].node
+    asked = []
+    for second in range(1, 40):
+        node.tick(second)
+        asked += [second] * len(node.outbox)
+        node.outbox.clear()
+    # Seen at 1; then after 4, 8 and 16 seconds more.
+    assert asked == [5, 13, 29]
+
+
+# Restart
+
+
+@pytest.mark.parametrize("num_blocks", [1, 3, 6])
+def test_a_node_that_restarts_goes_on_and_says_the_same(tmp_path, num_blocks):
+    log = build_log()
+    bus = Bus(tmp_path, log, (*NAMES, "node4"))
+    records, checkpoints = log.records, log.checkpoints
+    for start in range(0, len(records), num_blocks):
+        part = slice(start, start + num_blocks)
+        bus.show(records=records[part], checkpoints=checkpoints[part])
+        bus.settle()
+        for member in bus.members.values():
+            before = member.final_height, member.checkpoint, member.node.tree.height
+            node = member.restart()
+            assert (member.final_height, member.checkpoint, node.tree.height) == before
+        bus.settle()
+    assert {m.final_height for m in bus.members.values()} == {last_height(log) - 1}
+    assert not any(m.node.alerts.all() for m in bus.members.values())
+    said = bus.sent(e.BlockAttested)
+    places = {(m.public_key, m.era, m.epoch, m.height): m.block_id for m in said}
+    assert all(
+        places[m.public_key, m.era, m.epoch, m.height] == m.block_id for m in said
+    )
+
+
+def test_a_node_without_kafka_gets_everything_from_the_others(bus):
+    late = bus["node3"]
+    bus.show(*(bus[name] for name in NAMES[:3]))
+    bus.settle()
+    assert late.final_height == last_height(bus.log) - 1
+    assert late.checkpoint == bus["node0"].checkpoint
+
+
+def test_all_may_crash_and_kafka_forget_what_they_attested(bus):
+    bus.run()
+    for member in bus.members.values():
+        member.restart()
+    other = short_log()
+    other.admit("eve")
+    bus.log.request_finality()
+    bus.show(records=bus.log.records[-1:], checkpoints=bus.log.checkpoints[-1:])
+    bus.settle()
+    assert bus.heights() == {last_height(bus.log) - 1}
+
+
+def test_an_observer_follows_and_publishes_and_says_nothing(bus):
+    observer = bus.add("log", has_identity=False)
+    bus.run()
+    assert observer.final_height == last_height(bus.log) - 1
+    assert observer.checkpoint.size == observer.node.tiles.size
+    assert not bus.sent(object, "log")
+    assert isinstance(observer.node.add_checkpoint(b"old 0\n"), Refusal)
+    observer.node.tick(1e6)
+    assert not bus.sent(object, "log")
+
+
+def test_without_ledger_nodes_the_logs_own_checkpoints_are_published(tmp_path):
+    log = short_log(ledger_nodes=())
+    observer = Member(tmp_path, "log", log, has_identity=False)
+    bus = Bus(tmp_path, log, ())
+    bus.show(observer)
+    assert observer.final_height == last_height(log)
+    assert observer.checkpoint.size == len(log.leaves) == observer.node.tiles.size
+    before = observer.checkpoint
+    observer.restart()
+    assert (observer.final_height, observer.checkpoint) == (last_height(log), before)
+
+
+# Lies
+
+
+def lying_log(**options):
+    """A log with a fact that does not follow."""
+
+    def lie(fact):
+        if isinstance(fact, e.RoundStarted):
+            return [replace(fact, cohort=fact.cohort[:-1])]
+        return [fact]
+
+    log = LogBuilder(send_fact=lie, **options)
+    log.found()
+    log.admit("ada", "bea", "cleo", "dora")
+    log.request_finality()
+    log.finalise()
+    log.request_round()
+    log.request_finality()
+    return log
+
+
+def test_a_false_fact_is_attested_by_nobody(tmp_path):
+    log = lying_log()
+    bus = Bus(tmp_path, log)
+    bus.run()
+    bus.wait(30)
+    lie = next(
+        height
+        for height, record in enumerate(log.records)
+        if any(
+            isinstance(codec.decode(codec.decode(leaf).event), e.RoundStarted)
+            for leaf in codec.decode(unframe(record.value)).leaves
+        )
+    )
+    assert bus.heights() == {lie - 2}
+    for member in bus.members.values():
+        assert member.node.alerts.codes() == {AlertCode.BLOCK_INVALID}
+        assert max(a.height for a in bus.sent(e.BlockAttested)) == lie - 1
+
+
+def fork(log):
+    """Return two logs that go on differently."""
+    other = log.copy()
+    log.request_finality()
+    log.request_finality()
+    other.admit("eve")
+    other.request_finality()
+    return log, other
+
+
+def test_a_fork_shown_to_all_costs_nothing_but_an_alert(bus):
+    one, other = fork(bus.log)
+    bus.run()
+    bus.show(records=other.records, checkpoints=[])
+    bus.settle()
+    assert bus.heights() == {last_height(one) - 1}
+    for member in bus.members.values():
+        assert AlertCode.FORK in member.node.alerts.codes() or member.final_height
+
+
+def test_a_split_view_heals_once_a_leader_is_honest(tmp_path):
+    bus = Bus(tmp_path, short_log())
+    bus.run()
+    one, other = fork(bus.log)
+    half = [bus["node0"], bus["node1"]], [bus["node2"], bus["node3"]]
+    for members, log in zip(half, (one, other), strict=True):
+        bus.show(*members, records=log.records, checkpoints=log.checkpoints)
+    bus.settle()
+    split = bus.heights()
+    bus.wait(60)
+    (height,) = bus.heights()
+    assert height > max(split)
+    ids = {m.node.tree.final.header.id for m in bus.members.values()}
+    assert len(ids) == 1
+    assert bus.sent(e.EpochRequested)
+    assert any(AlertCode.FORK in m.node.alerts.codes() for m in bus.members.values())
+
+
+def test_a_twin_is_found_out_and_the_key_signs_no_more(tmp_path):
+    bus = Bus(tmp_path, short_log())
+    bus.run()
+    victim = bus["node3"].node
+    forged = sign_attestation(
+        make_key("node3"),
+        victim.nodes,
+        "clinics",
+        0,
+        make_header(victim.nodes, b"other", height=last_height(bus.log)),
+    )
+    for member in bus.members.values():
+        member.node.receive(forged)
+    assert not victim.signs
+    assert AlertCode.OWN_KEY_USED_ELSEWHERE in victim.alerts.codes()
+    bus.said.clear()
+    bus["node3"].restart()
+    assert not bus["node3"].node.signs
+    bus.log.request_finality()
+    bus.run()
+    assert not bus.sent(e.Attestation, "node3")
+    assert bus.heights() == {last_height(bus.log) - 1}
+    for name in NAMES[:3]:
+        (proven,) = bus.sent(e.EquivocationProven, name)
+        assert proven.reported_by == make_key(name).public_key
+        contradiction = identify_contradiction(proven)
+        assert contradiction.public_key == make_key("node3").public_key
+        assert bus[name].node.evidence == [proven]
+
+
+def two_trees(log):
+    """Return a checkpoint that contradicts the log's last one."""
+    event = codec.decode(unframe(log.checkpoints[-1].value))
+    head = parse_checkpoint(parse_note(event.checkpoint.encode()).text)
+    other = Checkpoint(head.origin, head.size, bytes(32))
+    note = sign_checkpoint(other, make_key("SEQUENCER"))
+    return replace(event, checkpoint=note.decode())
+
+
+def test_two_trees_of_one_size_are_evidence(bus):
+    bus.run()
+    event = two_trees(bus.log)
+    for member in bus.members.values():
+        member.node.receive(event)
+        member.node.receive(event)
+    bus.settle()
+    proven = bus.sent(e.EquivocationProven)
+    assert len(proven) == len(NAMES)
+    for item in proven:
+        contradiction = identify_contradiction(item)
+        assert contradiction.offence is Offence.TWO_TREES
+        assert contradiction.public_key == make_key("SEQUENCER").public_key

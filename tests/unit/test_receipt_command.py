@@ -1,0 +1,251 @@
+"""`moot verify-receipt`: what it says of good receipts and of all others."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cli.processes import StackError
+from cli.receipts import check_receipt
+from ledger.checkpoint import Checkpoint, cosign_checkpoint, sign_checkpoint
+from ledger.merkle import inclusion_proof, leaf_hash, root
+from ledger.proof_file import make_receipt, parse_proof_file
+from protocol.admission import make_policy
+from protocol.envelope import SIGNATURE_HEADER
+from protocol.log import LogState, open_block
+from schemas import codec
+from schemas import events as e
+from tests.builders import LogBuilder, make_key, unframe
+
+ORIGIN = "folkmoot/clinics"
+NOW_S = 1_760_000_000  # 2025-10-09 08:53:20 UTC
+NAMES = ("node0", "node1", "node2", "node3")
+
+
+def founded() -> LogBuilder:
+    log = LogBuilder(ledger_nodes=NAMES)
+    log.found()
+    log.admit("ada", "bea")
+    log.request_round()
+    log.submit("ada")
+    log.settle()
+    return log
+
+
+LOG = founded()
+
+
+def read_leaves() -> list[bytes]:
+    state, leaves = LogState(), []
+    for record in LOG.records:
+        data, signature = unframe(record.value or b""), record.header(SIGNATURE_HEADER)
+        state, block, _ = open_block(state, data, signature)
+        leaves += block.leaves
+    return leaves
+
+
+LEAVES = read_leaves()
+HASHES = [leaf_hash(leaf) for leaf in LEAVES]
+UPDATE = next(
+    i for i, event in enumerate(LOG.leaves) if isinstance(event, e.UpdateSubmitted)
+)
+
+
+def make_note(hashes: list[bytes] = HASHES, *, cosigners: int = 3) -> bytes:
+    checkpoint = Checkpoint(ORIGIN, len(hashes), root(hashes))
+    note = sign_checkpoint(checkpoint, make_key("SEQUENCER"))
+    for name in NAMES[:cosigners]:
+        note = cosign_checkpoint(note, name, make_key(name), NOW_S)
+    return note
+
+
+def receipt_of(leaf_index: int = UPDATE, *, cosigners: int = 3) -> bytes:
+    proof = inclusion_proof(leaf_index, HASHES)
+    return make_receipt(
+        LEAVES[leaf_index], leaf_index, proof, make_note(cosigners=cosigners)
+    )
+
+
+@pytest.fixture
+def policy(tmp_path: Path) -> Path:
+    path = tmp_path / "policy"
+    path.write_text(make_policy(LOG.state.admission).to_text())
+    return path
+
+
+@pytest.fixture
+def receipt(tmp_path: Path) -> Path:
+    path = tmp_path / "ada.tlog-proof"
+    path.write_bytes(receipt_of())
+    return path
+
+
+def test_a_good_receipt_says_what_it_proves(
+    receipt: Path, policy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert check_receipt(receipt, policy, as_json=False) == 0
+    valid, says, head, *cosigned = capsys.readouterr().out.splitlines()
+    assert valid == f"valid: leaf {UPDATE} of {ORIGIN}"
+    assert "ada" in says
+    assert f"size {len(LEAVES)}, root {root(HASHES).hex()}" in head
+    assert cosigned == [
+        f"  cosigned by  {name} at 2025-10-09 08:53:20Z" for name in NAMES[:3]
+    ]
+
+
+def test_a_good_receipt_as_json(
+    receipt: Path, policy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert check_receipt(receipt, policy, as_json=True) == 0
+    content = json.loads(capsys.readouterr().out)
+    update = LOG.leaves[UPDATE]
+    assert isinstance(update, e.UpdateSubmitted)
+    assert content == {
+        "is_valid": True,
+        "origin": ORIGIN,
+        "leaf_index": UPDATE,
+        "tree_size": len(LEAVES),
+        "root": root(HASHES).hex(),
+        "cosignatures": dict.fromkeys(NAMES[:3], NOW_S),
+        "event": "UpdateSubmitted",
+        "federation_id": "clinics",
+        "round": 1,
+        "agent_id": "ada",
+        "base_model_sha256": update.base_model_sha256.hex(),
+        "update": {
+            "uri": update.update.uri,
+            "sha256": update.update.sha256.hex(),
+            "size_bytes": update.update.size_bytes,
+        },
+        "num_examples": update.num_examples,
+        "loss_micros": update.loss_micros,
+    }
+
+
+@pytest.mark.parametrize("leaf_index", range(len(LEAVES)))
+def test_every_leaf_can_have_one(
+    policy: Path, tmp_path: Path, leaf_index: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "receipt"
+    path.write_bytes(receipt_of(leaf_index))
+    assert check_receipt(path, policy, as_json=False) == 0
+    assert f"leaf {leaf_index} " in capsys.readouterr().out
+    assert check_receipt(path, policy, as_json=True) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content["event"] == type(LOG.leaves[leaf_index]).__name__
+
+
+def altered() -> dict[str, bytes]:
+    """Receipts in which one thing is not as it was."""
+    good = receipt_of()
+    file = parse_proof_file(good)
+    wrong_hash = (bytes(32), *file.hashes[1:])
+    other_leaf = LEAVES[UPDATE - 1]
+    other_tree = [*HASHES[:-1], leaf_hash(b"another history")]
+    return {
+        "another leaf": make_receipt(other_leaf, UPDATE, file.hashes, file.checkpoint),
+        "another place": make_receipt(
+            LEAVES[UPDATE], UPDATE - 1, file.hashes, file.checkpoint
+        ),
+        "another proof": make_receipt(
+            LEAVES[UPDATE], UPDATE, wrong_hash, file.checkpoint
+        ),
+        "no proof": make_receipt(LEAVES[UPDATE], UPDATE, (), file.checkpoint),
+        "another tree": make_receipt(
+            LEAVES[UPDATE], UPDATE, file.hashes, make_note(other_tree)
+        ),
+        "too few cosignatures": receipt_of(cosigners=2),
+        "a forged size": good.replace(
+            f"{ORIGIN}\n{len(LEAVES)}\n".encode(),
+            f"{ORIGIN}\n{len(LEAVES) + 1}\n".encode(),
+        ),
+        "cut off": good[:-10],
+        "empty": b"",
+        "not text": b"\xff\x00" * 100,
+        "without a leaf": b"\n".join(
+            line for line in good.split(b"\n") if not line.startswith(b"extra")
+        ),
+    }
+
+
+@pytest.mark.parametrize("what", altered())
+def test_an_altered_receipt_is_not_valid(
+    receipt: Path, policy: Path, what: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = altered()[what]
+    assert data != receipt.read_bytes()
+    receipt.write_bytes(data)
+    assert check_receipt(receipt, policy, as_json=False) == 1
+    assert capsys.readouterr().out.startswith("NOT VALID: ")
+    assert check_receipt(receipt, policy, as_json=True) == 1
+    content = json.loads(capsys.readouterr().out)
+    assert set(content) == {"is_valid", "problem"}
+    assert content["is_valid"] is False
+    assert content["problem"]
+
+
+def test_no_byte_of_a_receipt_can_change_unnoticed(
+    receipt: Path, policy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nor does any of them end in a traceback. A sample: every thirteenth."""
+    good = receipt.read_bytes()
+    node3 = good.find(b"node3")
+    assert node3 == -1  # every signature there is counts
+    for place in range(0, len(good), 13):
+        data = bytearray(good)
+        data[place] ^= 1
+        receipt.write_bytes(data)
+        assert check_receipt(receipt, policy, as_json=True) == 1, place
+        assert json.loads(capsys.readouterr().out)["is_valid"] is False
+
+
+@pytest.mark.parametrize("entry", [b"not a leaf", codec.encode(LOG.leaves[0])])
+def test_what_is_in_the_log_and_no_leaf_of_ours_is_not_valid(
+    receipt: Path, policy: Path, entry: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hashes = [leaf_hash(entry)]
+    receipt.write_bytes(make_receipt(entry, 0, (), make_note(hashes)))
+    assert check_receipt(receipt, policy, as_json=False) == 1
+    assert capsys.readouterr().out.startswith("NOT VALID: ")
+
+
+def test_another_federations_policy_believes_nobody_here(
+    receipt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = LogBuilder(federation_id="banks", ledger_nodes=NAMES)
+    other.found()
+    path = tmp_path / "policy"
+    path.write_text(make_policy(other.state.admission).to_text())
+    assert check_receipt(receipt, path, as_json=False) == 1
+    assert ORIGIN in capsys.readouterr().out
+
+
+def test_a_policy_of_other_nodes_wants_their_word(
+    receipt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = LogBuilder(ledger_nodes=("node0", "node7", "node8", "node9"))
+    other.found()
+    path = tmp_path / "policy"
+    path.write_text(make_policy(other.state.admission).to_text())
+    assert check_receipt(receipt, path, as_json=False) == 1
+    assert "node7, node8, node9" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["", "quorum nobody\n", "\x00", "log x\n"])
+def test_what_is_no_policy_is_said(receipt: Path, policy: Path, text: str) -> None:
+    policy.write_text(text)
+    with pytest.raises(StackError, match="is not a policy") as caught:
+        check_receipt(receipt, policy, as_json=False)
+    assert str(policy) in caught.value.message
+    assert "moot node policy" in caught.value.hint
+
+
+def test_a_missing_file_is_named(receipt: Path, policy: Path, tmp_path: Path) -> None:
+    nothing = tmp_path / "nothing"
+    for paths in ((nothing, policy), (receipt, nothing)):
+        with pytest.raises(StackError, match="cannot read") as caught:
+            check_receipt(*paths, as_json=True)
+        assert str(nothing) in caught.value.message
+        assert "--policy" in caught.value.hint
