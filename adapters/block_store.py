@@ -145,18 +145,13 @@ class BlockStore:
         if block.height != self.final_height + 1:
             msg = f"block {block.height} cannot follow final block {self.final_height}"
             raise BlockStoreError(msg)
-        self._connection.execute("BEGIN IMMEDIATE")
-        with self._connection:
-            self._connection.execute(
-                "UPDATE blocks SET is_final = 1 WHERE id = ?", (block_id,)
-            )
-            self._connection.execute(
-                "DELETE FROM blocks WHERE height <= ? AND NOT is_final", (block.height,)
-            )
+        with self._connection:  # commits, or rolls back
+            list(self._ask("BEGIN IMMEDIATE"))
+            list(self._ask("UPDATE blocks SET is_final = 1 WHERE id = ?", block_id))
+            below = "DELETE FROM blocks WHERE height <= ? AND NOT is_final"
+            list(self._ask(below, block.height))
             if proof is not None:
-                self._connection.execute(
-                    "INSERT OR IGNORE INTO proofs VALUES (?, ?, ?)", proof
-                )
+                list(self._ask("INSERT OR IGNORE INTO proofs VALUES (?, ?, ?)", *proof))
 
     def find(self, digest: bytes) -> StoredBlock | None:
         """Return a block by its id or its hash."""

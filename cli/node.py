@@ -129,10 +129,10 @@ def load_proposal(path: Path) -> Proposal:
             ),
         )
         _ = proposal.node_set  # or the nodes could never be one
-        return proposal
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         msg = f"{path} is not a proposal: {error}"
         raise StackError(msg, "`moot node propose` writes one.") from None
+    return proposal
 
 
 def list_nodes(settings: Settings, federation_id: str, *, as_json: bool) -> None:

@@ -396,10 +396,12 @@ class _Audit:
         """Check that the last record that an earlier audit saw still is there."""
         chain = self._log.chain
         place = Place(topic=topic, offset=position.offset)
-        expected = (
-            f"what led to block hash {chain.previous_block_hash.hex()}, size "
-            f"{chain.size}, root {chain.tree.root().hex()}"
-        )
+        expected = f"a record with SHA-256 {position.digest.hex()}"
+        if topic == topics.LEDGER:
+            expected += (
+                f", block hash {chain.previous_block_hash.hex()}, tree size "
+                f"{chain.size} and root {chain.tree.root().hex()}"
+            )
         if found is None or found.offset != position.offset:
             raise self._stop(
                 FindingCode.LOG_TRUNCATED,
@@ -414,7 +416,7 @@ class _Audit:
                 place,
                 "this is not the record that an earlier audit saw here",
                 expected,
-                f"SHA-256 {hash_record(found).hex()} of the record",
+                f"SHA-256 {hash_record(found).hex()}",
             )
 
     def _mark_read(self, record: Record, topic: str) -> None:

@@ -257,6 +257,7 @@ class BundleWriter:
         self._schemas: dict[bytes, bytes] = {}
         self._blobs: set[str] = set()
         self._has_blobs = False
+        self._streams: list[_KeptRecords] = []
         self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
@@ -270,6 +271,8 @@ class BundleWriter:
         traceback: TracebackType | None,
     ) -> None:
         """Remove what was kept."""
+        for stream in self._streams:
+            stream.end()
         self._spool.cleanup()
 
     def _kept(self, name: str) -> Path:
@@ -277,10 +280,9 @@ class BundleWriter:
 
     def records(self, topic: str, records: Iterable[Record]) -> Iterator[Record]:
         """Yield a topic's records, and keep them."""
-        with self._kept(_member_of(topic)).open("wb") as file:
-            for record in records:
-                file.write(encode_record(record))
-                yield record
+        stream = _KeptRecords(records, self._kept(_member_of(topic)))
+        self._streams.append(stream)
+        return stream
 
     def unframe(self, unframe: Unframe) -> Unframe:
         """Return the same function; what it knew of schemas is kept."""
@@ -320,6 +322,8 @@ class BundleWriter:
     ) -> None:
         """Write the bundle; an existing file is replaced at the end, or not at all.
 
+        What the audit did not read, because it ended early, is read now.
+
         Args:
             federation_id: Whose log it is.
             report: What the audit found, JSON.
@@ -341,6 +345,10 @@ class BundleWriter:
             **({} if policy is None else {"policy.txt": policy}),
             "report.json": report,
         }
+        for stream in self._streams:
+            for _ in stream:
+                pass
+            stream.end()
         partial = self._kept("bundle")
         try:
             with tarfile.open(partial, "w", format=tarfile.GNU_FORMAT) as tar:
@@ -361,6 +369,29 @@ class BundleWriter:
         with path.open("rb") as file:
             _add(tar, name, path.stat().st_size, file)
         path.unlink()  # so that the room is needed once only
+
+
+class _KeptRecords:
+    """An iterator that keeps what it yields.
+
+    Not a generator: one would be closed by whoever ends early.
+    """
+
+    def __init__(self, records: Iterable[Record], path: Path) -> None:
+        self._records = iter(records)
+        self._file = path.open("wb")
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Record:
+        record = next(self._records)
+        self._file.write(encode_record(record))
+        return record
+
+    def end(self) -> None:
+        """Write the last bytes."""
+        self._file.close()
 
 
 def _member_of(topic: str) -> str:

@@ -58,6 +58,7 @@ from ledger.equivocation import Contradiction, identify_contradiction
 from ledger.finality import FinalityProof
 from ledger.note import InvalidNoteError, parse_note
 from ledger.signing import SigningKey
+from ledger.tiles import tree_from_tiles
 from ledger.votes import VoteState
 from ledger.witness import (
     InvalidRequestError,
@@ -213,15 +214,13 @@ class LedgerNode:
                 era_blocks.clear()
             era_blocks.append(block.header)
         if block is not None:
+            self._check_tiles(block.header)
             self.tree.settle(block)
             self._resume(block, tuple(era_blocks))
         for pending in self.blocks.pending_blocks():
             self.add_block(pending.data, pending.signature)
             if self.tree.find(pending.id) is None:
                 self.blocks.forget(pending.id)
-        if self._consensus is not None and self.signs:
-            for message in self._consensus.resend():
-                self._send(message)
 
     def _resume(self, last: TreeBlock, finals: tuple[Header, ...]) -> None:
         """Go on from stored final blocks. The latest of them are found to be final
@@ -257,6 +256,11 @@ class LedgerNode:
         self._patience_s, self._stalled_since_s = PATIENCE_S, None
         if final is not None and self._cosigner is not None:
             self._cosigner.add(final)
+        # Before anything is heard: what is sent again is what was stored (R6).
+        if self.signs:
+            for message in self._consensus.resend():
+                self.feed.add_attestation(message, message.public_key)
+                self.outbox.append(message)
         early, self._early = self._early, deque(maxlen=MAX_EARLY)
         for event in early:
             with suppress(InvalidMessageError, InvalidNoteError):
@@ -393,16 +397,20 @@ class LedgerNode:
         # If we crash between these two, `_restore` appends what the tiles lack.
         self.blocks.finalise(block.header.id, proof)
         self._append(block)
+        self._check_tiles(block.header)
         self.tree.settle(block)
         self.desk.check_final(block.header.tree_size)
 
     def _append(self, block: TreeBlock) -> None:
-        header, size = block.header, self.tiles.size
-        if size == header.tree_size - len(block.leaves):
+        if self.tiles.size == block.header.tree_size - len(block.leaves):
             self.tiles.append(block.leaves, block.leaf_hashes)
-        elif size < header.tree_size or (
-            size == header.tree_size and self.tiles.tree().root() != header.tree_root
-        ):
+
+    def _check_tiles(self, header: Header) -> None:
+        size = self.tiles.size
+        tree = self.tiles.tree()
+        if size > header.tree_size:  # the blocks were lost, and the tiles were not
+            tree = tree_from_tiles(self.tiles.read_tile, header.tree_size)
+        if (tree.size, tree.root()) != (header.tree_size, header.tree_root):
             msg = f"the tiles are of another log than block {header.height}"
             raise TileStoreError(msg)
 

@@ -51,7 +51,7 @@ _ATTEST: Final = b"folkmoot-attest/v1\n"
 _NEW_EPOCH: Final = b"folkmoot-newepoch/v1\n"
 _NODE_SET: Final = b"folkmoot-nodeset/v1\n"
 _CHAIN: Final = b"folkmoot-chain/v1\n"
-_BLOCK: Final = b"folkmoot-block/v1\n"
+_HEADER_DOMAIN: Final = b"folkmoot-header/v1\n"
 _NAME: Final = re.compile(r"[a-z0-9._-]{1,64}")
 _U64: Final = struct.Struct(">q")
 _ATTESTED: Final = struct.Struct(">32sqqq32s")
@@ -222,7 +222,7 @@ class Header:
         tree_root: Root over them, 32 bytes.
         state_root: Hash of the deciders' states after them, 32 bytes.
         node_set_hash: `NodeSet.hash` of the era's nodes, 32 bytes.
-        id: SHA-256 over folkmoot-block/v1 and the bytes, 32 bytes.
+        id: SHA-256 over folkmoot-header/v1 and the bytes, 32 bytes.
 
     Raises:
         InvalidMessageError: a number is negative or a hash not 32 bytes.
@@ -258,7 +258,7 @@ class Header:
             msg = f"a header's hashes are {HASH_SIZE} bytes each"
             raise InvalidMessageError(msg)
         object.__setattr__(
-            self, "id", hashlib.sha256(_BLOCK + self.to_bytes()).digest()
+            self, "id", hashlib.sha256(_HEADER_DOMAIN + self.to_bytes()).digest()
         )
 
     def to_bytes(self) -> bytes:

@@ -118,8 +118,9 @@ class Effects:
 
 @dataclass(slots=True)
 class _Step:
-    """`Effects` in the making."""
+    """`Effects` in the making; without news there is nothing to conclude."""
 
+    news: bool = False
     persist: bool = False
     messages: list[Message] = field(default_factory=list)
     finalised: list[Finalised] = field(default_factory=list)
@@ -187,6 +188,7 @@ class Consensus:
         self._attestations: dict[bytes, dict[tuple[int, int], e.BlockAttested]] = {}
         self._requests: dict[bytes, dict[int, e.EpochRequested]] = {}
         self._accused: set[bytes] = set()
+        self._missing: tuple[Start, ...] = ()
         self._step = _Step()
         self._branch: set[bytes] = set()
         self._find_branch()
@@ -247,6 +249,11 @@ class Consensus:
     def key_used_elsewhere(self) -> bool:
         """Whether this key signed what is not remembered here: it signs no more."""
         return self._key_used_elsewhere
+
+    @property
+    def missing(self) -> tuple[Start, ...]:
+        """As in `Effects`."""
+        return self._missing
 
     def find_block(self, block_id: bytes) -> Header | None:
         """Return a block that is pending or the last final one."""
@@ -324,12 +331,10 @@ class Consensus:
         """
         self._step = _Step()
         votes = self._votes
-        if not self._may_sign():
-            return Effects()
-        if votes.requested_epoch == votes.epoch:
+        if self._may_sign() and votes.requested_epoch == votes.epoch:
             self._request(votes.epoch + 1)
             self._adopt()
-        elif votes.last_request is not None:
+        elif self._may_sign() and votes.last_request is not None:
             self._step.messages.append(votes.last_request)
         return self._advance()
 
@@ -384,6 +389,7 @@ class Consensus:
             raise InvalidBlockError(msg)
 
     def _insert(self, header: Header) -> None:
+        self._step.news = True
         self._blocks[header.id] = header
         self._children.setdefault(header.previous_id, []).append(header)
         if header.previous_id in self._branch:
@@ -521,6 +527,7 @@ class Consensus:
 
     def _keep_certificate(self, certificate: e.QuorumCertificate) -> None:
         if certificate.signatures and certificate.height >= self._final[0]:
+            self._step.news = True
             # There is no second one for this epoch and height (invariant I1).
             self._certificates.setdefault(order(certificate), certificate)
 
@@ -533,6 +540,7 @@ class Consensus:
             return
         attested = self._votes.epoch, self._votes.attested[0]
         self._guard_key(message, forgotten=place > attested)
+        self._step.news = True
         said[place] = message
         for request in self._requests.get(message.public_key, {}).values():
             self._accuse_hiding(request, (message.epoch, message.height - 1))
@@ -661,6 +669,7 @@ class Consensus:
             entered=requests,
         )
         self._find_branch()
+        self._step.news = True
         self._step.persist = True
         self._step.started_epoch = epoch
 
@@ -756,17 +765,19 @@ class Consensus:
 
     def _advance(self) -> Effects:
         """Draw every conclusion from what is known now."""
-        progress = True
+        step = self._step
+        progress = step.news
         while progress and self._ended is None:
             self._close()
             self._finalise()
             progress = self._attest()
-        step = self._step
+        if step.news:
+            self._missing = self._find_missing()
         return Effects(
             votes=self._votes if step.persist else None,
             messages=tuple(step.messages),
             finalised=tuple(step.finalised),
             contradictions=tuple(step.contradictions),
-            missing=self._find_missing(),
+            missing=self._missing,
             started_epoch=step.started_epoch,
         )

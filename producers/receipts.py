@@ -13,14 +13,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from adapters.kafka import KafkaUnavailableError
 from adapters.ledger import ReadBlock, follow_log
 from adapters.log_client import LogUnavailableError, NotFinalYetError, fetch_receipt
 from adapters.schema_registry import SchemaRegistry
 from adapters.settings import Settings
 from protocol.admission import AdmissionState, evolve, make_policy
 from protocol.envelope import compute_origin
-from protocol.log import LogError
 from schemas import codec
 from schemas.events import UpdateDeclined, UpdateSubmitted
 
@@ -67,8 +65,8 @@ class ReceiptKeeper:
         while not should_stop():
             try:
                 self._follow(should_stop)
-            except (KafkaUnavailableError, LogError) as error:
-                log.warning("receipts wait: %s", error)
+            except Exception as error:  # noqa: BLE001  # a thread that ends, ends unseen
+                log.warning("receipts wait: %r", error)
                 time.sleep(START_AGAIN_AFTER_S)
 
     def _follow(self, should_stop: Callable[[], bool]) -> None:

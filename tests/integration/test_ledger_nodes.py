@@ -13,15 +13,11 @@ from adapters.log_client import LogClient
 from adapters.vote_log import create_identity
 from cli.node import node_directory
 from ledger.checkpoint import parse_checkpoint
-from ledger.finality import FinalityProof, verify_finality
-from ledger.attestations import START, NodeSet, compute_chain_id
-from ledger.merkle import leaf_hash
 from ledger.note import parse_note
 from ledger.policy import parse_policy
 from ledger.tiles import tree_from_tiles
-from ledger.witness import format_request
-from schemas import codec, topics
 from schemas import events as e
+from schemas import topics
 from tests.integration.harness import Federation, Puppet, World, wait_until
 
 NAME = "nodes"
@@ -107,9 +103,7 @@ def nodes(world: World):
     members = tuple(
         e.LedgerNode(
             name=name,
-            public_key=create_identity(
-                node_directory(world.settings, name)
-            ).public_key,
+            public_key=create_identity(node_directory(world.settings, name)).public_key,
             url=url,
         )
         for name, url in urls.items()

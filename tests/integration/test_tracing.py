@@ -85,7 +85,10 @@ def test_every_record_of_the_round_is_in_its_trace(
         AggregatePublished=1,
         ModelExported=1,
         ModelVersionRegistered=1,
+        # One each for contributing, and more if the model is the best so far.
+        BalanceChanged=counted["BalanceChanged"],
     )
+    assert counted["BalanceChanged"] >= len(AGENTS)
 
 
 def test_every_block_and_checkpoint_carries_the_trace_of_its_leaves(

@@ -1,18 +1,31 @@
 """No byte of a log can change unnoticed: this is what the audit promises."""
 
+import contextlib
 import hashlib
+import io
+import tarfile
 from dataclasses import replace
 from functools import cache
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from adapters.kafka import Record, make_headers
-from consumers.audit import audit_log
+from consumers import audit_parallel
+from consumers.audit import audit_log, run_audit
+from consumers.audit_bundle import (
+    Bundle,
+    BundleError,
+    BundleWriter,
+    decode_record,
+    encode_record,
+)
+from consumers.audit_parallel import Helpers
 from protocol.envelope import sign_event
 from schemas import codec, topics
 from schemas import events as e
+from tests.attesting import Nodes
 from tests.builders import BlobDict, build_log, frame, make_key, unframe
 
 PARTS = ("key", "value", "moot-signature", "moot-event-id", "traceparent")
@@ -37,7 +50,25 @@ def blobs_that_count():
     return tuple(seen)
 
 
-def audit(*, records=None, checkpoints=None, fetch=None, log=None):
+@cache
+def the_attestations():
+    """Return what ledger nodes said of the log: every kind of record is there."""
+    nodes = Nodes(the_log())
+    nodes.attest_all()
+    for name in ("node0", "node1", "node2"):
+        nodes.request(1, name, 1, nodes.certify(nodes.blocks[-1]))
+    return tuple(nodes.records)
+
+
+def audit(
+    *,
+    records=None,
+    checkpoints=None,
+    attestations=None,
+    fetch=None,
+    log=None,
+    **options,
+):
     log = log or the_log()
     return audit_log(
         log.records if records is None else records,
@@ -45,6 +76,8 @@ def audit(*, records=None, checkpoints=None, fetch=None, log=None):
         unframe=unframe,
         fetch_blob=fetch or log.blobs.fetch,
         checkpoints=log.checkpoints if checkpoints is None else checkpoints,
+        attestations=attestations,
+        **options,
     )
 
 
@@ -99,6 +132,41 @@ def test_no_bit_of_a_checkpoint_can_change_unnoticed(number, part, place, bit):
     report = audit(checkpoints=checkpoints)
     assert not report.is_sound
     assert is_about(report, topics.CHECKPOINTS, checkpoints[number], None)
+
+
+@given(indexes, st.sampled_from(PARTS[:-1]), indexes, bits)
+@settings(deadline=None, max_examples=150)
+def test_no_bit_of_an_attestation_can_change_unnoticed(number, part, place, bit):
+    """But those of its trace context, which nothing else knows."""
+    records = [*the_attestations()]
+    number %= len(records)
+    records[number] = flip_record(records[number], part, place, bit)
+    report = audit(attestations=records, fetch=no_blobs)
+    assert not report.is_sound
+    assert is_about(report, topics.ATTESTATIONS, records[number], None)
+
+
+@pytest.mark.parametrize(
+    "kind", [e.BlockAttested, e.EpochRequested, e.CheckpointCosigned]
+)
+def test_no_byte_of_an_attestation_can_change_unnoticed(kind):
+    """Not a sample: every byte of one record of each kind."""
+    record = next(
+        r for r in the_attestations() if type(codec.decode(unframe(r.value))) is kind
+    )
+    for part in PARTS[:-1]:
+        data = {"key": record.key, "value": record.value}.get(part) or record.header(
+            part
+        )
+        for place in range(len(data)):
+            changed = flip_record(record, part, place, 0)
+            report = audit(attestations=[changed], fetch=no_blobs)
+            assert not report.is_sound, (part, place)
+    assert audit(attestations=[record], fetch=no_blobs).is_sound
+
+
+def no_blobs(ref, *, max_size_bytes):
+    return the_log().blobs.fetch(ref, max_size_bytes=max_size_bytes)
 
 
 @given(indexes, indexes, bits)
@@ -232,6 +300,242 @@ def bend_value(value):
     raise AssertionError(value)
 
 
+# Many processes
+
+
+@pytest.fixture(scope="module")
+def helpers():
+    helpers = Helpers(1)
+    yield helpers
+    helpers.close()
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["records", "checkpoints", "attestations"]),
+            indexes,
+            st.sampled_from(PARTS[:-1]),
+            indexes,
+            bits,
+        ),
+        max_size=3,
+    ),
+    st.integers(1, 70),
+)
+@settings(
+    deadline=None,
+    max_examples=40,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+def test_the_report_is_the_same_for_any_number_of_processes(helpers, flips, chunk):
+    streams = streams_with(flips)
+    alone = audit(**streams)
+    audit_parallel.MAX_CHUNK_RECORDS = chunk
+    try:
+        together = run_audit(
+            streams["records"],
+            federation_id="clinics",
+            unframe=unframe,
+            fetch_blob=the_log().blobs.fetch,
+            checkpoints=streams["checkpoints"],
+            attestations=streams["attestations"],
+            helpers=helpers,
+        ).report
+    finally:
+        audit_parallel.MAX_CHUNK_RECORDS = 64
+    assert together == alone
+    assert alone.is_sound is (not flips)
+
+
+@given(
+    st.lists(st.tuples(st.booleans(), st.sampled_from(["ada", "bea"])), max_size=8),
+    st.integers(1, 9),
+)
+@settings(
+    deadline=None,
+    max_examples=15,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+def test_no_forged_leaf_passes_with_helpers(helpers, leaves, chunk):
+    """The sequencer admits what nobody signed, anywhere in its blocks."""
+    log = the_log().copy()
+    events = []
+    for number, (is_forged, agent) in enumerate(leaves):
+        event = e.UpdateDeclined(
+            federation_id="clinics",
+            round=1,
+            agent_id=agent,
+            reason="TRAINING_FAILED",
+            detail=str(number),
+        )
+        key = make_key("mallory" if is_forged else agent)
+        events.append((log.make_leaf(event, key), event))
+    for pair in (events[:3], events[3:]):
+        if pair:
+            log.append(pair, is_followed=False)
+    audit_parallel.MAX_CHUNK_RECORDS = chunk
+    try:
+        report = run_audit(
+            log.records,
+            federation_id="clinics",
+            unframe=unframe,
+            checkpoints=log.checkpoints,
+            helpers=helpers,
+        ).report
+    finally:
+        audit_parallel.MAX_CHUNK_RECORDS = 64
+    wrong = [finding.place.leaf_index for finding in report.findings]
+    first = len(log.leaves)
+    assert wrong == [first + i for i, (is_forged, _) in enumerate(leaves) if is_forged]
+
+
+def streams_with(flips):
+    streams = {
+        "records": [*the_log().records],
+        "checkpoints": [*the_log().checkpoints],
+        "attestations": [*the_attestations()],
+    }
+    changed = set()
+    for name, number, part, place, bit in flips:
+        number %= len(streams[name])  # noqa: PLW2901  # into its range
+        if (name, number) not in changed:  # a second flip could undo the first
+            changed.add((name, number))
+            record = streams[name][number]
+            streams[name][number] = flip_record(record, part, place, bit)
+    return streams
+
+
+# Bundles
+
+
+@cache
+def the_bundle(folder):
+    path = folder / "whole.tar"
+    with BundleWriter(path) as writer:
+        log = the_log()
+        report = audit_log(
+            writer.records(topics.LEDGER, log.records),
+            federation_id="clinics",
+            unframe=writer.unframe(unframe),
+            fetch_blob=writer.fetch(log.blobs.fetch),
+            checkpoints=writer.records(topics.CHECKPOINTS, log.checkpoints),
+            attestations=writer.records(topics.ATTESTATIONS, the_attestations()),
+        )
+        assert report.is_sound
+        writer.write("clinics", b"{}", policy=None, settled_offset=None)
+    return path.read_bytes(), report
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("bundles")
+
+
+def audit_bundle(path):
+    with Bundle(path) as bundle:
+        return audit_log(
+            bundle.records(topics.LEDGER),
+            federation_id=bundle.manifest.federation_id,
+            unframe=bundle.unframe,
+            fetch_blob=bundle.fetch if bundle.manifest.has_blobs else None,
+            checkpoints=bundle.records(topics.CHECKPOINTS),
+            attestations=bundle.records(topics.ATTESTATIONS),
+            settled_offset=bundle.manifest.settled_offset,
+        )
+
+
+def free_parts(data):
+    """Return where a bundle holds what its audit does not look at.
+
+    The texts for people; and traceparent values of attestations.
+    """
+    free = []
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        for member in tar.getmembers():
+            if member.name in {"README.txt", "report.json", "policy.txt"}:
+                free.append((member.offset_data, member.offset_data + member.size))
+            elif member.name.startswith("blobs/"):
+                digest = bytes.fromhex(member.name[6:])
+                if digest not in blobs_that_count():
+                    free.append((member.offset_data, member.offset_data + member.size))
+    return free
+
+
+@given(indexes, indexes, bits)
+@settings(
+    deadline=None,
+    max_examples=120,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+def test_no_bit_of_a_bundle_can_change_unnoticed(folder, block, place, bit):
+    data, _ = the_bundle(folder)
+    # Blocks of 512 bytes alike, so that tar headers get their share.
+    position = (block % (len(data) // 512)) * 512 + place % 512
+    if any(start <= position < end for start, end in free_parts(data)):
+        return
+    path = folder / "flipped.tar"
+    path.write_bytes(flip_at(data, position, bit))
+    try:
+        report = audit_bundle(path)
+    except BundleError:
+        return
+    assert not report.is_sound, position
+
+
+def flip_at(data, place, bit):
+    return data[:place] + bytes([data[place] ^ (1 << bit)]) + data[place + 1 :]
+
+
+def test_every_byte_of_a_bundles_frame_counts(folder):
+    """Not a sample: manifest, tar headers and the first records, byte for byte."""
+    data, whole = the_bundle(folder)
+    path = folder / "flipped.tar"
+    free = free_parts(data)
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        members = tar.getmembers()
+    places = [
+        *(place for m in members[:6] for place in range(m.offset, m.offset_data, 7)),
+        *range(members[1].offset_data, members[1].offset_data + members[1].size, 5),
+        *(m.offset_data + i for m in members[3:6] for i in range(40)),
+    ]
+    for place in places:
+        if any(start <= place < end for start, end in free):
+            continue
+        path.write_bytes(flip_at(data, place, 0))
+        try:
+            report = audit_bundle(path)
+        except BundleError:
+            continue
+        # A digit of the manifest may change without changing anything.
+        assert not report.is_sound or report == whole, place
+
+
+@given(st.binary(max_size=300), st.integers(0, 40))
+@settings(deadline=None, max_examples=60)
+def test_garbage_is_no_record_and_never_another_error(garbage, cut):
+    record = the_log().records[0]
+    for data in (garbage, encode_record(record)[4 : 4 + cut] + garbage):
+        with contextlib.suppress(BundleError):
+            decoded = decode_record(topics.LEDGER, data)
+            assert encode_record(decoded)[4:] == data
+
+
+@given(st.binary(max_size=2_000))
+@settings(
+    deadline=None,
+    max_examples=60,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+def test_garbage_is_no_bundle_and_never_another_error(folder, garbage):
+    path = folder / "garbage.tar"
+    data, _ = the_bundle(folder)
+    for content in (garbage, data[:1_536] + garbage, data[:-1_024] + garbage):
+        path.write_bytes(content)
+        with contextlib.suppress(BundleError):
+            audit_bundle(path)
+
+
 # Garbage
 
 
@@ -256,8 +560,8 @@ def record_of(value, *, key=b"clinics", signer="SEQUENCER"):
 def test_garbage_is_a_finding_and_never_an_error(garbage, place):
     log = the_log()
     ledger_prefix = log.records[0].value[:5]
-    for topic in ("records", "checkpoints"):
-        records = [*getattr(log, topic)]
+    for topic in ("records", "checkpoints", "attestations"):
+        records = [*getattr(log, topic, the_attestations())]
         for data, is_framed in garbage:
             value = (ledger_prefix if is_framed else b"") + data
             records.insert(place, record_of(value))

@@ -111,18 +111,26 @@ class Model:
             return a | b | c
         return a & b | a & c | b & c
 
-    def _conflict(self, mask: int) -> bool:
-        """Return whether two final blocks exclude each other."""
+    def _finals(self, mask: int) -> frozenset[int]:
         final = set()
         for place in self.places(mask):
             epoch, block = self.rank[place][0], self.block_of[place]
+            parent = (block - 1) // 2
             if self.rules is Rules.ONE_ROUND:
                 final.add(block)
-            elif block > 2 and mask >> self.place(epoch, (block - 1) // 2) & 1:
-                final.add((block - 1) // 2)
+            elif parent and mask >> self.place(epoch, parent) & 1:
+                final.add(parent)
+        return frozenset(final)
+
+    def is_final(self, mask: int, block: int) -> bool:
+        """Return whether a block is final, by itself or by one that comes after it."""
+        return any(self.descends(final, block) for final in self._finals(mask))
+
+    def _conflict(self, mask: int) -> bool:
+        """Return whether two final blocks exclude each other."""
         return any(
             not self.descends(max(pair), min(pair))
-            for pair in itertools.combinations(final, 2)
+            for pair in itertools.combinations(self._finals(mask), 2)
         )
 
     def _parents(self, node: Node, epoch: int, base: int, certified: int) -> set[int]:

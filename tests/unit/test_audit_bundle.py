@@ -26,7 +26,6 @@ from consumers.audit_bundle import (
 )
 from consumers.audit_report import FindingCode
 from ledger.policy import parse_policy
-from schemas import events as e
 from schemas import topics
 from tests.attesting import Nodes
 from tests.builders import build_log, make_key, unframe
@@ -441,4 +440,3 @@ def test_a_bundle_that_cannot_be_written_is_said(log, attestations, tmp_path):
     (tmp_path / "b.tar").mkdir()
     with pytest.raises(BundleError, match="cannot write"):
         write(tmp_path / "b.tar", log, attestations)
-    assert e.BlobRef

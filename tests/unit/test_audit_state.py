@@ -106,8 +106,11 @@ def test_two_halves_find_what_the_whole_finds(log, attestations, whole, height):
 
 def test_block_by_block_finds_what_the_whole_finds(log, attestations, whole):
     state = None
-    for height in range(len(log.records)):
-        ends = (height + 1, height + 1, attestations_of(attestations, height))
+    last = len(log.records) - 1
+    for height in range(last + 1):
+        # Closing children are higher than the last block of their era.
+        said = attestations_of(attestations, height) if height < last else None
+        ends = (height + 1, height + 1, said)
         audited = audit(log, attestations, start=state, ends=ends)
         assert audited.report.is_sound, audited.report.findings
         state = audited.state
@@ -183,8 +186,9 @@ def test_a_topic_that_was_rewritten_or_cut_ends_the_audit(
         finding = next(f for f in audited.report.findings if f.code == code)
         assert finding.place.topic == topic
         assert finding.place.offset == position.offset
-        root = half.report.tree_root
-        assert root in finding.expected
+        assert position.digest.hex() in finding.expected
+        if topic == topics.LEDGER:
+            assert half.report.tree_root in finding.expected
         # What was known stays known.
         assert audited.state == half.state
 

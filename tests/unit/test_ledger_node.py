@@ -1,21 +1,29 @@
 """Ledger nodes on an in-memory bus, with the real stores and the real log."""
 
 import shutil
+import sqlite3
 from contextlib import suppress
 from dataclasses import replace
 
 import pytest
 
-from adapters.block_store import BlockStore
+from adapters.block_store import BlockStore, BlockStoreError
 from adapters.schema_registry import FramingError
-from adapters.tile_store import TileStore
-from adapters.vote_log import KEY_FILE, VOTES_FILE, VoteLog
-from adapters.vote_log import _UNBOUND, _write as write_votes
-from consumers.ledger_node import PATIENCE_S, LedgerNode
+from adapters.tile_store import TileStore, TileStoreError
+from adapters.vote_log import (
+    _UNBOUND,
+    KEY_FILE,
+    VOTES_FILE,
+    VoteLog,
+    VoteLogError,
+)
+from adapters.vote_log import _write as write_votes
+from consumers.ledger_node import LedgerNode
 from consumers.node_feed import AlertCode
-from ledger.attestations import sign_attestation
+from ledger.attestations import InvalidMessageError, sign_attestation
 from ledger.checkpoint import Checkpoint, parse_checkpoint, sign_checkpoint
 from ledger.equivocation import Offence, identify_contradiction
+from ledger.finality import FinalityProof
 from ledger.note import InvalidNoteError, parse_note
 from ledger.witness import Refusal, format_request
 from protocol.admission import make_policy
@@ -130,11 +138,16 @@ class Bus:
                     self.said.append((member.name, event))
                     busy = True
                     for other in self.members.values():
-                        if other is not member and not {member.name, other.name} & self.cut:
+                        if (
+                            other is not member
+                            and not {member.name, other.name} & self.cut
+                        ):
                             if not isinstance(event, e.EquivocationProven):
                                 # A cosignature of the era before is no use any more.
                                 with suppress(InvalidNoteError):
-                                    other.node.receive(codec.decode(codec.encode(event)))
+                                    other.node.receive(
+                                        codec.decode(codec.encode(event))
+                                    )
             for member in self.members.values():
                 busy |= self.fetch(member)
 
@@ -274,7 +287,7 @@ def test_patience_doubles_and_is_reset_by_progress(bus):
 # Restart
 
 
-@pytest.mark.parametrize("num_blocks", [1, 3, 6])
+@pytest.mark.parametrize("num_blocks", [7, 20])
 def test_a_node_that_restarts_goes_on_and_says_the_same(tmp_path, num_blocks):
     log = build_log()
     bus = Bus(tmp_path, log, (*NAMES, "node4"))
@@ -470,3 +483,227 @@ def test_two_trees_of_one_size_are_evidence(bus):
         contradiction = identify_contradiction(item)
         assert contradiction.offence is Offence.TWO_TREES
         assert contradiction.public_key == make_key("SEQUENCER").public_key
+
+
+# The witness protocol
+
+
+def signed(log, number=-1):
+    """Return a checkpoint of the log: its size and the note."""
+    event = codec.decode(unframe(log.checkpoints[number].value))
+    note = event.checkpoint.encode()
+    return parse_checkpoint(parse_note(note).text).size, note
+
+
+def ask(node, old, note, proof=()):
+    answer = node.add_checkpoint(format_request(old, proof, note))
+    return answer.status if isinstance(answer, Refusal) else answer
+
+
+def test_a_witness_cosigns_what_is_final_and_nothing_else(tmp_path):
+    bus = Bus(tmp_path, short_log())
+    final_at = last_height(bus.log) - 1
+    # Nobody showed them the checkpoints yet.
+    bus.show(checkpoints=[])
+    bus.settle()
+    node = bus["node0"].node
+    assert node.tree.final_height == final_at
+    size, note = signed(bus.log, final_at)
+    last_size, last_note = signed(bus.log)
+    assert ask(node, 0, last_note) == 503  # certified, not final
+    assert ask(node, size, note) == 409
+    # One at a time: each final checkpoint is cosigned, in order.
+    assert ask(node, 0, note) == 503
+    for height in range(final_at):
+        node.receive(codec.decode(unframe(bus.log.checkpoints[height].value)))
+    cosigned = node.consensus.votes.cosigned_size
+    proof = node.tiles.consistency_proof(cosigned, size)
+    assert cosigned < size or not proof
+    line = ask(node, cosigned, note, proof if cosigned < size else ())
+    assert line.startswith("— node0 ".encode())
+    assert node.consensus.votes.cosigned_size == size
+    assert note + line == node.last_cosigned
+    # Again is no harm.
+    assert ask(node, size, note) == line
+    proof = ()
+    assert ask(node, size, last_note, proof) in {422, 503}
+
+
+def test_a_witness_is_strict(bus):
+    bus.run()
+    node = bus["node0"].node
+    size, note = signed(bus.log)
+    cosigned = node.consensus.votes.cosigned_size
+    assert node.add_checkpoint(b"old x\n\n" + note).status == 400
+    assert ask(node, size + 1, note) == 400
+    forged = sign_checkpoint(
+        Checkpoint("folkmoot/clinics", size, bytes(32)), make_key("mallory")
+    )
+    assert ask(node, cosigned, forged) == 403
+    other = sign_checkpoint(
+        Checkpoint("folkmoot/others", size, bytes(32)), make_key("SEQUENCER")
+    )
+    assert ask(node, cosigned, other) == 404
+    assert ask(node, cosigned, two_trees(bus.log).checkpoint.encode()) == 422
+
+
+def test_a_missing_checkpoint_does_not_end_all_cosigning(tmp_path):
+    bus = Bus(tmp_path, short_log())
+    bus.show(checkpoints=bus.log.checkpoints[:1] + bus.log.checkpoints[2:])
+    bus.settle()
+    sizes = {signed(bus.log, n)[0] for n in range(last_height(bus.log))}
+    missing = signed(bus.log, 1)[0]
+
+    def cosigned():
+        notes = [x.checkpoint.encode() for x in bus.sent(e.CheckpointCosigned, "node0")]
+        return {parse_checkpoint(parse_note(note).text).size for note in notes}
+
+    bus.wait(5)
+    assert cosigned() == {signed(bus.log, 0)[0]}
+    bus.wait(10)
+    assert cosigned() == sizes - {missing}
+    assert bus["node0"].checkpoint.size == max(sizes)
+
+
+# Eras
+
+
+def test_a_node_that_was_cut_off_while_the_nodes_changed_catches_up(tmp_path):
+    log = build_log()
+    bus = Bus(tmp_path, log, (*NAMES, "node4"))
+    bus.cut = {"node1"}
+    bus.run()
+    height = bus["node0"].final_height
+    assert height == last_height(log) - 1
+    bus.cut = set()
+    late = bus["node1"].node
+    blocks = bus["node0"].blocks
+    late.add_proof(FinalityProof.from_bytes(blocks.last_proof(0)))
+    bus.settle()
+    assert late.tree.final_height == height
+    assert late.nodes.era == 1
+    assert late.signs
+    bus.show(checkpoints=log.checkpoints, records=[])
+    bus.settle()
+    assert bus["node1"].checkpoint.size == bus["node0"].checkpoint.size
+
+
+def test_what_was_said_of_an_era_before_it_began_here_is_kept(tmp_path):
+    log = build_log()
+    bus = Bus(tmp_path, log, (*NAMES, "node4"))
+    bus.run()
+    observer = bus.add("log", has_identity=False)
+    for _, event in bus.said:  # all of it before the first block
+        if not isinstance(event, e.EquivocationProven):
+            with suppress(InvalidNoteError):
+                observer.node.receive(event)
+    bus.show(observer)
+    assert observer.final_height == last_height(log) - 1
+    assert observer.checkpoint.size == bus["node0"].checkpoint.size
+
+
+# Founders, foreigners and strangers
+
+
+def test_a_federation_of_another_founder_is_not_looked_at(tmp_path):
+    log = short_log()
+    mallory = make_key("mallory").public_key
+    member = Member(tmp_path, "node0", log, operator_key=mallory)
+    bus = Bus(tmp_path / "others", log, ())
+    for record in log.records:
+        show_block(member, record)
+    assert member.node.tree.height == -1
+    assert member.node.alerts.codes() == {AlertCode.OTHER_GENESIS}
+    trusted = Member(
+        tmp_path, "node1", log, operator_key=make_key("OPERATOR").public_key
+    )
+    bus.show(trusted)
+    assert trusted.node.tree.height == last_height(log)
+
+
+def test_what_the_sequencer_did_not_sign_is_passed_over(bus):
+    record = bus.log.records[0]
+    node = bus["node0"].node
+    node.add_block(unframe(record.value), bytes(64))
+    node.add_block(b"not a block", record.header(SIGNATURE_HEADER))
+    assert node.tree.height == -1
+    bus.run()
+    node.add_block(unframe(bus.log.records[-1].value), bytes(64))
+    assert not node.alerts.all()
+
+
+def test_blocks_may_come_in_any_order(bus):
+    bus.show(records=[bus.log.records[0], *reversed(bus.log.records[1:])])
+    bus.settle()
+    assert bus.heights() == {last_height(bus.log) - 1}
+
+
+def test_a_message_of_another_federation_or_kind_is_refused(bus):
+    bus.run()
+    node = bus["node0"].node
+    message = bus.sent(e.BlockAttested)[0]
+    with pytest.raises(InvalidMessageError, match="federation"):
+        node.receive(replace(message, federation_id="others"))
+    with pytest.raises(InvalidMessageError, match="nobody tells"):
+        node.receive(bus.log.leaves[0])
+    with pytest.raises(InvalidMessageError):
+        node.receive(replace(message, height=message.height + 1))
+    before = node.feed.last
+    node.receive(message)
+    assert node.feed.last == before
+
+
+def test_the_votes_of_another_log_stop_the_node(tmp_path):
+    log, other = short_log(), short_log(reward_rule=e.RewardRule())
+    member = Member(tmp_path, "node0", log)
+    show_block(member, log.records[0])
+    member.stop()
+    shutil.move(member.directory / "blocks.sqlite", tmp_path / "away")
+    member.start()
+    with pytest.raises(VoteLogError, match="VOTE_LOG_OTHER_CHAIN"):
+        show_block(member, other.records[0])
+
+
+def test_a_node_that_lost_its_blocks_signs_nothing_twice(bus):
+    bus.run()
+    said = bus.sent(e.BlockAttested, "node0")
+    member = bus["node0"]
+    member.stop()
+    (member.directory / "blocks.sqlite").unlink()
+    shutil.rmtree(member.directory / "tiles")
+    bus.said.clear()
+    member.start()
+    bus.log.request_finality()
+    bus.run()
+    proof = bus["node1"].blocks.last_proof()
+    member.node.add_proof(FinalityProof.from_bytes(proof))
+    again = bus.sent(e.BlockAttested, "node0")
+    assert member.final_height == last_height(bus.log) - 1
+    assert {m.height for m in again} == {last_height(bus.log), *{said[-1].height}}
+    assert said[-1] in again
+
+
+def test_a_store_that_was_altered_is_refused(bus):
+    bus.run()
+    member = bus["node0"]
+    member.stop()
+    other = bus["node1"].blocks
+    block = other.final_block(1)
+    path = member.directory / "blocks.sqlite"
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE blocks SET data = ? WHERE height = 0", (block.data,))
+    connection.close()
+    with pytest.raises(BlockStoreError, match="does not follow"):
+        member.start()
+
+
+def test_tiles_of_another_log_are_refused(bus):
+    bus.run()
+    member = bus["node0"]
+    member.stop()
+    shutil.rmtree(member.directory / "tiles")
+    other = Member(bus.directory, "log", build_log(ledger_nodes=()), has_identity=False)
+    Bus(bus.directory / "x", build_log(ledger_nodes=()), ()).show(other)
+    shutil.copytree(other.directory / "tiles", member.directory / "tiles")
+    with pytest.raises(TileStoreError, match="another log"):
+        member.start()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -462,7 +462,7 @@ def test_what_is_no_cosigned_checkpoint_is_passed_over(
     timer._registry._remember_unknown(b"\x00\x00\x00\xff\xff")
     base = cosigned(good)
     junk = [
-        Record(topic=base.topic, partition=0, offset=n, key=b"clinics", value=value)
+        replace(base, offset=n, value=value)
         for n, value in enumerate(
             (None, b"", b"x" * 10, b"\x00\x00\x00\xff\xff", (base.value or b"")[:-1])
         )

@@ -146,7 +146,7 @@ def test_a_header_is_216_bytes_and_its_id_their_hash():
         + NODES.hash
     )
     assert len(data) == 216
-    assert SECOND.id == hashlib.sha256(b"folkmoot-block/v1\n" + data).digest()
+    assert SECOND.id == hashlib.sha256(b"folkmoot-header/v1\n" + data).digest()
     reader = ByteReader(data)
     assert Header.read(reader) == SECOND
     reader.finish()

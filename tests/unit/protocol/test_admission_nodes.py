@@ -603,9 +603,7 @@ def test_the_policy_says_where_the_nodes_are() -> None:
     log.found()
     state = log.state.admission
     [nodes] = state.node_sets
-    moved = NodeSet(
-        0, nodes.chain_id, tuple(replace(n, url=url) for n in nodes.nodes)
-    )
+    moved = NodeSet(0, nodes.chain_id, tuple(replace(n, url=url) for n in nodes.nodes))
     policy = make_policy(replace(state, node_sets=(moved,)))
     assert {witness.url for witness in policy.witnesses} == {url}
 
@@ -657,5 +655,3 @@ def test_sizes_on_the_log_only_grow() -> None:
     ]
     assert len(sizes) >= 2
     assert all(a < b for a, b in pairwise(sizes))
-
-

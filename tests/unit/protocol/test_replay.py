@@ -121,9 +121,7 @@ def _future_block(log: LogBuilder) -> None:
 
 def _future_update(log: LogBuilder) -> None:
     check = e.UpdateCheck(leaf_index=10**6, reason="", detail="")
-    event = e.UpdatesChecked(
-        federation_id=log.federation_id, round=1, results=(check,)
-    )
+    event = e.UpdatesChecked(federation_id=log.federation_id, round=1, results=(check,))
     log.say(event, make_key("AGGREGATOR"))
 
 

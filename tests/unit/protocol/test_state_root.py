@@ -53,9 +53,7 @@ STATE = ReplayState(
         recent_ids=(frozenset({b"\x07" * 32}),),
         node_sets=(NODES,),
         finalised_size=30,
-        proven=frozenset(
-            {Contradiction(b"\x08" * 32, Offence.TWO_BLOCKS, 0, 1, 12)}
-        ),
+        proven=frozenset({Contradiction(b"\x08" * 32, Offence.TWO_BLOCKS, 0, 1, 12)}),
     ),
     rounds=RoundsState(
         config=CONFIG,

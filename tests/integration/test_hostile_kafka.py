@@ -1,0 +1,334 @@
+"""Whoever operates Kafka turns against the ledger, and holds the log's key as well.
+
+Four ledger nodes have made blocks final. Then, on the real broker and one after the
+other: a node that never ran is served another order, old blocks come again, records
+are deleted, the topic is dropped and made anew, and a rewritten log with good hashes
+and good signatures is put in its place. The nodes must notice each, and what is final
+must stay what it was. `-s` prints how long each took to be seen.
+"""
+
+import json
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from confluent_kafka import Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
+
+from adapters.kafka import create_topics, make_headers
+from adapters.keys import key_path, load_or_create_key
+from adapters.log_client import LogClient
+from adapters.vote_log import create_identity
+from cli.node import node_directory
+from cli.processes import find_free_ports
+from cli.stack import LocalStack
+from consumers.node_feed import AlertCode
+from ledger.blocks import Chain, plan_block
+from ledger.checkpoint import (
+    Checkpoint,
+    parse_checkpoint,
+    sign_checkpoint,
+)
+from ledger.note import parse_note
+from ledger.signing import SigningKey
+from protocol.envelope import compute_origin
+from schemas import codec, topics
+from schemas import events as e
+from tests.integration.harness import (
+    Federation,
+    Puppet,
+    Services,
+    World,
+    make_settings,
+    run_world,
+    wait_until,
+)
+
+NAME = "victim"
+ORIGIN = compute_origin(NAME)
+NODES = ("ash", "beech", "cherry", "dune")
+LATE = "dune"
+"""The node that never ran before it is served another order."""
+SEEN_WITHIN_S = 30.0
+
+
+@dataclass
+class Siege:
+    world: World
+    federation: Federation
+    urls: dict[str, str]
+    log_key: SigningKey
+    true_blocks: list[e.BlockSequenced] = field(default_factory=list)
+    heads: dict[str, Checkpoint] = field(default_factory=dict)
+    took_s: dict[str, float] = field(default_factory=dict)
+
+    def start(self, name: str, services: Services | None = None) -> None:
+        (services or self.world.services).start(
+            name, "serve", "ledger-node", "--federation", NAME, "--name", name,
+            "--port", self.urls[name].rpartition(":")[2],
+            "--operator-key", self.world.operator_key.public_key.hex(),
+        )  # fmt: skip
+
+    def status(self, name: str) -> dict[str, Any]:
+        try:
+            with urllib.request.urlopen(f"{self.urls[name]}/status", timeout=5) as got:
+                found: dict[str, Any] = json.loads(got.read())
+        except OSError:
+            return {"final_height": -1, "alerts": []}
+        return found
+
+    def alerts(self, name: str) -> set[str]:
+        return {alert["code"] for alert in self.status(name)["alerts"]}
+
+    def await_alert(self, attack: str, name: str, *codes: AlertCode) -> None:
+        """Wait until a node raises one of these, and note how long it took."""
+        began = time.monotonic()
+        wait_until(
+            lambda: self.alerts(name) & {str(code) for code in codes},
+            f"{name} notices {attack}: {self.alerts(name)}",
+            SEEN_WITHIN_S,
+        )
+        self.took_s[attack] = time.monotonic() - began
+        print(f"{attack}: {name}, {self.took_s[attack]:.1f} s")
+
+    def await_final(self, height: int, *names: str) -> None:
+        wait_until(
+            lambda: min(self.status(n)["final_height"] for n in names) >= height,
+            f"block {height} is final",
+            60,
+        )
+
+    def say(self) -> int:
+        """Put something on the log; returns the height of its block."""
+        puppet = Puppet(self.world, NAME, f"puppet-{time.monotonic_ns()}")
+        puppet.say(
+            e.AgentEnrolmentRequested(
+                federation_id=NAME,
+                agent_id=puppet.name,
+                public_key=puppet.key.public_key,
+                display_name="A puppet",
+            )
+        )
+        self.federation.wait(e.AgentEnrolmentRequested, agent_id=puppet.name)
+        return self.federation.blocks[-1].height
+
+    def final_heads(self) -> dict[str, Checkpoint]:
+        """Return each node's published checkpoint."""
+        return {
+            name: parse_checkpoint(parse_note(LogClient(url).fetch_checkpoint()).text)
+            for name, url in self.urls.items()
+        }
+
+    def blocks(self) -> list[e.BlockSequenced]:
+        return [
+            self.world.decode(record)
+            for record in self.world.records(topics.LEDGER, NAME)
+        ]
+
+    def forge(
+        self, blocks: Sequence[e.BlockSequenced], leaves: Sequence[tuple[bytes, ...]]
+    ) -> list[e.BlockSequenced]:
+        """Return the blocks that the log's key could have made of other leaves."""
+        chain, forged = Chain(), []
+        for block, own in zip(blocks, leaves, strict=True):
+            plan = plan_block(chain, own, block.sequenced_at_ms)
+            made = replace(
+                block,
+                height=plan.header.height,
+                previous_block_hash=plan.header.previous_block_hash,
+                first_leaf_index=plan.header.first_leaf_index,
+                leaves=own,
+                tree_root=plan.header.tree_root,
+                traceparents=("",) * len(own),
+            )
+            forged.append(made)
+            chain = plan.seal(codec.encode(made))
+        return forged
+
+    def publish(
+        self, world: World, event: e.BlockSequenced | e.CheckpointSigned
+    ) -> None:
+        data, value = world.registry.frame(event)
+        world.produce(
+            topics.topic_of(event),
+            value,
+            key=NAME.encode(),
+            headers=make_headers(event, data, self.log_key, ""),
+        )
+
+
+@pytest.fixture(scope="module")
+def siege(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Siege]:
+    with run_world(tmp_path_factory.mktemp("siege")) as world:
+        ports = find_free_ports(len(NODES))
+        urls = {
+            name: f"http://127.0.0.1:{port}"
+            for name, port in zip(NODES, ports, strict=True)
+        }
+        members = tuple(
+            e.LedgerNode(
+                name=name,
+                public_key=create_identity(
+                    node_directory(world.settings, name)
+                ).public_key,
+                url=url,
+            )
+            for name, url in urls.items()
+        )
+        federation = world.found(NAME, ledger_nodes=members)
+        keys = world.settings.state_directory / "keys"
+        made = Siege(
+            world,
+            federation,
+            urls,
+            load_or_create_key(key_path(keys, "SEQUENCER")),
+        )
+        world.start_timer(NAME)
+        for name in NODES:
+            if name != LATE:
+                made.start(name)
+        federation.wait(e.FederationConfigured)
+        for _ in range(4):
+            height = made.say()
+        made.await_final(height, *(name for name in NODES if name != LATE))
+        yield made
+        world.services.stop(*NODES)
+
+
+def test_another_order_for_one_node_is_seen_and_healed(
+    siege: Siege, tmp_path: Path
+) -> None:
+    """A second Kafka has the same leaves in another order, signed with the log's key:
+    that node sees it, says nothing false, and gets the true blocks from its peers.
+    """
+    blocks = siege.blocks()
+    forged = siege.forge(blocks, _swap_two_applicants(blocks))
+    with LocalStack(tmp_path / "other") as other:
+        servers = other.endpoints.bootstrap_servers
+        create_topics(make_settings(other.endpoints, tmp_path / "state"))
+        raw = Producer({"bootstrap.servers": servers, "log_level": 2})
+        for block in forged:
+            siege.publish(replace(siege.world, raw=raw), block)
+        elsewhere = Services(
+            {**siege.world.environment, "MOOT_BOOTSTRAP_SERVERS": servers},
+            tmp_path / "logs",
+        )
+        siege.start(LATE, elsewhere)
+        siege.await_alert(
+            "another order for one node",
+            LATE,
+            AlertCode.FORK,
+            AlertCode.KAFKA_REWRITTEN,
+        )
+        # Its peers have the true blocks, and the certificates that make them final.
+        siege.await_final(len(blocks) - 2, LATE)
+        elsewhere.close()
+    siege.start(LATE)
+    siege.await_final(siege.say(), *NODES)
+    heads = siege.final_heads()
+    for head in heads.values():
+        assert {other.root for other in heads.values() if other.size == head.size} == {
+            head.root
+        }
+
+
+def _swap_two_applicants(
+    blocks: Sequence[e.BlockSequenced],
+) -> list[tuple[bytes, ...]]:
+    """Return the blocks' leaves, two events the other way round.
+
+    Where an event came from is the sequencer's word, so the forger keeps the order of
+    the sources.
+    """
+    leaves = [list(block.leaves) for block in blocks]
+    (one, first), (other, second) = [
+        (height, leaf)
+        for height, block in enumerate(blocks)
+        if len(block.leaves) == 1
+        for leaf in [codec.decode_as(e.Leaf, block.leaves[0])]
+        if isinstance(codec.decode(leaf.event), e.AgentEnrolmentRequested)
+    ][:2]
+    for height, place, said in ((one, first, second), (other, second, first)):
+        leaf = replace(place, event=said.event, signature=said.signature)
+        leaves[height] = [codec.encode(leaf)]
+    return [tuple(own) for own in leaves]
+
+
+def test_old_blocks_that_come_again_are_seen(siege: Siege) -> None:
+    siege.true_blocks = siege.blocks()
+    for record in siege.world.records(topics.LEDGER, NAME)[:3]:
+        siege.world.produce(
+            topics.LEDGER, record.value, key=record.key, headers=record.headers
+        )
+    siege.await_alert("old blocks again", "ash", AlertCode.KAFKA_REPLAYED)
+
+
+def test_deleted_records_are_seen(siege: Siege) -> None:
+    admin = _admin(siege)
+    (done,) = admin.delete_records([TopicPartition(topics.LEDGER, 0, 2)]).values()
+    done.result(30)
+    siege.await_alert("deleted records", "beech", AlertCode.KAFKA_TRUNCATED)
+
+
+def test_a_topic_made_anew_is_seen(siege: Siege) -> None:
+    siege.world.services.stop("sequencer", f"timer-{NAME}")
+    siege.heads = siege.final_heads()
+    admin = _admin(siege)
+    admin.delete_topics([topics.LEDGER])[topics.LEDGER].result(30)
+    wait_until(
+        lambda: topics.LEDGER not in admin.list_topics(timeout=10).topics, "it is gone"
+    )
+    create_topics(siege.world.settings)
+    siege.await_alert(
+        "topic made anew",
+        "cherry",
+        AlertCode.KAFKA_RECREATED,
+    )
+
+
+def test_a_rewritten_log_with_good_signatures_is_seen_and_changes_nothing(
+    siege: Siege,
+) -> None:
+    """One byte of one leaf, and everything after it computed and signed again."""
+    blocks = siege.true_blocks
+    leaves = [block.leaves for block in blocks]
+    changed = bytearray(leaves[1][0])
+    changed[-1] ^= 2  # its source offset
+    leaves[1] = (bytes(changed), *leaves[1][1:])
+    forged = siege.forge(blocks, leaves)
+    for block in forged:
+        siege.publish(siege.world, block)
+    siege.await_alert("rewritten with the log's key", "ash", AlertCode.KAFKA_REWRITTEN)
+    last = forged[-1]
+    size = last.first_leaf_index + len(last.leaves)
+    signed = e.CheckpointSigned(
+        federation_id=NAME,
+        height=last.height,
+        checkpoint=sign_checkpoint(
+            Checkpoint(ORIGIN, size, last.tree_root), siege.log_key
+        ).decode(),
+    )
+    siege.publish(siege.world, signed)
+    siege.await_alert(
+        "two checkpoints of one size",
+        "beech",
+        AlertCode.EQUIVOCATION,
+        AlertCode.CHECKPOINT_DIFFERS,
+    )
+    # What is final stays what it was, for every node, and is still served.
+    assert siege.final_heads() == siege.heads
+    report = siege.world.moot("audit", "--federation", NAME, "--no-blobs", "--json")
+    found = json.loads(report.stdout)
+    assert report.returncode == 1
+    assert not found["is_sound"]
+    codes = {finding["code"] for finding in found["findings"]}
+    assert "FINAL_BLOCK_DIFFERS" in codes, codes
+
+
+def _admin(siege: Siege) -> AdminClient:
+    servers = siege.world.settings.bootstrap_servers
+    return AdminClient({"bootstrap.servers": servers, "log_level": 2})
