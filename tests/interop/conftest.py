@@ -1,15 +1,17 @@
-"""The programs, once per session, and the one log that they all judge."""
+"""The programs, once per session, and the logs that they all judge."""
 
-import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.interop.programs import Programs, ensure_programs
-from tests.interop.publication import Publication, write_synthetic
+from tests.interop.publication import Publication, write_demo, write_synthetic
 
+DEMO_TIMEOUT_S = 600
 NUM_ENTRIES = 700  # two full tiles, a partial one, and one above them
 
 
@@ -18,15 +20,27 @@ def programs() -> Programs:
     return ensure_programs(lambda _service, what: print(what))
 
 
-@pytest.fixture(scope="session")
-def published(tmp_path_factory: pytest.TempPathFactory) -> Publication:
-    """The log under test: `$FOLKMOOT_PUBLICATION`, or a made-up one.
+@pytest.fixture(scope="session", params=["demo", "synthetic"])
+def published(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Publication:
+    """The log under test: that of a real demo, and a larger one that is made up.
 
     Nobody may change it; `forgery` gives copies.
     """
-    if directory := os.environ.get("FOLKMOOT_PUBLICATION"):
-        return Publication(Path(directory))
-    return write_synthetic(tmp_path_factory.mktemp("log") / "it", NUM_ENTRIES)
+    directory = tmp_path_factory.mktemp("log")
+    if request.param == "synthetic":
+        return write_synthetic(directory / "it", NUM_ENTRIES)
+    demo = directory / "demo"
+    subprocess.run(
+        [
+            sys.executable, "-m", "cli.main", "demo",
+            "--rounds", "1", "--directory", str(demo),
+        ],
+        check=True,
+        timeout=DEMO_TIMEOUT_S,
+    )  # fmt: skip
+    return write_demo(demo, directory / "it")
 
 
 @pytest.fixture

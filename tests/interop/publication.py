@@ -5,7 +5,8 @@
     log.skey      the log's secret key: the worst forger is the log itself
     receipts/     <leaf index>.tlog-proof, the leaf in its extra line
 
-`write_synthetic` makes one with our own code and without a stack. What reads and forges
+`write_demo` makes one of what a real demo left behind, `write_synthetic` one with our
+own code and without a stack: larger, with entries of every size. What reads and forges
 here is written straight from the formats' pages and shares no code with our tiles and
 receipts: a mistake there must not hide itself.
 """
@@ -13,10 +14,12 @@ receipts: a mistake there must not hide itself.
 import base64
 import hashlib
 import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from adapters.keys import key_path, load_key
 from adapters.tile_store import TileStore
 from ledger.checkpoint import Checkpoint, cosign_checkpoint, sign_checkpoint
 from ledger.merkle import consistency_proof, inclusion_proof, leaf_hash, root
@@ -217,6 +220,34 @@ def write_synthetic(directory: Path, num_entries: int) -> Publication:
             published.receipt(leaf_index).write_bytes(
                 make_receipt(entries[leaf_index], leaf_index, proof, note)
             )
+    return published
+
+
+def write_demo(demo: Path, directory: Path) -> Publication:
+    """Publish the log of a demo that was run with ``--directory``.
+
+    Tiles and checkpoint are the log server's own, the policy is what `moot node policy`
+    printed, and the log's key is the sequencer's.
+    """
+    published = Publication(directory)
+    directory.mkdir()
+    served = demo / "services" / "log" / "demo" / "tiles"
+    shutil.copytree(served, published.log)
+    shutil.copy(demo / "policy", published.policy)
+    key = load_key(key_path(demo / "services" / "keys", "SEQUENCER"))
+    (directory / "log.skey").write_text(encode_skey(published.origin, key))
+    store = TileStore(published.log, sync=False)
+    (directory / "receipts").mkdir()
+    size = store.published_size
+    for leaf_index in {2, size // 2, size - 1}:
+        published.receipt(leaf_index).write_bytes(
+            make_receipt(
+                store.read_entry(leaf_index),
+                leaf_index,
+                store.inclusion_proof(leaf_index, size),
+                store.checkpoint() or b"",
+            )
+        )
     return published
 
 

@@ -357,7 +357,8 @@ class World:
             else:
                 known = {message.high}
                 for other in self.members:
-                    known |= set(other.consensus.certificates())
+                    if other.up:  # else it may have known what it never said
+                        known |= set(other.consensus.certificates())
                 high = self.rng.choice(
                     sorted((c for c in known if c.epoch < message.epoch), key=repr)
                 )

@@ -1,5 +1,6 @@
 """Ledger nodes on an in-memory bus, with the real stores and the real log."""
 
+import os
 import shutil
 import sqlite3
 from contextlib import suppress
@@ -71,6 +72,7 @@ class Member:
         if self.has_identity:
             self.votes = VoteLog(self.directory)
         self.blocks = BlockStore(self.directory / "blocks.sqlite")
+        self.blocks._connection.execute("PRAGMA synchronous = OFF")
         self.node = LedgerNode(
             self.federation_id,
             votes=self.votes,
@@ -138,18 +140,20 @@ class Bus:
                     self.said.append((member.name, event))
                     busy = True
                     for other in self.members.values():
-                        if (
-                            other is not member
-                            and not {member.name, other.name} & self.cut
+                        if other is not member and not (
+                            {member.name, other.name} & self.cut
+                            or isinstance(event, e.EquivocationProven)
                         ):
-                            if not isinstance(event, e.EquivocationProven):
-                                # A cosignature of the era before is no use any more.
-                                with suppress(InvalidNoteError):
-                                    other.node.receive(
-                                        codec.decode(codec.encode(event))
-                                    )
+                            hear(other, codec.encode(event))
             for member in self.members.values():
                 busy |= self.fetch(member)
+
+    def pull(self, member):
+        """Read everybody's feed, as `consumers.node_peers` does."""
+        for other in self.members.values():
+            for entry in other.node.feed.read(0, 2**30):
+                hear(member, entry.data)
+        self.settle()
 
     def fetch(self, member):
         if member.name in self.cut:
@@ -190,6 +194,12 @@ class Bus:
         return [x for n, x in self.said if isinstance(x, kind) and name in {None, n}]
 
 
+def hear(member, data):
+    # A cosignature of the era before is no use any more.
+    with suppress(InvalidNoteError):
+        member.node.receive(codec.decode(data))
+
+
 def show_block(member, record):
     signature = record.header(SIGNATURE_HEADER)
     member.node.add_block(unframe(record.value), signature)
@@ -201,6 +211,12 @@ def short_log(**options):
     log.admit("ada", "bea", "cleo", "dora")
     log.request_finality()
     return log
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Nobody pulls the plug here: test_ledger_node_crashes does."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
 @pytest.fixture
@@ -583,8 +599,7 @@ def test_a_node_that_was_cut_off_while_the_nodes_changed_catches_up(tmp_path):
     assert late.tree.final_height == height
     assert late.nodes.era == 1
     assert late.signs
-    bus.show(checkpoints=log.checkpoints, records=[])
-    bus.settle()
+    bus.pull(bus["node1"])
     assert bus["node1"].checkpoint.size == bus["node0"].checkpoint.size
 
 
@@ -677,6 +692,7 @@ def test_a_node_that_lost_its_blocks_signs_nothing_twice(bus):
     bus.run()
     proof = bus["node1"].blocks.last_proof()
     member.node.add_proof(FinalityProof.from_bytes(proof))
+    bus.pull(member)
     again = bus.sent(e.BlockAttested, "node0")
     assert member.final_height == last_height(bus.log) - 1
     assert {m.height for m in again} == {last_height(bus.log), *{said[-1].height}}

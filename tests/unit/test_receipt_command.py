@@ -1,19 +1,25 @@
-"""`moot verify-receipt`: what it says of good receipts and of all others."""
+"""`moot receipt` and `moot verify-receipt`: good receipts and all others."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+import cli.node
+import cli.receipts
+from adapters.ledger import ReadBlock
+from adapters.log_client import LogClient, LogUnavailableError
+from adapters.settings import Settings
 from cli.processes import StackError
-from cli.receipts import check_receipt
+from cli.receipts import check_receipt, get_receipt, show_policy
 from ledger.checkpoint import Checkpoint, cosign_checkpoint, sign_checkpoint
 from ledger.merkle import inclusion_proof, leaf_hash, root
 from ledger.proof_file import make_receipt, parse_proof_file
 from protocol.admission import make_policy
-from protocol.envelope import SIGNATURE_HEADER
+from protocol.envelope import SIGNATURE_HEADER, compute_input_id
 from protocol.log import LogState, open_block
 from schemas import codec
 from schemas import events as e
@@ -37,16 +43,15 @@ def founded() -> LogBuilder:
 LOG = founded()
 
 
-def read_leaves() -> list[bytes]:
-    state, leaves = LogState(), []
+def read_blocks() -> Iterator[ReadBlock]:
+    state = LogState()
     for record in LOG.records:
         data, signature = unframe(record.value or b""), record.header(SIGNATURE_HEADER)
-        state, block, _ = open_block(state, data, signature)
-        leaves += block.leaves
-    return leaves
+        state, block, leaves = open_block(state, data, signature)
+        yield ReadBlock(record.offset, block, leaves, state)
 
 
-LEAVES = read_leaves()
+LEAVES = [leaf for read in read_blocks() for leaf in read.block.leaves]
 HASHES = [leaf_hash(leaf) for leaf in LEAVES]
 UPDATE = next(
     i for i, event in enumerate(LOG.leaves) if isinstance(event, e.UpdateSubmitted)
@@ -249,3 +254,84 @@ def test_a_missing_file_is_named(receipt: Path, policy: Path, tmp_path: Path) ->
             check_receipt(*paths, as_json=True)
         assert str(nothing) in caught.value.message
         assert "--policy" in caught.value.hint
+
+
+# Fetching one, and the policy; Kafka and the log's server are stood in for
+
+
+@pytest.fixture
+def settings(monkeypatch: pytest.MonkeyPatch) -> Settings:
+    def read_log(
+        settings: Settings, registry: object, federation_id: str
+    ) -> Iterator[ReadBlock]:
+        if federation_id == LOG.federation_id:
+            yield from read_blocks()
+
+    monkeypatch.setattr(cli.receipts, "read_log", read_log)
+    monkeypatch.setattr(cli.node, "read_log", read_log)
+    monkeypatch.setattr(cli.receipts, "WAIT_S", -1.0)
+    return Settings(
+        bootstrap_servers="127.0.0.1:1",
+        schema_registry_url="http://127.0.0.1:1",
+        minio_endpoint="127.0.0.1:1",
+        minio_access_key="x",  # type: ignore[arg-type]  # pydantic makes it one
+        minio_secret_key="x",  # type: ignore[arg-type]  # pydantic makes it one
+    )
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+    """What the log's server has, by path."""
+    tiles = {"tile/0/000.p/" + str(len(HASHES)): b"".join(HASHES)}
+    files = {"checkpoint": make_note(), **tiles}
+
+    def fetch(client: LogClient, path: str, max_size_bytes: int) -> bytes:
+        if path not in files:
+            msg = "404"
+            raise LogUnavailableError(msg)
+        return files[path]
+
+    monkeypatch.setattr(LogClient, "fetch", fetch)
+    return files
+
+
+def test_the_policy_that_is_shown_is_the_one_that_counts(
+    settings: Settings, receipt: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "shown"
+    path.write_text(show_policy(settings, "clinics"))
+    assert check_receipt(receipt, path, as_json=True) == 0
+    with pytest.raises(StackError, match="no federation 'banks'"):
+        show_policy(settings, "banks")
+
+
+@pytest.mark.usefixtures("server")
+def test_a_receipt_is_had_by_leaf_index_or_event_id(settings: Settings) -> None:
+    update = codec.encode(LOG.leaves[UPDATE])
+    event_id = compute_input_id(make_key("ada").public_key, update).hex()
+    for name in (str(UPDATE), event_id):
+        found = get_receipt(settings, "clinics", name, ("http://log",))
+        assert found == (UPDATE, receipt_of())
+
+
+@pytest.mark.usefixtures("server")
+@pytest.mark.parametrize("name", ["", "-1", "00", "ff" * 32, str(len(LEAVES))])
+def test_no_such_event_has_no_receipt(settings: Settings, name: str) -> None:
+    with pytest.raises(StackError, match="is the event") as caught:
+        get_receipt(settings, "clinics", name, ("http://log",))
+    assert "moot round watch" in caught.value.hint
+
+
+def test_a_receipt_that_cannot_be_had_says_why(
+    settings: Settings, server: dict[str, bytes]
+) -> None:
+    with pytest.raises(StackError, match="no server of the log is known"):
+        get_receipt(settings, "clinics", "0", ())  # the nodes have no url
+    server["checkpoint"] = make_note(HASHES[:UPDATE])
+    with pytest.raises(StackError, match="is not final") as caught:
+        get_receipt(settings, "clinics", str(UPDATE), ("http://log",))
+    assert "ledger nodes must be up" in caught.value.hint
+    del server["checkpoint"]
+    with pytest.raises(StackError, match="404") as caught:
+        get_receipt(settings, "clinics", str(UPDATE), ("http://log",))
+    assert "--url" in caught.value.hint
