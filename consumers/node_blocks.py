@@ -194,11 +194,11 @@ class BlockTree:
         block, _ = verify_author(state.log, data, signature)
         if block.height <= self.final_height:
             return []
-        previous = block.previous_block_hash
-        if self._find_parent(previous, block.height) is None:
-            self._wait(_Waiting(previous, digest, data, signature))
-            return []
-        return self._connect([_Waiting(previous, digest, data, signature)])
+        item = _Waiting(block.previous_block_hash, digest, data, signature)
+        if self._find_parent(item.previous, block.height) is None:
+            self._wait(item)
+            return self._connect([])
+        return self._connect([item])
 
     def verify(
         self, parent: TreeBlock | None, data: bytes, signature: bytes

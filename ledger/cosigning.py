@@ -44,16 +44,19 @@ class CosignatureCollector:
         self._log_key = log_key
         self._cosigner_keys = tuple(cosigner_keys)
         self._quorum = quorum
-        self._texts: dict[int, str] = {}
-        self._lines: dict[int, dict[tuple[str, bytes], NoteSignature]] = {}
+        self._said: dict[int, dict[VerifierKey, tuple[str, NoteSignature]]] = {}
+        self._log_lines: dict[str, NoteSignature] = {}
 
     def add(self, signed_note: bytes) -> Checkpoint:
-        """Add what a checkpoint's note brings; a cosigner's first signature counts.
+        """Add what a checkpoint's note brings.
+
+        For each size the first word of a cosigner counts, and no other. So a log that
+        signs two trees, and a cosigner that helps it, cannot keep the others' quorum
+        from being found.
 
         Raises:
-            InvalidNoteError: the log did not sign it, no known cosigner did, a
-                signature is not good, or its root is not that of the others of its
-                size.
+            InvalidNoteError: the log did not sign it, no known cosigner did, or a
+                signature is not good.
         """
         verified = verify_checkpoint(
             signed_note, self._log_key, self._origin, self._cosigner_keys
@@ -61,39 +64,37 @@ class CosignatureCollector:
         if not verified.cosignatures:
             msg = "no known cosigner signed the checkpoint"
             raise InvalidNoteError(msg)
-        note, size = parse_note(signed_note), verified.checkpoint.size
-        if self._texts.setdefault(size, note.text) != note.text:
-            msg = f"two different checkpoints of size {size}"
-            raise InvalidNoteError(msg)
-        known = {
-            (key.name, key.key_id) for key in (self._log_key, *self._cosigner_keys)
-        }
-        lines = self._lines.setdefault(size, {})
-        for line in note.signatures:
-            if (line.name, line.key_id) in known:
-                lines.setdefault((line.name, line.key_id), line)
-        while len(self._texts) > MAX_SIZES:
-            smallest = min(self._texts)
-            del self._texts[smallest], self._lines[smallest]
+        note = parse_note(signed_note)
+        lines = {(line.name, line.key_id): line for line in reversed(note.signatures)}
+        said = self._said.setdefault(verified.checkpoint.size, {})
+        for signature in verified.cosignatures:
+            key = signature.key
+            said.setdefault(key, (note.text, lines[key.name, key.key_id]))
+        if any(text == note.text for text, _ in said.values()):
+            log_line = lines[self._log_key.name, self._log_key.key_id]
+            self._log_lines.setdefault(note.text, log_line)
+        while len(self._said) > MAX_SIZES:
+            for text, _ in self._said.pop(min(self._said)).values():
+                self._log_lines.pop(text, None)
         return verified.checkpoint
 
     def merge(self, size: int) -> bytes | None:
         """Return the checkpoint of a size with all its cosignatures, in the cosigners'
         order; None as long as there are fewer than a quorum.
         """
-        lines = self._lines.get(size, {})
-        keys = (self._log_key, *self._cosigner_keys)
-        signatures = tuple(
-            lines[key.name, key.key_id]
-            for key in keys
-            if (key.name, key.key_id) in lines
-        )
-        if len(signatures) - 1 < self._quorum:  # one is the log's
-            return None
-        return Note(self._texts[size], signatures).to_bytes()
+        said = self._said.get(size, {})
+        for text in dict.fromkeys(text for text, _ in said.values()):
+            lines = [
+                said[key][1]
+                for key in self._cosigner_keys
+                if key in said and said[key][0] == text
+            ]
+            if len(lines) >= self._quorum:
+                return Note(text, (self._log_lines[text], *lines)).to_bytes()
+        return None
 
     def largest(self) -> int:
         """Return the largest size with a quorum; 0 if there is none."""
         return max(
-            (size for size in self._texts if self.merge(size) is not None), default=0
+            (size for size in self._said if self.merge(size) is not None), default=0
         )

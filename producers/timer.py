@@ -50,8 +50,10 @@ MAX_REPEAT_AFTER_MS: Final = 60_000
 updates wait for their check, another changes nothing. So each waits longer."""
 QUIET_AFTER_S: Final = 0.5
 """How long a block may be the last one before it is given a child."""
-MAX_WAITING_SIZES: Final = 4_096
-"""Of how many tree sizes cosigned checkpoints are kept, until one of them is needed."""
+FINAL_AFTER_S: Final = 5.0
+MAX_FINAL_AFTER_S: Final = 300.0
+"""A block whose child was certified in another epoch than itself needs more children.
+So it is given another when it is not final after so long, and each waits longer."""
 
 
 class Timer:
@@ -68,9 +70,12 @@ class Timer:
         self._repeat_after_ms = REPEAT_AFTER_MS
         self._rounds: RoundsState = DECIDER.initial
         self._admission = AdmissionState()
-        self._childless: int | None = None
-        self._last_block_at_s = 0.0
-        self._cosigned: dict[int, set[str]] = {}
+        self._open_size: int | None = None
+        self._last_height = -1
+        self._child_due_s = 0.0
+        self._next_wait_s = FINAL_AFTER_S
+        self._nodes: NodeSet | None = None
+        self._cosigned: CosignatureCollector | None = None
         self._announced_size = 0
 
     def run(self, should_stop: Callable[[], bool]) -> None:
@@ -92,20 +97,24 @@ class Timer:
                 continue
             self._announce_if_due(time.time_ns() // 1_000_000)
             if self._admission.node_sets:
-                self._request_finality()
                 self._collect(attestations)
-                self._announce_final(self._admission.node_sets[-1])
+                self._announce_final()
+                self._request_finality()
 
     def _learn(self, read: ReadBlock) -> None:
         self._admission = evolve(
             self._admission, [(item.leaf, item.sequenced.event) for item in read.leaves]
         )
-        self._last_block_at_s = time.monotonic()
-        self._childless = read.block.height
-        if all(
+        self._last_height = read.block.height
+        if not all(
             isinstance(item.sequenced.event, FinalityRequested) for item in read.leaves
         ):
-            self._childless = None  # it is a child, and says nothing
+            self._open_size = read.state.chain.size
+            self._child_due_s = time.monotonic() + QUIET_AFTER_S
+            self._next_wait_s = FINAL_AFTER_S
+        elif self._next_wait_s == FINAL_AFTER_S:
+            # A child already, whoever asked for it.
+            self._child_due_s = time.monotonic() + FINAL_AFTER_S
         for leaf in read.leaves:
             self._rounds, _ = step(DECIDER, self._rounds, leaf.sequenced)
             event = leaf.sequenced.event
@@ -133,19 +142,23 @@ class Timer:
         log.info("round %d: deadline announced", started.round)
 
     def _request_finality(self) -> None:
-        if (
-            self._childless is None
-            or time.monotonic() - self._last_block_at_s < QUIET_AFTER_S
-        ):
+        """Give the last block that says something a child, until it is final."""
+        if self._open_size is None or time.monotonic() < self._child_due_s:
             return
+        if self._cosigned is not None and self._cosigned.largest() >= self._open_size:
+            self._open_size = None
+            return
+        # By the last block's height: the very same event would be refused the next time.
         event = FinalityRequested(
-            federation_id=self._federation_id, height=self._childless
+            federation_id=self._federation_id, height=self._last_height
         )
-        self._childless = None
         self._publisher.publish(event, self._key)
+        self._child_due_s = time.monotonic() + self._next_wait_s
+        self._next_wait_s = min(2 * self._next_wait_s, MAX_FINAL_AFTER_S)
 
     def _collect(self, attestations: Iterator[Record | Pause]) -> None:
-        """Keep the cosigned checkpoints that came; they are verified when needed."""
+        """Keep the cosignatures that came, of checkpoints that matter."""
+        cosigned = self._collector()
         for record in attestations:
             if not isinstance(record, Record):
                 return
@@ -156,38 +169,34 @@ class Timer:
                 event = codec.decode(data)
                 if not isinstance(event, CheckpointCosigned):
                     continue
-                note = event.checkpoint
-                size = parse_checkpoint(parse_note(note.encode()).text).size
+                note = event.checkpoint.encode()
+                size = parse_checkpoint(parse_note(note).text).size
+                if size == self._rounds.draw_size or size >= (self._open_size or 0):
+                    cosigned.add(note)
             except (FramingError, codec.CodecError, InvalidNoteError) as error:
                 log.warning("passing over attestation %d: %s", record.offset, error)
-                continue
-            if size < self._rounds.draw_size:
-                continue
-            self._cosigned.setdefault(size, set()).add(note)
-            if len(self._cosigned) > MAX_WAITING_SIZES:
-                del self._cosigned[max(self._cosigned)]
 
-    def _announce_final(self, nodes: NodeSet) -> None:
+    def _collector(self) -> CosignatureCollector:
+        """Return what collects cosignatures of the present ledger nodes."""
+        nodes = self._admission.node_sets[-1]
+        if self._cosigned is None or self._nodes != nodes:
+            origin = compute_origin(self._federation_id)
+            sequencer_key = self._admission.principals["SEQUENCER"]
+            self._nodes = nodes
+            self._cosigned = CosignatureCollector(
+                origin,
+                VerifierKey(origin, KeyType.ED25519, sequencer_key),
+                nodes.vkeys(),
+                nodes.quorum,
+            )
+        return self._cosigned
+
+    def _announce_final(self) -> None:
         """Put the checkpoint that the next draw needs on the log, once it is final."""
         size = self._rounds.draw_size
-        for old in [known for known in self._cosigned if known < size]:
-            del self._cosigned[old]
-        if size <= self._announced_size or size not in self._cosigned:
+        if size <= self._announced_size:
             return
-        origin = compute_origin(self._federation_id)
-        sequencer_key = self._admission.principals["SEQUENCER"]
-        collector = CosignatureCollector(
-            origin,
-            VerifierKey(origin, KeyType.ED25519, sequencer_key),
-            nodes.vkeys(),
-            nodes.quorum,
-        )
-        for note in self._cosigned[size]:
-            try:
-                collector.add(note.encode())
-            except InvalidNoteError as error:
-                log.warning("passing over a checkpoint of size %d: %s", size, error)
-        merged = collector.merge(size)
+        merged = self._collector().merge(size)
         if merged is None:
             return
         event = CheckpointFinalised(

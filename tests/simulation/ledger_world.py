@@ -453,13 +453,17 @@ class World:
     def heal(self) -> int:
         """Let everything go right, until all honest nodes have a new final block.
 
+        Everything but the dishonest nodes, which may fall silent.
+
         Returns:
             How many rounds it took: the first has no time-out.
         """
         self.crashes = 0.0
         self.parts = [0] * len(self.members)
         for member in self.members:
-            if not member.up:
+            if not member.honest and self.rng.random() < HALF:
+                member.up = False  # from now on it is silent
+            elif not member.up:
                 self.restart(member)
         before = max(member.consensus.final_height for member in self.honest)
         for num_rounds in range(MAX_ROUNDS):

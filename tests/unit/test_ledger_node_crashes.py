@@ -1,8 +1,8 @@
 """kill -9 at every point where a ledger node writes or sends (ledger spec, 2.7).
 
 The node runs in a process of its own, which kills itself at a named point; then it is
-started again on what is left. Whatever it said, over all its lives, contradicts nothing,
-and it catches up.
+started again on what is left. Whatever it said, over all its lives, contradicts
+nothing, and it catches up.
 """
 
 import os
@@ -171,7 +171,7 @@ def run_child(directory, script, point, count):
     if pid == 0:
         try:
             live(directory, script, Death(point, count))
-        except BaseException:
+        except BaseException:  # noqa: BLE001  # a child of ours must not go on
             traceback.print_exc()
             os._exit(1)
         os._exit(0)
@@ -237,7 +237,7 @@ def test_a_kill_changes_nothing_that_is_said(tmp_path, script, unharmed, point):
         # Again, so that recovery is interrupted at the same point too.
         run_child(directory, script, point, 1)
         assert run_child(directory, script, "never", 0)
-        messages, roots = check_said(directory)
+        _, roots = check_said(directory)
         assert set(roots) == set(unharmed[1])
         node = live(directory, script, Death("never", 0))
         assert node.tree.final_height == script.height

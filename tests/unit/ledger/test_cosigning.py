@@ -62,10 +62,16 @@ def test_merged_notes_can_be_added_again(collector):
     assert other.merge(5) == collector.merge(5)
 
 
-def test_another_root_of_one_size_is_refused(collector):
-    collector.add(note(5, 0))
-    with pytest.raises(InvalidNoteError, match="two different checkpoints of size 5"):
-        collector.add(note(5, 1, root=b"s" * 32))
+def test_who_helps_a_log_that_signs_two_trees_stands_alone(collector):
+    collector.add(note(5, 0, root=b"s" * 32))
+    collector.add(note(5, 1))
+    collector.add(note(5, 2))
+    collector.add(note(5, 0))  # its first word counts
+    assert collector.merge(5) is None
+    collector.add(note(5, 3))
+    verified = verify_checkpoint(collector.merge(5), LOG_KEY, ORIGIN, NODE_KEYS)
+    assert verified.checkpoint.root == b"r" * 32
+    assert [s.key.name for s in verified.cosignatures] == ["node1", "node2", "node3"]
 
 
 def test_a_note_without_cosignatures_is_refused(collector):
