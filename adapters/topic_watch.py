@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from confluent_kafka import KafkaException, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient
@@ -57,7 +57,7 @@ class TopicWatcher:
                 TopicCollection([self._topic]), request_timeout=ANSWER_TIMEOUT_S
             )
             topic_id = str(described[self._topic].result(ANSWER_TIMEOUT_S).topic_id)
-            bounds = self._consumer.get_watermark_offsets(
+            bounds: Any = self._consumer.get_watermark_offsets(
                 self._partition, timeout=ANSWER_TIMEOUT_S
             )
         except (KafkaException, TimeoutError) as error:

@@ -429,14 +429,12 @@ class _Kept:
 def _keep(
     writer: BundleWriter, source: Source, streams: Streams
 ) -> tuple[Any, Streams]:
-    from schemas import topics
-
     fetch = None if source.fetch is None else writer.fetch(source.fetch)
     kept = _Kept(writer.unframe(source.unframe), fetch)
     return kept, Streams(
-        ledger=writer.records(topics.LEDGER, streams.ledger),
-        checkpoints=writer.records(topics.CHECKPOINTS, streams.checkpoints),
-        attestations=writer.records(topics.ATTESTATIONS, streams.attestations),
+        ledger=writer.records(streams.ledger),
+        checkpoints=writer.records(streams.checkpoints),
+        attestations=writer.records(streams.attestations),
         settled_offset=streams.settled_offset,
     )
 

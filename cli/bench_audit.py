@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from adapters.kafka import read_partition
+from adapters.kafka import Record, make_headers, read_partition
 from adapters.ledger import find_partition
 from cli.bench_federation import BenchStack, FastProducer, Say, bench_stack
 from cli.bench_log import LogMaker, Store, forget
@@ -23,11 +31,14 @@ from cli.bench_report import (
 )
 from cli.processes import StackError
 from consumers.audit import audit_log
+from consumers.audit_bundle import BundleWriter
+from ledger.signing import SigningKey
 from protocol import rounds
 from protocol.decider import step
 from protocol.envelope import SIGNATURE_HEADER, sign_event, verify_event
 from protocol.log import LogState, SequencerState, open_block, read_block
-from schemas import topics
+from schemas import codec, topics
+from schemas import events as e
 
 if TYPE_CHECKING:
     from consumers.audit_report import Report
@@ -40,6 +51,11 @@ NUM_SIGNATURES: Final = 5_000
 JOBS: Final = 4
 TARGET: Final = 5_000.0
 MEGA: Final = 1e6
+NUM_NODES: Final = 4
+NUM_LEAVES_IN_BUNDLE: Final = 1_000_000
+BUNDLE_TARGET_S: Final = 180.0
+BUNDLE_TARGET_MB: Final = 500.0
+SAMPLE_S: Final = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +78,148 @@ class Pace:
         return self.leaves / self.cpu_s
 
 
+@dataclass(frozen=True, slots=True)
+class Long:
+    """What the audit of a long log in a bundle took.
+
+    Attributes:
+        jobs: Processes.
+        leaves: Its leaves.
+        attestations: Records of ledger nodes.
+        wall_s: By the clock, the start of the program included.
+        cpu_s: Processor time of all processes.
+        peak_bytes: Resident memory of all processes together, at most; 0 if unknown.
+    """
+
+    jobs: int
+    leaves: int
+    attestations: int
+    wall_s: float
+    cpu_s: float
+    peak_bytes: int
+
+
 def run(say: Say, *, quick: bool) -> Section:
     """Measure, and say what was found."""
+    longs = _measure_long(say, 2_000 if quick else NUM_LEAVES_IN_BUNDLE)
     with bench_stack(say) as stack:
-        return _run_on(stack, say, quick=quick)
+        return _run_on(stack, say, longs, quick=quick)
 
 
-def _run_on(stack: BenchStack, say: Say, *, quick: bool) -> Section:
+def _measure_long(say: Say, num_leaves: int) -> list[Long]:
+    """Make a long log, and audit it with one process and with two."""
+    with tempfile.TemporaryDirectory(prefix="moot-bench-") as folder:
+        path = Path(folder) / "long.tar"
+        say(f"making a bundle of {num_leaves:,} leaves")
+        make_bundle(path, num_leaves)
+        found = []
+        for jobs in (1, 2):
+            say(f"auditing it with {jobs} processes")
+            found.append(audit_bundle(path, jobs))
+        return found
+
+
+def make_bundle(path: Path, num_leaves: int) -> None:
+    """Make a log with ledger nodes as a bundle; nothing but its file grows."""
+    maker = LogMaker(
+        "long", NUM_AGENTS, 8, forget, is_summed=False, num_nodes=NUM_NODES
+    )
+    ids = {event: number for number, event in enumerate(topics.TOPIC_OF, start=1)}
+    offsets: Counter[str] = Counter()
+
+    def unframe(value: bytes) -> bytes:
+        event = list(topics.TOPIC_OF)[int.from_bytes(value[1:5], "big") - 1]
+        text = codec.schema_text(event.__name__)
+        return codec.MARKER + codec.compute_fingerprint(text) + value[5:]
+
+    with BundleWriter(path) as writer:
+        learn = writer.unframe(unframe)
+
+        def keep(event: e.Event, key: SigningKey, traceparent: str = "") -> None:
+            data, topic = codec.encode(event), topics.topic_of(event)
+            prefix = b"\x00" + ids[type(event)].to_bytes(4, "big")
+            learn(prefix)
+            writer.keep(
+                Record(
+                    topic=topic,
+                    partition=0,
+                    offset=offsets[topic],
+                    key=event.federation_id.encode(),
+                    value=prefix + data[codec.HEADER_SIZE :],
+                    headers=tuple(make_headers(event, data, key, traceparent)),
+                )
+            )
+            offsets[topic] += 1
+
+        for block, checkpoint in maker.make(num_leaves):
+            traceparent = next(filter(None, block.event.traceparents), "")
+            keep(block.event, maker.keys["SEQUENCER"], traceparent)
+            keep(checkpoint, maker.keys["SEQUENCER"], traceparent)
+            for said, key in maker.take_attestations():
+                keep(said, key)
+        writer.write(maker.federation_id, b"{}", policy=None, settled_offset=None)
+
+
+def audit_bundle(path: Path, jobs: int) -> Long:
+    """Audit a bundle as a user does, and watch what it takes.
+
+    Raises:
+        StackError: it is not sound.
+    """
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    began, peak = time.perf_counter(), 0
+    with tempfile.TemporaryFile() as out:
+        process = subprocess.Popen(
+            [
+                sys.executable, "-m", "cli.main", "audit", str(path), "--json",
+                "--jobs", str(jobs),
+            ],
+            stdout=out,
+            start_new_session=True,
+        )  # fmt: skip
+        while process.poll() is None:
+            peak = max(peak, measure_rss_bytes(process.pid))
+            time.sleep(SAMPLE_S)
+        wall_s = time.perf_counter() - began
+        out.seek(0)
+        report = json.loads(out.read() or b"{}")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    if not report.get("is_sound"):
+        msg = f"the audit of the bundle says {json.dumps(report)[:500]}"
+        raise StackError(msg, "A bug of the benchmark or worse.")
+    return Long(
+        jobs=jobs,
+        leaves=report["num_leaves"],
+        attestations=report["num_attestations"],
+        wall_s=wall_s,
+        cpu_s=after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime,
+        peak_bytes=peak,
+    )
+
+
+def measure_rss_bytes(leader: int) -> int:
+    """Return the resident memory of all processes of a session; 0 if unknown.
+
+    Pages that they share count for each.
+
+    Args:
+        leader: Process id of the session's leader.
+    """
+    total = 0
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            stat = (entry / "stat").read_text(encoding="utf-8", errors="replace")
+            # proc(5): field 6 is the session, 24 the resident pages, counted behind
+            # the name, which may hold anything.
+            fields = stat.rpartition(")")[2].split()
+        except OSError:
+            continue  # it ended meanwhile
+        if int(fields[3]) == leader:
+            total += int(fields[21]) * os.sysconf("SC_PAGE_SIZE")
+    return total
+
+
+def _run_on(stack: BenchStack, say: Say, longs: list[Long], *, quick: bool) -> Section:
     count = 2_000 if quick else NUM_LEAVES
     say(f"making a log of {count:,} leaves")
     plain = LogMaker("plain", NUM_AGENTS, 8, forget, is_summed=False)
@@ -90,7 +241,7 @@ def _run_on(stack: BenchStack, say: Say, *, quick: bool) -> Section:
     decider = _pace(plain.num_leaves, lambda: _fold_as_decider(stack))
     say("profiling")
     spots = _profile(stack, blobs)
-    return _report(verify, without, with_blobs, sequencer, decider, spots)
+    return _report(longs, verify, without, with_blobs, sequencer, decider, spots)
 
 
 def _publish(stack: BenchStack, maker: LogMaker, num_leaves: int) -> None:
@@ -105,8 +256,6 @@ def _publish(stack: BenchStack, maker: LogMaker, num_leaves: int) -> None:
 
 
 def _measure_verification() -> float:
-    from ledger.signing import SigningKey
-
     key = SigningKey(bytes(32))
     messages = [b"%0256d" % number for number in range(NUM_SIGNATURES)]
     signatures = [sign_event(key, message) for message in messages]
@@ -131,7 +280,7 @@ def _audit(stack: BenchStack, maker: LogMaker, *, with_blobs: bool) -> Pace:
             fetch_blob=stack.store.fetch if with_blobs else None,
             checkpoints=read_partition(stack.settings, topics.CHECKPOINTS, partition),
             operator_key=maker.keys["OPERATOR"].public_key,
-            jobs=JOBS,
+            num_fetches=JOBS,
         )
         found.append(report)
 
@@ -186,6 +335,7 @@ def _fold_as_decider(stack: BenchStack) -> None:
 
 
 def _report(
+    longs: list[Long],
     verify: float,
     without: Pace,
     with_blobs: Pace,
@@ -203,18 +353,58 @@ def _report(
             show(pace.blob_bytes / MEGA / pace.wall_s) if pace.blob_bytes else "",
         )
 
+    alone, together = longs
     return Section(
         "audit",
         "Audit and restart: leaves a second",
         (
             f"""\
-A log as the services would have written it: rounds of {NUM_AGENTS} agents, about two
-leaves for each update, made by their own functions and published to Kafka with its
-checkpoints. The audit reads it from offset 0 and replays all of it: the sequencer's
-signatures and every author's, chain and tree, admission, both deciders, every fact and
-every checkpoint byte for byte. With blobs (models of {NUM_PARAMETERS:,} parameters) it
-also fetches every update from MinIO, verifies its digest, and computes every sum and
-model again.""",
+**A long log, offline**: {together.leaves:,} leaves in a bundle, rounds of {NUM_AGENTS}
+agents, {NUM_NODES} ledger nodes that attest every block and cosign every checkpoint
+({together.attestations:,} records). `moot audit` checks hashes, chain, tree, every
+signature, the deciders, checkpoints, attestations and what is final; blobs are left
+out.""",
+            show_target(
+                value=together.wall_s,
+                target=BUNDLE_TARGET_S * together.leaves / NUM_LEAVES_IN_BUNDLE,
+                unit="s for it with two processes",
+                at_least=False,
+            ),
+            show_target(
+                value=together.peak_bytes / MEGA,
+                target=BUNDLE_TARGET_MB,
+                unit="MB of memory, both processes",
+                at_least=False,
+            ),
+            Table(
+                (
+                    "",
+                    "wall, s",
+                    "processor, s",
+                    "leaves/s, wall",
+                    "peak memory, MB",
+                    "faster",
+                ),
+                tuple(
+                    (
+                        f"{long.jobs} processes" if long.jobs > 1 else "1 process",
+                        show(long.wall_s),
+                        show(long.cpu_s),
+                        show(long.leaves / long.wall_s),
+                        show(long.peak_bytes / MEGA),
+                        f"{alone.wall_s / long.wall_s:.2f}×",
+                    )
+                    for long in longs
+                ),
+            ),
+            f"""\
+**From Kafka**: a log as the services would have written it: rounds of {NUM_AGENTS}
+agents, about three leaves for each update, made by their own functions and published to
+Kafka with its checkpoints. One process audits it. The audit reads it from offset 0 and
+replays all of it: the sequencer's signatures and every author's, chain and tree,
+admission, the deciders, every fact and every checkpoint byte for byte. With blobs
+(models of {NUM_PARAMETERS:,} parameters) it also fetches every update from MinIO,
+verifies its digest, and computes every sum and model again.""",
             show_target(
                 value=without.per_cpu_s,
                 target=TARGET,
@@ -254,8 +444,8 @@ so it is faster: a log of a million leaves takes the sequencer
 {1e6 / sequencer.per_cpu_s:.0f} s. A decider usually finds its state in its table and
 starts at once.""",
             """\
-**Next**: signatures are independent of each other and could be verified by a process
-per core, ahead of the replay; a sequencer could start from a snapshot that its own
-checkpoint vouches for.""",
+**Next**: with helpers the replay itself is the limit, which is one process by nature;
+after it comes decoding. A sequencer could start from a snapshot that its own checkpoint
+vouches for.""",
         ),
     )

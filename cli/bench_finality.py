@@ -229,17 +229,17 @@ def report(found: list[Finality], num_leaves: int) -> Section:
 Sequencer, timer and ledger nodes, each a process of its own, share a machine with
 Kafka. First one update a second, so one block a second ({len(found[0].waits_s)}
 blocks): from the moment a consumer sees the block until a quorum has cosigned its
-checkpoint. Finality takes the next block, so most of it is waiting for that. Then a load of updates at once:
-leaves that became final in a second, all processes sharing the machine's cores, and
-what one node verified in a second of its own processor time (every signature, hash,
-rule and fact, state roots, votes written and synced, tiles written).""",
+checkpoint. Finality takes the next block, so most of it is waiting for that. Then a
+load of updates at once: leaves that became final in a second, all processes sharing the
+machine's cores, and what one node verified in a second of its own processor time: every
+signature, hash, rule and fact, state roots, votes and tiles written and synced.""",
         Table(
             (
                 "",
                 "p50 s",
                 "p99 s",
                 "final leaves/s",
-                f"node, leaves/s, per core",
+                "node, leaves/s, per core",
             ),
             rows,
         ),

@@ -33,8 +33,9 @@ import re
 import struct
 import tarfile
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from io import BufferedWriter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
@@ -258,6 +259,7 @@ class BundleWriter:
         self._blobs: set[str] = set()
         self._has_blobs = False
         self._streams: list[_KeptRecords] = []
+        self._files: dict[str, BufferedWriter] = {}
         self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
@@ -271,18 +273,29 @@ class BundleWriter:
         traceback: TracebackType | None,
     ) -> None:
         """Remove what was kept."""
-        for stream in self._streams:
-            stream.end()
+        self._end()
         self._spool.cleanup()
+
+    def _end(self) -> None:
+        for file in self._files.values():
+            file.close()
 
     def _kept(self, name: str) -> Path:
         return Path(self._spool.name) / name
 
-    def records(self, topic: str, records: Iterable[Record]) -> Iterator[Record]:
+    def records(self, records: Iterable[Record]) -> Iterator[Record]:
         """Yield a topic's records, and keep them."""
-        stream = _KeptRecords(records, self._kept(_member_of(topic)))
+        stream = _KeptRecords(records, self.keep)
         self._streams.append(stream)
         return stream
+
+    def keep(self, record: Record) -> None:
+        """Keep one record, after those of its topic that are kept already."""
+        file = self._files.get(record.topic)
+        if file is None:
+            file = self._kept(_member_of(record.topic)).open("wb")
+            self._files[record.topic] = file
+        file.write(encode_record(record))
 
     def unframe(self, unframe: Unframe) -> Unframe:
         """Return the same function; what it knew of schemas is kept."""
@@ -348,7 +361,7 @@ class BundleWriter:
         for stream in self._streams:
             for _ in stream:
                 pass
-            stream.end()
+        self._end()
         partial = self._kept("bundle")
         try:
             with tarfile.open(partial, "w", format=tarfile.GNU_FORMAT) as tar:
@@ -377,21 +390,19 @@ class _KeptRecords:
     Not a generator: one would be closed by whoever ends early.
     """
 
-    def __init__(self, records: Iterable[Record], path: Path) -> None:
+    def __init__(
+        self, records: Iterable[Record], keep: Callable[[Record], None]
+    ) -> None:
         self._records = iter(records)
-        self._file = path.open("wb")
+        self._keep = keep
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> Record:
         record = next(self._records)
-        self._file.write(encode_record(record))
+        self._keep(record)
         return record
-
-    def end(self) -> None:
-        """Write the last bytes."""
-        self._file.close()
 
 
 def _member_of(topic: str) -> str:

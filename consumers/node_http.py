@@ -51,6 +51,7 @@ MAX_CONNECTIONS: Final = 256
 MAX_CONNECTIONS_PER_ADDRESS: Final = 64
 MAX_CONNECTION_AGE_S: Final = 300.0
 """After that it is closed whatever it does: who reads slowly comes again."""
+SHUTDOWN_S: Final = 1.0
 RETRY_AFTER_S: Final = "2"
 BINARY: Final = "application/octet-stream"
 JSON_LINES: Final = "application/jsonl"
@@ -100,7 +101,10 @@ class NodeServer:
         app.router.add_get("/{path:.*}", self._get)
         app.router.add_post("/{path:.*}", self._post)
         self._runner = web.AppRunner(
-            app, access_log=None, keepalive_timeout=2.0 * LONG_POLL_S
+            app,
+            access_log=None,
+            keepalive_timeout=2.0 * LONG_POLL_S,
+            shutdown_timeout=SHUTDOWN_S,  # a long poll does not keep us
         )
         await self._runner.setup()
         site = web.TCPSite(self._runner, host, port)
@@ -124,9 +128,7 @@ class NodeServer:
             alive = [c.transport for c in runner.server.connections if c.transport]
             born = {transport: born.get(transport, now_s) for transport in alive}
             by_address: Counter[str] = Counter()
-            for count, transport in enumerate(
-                sorted(alive, key=born.get, reverse=True)
-            ):  # type: ignore[arg-type]  # every one has a birth
+            for count, transport in enumerate(reversed(alive)):
                 address = (transport.get_extra_info("peername") or ("",))[0]
                 by_address[address] += 1
                 if (

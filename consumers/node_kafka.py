@@ -173,7 +173,7 @@ class KafkaSource:
         queue: asyncio.Queue[tuple[int, PartitionFacts]] = asyncio.Queue()
         self._start_thread(
             lambda: self._look(
-                lambda item: loop.call_soon_threadsafe(queue.put_nowait, item)  # type: ignore[arg-type,return-value]  # a handle nobody needs
+                lambda item: loop.call_soon_threadsafe(queue.put_nowait, item)  # type: ignore[arg-type]  # a handle nobody needs
             ),
             "watch the ledger",
         )

@@ -148,7 +148,7 @@ class Timer:
         if self._cosigned is not None and self._cosigned.largest() >= self._open_size:
             self._open_size = None
             return
-        # By the last block's height: the very same event would be refused the next time.
+        # By the last height: the very same event would be refused the next time.
         event = FinalityRequested(
             federation_id=self._federation_id, height=self._last_height
         )

@@ -7,6 +7,7 @@ import random
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -51,6 +52,11 @@ class Copy:
         self._settings = make_settings(stack.endpoints, world.directory / "copy-state")
         self._admin = AdminClient(self._kafka)
         create_topics(self._settings)
+
+    @property
+    def bootstrap_servers(self) -> str:
+        """Where it is."""
+        return self._settings.bootstrap_servers
 
     @property
     def _kafka(self) -> dict[str, Any]:
@@ -224,10 +230,70 @@ def test_what_cannot_be_read_is_no_verdict(world: World, main: Federation) -> No
         assert json.loads(finished.stdout)["is_sound"] is None
 
 
+def test_a_bundle_is_as_sound_without_any_network(
+    world: World, main: Federation, tmp_path: Path
+) -> None:
+    path = tmp_path / "log.tar"
+    online = _audit(world, main, "--bundle", str(path))
+    assert online.returncode == 0, online.stdout + online.stderr
+
+    offline = world.moot(
+        "audit",
+        str(path),
+        "--json",
+        MOOT_BOOTSTRAP_SERVERS=NOWHERE,
+        MOOT_SCHEMA_REGISTRY_URL=f"http://{NOWHERE}",
+        MOOT_MINIO_ENDPOINT=NOWHERE,
+    )
+
+    assert offline.returncode == 0, offline.stdout + offline.stderr
+    found, expected = json.loads(offline.stdout), json.loads(online.stdout)
+    for name in ("num_blocks", "tree_root", "num_rounds_recomputed", "num_blobs"):
+        assert found[name] == expected[name]
+
+
+def test_an_audit_goes_on_from_an_earlier_one(
+    world: World, main: Federation, tmp_path: Path
+) -> None:
+    state = str(tmp_path / "state")
+    first = _audit(world, main, "--save", state)
+    assert first.returncode == 0, first.stdout + first.stderr
+
+    second = _audit(world, main, "--from", state)
+
+    assert second.returncode == 0, second.stdout + second.stderr
+    report = json.loads(second.stdout)
+    assert report["continued_from"] == json.loads(first.stdout)["num_blocks"]
+    assert report["num_blocks"] >= report["continued_from"]
+
+
+def test_a_saved_state_is_not_of_another_kafka(
+    world: World,
+    main: Federation,
+    copy: Copy,
+    logs: dict[str, list[Record]],
+    tmp_path: Path,
+) -> None:
+    """The log there was cut behind what the earlier audit saw."""
+    state = str(tmp_path / "state")
+    assert _audit(world, main, "--save", state).returncode == 0
+
+    short = {topic: records[:-3] for topic, records in logs.items()}
+    assert copy.audit(main, short).returncode == 0
+    servers = copy.bootstrap_servers
+    resumed = _audit(world, main, "--from", state, MOOT_BOOTSTRAP_SERVERS=servers)
+
+    assert resumed.returncode == 1, resumed.stdout + resumed.stderr
+    codes = [item["code"] for item in json.loads(resumed.stdout)["findings"]]
+    assert "LOG_TRUNCATED" in codes
+
+
 def _audit(
-    world: World, federation: Federation, **environment: str
+    world: World, federation: Federation, *arguments: str, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    return world.moot("audit", "-f", federation.name, "--json", **environment)
+    return world.moot(
+        "audit", "-f", federation.name, "--json", *arguments, **environment
+    )
 
 
 def _count_findings(

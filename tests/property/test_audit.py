@@ -433,12 +433,12 @@ def the_bundle(folder):
     with BundleWriter(path) as writer:
         log = the_log()
         report = audit_log(
-            writer.records(topics.LEDGER, log.records),
+            writer.records(log.records),
             federation_id="clinics",
             unframe=writer.unframe(unframe),
             fetch_blob=writer.fetch(log.blobs.fetch),
-            checkpoints=writer.records(topics.CHECKPOINTS, log.checkpoints),
-            attestations=writer.records(topics.ATTESTATIONS, the_attestations()),
+            checkpoints=writer.records(log.checkpoints),
+            attestations=writer.records(the_attestations()),
         )
         assert report.is_sound
         writer.write("clinics", b"{}", policy=None, settled_offset=None)
@@ -509,11 +509,11 @@ def test_every_byte_of_a_bundles_frame_counts(folder):
     path = folder / "young.tar"
     with BundleWriter(path) as writer:
         whole = audit_log(
-            writer.records(topics.LEDGER, log.records[:2]),
+            writer.records(log.records[:2]),
             federation_id="clinics",
             unframe=writer.unframe(unframe),
-            checkpoints=writer.records(topics.CHECKPOINTS, log.checkpoints[:2]),
-            attestations=writer.records(topics.ATTESTATIONS, the_attestations()[:4]),
+            checkpoints=writer.records(log.checkpoints[:2]),
+            attestations=writer.records(the_attestations()[:4]),
         )
         assert whole.is_sound
         writer.write("clinics", b"{}", policy=None, settled_offset=None)

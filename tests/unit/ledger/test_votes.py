@@ -31,19 +31,22 @@ FULL = VoteState(
 
 def test_an_era_begins_at_its_start_with_nothing_signed():
     start = start_certificate(0, BEGIN)
-    assert VoteState(
-        era=0,
-        epoch=0,
-        attested=BEGIN,
-        base=start,
-        high=start,
-        requested_epoch=0,
-        entered=(),
-        last_attestation=None,
-        last_request=None,
-        cosigned_size=0,
-        cosigned_root=EMPTY_ROOT,
-    ) == FIRST
+    assert (
+        VoteState(
+            era=0,
+            epoch=0,
+            attested=BEGIN,
+            base=start,
+            high=start,
+            requested_epoch=0,
+            entered=(),
+            last_attestation=None,
+            last_request=None,
+            cosigned_size=0,
+            cosigned_root=EMPTY_ROOT,
+        )
+        == FIRST
+    )
 
 
 def test_what_was_cosigned_outlives_an_era():

@@ -1,0 +1,71 @@
+"""What the audit's benchmark makes and measures; the part on Kafka needs a stack."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from cli import bench_audit
+from cli.bench_audit import audit_bundle, make_bundle, measure_rss_bytes
+from cli.processes import StackError
+from consumers.audit_bundle import Bundle
+from schemas import topics
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    path = tmp_path_factory.mktemp("bench") / "long.tar"
+    make_bundle(path, 500)
+    return path
+
+
+def test_a_made_bundle_is_audited_with_all_its_ledger_nodes_say(bundle):
+    one, two = audit_bundle(bundle, 1), audit_bundle(bundle, 2)
+    assert one.leaves == two.leaves >= 500
+    with Bundle(bundle) as opened:
+        said = sum(1 for _ in opened.records(topics.ATTESTATIONS))
+        blocks = sum(1 for _ in opened.records(topics.LEDGER))
+    # Every node attests every block, and cosigns all but the last.
+    assert one.attestations == said == bench_audit.NUM_NODES * (2 * blocks - 1)
+    assert two.peak_bytes > one.peak_bytes > 0
+    assert one.cpu_s > 0
+
+
+def test_a_log_that_is_not_sound_measures_nothing(bundle, tmp_path):
+    path = tmp_path / "cut.tar"
+    path.write_bytes(bundle.read_bytes()[:10_000])
+    with pytest.raises(StackError, match="not a bundle"):
+        audit_bundle(path, 1)
+
+
+def test_memory_is_that_of_a_whole_session():
+    code = (
+        "import subprocess, sys\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'input()'], stdin=0)\n"
+        "print(flush=True)\n"
+        "child.wait()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    process.stdout.readline()
+    assert measure_rss_bytes(process.pid) > 2 * 2**20
+    process.communicate(b"\n")
+    assert measure_rss_bytes(process.pid) == 0
+    assert measure_rss_bytes(os.getsid(0)) > 0
+
+
+def test_a_long_log_is_reported_beside_its_target():
+    longs = [
+        bench_audit.Long(1, 1_000_000, 260_000, 200.0, 199.0, 95_000_000),
+        bench_audit.Long(2, 1_000_000, 260_000, 125.0, 240.0, 190_000_000),
+    ]
+    pace = bench_audit.Pace(1_000, 1.0, 1.0)
+    text = bench_audit._report(longs, 16_000.0, pace, pace, pace, pace, []).render()
+    assert "| 2 processes | 125 | 240 | 8,000 | 190 | 1.60× |" in text
+    assert "at most 180 s for it with two processes: met, 125." in text
+    assert "at most 500 MB of memory, both processes: met, 190." in text
