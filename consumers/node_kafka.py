@@ -83,7 +83,8 @@ class KafkaSource:
         if topics.LEDGER in self._topics:
             tasks.append(asyncio.create_task(self._see_facts()))
         try:
-            await asyncio.gather(*tasks)
+            # With nothing to read, too, only whoever cancels ends it.
+            await asyncio.gather(asyncio.Event().wait(), *tasks)
         finally:
             self._is_stopping.set()
             for task in tasks:
