@@ -32,6 +32,8 @@ def number(world: World, main: Federation) -> int:
         if line.startswith("round ")
     )
     main.wait(e.ModelVersionRegistered, round=requested)
+    # Rewards come from a decider of their own, in the order of the agents' names.
+    main.wait(e.BalanceChanged, round=requested, account=max(AGENTS))
     return requested
 
 
