@@ -22,14 +22,19 @@ from cli.bench_federation import (
 from cli.bench_report import Section, Table, measure_rate, show, show_target
 from cli.node import node_directory
 from cli.processes import StackError, find_free_ports
-from ledger.checkpoint import Checkpoint, cosign_checkpoint, sign_checkpoint
+from ledger.checkpoint import (
+    Checkpoint,
+    compute_origin,
+    cosign_checkpoint,
+    make_log_key,
+    sign_checkpoint,
+)
 from ledger.cosigning import CosignatureCollector
 from ledger.merkle import inclusion_proof, leaf_hash, root
 from ledger.note import KeyType, VerifierKey
 from ledger.policy import make_bft_policy
 from ledger.proof_file import make_receipt, verify_receipt
 from ledger.signing import SigningKey
-from protocol.envelope import compute_origin
 from schemas import codec, topics
 from schemas import events as e
 from schemas.events import LedgerNode
@@ -113,10 +118,8 @@ class _Watch:
 
     def __init__(self, stack: BenchStack, nodes: tuple[LedgerNode, ...]) -> None:
         self._stack = stack
-        origin = compute_origin(FEDERATION)
         self._collector = CosignatureCollector(
-            origin,
-            VerifierKey(origin, KeyType.ED25519, stack.key("SEQUENCER").public_key),
+            make_log_key(FEDERATION, stack.key("SEQUENCER").public_key),
             [
                 VerifierKey(node.name, KeyType.COSIGNATURE_V1, node.public_key)
                 for node in nodes
@@ -283,7 +286,7 @@ def _measure_receipt(num_leaves: int) -> tuple[int, float, float]:
     for number, key in enumerate(nodes[:3]):
         note = cosign_checkpoint(note, f"node{number}", key, 1_760_000_000)
     policy = make_bft_policy(
-        VerifierKey(origin, KeyType.ED25519, log_key.public_key).to_vkey(),
+        make_log_key(FEDERATION, log_key.public_key).to_vkey(),
         [
             (
                 f"node{n}",

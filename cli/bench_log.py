@@ -15,7 +15,12 @@ import numpy as np
 
 from cli.bench_federation import TASK, make_agent_keys, make_model
 from ledger.attestations import START, Header, sign_attestation
-from ledger.checkpoint import Checkpoint, cosign_checkpoint, sign_checkpoint
+from ledger.checkpoint import (
+    Checkpoint,
+    compute_origin,
+    cosign_checkpoint,
+    sign_checkpoint,
+)
 from ledger.signing import SigningKey
 from protocol import registry, rewards, rounds
 from protocol.admission import Received
@@ -257,7 +262,7 @@ class LogMaker:
             assert not refused, "the benchmark's load is admissible"
             chain = self._state.log.chain
             checkpoint = Checkpoint(
-                origin=f"folkmoot/{self.federation_id}",
+                origin=compute_origin(self.federation_id),
                 size=chain.size,
                 root=chain.tree.root(),
             )

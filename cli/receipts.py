@@ -11,6 +11,7 @@ from adapters.log_client import LogUnavailableError, NotFinalYetError, fetch_rec
 from adapters.settings import Settings
 from cli.operate import describe, make_registry, to_jsonable
 from cli.processes import StackError
+from ledger.checkpoint import compute_origin
 from ledger.merkle import InvalidProofError
 from ledger.note import InvalidNoteError
 from ledger.policy import InvalidPolicyError, Policy, parse_policy
@@ -21,7 +22,6 @@ from protocol.admission import (
     evolve,
     make_policy,
 )
-from protocol.envelope import compute_origin
 from schemas import codec
 from schemas import events as e
 

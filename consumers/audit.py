@@ -57,7 +57,7 @@ from consumers.audit_state import (
     hash_record,
 )
 from ledger.attestations import InvalidMessageError
-from ledger.checkpoint import Checkpoint
+from ledger.checkpoint import Checkpoint, compute_origin
 from ledger.equivocation import identify_contradiction
 from ledger.note import InvalidNoteError
 from ledger.policy import Policy
@@ -69,7 +69,6 @@ from protocol.envelope import (
     SIGNATURE_HEADER,
     TRACEPARENT_HEADER,
     compute_input_id,
-    compute_origin,
 )
 from protocol.log import LogError, LogState, OpenedLeaf
 from protocol.replay import (

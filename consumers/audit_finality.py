@@ -48,13 +48,13 @@ from ledger.attestations import (
     verify_attestation,
     verify_epoch_request,
 )
-from ledger.checkpoint import Checkpoint, verify_checkpoint
+from ledger.checkpoint import Checkpoint, make_log_key, verify_checkpoint
 from ledger.equivocation import Contradiction, find_contradiction, prove_equivocation
 from ledger.merkle import HASH_SIZE
-from ledger.note import InvalidNoteError, KeyType, VerifierKey
+from ledger.note import InvalidNoteError
 from ledger.policy import Policy
 from ledger.signing import InvalidSignatureError
-from protocol.envelope import compute_origin, verify_event
+from protocol.envelope import verify_event
 from protocol.replay import ReplayState
 from protocol.state_root import StateHasher
 from schemas import codec
@@ -175,11 +175,11 @@ def _open(context: Context, event: e.Attestation) -> Said:
 
 
 def _open_cosigned(context: Context, event: e.CheckpointCosigned) -> Said:
-    origin = compute_origin(context.federation_id)
-    log_key = VerifierKey(origin, KeyType.ED25519, context.sequencer_key)
+    log_key = make_log_key(context.federation_id, context.sequencer_key)
     # A node may be of several eras; as a cosigner it is one.
     nodes = {key: None for nodes, _ in context.eras for key in nodes.vkeys()}
-    verified = verify_checkpoint(event.checkpoint.encode(), log_key, origin, nodes)
+    note = event.checkpoint.encode()
+    verified = verify_checkpoint(note, log_key, log_key.name, nodes)
     if len(verified.cosignatures) != 1:
         msg = f"{len(verified.cosignatures)} cosignatures of nodes; a record has one"
         raise InvalidMessageError(msg)
@@ -594,8 +594,7 @@ class FinalityAuditor:
             policy: The reader's.
             sequencer_key: Who signs the log's checkpoints, 32 bytes.
         """
-        origin = compute_origin(self._federation_id)
-        log_key = VerifierKey(origin, KeyType.ED25519, sequencer_key)
+        log_key = make_log_key(self._federation_id, sequencer_key)
         if log_key not in [log.key for log in policy.logs]:
             return 0
         vkeys = {key for era in self.state.eras for key in era.node_set.vkeys()}

@@ -31,12 +31,12 @@ from typing import Any, Final, TypeAlias
 from adapters.kafka import Record
 from consumers.audit_finality import Context, hash_context, verify_record
 from ledger.attestations import InvalidMessageError
-from ledger.checkpoint import Checkpoint, verify_checkpoint
-from ledger.note import InvalidNoteError, KeyType, VerifierKey
+from ledger.checkpoint import Checkpoint, make_log_key, verify_checkpoint
+from ledger.note import InvalidNoteError
 from ledger.signing import InvalidSignatureError
 from protocol import admission
 from protocol.admission import AdmissionState
-from protocol.envelope import compute_origin, verify_event
+from protocol.envelope import verify_event
 from schemas import codec
 from schemas import events as e
 
@@ -75,9 +75,9 @@ def open_checkpoint(
     """
     event = codec.decode_as(e.CheckpointSigned, data)
     verify_event(context.sequencer_key, data, signature)
-    origin = compute_origin(context.federation_id)
-    key = VerifierKey(origin, KeyType.ED25519, context.sequencer_key)
-    return event, verify_checkpoint(event.checkpoint.encode(), key, origin).checkpoint
+    key = make_log_key(context.federation_id, context.sequencer_key)
+    note = event.checkpoint.encode()
+    return event, verify_checkpoint(note, key, key.name).checkpoint
 
 
 def _check_blocks(state: AdmissionState, items: Sequence[Item]) -> Passed:

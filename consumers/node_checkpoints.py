@@ -16,11 +16,16 @@ from typing import Final
 from adapters.tile_store import TileStore, TileStoreError
 from consumers.node_feed import AlertCode, Alerts
 from ledger.attestations import NodeSet
-from ledger.checkpoint import Checkpoint, parse_checkpoint, verify_checkpoint
+from ledger.checkpoint import (
+    Checkpoint,
+    compute_origin,
+    make_log_key,
+    parse_checkpoint,
+    verify_checkpoint,
+)
 from ledger.cosigning import CosignatureCollector
-from ledger.note import InvalidNoteError, KeyType, Note, VerifierKey, parse_note
+from ledger.note import InvalidNoteError, Note, VerifierKey, parse_note
 from ledger.tiles import tree_from_tiles
-from protocol.envelope import compute_origin
 from schemas import codec
 from schemas import events as e
 
@@ -67,12 +72,12 @@ class CheckpointDesk:
             sequencer_key: The log's key, 32 bytes.
             nodes: Whose cosignatures count; None if the log's signature is enough.
         """
-        self._log_key = VerifierKey(self._origin, KeyType.ED25519, sequencer_key)
+        self._log_key = make_log_key(self._federation_id, sequencer_key)
         self._cosigner_keys = () if nodes is None else nodes.vkeys()
         self._collector = None
         if nodes is not None:
             self._collector = CosignatureCollector(
-                self._origin, self._log_key, self._cosigner_keys, nodes.quorum
+                self._log_key, self._cosigner_keys, nodes.quorum
             )
 
     def find(self, size: int) -> bytes | None:

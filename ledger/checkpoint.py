@@ -47,6 +47,24 @@ _CONTROL: Final = re.compile(r"[\x00-\x1f]")
 _NUM_FIXED_LINES: Final = 3  # origin, size, root
 
 
+def compute_origin(federation_id: str) -> str:
+    """Return the origin of a federation's log, which is also its key's name."""
+    return f"folkmoot/{federation_id}"
+
+
+def make_log_key(federation_id: str, sequencer_key: bytes) -> VerifierKey:
+    """Return the key that signs the checkpoints of a federation's log.
+
+    Args:
+        federation_id: The federation.
+        sequencer_key: Its sequencer's public key, 32 bytes.
+
+    Raises:
+        InvalidKeyError: the federation's name is not one, or the key not 32 bytes.
+    """
+    return VerifierKey(compute_origin(federation_id), KeyType.ED25519, sequencer_key)
+
+
 class InvalidCheckpointError(InvalidNoteError):
     """The text is not a checkpoint, or not of the log that was expected."""
 

@@ -27,20 +27,17 @@ class CosignatureCollector:
     """Cosignatures of one log's checkpoints by known cosigners.
 
     Args:
-        origin: The log.
-        log_key: The log's key, of type Ed25519.
+        log_key: The log's key, of type Ed25519; its name is the log's origin.
         cosigner_keys: Who may cosign, of type cosignature/v1.
         quorum: How many must have.
     """
 
     def __init__(
         self,
-        origin: str,
         log_key: VerifierKey,
         cosigner_keys: Sequence[VerifierKey],
         quorum: int,
     ) -> None:
-        self._origin = origin
         self._log_key = log_key
         self._cosigner_keys = tuple(cosigner_keys)
         self._quorum = quorum
@@ -59,7 +56,7 @@ class CosignatureCollector:
                 signature is not good.
         """
         verified = verify_checkpoint(
-            signed_note, self._log_key, self._origin, self._cosigner_keys
+            signed_note, self._log_key, self._log_key.name, self._cosigner_keys
         )
         if not verified.cosignatures:
             msg = "no known cosigner signed the checkpoint"

@@ -24,7 +24,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Final
 
 from ledger.attestations import (
     InvalidMessageError,
@@ -35,13 +34,15 @@ from ledger.attestations import (
     request_bytes,
     verify_attestation,
 )
-from ledger.checkpoint import Checkpoint, parse_checkpoint, verify_checkpoint
-from ledger.note import InvalidNoteError, KeyType, VerifierKey, parse_note
+from ledger.checkpoint import (
+    Checkpoint,
+    make_log_key,
+    parse_checkpoint,
+    verify_checkpoint,
+)
+from ledger.note import InvalidNoteError, parse_note
 from schemas import codec
 from schemas import events as e
-
-ORIGIN_PREFIX: Final = "folkmoot/"
-"""A federation's log is called by its id after this."""
 
 
 class Offence(StrEnum):
@@ -252,11 +253,10 @@ def _verify_checkpoints(sequencer_key: bytes, proven: e.EquivocationProven) -> N
     if proven.public_key != sequencer_key:
         msg = f"{proven.public_key.hex()} signs no checkpoints"
         raise InvalidMessageError(msg)
-    origin = ORIGIN_PREFIX + proven.federation_id
     for data in proven.messages:
         note = codec.decode_as(e.CheckpointSigned, data).checkpoint.encode()
         try:
-            key = VerifierKey(origin, KeyType.ED25519, sequencer_key)
-            verify_checkpoint(note, key, origin)
+            key = make_log_key(proven.federation_id, sequencer_key)
+            verify_checkpoint(note, key, key.name)
         except ValueError as error:  # not a key's name, or not that key's signature
             raise InvalidMessageError(str(error)) from None

@@ -17,8 +17,8 @@ from adapters.ledger import ReadBlock, follow_log
 from adapters.log_client import LogUnavailableError, NotFinalYetError, fetch_receipt
 from adapters.schema_registry import SchemaRegistry
 from adapters.settings import Settings
+from ledger.checkpoint import compute_origin
 from protocol.admission import AdmissionState, evolve, make_policy
-from protocol.envelope import compute_origin
 from schemas import codec
 from schemas.events import UpdateDeclined, UpdateSubmitted
 

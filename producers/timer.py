@@ -22,13 +22,12 @@ from adapters.ledger import ReadBlock, find_partition, follow_log
 from adapters.schema_registry import FramingError, SchemaRegistry
 from adapters.settings import Settings
 from ledger.attestations import NodeSet
-from ledger.checkpoint import parse_checkpoint
+from ledger.checkpoint import make_log_key, parse_checkpoint
 from ledger.cosigning import CosignatureCollector
-from ledger.note import InvalidNoteError, KeyType, VerifierKey, parse_note
+from ledger.note import InvalidNoteError, parse_note
 from ledger.signing import SigningKey
 from protocol.admission import AdmissionState, evolve
 from protocol.decider import step
-from protocol.envelope import compute_origin
 from protocol.rounds import DECIDER, RoundsState
 from schemas import codec, topics
 from schemas.events import (
@@ -180,12 +179,10 @@ class Timer:
         """Return what collects cosignatures of the present ledger nodes."""
         nodes = self._admission.node_sets[-1]
         if self._cosigned is None or self._nodes != nodes:
-            origin = compute_origin(self._federation_id)
             sequencer_key = self._admission.principals["SEQUENCER"]
             self._nodes = nodes
             self._cosigned = CosignatureCollector(
-                origin,
-                VerifierKey(origin, KeyType.ED25519, sequencer_key),
+                make_log_key(self._federation_id, sequencer_key),
                 nodes.vkeys(),
                 nodes.quorum,
             )

@@ -33,20 +33,19 @@ from ledger.attestations import (
     compute_chain_id,
     verify_node_set_change,
 )
-from ledger.checkpoint import parse_checkpoint, verify_checkpoint
+from ledger.checkpoint import make_log_key, parse_checkpoint, verify_checkpoint
 from ledger.equivocation import (
     Contradiction,
     identify_contradiction,
     verify_equivocation,
 )
 from ledger.merkle import leaf_hash
-from ledger.note import InvalidNoteError, KeyType, VerifierKey, parse_note
+from ledger.note import InvalidNoteError, parse_note
 from ledger.policy import Policy, make_bft_policy
 from ledger.signing import InvalidSignatureError
 from protocol.envelope import (
     compute_fact_id,
     compute_input_id,
-    compute_origin,
     verify_event,
 )
 from protocol.validation import find_problem
@@ -308,7 +307,7 @@ def make_policy(state: AdmissionState) -> Policy:
     Args:
         state: Of a federation that has ledger nodes; the present ones count.
     """
-    log_key = _log_key(state.federation_id, state.principals["SEQUENCER"])
+    log_key = make_log_key(state.federation_id, state.principals["SEQUENCER"])
     nodes = state.node_sets[-1]
     return make_bft_policy(
         log_key.to_vkey(),
@@ -317,10 +316,6 @@ def make_policy(state: AdmissionState) -> Policy:
             for node, key in zip(nodes.nodes, nodes.vkeys(), strict=True)
         ],
     )
-
-
-def _log_key(federation_id: str, sequencer_key: bytes) -> VerifierKey:
-    return VerifierKey(compute_origin(federation_id), KeyType.ED25519, sequencer_key)
 
 
 class _Scratch:
@@ -603,7 +598,7 @@ class _Scratch:
         self, event: e.CheckpointFinalised
     ) -> tuple[Reason, str] | None:
         nodes = self._node_sets[-1]
-        log_key = _log_key(self._federation_id, self._principals["SEQUENCER"])
+        log_key = make_log_key(self._federation_id, self._principals["SEQUENCER"])
         try:
             verified = verify_checkpoint(
                 event.checkpoint.encode(), log_key, log_key.name, nodes.vkeys()

@@ -24,11 +24,6 @@ TRACEPARENT_HEADER: Final = "traceparent"
 """Kafka header with the W3C trace context."""
 
 
-def compute_origin(federation_id: str) -> str:
-    """Return the origin of a federation's log, which is also its key's name."""
-    return f"folkmoot/{federation_id}"
-
-
 def sign_event(key: SigningKey, event_bytes: bytes) -> bytes:
     """Return the author's signature over an event's single-object bytes, 64 bytes."""
     return key.sign(EVENT_DOMAIN + event_bytes)

@@ -23,13 +23,12 @@ from adapters.kafka import (
 )
 from adapters.ledger import PassingOverForeign
 from adapters.schema_registry import FramingError
-from ledger.checkpoint import Checkpoint, sign_checkpoint
+from ledger.checkpoint import Checkpoint, compute_origin, sign_checkpoint
 from ledger.signing import InvalidSignatureError
 from protocol.admission import Received
 from protocol.envelope import (
     SIGNATURE_HEADER,
     TRACEPARENT_HEADER,
-    compute_origin,
     verify_event,
 )
 from protocol.log import (

@@ -30,12 +30,12 @@ from consumers.node_feed import AlertCode
 from ledger.blocks import Chain, plan_block
 from ledger.checkpoint import (
     Checkpoint,
+    compute_origin,
     parse_checkpoint,
     sign_checkpoint,
 )
 from ledger.note import parse_note
 from ledger.signing import SigningKey
-from protocol.envelope import compute_origin
 from schemas import codec, topics
 from schemas import events as e
 from tests.integration.harness import (

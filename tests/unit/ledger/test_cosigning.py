@@ -32,7 +32,7 @@ def note(size: int, node: int, *, root: bytes = b"r" * 32, at: int = 7) -> bytes
 
 @pytest.fixture
 def collector() -> CosignatureCollector:
-    return CosignatureCollector(ORIGIN, LOG_KEY, NODE_KEYS, 3)
+    return CosignatureCollector(LOG_KEY, NODE_KEYS, 3)
 
 
 def test_a_quorum_makes_one_note_that_verifies(collector):
@@ -57,7 +57,7 @@ def test_one_cosigner_counts_once(collector):
 def test_merged_notes_can_be_added_again(collector):
     for node in range(3):
         collector.add(note(5, node))
-    other = CosignatureCollector(ORIGIN, LOG_KEY, NODE_KEYS, 3)
+    other = CosignatureCollector(LOG_KEY, NODE_KEYS, 3)
     other.add(collector.merge(5))
     assert other.merge(5) == collector.merge(5)
 
