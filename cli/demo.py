@@ -357,13 +357,16 @@ class _Demo:
     def _show_receipt(self, settings: Settings) -> None:
         """Verify, with no service's help, the receipt that an agent kept."""
         from cli.receipts import check_receipt, show_policy
+        from ledger.proof_file import FILE_EXTENSION
 
         policy = self.work / "policy"
         policy.write_text(show_policy(settings, FEDERATION), encoding="utf-8")
         agents = settings.state_directory / "agents" / FEDERATION
         begun = time.monotonic()
         while time.monotonic() - begun < FINAL_WITHIN_S:
-            kept = sorted(agents.glob(f"*/receipts/round-{self.rounds}-*.tlog-proof"))
+            kept = sorted(
+                agents.glob(f"*/receipts/round-{self.rounds}-*{FILE_EXTENSION}")
+            )
             if kept:
                 size = kept[0].stat().st_size
                 self.say(f"a receipt that an agent kept, {size} bytes, verified:")

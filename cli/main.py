@@ -482,9 +482,10 @@ def receipt(
 ) -> None:
     """Write a receipt: leaf, inclusion proof, cosigned checkpoint (C2SP tlog-proof)."""
     from cli.receipts import get_receipt
+    from ledger.proof_file import FILE_EXTENSION
 
     leaf_index, data = get_receipt(_settings(), federation, event, tuple(url or ()))
-    path = output or Path(f"{federation}-leaf-{leaf_index}.tlog-proof")
+    path = output or Path(f"{federation}-leaf-{leaf_index}{FILE_EXTENSION}")
     path.write_bytes(data)
     print(f"wrote {path}: leaf {leaf_index}, {len(data)} bytes")
 

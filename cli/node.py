@@ -13,7 +13,8 @@ from adapters.settings import Settings
 from cli.operate import await_leaf, make_operator, make_registry
 from cli.processes import StackError
 from ledger.attestations import InvalidNodeSetError, NodeSet, sign_approval
-from protocol.admission import AdmissionState, evolve
+from protocol.admission import AdmissionState
+from protocol.log import fold_admission
 from schemas.events import LedgerNode, NodeSignature
 
 
@@ -57,7 +58,7 @@ def read_admission(settings: Settings, federation_id: str) -> AdmissionState:
     """
     state = AdmissionState()
     for read in read_log(settings, make_registry(settings), federation_id):
-        state = evolve(state, [(i.leaf, i.sequenced.event) for i in read.leaves])
+        state = fold_admission(state, read.leaves)
     if not state.federation_id:
         msg = f"there is no federation {federation_id!r} on this Kafka"
         raise StackError(msg, "`moot federation create` founds one.")

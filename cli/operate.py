@@ -18,9 +18,9 @@ from adapters.schema_registry import FramingError, SchemaRegistry
 from adapters.settings import Settings
 from cli.processes import StackError
 from producers.control import Operator, Parameters, Position, load_principals
-from protocol.admission import AdmissionState, compute_event_id, evolve
+from protocol.admission import AdmissionState, compute_event_id
 from protocol.decider import step
-from protocol.log import OpenedLeaf
+from protocol.log import OpenedLeaf, fold_admission
 from protocol.plain import compute_max_model_size
 from protocol.rounds import DECIDER, RoundsState, is_drawable
 from protocol.tensors import tensors_to_blob
@@ -369,8 +369,7 @@ def watch(
             return
         if not isinstance(read, ReadBlock):
             continue
-        pairs = [(item.leaf, item.sequenced.event) for item in read.leaves]
-        known = evolve(known, pairs)
+        known = fold_admission(known, read.leaves)
         for leaf in read.leaves:
             event = leaf.sequenced.event
             if as_json:

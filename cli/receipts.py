@@ -19,9 +19,9 @@ from ledger.proof_file import InvalidProofFileError, verify_receipt
 from protocol.admission import (
     AdmissionState,
     compute_event_id,
-    evolve,
     make_policy,
 )
+from protocol.log import fold_admission
 from schemas import codec
 from schemas import events as e
 
@@ -57,7 +57,7 @@ def get_receipt(
     """
     state, found = AdmissionState(), None
     for read in read_log(settings, make_registry(settings), federation_id):
-        state = evolve(state, [(i.leaf, i.sequenced.event) for i in read.leaves])
+        state = fold_admission(state, read.leaves)
         for item in read.leaves:
             if event_id in {
                 str(item.sequenced.leaf_index),

@@ -35,7 +35,6 @@ from ledger.policy import Policy
 
 HEADER: Final = "c2sp.org/tlog-proof@v1"
 FILE_EXTENSION: Final = ".tlog-proof"
-CONTENT_TYPE: Final = "text/plain; charset=utf-8"
 MAX_PROOF_HASHES: Final = 63
 """Height of the largest tree: its size has 63 bits."""
 MAX_EXTRA_SIZE_BYTES: Final = MAX_LEAF_SIZE_BYTES

@@ -18,7 +18,9 @@ from adapters.log_client import LogUnavailableError, NotFinalYetError, fetch_rec
 from adapters.schema_registry import SchemaRegistry
 from adapters.settings import Settings
 from ledger.checkpoint import compute_origin
-from protocol.admission import AdmissionState, evolve, make_policy
+from ledger.proof_file import FILE_EXTENSION
+from protocol.admission import AdmissionState, make_policy
+from protocol.log import fold_admission
 from schemas import codec
 from schemas.events import UpdateDeclined, UpdateSubmitted
 
@@ -26,7 +28,6 @@ log = logging.getLogger(__name__)
 
 ASK_EVERY_S: Final = 1.0
 START_AGAIN_AFTER_S: Final = 5.0
-SUFFIX: Final = ".tlog-proof"
 
 
 class ReceiptKeeper:
@@ -85,9 +86,7 @@ class ReceiptKeeper:
                 self._fetch()
 
     def _learn(self, read: ReadBlock) -> None:
-        self._admission = evolve(
-            self._admission, [(item.leaf, item.sequenced.event) for item in read.leaves]
-        )
+        self._admission = fold_admission(self._admission, read.leaves)
         for item in read.leaves:
             event = item.sequenced.event
             if not isinstance(event, UpdateSubmitted | UpdateDeclined):
@@ -96,7 +95,10 @@ class ReceiptKeeper:
             if agent is None or agent.public_key != self._public_key:
                 continue
             leaf_index = item.sequenced.leaf_index
-            path = self._directory / f"round-{event.round}-leaf-{leaf_index}{SUFFIX}"
+            path = (
+                self._directory
+                / f"round-{event.round}-leaf-{leaf_index}{FILE_EXTENSION}"
+            )
             if not path.exists():
                 self._waiting[path] = leaf_index, codec.encode(item.leaf)
 

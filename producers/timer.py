@@ -26,8 +26,9 @@ from ledger.checkpoint import make_log_key, parse_checkpoint
 from ledger.cosigning import CosignatureCollector
 from ledger.note import InvalidNoteError, parse_note
 from ledger.signing import SigningKey
-from protocol.admission import AdmissionState, evolve
+from protocol.admission import AdmissionState
 from protocol.decider import step
+from protocol.log import fold_admission
 from protocol.rounds import DECIDER, RoundsState
 from schemas import codec, topics
 from schemas.events import (
@@ -101,9 +102,7 @@ class Timer:
                 self._request_finality()
 
     def _learn(self, read: ReadBlock) -> None:
-        self._admission = evolve(
-            self._admission, [(item.leaf, item.sequenced.event) for item in read.leaves]
-        )
+        self._admission = fold_admission(self._admission, read.leaves)
         self._last_height = read.block.height
         if not all(
             isinstance(item.sequenced.event, FinalityRequested) for item in read.leaves

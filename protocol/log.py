@@ -158,6 +158,14 @@ def open_block(
     return after, block, opened
 
 
+def fold_admission(
+    state: AdmissionState, opened: Sequence[OpenedLeaf]
+) -> AdmissionState:
+    """Return what admission knows after the leaves of an opened block."""
+    pairs = [(item.leaf, item.sequenced.event) for item in opened]
+    return admission.evolve(state, pairs)
+
+
 def verify_author(
     state: LogState,
     block_bytes: bytes,
@@ -307,8 +315,7 @@ def read_block(
         LogError: it is not the next block of this log.
     """
     log, _, opened = open_block(state.log, block_bytes, signature)
-    leaves = [(item.leaf, item.sequenced.event) for item in opened]
-    return SequencerState(log=log, admission=admission.evolve(state.admission, leaves))
+    return SequencerState(log=log, admission=fold_admission(state.admission, opened))
 
 
 def _refusal_leaf(refusal: e.EventRejected, key: SigningKey) -> e.Leaf:

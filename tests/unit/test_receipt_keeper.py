@@ -20,8 +20,8 @@ from adapters.settings import Settings
 from adapters.tile_store import TileStore
 from ledger.checkpoint import Checkpoint, cosign_checkpoint, sign_checkpoint
 from ledger.merkle import leaf_hash
-from ledger.proof_file import verify_receipt
-from producers.receipts import ASK_EVERY_S, SUFFIX, ReceiptKeeper
+from ledger.proof_file import FILE_EXTENSION, verify_receipt
+from producers.receipts import ASK_EVERY_S, ReceiptKeeper
 from protocol.admission import make_policy
 from protocol.envelope import SIGNATURE_HEADER
 from protocol.log import LogError, LogState, open_block
@@ -191,7 +191,7 @@ def test_an_agent_keeps_a_receipt_of_what_it_said(
     fetch(keeper, clock)
     leaf_index = leaf_of(log, agent)
     [path] = folder.iterdir()
-    assert path.name == f"round-1-leaf-{leaf_index}{SUFFIX}"
+    assert path.name == f"round-1-leaf-{leaf_index}{FILE_EXTENSION}"
     verified = verify_receipt(
         path.read_bytes(), make_policy(log.state.admission), ORIGIN
     )
@@ -309,7 +309,7 @@ def test_a_draft_is_no_receipt(
     learn(keeper, log)
     node.publish(log)
     fetch(keeper, clock)
-    assert names_in(folder) == [f"round-1-leaf-{leaf_index}{SUFFIX}"]
+    assert names_in(folder) == [f"round-1-leaf-{leaf_index}{FILE_EXTENSION}"]
 
 
 def test_every_round_has_its_own(
