@@ -30,7 +30,7 @@ from cli.bench_report import (
     show_target,
 )
 from cli.processes import StackError
-from consumers.audit import audit_log
+from consumers.audit import run_audit
 from consumers.audit_bundle import BundleWriter
 from ledger.signing import SigningKey
 from protocol import rounds
@@ -273,7 +273,7 @@ def _audit(stack: BenchStack, maker: LogMaker, *, with_blobs: bool) -> Pace:
 
     def audit() -> None:
         partition = find_partition(stack.settings, topics.LEDGER, maker.federation_id)
-        report = audit_log(
+        report = run_audit(
             read_partition(stack.settings, topics.LEDGER, partition),
             federation_id=maker.federation_id,
             unframe=stack.registry.unframe_trusted,
@@ -281,7 +281,7 @@ def _audit(stack: BenchStack, maker: LogMaker, *, with_blobs: bool) -> Pace:
             checkpoints=read_partition(stack.settings, topics.CHECKPOINTS, partition),
             operator_key=maker.keys["OPERATOR"].public_key,
             num_fetches=JOBS,
-        )
+        ).report
         found.append(report)
 
     pace = _pace(maker.num_leaves, audit)
@@ -299,11 +299,13 @@ def _profile(stack: BenchStack, maker: LogMaker) -> list[HotSpot]:
         for topic in (topics.LEDGER, topics.CHECKPOINTS)
     )
     return find_hot_spots(
-        lambda: audit_log(
-            ledger,
-            federation_id=maker.federation_id,
-            unframe=stack.registry.unframe_trusted,
-            checkpoints=checkpoints,
+        lambda: (
+            run_audit(
+                ledger,
+                federation_id=maker.federation_id,
+                unframe=stack.registry.unframe_trusted,
+                checkpoints=checkpoints,
+            ).report
         )
     )
 

@@ -120,43 +120,6 @@ class Audited:
     state: AuditState
 
 
-def audit_log(
-    records: Iterable[Record],
-    *,
-    federation_id: str,
-    unframe: Unframe,
-    fetch_blob: FetchBlob | None = None,
-    checkpoints: Iterable[Record] | None = None,
-    attestations: Iterable[Record] | None = None,
-    settled_offset: int | None = None,
-    operator_key: bytes | None = None,
-    policy: Policy | None = None,
-    on_progress: Callable[[Progress], None] | None = None,
-    num_fetches: int = 2,
-    jobs: int = 1,
-    max_findings: int = MAX_FINDINGS,
-    lists_refused: bool = False,
-) -> Report:
-    """Audit a federation's log from its beginning; see `run_audit`."""
-    audited = run_audit(
-        records,
-        federation_id=federation_id,
-        unframe=unframe,
-        fetch_blob=fetch_blob,
-        checkpoints=checkpoints,
-        attestations=attestations,
-        settled_offset=settled_offset,
-        operator_key=operator_key,
-        policy=policy,
-        on_progress=on_progress,
-        num_fetches=num_fetches,
-        jobs=jobs,
-        max_findings=max_findings,
-        lists_refused=lists_refused,
-    )
-    return audited.report
-
-
 def run_audit(
     records: Iterable[Record],
     *,

@@ -16,7 +16,7 @@ from confluent_kafka.admin import AdminClient
 
 from adapters.kafka import MAX_RECORD_SIZE_BYTES, Record, create_topics
 from cli.stack import LocalStack
-from consumers.audit import audit_log
+from consumers.audit import run_audit
 from schemas import events as e
 from schemas import topics
 from tests.integration.harness import (
@@ -299,13 +299,13 @@ def _audit(
 def _count_findings(
     world: World, federation: Federation, logs: dict[str, list[Record]]
 ) -> int:
-    report = audit_log(
+    report = run_audit(
         logs[topics.LEDGER],
         federation_id=federation.name,
         unframe=world.registry.unframe_trusted,
         checkpoints=logs[topics.CHECKPOINTS],
         operator_key=federation.operator.public_key,
-    )
+    ).report
     return len(report.findings)
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from adapters.kafka import Record, make_headers
 from consumers import audit_parallel
-from consumers.audit import audit_log, run_audit
+from consumers.audit import run_audit
 from consumers.audit_bundle import (
     Bundle,
     BundleError,
@@ -70,7 +70,7 @@ def audit(
     **options,
 ):
     log = log or the_log()
-    return audit_log(
+    return run_audit(
         log.records if records is None else records,
         federation_id=log.federation_id,
         unframe=unframe,
@@ -78,7 +78,7 @@ def audit(
         checkpoints=log.checkpoints if checkpoints is None else checkpoints,
         attestations=attestations,
         **options,
-    )
+    ).report
 
 
 def flip(data, place, bit):
@@ -432,14 +432,14 @@ def the_bundle(folder):
     path = folder / "whole.tar"
     with BundleWriter(path) as writer:
         log = the_log()
-        report = audit_log(
+        report = run_audit(
             writer.records(log.records),
             federation_id="clinics",
             unframe=writer.unframe(unframe),
             fetch_blob=writer.fetch(log.blobs.fetch),
             checkpoints=writer.records(log.checkpoints),
             attestations=writer.records(the_attestations()),
-        )
+        ).report
         assert report.is_sound
         writer.write("clinics", b"{}", policy=None, settled_offset=None)
     return path.read_bytes(), report
@@ -452,7 +452,7 @@ def folder(tmp_path_factory):
 
 def audit_bundle(path):
     with Bundle(path) as bundle:
-        return audit_log(
+        return run_audit(
             bundle.records(topics.LEDGER),
             federation_id=bundle.manifest.federation_id,
             unframe=bundle.unframe,
@@ -460,7 +460,7 @@ def audit_bundle(path):
             checkpoints=bundle.records(topics.CHECKPOINTS),
             attestations=bundle.records(topics.ATTESTATIONS),
             settled_offset=bundle.manifest.settled_offset,
-        )
+        ).report
 
 
 def free_parts(data):
@@ -508,13 +508,13 @@ def test_every_byte_of_a_bundles_frame_counts(folder):
     log = the_log()
     path = folder / "young.tar"
     with BundleWriter(path) as writer:
-        whole = audit_log(
+        whole = run_audit(
             writer.records(log.records[:2]),
             federation_id="clinics",
             unframe=writer.unframe(unframe),
             checkpoints=writer.records(log.checkpoints[:2]),
             attestations=writer.records(the_attestations()[:4]),
-        )
+        ).report
         assert whole.is_sound
         writer.write("clinics", b"{}", policy=None, settled_offset=None)
     data = path.read_bytes()

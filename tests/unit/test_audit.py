@@ -17,7 +17,7 @@ from adapters.kafka import make_headers
 from adapters.schema_registry import SchemaRegistry
 from cli.audit import Options
 from cli.audit_show import render
-from consumers.audit import audit_log
+from consumers.audit import run_audit
 from consumers.audit_report import FindingCode
 from protocol.aggregation import sum_from_blob, sum_to_blob
 from protocol.encoding import update_to_blob
@@ -35,14 +35,14 @@ def log():
 
 
 def audit(log, *, records=None, checkpoints=None, blobs=None, **options):
-    return audit_log(
+    return run_audit(
         log.records if records is None else records,
         federation_id=log.federation_id,
         unframe=unframe,
         fetch_blob=(log.blobs if blobs is None else blobs).fetch,
         checkpoints=log.checkpoints if checkpoints is None else checkpoints,
         **options,
-    )
+    ).report
 
 
 def codes(report):
@@ -159,7 +159,7 @@ def test_accepted_updates_of_an_open_round_are_checked():
 
 
 def test_blobs_and_checkpoints_may_be_left_out_and_the_report_says_so(log):
-    report = audit_log(log.records, federation_id="clinics", unframe=unframe)
+    report = run_audit(log.records, federation_id="clinics", unframe=unframe).report
     assert report.is_sound
     assert report.num_blobs == report.num_checkpoints == 0
     assert any("Blobs were left out" in note for note in report.notes)
@@ -167,7 +167,7 @@ def test_blobs_and_checkpoints_may_be_left_out_and_the_report_says_so(log):
 
 
 def test_an_unknown_federation_is_neither_sound_nor_wrong(log):
-    report = audit_log(log.records, federation_id="nobody", unframe=unframe)
+    report = run_audit(log.records, federation_id="nobody", unframe=unframe).report
     assert not report.is_sound
     assert not report.findings
     assert report.num_blocks == 0
@@ -750,7 +750,7 @@ def test_a_store_that_is_away_is_not_a_finding(log):
         raise AwayError
 
     with pytest.raises(AwayError):
-        audit_log(
+        run_audit(
             log.records, federation_id="clinics", unframe=unframe, fetch_blob=fetch
         )
 
@@ -775,13 +775,13 @@ def test_few_blobs_are_in_memory_at_a_time(log):
     big.admit(*(f"agent-{number:02d}" for number in range(60)))
     big.run_round()
     log = big
-    report = audit_log(
+    report = run_audit(
         log.records,
         federation_id="clinics",
         unframe=unframe,
         fetch_blob=fetch,
         num_fetches=2,
-    )
+    ).report
     assert report.is_sound
     assert len(seen) > 60
     assert max(seen) < 12

@@ -8,7 +8,7 @@ import pytest
 from adapters.kafka import make_headers
 from cli.audit_show import render
 from consumers import audit_finality
-from consumers.audit import audit_log
+from consumers.audit import run_audit
 from consumers.audit_finality import Context, verify_record
 from consumers.audit_report import FindingCode
 from ledger.attestations import InvalidMessageError
@@ -35,14 +35,14 @@ def honest(log):
 
 
 def audit(log, attestations, **options):
-    return audit_log(
+    return run_audit(
         log.records,
         federation_id=log.federation_id,
         unframe=unframe,
         checkpoints=log.checkpoints,
         attestations=attestations,
         **options,
-    )
+    ).report
 
 
 def codes(report):
@@ -221,7 +221,7 @@ def test_a_quorum_for_another_block_is_the_strongest_finding(log):
 
 def test_a_log_that_was_cut_is_contradicted_by_its_nodes(log, honest):
     """Ledger and checkpoints were cut alike; the attestations remember."""
-    report = audit_log(
+    report = run_audit(
         log.records[:20],
         federation_id="clinics",
         unframe=unframe,
@@ -233,7 +233,7 @@ def test_a_log_that_was_cut_is_contradicted_by_its_nodes(log, honest):
             and event_of(record).era == 0
         ],
         max_findings=9,
-    )
+    ).report
     assert set(codes(report)) == {
         FindingCode.ATTESTATION_DIFFERS,
         FindingCode.FINAL_BLOCK_DIFFERS,

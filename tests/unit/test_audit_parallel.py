@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from consumers import audit_parallel
-from consumers.audit import audit_log
+from consumers.audit import run_audit
 from consumers.audit_finality import Context
 from consumers.audit_parallel import (
     CheckpointContext,
@@ -146,7 +146,7 @@ def test_an_author_is_known_or_nobody(log):
 
 
 def audit(log, attestations, **options):
-    return audit_log(
+    return run_audit(
         log.records,
         federation_id="clinics",
         unframe=unframe,
@@ -154,7 +154,7 @@ def audit(log, attestations, **options):
         checkpoints=log.checkpoints,
         attestations=attestations,
         **options,
-    )
+    ).report
 
 
 def test_one_process_or_three_say_the_same(log, attestations, monkeypatch):
@@ -227,11 +227,11 @@ def test_keys_that_are_admitted_meanwhile_are_no_fault():
     log.found()
     for number in range(30):
         log.admit(f"agent-{number:02d}")
-    report = audit_log(
+    report = run_audit(
         log.records,
         federation_id="clinics",
         unframe=unframe,
         checkpoints=log.checkpoints,
         jobs=2,
-    )
+    ).report
     assert report.is_sound

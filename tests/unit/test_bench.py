@@ -25,7 +25,7 @@ from cli.bench_report import (
     show_target,
 )
 from cli.processes import StackError, kill_owned, spawn_owned
-from consumers.audit import audit_log
+from consumers.audit import run_audit
 from schemas import codec, topics
 from schemas import events as e
 from tests.builders import BlobDict, frame, unframe
@@ -220,14 +220,14 @@ def test_a_made_log_is_sound(has_blobs: bool) -> None:
     store = blobs.store if has_blobs else forget
     maker, ledger, checkpoints = _make_log(40, store, is_summed=has_blobs)
 
-    report = audit_log(
+    report = run_audit(
         ledger,
         federation_id="bench",
         unframe=unframe,
         fetch_blob=blobs.fetch if has_blobs else None,
         checkpoints=checkpoints,
         operator_key=maker.keys["OPERATOR"].public_key,
-    )
+    ).report
 
     assert report.findings == []
     assert report.num_leaves == maker.num_leaves >= 40

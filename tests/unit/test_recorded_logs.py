@@ -14,7 +14,7 @@ import pytest
 
 from adapters.kafka import Record
 from adapters.schema_registry import FramingError
-from consumers.audit import audit_log
+from consumers.audit import run_audit
 from schemas import codec, topics
 from schemas.reasons import Reason
 from tests.builders import BlobDict, build_log
@@ -86,7 +86,7 @@ def test_a_recorded_log_is_still_sound(path):
     blobs = BlobDict()
     for digest, blob in plain["blobs"].items():
         blobs[bytes.fromhex(digest)] = bytes.fromhex(blob)
-    report = audit_log(
+    report = run_audit(
         [record_from_json(topics.LEDGER, record) for record in plain["ledger"]],
         federation_id=plain["federation_id"],
         unframe=unframe,
@@ -95,7 +95,7 @@ def test_a_recorded_log_is_still_sound(path):
             record_from_json(topics.CHECKPOINTS, record)
             for record in plain["checkpoints"]
         ],
-    )
+    ).report
     assert report.is_sound, report.findings
     assert report.num_leaves == plain["size"]
     assert report.tree_root == plain["tree_root"]
