@@ -31,17 +31,25 @@ class BlobError(Exception):
         self.reason = reason
 
 
+def make_client(settings: Settings, http_client: urllib3.PoolManager) -> Minio:
+    """Return MinIO's client; for how long it tries is the caller's choice."""
+    return Minio(
+        settings.minio_endpoint,
+        access_key=settings.minio_access_key.get_secret_value(),
+        secret_key=settings.minio_secret_key.get_secret_value(),
+        secure=settings.minio_secure,
+        http_client=http_client,
+    )
+
+
 class BlobStore:
     """Store and fetch by digest. Durable once `store` returns; safe across threads."""
 
     def __init__(self, settings: Settings) -> None:
         self._bucket = settings.bucket
-        self._client = Minio(
-            settings.minio_endpoint,
-            access_key=settings.minio_access_key.get_secret_value(),
-            secret_key=settings.minio_secret_key.get_secret_value(),
-            secure=settings.minio_secure,
-            http_client=urllib3.PoolManager(
+        self._client = make_client(
+            settings,
+            urllib3.PoolManager(
                 maxsize=16,
                 timeout=urllib3.Timeout(connect=5, read=60),
                 # A restart of MinIO takes a few seconds; work goes on after it.

@@ -12,9 +12,9 @@ import io
 from pathlib import Path
 
 import urllib3
-from minio import Minio
 from minio.error import S3Error
 
+from adapters.blobs import make_client
 from adapters.settings import Settings
 from adapters.tile_store import TileStore, mirror
 from ledger.checkpoint import parse_checkpoint
@@ -36,12 +36,9 @@ class LogMirror:
         self._bucket = settings.bucket
         self._directory = directory
         self._size: int | None = None
-        self._client = Minio(
-            settings.minio_endpoint,
-            access_key=settings.minio_access_key.get_secret_value(),
-            secret_key=settings.minio_secret_key.get_secret_value(),
-            secure=settings.minio_secure,
-            http_client=urllib3.PoolManager(
+        self._client = make_client(
+            settings,
+            urllib3.PoolManager(
                 timeout=urllib3.Timeout(connect=5, read=30), retries=urllib3.Retry(2)
             ),
         )

@@ -10,7 +10,6 @@ from typing import Final
 
 from adapters.kafka import END, Record, follow_partition
 from adapters.ledger import find_partition
-from adapters.vote_log import create_identity
 from cli.bench_federation import (
     BenchStack,
     FastProducer,
@@ -20,8 +19,7 @@ from cli.bench_federation import (
     make_update_event,
 )
 from cli.bench_report import Section, Table, measure_rate, show, show_target
-from cli.node import node_directory
-from cli.processes import StackError, find_free_ports
+from cli.processes import StackError
 from ledger.checkpoint import (
     Checkpoint,
     compute_origin,
@@ -80,7 +78,8 @@ def run(say: Say, *, quick: bool) -> Section:
 
 def _measure(say: Say, num_nodes: int, *, quick: bool) -> Finality:
     with bench_stack(say) as stack:
-        nodes = _start_nodes(stack, num_nodes)
+        names = [f"node{index}" for index in range(num_nodes)]
+        nodes = stack.supervisor.start_nodes(stack.settings, FEDERATION, names)
         operator = stack.found(FEDERATION, 10, NUM_AGENTS, ledger_nodes=nodes)
         stack.serve("sequencer")
         stack.supervisor.start("timer", "serve", "timer", "--federation", FEDERATION)
@@ -94,23 +93,6 @@ def _measure(say: Say, num_nodes: int, *, quick: bool) -> Finality:
         say(f"{num_nodes} nodes: {count} leaves at once")
         rate, per_cpu_s = _measure_throughput(stack, watch, agents, count)
     return Finality(num_nodes, waits, rate, per_cpu_s)
-
-
-def _start_nodes(stack: BenchStack, number: int) -> tuple[LedgerNode, ...]:
-    nodes = []
-    for index, port in enumerate(find_free_ports(number)):
-        name = f"node{index}"
-        key = create_identity(node_directory(stack.settings, name))
-        nodes.append(
-            LedgerNode(
-                name=name, public_key=key.public_key, url=f"http://127.0.0.1:{port}"
-            )
-        )
-        stack.supervisor.start(
-            name, "serve", "ledger-node", "--name", name, "--port", str(port),
-            "--federation", FEDERATION,
-        )  # fmt: skip
-    return tuple(nodes)
 
 
 class _Watch:
@@ -212,12 +194,12 @@ def _measure_throughput(
         name = names[number % len(names)]
         event = make_update_event(FEDERATION, name, 1_000_000 + number)
         producer.send(event, agents[name])
-    cpu_before = stack.cpu_s("node0")
+    cpu_before = stack.cpu_s("node-node0")
     producer.flush()
     began = time.perf_counter()
     watch.until(lambda: watch.final >= before + count)
     elapsed = time.perf_counter() - began
-    cpu_after = stack.cpu_s("node0")
+    cpu_after = stack.cpu_s("node-node0")
     per_cpu_s = None
     if cpu_before is not None and cpu_after is not None:
         per_cpu_s = count / max(cpu_after - cpu_before, 1e-9)

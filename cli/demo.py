@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.status import Status
 from rich.table import Table
 
-from cli.processes import StackError, find_free_ports
+from cli.processes import LOOPBACK, StackError, find_free_ports
 from cli.services import Supervisor
 from cli.stack import LocalStack
 
@@ -209,28 +209,17 @@ class _Demo:
         return operator_key
 
     def _start_nodes(self, settings: Settings, operator_key: bytes) -> None:
-        from adapters.vote_log import create_identity
-        from cli.node import node_directory
-        from schemas.events import LedgerNode
-
         assert self._supervisor is not None
-        nodes = []
-        *ports, log_port = find_free_ports(len(LEDGER_NODES) + 1)
-        for name, port in zip(LEDGER_NODES, ports, strict=True):
-            key = create_identity(node_directory(settings, name))
-            url = f"http://127.0.0.1:{port}"
-            nodes.append(LedgerNode(name=name, public_key=key.public_key, url=url))
-            self._supervisor.start(
-                f"node-{name}", "serve", "ledger-node", "--name", name,
-                "--port", str(port), "--federation", FEDERATION,
-                "--operator-key", operator_key.hex(),
-            )  # fmt: skip
+        trusted = "--operator-key", operator_key.hex()
+        self.nodes = self._supervisor.start_nodes(
+            settings, FEDERATION, LEDGER_NODES, *trusted
+        )
+        (log_port,) = find_free_ports(1)
         self._supervisor.start(
             "log", "serve", "log", "--port", str(log_port), "--federation", FEDERATION,
-            "--operator-key", operator_key.hex(),
+            *trusted,
         )  # fmt: skip
-        self.nodes = tuple(nodes)
-        self.log_url = f"http://127.0.0.1:{log_port}"
+        self.log_url = f"http://{LOOPBACK}:{log_port}"
 
     def _found(self, settings: Settings) -> None:
         from cli.operate import create_federation

@@ -11,12 +11,23 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from cli.processes import StackError, kill_owned, last_lines, spawn_owned
+from cli.processes import (
+    LOOPBACK,
+    StackError,
+    find_free_ports,
+    kill_owned,
+    last_lines,
+    spawn_owned,
+)
+
+if TYPE_CHECKING:
+    from adapters.settings import Settings
+    from schemas.events import LedgerNode
 
 FAUST_SERVICES: Final = {
     "sequencer": "streams.sequencer",
@@ -25,6 +36,8 @@ FAUST_SERVICES: Final = {
     "registry": "streams.registry",
     "rewards": "streams.rewards",
 }
+NODE_PORTS: Final = {"ledger-node": 7400, "log": 7480}
+"""Where a ledger node and the log server listen unless told otherwise."""
 LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 MAX_RESTARTS: Final = 5
 STOP_TIMEOUT_S: Final = 10.0
@@ -57,9 +70,7 @@ def run_service(
     if service not in {"timer", "exporter"}:
         msg = f"there is no service {service!r}"
         raise StackError(msg, f"The services are {', '.join(OWN_PROCESS)}.")
-    if federation is None:
-        msg = f"the {service} serves one federation"
-        raise StackError(msg, "Name it: --federation NAME.")
+    federation = _demand_federation(service, federation)
     from adapters import telemetry
     from adapters.keys import key_path, load_or_create_key
     from adapters.settings import load_settings
@@ -81,8 +92,11 @@ def run_service(
     telemetry.shut_down()
 
 
-NODE_PORTS: Final = {"ledger-node": 7400, "log": 7480}
-"""Where a ledger node and the log server listen unless told otherwise."""
+def _demand_federation(service: str, federation: str | None) -> str:
+    if federation is None:
+        msg = f"the {service} serves one federation"
+        raise StackError(msg, "Name it: --federation NAME.")
+    return federation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,9 +121,7 @@ def run_node(service: str, arguments: NodeArguments) -> None:
     from cli.node import node_directory
     from consumers.node_service import NodeOptions, NodeService
 
-    if arguments.federation is None:
-        msg = f"the {service} serves one federation"
-        raise StackError(msg, "Name it: --federation NAME.")
+    federation = _demand_federation(service, arguments.federation)
     is_node = service == "ledger-node"
     if is_node and arguments.name is None:
         msg = "a ledger node has a name"
@@ -117,10 +129,10 @@ def run_node(service: str, arguments: NodeArguments) -> None:
     settings = load_settings()
     _log_to_stderr(settings.log_level)
     options = NodeOptions(
-        federation_id=arguments.federation,
+        federation_id=federation,
         directory=node_directory(settings, arguments.name or "")
         if is_node
-        else settings.state_directory / "log" / arguments.federation,
+        else settings.state_directory / "log" / federation,
         is_node=is_node,
         host=arguments.host,
         port=NODE_PORTS[service] if arguments.port is None else arguments.port,
@@ -203,6 +215,32 @@ class Supervisor:
             self.start(service, "serve", service)
         for service in ("timer", "exporter"):
             self.start(service, "serve", service, "--federation", federation)
+
+    def start_nodes(
+        self, settings: Settings, federation: str, names: Sequence[str], *more: str
+    ) -> tuple[LedgerNode, ...]:
+        """Start ledger nodes, making their keys; returns them as a federation has them.
+
+        Args:
+            settings: Where their directories are.
+            federation: Which one they serve.
+            names: Their names, in ascending order.
+            *more: Further arguments of each.
+        """
+        from adapters.vote_log import create_identity
+        from cli.node import node_directory
+        from schemas.events import LedgerNode
+
+        nodes = []
+        for name, port in zip(names, find_free_ports(len(names)), strict=True):
+            key = create_identity(node_directory(settings, name))
+            url = f"http://{LOOPBACK}:{port}"
+            nodes.append(LedgerNode(name=name, public_key=key.public_key, url=url))
+            self.start(
+                f"node-{name}", "serve", "ledger-node", "--name", name,
+                "--port", str(port), "--federation", federation, *more,
+            )  # fmt: skip
+        return tuple(nodes)
 
     def _spawn(self, name: str) -> None:
         environment = {

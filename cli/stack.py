@@ -67,7 +67,6 @@ __all__ = [
     "stop_detached",
 ]
 
-HOST = LOOPBACK
 KAFKA, REGISTRY, MINIO = "kafka", "schema-registry", "minio"
 SERVICES = (KAFKA, REGISTRY, MINIO)
 # The registry says goodbye to Kafka; with Kafka gone first it would wait for it.
@@ -155,7 +154,7 @@ class _Ports:
     def free(self) -> bool:
         try:
             for port in asdict(self).values():
-                socket.create_server((HOST, port)).close()
+                socket.create_server((LOOPBACK, port)).close()
         except OSError:
             return False
         return True
@@ -545,14 +544,12 @@ def _kafka(
     logs = data / "data"
     data.mkdir(parents=True, exist_ok=True)
     properties = data / "server.properties"
-    listeners = (
-        f"PLAINTEXT://{HOST}:{ports.kafka},CONTROLLER://{HOST}:{ports.kafka_controller}"
-    )
+    listeners = f"PLAINTEXT://{LOOPBACK}:{ports.kafka},CONTROLLER://{LOOPBACK}:{ports.kafka_controller}"
     properties.write_text(
         (DEFINITIONS / "server.properties").read_text(encoding="utf-8")
         + f"\nlisteners={listeners}\n"
         # A static voter: it may move to another port when the stack starts again.
-        + f"controller.quorum.voters=1@{HOST}:{ports.kafka_controller}\n"
+        + f"controller.quorum.voters=1@{LOOPBACK}:{ports.kafka_controller}\n"
         + f"log.dirs={_escape_property(logs)}\n",
         encoding="utf-8",
     )
@@ -631,14 +628,14 @@ def _registry(
     ]
     return argv, {
         "APICURIO_STORAGE_KIND": "kafkasql",
-        "APICURIO_KAFKASQL_BOOTSTRAP_SERVERS": f"{HOST}:{ports.kafka}",
+        "APICURIO_KAFKASQL_BOOTSTRAP_SERVERS": f"{LOOPBACK}:{ports.kafka}",
         # At start it polls for snapshots until a poll of this length comes back empty:
         # with the default, 5 s, that is 15 s of waiting for what a local broker has at
         # hand. We make no snapshots; its state is the whole journal.
         "APICURIO_KAFKASQL_CONSUMER_POLL_TIMEOUT": "200",
-        "QUARKUS_HTTP_HOST": HOST,
+        "QUARKUS_HTTP_HOST": LOOPBACK,
         "QUARKUS_HTTP_PORT": str(ports.registry),
-        "QUARKUS_MANAGEMENT_HOST": HOST,
+        "QUARKUS_MANAGEMENT_HOST": LOOPBACK,
         "QUARKUS_MANAGEMENT_PORT": str(ports.registry_management),
         # No web page the user happens to visit may talk to it.
         "QUARKUS_HTTP_CORS_ENABLED": "false",
@@ -658,7 +655,7 @@ def _minio(
         str(artifacts.minio),
         "server",
         "--quiet",
-        f"--address={HOST}:{ports.minio}",
+        f"--address={LOOPBACK}:{ports.minio}",
         str(data / "data"),
     ]
     return argv, {
@@ -687,9 +684,9 @@ def _credentials(files: _Files) -> tuple[str, str]:
 def _endpoints(files: _Files, ports: _Ports) -> Endpoints:
     access_key, secret_key = _credentials(files)
     return Endpoints(
-        bootstrap_servers=f"{HOST}:{ports.kafka}",
-        schema_registry_url=f"http://{HOST}:{ports.registry}/apis/ccompat/v7",
-        minio_endpoint=f"{HOST}:{ports.minio}",
+        bootstrap_servers=f"{LOOPBACK}:{ports.kafka}",
+        schema_registry_url=f"http://{LOOPBACK}:{ports.registry}/apis/ccompat/v7",
+        minio_endpoint=f"{LOOPBACK}:{ports.minio}",
         minio_access_key=access_key,
         minio_secret_key=secret_key,
     )
