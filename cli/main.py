@@ -414,12 +414,9 @@ def node_init(
     ] = "",
 ) -> None:
     """Make a ledger node's key and vote log, and print it for `federation create`."""
-    from adapters.vote_log import create_identity
-    from cli.node import node_directory, show_node
-    from schemas.events import LedgerNode
+    from cli.node import make_node, show_node
 
-    key = create_identity(node_directory(_settings(), name))
-    print(show_node(LedgerNode(name=name, public_key=key.public_key, url=url)))
+    print(show_node(make_node(_settings(), name, url)))
 
 
 @node_app.command("list")

@@ -10,6 +10,7 @@ from typing import Any
 
 from adapters.ledger import read_log
 from adapters.settings import Settings
+from adapters.vote_log import create_identity, load_identity
 from cli.operate import await_leaf, make_operator, make_registry
 from cli.processes import StackError
 from ledger.attestations import InvalidNodeSetError, NodeSet, sign_approval
@@ -21,6 +22,16 @@ from schemas.events import LedgerNode, NodeSignature
 def node_directory(settings: Settings, name: str) -> Path:
     """Return where a ledger node of this machine keeps its key and what it knows."""
     return settings.state_directory / "ledger-nodes" / name
+
+
+def make_node(settings: Settings, name: str, url: str) -> LedgerNode:
+    """Return a ledger node of this machine; its key and vote log are made if need be.
+
+    Raises:
+        VoteLogError: the key lost its vote log, or a vote log its key.
+    """
+    key = create_identity(node_directory(settings, name))
+    return LedgerNode(name=name, public_key=key.public_key, url=url)
 
 
 def parse_ledger_nodes(texts: Iterable[str]) -> tuple[LedgerNode, ...]:
@@ -181,8 +192,6 @@ def propose(
 
 def approve(settings: Settings, path: Path, name: str) -> None:
     """Sign a proposal with the key of a node of this machine."""
-    from adapters.vote_log import load_identity
-
     proposal = load_proposal(path)
     present = read_node_sets(settings, proposal.federation_id)[-1]
     key = load_identity(node_directory(settings, name))

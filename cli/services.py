@@ -227,15 +227,11 @@ class Supervisor:
             names: Their names, in ascending order.
             *more: Further arguments of each.
         """
-        from adapters.vote_log import create_identity
-        from cli.node import node_directory
-        from schemas.events import LedgerNode
+        from cli.node import make_node
 
         nodes = []
         for name, port in zip(names, find_free_ports(len(names)), strict=True):
-            key = create_identity(node_directory(settings, name))
-            url = f"http://{LOOPBACK}:{port}"
-            nodes.append(LedgerNode(name=name, public_key=key.public_key, url=url))
+            nodes.append(make_node(settings, name, f"http://{LOOPBACK}:{port}"))
             self.start(
                 f"node-{name}", "serve", "ledger-node", "--name", name,
                 "--port", str(port), "--federation", federation, *more,

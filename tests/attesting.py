@@ -187,3 +187,8 @@ def renumbered(records: Iterable[Record]) -> Sequence[Record]:
     from dataclasses import replace
 
     return [replace(record, offset=2 * i) for i, record in enumerate(records)]
+
+
+def attest_all(log: LogBuilder) -> tuple[Record, ...]:
+    """Return what the nodes of a log say if all of them are up and honest."""
+    return tuple(Nodes(log).attest_all())

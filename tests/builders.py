@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from typing import Final
@@ -21,6 +21,7 @@ import numpy as np
 
 from adapters.blobs import BlobError
 from adapters.kafka import Record, make_headers
+from adapters.ledger import ReadBlock
 from adapters.schema_registry import FramingError
 from ledger.attestations import (
     Header,
@@ -43,7 +44,7 @@ from protocol import rewards, rounds
 from protocol.admission import Received
 from protocol.decider import step
 from protocol.encoding import UpdateRefusedError, parse_update, update_to_blob
-from protocol.envelope import sign_event
+from protocol.envelope import SIGNATURE_HEADER, sign_event
 from protocol.log import LogState, NewBlock, SequencerState, open_block, sequence
 from protocol.plain import RoundResult, compute_max_update_size, compute_result
 from protocol.rewards import RECOMMENDED_RULE
@@ -660,6 +661,15 @@ class LogBuilder:
                     self._sealed = fact
                 for sent in self.send_fact(fact):
                     self.say(sent, make_key("DECIDER"), traceparent=leaf.traceparent)
+
+
+def read_blocks(log: LogBuilder) -> Iterator[ReadBlock]:
+    """Do as `adapters.ledger.read_log`, of what Kafka would hold."""
+    state = LogState()
+    for record in log.records:
+        data, signature = unframe(record.value or b""), record.header(SIGNATURE_HEADER)
+        state, block, leaves = open_block(state, data, signature)
+        yield ReadBlock(record.offset, block, leaves, state)
 
 
 def build_log(**options: object) -> LogBuilder:

@@ -22,8 +22,7 @@ from confluent_kafka.admin import AdminClient
 from adapters.kafka import create_topics, make_headers
 from adapters.keys import key_path, load_or_create_key
 from adapters.log_client import LogClient
-from adapters.vote_log import create_identity
-from cli.node import node_directory
+from cli.node import make_node
 from cli.processes import find_free_ports
 from cli.stack import LocalStack
 from consumers.node_feed import AlertCode
@@ -169,16 +168,7 @@ def siege(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Siege]:
             name: f"http://127.0.0.1:{port}"
             for name, port in zip(NODES, ports, strict=True)
         }
-        members = tuple(
-            e.LedgerNode(
-                name=name,
-                public_key=create_identity(
-                    node_directory(world.settings, name)
-                ).public_key,
-                url=url,
-            )
-            for name, url in urls.items()
-        )
+        members = tuple(make_node(world.settings, *item) for item in urls.items())
         federation = world.found(NAME, ledger_nodes=members)
         keys = world.settings.state_directory / "keys"
         made = Siege(

@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import socket
 import subprocess
 import sys
 import time
@@ -18,8 +17,8 @@ from adapters.kafka import KafkaUnavailableError
 from adapters.log_client import LogClient
 from adapters.topic_watch import TopicWatcher
 from adapters.vote_log import VOTES_FILE, create_identity
-from cli.node import node_directory
-from cli.processes import kill_owned, spawn_owned
+from cli.node import make_node, node_directory
+from cli.processes import find_free_ports, kill_owned, spawn_owned
 from cli.stack import KAFKA
 from ledger.checkpoint import parse_checkpoint
 from ledger.equivocation import find_contradiction
@@ -34,16 +33,6 @@ from tests.integration.harness import ROOT, Federation, Puppet, World, wait_unti
 NAME = "nodes"
 ORIGIN = f"folkmoot/{NAME}"
 NUM_NODES = 4
-
-
-def free_ports(number: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(number)]
-    for item in sockets:
-        item.bind(("127.0.0.1", 0))
-    ports = [item.getsockname()[1] for item in sockets]
-    for item in sockets:
-        item.close()
-    return ports
 
 
 def get(url: str, path: str) -> bytes:
@@ -109,16 +98,9 @@ class Nodes:
 
 @pytest.fixture(scope="module")
 def nodes(world: World):
-    ports = free_ports(NUM_NODES + 1)
+    ports = find_free_ports(NUM_NODES + 1)
     urls = {f"n{i}": f"http://127.0.0.1:{ports[i]}" for i in range(NUM_NODES)}
-    members = tuple(
-        e.LedgerNode(
-            name=name,
-            public_key=create_identity(node_directory(world.settings, name)).public_key,
-            url=url,
-        )
-        for name, url in urls.items()
-    )
+    members = tuple(make_node(world.settings, *item) for item in urls.items())
     federation = world.found(NAME, ledger_nodes=members)
     federation.wait(e.FederationConfigured)
     world.start_timer(NAME)
@@ -305,16 +287,11 @@ def test_http_alone_is_enough(world: World) -> None:
     all from Kafka, and neither does the log server.
     """
     name = "unheard"
-    ports = free_ports(NUM_NODES + 1)
+    ports = find_free_ports(NUM_NODES + 1)
     urls = [f"http://127.0.0.1:{port}" for port in ports]
     directories = [node_directory(world.settings, f"m{i}") for i in range(NUM_NODES)]
     members = tuple(
-        e.LedgerNode(
-            name=f"m{i}",
-            public_key=create_identity(directory).public_key,
-            url=urls[i],
-        )
-        for i, directory in enumerate(directories)
+        make_node(world.settings, f"m{i}", urls[i]) for i in range(NUM_NODES)
     )
     federation = world.found(name, ledger_nodes=members)
     federation.wait(e.FederationConfigured)

@@ -27,7 +27,7 @@ from consumers.audit_bundle import (
 from consumers.audit_report import FindingCode
 from ledger.policy import parse_policy
 from schemas import topics
-from tests.attesting import Nodes
+from tests.attesting import attest_all
 from tests.builders import build_log, make_key, unframe
 
 
@@ -38,9 +38,7 @@ def log():
 
 @pytest.fixture(scope="module")
 def attestations(log):
-    nodes = Nodes(log)
-    nodes.attest_all()
-    return tuple(nodes.records)
+    return attest_all(log)
 
 
 class LogSource:

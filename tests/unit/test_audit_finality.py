@@ -17,7 +17,7 @@ from ledger.policy import parse_policy
 from protocol.admission import find_faults, make_policy
 from schemas import codec, topics
 from schemas import events as e
-from tests.attesting import NOW_S, Nodes, renumbered
+from tests.attesting import NOW_S, Nodes, attest_all, renumbered
 from tests.builders import LogBuilder, build_log, make_header, make_key, unframe
 
 
@@ -29,9 +29,7 @@ def log():
 @pytest.fixture(scope="module")
 def honest(log):
     """All that honest nodes say of the log."""
-    nodes = Nodes(log)
-    nodes.attest_all()
-    return tuple(nodes.records)
+    return attest_all(log)
 
 
 def audit(log, attestations, **options):

@@ -15,7 +15,7 @@ from consumers.audit_monitor import Alert, AlertKind, Monitor
 from consumers.audit_parallel import Helpers
 from consumers.audit_report import Equivocation, Finding, FindingCode, Place, Report
 from schemas import topics
-from tests.attesting import Nodes
+from tests.attesting import attest_all
 from tests.builders import LogBuilder, build_log, unframe
 
 
@@ -26,9 +26,7 @@ def log():
 
 @pytest.fixture(scope="module")
 def attestations(log):
-    nodes = Nodes(log)
-    nodes.attest_all()
-    return tuple(nodes.records)
+    return attest_all(log)
 
 
 def report_of(*codes, **fields):

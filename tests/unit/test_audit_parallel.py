@@ -20,7 +20,7 @@ from ledger.attestations import InvalidMessageError
 from ledger.signing import InvalidSignatureError
 from protocol.admission import AdmissionState, find_author
 from schemas import events as e
-from tests.attesting import Nodes
+from tests.attesting import Nodes, attest_all
 from tests.builders import LogBuilder, build_log, make_key, unframe
 
 
@@ -31,9 +31,7 @@ def log():
 
 @pytest.fixture(scope="module")
 def attestations(log):
-    nodes = Nodes(log)
-    nodes.attest_all()
-    return tuple(nodes.records)
+    return attest_all(log)
 
 
 def items(records):

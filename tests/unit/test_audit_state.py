@@ -20,7 +20,7 @@ from consumers.audit_state import (
     save_state,
 )
 from schemas import topics
-from tests.attesting import Nodes
+from tests.attesting import attest_all
 from tests.builders import build_log, unframe
 
 
@@ -31,9 +31,7 @@ def log():
 
 @pytest.fixture(scope="module")
 def attestations(log):
-    nodes = Nodes(log)
-    nodes.attest_all()
-    return tuple(nodes.records)
+    return attest_all(log)
 
 
 @pytest.fixture(scope="module")

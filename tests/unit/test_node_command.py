@@ -34,24 +34,13 @@ from cli.node import (
 from cli.processes import StackError
 from ledger.attestations import sign_approval, verify_node_set_change
 from ledger.signing import SigningKey
-from protocol.envelope import SIGNATURE_HEADER
-from protocol.log import LogState, open_block
 from schemas import events as e
 from schemas import topics
-from tests.builders import LogBuilder, make_key, make_nodes, unframe
+from tests.builders import LogBuilder, make_key, make_nodes, read_blocks
 
 NAMES = ("node0", "node1", "node2", "node3")
 HEX = make_key("a").public_key.hex()
 NEW = make_nodes(["node0", "node5"])
-
-
-def read_blocks(log: LogBuilder) -> Iterator[ReadBlock]:
-    """Do as `adapters.ledger.read_log`, of what Kafka would hold."""
-    state = LogState()
-    for record in log.records:
-        data, signature = unframe(record.value or b""), record.header(SIGNATURE_HEADER)
-        state, block, leaves = open_block(state, data, signature)
-        yield ReadBlock(record.offset, block, leaves, state)
 
 
 class Kafka:

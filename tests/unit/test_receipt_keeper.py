@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -23,11 +21,11 @@ from ledger.merkle import leaf_hash
 from ledger.proof_file import FILE_EXTENSION, verify_receipt
 from producers.receipts import ASK_EVERY_S, ReceiptKeeper
 from protocol.admission import make_policy
-from protocol.envelope import SIGNATURE_HEADER
-from protocol.log import LogError, LogState, open_block
+from protocol.log import LogError
 from schemas import codec
 from schemas import events as e
-from tests.builders import LogBuilder, make_key, unframe
+from tests.builders import LogBuilder, make_key, read_blocks
+from tests.serving import serving
 
 NAMES = ("node0", "node1", "node2", "node3")
 ORIGIN = "folkmoot/clinics"
@@ -68,24 +66,10 @@ class Node:
         self._store.publish(note)
 
 
-@contextmanager
-def serve(directory: Path) -> Iterator[str]:
-    handler = partial(Handler, directory=str(directory))
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-
 @pytest.fixture
 def node(tmp_path: Path) -> Iterator[Node]:
     directory = tmp_path / "log"
-    with serve(directory) as url:
+    with serving(partial(Handler, directory=str(directory))) as url:
         yield Node(directory, url)
 
 
@@ -145,14 +129,6 @@ def make_keeper(folder: Path, agent: str = "ada") -> ReceiptKeeper:
         public_key=make_key(agent).public_key,
         directory=folder,
     )
-
-
-def read_blocks(log: LogBuilder) -> Iterator[ReadBlock]:
-    state = LogState()
-    for record in log.records:
-        data, signature = unframe(record.value or b""), record.header(SIGNATURE_HEADER)
-        state, block, leaves = open_block(state, data, signature)
-        yield ReadBlock(record.offset, block, leaves, state)
 
 
 def learn(keeper: ReceiptKeeper, log: LogBuilder) -> None:

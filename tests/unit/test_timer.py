@@ -23,8 +23,7 @@ from producers.timer import (
     REPEAT_AFTER_MS,
     Timer,
 )
-from protocol.envelope import SIGNATURE_HEADER
-from protocol.log import LogState, open_block
+from protocol.log import LogState
 from schemas import events as e
 from schemas import topics
 from tests.builders import (
@@ -33,7 +32,7 @@ from tests.builders import (
     frame,
     make_header,
     make_key,
-    unframe,
+    read_blocks,
 )
 
 NAMES = ("node0", "node1", "node2", "node3")
@@ -107,14 +106,6 @@ def make_timer() -> Timer:
     for event, schema_id in _SCHEMA_IDS.items():  # what the registry would say
         timer._registry._learn(event, schema_id)
     return timer
-
-
-def read_blocks(log: LogBuilder) -> Iterator[ReadBlock]:
-    state = LogState()
-    for record in log.records:
-        data, signature = unframe(record.value or b""), record.header(SIGNATURE_HEADER)
-        state, block, leaves = open_block(state, data, signature)
-        yield ReadBlock(record.offset, block, leaves, state)
 
 
 def learn(timer: Timer, log: LogBuilder) -> None:
