@@ -20,7 +20,7 @@ from tests.integration.harness import AGENTS, Federation, World, wait_until
 NUM_KILLS = 5
 KILL_POINTS = range(9)
 """How many leaves of a round follow its request; it has thirteen in all, or more."""
-DECIDERS = ("rounds", "registry", "aggregator")
+DECIDERS = ("rounds", "registry", "rewards", "aggregator")
 ROUND_TIMEOUT_S = 90.0
 
 
