@@ -135,6 +135,9 @@ class VoteLog:
 
     def close(self) -> None:
         """Let another process sign."""
+        if not self._lock.closed:
+            # Closing alone would not do: a child that was just forked has a copy.
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
         self._lock.close()
 
     @property

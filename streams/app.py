@@ -13,7 +13,7 @@ import os
 from collections.abc import Awaitable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, NoReturn
 
 import faust
 from confluent_kafka.admin import AdminClient
@@ -35,6 +35,7 @@ COMMIT_INTERVAL_S: Final = 0.1
 every hop between processors. Shorter costs more transactions than it saves time."""
 TABLE: Final = "states"
 EXIT_FAILED: Final = 70  # EX_SOFTWARE of sysexits.h
+MEMBERSHIP_INTERVAL_S: Final = 5.0
 
 
 class Source(NamedTuple):
@@ -193,13 +194,57 @@ def fail_stop() -> Iterator[None]:
         yield
     except Exception:
         log.critical("cannot go on, nothing was committed", exc_info=True)
-        logging.shutdown()
-        os._exit(EXIT_FAILED)
+        end_process()
+
+
+def end_process() -> NoReturn:
+    """End at once, committing nothing: whoever runs the services starts it again."""
+    logging.shutdown()
+    os._exit(EXIT_FAILED)
+
+
+def find_membership_problem(consumer: Any) -> str | None:
+    """Return why a Faust consumer can never read again, if so.
+
+    Kafka expels a member whose static id another process took. aiokafka 0.14 has no
+    name for that error (its pull request 1188): the task that keeps the membership
+    ends, or waits for somebody to take the error, and Faust asks for neither, so that
+    the process would sit there without a word.
+    """
+    # Neither library has a public name for any of this.
+    coordinator = getattr(consumer._thread._consumer, "_coordinator", None)  # noqa: SLF001
+    if coordinator is None:
+        return None  # not joined yet
+    pending = coordinator._pending_exception  # noqa: SLF001
+    if pending is not None:
+        return str(pending)
+    task = coordinator._coordination_task  # noqa: SLF001
+    if task.done():
+        return str(None if task.cancelled() else task.exception())
+    return None
+
+
+def _watch_membership(app: faust.App, loop: asyncio.AbstractEventLoop) -> None:
+    """Look again and again, from before the app is ready until it stops."""
+    if app.should_stop:
+        return
+    problem = find_membership_problem(app.consumer)
+    if problem is not None:
+        log.critical(
+            "Kafka expelled this process from its group (is there another one with "
+            "the same MOOT_INSTANCE_ID?): %s",
+            problem,
+        )
+        end_process()
+    loop.call_later(MEMBERSHIP_INTERVAL_S, _watch_membership, app, loop)
 
 
 def serve(service: Service) -> None:
     """Run an app until it is told to stop; ends the process."""
-    asyncio.set_event_loop(asyncio.new_event_loop())
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    # Not a task: Faust would wait for it when it stops.
+    loop.call_later(MEMBERSHIP_INTERVAL_S, _watch_membership, service.app, loop)
     worker = faust.Worker(
         service.app, loglevel=service.settings.log_level, redirect_stdouts=False
     )

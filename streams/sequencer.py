@@ -42,7 +42,14 @@ from protocol.log import (
 from schemas import codec, topics
 from schemas.events import BlockSequenced, CheckpointSigned
 from schemas.reasons import Reason
-from streams.app import Service, Source, fail_stop, make_service, serve
+from streams.app import (
+    Service,
+    Source,
+    end_process,
+    fail_stop,
+    make_service,
+    serve,
+)
 
 log = logging.getLogger(__name__)
 
@@ -254,9 +261,17 @@ class Sequencer:
             heights[record.key or b""] = signed.height
         return heights
 
-    def forget(self) -> None:
-        """Drop what is known: after a rebalance another process may have written."""
-        self._states.clear()
+    def leave(self) -> None:
+        """End the process if it ever wrote: its partitions were taken from it.
+
+        Reading the ledger again would not be enough. Faust keeps the transaction
+        open, so blocks in it that are not committed yet would not be seen, and the
+        same heights would be written twice. A successor aborts that transaction
+        before it reads.
+        """
+        if self._states:
+            log.warning("partitions were revoked: starting again from the ledger")
+            end_process()
 
 
 def _source(partition: int) -> Source:
@@ -314,8 +329,8 @@ async def sequence_inputs(stream: Any) -> None:
 
 @app.on_partitions_revoked.connect
 async def on_partitions_revoked(*_: Any, **__: Any) -> None:
-    """Read the ledger again before writing again."""
-    sequencer.forget()
+    """Let a process that knows nothing read the ledger, and only then write."""
+    sequencer.leave()
 
 
 if __name__ == "__main__":
