@@ -464,6 +464,25 @@ def describe(event: e.LedgerEvent) -> str:
                 f"round {event.round} update of {event.agent_id}: "
                 f"{event.num_examples} examples, loss {event.loss_micros / 1e6:.3f}"
             )
+        case e.UpdateCommitted():
+            return (
+                f"round {event.round} {event.agent_id} commits to an update: "
+                f"{event.num_examples} examples, loss {event.loss_micros / 1e6:.3f}"
+            )
+        case e.CommitmentsClosed():
+            number = len(event.agent_ids)
+            return f"round {event.round} closed with {number} commitments"
+        case e.NormProofSubmitted():
+            return f"round {event.round} {event.agent_id} proves its norm"
+        case e.SharesLinked():
+            return f"round {event.round} party {event.party} links its shares"
+        case e.PartialAggregateSubmitted():
+            return f"round {event.round} party {event.party} gives its part of the sum"
+        case e.PartialRejected():
+            return (
+                f"round {event.round} rejected party {event.party}: {event.reason}, "
+                f"{event.detail}"
+            )
         case e.UpdateDeclined():
             return f"round {event.round} {event.agent_id} declines: {event.reason}"
         case e.ContributionAccepted():

@@ -35,6 +35,7 @@ from schemas.events import (
     AggregatePublished,
     CheckpointCosigned,
     CheckpointFinalised,
+    CommitmentsClosed,
     DeadlineReached,
     FinalityRequested,
     RoundAbandoned,
@@ -121,6 +122,9 @@ class Timer:
             if isinstance(event, RoundStarted):
                 self._open = (event, leaf.traceparent)
                 self._due_ms = event.deadline_ms
+                self._repeat_after_ms = REPEAT_AFTER_MS
+            elif isinstance(event, CommitmentsClosed):
+                self._due_ms = event.proof_deadline_ms
                 self._repeat_after_ms = REPEAT_AFTER_MS
             elif isinstance(event, RoundSealed | RoundAbandoned | AggregatePublished):
                 self._open = None

@@ -149,6 +149,7 @@ class AdmissionState:
     Attributes:
         federation_id: Empty before the genesis.
         principals: Public key by role.
+        parties: Public key by name, of aggregation MPC.
         agents: Agents by id.
         offsets: Last offset read, by ``topic/partition``.
         num_leaves: Number of leaves so far.
@@ -162,6 +163,7 @@ class AdmissionState:
 
     federation_id: str = ""
     principals: Mapping[str, bytes] = field(default_factory=dict)
+    parties: Mapping[str, bytes] = field(default_factory=dict)
     agents: Mapping[str, Agent] = field(default_factory=dict)
     offsets: Mapping[str, int] = field(default_factory=dict)
     num_leaves: int = 0
@@ -331,6 +333,7 @@ class _Scratch:
         self._verify = verify
         self._federation_id = state.federation_id
         self._principals = state.principals
+        self._parties = state.parties
         self._agents = state.agents
         self._offsets = dict(state.offsets)
         self._num_leaves = state.num_leaves
@@ -350,6 +353,7 @@ class _Scratch:
         return AdmissionState(
             federation_id=self._federation_id,
             principals=self._principals,
+            parties=self._parties,
             agents=self._agents,
             offsets=self._offsets,
             num_leaves=self._num_leaves,
@@ -498,6 +502,7 @@ class _Scratch:
             case e.FederationConfigured():
                 self._federation_id = event.federation_id
                 self._principals = {p.role: p.public_key for p in event.principals}
+                self._parties = {p.name: p.public_key for p in event.parties}
                 if event.ledger_nodes:
                     chain_id = compute_chain_id(leaf_hash(codec.encode(leaf)))
                     nodes = NodeSet(0, chain_id, event.ledger_nodes)
@@ -535,7 +540,12 @@ class _Scratch:
             detail = f"no federation {event.federation_id!r} has been founded"
             return Reason.UNKNOWN_FEDERATION, detail
         match event:
-            case e.UpdateSubmitted() | e.UpdateDeclined():
+            case (
+                e.UpdateSubmitted()
+                | e.UpdateCommitted()
+                | e.NormProofSubmitted()
+                | e.UpdateDeclined()
+            ):
                 agent = self._agents.get(event.agent_id)
                 if agent is None:
                     detail = f"agent {event.agent_id!r} has not been admitted"
@@ -551,6 +561,10 @@ class _Scratch:
             case e.AgentRevoked() if event.agent_id not in self._agents:
                 detail = f"agent {event.agent_id!r} has not been admitted"
                 return Reason.UNKNOWN_AGENT, detail
+            case (
+                e.SharesLinked(party=party) | e.PartialAggregateSubmitted(party=party)
+            ) if party not in self._parties:
+                return Reason.UNKNOWN_PARTY, f"no party {party!r} in this federation"
             case e.EquivocationProven(reported_by=key) if not (
                 self._node_sets and self._node_sets[-1].find(key)
             ):
@@ -622,7 +636,12 @@ class _Scratch:
     def find_author_key(self, event: e.LedgerEvent) -> bytes:
         """Return whose signature an event on the ledger bears."""
         match event:
-            case e.UpdateSubmitted() | e.UpdateDeclined():
+            case (
+                e.UpdateSubmitted()
+                | e.UpdateCommitted()
+                | e.NormProofSubmitted()
+                | e.UpdateDeclined()
+            ):
                 return self._agents[event.agent_id].public_key
             case e.AgentEnrolmentRequested():
                 return event.public_key  # proof that the applicant holds the key
@@ -630,6 +649,8 @@ class _Scratch:
                 return {p.role: p.public_key for p in event.principals}["OPERATOR"]
             case e.EquivocationProven():
                 return event.reported_by
+            case e.SharesLinked() | e.PartialAggregateSubmitted():
+                return self._parties[event.party]
             case _:
                 return self._principals[_AUTHOR_ROLE[type(event)]]
 

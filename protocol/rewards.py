@@ -14,9 +14,11 @@ Rules, by basis:
   contributions by their examples, to the last one (`share_out`).
 - ``MISSED_ASSIGNMENT``: who was drawn and had given no answer when the round was
   sealed, or abandoned for want of contributions, pays. An answer that was refused,
-  even as late, is one; so is declining. Who was revoked before owes none. A round that
-  the operator gives up costs nobody.
-- ``FAILED_PROOF``: an update that the aggregator refused for what its blob is.
+  even as late, is one; so is declining. A commitment without its norm proof is none.
+  Who was revoked before owes none. A round that the operator gives up costs nobody.
+- ``FAILED_PROOF``: an update that the aggregator refused for what its blob or its norm
+  proof is, and a partial sum that contradicts its party's own links. Where agent and
+  party accuse each other (shares that do not open, or do not add up) nobody pays.
 - ``EQUIVOCATION``: a proven contradiction, paid by the ledger node that signed it, or
   by the sequencer.
 
@@ -63,6 +65,8 @@ MAX_BALANCE: Final = 2**63 - 1
 SEQUENCER_ACCOUNT: Final = "principal:SEQUENCER"
 """With a colon, as no agent's name has one: an agent may be called sequencer."""
 NODE_PREFIX: Final = "node:"
+PARTY_PREFIX: Final = "party:"
+_FAILED_PROOFS: Final = BLOB_REASONS | {Reason.INVALID_PROOF}
 
 
 class Basis(StrEnum):
@@ -162,7 +166,10 @@ def evolve(state: RewardsState, happened: Sequenced | e.RewardFact) -> RewardsSt
         case (
             e.ContributionAccepted(round=number, agent_id=agent_id)
             | e.ContributionRejected(round=number, agent_id=agent_id)
-        ) if number == state.drawn_round:
+        ) as answer if (
+            number == state.drawn_round
+            and getattr(answer, "reason", "") != Reason.MISSING_PROOF
+        ):
             return replace(state, silent=state.silent - {agent_id})
         case e.RoundSealed(round=number, contributions=contributions):
             unpaid = replace(_unpaid(state, number), contributions=contributions)
@@ -226,11 +233,14 @@ def _find_changes(state: RewardsState, event: e.LedgerEvent) -> Iterator[_Change
         case e.ModelVersionRegistered(round=number):
             yield from _improved(_unpaid(state, number), _compute_pool(state, event))
         case e.ContributionRejected(agent_id=agent_id, reason=reason) if (
-            reason in BLOB_REASONS
+            reason in _FAILED_PROOFS
             # What an agent says of itself follows from its own leaf.
             and event.update_leaf_index != event.cause_leaf_index
         ):
             yield agent_id, -state.rule.failed_proof, Basis.FAILED_PROOF
+        case e.PartialRejected(party=party):
+            account = PARTY_PREFIX + party
+            yield account, -state.rule.failed_proof, Basis.FAILED_PROOF
         case e.EquivocationProven(public_key=key):
             if key in state.node_names:
                 account = NODE_PREFIX + state.node_names[key]

@@ -1,7 +1,9 @@
 """The rounds decider: from a request to a published aggregate.
 
 States of a round: open (agents train and submit) → sealed (the set of contributions
-is final) → published, or abandoned. One round at a time per federation.
+is final) → published, or abandoned. One round at a time per federation. With
+aggregation MPC an open round first collects commitments, then is closed (no commitment
+can come or change any more; ADR 0019) and collects proofs.
 
 Rules:
 
@@ -13,6 +15,14 @@ Rules:
 - A round is sealed when every member of the cohort answered, or when the deadline has
   passed and every update that came in time was checked. With fewer than ``min_cohort``
   contributions it is abandoned instead.
+- With MPC an agent first commits, sharing its update among the parties. The set is
+  closed when everyone answered or the deadline has passed; its hash is the seed of the
+  projection that the norm proofs and the parties' links are about, so nobody knew it
+  when choosing. An agent whose proof is not there by a second deadline is rejected.
+- Once all proofs are there each party links its shares; once all parties have, the
+  aggregator says which commitments count. The sealed set is summed by every party.
+- A partial sum that contradicts its party's own links is rejected, which names the
+  party; it may give another. A round whose party is gone waits.
 - The operator may abandon a round at any time: nothing else ends one whose aggregator
   is gone for good.
 - The claim about the sum must fit the sealed set; the audit recomputes the sum itself.
@@ -25,10 +35,11 @@ Rules:
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
-from typing import Any
+from typing import Any, Final
 
 from ledger.checkpoint import parse_checkpoint
 from ledger.note import parse_note
@@ -41,14 +52,18 @@ from protocol.decider import Decider, Sequenced
 from schemas import events as e
 from schemas.reasons import Reason
 
+PROJECTION_DOMAIN: Final = b"folkmoot/projection/v1\n"
+MPC: Final = "MPC"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PendingUpdate:
-    """An update whose blob nobody has checked yet."""
+    """An update, or commitments to one, whose blobs nobody has checked yet."""
 
     agent_id: str
     update_sha256: bytes
     num_examples: int
+    leaf_hash: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +77,11 @@ class OpenRound:
         answered: Agents of the cohort that cannot contribute any more: accepted,
             refused after a check, or declined.
         deadline_passed: Whether a block's stamp and the timer agree that it has.
-        sealed: The fact that closed it, if it is closed.
+        closed: With MPC, the fact that closed the set of commitments.
+        proofs: With MPC, leaf index of the norm proof, by agent.
+        links: With MPC, leaf index of what a party says of the shares, by party.
+        sealed: The fact that sealed it, if it is sealed.
+        partials: With MPC, leaf index of a party's partial sum, by party.
     """
 
     started: e.RoundStarted
@@ -70,7 +89,25 @@ class OpenRound:
     contributions: Mapping[str, e.Contribution] = field(default_factory=dict)
     answered: frozenset[str] = frozenset()
     deadline_passed: bool = False
+    closed: e.CommitmentsClosed | None = None
+    proofs: Mapping[str, int] = field(default_factory=dict)
+    links: Mapping[str, int] = field(default_factory=dict)
     sealed: e.RoundSealed | None = None
+    partials: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def deadline_ms(self) -> int:
+        """Return the deadline of the present phase."""
+        if self.closed is not None:
+            return self.closed.proof_deadline_ms
+        return self.started.deadline_ms
+
+    @property
+    def has_all_proofs(self) -> bool:
+        """Return whether every commitment that may still count has its norm proof."""
+        return self.closed is not None and all(
+            pending.agent_id in self.proofs for pending in self.pending.values()
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +140,25 @@ class RoundsState:
     drawn_size: int = 0
 
 
+def has_all_links(state: RoundsState) -> bool:
+    """Return whether every party has linked its shares of the round in progress."""
+    return _has_all(state, None if state.current is None else state.current.links)
+
+
+def has_all_partials(state: RoundsState) -> bool:
+    """Return whether every party has given its part of the sum."""
+    return _has_all(state, None if state.current is None else state.current.partials)
+
+
+def _has_all(state: RoundsState, by_party: Mapping[str, int] | None) -> bool:
+    config = state.config
+    return (
+        config is not None
+        and by_party is not None
+        and by_party.keys() == {party.name for party in config.parties}
+    )
+
+
 def is_drawable(state: RoundsState) -> bool:
     """Return whether the checkpoint that the next cohort is drawn from is known."""
     return state.drawn_size == state.draw_size
@@ -114,14 +170,19 @@ def decide(state: RoundsState, leaf: Sequenced) -> Sequence[e.RoundFact]:
         case e.RoundRequested() as request:
             return [_start(state, request, leaf)]
         case e.UpdateSubmitted() as update:
-            refusal = _why_not(state, update, leaf)
-            return [] if refusal is None else [refusal]
+            return _why_not(state, update, leaf)
+        case e.UpdateCommitted() as update:
+            return _with_closing(state, leaf, _why_not(state, update, leaf))
+        case e.NormProofSubmitted() as proof:
+            return _why_no_proof(state, proof, leaf)
+        case e.SharesLinked() | e.PartialAggregateSubmitted() as said:
+            return _why_unexpected(state, said, leaf)
         case e.UpdateDeclined() as declined:
             return _with_closing(state, leaf, [_declined(state, declined, leaf)])
         case e.UpdatesChecked() as checked:
             return _with_closing(state, leaf, list(_checked(state, checked, leaf)))
-        case e.DeadlineReached():
-            return _with_closing(state, leaf, [])
+        case e.DeadlineReached() as reached:
+            return _with_closing(state, leaf, _missing_proofs(state, reached, leaf))
         case e.RoundAbandonRequested() as request:
             return [_abandon(state, request, leaf)]
         case e.AgentRevoked() as revoked:
@@ -167,13 +228,19 @@ def _evolve_input(state: RoundsState, leaf: Sequenced) -> RoundsState:
             return replace(
                 state, last_requested_at_ms=max(at_ms, state.last_requested_at_ms)
             )
-        case e.UpdateSubmitted() as update if (
-            current is not None and _why_not(state, update, leaf) is None
+        case e.UpdateSubmitted() | e.UpdateCommitted() as update if (
+            current is not None and not _why_not(state, update, leaf)
         ):
+            blob = (
+                update.update
+                if isinstance(update, e.UpdateSubmitted)
+                else update.commitments
+            )
             pending = PendingUpdate(
                 agent_id=update.agent_id,
-                update_sha256=update.update.sha256,
+                update_sha256=blob.sha256,
                 num_examples=update.num_examples,
+                leaf_hash=leaf.leaf_hash,
             )
             return replace(
                 state,
@@ -181,6 +248,21 @@ def _evolve_input(state: RoundsState, leaf: Sequenced) -> RoundsState:
                     current, pending={**current.pending, leaf.leaf_index: pending}
                 ),
             )
+        case e.NormProofSubmitted(agent_id=agent_id) as proof if (
+            current is not None and not _why_no_proof(state, proof, leaf)
+        ):
+            proofs = {**current.proofs, agent_id: leaf.leaf_index}
+            return replace(state, current=replace(current, proofs=proofs))
+        case e.SharesLinked(party=party) as said if (
+            current is not None and not _why_unexpected(state, said, leaf)
+        ):
+            links = {**current.links, party: leaf.leaf_index}
+            return replace(state, current=replace(current, links=links))
+        case e.PartialAggregateSubmitted(party=party) as said if (
+            current is not None and not _why_unexpected(state, said, leaf)
+        ):
+            partials = {**current.partials, party: leaf.leaf_index}
+            return replace(state, current=replace(current, partials=partials))
         case e.DeadlineReached() if current is not None and _is_past(
             current, leaf, leaf.event
         ):
@@ -196,6 +278,16 @@ def _evolve_fact(state: RoundsState, fact: e.RoundFact) -> RoundsState:
             return replace(
                 state, last_round=fact.round, current=OpenRound(started=fact)
             )
+        case e.CommitmentsClosed() if current is not None:
+            closed = replace(current, closed=fact, deadline_passed=False)
+            return replace(state, current=closed)
+        case e.PartialRejected() if current is not None:
+            partials = {
+                party: index
+                for party, index in current.partials.items()
+                if party != fact.party
+            }
+            return replace(state, current=replace(current, partials=partials))
         case e.RoundSealed() if current is not None:
             return replace(state, current=replace(current, sealed=fact))
         case e.RoundAbandoned():
@@ -347,15 +439,19 @@ def _why_no_answer(
         pending.agent_id == agent_id for pending in current.pending.values()
     ):
         return Reason.DUPLICATE, "this agent has answered the round already"
-    if current.sealed is not None or leaf.sequenced_at_ms > current.started.deadline_ms:
+    if (
+        current.closed is not None
+        or current.sealed is not None
+        or leaf.sequenced_at_ms > current.started.deadline_ms
+    ):
         return Reason.LATE, f"the deadline was {current.started.deadline_ms} ms"
     return None
 
 
 def _why_not(
-    state: RoundsState, update: e.UpdateSubmitted, leaf: Sequenced
-) -> e.ContributionRejected | None:
-    """Return the refusal of an update; None if it waits for its blob's check."""
+    state: RoundsState, update: e.UpdateSubmitted | e.UpdateCommitted, leaf: Sequenced
+) -> list[e.RoundFact]:
+    """Return the refusal of an update; none if it waits for its blob's check."""
     config = state.config
     assert config is not None, "admission lets nothing pass before the genesis"
     problem = _why_no_answer(state, update.agent_id, update.round, leaf)
@@ -371,9 +467,105 @@ def _why_not(
                 Reason.TOO_MANY_EXAMPLES,
                 f"max_num_examples is {config.max_num_examples}",
             )
+        elif isinstance(update, e.UpdateCommitted) != (config.aggregation == MPC):
+            problem = (
+                Reason.WRONG_AGGREGATION,
+                f"the federation's aggregation is {config.aggregation}",
+            )
+        elif isinstance(update, e.UpdateCommitted) and (
+            [share.party for share in update.shares]
+            != [party.name for party in config.parties]
+        ):
+            problem = (
+                Reason.WRONG_PARTIES,
+                "there must be one share for each party, in the federation's order",
+            )
     if problem is None:
-        return None
-    return _rejected(leaf, update.agent_id, update.round, *problem)
+        return []
+    return [_rejected(leaf, update.agent_id, update.round, *problem)]
+
+
+def _why_no_proof(
+    state: RoundsState, proof: e.NormProofSubmitted, leaf: Sequenced
+) -> list[e.RoundFact]:
+    """Return the refusal of a norm proof; none if it waits for its check.
+
+    Only the proof is refused: a commitment without one is rejected at the deadline.
+    """
+    current, agent_id = state.current, proof.agent_id
+    if current is None or proof.round != current.started.round:
+        is_over = 1 <= proof.round <= state.last_round
+        problem = (
+            (Reason.LATE, f"round {proof.round} is over")
+            if is_over
+            else (Reason.WRONG_ROUND, f"round {proof.round} has not started")
+        )
+    elif current.closed is None:
+        problem = (Reason.TOO_EARLY, "the set of commitments is not closed yet")
+    elif agent_id in current.proofs:
+        problem = (Reason.DUPLICATE, "this agent has proved its commitment already")
+    elif all(pending.agent_id != agent_id for pending in current.pending.values()):
+        problem = (Reason.NO_COMMITMENT, "this agent has no commitment in the round")
+    elif leaf.sequenced_at_ms > current.deadline_ms:
+        problem = (Reason.LATE, f"the deadline was {current.deadline_ms} ms")
+    else:
+        return []
+    return [_rejected(leaf, agent_id, proof.round, *problem)]
+
+
+def _missing_proofs(
+    state: RoundsState, reached: e.DeadlineReached, leaf: Sequenced
+) -> list[e.RoundFact]:
+    """Reject the commitments that have no proof when its deadline has passed."""
+    current = state.current
+    if (
+        current is None
+        or current.closed is None
+        or not _is_past(current, leaf, reached)
+    ):
+        return []
+    return [
+        e.ContributionRejected(
+            round=current.started.round,
+            agent_id=pending.agent_id,
+            update_leaf_index=index,
+            reason=Reason.MISSING_PROOF,
+            detail=f"no norm proof by the deadline, {current.deadline_ms} ms",
+            **_cause(leaf),
+        )
+        for index, pending in sorted(current.pending.items())
+        if pending.agent_id not in current.proofs
+    ]
+
+
+def _why_unexpected(
+    state: RoundsState,
+    said: e.SharesLinked | e.PartialAggregateSubmitted,
+    leaf: Sequenced,
+) -> list[e.RoundFact]:
+    """Return the refusal of what a party says; none if the round waits for it."""
+    current = state.current
+    if current is not None and said.round == current.started.round:
+        if isinstance(said, e.SharesLinked):
+            is_expected = current.has_all_proofs and said.party not in current.links
+        else:
+            sealed = current.sealed
+            is_expected = (
+                sealed is not None
+                and said.party not in current.partials
+                and said.num_contributions == len(sealed.contributions)
+                and said.num_examples == sealed.num_examples
+            )
+        if is_expected:
+            return []
+    detail = f"the round does not wait for this from party {said.party}"
+    return [_unexpected(leaf, said.round, detail)]
+
+
+def _unexpected(leaf: Sequenced, number: int, detail: str) -> e.ClaimRejected:
+    return e.ClaimRejected(
+        round=number, reason=Reason.UNEXPECTED_CLAIM, detail=detail, **_cause(leaf)
+    )
 
 
 def _declined(
@@ -406,16 +598,28 @@ def _checked(
     state: RoundsState, checked: e.UpdatesChecked, leaf: Sequenced
 ) -> Iterator[e.RoundFact]:
     current = state.current
+    if current is None or current.started.round != checked.round:
+        waiting: Mapping[int, PendingUpdate] = {}
+        parties: Mapping[int, str] = {}
+    else:
+        is_checkable = current.closed is None or has_all_links(state)
+        waiting = current.pending if is_checkable else {}
+        parties = {index: party for party, index in current.partials.items()}
     for result in checked.results:
-        pending = None if current is None else current.pending.get(result.leaf_index)
-        if current is None or pending is None or current.started.round != checked.round:
-            detail = f"no update at leaf {result.leaf_index} waits for a check"
-            yield e.ClaimRejected(
+        pending = waiting.get(result.leaf_index)
+        party = parties.get(result.leaf_index)
+        if party is not None and result.reason:
+            yield e.PartialRejected(
                 round=checked.round,
-                reason=Reason.UNEXPECTED_CLAIM,
-                detail=detail,
+                party=party,
+                partial_leaf_index=result.leaf_index,
+                reason=result.reason,
+                detail=result.detail,
                 **_cause(leaf),
             )
+        elif pending is None:
+            detail = f"no update at leaf {result.leaf_index} waits for a check"
+            yield _unexpected(leaf, checked.round, detail)
         elif result.reason:
             yield e.ContributionRejected(
                 round=checked.round,
@@ -440,7 +644,7 @@ def _is_past(current: OpenRound, leaf: Sequenced, event: e.DeadlineReached) -> b
     # The timer may be early or lie; the block's stamp is what everybody can check.
     return (
         event.round == current.started.round
-        and leaf.sequenced_at_ms > current.started.deadline_ms
+        and leaf.sequenced_at_ms > current.deadline_ms
     )
 
 
@@ -452,17 +656,27 @@ def _with_closing(
     assert config is not None, "admission lets nothing pass before the genesis"
     after = reduce(evolve, facts, evolve(state, leaf))
     current = after.current
-    if current is None or current.sealed is not None or current.pending:
+    if current is None or current.sealed is not None:
         return facts
-    everyone = current.answered >= frozenset(current.started.cohort)
-    if not everyone and not current.deadline_passed:
+    is_committing = config.aggregation == MPC and current.closed is None
+    num_possible = len(current.contributions) + len(current.pending)
+    if is_committing:
+        committed = {pending.agent_id for pending in current.pending.values()}
+        if not (
+            current.deadline_passed
+            or current.answered | committed >= frozenset(current.started.cohort)
+        ):
+            return facts
+    elif current.closed is not None:
+        if current.pending and num_possible >= config.min_cohort:
+            return facts
+    elif current.pending or not (
+        current.deadline_passed or current.answered >= frozenset(current.started.cohort)
+    ):
         return facts
     number = current.started.round
-    if len(current.contributions) < config.min_cohort:
-        detail = (
-            f"{len(current.contributions)} contributions, "
-            f"min_cohort is {config.min_cohort}"
-        )
+    if num_possible < config.min_cohort:
+        detail = f"{num_possible} contributions, min_cohort is {config.min_cohort}"
         return [
             *facts,
             e.RoundAbandoned(
@@ -472,6 +686,8 @@ def _with_closing(
                 **_cause(leaf),
             ),
         ]
+    if is_committing:
+        return [*facts, _close(current, config, leaf)]
     contributions = tuple(
         current.contributions[agent_id] for agent_id in sorted(current.contributions)
     )
@@ -489,6 +705,44 @@ def _with_closing(
     ]
 
 
+def _close(
+    current: OpenRound, config: e.FederationConfigured, leaf: Sequenced
+) -> e.CommitmentsClosed:
+    number = current.started.round
+    committed = sorted(current.pending.values(), key=lambda p: p.agent_id)
+    return e.CommitmentsClosed(
+        round=number,
+        agent_ids=tuple(pending.agent_id for pending in committed),
+        projection_seed=compute_projection_seed(
+            config.federation_id, number, [pending.leaf_hash for pending in committed]
+        ),
+        proof_deadline_ms=leaf.sequenced_at_ms + config.round_duration_ms,
+        **_cause(leaf),
+    )
+
+
+def compute_projection_seed(
+    federation_id: str, round_number: int, leaf_hashes: Sequence[bytes]
+) -> bytes:
+    """Return the seed of a round's projection, 32 bytes.
+
+    Args:
+        federation_id: The federation.
+        round_number: The round, from 1.
+        leaf_hashes: Of the commitments in the closed set, in ascending order of
+            agent_id. A leaf holds the digests of commitments and sealed shares, so all
+            of them are fixed before the seed is known.
+
+    Source: ADR 0019.
+    """
+    return hashlib.sha256(
+        PROJECTION_DOMAIN
+        + round_number.to_bytes(8, "big")
+        + b"".join(leaf_hashes)
+        + federation_id.encode()
+    ).digest()
+
+
 def _publish(
     state: RoundsState, claim: e.AggregateSubmitted, leaf: Sequenced
 ) -> e.AggregatePublished | e.ClaimRejected:
@@ -500,13 +754,9 @@ def _publish(
         or claim.base_model_sha256 != sealed.base_model.sha256
         or claim.num_contributions != len(sealed.contributions)
         or claim.num_examples != sealed.num_examples
+        or not has_all_partials(state)
     ):
-        return e.ClaimRejected(
-            round=claim.round,
-            reason=Reason.UNEXPECTED_CLAIM,
-            detail="the claim does not fit a sealed round",
-            **_cause(leaf),
-        )
+        return _unexpected(leaf, claim.round, "the claim does not fit a sealed round")
     return e.AggregatePublished(
         round=claim.round,
         base_model_sha256=claim.base_model_sha256,

@@ -44,6 +44,13 @@ BLOB_REASONS: Final = frozenset(
     }
 )
 """What an aggregator may say about a blob."""
+CHECK_REASONS: Final = BLOB_REASONS | {
+    Reason.INVALID_PROOF,
+    Reason.BAD_SHARE,
+    Reason.SHARES_DIFFER,
+    Reason.WRONG_PARTIAL,
+}
+"""What it may say about all that it checks."""
 MAX_FRACTIONAL_BITS: Final = 30
 MAX_AGENTS_IN_COHORT: Final = 256
 """256 contributions of at most 2**22 examples keep the ring sum exact: the weights
@@ -64,6 +71,13 @@ NODE_URL: Final = re.compile(
 MAX_CHECKPOINT_SIZE_BYTES: Final = 16_384
 MAX_EVIDENCE_SIZE_BYTES: Final = 16_384
 MAX_POINTS: Final = 1_000_000_000
+MAX_PARTIES: Final = 16
+MAX_NORM_BOUND: Final = 2**19 - 1
+"""So every value of an update is below 2**19 in magnitude, as the norm proof needs."""
+SEALING_KEY_SIZES: Final = frozenset({32, 1_216})
+"""X25519 (RFC 7748), and ML-KEM-768 with X25519 (X-Wing)."""
+MIN_SECRET_COHORT: Final = 2
+"""The sum of one update is that update."""
 ROLES: Final = ("OPERATOR", "SEQUENCER", "DECIDER", "AGGREGATOR", "EXPORTER", "TIMER")
 
 
@@ -85,13 +99,27 @@ def find_problem(event: e.LedgerEvent) -> str | None:
             | e.UpdateDeclined(detail=text)
         ) if len(text) > MAX_TEXT_LENGTH:
             return f"a text is longer than {MAX_TEXT_LENGTH} characters"
-        case e.UpdateSubmitted(num_examples=num_examples) if num_examples < 1:
+        case (
+            e.UpdateSubmitted(num_examples=num_examples)
+            | e.UpdateCommitted(num_examples=num_examples)
+        ) if num_examples < 1:
             return "num_examples must be at least 1"
         case e.ModelExported(num_examples=num_examples, accuracy_micros=accuracy) if (
             num_examples < 0 or not 0 <= accuracy <= MILLION
         ):
             return "num_examples must be at least 0, accuracy_micros 0 to 1,000,000"
         case e.UpdateSubmitted(update=blob) | e.ModelExported(onnx=blob):
+            return _blob_problem(blob)
+        case e.UpdateCommitted(commitments=blob, shares=shares):
+            if len(shares) > MAX_PARTIES:
+                return f"at most {MAX_PARTIES} shares"
+            problems = (_blob_problem(share.sealed) for share in shares)
+            return _blob_problem(blob) or next(filter(None, problems), None)
+        case (
+            e.NormProofSubmitted(proof=blob)
+            | e.SharesLinked(links=blob)
+            | e.PartialAggregateSubmitted(partial=blob)
+        ):
             return _blob_problem(blob)
         case e.AggregateSubmitted(sum=total, model=model):
             return _blob_problem(total) or _blob_problem(model)
@@ -134,7 +162,10 @@ def find_configuration_problem(config: e.FederationConfigured) -> str | None:
             roles == tuple(sorted(ROLES)),
             f"principals must be each of {', '.join(ROLES)} once",
         ),
-        (config.aggregation == "PLAIN", "aggregation must be PLAIN"),
+        (
+            config.aggregation in {"PLAIN", "MPC"},
+            "aggregation must be PLAIN or MPC",
+        ),
         (config.strategy == "FEDAVG", "strategy must be FEDAVG"),
         (
             1 <= config.num_parameters <= MAX_NUM_PARAMETERS,
@@ -173,6 +204,7 @@ def find_configuration_problem(config: e.FederationConfigured) -> str | None:
             return message
     return (
         _nodes_problem(config.ledger_nodes)
+        or _parties_problem(config)
         or _rewards_problem(config.reward_rule)
         or _blob_problem(config.initial_model)
     )
@@ -192,6 +224,30 @@ def _nodes_problem(nodes: tuple[e.LedgerNode, ...]) -> str | None:
         )
     if any(node.url and NODE_URL.fullmatch(node.url) is None for node in nodes):
         return "a ledger node's url must be http:// or https://, host and path alone"
+    return None
+
+
+def _parties_problem(config: e.FederationConfigured) -> str | None:
+    parties, bound = config.parties, config.norm_bound
+    if config.aggregation != "MPC":
+        if parties or bound:
+            return "only aggregation MPC has parties and a norm_bound"
+        return None
+    names = [party.name for party in parties]
+    keys = {party.public_key for party in parties}
+    sealing_keys = {party.sealing_key for party in parties}
+    if not 2 <= len(parties) <= MAX_PARTIES:  # noqa: PLR2004  # one party sees it all
+        return f"aggregation MPC needs 2 to {MAX_PARTIES} parties"
+    if names != sorted(set(names)) or any(NAME.fullmatch(n) is None for n in names):
+        return "parties must be in ascending order of name, 1 to 64 of a-z 0-9 . _ -"
+    if len(keys) != len(parties) or len(sealing_keys) != len(parties):
+        return "every party has keys of its own"
+    if any(len(party.sealing_key) not in SEALING_KEY_SIZES for party in parties):
+        return "a party's sealing_key must have 32 or 1,216 bytes"
+    if not 1 <= bound <= MAX_NORM_BOUND:
+        return f"norm_bound must be 1 to {MAX_NORM_BOUND}"
+    if config.min_cohort < MIN_SECRET_COHORT:
+        return f"min_cohort must be at least {MIN_SECRET_COHORT} with aggregation MPC"
     return None
 
 
@@ -223,7 +279,7 @@ def _checks_problem(results: tuple[e.UpdateCheck, ...]) -> str | None:
         return "results must be in ascending order of leaf_index"
     if any(len(result.detail) > MAX_TEXT_LENGTH for result in results):
         return f"a detail is longer than {MAX_TEXT_LENGTH} characters"
-    if any(result.reason not in {"", *BLOB_REASONS} for result in results):
+    if any(result.reason not in {"", *CHECK_REASONS} for result in results):
         return "a reason must be empty or say what is wrong with a blob"
     return None
 

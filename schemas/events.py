@@ -63,6 +63,15 @@ class RewardRule:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Party:
+    """A party: one of those that add up secret shares, each in other hands."""
+
+    name: str
+    public_key: bytes
+    sealing_key: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FederationConfigured:
     """The operator founds a federation: its parameters and the keys of its principals.
     The first leaf of the federation's log.
@@ -82,6 +91,8 @@ class FederationConfigured:
     round_duration_ms: int
     ledger_nodes: tuple[LedgerNode, ...] = ()
     reward_rule: RewardRule = field(default_factory=RewardRule)
+    parties: tuple[Party, ...] = ()
+    norm_bound: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,6 +231,67 @@ class UpdateSubmitted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SealedShare:
+    """The secret share of one party."""
+
+    party: str
+    sealed: BlobRef
+    commitment: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateCommitted:
+    """An agent's update for a round of aggregation MPC: commitments to it, and its
+    secret shares, each sealed to its party. Nobody sees the update.
+    """
+
+    federation_id: str
+    round: int
+    agent_id: str
+    base_model_sha256: bytes
+    commitments: BlobRef
+    shares: tuple[SealedShare, ...]
+    num_examples: int
+    loss_micros: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NormProofSubmitted:
+    """An agent's zero-knowledge proof that the update it committed to is within the
+    federation's norm bound.
+    """
+
+    federation_id: str
+    round: int
+    agent_id: str
+    proof: BlobRef
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SharesLinked:
+    """A party's projections of the shares that it opened: with those of all parties
+    anybody can check that the shares add up to what was committed to.
+    """
+
+    federation_id: str
+    round: int
+    party: str
+    links: BlobRef
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartialAggregateSubmitted:
+    """A party's share of a sealed round's sum."""
+
+    federation_id: str
+    round: int
+    party: str
+    num_contributions: int
+    num_examples: int
+    partial: BlobRef
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateDeclined:
     """An agent drawn for a round says that it will not contribute, so that nobody
     waits for it.
@@ -243,7 +315,9 @@ class UpdateCheck:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpdatesChecked:
-    """The aggregator's claim about the blobs of sequenced updates."""
+    """The aggregator's claim about the blobs of sequenced updates, commitments or
+    partial sums.
+    """
 
     federation_id: str
     round: int
@@ -349,6 +423,39 @@ class Contribution:
     agent_id: str
     update_sha256: bytes
     num_examples: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommitmentsClosed:
+    """The set of commitments of a round is final: from here on nobody can choose an
+    update, and what it is projected on is known.
+    """
+
+    federation_id: str
+    round: int
+    cause: bytes
+    cause_leaf_index: int
+    output_index: int
+    agent_ids: tuple[str, ...]
+    projection_seed: bytes
+    proof_deadline_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartialRejected:
+    """A party's share of the sum is wrong: what it published contradicts what it had
+    opened.
+    """
+
+    federation_id: str
+    round: int
+    cause: bytes
+    cause_leaf_index: int
+    output_index: int
+    party: str
+    partial_leaf_index: int
+    reason: str
+    detail: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -540,7 +647,9 @@ RoundFact: TypeAlias = (
     | RoundRefused
     | ContributionAccepted
     | ContributionRejected
+    | CommitmentsClosed
     | RoundSealed
+    | PartialRejected
     | RoundAbandoned
     | ClaimRejected
     | AggregatePublished
@@ -563,8 +672,12 @@ Input: TypeAlias = (
     | CheckpointFinalised
     | EquivocationProven
     | UpdateSubmitted
+    | UpdateCommitted
+    | NormProofSubmitted
     | UpdateDeclined
+    | SharesLinked
     | UpdatesChecked
+    | PartialAggregateSubmitted
     | AggregateSubmitted
     | ModelExported
 )

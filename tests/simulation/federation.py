@@ -65,6 +65,23 @@ CONFIG: Final = e.FederationConfigured(
 )
 
 
+PARTIES: Final = ("p0", "p1", "p2")
+
+MPC_CONFIG: Final = replace(
+    CONFIG,
+    aggregation="MPC",
+    parties=tuple(
+        e.Party(
+            name=name,
+            public_key=make_key(name).public_key,
+            sealing_key=hashlib.sha256(b"sealing " + name.encode()).digest(),
+        )
+        for name in PARTIES
+    ),
+    norm_bound=100_000,
+)
+
+
 def admitted(agent_id: str) -> e.AgentAdmitted:
     """Return an agent's admission, with the key of its name."""
     return e.AgentAdmitted(
@@ -117,6 +134,63 @@ def update(agent_id: str, number: int = 1, **changes: Any) -> e.UpdateSubmitted:
         loss_micros=500_000,
     )
     return replace(event, **changes)
+
+
+def committed(agent_id: str, number: int = 1, **changes: Any) -> e.UpdateCommitted:
+    """Return an agent's commitment and shares for a round of the initial model."""
+    event = e.UpdateCommitted(
+        federation_id=FEDERATION,
+        round=number,
+        agent_id=agent_id,
+        base_model_sha256=BASE.sha256,
+        commitments=make_blob(f"commitments of {agent_id} for {number}"),
+        shares=tuple(
+            e.SealedShare(
+                party=party,
+                sealed=make_blob(f"share of {agent_id} for {party} in {number}"),
+                commitment=bytes(48),
+            )
+            for party in PARTIES
+        ),
+        num_examples=10,
+        loss_micros=500_000,
+    )
+    return replace(event, **changes)
+
+
+def proved(agent_id: str, number: int = 1, **changes: Any) -> e.NormProofSubmitted:
+    """Return an agent's norm proof."""
+    event = e.NormProofSubmitted(
+        federation_id=FEDERATION,
+        round=number,
+        agent_id=agent_id,
+        proof=make_blob(f"proof of {agent_id} for {number}"),
+    )
+    return replace(event, **changes)
+
+
+def linked(party: str, number: int = 1) -> e.SharesLinked:
+    """Return what a party says of the shares that it opened."""
+    return e.SharesLinked(
+        federation_id=FEDERATION,
+        round=number,
+        party=party,
+        links=make_blob(f"links of {party} for {number}"),
+    )
+
+
+def partial(
+    party: str, num_contributions: int, num_examples: int, number: int = 1
+) -> e.PartialAggregateSubmitted:
+    """Return a party's part of a sum."""
+    return e.PartialAggregateSubmitted(
+        federation_id=FEDERATION,
+        round=number,
+        party=party,
+        num_contributions=num_contributions,
+        num_examples=num_examples,
+        partial=make_blob(f"partial of {party} for {number}"),
+    )
 
 
 def declined(agent_id: str, number: int = 1, **changes: Any) -> e.UpdateDeclined:
@@ -235,8 +309,16 @@ def start(decider: Decider[StateT, FactT]) -> Run[StateT, FactT]:
 def find_author(event: e.LedgerEvent) -> str:
     """Return the name of the key that should sign an event."""
     match event:
-        case e.UpdateSubmitted() | e.UpdateDeclined() | e.AgentEnrolmentRequested():
+        case (
+            e.UpdateSubmitted()
+            | e.UpdateCommitted()
+            | e.NormProofSubmitted()
+            | e.UpdateDeclined()
+            | e.AgentEnrolmentRequested()
+        ):
             return event.agent_id
+        case e.SharesLinked() | e.PartialAggregateSubmitted():
+            return event.party
         case e.DeadlineReached():
             return "TIMER"
         case e.UpdatesChecked() | e.AggregateSubmitted():

@@ -666,7 +666,11 @@ def test_every_event_that_may_be_a_leaf_has_an_author() -> None:
     speak_for_themselves = {
         e.AgentEnrolmentRequested,
         e.UpdateSubmitted,
+        e.UpdateCommitted,
+        e.NormProofSubmitted,
         e.UpdateDeclined,
+        e.SharesLinked,
+        e.PartialAggregateSubmitted,
         e.EquivocationProven,
     }
     authors = {*admission._AUTHOR_ROLE, *speak_for_themselves}

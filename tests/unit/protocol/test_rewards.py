@@ -348,7 +348,7 @@ def test_the_end_of_a_round_that_is_not_the_last_one_costs_nobody() -> None:
 # Failed proofs
 
 
-@pytest.mark.parametrize("reason", sorted(BLOB_REASONS))
+@pytest.mark.parametrize("reason", sorted(BLOB_REASONS | {Reason.INVALID_PROOF}))
 def test_an_update_that_is_not_what_it_must_be_costs(reason: Reason) -> None:
     run = founded().given(started(1))
     (fact,) = run.when(rejected(1, "ana", reason, by_aggregator=True))
@@ -362,10 +362,36 @@ def test_what_an_agent_says_of_itself_costs_nothing(reason: Reason) -> None:
     assert founded().given(started(1)).when(rejected(1, "ana", reason)) == []
 
 
-@pytest.mark.parametrize("reason", sorted(set(Reason) - BLOB_REASONS))
+@pytest.mark.parametrize(
+    "reason", sorted(set(Reason) - BLOB_REASONS - {Reason.INVALID_PROOF})
+)
 def test_other_refusals_cost_nothing(reason: Reason) -> None:
     run = founded().given(started(1))
     assert run.when(rejected(1, "ana", reason, by_aggregator=True)) == []
+
+
+def test_a_commitment_without_its_proof_is_a_missed_assignment() -> None:
+    run = founded().given(started(1))
+    assert run.when(rejected(1, "ana", Reason.MISSING_PROOF)) == []
+    assert "ana" in run.state.silent
+
+
+def test_a_party_that_lies_pays() -> None:
+    run = founded().given(started(1))
+    fact = e.PartialRejected(
+        federation_id=FEDERATION,
+        round=1,
+        cause=bytes(32),
+        cause_leaf_index=2,
+        output_index=0,
+        party="p0",
+        partial_leaf_index=1,
+        reason=Reason.WRONG_PARTIAL,
+        detail="",
+    )
+    (change,) = run.when(fact)
+    assert (change.account, change.amount) == ("party:p0", -300)
+    assert change.basis == "FAILED_PROOF"
 
 
 # Equivocation

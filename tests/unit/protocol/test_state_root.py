@@ -66,7 +66,10 @@ STATE = ReplayState(
             started=STARTED,
             pending={
                 41: PendingUpdate(
-                    agent_id="ana", update_sha256=b"\x09" * 32, num_examples=5
+                    agent_id="ana",
+                    update_sha256=b"\x09" * 32,
+                    num_examples=5,
+                    leaf_hash=b"\x0e" * 32,
                 )
             },
             contributions={
@@ -91,7 +94,7 @@ STATE = ReplayState(
         balances={"ana": -50, "bea": 120},
     ),
 )
-ROOT = "de466c0b40e86db17b005d53f25daf7dc79e28c30095e96b54131de0c366e457"
+ROOT = "c095a8bf66597a6fe90a30155ec91aef0f8a8d3e350f8b31f572c566fa3058f4"
 
 
 def compute_root(state: ReplayState) -> str:

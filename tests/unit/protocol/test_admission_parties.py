@@ -1,0 +1,185 @@
+"""Who may say what in a federation whose updates nobody sees."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from protocol.validation import MAX_NORM_BOUND, MAX_PARTIES, find_problem
+from schemas import events as e
+from schemas.reasons import Reason
+from tests.simulation.federation import (
+    BASE,
+    CONFIG,
+    MPC_CONFIG,
+    admitted,
+    checked,
+    committed,
+    linked,
+    make_blob,
+    make_key,
+    partial,
+    proved,
+    revoked,
+)
+from tests.unit.protocol.test_admission import Desk
+
+GOOD = [committed("ana"), proved("ana"), linked("p0"), partial("p2", 2, 20)]
+PARTY = MPC_CONFIG.parties[0]
+BAD_BLOB = replace(BASE, size_bytes=0)
+
+
+def founded() -> Desk:
+    return Desk(MPC_CONFIG, admitted("ana"), admitted("bea"))
+
+
+@pytest.mark.parametrize("event", GOOD)
+def test_what_its_author_says_becomes_a_leaf(event: e.LedgerEvent) -> None:
+    assert founded().say(event) is None
+
+
+@pytest.mark.parametrize("event", GOOD)
+@pytest.mark.parametrize("signer", ["bea", "p1", "AGGREGATOR", "OPERATOR", "DECIDER"])
+def test_nobody_speaks_for_another(event: e.LedgerEvent, signer: str) -> None:
+    assert founded().say(event, signer=signer) is Reason.BAD_SIGNATURE
+
+
+@pytest.mark.parametrize("event", [linked("p9"), partial("p9", 2, 20)])
+def test_an_unknown_party_says_nothing(event: e.LedgerEvent) -> None:
+    assert founded().say(event) is Reason.UNKNOWN_PARTY
+
+
+@pytest.mark.parametrize("event", [committed("eve"), proved("eve")])
+def test_an_unknown_agent_says_nothing(event: e.LedgerEvent) -> None:
+    assert founded().say(event) is Reason.UNKNOWN_AGENT
+
+
+@pytest.mark.parametrize("event", [committed("ana"), proved("ana")])
+def test_a_revoked_agent_says_nothing(event: e.LedgerEvent) -> None:
+    desk = founded()
+    assert desk.say(revoked("ana")) is None
+    assert desk.say(event) is Reason.REVOKED_AGENT
+
+
+@pytest.mark.parametrize("event", [linked("p0"), partial("p0", 2, 20)])
+def test_a_plain_federation_has_no_parties(event: e.LedgerEvent) -> None:
+    assert Desk(CONFIG).say(event) is Reason.UNKNOWN_PARTY
+
+
+def with_share(**changes: Any) -> e.UpdateCommitted:
+    event = committed("ana")
+    return replace(
+        event, shares=(replace(event.shares[0], **changes), *event.shares[1:])
+    )
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        committed("ana", num_examples=0),
+        committed("ana", commitments=BAD_BLOB),
+        committed("ana", shares=committed("ana").shares * 6),
+        with_share(sealed=BAD_BLOB),
+        proved("ana", proof=BAD_BLOB),
+        replace(linked("p0"), links=BAD_BLOB),
+        replace(partial("p0", 2, 20), partial=BAD_BLOB),
+        proved("ana", 0),
+        proved("", 1),
+        checked(1, reason=Reason.MISSING_PROOF),
+    ],
+)
+def test_fields_must_make_sense(event: e.LedgerEvent) -> None:
+    assert find_problem(event) is not None
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        Reason.INVALID_PROOF,
+        Reason.BAD_SHARE,
+        Reason.SHARES_DIFFER,
+        Reason.WRONG_PARTIAL,
+        Reason.MISSING_BLOB,
+    ],
+)
+def test_what_an_aggregator_may_find(reason: Reason) -> None:
+    assert find_problem(checked(1, reason=reason)) is None
+
+
+def parties(number: int) -> tuple[e.Party, ...]:
+    return tuple(
+        e.Party(
+            name=f"p{i:02}",
+            public_key=make_key(f"p{i}").public_key,
+            sealing_key=i.to_bytes(32, "big"),
+        )
+        for i in range(number)
+    )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"norm_bound": 1},
+        {"norm_bound": MAX_NORM_BOUND},
+        {"parties": parties(2)},
+        {"parties": parties(MAX_PARTIES)},
+        {
+            "parties": (
+                replace(PARTY, sealing_key=bytes(1_216)),
+                *MPC_CONFIG.parties[1:],
+            )
+        },
+    ],
+)
+def test_good_configurations(changes: dict[str, Any]) -> None:
+    assert find_problem(replace(MPC_CONFIG, **changes)) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"aggregation": "HE"}, "aggregation"),
+        ({"aggregation": "PLAIN"}, "only aggregation MPC"),
+        ({"aggregation": "PLAIN", "norm_bound": 0}, "only aggregation MPC"),
+        ({"aggregation": "PLAIN", "parties": ()}, "only aggregation MPC"),
+        ({"norm_bound": 0}, "norm_bound"),
+        ({"norm_bound": MAX_NORM_BOUND + 1}, "norm_bound"),
+        ({"min_cohort": 1}, "min_cohort"),
+        ({"parties": ()}, "2 to"),
+        ({"parties": parties(1)}, "2 to"),
+        ({"parties": parties(MAX_PARTIES + 1)}, "2 to"),
+        ({"parties": parties(3)[::-1]}, "ascending"),
+        ({"parties": (PARTY, PARTY)}, "ascending"),
+        ({"parties": (replace(PARTY, name="A"), PARTY)}, "ascending"),
+        (
+            {"parties": (PARTY, replace(PARTY, name="p1", sealing_key=b"x" * 32))},
+            "keys of its own",
+        ),
+        (
+            {"parties": (PARTY, replace(PARTY, name="p1", public_key=b"x" * 32))},
+            "keys of its own",
+        ),
+        (
+            {
+                "parties": (
+                    replace(PARTY, sealing_key=bytes(31)),
+                    *MPC_CONFIG.parties[1:],
+                )
+            },
+            "sealing_key",
+        ),
+    ],
+)
+def test_bad_configurations(changes: dict[str, Any], word: str) -> None:
+    problem = find_problem(replace(MPC_CONFIG, **changes))
+    assert problem is not None
+    assert word in problem
+
+
+def test_a_blob_is_named_by_its_digest() -> None:
+    blob = replace(make_blob("a"), sha256=make_blob("b").sha256)
+    assert find_problem(replace(linked("p0"), links=blob)) is not None

@@ -1,0 +1,343 @@
+"""The rules of a round whose updates nobody sees: commit, close, prove, link, sum."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from protocol.rounds import DECIDER, RoundsState
+from schemas import events as e
+from schemas.reasons import Reason
+from tests.simulation.federation import (
+    AGENTS,
+    CONFIG,
+    DURATION_MS,
+    MPC_CONFIG,
+    NOW_MS,
+    PARTIES,
+    Run,
+    admitted,
+    aggregate,
+    checked,
+    committed,
+    deadline,
+    declined,
+    linked,
+    partial,
+    proved,
+    request,
+    revoked,
+    start,
+    update,
+)
+
+Rounds = Run[RoundsState, e.RoundFact]
+DEADLINE_MS = NOW_MS + DURATION_MS
+
+_clock = itertools.count(NOW_MS)
+
+
+def opened(*agents: str, **changes: Any) -> Rounds:
+    run = start(DECIDER).given(replace(MPC_CONFIG, **changes))
+    run.given(*map(admitted, agents or AGENTS))
+    assert kinds(run.when(request(1, next(_clock)))) == ["RoundStarted"]
+    return run
+
+
+def closed(*agents: str) -> tuple[Rounds, dict[str, int]]:
+    """A round whose every agent has committed, and where."""
+    agents = agents or AGENTS
+    run = opened(*agents)
+    indexes = {}
+    for agent_id in agents:
+        indexes[agent_id] = run.next_index
+        facts = run.when(committed(agent_id))
+    assert kinds(facts) == ["CommitmentsClosed"]
+    return run, indexes
+
+
+def proven(*agents: str) -> tuple[Rounds, dict[str, int]]:
+    run, indexes = closed(*agents)
+    for agent_id in indexes:
+        assert run.when(proved(agent_id)) == []
+    return run, indexes
+
+
+def linked_by_all(*agents: str) -> tuple[Rounds, dict[str, int]]:
+    run, indexes = proven(*agents)
+    for party in PARTIES:
+        assert run.when(linked(party)) == []
+    return run, indexes
+
+
+def sealed(*agents: str) -> Rounds:
+    run, indexes = linked_by_all(*agents)
+    facts = run.when(checked(*indexes.values()))
+    assert kinds(facts)[-1] == "RoundSealed"
+    return run
+
+
+def kinds(facts: list[e.RoundFact]) -> list[str]:
+    return [type(fact).__name__ for fact in facts]
+
+
+def reasons(facts: list[e.RoundFact]) -> list[tuple[str, str]]:
+    return [(type(fact).__name__, getattr(fact, "reason", "")) for fact in facts]
+
+
+def rejected(reason: Reason) -> list[tuple[str, str]]:
+    return [("ContributionRejected", reason)]
+
+
+UNEXPECTED = [("ClaimRejected", Reason.UNEXPECTED_CLAIM)]
+
+
+def test_a_whole_round() -> None:
+    run = sealed()
+    for party in PARTIES:
+        assert run.when(partial(party, 4, 40)) == []
+    (published,) = run.when(aggregate(4, 40))
+    assert isinstance(published, e.AggregatePublished)
+    assert run.state.current is None
+    assert run.state.version == 1
+    assert kinds(run.when(request(2, next(_clock)))) == ["RoundStarted"]
+
+
+# Committing
+
+
+def test_the_set_is_closed_when_everybody_answered() -> None:
+    run = opened()
+    for agent_id in AGENTS[:3]:
+        assert run.when(committed(agent_id)) == []
+    facts = run.when(declined("dan"), at_ms=NOW_MS + 7)
+    assert kinds(facts) == ["ContributionRejected", "CommitmentsClosed"]
+    fact = facts[-1]
+    assert isinstance(fact, e.CommitmentsClosed)
+    assert fact.agent_ids == AGENTS[:3]
+    assert fact.proof_deadline_ms == NOW_MS + 7 + DURATION_MS
+    leaves = [leaf for leaf in run.leaves if isinstance(leaf.event, e.UpdateCommitted)]
+    assert (
+        fact.projection_seed
+        == hashlib.sha256(
+            b"folkmoot/projection/v1\n"
+            + (1).to_bytes(8, "big")
+            + b"".join(leaf.leaf_hash for leaf in leaves)
+            + b"clinics"
+        ).digest()
+    )
+
+
+def test_the_seed_does_not_depend_on_the_order_of_arrival() -> None:
+    seeds = set()
+    for order in itertools.permutations(AGENTS[:3]):
+        run = opened(*AGENTS[:3])
+        for agent_id in order:
+            facts = run.when(committed(agent_id))
+        seeds.add(run.state.current.closed.projection_seed)  # type: ignore[union-attr]
+    assert len(seeds) == 1
+    assert isinstance(facts[0], e.CommitmentsClosed)
+    other = opened(*AGENTS[:3])
+    for agent_id in AGENTS[:3]:
+        other.when(committed(agent_id, num_examples=11))
+    assert other.state.current.closed.projection_seed not in seeds  # type: ignore[union-attr]
+
+
+def test_the_set_is_closed_at_the_deadline() -> None:
+    run = opened().given(committed("ana"), committed("bea"))
+    (fact,) = run.when(deadline(1), at_ms=DEADLINE_MS + 1)
+    assert isinstance(fact, e.CommitmentsClosed)
+    assert fact.agent_ids == ("ana", "bea")
+    assert reasons(run.when(committed("cem"))) == rejected(Reason.LATE)
+
+
+def test_too_few_commitments_end_the_round() -> None:
+    run = opened().given(committed("ana"))
+    (fact,) = run.when(deadline(1), at_ms=DEADLINE_MS + 1)
+    assert reasons([fact]) == [("RoundAbandoned", Reason.NOT_ENOUGH_CONTRIBUTIONS)]
+
+
+def test_a_commitment_is_for_this_round_its_model_and_its_parties() -> None:
+    run = opened()
+    assert reasons(run.when(committed("eve"))) == rejected(Reason.NOT_IN_COHORT)
+    assert reasons(run.when(committed("ana", 2))) == rejected(Reason.WRONG_ROUND)
+    bad = committed("ana", base_model_sha256=bytes(32))
+    assert reasons(run.when(bad)) == rejected(Reason.WRONG_BASE_MODEL)
+    bad = committed("ana", num_examples=1_001)
+    assert reasons(run.when(bad)) == rejected(Reason.TOO_MANY_EXAMPLES)
+    shares = committed("ana").shares
+    for others in (shares[:-1], shares[::-1], (*shares, shares[0]), ()):
+        facts = run.when(committed("ana", shares=others))
+        assert reasons(facts) == rejected(Reason.WRONG_PARTIES)
+    assert run.when(committed("ana")) == []
+    assert reasons(run.when(committed("ana"))) == rejected(Reason.DUPLICATE)
+    assert reasons(run.when(declined("ana"))) == rejected(Reason.DUPLICATE)
+
+
+def test_an_update_in_the_clear_is_refused() -> None:
+    assert reasons(opened().when(update("ana"))) == rejected(Reason.WRONG_AGGREGATION)
+
+
+def test_a_plain_federation_takes_no_commitments() -> None:
+    run = start(DECIDER).given(CONFIG, *map(admitted, AGENTS), request(1))
+    facts = run.when(committed("ana"))
+    assert reasons(facts) == rejected(Reason.WRONG_AGGREGATION)
+
+
+# Proving
+
+
+def test_a_proof_comes_once_in_time_and_from_who_committed() -> None:
+    run = opened().given(committed("ana"), committed("bea"))
+    assert reasons(run.when(proved("ana"))) == rejected(Reason.TOO_EARLY)
+    run.when(deadline(1), at_ms=DEADLINE_MS + 1)
+    assert reasons(run.when(proved("cem"))) == rejected(Reason.NO_COMMITMENT)
+    assert reasons(run.when(proved("ana", 2))) == rejected(Reason.WRONG_ROUND)
+    assert run.when(proved("ana")) == []
+    assert reasons(run.when(proved("ana"))) == rejected(Reason.DUPLICATE)
+    run.now_ms = DEADLINE_MS + DURATION_MS + 2
+    assert reasons(run.when(proved("bea"))) == rejected(Reason.LATE)
+    # Only the proof was refused.
+    assert len(run.state.current.pending) == 2  # type: ignore[union-attr]
+
+
+def test_who_does_not_prove_is_rejected_at_the_second_deadline() -> None:
+    run, indexes = closed()
+    for agent_id in AGENTS[:3]:
+        run.when(proved(agent_id))
+    assert run.when(deadline(1), at_ms=DEADLINE_MS) == []
+    facts = run.when(deadline(1), at_ms=DEADLINE_MS + 1)
+    assert reasons(facts) == rejected(Reason.MISSING_PROOF)
+    assert getattr(facts[0], "update_leaf_index", None) == indexes["dan"]
+    for party in PARTIES:
+        assert run.when(linked(party)) == []
+    facts = run.when(checked(*(indexes[agent_id] for agent_id in AGENTS[:3])))
+    assert kinds(facts)[-1] == "RoundSealed"
+    assert reasons(run.when(proved("dan"))) == rejected(Reason.NO_COMMITMENT)
+
+
+def test_the_first_deadline_says_nothing_about_proofs() -> None:
+    run = opened().given(committed("ana"), committed("bea"))
+    run.when(deadline(1), at_ms=DEADLINE_MS + 1)
+    assert run.when(deadline(1), at_ms=DEADLINE_MS + 2) == []
+
+
+def test_too_few_proofs_end_the_round() -> None:
+    run, _ = closed()
+    run.when(proved("ana"))
+    facts = run.when(deadline(1), at_ms=DEADLINE_MS + 1)
+    assert kinds(facts) == ["ContributionRejected"] * 3 + ["RoundAbandoned"]
+    assert reasons(run.when(proved("bea"))) == rejected(Reason.LATE)
+
+
+def test_a_revoked_agent_is_out_at_every_stage() -> None:
+    for make in (closed, proven, linked_by_all):
+        run, indexes = make()
+        assert reasons(run.when(revoked("dan"))) == rejected(Reason.REVOKED_AGENT)
+        assert indexes["dan"] not in run.state.current.pending  # type: ignore[union-attr]
+    facts = run.when(checked(*(indexes[agent_id] for agent_id in AGENTS[:3])))
+    assert kinds(facts)[-1] == "RoundSealed"
+
+
+def test_revocations_may_end_a_closed_round() -> None:
+    run, _ = closed("ana", "bea")
+    facts = run.when(revoked("ana"))
+    assert kinds(facts) == ["ContributionRejected", "RoundAbandoned"]
+
+
+# Linking and checking
+
+
+def test_parties_link_once_all_proofs_are_there() -> None:
+    run, _ = closed("ana", "bea")
+    assert reasons(run.when(linked("p0"))) == UNEXPECTED
+    run.given(proved("ana"), proved("bea"))
+    assert run.when(linked("p0")) == []
+    assert reasons(run.when(linked("p0"))) == UNEXPECTED
+    assert reasons(run.when(linked("p1", 2))) == UNEXPECTED
+
+
+def test_nothing_is_checked_before_every_party_has_linked() -> None:
+    run, indexes = proven("ana", "bea")
+    run.given(linked("p0"), linked("p2"))
+    facts = run.when(checked(*indexes.values()))
+    assert reasons(facts) == UNEXPECTED * 2
+    run.when(linked("p1"))
+    facts = run.when(checked(*indexes.values()))
+    assert kinds(facts) == ["ContributionAccepted"] * 2 + ["RoundSealed"]
+
+
+def test_a_rejected_commitment_is_not_in_the_sum() -> None:
+    run, indexes = linked_by_all("ana", "bea", "cem")
+    bad = checked(indexes["cem"], reason=Reason.SHARES_DIFFER)
+    assert reasons(run.when(bad)) == rejected(Reason.SHARES_DIFFER)
+    facts = run.when(checked(indexes["ana"], indexes["bea"]))
+    (fact,) = [fact for fact in facts if isinstance(fact, e.RoundSealed)]
+    assert [c.agent_id for c in fact.contributions] == ["ana", "bea"]
+    expected = committed("ana").commitments.sha256
+    assert fact.contributions[0].update_sha256 == expected
+
+
+def test_too_many_bad_commitments_end_the_round() -> None:
+    run, indexes = linked_by_all("ana", "bea")
+    facts = run.when(checked(indexes["ana"], reason=Reason.INVALID_PROOF))
+    assert kinds(facts) == ["ContributionRejected", "RoundAbandoned"]
+
+
+# Summing
+
+
+def test_every_party_gives_its_part_of_the_sealed_sum() -> None:
+    run = sealed("ana", "bea")
+    assert reasons(run.when(partial("p0", 3, 20))) == UNEXPECTED
+    assert reasons(run.when(partial("p0", 2, 21))) == UNEXPECTED
+    assert reasons(run.when(partial("p0", 2, 20, 2))) == UNEXPECTED
+    assert run.when(partial("p0", 2, 20)) == []
+    assert reasons(run.when(partial("p0", 2, 20))) == UNEXPECTED
+    assert reasons(run.when(aggregate(2, 20))) == UNEXPECTED
+    run.given(partial("p1", 2, 20), partial("p2", 2, 20))
+    assert kinds(run.when(aggregate(2, 20))) == ["AggregatePublished"]
+
+
+@pytest.mark.parametrize("make", [closed, proven, linked_by_all])
+def test_no_part_comes_before_the_round_is_sealed(make: Any) -> None:
+    run, _ = make("ana", "bea")
+    assert reasons(run.when(partial("p0", 2, 20))) == UNEXPECTED
+
+
+def test_a_wrong_part_names_its_party_which_may_give_another() -> None:
+    run = sealed("ana", "bea")
+    run.given(partial("p0", 2, 20))
+    index = run.next_index
+    run.given(partial("p1", 2, 20), partial("p2", 2, 20))
+    (fact,) = run.when(checked(index, reason=Reason.WRONG_PARTIAL, detail="S"))
+    assert isinstance(fact, e.PartialRejected)
+    assert (fact.party, fact.partial_leaf_index) == ("p1", index)
+    assert (fact.reason, fact.detail) == (Reason.WRONG_PARTIAL, "S")
+    assert reasons(run.when(aggregate(2, 20))) == UNEXPECTED
+    # What was said of the rejected part cannot be said again.
+    again = run.when(checked(index, reason=Reason.WRONG_PARTIAL))
+    assert reasons(again) == UNEXPECTED
+    assert run.when(partial("p1", 2, 20)) == []
+    assert kinds(run.when(aggregate(2, 20))) == ["AggregatePublished"]
+
+
+def test_a_good_part_needs_no_claim() -> None:
+    run = sealed("ana", "bea")
+    index = run.next_index
+    run.given(partial("p0", 2, 20))
+    assert reasons(run.when(checked(index))) == UNEXPECTED
+
+
+def test_the_operator_may_give_up_a_round_whose_party_is_gone() -> None:
+    for run in (closed()[0], proven()[0], linked_by_all()[0], sealed()):
+        abandoned = e.RoundAbandonRequested(
+            federation_id="clinics", round=1, explanation="p1 is gone"
+        )
+        facts = run.when(abandoned)
+        assert reasons(facts) == [("RoundAbandoned", Reason.OPERATOR_ABANDONED)]
+        assert run.state.current is None
