@@ -1,11 +1,14 @@
-"""What a party refuses to sum, whoever asks.
+"""What a party refuses to say, whoever asks.
 
-A party adds up secret shares and publishes the sum. It follows the log with the rounds
-decider's own functions, but a log can be forged by those who run it: so each party
-remembers what it has summed, and gives nothing that would show a single update.
+A party links secret shares to what was committed to, and publishes their sum. It
+follows the log with the rounds decider's own functions, but a log can be forged by
+those who run it: so each party remembers what it has said, and says nothing that would
+show a single update.
 
 Rules:
 
+- An update is linked once: under one projection, and one challenge, which follows from
+  one norm proof. Two links have the same masks, and their difference none.
 - A sum has at least as many contributions as the federation's ``min_cohort``, and as
   the party's own minimum.
 - A round has one sum. Asked again for the same one, the party gives the same bytes;
@@ -20,20 +23,23 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TypeAlias
 
 from schemas.events import RoundSealed
 
 
 class RefusalCode(StrEnum):
-    """Why a party gives no sum."""
+    """Why a party does not say something."""
+
+    LINKED_BEFORE = "LINKED_BEFORE"
 
     COHORT_TOO_SMALL = "COHORT_TOO_SMALL"
     SECOND_SUM = "SECOND_SUM"
     UPDATE_SUMMED_BEFORE = "UPDATE_SUMMED_BEFORE"
 
 
-class SumRefusedError(Exception):
-    """The party gives no sum; the message says why.
+class PartyRefusesError(Exception):
+    """The party says nothing; the message says why.
 
     Attributes:
         code: Which rule.
@@ -42,6 +48,19 @@ class SumRefusedError(Exception):
     def __init__(self, code: RefusalCode, detail: str) -> None:
         super().__init__(f"{code}: {detail}")
         self.code = code
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Linked:
+    """Shares that a party has linked, or is about to.
+
+    Attributes:
+        projection_seed: Of the round's projection, 32 bytes.
+        updates: Of each update, digests of its commitments and of its norm proof.
+    """
+
+    projection_seed: bytes
+    updates: tuple[tuple[bytes, bytes], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,45 +93,71 @@ class Summed:
         )
 
 
-def demand_harmless(asked: Summed, known: Iterable[Summed], *, min_cohort: int) -> None:
+Said: TypeAlias = Linked | Summed
+"""What a party remembers."""
+
+
+def demand_first_link(asked: Linked, known: Iterable[Said]) -> None:
+    """Return if none of these updates was linked otherwise.
+
+    Raises:
+        PartyRefusesError: one was.
+    """
+    links = dict(asked.updates)
+    for said in known:
+        if not isinstance(said, Linked):
+            continue
+        for digest, proof in said.updates:
+            if digest in links and (said.projection_seed, proof) != (
+                asked.projection_seed,
+                links[digest],
+            ):
+                raise PartyRefusesError(
+                    RefusalCode.LINKED_BEFORE,
+                    f"update {digest.hex()} was linked under another projection, or "
+                    "for another proof",
+                )
+
+
+def demand_harmless(asked: Summed, known: Iterable[Said], *, min_cohort: int) -> None:
     """Return if giving this sum shows no single update.
 
     Args:
         asked: The sum that is asked for.
-        known: All that were given.
+        known: What the party has said.
         min_cohort: The fewest contributions, at least 2: the larger of the
             federation's and the party's own.
 
     Raises:
-        SumRefusedError: it would, or might.
+        PartyRefusesError: it would, or might.
     """
     digests = {digest for digest, _ in asked.updates}
     if len(digests) < max(2, min_cohort):
-        raise SumRefusedError(
+        raise PartyRefusesError(
             RefusalCode.COHORT_TOO_SMALL,
             f"{len(digests)} different updates; this party sums at least "
             f"{max(2, min_cohort)}",
         )
     if len(digests) != len(asked.updates):
-        raise SumRefusedError(
+        raise PartyRefusesError(
             RefusalCode.UPDATE_SUMMED_BEFORE, "an update is in the sum twice"
         )
     for given in known:
-        if given == asked:
+        if given == asked or not isinstance(given, Summed):
             continue
         if (given.federation_id, given.round, given.cause) == (
             asked.federation_id,
             asked.round,
             asked.cause,
         ):
-            raise SumRefusedError(
+            raise PartyRefusesError(
                 RefusalCode.SECOND_SUM,
                 f"round {asked.round} of {asked.federation_id} was summed over another "
                 "set",
             )
         again = digests.intersection(digest for digest, _ in given.updates)
         if again:
-            raise SumRefusedError(
+            raise PartyRefusesError(
                 RefusalCode.UPDATE_SUMMED_BEFORE,
                 f"update {min(again).hex()} is in the sum of round {given.round} of "
                 f"{given.federation_id}",

@@ -6,8 +6,15 @@ from dataclasses import replace
 
 import pytest
 
-from adapters.sum_log import SUMS_FILE, SumLog, SumLogError, create_sum_log
-from protocol.parties import RefusalCode, Summed, SumRefusedError, demand_harmless
+from adapters.party_log import SAID_FILE, PartyLog, PartyLogError, create_party_log
+from protocol.parties import (
+    Linked,
+    PartyRefusesError,
+    RefusalCode,
+    Summed,
+    demand_first_link,
+    demand_harmless,
+)
 from schemas import events as e
 from tests.simulation.federation import BASE
 
@@ -24,7 +31,7 @@ def asked(*updates: int, number: int = 1, federation: str = "clinics") -> Summed
 
 
 def refusal(call):
-    with pytest.raises(SumRefusedError) as caught:
+    with pytest.raises(PartyRefusesError) as caught:
         call()
     assert caught.value.code in str(caught.value)
     return caught.value.code
@@ -32,7 +39,7 @@ def refusal(call):
 
 @pytest.fixture
 def directory(tmp_path):
-    create_sum_log(tmp_path / "p0")
+    create_party_log(tmp_path / "p0")
     return tmp_path / "p0"
 
 
@@ -118,7 +125,7 @@ def test_no_two_sums_show_a_difference():
         for number, chosen in enumerate((first, second), start=1):
             try:
                 demand_harmless(asked(*chosen, number=number), given, min_cohort=2)
-            except SumRefusedError:
+            except PartyRefusesError:
                 continue
             given.append(asked(*chosen, number=number))
         if len(given) == 2:
@@ -126,94 +133,128 @@ def test_no_two_sums_show_a_difference():
             assert min(len(first), len(second)) >= 2
 
 
+def linked(*updates: int, seed: int = 1, proof: int = 0) -> Linked:
+    return Linked(
+        projection_seed=bytes([seed]) * 32,
+        updates=tuple((_UPDATES[i][0], bytes([proof + i]) * 32) for i in updates),
+    )
+
+
+def test_the_same_links_may_be_asked_for_again_and_others_added():
+    known = [linked(0, 1), asked(0, 1)]
+    demand_first_link(linked(0, 1), known)
+    demand_first_link(linked(0, 1, 2), known)
+    demand_first_link(linked(3, 4, seed=2), known)
+
+
+@pytest.mark.parametrize(
+    "other", [linked(0, seed=2), linked(1, 2, seed=2), linked(0, proof=9)]
+)
+def test_an_update_is_linked_once(other):
+    code = refusal(lambda: demand_first_link(other, [linked(0, 1)]))
+    assert code is RefusalCode.LINKED_BEFORE
+
+
 # The memory
 
 
-def test_what_was_given_is_remembered(directory):
-    log = SumLog(directory)
-    log.permit(asked(0, 1, 2), min_cohort=2)
-    log.permit(asked(0, 1, 2), min_cohort=2)
-    log.permit(asked(3, 4, number=2), min_cohort=2)
+def test_links_are_remembered(directory):
+    log = PartyLog(directory)
+    log.permit_links(linked(0, 1))
+    log.permit_sum(asked(0, 1), min_cohort=2)
+    log.permit_links(linked(0, 1))
     log.close()
-    again = SumLog(directory)
-    assert again.given == (asked(0, 1, 2), asked(3, 4, number=2))
-    code = refusal(lambda: again.permit(asked(4, 5, number=3), min_cohort=2))
+    again = PartyLog(directory)
+    assert again.said == (linked(0, 1), asked(0, 1))
+    code = refusal(lambda: again.permit_links(linked(1, seed=2)))
+    assert code is RefusalCode.LINKED_BEFORE
+
+
+def test_what_was_given_is_remembered(directory):
+    log = PartyLog(directory)
+    log.permit_sum(asked(0, 1, 2), min_cohort=2)
+    log.permit_sum(asked(0, 1, 2), min_cohort=2)
+    log.permit_sum(asked(3, 4, number=2), min_cohort=2)
+    log.close()
+    again = PartyLog(directory)
+    assert again.said == (asked(0, 1, 2), asked(3, 4, number=2))
+    code = refusal(lambda: again.permit_sum(asked(4, 5, number=3), min_cohort=2))
     assert code is RefusalCode.UPDATE_SUMMED_BEFORE
-    assert (directory / SUMS_FILE).stat().st_mode & 0o777 == 0o600
+    assert (directory / SAID_FILE).stat().st_mode & 0o777 == 0o600
 
 
 def test_what_was_refused_is_not_remembered(directory):
-    log = SumLog(directory)
-    refusal(lambda: log.permit(asked(0), min_cohort=2))
-    assert log.given == ()
-    log.permit(asked(0, 1), min_cohort=2)
+    log = PartyLog(directory)
+    refusal(lambda: log.permit_sum(asked(0), min_cohort=2))
+    assert log.said == ()
+    log.permit_sum(asked(0, 1), min_cohort=2)
 
 
 def test_it_is_durable_before_the_sum_is_given(directory, monkeypatch):
-    log = SumLog(directory)
+    log = PartyLog(directory)
     synced = []
     monkeypatch.setattr(
-        os, "fsync", lambda _: synced.append((directory / SUMS_FILE).read_bytes())
+        os, "fsync", lambda _: synced.append((directory / SAID_FILE).read_bytes())
     )
-    log.permit(asked(0, 1), min_cohort=2)
-    assert synced == [(directory / SUMS_FILE).read_bytes()]
+    log.permit_sum(asked(0, 1), min_cohort=2)
+    assert synced == [(directory / SAID_FILE).read_bytes()]
     assert synced[0]
 
 
 def test_a_crash_in_the_middle_of_a_line_loses_only_that(directory):
-    log = SumLog(directory)
-    log.permit(asked(0, 1), min_cohort=2)
-    log.permit(asked(2, 3, number=2), min_cohort=2)
+    log = PartyLog(directory)
+    log.permit_sum(asked(0, 1), min_cohort=2)
+    log.permit_sum(asked(2, 3, number=2), min_cohort=2)
     log.close()
-    path = directory / SUMS_FILE
+    path = directory / SAID_FILE
     data = path.read_bytes()
     first = data.index(b"\n") + 1
     for cut in range(first, len(data)):
         path.write_bytes(data[:cut])
-        log = SumLog(directory)
-        assert log.given == (asked(0, 1),)
-        log.permit(asked(4, 5, number=3), min_cohort=2)
+        log = PartyLog(directory)
+        assert log.said == (asked(0, 1),)
+        log.permit_sum(asked(4, 5, number=3), min_cohort=2)
         log.close()
-        again = SumLog(directory)
-        assert again.given == (asked(0, 1), asked(4, 5, number=3))
+        again = PartyLog(directory)
+        assert again.said == (asked(0, 1), asked(4, 5, number=3))
         again.close()
 
 
 def test_any_changed_byte_is_found(directory):
-    log = SumLog(directory)
-    log.permit(asked(0, 1), min_cohort=2)
-    log.permit(asked(2, 3, number=2), min_cohort=2)
+    log = PartyLog(directory)
+    log.permit_links(linked(0, 1))
+    log.permit_sum(asked(2, 3, number=2), min_cohort=2)
     log.close()
-    path = directory / SUMS_FILE
+    path = directory / SAID_FILE
     data = path.read_bytes()
     for place in range(len(data) - 1):  # without the last end of line: as if cut
         path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
-        with pytest.raises(SumLogError, match="not what was written"):
-            SumLog(directory)
+        with pytest.raises(PartyLogError, match="not what was written"):
+            PartyLog(directory)
     first = data.index(b"\n") + 1
     for lines in (data[first:], data[:first] * 2, data + data[:first]):
         path.write_bytes(lines)
-        with pytest.raises(SumLogError, match="not what was written"):
-            SumLog(directory)
+        with pytest.raises(PartyLogError, match="not what was written"):
+            PartyLog(directory)
 
 
 def test_a_memory_that_is_gone_is_not_made_again(directory):
-    (directory / SUMS_FILE).unlink()
-    with pytest.raises(SumLogError, match="is gone"):
-        SumLog(directory)
+    (directory / SAID_FILE).unlink()
+    with pytest.raises(PartyLogError, match="is gone"):
+        PartyLog(directory)
 
 
 def test_one_process_at_a_time(directory):
-    log = SumLog(directory)
-    with pytest.raises(SumLogError, match="another process"):
-        SumLog(directory)
+    log = PartyLog(directory)
+    with pytest.raises(PartyLogError, match="another process"):
+        PartyLog(directory)
     log.close()
-    SumLog(directory).close()
+    PartyLog(directory).close()
 
 
 def test_making_it_again_keeps_it(directory):
-    log = SumLog(directory)
-    log.permit(asked(0, 1), min_cohort=2)
+    log = PartyLog(directory)
+    log.permit_sum(asked(0, 1), min_cohort=2)
     log.close()
-    create_sum_log(directory)
-    assert SumLog(directory).given == (asked(0, 1),)
+    create_party_log(directory)
+    assert PartyLog(directory).said == (asked(0, 1),)

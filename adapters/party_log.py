@@ -1,0 +1,195 @@
+"""A party's memory of what it has said, on its disk.
+
+One line of JSON for each set of links and each sum, appended and made durable before
+they leave the process. A party whose memory is gone could be made to subtract: so a
+directory that has keys and no memory is refused, and so is a line that was changed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import IO, Any, Final
+
+from protocol.parties import (
+    Linked,
+    Said,
+    Summed,
+    demand_first_link,
+    demand_harmless,
+)
+
+SAID_FILE: Final = "said.jsonl"
+_START: Final = hashlib.sha256(b"folkmoot-party-log/v1\n").hexdigest()
+
+
+class PartyLogError(Exception):
+    """The memory cannot be used; the message says why and what to do."""
+
+
+def create_party_log(directory: Path) -> None:
+    """Make an empty memory, unless there is one.
+
+    Comes before the keys: keys without a memory have lost it.
+    """
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    descriptor = os.open(directory / SAID_FILE, os.O_WRONLY | os.O_CREAT, 0o600)
+    os.fsync(descriptor)
+    os.close(descriptor)
+    _sync_directory(directory)
+
+
+class PartyLog:
+    """The memory of one party, open for one process at a time.
+
+    Args:
+        directory: Where `create_party_log` made it.
+
+    Raises:
+        PartyLogError: it is gone, damaged, or another process uses it.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._path = directory / SAID_FILE
+        try:
+            self._file: IO[bytes] = self._path.open("r+b")
+        except FileNotFoundError:
+            msg = (
+                f"{self._path} is gone: this party cannot know what it has said. Its "
+                "keys must not be used again: make another party."
+            )
+            raise PartyLogError(msg) from None
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._file.close()
+            msg = f"another process uses {directory}: stop it first"
+            raise PartyLogError(msg) from None
+        try:
+            self._said, self._last = self._read()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Let another process use it."""
+        if not self._file.closed:
+            # Closing alone would not do: a child that was just forked has a copy.
+            fcntl.flock(self._file, fcntl.LOCK_UN)
+        self._file.close()
+
+    @property
+    def said(self) -> tuple[Said, ...]:
+        """All that was said so far, oldest first."""
+        return tuple(self._said)
+
+    def permit_links(self, asked: Linked) -> None:
+        """Return once these links may be said: they are the first, and remembered.
+
+        Raises:
+            PartyRefusesError: they may not.
+        """
+        demand_first_link(asked, self._said)
+        self._remember(asked)
+
+    def permit_sum(self, asked: Summed, *, min_cohort: int) -> None:
+        """Return once this sum may be said: it is harmless, and remembered.
+
+        Args:
+            asked: The sum that is asked for.
+            min_cohort: As in `protocol.parties.demand_harmless`.
+
+        Raises:
+            PartyRefusesError: it may not.
+        """
+        demand_harmless(asked, self._said, min_cohort=min_cohort)
+        self._remember(asked)
+
+    def _remember(self, asked: Said) -> None:
+        if asked in self._said:
+            return
+        line, last = _write_line(self._last, asked)
+        self._file.seek(0, os.SEEK_END)
+        self._file.write(line)
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._said.append(asked)
+        self._last = last
+
+    def _read(self) -> tuple[list[Said], str]:
+        said: list[Said] = []
+        last, good_size = _START, 0
+        for number, line in enumerate(self._file, start=1):
+            if not line.endswith(b"\n"):
+                # A crash while it was written: that has not left the process.
+                self._file.truncate(good_size)
+                break
+            try:
+                item, last = _read_line(last, line)
+            except (ValueError, KeyError, TypeError):
+                msg = (
+                    f"{self._path}, line {number}: not what was written there. Restore "
+                    "the file; without it this party must not go on."
+                )
+                raise PartyLogError(msg) from None
+            said.append(item)
+            good_size += len(line)
+        return said, last
+
+
+def _write_line(last: str, said: Said) -> tuple[bytes, str]:
+    """Return a line and its digest, which the next line builds on."""
+    content: dict[str, Any]
+    if isinstance(said, Linked):
+        content = {
+            "projection_seed": said.projection_seed.hex(),
+            "linked": [[digest.hex(), proof.hex()] for digest, proof in said.updates],
+        }
+    else:
+        content = {
+            "federation_id": said.federation_id,
+            "round": said.round,
+            "cause": said.cause.hex(),
+            "summed": [[digest.hex(), weight] for digest, weight in said.updates],
+        }
+    text = json.dumps(content, separators=(",", ":"), sort_keys=True)
+    digest = hashlib.sha256(f"{last}{text}".encode()).hexdigest()
+    return f'{{"sha256":"{digest}","said":{text}}}\n'.encode(), digest
+
+
+def _read_line(last: str, line: bytes) -> tuple[Said, str]:
+    content: Any = json.loads(line)["said"]
+    said: Said
+    if "linked" in content:
+        said = Linked(
+            projection_seed=bytes.fromhex(content["projection_seed"]),
+            updates=tuple(
+                (bytes.fromhex(digest), bytes.fromhex(proof))
+                for digest, proof in content["linked"]
+            ),
+        )
+    else:
+        said = Summed(
+            federation_id=content["federation_id"],
+            round=content["round"],
+            cause=bytes.fromhex(content["cause"]),
+            updates=tuple(
+                (bytes.fromhex(digest), weight) for digest, weight in content["summed"]
+            ),
+        )
+    expected, digest = _write_line(last, said)
+    if line != expected:
+        msg = "the line is not the one that was written"
+        raise ValueError(msg)
+    return said, digest
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
