@@ -1,4 +1,4 @@
-"""Ed25519 keys in files: made on first use, readable by their owner alone."""
+"""Keys in files: made on first use, readable by their owner alone."""
 
 from __future__ import annotations
 
@@ -30,9 +30,7 @@ def load_or_create_key(path: Path) -> SigningKey:
     Raises:
         KeyFileError: others may read the file, or it does not hold a seed.
     """
-    if not path.exists():
-        _create(path)
-    return load_key(path)
+    return SigningKey(load_or_create_seed(path))
 
 
 def load_key(path: Path) -> SigningKey:
@@ -41,6 +39,21 @@ def load_key(path: Path) -> SigningKey:
     Raises:
         KeyFileError: it does not exist, others may read it, or it holds no seed.
     """
+    return SigningKey(load_seed(path))
+
+
+def load_or_create_seed(path: Path) -> bytes:
+    """Return the seed in this file, made first if need be; as `load_or_create_key`.
+
+    For keys of other kinds. **Secret:** the result.
+    """
+    if not path.exists():
+        _create(path)
+    return load_seed(path)
+
+
+def load_seed(path: Path) -> bytes:
+    """Return the seed in this file; as `load_key`. **Secret:** the result."""
     try:
         mode = stat.S_IMODE(path.stat().st_mode)
         text = path.read_text(encoding="ascii").strip()
@@ -60,7 +73,7 @@ def load_key(path: Path) -> SigningKey:
     if len(seed) != SEED_SIZE:
         msg = f"{path} does not hold a key: expected {SEED_SIZE} bytes in hex"
         raise KeyFileError(msg)
-    return SigningKey(seed)
+    return seed
 
 
 def _create(path: Path) -> None:

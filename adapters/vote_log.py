@@ -1,6 +1,7 @@
 """A ledger node's identity: its key, and the memory without which the key may not sign.
 
-    <directory>/votes       what was voted last; one file, replaced as a whole
+    <directory>/votes       what was voted last, and whether the key is retired; one
+                            file, replaced as a whole
     <directory>/node.key    the key; made after the votes
     <directory>/lock        held by the one process that may sign
 
@@ -17,7 +18,11 @@ Rules (ledger specification, R6):
 - Anything in the file but what was written there means the same. The file is replaced
   by a rename, so a crash leaves the old one or the new one; there is no torn record
   that would have to be told from a damaged one.
+- A key that somebody else signs with is retired, for ever. It is remembered here and
+  nowhere else: whatever can be deleted and filled again must not bring a key back.
 - Votes are for one log: they are bound to its chain id before the first is stored.
+
+Files of version 1, which knew no retirement, are read and replaced at the next write.
 
 Who restores the directory from a copy defeats all this; other nodes then see the key
 contradict itself.
@@ -40,11 +45,12 @@ KEY_FILE: Final = "node.key"
 VOTES_FILE: Final = "votes"
 LOCK_FILE: Final = "lock"
 
-_MAGIC: Final = b"folkmoot-vote-log/v1\n"
+_MAGIC_V1: Final = b"folkmoot-vote-log/v1\n"
+_MAGIC: Final = b"folkmoot-vote-log/v2\n"
 _CHAIN_ID_SIZE: Final = 32
 _UNBOUND: Final = bytes(_CHAIN_ID_SIZE)
+_FLAGS: Final = {b"\0": False, b"\1": True}
 _DIGEST_SIZE: Final = hashlib.sha256().digest_size
-_HEAD_SIZE: Final = len(_MAGIC) + PUBLIC_KEY_SIZE + _CHAIN_ID_SIZE
 _NEW_KEY: Final = (
     "This key must never sign again: make a new one (`moot node init` with another "
     "name) and have the node set changed (`moot node propose`)."
@@ -59,6 +65,7 @@ class VoteLogCode(StrEnum):
     VOTE_LOG_IN_USE = "VOTE_LOG_IN_USE"
     VOTE_LOG_OTHER_CHAIN = "VOTE_LOG_OTHER_CHAIN"
     VOTE_LOG_STALE_WRITE = "VOTE_LOG_STALE_WRITE"
+    KEY_RETIRED = "KEY_RETIRED"
     NO_IDENTITY = "NO_IDENTITY"
 
 
@@ -78,14 +85,15 @@ def create_identity(directory: Path) -> SigningKey:
     """Make a key and its empty vote log, unless they are there.
 
     Raises:
-        VoteLogError: there is one of both, or a vote log of another key.
+        VoteLogError: there is one of both, a vote log of another key, or the key is
+            retired.
         KeyFileError: there is a key file that cannot be used.
     """
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     key_path, votes_path = directory / KEY_FILE, directory / VOTES_FILE
     if key_path.exists():
         return load_identity(directory)
-    if votes_path.exists() and _read(votes_path)[2] is not None:
+    if votes_path.exists() and _read(votes_path)[-1] is not None:
         raise VoteLogError(
             VoteLogCode.NO_IDENTITY,
             f"{votes_path} remembers the votes of a key that is not there. Put the "
@@ -103,18 +111,22 @@ def create_identity(directory: Path) -> SigningKey:
 
 
 def load_identity(directory: Path) -> SigningKey:
-    """Return the key, whose vote log is there.
+    """Return the key, whose vote log is there and which may sign.
 
     Raises:
-        VoteLogError: there is no identity, or the key lost its vote log.
+        VoteLogError: there is no identity, the key lost its vote log, or it is retired.
         KeyFileError: the key file cannot be used.
     """
-    key, *_ = _load(directory)
+    key, _, is_retired, _ = _load(directory)
+    if is_retired:
+        raise _retired(directory / VOTES_FILE)
     return key
 
 
 class VoteLog:
     """The votes of one key, open for one process at a time.
+
+    That of a retired key can be opened: its node goes on observing.
 
     Args:
         directory: Where `create_identity` made them.
@@ -128,7 +140,7 @@ class VoteLog:
         self._path = directory / VOTES_FILE
         self._lock = _lock(directory)
         try:
-            self._key, self._chain_id, self._votes = _load(directory)
+            self._key, self._chain_id, self._is_retired, self._votes = _load(directory)
         except BaseException:
             self.close()
             raise
@@ -150,6 +162,11 @@ class VoteLog:
         """What was stored last; None if nothing ever was."""
         return self._votes
 
+    @property
+    def is_retired(self) -> bool:
+        """Whether the key must never sign again."""
+        return self._is_retired
+
     def bind(self, chain_id: bytes) -> None:
         """Say which log the key signs for. Durable; once and for all.
 
@@ -160,8 +177,7 @@ class VoteLog:
             VoteLogError: it signs for another log.
         """
         if self._chain_id == _UNBOUND:
-            _write(self._path, self._key.public_key, chain_id, self._votes)
-            self._chain_id = chain_id
+            self._write(chain_id=chain_id)
         elif self._chain_id != chain_id:
             raise VoteLogError(
                 VoteLogCode.VOTE_LOG_OTHER_CHAIN,
@@ -174,18 +190,42 @@ class VoteLog:
         """Remember votes for ever. Durable once it returns.
 
         Raises:
-            VoteLogError: they would forget or contradict what is stored. A bug; nothing
-                was written.
+            VoteLogError: they would forget or contradict what is stored, or the key is
+                retired. A bug; nothing was written.
             OSError: they could not be written; nothing may be sent.
         """
+        if self._is_retired:
+            raise _retired(self._path)
         if self._chain_id == _UNBOUND:
             raise VoteLogError(
                 VoteLogCode.VOTE_LOG_STALE_WRITE, "votes for no chain at all"
             )
         if self._votes is not None:
             _check_growth(self._votes, votes)
-        _write(self._path, self._key.public_key, self._chain_id, votes)
-        self._votes = votes
+        self._write(votes=votes)
+
+    def retire(self) -> None:
+        """Remember that the key must never sign again. Durable once it returns.
+
+        Raises:
+            OSError: it could not be written; the node must stop.
+        """
+        self._write(is_retired=True)
+
+    def _write(
+        self,
+        *,
+        chain_id: bytes | None = None,
+        votes: VoteState | None = None,
+        is_retired: bool = False,
+    ) -> None:
+        """Replace what is named. Nothing is remembered that is not durable."""
+        chain_id = chain_id or self._chain_id
+        votes = votes or self._votes
+        is_retired = is_retired or self._is_retired
+        public_key = self._key.public_key
+        _write(self._path, public_key, chain_id, votes, is_retired=is_retired)
+        self._chain_id, self._votes, self._is_retired = chain_id, votes, is_retired
 
 
 def _check_growth(before: VoteState, after: VoteState) -> None:
@@ -237,7 +277,13 @@ def _no_identity(directory: Path) -> VoteLogError:
     )
 
 
-def _load(directory: Path) -> tuple[SigningKey, bytes, VoteState | None]:
+def _retired(path: Path) -> VoteLogError:
+    return VoteLogError(
+        VoteLogCode.KEY_RETIRED, f"{path} says that others use its key. {_NEW_KEY}"
+    )
+
+
+def _load(directory: Path) -> tuple[SigningKey, bytes, bool, VoteState | None]:
     votes_path = directory / VOTES_FILE
     if not (directory / KEY_FILE).exists():
         raise _no_identity(directory)
@@ -246,38 +292,58 @@ def _load(directory: Path) -> tuple[SigningKey, bytes, VoteState | None]:
         raise VoteLogError(
             VoteLogCode.VOTE_LOG_LOST, f"{votes_path} is not there. {_NEW_KEY}"
         )
-    public_key, chain_id, votes = _read(votes_path)
+    public_key, chain_id, is_retired, votes = _read(votes_path)
     if public_key != key.public_key:
         raise VoteLogError(
             VoteLogCode.VOTE_LOG_LOST, f"{votes_path} is of another key. {_NEW_KEY}"
         )
-    return key, chain_id, votes
+    return key, chain_id, is_retired, votes
 
 
-def _read(path: Path) -> tuple[bytes, bytes, VoteState | None]:
+def _read(path: Path) -> tuple[bytes, bytes, bool, VoteState | None]:
     data = path.read_bytes()
     body, digest = data[:-_DIGEST_SIZE], data[-_DIGEST_SIZE:]
-    is_whole = hashlib.sha256(body).digest() == digest and body.startswith(_MAGIC)
-    if not is_whole or len(body) < _HEAD_SIZE:
+    magic, rest = body[: len(_MAGIC)], body[len(_MAGIC) :]
+    public_key, rest = rest[:PUBLIC_KEY_SIZE], rest[PUBLIC_KEY_SIZE:]
+    chain_id, rest = rest[:_CHAIN_ID_SIZE], rest[_CHAIN_ID_SIZE:]
+    flag = b"\0"
+    if magic == _MAGIC:
+        flag, rest = rest[:1], rest[1:]
+    if (
+        hashlib.sha256(body).digest() != digest
+        or magic not in {_MAGIC, _MAGIC_V1}
+        or len(chain_id) != _CHAIN_ID_SIZE
+        or flag not in _FLAGS
+    ):
         raise VoteLogError(
             VoteLogCode.VOTE_LOG_CORRUPT, f"{path} is not as written. {_NEW_KEY}"
         )
-    public_key = body[len(_MAGIC) : len(_MAGIC) + PUBLIC_KEY_SIZE]
-    chain_id = body[len(_MAGIC) + PUBLIC_KEY_SIZE : _HEAD_SIZE]
-    rest = body[_HEAD_SIZE:]
     try:
         votes = VoteState.from_bytes(rest) if rest else None
     except VotesLostError as error:
         raise VoteLogError(
             VoteLogCode.VOTE_LOG_CORRUPT, f"{path}: {error}. {_NEW_KEY}"
         ) from error
-    return public_key, chain_id, votes
+    return public_key, chain_id, _FLAGS[flag], votes
 
 
 def _write(
-    path: Path, public_key: bytes, chain_id: bytes, votes: VoteState | None
+    path: Path,
+    public_key: bytes,
+    chain_id: bytes,
+    votes: VoteState | None,
+    *,
+    is_retired: bool = False,
 ) -> None:
-    body = _MAGIC + public_key + chain_id + (b"" if votes is None else votes.to_bytes())
+    body = b"".join(
+        (
+            _MAGIC,
+            public_key,
+            chain_id,
+            b"\1" if is_retired else b"\0",
+            b"" if votes is None else votes.to_bytes(),
+        )
+    )
     draft = path.with_name(f".{path.name}")
     with draft.open("wb") as file:
         file.write(body + hashlib.sha256(body).digest())

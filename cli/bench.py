@@ -12,7 +12,14 @@ from typing import Final
 from cli.bench_report import Section, inspect_machine, render_document
 from cli.processes import StackError
 
-BENCHMARKS: Final = ("sequencer", "rounds", "finality", "audit", "aggregation")
+BENCHMARKS: Final = (
+    "sequencer",
+    "rounds",
+    "finality",
+    "audit",
+    "aggregation",
+    "privacy",
+)
 DOCUMENT: Final = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 
 

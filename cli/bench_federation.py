@@ -42,7 +42,7 @@ from cli.processes import StackError, last_lines
 from cli.services import Supervisor
 from cli.stack import LocalStack
 from ledger.signing import SigningKey
-from producers.control import Operator, Parameters, load_principals
+from producers.control import Operator, Parameters, load_principals, with_parties
 from protocol.tensors import tensors_to_blob
 from schemas import codec, topics
 from schemas import events as e
@@ -59,6 +59,7 @@ TASK: Final = e.Task(
 )
 TIMEOUT_S: Final = 600.0
 ROUND_DURATION_S: Final = 3_600
+CLIP_NORM: Final = 8.0
 
 
 def make_agent_keys(count: int) -> dict[str, SigningKey]:
@@ -194,6 +195,7 @@ class BenchStack:
         cohort_size: int,
         *,
         ledger_nodes: tuple[e.LedgerNode, ...] = (),
+        parties: tuple[e.Party, ...] = (),
     ) -> Operator:
         """Found a federation and return its operator."""
         operator = Operator(
@@ -207,6 +209,7 @@ class BenchStack:
                 min_cohort=cohort_size,
                 round_duration_ms=ROUND_DURATION_S * 1_000,
                 ledger_nodes=ledger_nodes,
+                **with_parties(parties, CLIP_NORM),
             ),
             load_principals(self.keys),
             make_model(num_parameters),
@@ -259,6 +262,15 @@ class BenchStack:
             if time.monotonic() - began > TIMEOUT_S:
                 msg = f"the ledger did not move for {TIMEOUT_S:.0f} s"
                 raise StackError(msg, f"The logs are in {self.supervisor.logs}.")
+
+    def follow_events(
+        self, federation_id: str, start: int | None = None
+    ) -> Iterator[e.LedgerEvent]:
+        """Yield what a federation's leaves say, as they come; nothing is verified."""
+        for record in self.follow_ledger(federation_id, start):
+            for data in self.open_block(record).leaves:
+                leaf = codec.decode_as(e.Leaf, data)
+                yield codec.decode(leaf.event)  # type: ignore[misc]  # a leaf's event
 
     def open_block(self, record: Record) -> e.BlockSequenced:
         """Return a ledger record's block, without verifying it."""

@@ -254,7 +254,7 @@ def show_target(*, value: float, target: float, unit: str, at_least: bool) -> st
     met = value >= target if at_least else value <= target
     word = "at least" if at_least else "at most"
     return (
-        f"**Target** {word} {target:,.0f} {unit}: "
+        f"**Target** {word} {target:,g} {unit}: "
         f"{'met' if met else 'MISSED'}, {show(value)}."
     )
 

@@ -25,7 +25,6 @@ from cli.bench_federation import (
 from cli.bench_report import Section, Table, median, show
 from cli.processes import StackError
 from protocol.encoding import parse_update, update_to_blob
-from schemas import codec
 from schemas import events as e
 
 if TYPE_CHECKING:
@@ -135,7 +134,7 @@ class Load:
             self._federation_id, self._num_parameters, len(self._agents)
         )
         offset = admit(self._stack, operator, self._federation_id, self._agents)
-        events = self._follow(offset)
+        events = self._stack.follow_events(self._federation_id, offset)
         timelines = []
         with ThreadPoolExecutor(NUM_UPLOADERS, "agent") as pool:
             for number in range(1, WARM_UP_ROUNDS + num_rounds + 1):
@@ -155,12 +154,6 @@ class Load:
     def _cpu_s(self) -> dict[str, float]:
         used = {name: self._stack.cpu_s(name) for name in SERVICES}
         return {name: value for name, value in used.items() if value is not None}
-
-    def _follow(self, offset: int) -> Iterator[e.LedgerEvent]:
-        for record in self._stack.follow_ledger(self._federation_id, offset):
-            for data in self._stack.open_block(record).leaves:
-                leaf = codec.decode_as(e.Leaf, data)
-                yield codec.decode(leaf.event)  # type: ignore[misc]  # a leaf's event
 
     def _run_round(
         self,

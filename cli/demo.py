@@ -26,12 +26,15 @@ from cli.stack import LocalStack
 
 if TYPE_CHECKING:
     from adapters.settings import Settings
-    from schemas.events import LedgerEvent, LedgerNode
+    from schemas.events import LedgerEvent, LedgerNode, Party
 
 FEDERATION: Final = "demo"
 ORGANISATIONS: Final = ("aster", "birch", "cedar", "dogwood", "elm")
 LEDGER_NODES: Final = ORGANISATIONS[:4]
 """Who also runs a ledger node: one of four may lie or be down."""
+PARTIES: Final = ORGANISATIONS[:3]
+"""Who also adds up shares: only all three together could see an update."""
+CLIP_NORM: Final = 8.0
 ROUND_TIMEOUT_S: Final = 180.0
 PROGRESS_EVERY_S: Final = 15.0
 FINAL_WITHIN_S: Final = 30.0
@@ -108,6 +111,7 @@ class _Demo:
     begun: float = field(default_factory=time.monotonic)
     accuracies: list[float] = field(default_factory=list)
     nodes: tuple[LedgerNode, ...] = ()
+    parties: tuple[Party, ...] = ()
     log_url: str = ""
     _stack: LocalStack | None = None
     _supervisor: Supervisor | None = None
@@ -196,6 +200,7 @@ class _Demo:
         self._supervisor = Supervisor(environment, self.work / "logs")
         self._supervisor.start_services(FEDERATION)
         self._start_nodes(settings, operator_key)
+        self.parties = self._supervisor.start_parties(settings, PARTIES)
         for index, name in enumerate(ORGANISATIONS):
             self._supervisor.start(
                 name, "agent", "run", name, "--federation", FEDERATION,
@@ -203,8 +208,8 @@ class _Demo:
                 "--data-config", json.dumps({"organisation": index}),
             )  # fmt: skip
         self.say(
-            f"services, {len(LEDGER_NODES)} ledger nodes and {len(ORGANISATIONS)} "
-            "agents are starting"
+            f"services, {len(LEDGER_NODES)} ledger nodes, {len(PARTIES)} parties and "
+            f"{len(ORGANISATIONS)} agents are starting"
         )
         return operator_key
 
@@ -223,7 +228,7 @@ class _Demo:
 
     def _found(self, settings: Settings) -> None:
         from cli.operate import create_federation
-        from producers.control import Parameters
+        from producers.control import Parameters, with_parties
         from schemas.events import Task
 
         task = Task(
@@ -239,6 +244,7 @@ class _Demo:
             min_cohort=3,
             round_duration_ms=120_000,
             ledger_nodes=self.nodes,
+            **with_parties(self.parties, CLIP_NORM),
         )
         create_federation(
             settings,

@@ -29,6 +29,7 @@ federation_app = typer.Typer(help="Found and show federations.", no_args_is_help
 round_app = typer.Typer(help="Ask for rounds and watch them.", no_args_is_help=True)
 agent_app = typer.Typer(help="Run, admit and revoke agents.", no_args_is_help=True)
 registry_app = typer.Typer(help="The model registry.", no_args_is_help=True)
+party_app = typer.Typer(help="Parties and their keys.", no_args_is_help=True)
 node_app = typer.Typer(help="Ledger nodes and their keys.", no_args_is_help=True)
 app.add_typer(topics_app, name="topics")
 app.add_typer(schemas_app, name="schemas")
@@ -37,6 +38,7 @@ app.add_typer(round_app, name="round")
 app.add_typer(agent_app, name="agent")
 app.add_typer(registry_app, name="registry")
 app.add_typer(node_app, name="node")
+app.add_typer(party_app, name="party")
 
 Federation = Annotated[
     str, typer.Option("--federation", "-f", help="Name of the federation.")
@@ -133,7 +135,7 @@ def serve(
     service: Annotated[
         str,
         typer.Argument(
-            help="sequencer, rounds, aggregator, registry or rewards; timer, "
+            help="sequencer, rounds, aggregator, registry, rewards or party; timer, "
             "exporter, ledger-node or log, which serve one federation."
         ),
     ],
@@ -144,7 +146,12 @@ def serve(
         list[str] | None,
         typer.Option(help="Modules that the exporter may load models from."),
     ] = None,
-    name: Annotated[str | None, typer.Option(help="The ledger node's name.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="The ledger node's, or the party's.")
+    ] = None,
+    min_cohort: Annotated[
+        int, typer.Option(min=2, help="The fewest contributions that a party sums.")
+    ] = 2,
     host: Annotated[str, typer.Option(help="Where to listen.")] = "127.0.0.1",
     port: Annotated[
         int | None,
@@ -157,9 +164,18 @@ def serve(
     ] = None,
 ) -> None:
     """Run one service until it is told to stop."""
-    from cli.services import NODE_PORTS, NodeArguments, run_node, run_service
+    from cli.services import (
+        NODE_PORTS,
+        NodeArguments,
+        run_node,
+        run_party,
+        run_service,
+    )
 
     _load_environment()
+    if service == "party":
+        run_party(name, min_cohort)
+        return
     if service in NODE_PORTS:
         arguments = NodeArguments(
             federation=federation,
@@ -253,7 +269,9 @@ def audit(
 def bench(
     names: Annotated[
         list[str] | None,
-        typer.Argument(help="Which: sequencer, rounds, audit, aggregation; all."),
+        typer.Argument(
+            help="Which: sequencer, rounds, finality, audit, aggregation, privacy."
+        ),
     ] = None,
     quick: Annotated[
         bool, typer.Option(help="Small sizes, to see that it runs.")
@@ -341,15 +359,28 @@ def federation_create(
         list[str] | None,
         typer.Option(help="NAME=POINTS, a value of the reward rule; or none=0."),
     ] = None,
+    party: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=HEX:HEX, a party: `moot party init` prints it."),
+    ] = None,
+    clip_norm: Annotated[
+        float,
+        typer.Option(min=0.001, help="With parties: the largest norm of an update."),
+    ] = 8.0,
     allow: Annotated[
         list[str] | None, typer.Option(help="Modules that may be loaded.")
     ] = None,
 ) -> None:
-    """Found a federation: make its initial model and publish its genesis."""
+    """Found a federation: make its initial model and publish its genesis.
+
+    With parties nobody sees an update: each is shared among them, and only sums are
+    opened. Without, the aggregator sees them all.
+    """
     from cli.node import parse_ledger_nodes
     from cli.operate import create_federation
+    from cli.party import parse_parties
     from cli.rewards import parse_reward_rule
-    from producers.control import Parameters
+    from producers.control import Parameters, with_parties
     from schemas.events import Task
 
     task = Task(
@@ -366,6 +397,7 @@ def federation_create(
         round_duration_ms=round_duration_s * 1000,
         ledger_nodes=parse_ledger_nodes(ledger_node or ()),
         reward_rule=parse_reward_rule(reward or ()),
+        **with_parties(parse_parties(party or ()), clip_norm),
     )
     operator = create_federation(
         _settings(),
@@ -406,6 +438,16 @@ def federation_show(federation: Federation, as_json: AsJson = False) -> None:
     show_federation(_settings(), federation, as_json=as_json)
 
 
+@party_app.command("init")
+def party_init(
+    name: Annotated[str, typer.Argument(help="Its name among the parties.")],
+) -> None:
+    """Make a party's keys and memory, and print it for `federation create`."""
+    from cli.party import make_party, show_party
+
+    print(show_party(make_party(_settings(), name)))
+
+
 @node_app.command("init")
 def node_init(
     name: Annotated[str, typer.Argument(help="Its name among the nodes.")],
@@ -428,11 +470,17 @@ def node_list(federation: Federation, as_json: AsJson = False) -> None:
 
 
 @node_app.command("policy")
-def node_policy(federation: Federation) -> None:
+def node_policy(
+    federation: Federation,
+    era: Annotated[
+        int | None,
+        typer.Option(help="Of which node set, from 0; the present one by default."),
+    ] = None,
+) -> None:
     """Print whose cosignatures make a checkpoint final, as a C2SP policy file."""
     from cli.receipts import show_policy
 
-    print(show_policy(_settings(), federation), end="")
+    print(show_policy(_settings(), federation, era), end="")
 
 
 @node_app.command("propose")

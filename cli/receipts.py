@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from adapters.ledger import read_log
@@ -28,17 +29,30 @@ from schemas import events as e
 WAIT_S = 10.0
 
 
-def show_policy(settings: Settings, federation_id: str) -> str:
+def show_policy(settings: Settings, federation_id: str, era: int | None = None) -> str:
     """Return a federation's policy file: whose word makes a checkpoint final.
 
+    Args:
+        settings: Where Kafka is.
+        federation_id: The federation.
+        era: Of which node set, from 0; None for the present one.
+
     Raises:
-        StackError: there is no such federation, or it has no ledger nodes.
+        StackError: there is no such federation or era, or it has no ledger nodes.
     """
     from cli.node import read_admission
 
     state = read_admission(settings, federation_id)
     _demand_nodes(state)
-    return make_policy(state).to_text()
+    present = state.node_sets[-1].era
+    era = present if era is None else era
+    if not 0 <= era <= present:
+        msg = f"{federation_id!r} has no era {era}: the present one is {present}"
+        raise StackError(msg, "`moot node list` shows them all.")
+    when = "the present one" if era == present else f"the present one is {present}"
+    # A change names the era after the last one: they are numbered without gaps.
+    policy = make_policy(replace(state, node_sets=state.node_sets[: era + 1]))
+    return f"# {federation_id}, era {era}: {when}\n{policy.to_text()}"
 
 
 def get_receipt(

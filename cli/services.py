@@ -27,7 +27,7 @@ from cli.processes import (
 
 if TYPE_CHECKING:
     from adapters.settings import Settings
-    from schemas.events import LedgerNode
+    from schemas.events import LedgerNode, Party
 
 FAUST_SERVICES: Final = {
     "sequencer": "streams.sequencer",
@@ -47,6 +47,7 @@ OWN_PROCESS: Final = (
     "aggregator",
     "registry",
     "rewards",
+    "party",
     "timer",
     "exporter",
     "ledger-node",
@@ -90,6 +91,21 @@ def run_service(
         runner = Exporter(settings, federation, key, allowed_prefixes)
     runner.run(_stop_on_signal())
     telemetry.shut_down()
+
+
+def run_party(name: str | None, min_cohort: int) -> None:
+    """Run a party in this process until it is told to stop.
+
+    Raises:
+        StackError: it needs a name.
+    """
+    if name is None:
+        msg = "a party has a name"
+        raise StackError(msg, "Name it: --name NAME; `moot party init` makes its keys.")
+    from streams.app import serve
+    from streams.party import make_party
+
+    serve(make_party(name, min_cohort=min_cohort))
 
 
 def _demand_federation(service: str, federation: str | None) -> str:
@@ -237,6 +253,23 @@ class Supervisor:
                 "--port", str(port), "--federation", federation, *more,
             )  # fmt: skip
         return tuple(nodes)
+
+    def start_parties(
+        self, settings: Settings, names: Sequence[str]
+    ) -> tuple[Party, ...]:
+        """Start parties, making their keys; returns them as a federation has them.
+
+        Args:
+            settings: Where their directories are.
+            names: Their names, in ascending order.
+        """
+        from cli.party import make_party
+
+        parties = []
+        for name in names:
+            parties.append(make_party(settings, name))
+            self.start(f"party-{name}", "serve", "party", "--name", name)
+        return tuple(parties)
 
     def _spawn(self, name: str) -> None:
         environment = {

@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -82,6 +82,8 @@ from protocol.replay import (
     find_pending,
     replay_block,
 )
+from protocol.rounds import MPC
+from protocol.secret_round import SecretRound, follow
 from schemas import codec, topics
 from schemas import events as e
 from schemas.reasons import Reason
@@ -643,6 +645,10 @@ class _Audit:
         leaf = item.opened.sequenced
         event = leaf.event
         current = self._rounds.current
+        before = self._view.secret
+        self._view.secret = follow(before, self._rounds, leaf)
+        if before is not None:
+            self._check_secret(event, before, item.facts, place)
         if isinstance(event, e.UpdateSubmitted):
             if current is not None and leaf.leaf_index in current.pending:
                 self._view.updates[leaf.leaf_index] = event
@@ -653,11 +659,36 @@ class _Audit:
         for fact in item.facts:
             self._follow_fact(event, fact, place)
 
+    def _check_secret(
+        self,
+        event: e.LedgerEvent,
+        before: SecretRound,
+        facts: Sequence[e.Fact],
+        place: Place,
+    ) -> None:
+        """Check what a leaf decides about a round whose updates nobody sees."""
+        if self._blobs is None:
+            return
+        if isinstance(event, e.UpdatesChecked):
+            claims = {
+                fact.agent_id: getattr(fact, "reason", "")
+                for fact in facts
+                if isinstance(fact, e.ContributionAccepted | e.ContributionRejected)
+            }
+            if claims:
+                self._blobs.check_commitments(before, claims, place)
+        for fact in facts:
+            if isinstance(fact, e.PartialRejected):
+                self._blobs.check_partial_claim(before, fact.party, place)
+            elif isinstance(fact, e.AggregatePublished):
+                self._blobs.check_secret_round(before, fact, place)
+
     def _follow_fact(self, event: e.LedgerEvent, fact: e.Fact, place: Place) -> None:
         match fact:
             case e.ContributionAccepted():
-                update = self._view.updates.pop(fact.update_leaf_index)
-                self._view.accepted[fact.agent_id] = update.update
+                update = self._view.updates.pop(fact.update_leaf_index, None)
+                if update is not None:
+                    self._view.accepted[fact.agent_id] = update.update
             case e.ContributionRejected():
                 self.report.rejections[fact.reason] += 1
                 rejected = self._view.updates.pop(fact.update_leaf_index, None)
@@ -673,8 +704,10 @@ class _Audit:
             case e.AggregatePublished():
                 view = self._view
                 assert view.sealed is not None, "the decider publishes what it sealed"
-                refs = [view.accepted[c.agent_id] for c in view.sealed.contributions]
-                if self._blobs is not None:
+                if self._blobs is not None and self._is_plain():
+                    refs = [
+                        view.accepted[c.agent_id] for c in view.sealed.contributions
+                    ]
                     self._blobs.check_round(view.sealed, refs, fact, place)
                 self._end_round()
             case e.RoundAbandoned():
@@ -693,6 +726,10 @@ class _Audit:
 
     def _end_round(self) -> None:
         self._view = RoundView()
+
+    def _is_plain(self) -> bool:
+        config = self._rounds.config
+        return config is not None and config.aggregation != MPC
 
     def _num_parameters(self) -> int:
         config = self._rounds.config

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final, Protocol
 
 import numpy as np
 
 from adapters.blobs import BlobError
+from adapters.round_blobs import make_fetch
 from consumers.audit_report import Finding, FindingCode, Place, Report
 from protocol.aggregation import sum_from_blob
 from protocol.encoding import UpdateRefusedError, parse_update
+from protocol.mpc import RoundVerifier, SecretRoundError
 from protocol.plain import (
     RoundResult,
     compute_max_model_size,
@@ -25,6 +27,8 @@ from protocol.plain import (
     compute_max_update_size,
     compute_result,
 )
+from protocol.secret_round import SecretRound
+from protocol.share_link import PartySum
 from protocol.tensors import (
     MalformedBlobError,
     manifest_of,
@@ -34,6 +38,9 @@ from protocol.tensors import (
 from schemas.events import AggregatePublished, BlobRef, RoundSealed
 from schemas.reasons import Reason
 
+BLOB_FINDINGS: Final = frozenset(
+    {Reason.MISSING_BLOB, Reason.CORRUPT_BLOB, Reason.OVERSIZED_BLOB}
+)
 MAX_ONNX_SIZE_BYTES: Final = 2**31
 """Protocol Buffers, and so ONNX files, end there."""
 
@@ -74,6 +81,7 @@ class BlobAuditor:
         self._pool = ThreadPoolExecutor(jobs, "audit-fetch")
         self._tasks: deque[tuple[Future[int], Callable[[Future[int]], None]]] = deque()
         self._model: tuple[bytes, bytes] = (b"", b"")  # digest and bytes of the last
+        self._verifier: tuple[bytes, RoundVerifier] | None = None
 
     def close(self) -> None:
         """End the threads; what was not looked at stays so."""
@@ -182,7 +190,142 @@ class BlobAuditor:
             published: What should come out.
             place: Where it was claimed.
         """
-        result = self._compute(sealed, refs, place)
+        self._compare_round(
+            sealed, self._compute(sealed, refs, place), published, place
+        )
+
+    def check_commitments(
+        self, secret: SecretRound, claims: Mapping[str, str], place: Place
+    ) -> None:
+        """Verify proofs and links again, and compare what the aggregator said of them.
+
+        Args:
+            secret: The round, just before the claim.
+            claims: The reason that was given, by agent; empty if accepted.
+            place: Where it was claimed.
+        """
+        verifier = self._get_verifier(secret)
+        reasons = verifier.find_reasons(secret, sorted(claims))
+        for agent_id, problem in reasons.items():
+            claimed, found = claims[agent_id], "" if problem is None else problem.reason
+            ref = secret.commitments[agent_id].event.commitments
+            if Reason.MISSING_BLOB in {claimed, found} and claimed:
+                # Whether it was there then cannot be known now.
+                self._report.num_claims_unchecked += 1
+                continue
+            if claimed:
+                self._report.num_claims_checked += 1
+            if claimed == found:
+                continue
+            if problem is not None and found in BLOB_FINDINGS:
+                error = BlobError(problem.reason, problem.detail)
+                self._add(_blob_finding(error, ref, place, "a commitment"))
+                continue
+            self._add(
+                Finding(
+                    code=FindingCode.CLAIM_CONTRADICTED
+                    if claimed
+                    else FindingCode.INVALID_UPDATE,
+                    place=place,
+                    message=f"the aggregator's word on {agent_id} is not what proofs "
+                    "and links show",
+                    expected="it counts" if problem is None else str(problem),
+                    found=claimed or "it counts",
+                    blob_sha256=ref.sha256.hex(),
+                )
+            )
+
+    def check_partial_claim(
+        self, secret: SecretRound, party: str, place: Place
+    ) -> None:
+        """Check that a party's part of the sum that was rejected is wrong."""
+        part = self._get_verifier(secret).find_partial_problem(secret, party)
+        self._report.num_claims_checked += 1
+        if isinstance(part, PartySum):
+            self._add(
+                Finding(
+                    code=FindingCode.CLAIM_CONTRADICTED,
+                    place=place,
+                    message=f"the part of {party} was rejected and is good",
+                    expected="it counts",
+                    found=Reason.WRONG_PARTIAL,
+                    blob_sha256=secret.partials[party].blob.sha256.hex(),
+                )
+            )
+
+    def check_secret_round(
+        self, secret: SecretRound, published: AggregatePublished, place: Place
+    ) -> None:
+        """Check that a published sum is that of exactly the accepted contributions.
+
+        Args:
+            secret: The round, sealed, with all parts of the sum.
+            published: What was published.
+            place: Where it was claimed.
+        """
+        sealed = secret.sealed
+        assert sealed is not None, "only a sealed round is published"
+        self._compare_round(
+            sealed, self._add_parts(secret, sealed, place), published, place
+        )
+
+    def _add_parts(
+        self, secret: SecretRound, sealed: RoundSealed, place: Place
+    ) -> RoundResult | None:
+        verifier = self._get_verifier(secret)
+        base = self._get_model(sealed.base_model, sealed.num_parameters, place)
+        parts: list[PartySum] = []
+        for party in secret.config.parties:
+            part = verifier.find_partial_problem(secret, party.name)
+            if isinstance(part, PartySum):
+                parts.append(part)
+                continue
+            self._add(
+                Finding(
+                    code=FindingCode.WRONG_SUM,
+                    place=place,
+                    message=f"round {sealed.round}: the part of {party.name} is wrong",
+                    expected="what its own links add up to",
+                    found=part.detail,
+                    blob_sha256=secret.partials[party.name].blob.sha256.hex(),
+                )
+            )
+        if base is None or len(parts) < len(secret.config.parties):
+            return None
+        try:
+            return verifier.compute_result(secret, parts, base)
+        except SecretRoundError as error:
+            self._add(
+                Finding(
+                    code=FindingCode.NOT_COMPUTABLE,
+                    place=place,
+                    message=f"round {sealed.round}: the parts of the sum do not open "
+                    "the commitments",
+                    expected="a sum and a model",
+                    found=str(error),
+                )
+            )
+            return None
+
+    def _get_verifier(self, secret: SecretRound) -> RoundVerifier:
+        assert secret.closed is not None, "nothing is claimed before"
+        seed = secret.closed.projection_seed
+        if self._verifier is None or self._verifier[0] != seed:
+            self._verifier = (seed, RoundVerifier(secret, make_fetch(self._fetch_now)))
+        return self._verifier[1]
+
+    def _fetch_now(self, ref: BlobRef, *, max_size_bytes: int) -> bytes:
+        blob = self._fetch(ref, max_size_bytes=max_size_bytes)
+        self._count(len(blob))
+        return blob
+
+    def _compare_round(
+        self,
+        sealed: RoundSealed,
+        result: RoundResult | None,
+        published: AggregatePublished,
+        place: Place,
+    ) -> None:
         size = sealed.num_parameters
         total = self._get(
             published.sum, compute_max_sum_size(size), place, "the published sum"

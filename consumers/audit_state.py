@@ -29,8 +29,9 @@ from consumers import audit_finality, audit_report
 from consumers.audit_finality import FinalityState
 from consumers.audit_report import Report
 from ledger import attestations, blocks, equivocation, merkle
-from protocol import admission, log, registry, replay, rewards, rounds
+from protocol import admission, log, registry, replay, rewards, rounds, secret_round
 from protocol.replay import ReplayState
+from protocol.secret_round import SecretRound
 from schemas import events as e
 from schemas import reasons
 
@@ -81,11 +82,13 @@ class RoundView:
         updates: Updates that nobody decided on, by leaf index.
         accepted: Updates that count, by agent.
         sealed: Its end, if it came.
+        secret: The round, if nobody sees its updates.
     """
 
     updates: dict[int, e.UpdateSubmitted] = field(default_factory=dict)
     accepted: dict[str, e.BlobRef] = field(default_factory=dict)
     sealed: e.RoundSealed | None = None
+    secret: SecretRound | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -236,8 +239,8 @@ _CLASSES: Final = {
     name: cls
     for name, cls in (
         *_types(
-            e, admission, log, registry, replay, rewards, rounds, attestations, blocks,
-            equivocation, merkle, audit_finality, audit_report,
+            e, admission, log, registry, replay, rewards, rounds, secret_round,
+            attestations, blocks, equivocation, merkle, audit_finality, audit_report,
         ).items(),
         *((cls.__name__, cls) for cls in (
             AuditState, RoundView, ExpectedCheckpoint, Position,

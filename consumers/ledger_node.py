@@ -7,6 +7,7 @@ publishes the tiled log, and signs nothing.
 
     add_block       a block, from Kafka or another node   replayed (`node_blocks`)
     receive         what a node or the log said           counted (`ledger.consensus`)
+    hear            the same, as bytes                    once
     tick            time passes                           a stalled epoch is given up
     add_checkpoint  the witness protocol                  cosigned, if it is final
 
@@ -28,7 +29,7 @@ raise: then the node must stop, since it cannot remember.
 from __future__ import annotations
 
 import logging
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -69,6 +70,7 @@ from ledger.witness import (
 )
 from protocol.log import ForeignRecordError
 from protocol.replay import Unframe
+from schemas import codec
 from schemas import events as e
 
 log = logging.getLogger(__name__)
@@ -76,6 +78,10 @@ log = logging.getLogger(__name__)
 PATIENCE_S: Final = 4.0
 """How long an epoch may go without a certificate that could be; doubles each time."""
 MAX_PATIENCE_S: Final = 64.0
+"""Up to where it doubles, and for how long signs of life make it begin anew."""
+MAX_HEARD: Final = 2_048
+"""Messages that are known again by their bytes. Each comes from Kafka and from every
+node; a few seconds' worth is enough, and it is less than what is kept of them."""
 MAX_EARLY: Final = 8_192
 """Messages of eras to come, or from before the first block, that are kept."""
 MAX_OUTBOX: Final = 4_096
@@ -83,6 +89,7 @@ MAX_EVIDENCE: Final = 256
 FEED_MARGIN: Final = 32
 """How far below the last final block the feed still reaches."""
 _ELSEWHERE: Final = "own key used elsewhere"
+"""A note of older block stores: what is now remembered with the votes."""
 
 
 class LedgerNode:
@@ -130,16 +137,22 @@ class LedgerNode:
         self._consensus: Consensus | None = None
         self._nodes: NodeSet | None = None
         self._early: deque[e.Event] = deque(maxlen=MAX_EARLY)
+        self._heard: OrderedDict[bytes, None] = OrderedDict()
         self._reported: set[Contradiction] = set()
         self._cosigner = None
         if votes is not None:
             self._cosigner = Cosigner(votes, self.desk, clock, self._publish_cosigned)
         self._now_s = 0.0
-        self._stalled_since_s: float | None = None
-        self._parent = (-1, -2)
+        self._is_ticking = False
+        self._may_publish = True
+        self._waits_since_s: float | None = None
+        self._stalled_since_s = 0.0
+        self._place = (-1, -2)
+        self._life = (0, 0)
         self._patience_s = PATIENCE_S
         self._is_signing = False
-        self._is_elsewhere = blocks.note(_ELSEWHERE) is not None
+        if votes is not None and (votes.is_retired or blocks.note(_ELSEWHERE)):
+            self._retire(votes)
         self._restore()
 
     # What it knows
@@ -165,9 +178,7 @@ class LedgerNode:
     @property
     def signs(self) -> bool:
         """Whether it may sign now."""
-        return (
-            self._is_signing and not self._is_elsewhere and self._consensus is not None
-        )
+        return self._is_signing and self._consensus is not None
 
     def describe(self) -> dict[str, Any]:
         """Return how the node is, for people and for JSON."""
@@ -253,7 +264,7 @@ class LedgerNode:
             nodes, self.federation_id, start, key=key, votes=votes, final=final
         )
         self.desk.begin(last.state.log.sequencer_key, nodes)
-        self._patience_s, self._stalled_since_s = PATIENCE_S, None
+        self._patience_s, self._waits_since_s = PATIENCE_S, None
         if final is not None and self._cosigner is not None:
             self._cosigner.add(final)
         # Before anything is heard: what is sent again is what was stored (R6).
@@ -261,6 +272,7 @@ class LedgerNode:
             for message in self._consensus.resend():
                 self.feed.add_attestation(message, message.public_key)
                 self.outbox.append(message)
+        self._heard.clear()  # what came too early may come again
         early, self._early = self._early, deque(maxlen=MAX_EARLY)
         for event in early:
             with suppress(InvalidMessageError, InvalidNoteError):
@@ -271,7 +283,7 @@ class LedgerNode:
     ) -> tuple[SigningKey | None, VoteState | None]:
         """Return what to sign with in an era, and what to remember of it."""
         own = self._votes
-        if own is None or nodes.find(own.key.public_key) is None or self._is_elsewhere:
+        if own is None or nodes.find(own.key.public_key) is None or own.is_retired:
             return None, None
         own.bind(nodes.chain_id)
         stored = own.votes
@@ -321,7 +333,7 @@ class LedgerNode:
             if block.header.height == 0:
                 self.desk.begin(block.state.log.sequencer_key, None)
             self._make_final(block, None)
-            self.desk.publish()
+            self._publish()
             return
         if self._consensus is None:
             self._open_era(block, None)
@@ -353,17 +365,18 @@ class LedgerNode:
     def _apply(self, effects: Effects) -> None:
         """Carry out what the consensus wants, in the only order that is safe."""
         assert self._consensus is not None, "effects come from it"
-        if effects.votes is not None and self._is_signing:
-            self._store(effects.votes)
-        for message in effects.messages:
-            self._send(message)
+        if self._consensus.key_used_elsewhere and self._votes is not None:
+            self._retire(self._votes)
+        if self.signs:
+            if effects.votes is not None:
+                self._store(effects.votes)
+            for message in effects.messages:
+                self._send(message)
         for finalised in effects.finalised:
             self._settle(finalised)
         for proven in effects.contradictions:
             self._report(proven)
-        self.tree.missing = tuple(block_id for _, block_id in effects.missing)
-        if self._consensus.key_used_elsewhere:
-            self._stop_signing()
+        self.tree.missing = effects.missing
         if effects.finalised:
             self._patience_s = PATIENCE_S
             self._prune_feed()
@@ -399,7 +412,7 @@ class LedgerNode:
         self._append(block)
         self._check_tiles(block.header)
         self.tree.settle(block)
-        self.desk.check_final(block.header.tree_size)
+        self.desk.check_final(block.header.tree_size, block.header.tree_root)
 
     def _append(self, block: TreeBlock) -> None:
         if self.tiles.size == block.header.tree_size - len(block.leaves):
@@ -429,17 +442,39 @@ class LedgerNode:
                 self._add_to_consensus(block.header, changes_nodes=block.changes_nodes)
         self._cosign_and_publish()
 
-    def _stop_signing(self) -> None:
-        if not self._is_elsewhere:
-            self.blocks.set_note(_ELSEWHERE, b"1")
-            self._is_elsewhere = True
-            detail = (
-                "a message with this node's signature is not in its vote log: it "
-                "signs no more; make a new key and have the node set changed"
-            )
-            self.alerts.add(AlertCode.OWN_KEY_USED_ELSEWHERE, detail)
+    def _retire(self, votes: Votes) -> None:
+        """Sign no more, whatever is deleted and whenever the node starts again."""
+        if not votes.is_retired:
+            votes.retire()
+        self._is_signing = False
+        detail = (
+            "a message with this node's signature is not in its vote log: it signs no "
+            "more; make a new key and have the node set changed"
+        )
+        self.alerts.add(AlertCode.OWN_KEY_USED_ELSEWHERE, detail)
 
     # Messages
+
+    def hear(self, data: bytes) -> None:
+        """Take an event as it came, from anybody. Again: nothing happens.
+
+        Args:
+            data: Single-object encoding.
+
+        Raises:
+            CodecError: it is no event.
+            InvalidMessageError: it is not valid; likewise `InvalidNoteError`.
+        """
+        if data in self._heard:
+            return
+        event = codec.decode(data)
+        if not isinstance(event, e.Event):
+            msg = f"nobody tells a ledger node a {type(event).__name__}"
+            raise InvalidMessageError(msg)
+        self.receive(event)
+        self._heard[data] = None
+        if len(self._heard) > MAX_HEARD:
+            self._heard.popitem(last=False)
 
     def receive(self, event: e.Event) -> None:
         """Take what a node or the log said, from anywhere. Again: nothing happens.
@@ -536,7 +571,12 @@ class LedgerNode:
     def _cosign_and_publish(self, up_to: int | None = None) -> None:
         if self._cosigner is not None and self.signs and self._consensus is not None:
             self._cosigner.cosign(self._consensus, self.name, self._now_s, up_to)
-        self.desk.publish()
+        self._publish()
+
+    def _publish(self) -> None:
+        # Syncing the files takes longer than all else: once between two ticks will do.
+        if self._may_publish and self.desk.publish():
+            self._may_publish = not self._is_ticking
 
     def _publish_cosigned(self, height: int, cosigned: bytes) -> None:
         self.last_cosigned = cosigned
@@ -593,6 +633,7 @@ class LedgerNode:
             now_s: A clock that never steps back, seconds.
         """
         self._now_s = now_s
+        self._is_ticking = self._may_publish = True
         self._cosign_and_publish()
         if self._consensus is None or not self.signs:
             return
@@ -606,16 +647,26 @@ class LedgerNode:
             default=self._consensus.votes.base,
         )
         place = self._consensus.epoch, parent.height
+        heard = self._consensus.count_attesters(parent.height + 1)
+        life = heard, self.tree.num_added
         # A certified tip without a child waits for nobody but the log.
         is_waiting = any(
             block.previous_id == parent.block_id for block in self._consensus.pending
         )
-        if not is_waiting or place != self._parent:
-            self._parent = place
-            self._stalled_since_s = now_s if is_waiting else None
-        elif self._stalled_since_s is None:
+        if not is_waiting or place != self._place:
+            self._waits_since_s = None
+        self._place = place
+        if not is_waiting:
+            return
+        if self._waits_since_s is None:
+            self._waits_since_s = self._stalled_since_s = now_s
+        # Who is busy with blocks has not heard the others out yet. Not for ever: a
+        # sequencer that lies can always make more blocks.
+        is_alive = life != self._life or self.tree.is_replaying
+        self._life = life
+        if is_alive and now_s - self._waits_since_s < MAX_PATIENCE_S:
             self._stalled_since_s = now_s
-        elif now_s - self._stalled_since_s >= self._patience_s:
+        if now_s - self._stalled_since_s >= self._patience_s:
             self._stalled_since_s = now_s
             self._patience_s = min(2 * self._patience_s, MAX_PATIENCE_S)
             log.warning("epoch %d stalls at block %d", *place)

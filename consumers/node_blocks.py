@@ -17,6 +17,7 @@ Rules:
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -122,8 +123,14 @@ class BlockTree:
         # By the hash of the parent that they wait for, then by their own.
         self._orphans: OrderedDict[bytes, dict[bytes, _Waiting]] = OrderedDict()
         self._rejected: OrderedDict[bytes, None] = OrderedDict()
-        self.missing: tuple[bytes, ...] = ()
-        """Ids of blocks that others certified, and that are not known here."""
+        self._replayed: dict[tuple[bytes, bytes], TreeBlock | UnfitBlockError] = {}
+        self.num_added = 0
+        """How many blocks were added so far: it grows while there is progress."""
+        self.is_replaying = False
+        """Whether a block is being replayed ahead."""
+        self.missing: tuple[Start, ...] = ()
+        """Height and id of blocks that others certified, and that are not known here.
+        """
 
     @property
     def final(self) -> TreeBlock | None:
@@ -167,9 +174,19 @@ class BlockTree:
         """Return the blocks above the last final one, parents first."""
         return sorted(self._blocks.values(), key=lambda block: block.header.height)
 
-    def wanted(self) -> list[bytes]:
-        """Return ids and hashes of blocks to fetch from other nodes."""
-        ids = [block_id for block_id in self.missing if self.find(block_id) is None]
+    def wanted(self, *, is_reading: bool = False) -> list[bytes]:
+        """Return ids and hashes of blocks to fetch from other nodes.
+
+        Args:
+            is_reading: Whether more blocks come anyway: what is higher than all that
+                are known here is mostly among them.
+        """
+        highest = self.height if is_reading else None
+        ids = [
+            block_id
+            for height, block_id in self.missing
+            if self.find(block_id) is None and (highest is None or height <= highest)
+        ]
         waiting = {digest for group in self._orphans.values() for digest in group}
         parents = [
             digest
@@ -185,20 +202,64 @@ class BlockTree:
             ForeignRecordError: the federation's sequencer did not sign it.
             RegistryAwayError: bring it again.
         """
+        item = self._look(data, signature)
+        if item is None:
+            return []
+        if not self._is_first(item) and self.find_hash(item.previous) is None:
+            self._wait(item)
+            return self._connect([])
+        return self._connect([item])
+
+    def prepare(self, data: bytes, signature: bytes) -> Callable[[], None] | None:
+        """Return what replays a block, and those that wait for it, ahead of `add`.
+
+        It changes nothing that `add` would not do itself, so another thread may run it
+        meanwhile: one at a time. None if there is nothing to replay.
+
+        Raises:
+            ForeignRecordError: the federation's sequencer did not sign it.
+        """
+        item = self._look(data, signature)
+        parent = None if item is None else self.find_hash(item.previous)
+        if item is None or parent is None:
+            return None
+        orphans = {p: tuple(group.values()) for p, group in self._orphans.items()}
+        todo = [(parent, item)]
+
+        def replay() -> None:
+            self.is_replaying, self._replayed = True, {}
+            try:
+                while todo:
+                    before, this = todo.pop()
+                    found = self._try(before, this)
+                    self._replayed[this.digest, this.signature] = found
+                    if isinstance(found, TreeBlock):
+                        todo.extend((found, o) for o in orphans.get(found.hash, ()))
+            except RegistryAwayError:
+                pass  # `add` will find the same
+            finally:
+                self.is_replaying = False
+
+        return replay
+
+    def _try(self, parent: TreeBlock, item: _Waiting) -> TreeBlock | UnfitBlockError:
+        try:
+            return self.verify(parent, item.data, item.signature)
+        except UnfitBlockError as error:
+            return error
+
+    def _look(self, data: bytes, signature: bytes) -> _Waiting | None:
+        """Return a block that the sequencer signed, if it may be of any use."""
         digest = block_hash(data)
         if digest in self._rejected or self.find_hash(digest) is not None:
-            return []
+            return None
         state = self._root if self._final is None else self._final.state
         if self._final is None and self._blocks:
             state = next(iter(self._blocks.values())).state
         block, _ = verify_author(state.log, data, signature)
         if block.height <= self.final_height:
-            return []
-        item = _Waiting(block.previous_block_hash, digest, data, signature)
-        if self._find_parent(item.previous, block.height) is None:
-            self._wait(item)
-            return self._connect([])
-        return self._connect([item])
+            return None
+        return _Waiting(block.previous_block_hash, digest, data, signature)
 
     def verify(
         self, parent: TreeBlock | None, data: bytes, signature: bytes
@@ -301,12 +362,8 @@ class BlockTree:
         self._by_hash = {known.hash: known for known in self._blocks.values()}
         self._size_bytes = sum(len(known.data) for known in self._blocks.values())
 
-    def _find_parent(
-        self, digest: bytes, height: int
-    ) -> TreeBlock | ReplayState | None:
-        if height == 0 and digest == GENESIS_HASH and self._final is None:
-            return self._root
-        return self.find_hash(digest)
+    def _is_first(self, item: _Waiting) -> bool:
+        return item.previous == GENESIS_HASH and self._final is None
 
     def _connect(self, waiting: list[_Waiting]) -> list[TreeBlock]:
         added: list[TreeBlock] = []
@@ -337,14 +394,19 @@ class BlockTree:
             == (START if parent is None else parent.header.id)
         ]
         try:
-            block = self.verify(parent, item.data, item.signature)
+            found = self._replayed.pop((item.digest, item.signature), None)
+            if isinstance(found, UnfitBlockError):
+                raise found
+            block = found or self.verify(parent, item.data, item.signature)
         except UnfitBlockError as error:
             height = 0 if parent is None else parent.header.height + 1
             detail = f"block {height}, {item.digest.hex()}: {error}"
             self._alerts.add(AlertCode.BLOCK_INVALID, detail)
             self._reject(item.digest)
             return None
-        if len(siblings) >= MAX_SIBLINGS and block.header.id not in self.missing:
+        if len(siblings) >= MAX_SIBLINGS and not any(
+            block.header.id == block_id for _, block_id in self.missing
+        ):
             return None
         if siblings:
             detail = (
@@ -355,6 +417,7 @@ class BlockTree:
         self._blocks[block.header.id] = block
         self._by_hash[block.hash] = block
         self._size_bytes += len(block.data)
+        self.num_added += 1
         return block
 
     def _reject(self, digest: bytes) -> None:

@@ -42,11 +42,18 @@ class Votes(Protocol):
     def votes(self) -> VoteState | None:
         """What was stored last; None if nothing ever was."""
 
+    @property
+    def is_retired(self) -> bool:
+        """Whether the key must never sign again."""
+
     def bind(self, chain_id: bytes) -> None:
         """Say which log the key signs for. Durable once it returns."""
 
     def store(self, votes: VoteState) -> None:
         """Remember votes for ever. Durable once it returns."""
+
+    def retire(self) -> None:
+        """Remember that the key must never sign again. Durable once it returns."""
 
 
 class Cosigner:
@@ -102,7 +109,7 @@ class Cosigner:
                 note = self._desk.find(size)
                 if note is None and not self._is_overdue(now_s):
                     return
-                if note is not None and self._desk.check_final(size):
+                if note is not None and self._desk.check_final(size, header.tree_root):
                     self._cosign_one(consensus, name, header, note)
             self._since_s = None
             self._waiting.popleft()

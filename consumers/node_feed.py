@@ -18,6 +18,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import takewhile
 from typing import Final
 
 from ledger.checkpoint import parse_checkpoint
@@ -42,6 +43,7 @@ class Entry:
         data: Its single-object encoding.
         author: Whose entry it counts as.
         key: What it is known by.
+        size: Of the tree, if it is a checkpoint; 0 otherwise.
     """
 
     number: int
@@ -49,6 +51,7 @@ class Entry:
     data: bytes
     author: bytes
     key: tuple[object, ...]
+    size: int = 0
 
 
 class Feed:
@@ -81,7 +84,10 @@ class Feed:
         key = type(event), author, *place
         if key in self._known:
             return False
-        entry = Entry(self._next, event, codec.encode(event), author, key)
+        size = 0
+        if isinstance(event, e.CheckpointSigned | e.CheckpointCosigned):
+            size = size_of(event.checkpoint)
+        entry = Entry(self._next, event, codec.encode(event), author, key, size)
         self._next += 1
         self._entries[entry.number] = entry
         self._known.add(key)
@@ -114,11 +120,12 @@ class Feed:
         """
         if after > self.last:
             after = 0
+        # From the end: most readers lack little, and ask often.
+        newer = takewhile(lambda number: number > after, reversed(self._entries))
         found: list[Entry] = []
         size = 0
-        for number, entry in self._entries.items():
-            if number <= after:
-                continue
+        for number in reversed(list(newer)):
+            entry = self._entries[number]
             size += len(entry.data)
             if found and size > max_size_bytes:
                 break
@@ -134,18 +141,18 @@ class Feed:
             size: Checkpoints of smaller trees go.
         """
 
-        def is_old(event: e.Event) -> bool:
-            match event:
+        def is_old(entry: Entry) -> bool:
+            match event := entry.event:
                 case e.BlockAttested():
                     return event.era < era or event.height < height
                 case e.EpochRequested():
                     return event.era < era
                 case e.CheckpointSigned() | e.CheckpointCosigned():
-                    return size_of(event.checkpoint) < size
+                    return entry.size < size
                 case _:
                     return False
 
-        for entry in [item for item in self._entries.values() if is_old(item.event)]:
+        for entry in [item for item in self._entries.values() if is_old(item)]:
             self._drop(entry.number)
 
     def _drop(self, number: int) -> None:

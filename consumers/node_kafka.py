@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Final
 
 from adapters.kafka import KafkaUnavailableError, Record, follow_partition
 from adapters.ledger import find_partition
@@ -19,11 +19,9 @@ from adapters.schema_registry import FramingError, SchemaRegistry
 from adapters.settings import Settings
 from adapters.topic_watch import PartitionFacts, TopicWatcher
 from consumers.kafka_watch import KafkaWatch
-from consumers.ledger_node import LedgerNode
 from consumers.node_blocks import RegistryAwayError
-from ledger.attestations import InvalidMessageError
+from consumers.node_loop import NodeLoop
 from ledger.blocks import block_hash
-from ledger.note import InvalidNoteError
 from ledger.signing import InvalidSignatureError
 from protocol.envelope import SIGNATURE_HEADER, verify_event
 from schemas import codec, topics
@@ -46,9 +44,7 @@ class KafkaSource:
     Args:
         settings: Where Kafka is.
         registry: How to unframe.
-        node: Who gets them.
-        step: Calls a method of the node.
-        changed: Returns once anything has changed.
+        loop: The node, who gets them.
         read_topics: Which topics, some of `TOPICS`.
     """
 
@@ -56,16 +52,13 @@ class KafkaSource:
         self,
         settings: Settings,
         registry: SchemaRegistry,
-        node: LedgerNode,
-        step: Callable[[Callable[[], Any]], Any],
-        changed: Callable[[], Awaitable[None]],
+        loop: NodeLoop,
         read_topics: frozenset[str] = TOPICS,
     ) -> None:
         self._settings = settings
         self._registry = registry
-        self._node = node
-        self._step = step
-        self._changed = changed
+        self._loop = loop
+        self._node = node = loop.node
         self._topics = read_topics
         self._is_stopping = threading.Event()
         self._must_start_over = threading.Event()
@@ -194,10 +187,10 @@ class KafkaSource:
         if data is None or signature is None:
             return
         while self._node.tree.is_full:
-            await self._changed()
+            await self._loop.changed()
         while True:
             try:
-                self._step(lambda: self._node.add_block(data, signature))
+                await self._loop.add_block(data, signature)
             except RegistryAwayError as error:
                 log.warning("%s", error)
                 await asyncio.sleep(RETRY_S)
@@ -219,15 +212,8 @@ class KafkaSource:
 
     async def _take_message(self, record: Record) -> None:
         data = await self._unframe(record)
-        if data is None:
-            return
-        try:
-            event = codec.decode(data)
-            if not isinstance(event, e.Leaf):
-                self._step(lambda: self._node.receive(event))
-        except (codec.CodecError, InvalidMessageError, InvalidNoteError) as error:
-            # Anybody can say anything.
-            log.debug("passing over %s/%d: %s", record.topic, record.offset, error)
+        if data is not None:
+            await self._loop.hear([data])
 
     async def _unframe(self, record: Record) -> bytes | None:
         """Return a record's event; waits for the schema registry if need be."""

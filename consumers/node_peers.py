@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
@@ -22,18 +21,18 @@ from typing import Any, Final
 import aiohttp
 
 from adapters.peers import FeedPage, Peer, PeerError
-from consumers.ledger_node import LedgerNode
+from consumers.ledger_node import FEED_MARGIN
 from consumers.node_blocks import RegistryAwayError
+from consumers.node_loop import NodeLoop
 from ledger.attestations import START, InvalidMessageError
 from ledger.finality import FinalityProof, verify_finality
-from ledger.note import InvalidNoteError
-from schemas import codec
-from schemas import events as e
 
 log = logging.getLogger(__name__)
 
 MIN_RETRY_S: Final = 0.2
 MAX_RETRY_S: Final = 10.0
+PULL_EVERY_S: Final = 0.1
+"""What is new there comes in one answer, and not in one each."""
 REFRESH_S: Final = 0.5
 FETCH_AFTER_S: Final = 0.3
 """How long a block may be missing before others are asked: Kafka mostly brings it."""
@@ -57,22 +56,13 @@ class PeerPuller:
     """Pulls from the nodes that the log names, and from others that one was told of.
 
     Args:
-        node: Who gets what is pulled.
-        step: Calls a method of the node.
-        changed: Returns once anything has changed.
+        loop: The node, who gets what is pulled.
         seeds: URLs of nodes to pull from, whatever the log names.
     """
 
-    def __init__(
-        self,
-        node: LedgerNode,
-        step: Callable[[Callable[[], Any]], Any],
-        changed: Callable[[], Awaitable[None]],
-        seeds: tuple[str, ...] = (),
-    ) -> None:
-        self._node = node
-        self._step = step
-        self._changed = changed
+    def __init__(self, loop: NodeLoop, seeds: tuple[str, ...] = ()) -> None:
+        self._loop = loop
+        self._node = loop.node
         self._seeds = seeds
         self._followed: dict[str, _Followed] = {}
         self._catching_up = asyncio.Lock()
@@ -140,25 +130,16 @@ class PeerPuller:
                 followed.final_height = page.final_height
                 followed.heard_at_s = asyncio.get_running_loop().time()
                 followed.problem = ""
-                for data in page.events:
-                    self._receive(data)
+                await self._loop.hear(page.events)
                 after = page.last
                 await self._catch_up(followed.peer, page)
                 retry_s = MIN_RETRY_S
+                await asyncio.sleep(PULL_EVERY_S)
             except (PeerError, RegistryAwayError, InvalidMessageError) as error:
                 followed.problem = str(error)
                 log.debug("%s", error)
                 await asyncio.sleep(retry_s)
                 retry_s = min(2 * retry_s, MAX_RETRY_S)
-
-    def _receive(self, data: bytes) -> None:
-        try:
-            event = codec.decode(data)
-            if not isinstance(event, e.Leaf):
-                self._step(lambda: self._node.receive(event))
-        except (codec.CodecError, InvalidMessageError, InvalidNoteError) as error:
-            # One bad event does not make the others worthless.
-            log.debug("passing over an event: %s", error)
 
     async def _catch_up(self, peer: Peer, page: FeedPage) -> None:
         """Take final blocks from a node that is ahead."""
@@ -166,7 +147,11 @@ class PeerPuller:
         if node.tree.height < 0 and page.final_height >= 0:
             await self._fetch(peer, 0)
         era = -1 if node.nodes is None else node.nodes.era
-        is_behind = page.era > era or page.final_height > node.tree.final_height + 1
+        lag = page.final_height - node.tree.final_height
+        # What is being read from Kafka needs no proof to become final, only time.
+        is_behind = page.era > era or lag > (
+            FEED_MARGIN if self._loop.is_reading else 1
+        )
         if era < 0 or not is_behind or self._catching_up.locked():
             return
         async with self._catching_up:
@@ -185,10 +170,11 @@ class PeerPuller:
         verify_finality(
             nodes, proof, (-1, START) if final is None else final.next_start
         )
-        for height in range(before + 1, proof.header.height + 1):
-            if not await self._fetch(peer, height):
-                break  # closing children are nobody's block
-        self._step(lambda: node.add_proof(proof))
+        if node.tree.find(proof.header.id) is None:
+            for height in range(before + 1, proof.header.height + 1):
+                if not await self._fetch(peer, height):
+                    break  # closing children are nobody's block
+        self._loop.step(lambda: node.add_proof(proof))
         for digest in node.tree.wanted():
             await self._fetch(peer, digest)
         return node.tree.final_height > before
@@ -198,7 +184,7 @@ class PeerPuller:
         if found is None:
             return False
         data, signature = found
-        self._step(lambda: self._node.add_block(data, signature))
+        await self._loop.add_block(data, signature)
         return True
 
     async def _fetch_wanted(self) -> None:
@@ -209,8 +195,9 @@ class PeerPuller:
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(FETCH_AFTER_S):
-                    await self._changed()
-            wanted = self._node.tree.wanted()[:MAX_FETCHES]
+                    await self._loop.changed()
+            is_reading = self._loop.is_reading
+            wanted = self._node.tree.wanted(is_reading=is_reading)[:MAX_FETCHES]
             since = {digest: since.get(digest, loop.time()) for digest in wanted}
             for digest in wanted:
                 if loop.time() - since[digest] < FETCH_AFTER_S:

@@ -1,7 +1,6 @@
 """A ledger node or a log server as a process: what surrounds `consumers.ledger_node`.
 
-All of the node runs in the event loop's thread, so nothing needs a lock. What the
-stores raise ends the process: a node that cannot remember must not go on.
+What the stores raise ends the process: a node that cannot remember must not go on.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
 from adapters.block_store import BlockStore
 from adapters.kafka import Publisher
@@ -28,13 +27,13 @@ from consumers.ledger_node import LedgerNode
 from consumers.node_blocks import RegistryAwayError
 from consumers.node_http import NodeServer
 from consumers.node_kafka import TOPICS, KafkaSource
+from consumers.node_loop import NodeLoop
 from consumers.node_peers import PeerPuller
 from schemas import events as e
 from schemas import topics
 from schemas.reasons import Reason
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 TICK_S: Final = 0.25
 RETRY_S: Final = 1.0
@@ -97,7 +96,6 @@ class NodeService:
         self._votes = open_votes(options.directory) if options.is_node else None
         self._blocks = BlockStore(options.directory / BLOCKS_FILE)
         self._node = self._open_node()
-        self._changed = asyncio.Event()
 
     @property
     def node(self) -> LedgerNode:
@@ -150,32 +148,23 @@ class NodeService:
                 self._votes.close()
 
     async def _run(self, should_stop: Callable[[], bool]) -> None:
-        options = self._options
-        puller = PeerPuller(
-            self._node, self._step, self._wait_for_change, options.peers
-        )
-        kafka = KafkaSource(
-            self._settings,
-            self._registry,
-            self._node,
-            self._step,
-            self._wait_for_change,
-            options.kafka_topics,
-        )
+        options, loop = self._options, NodeLoop(self._node)
+        puller = PeerPuller(loop, options.peers)
+        kafka = KafkaSource(self._settings, self._registry, loop, options.kafka_topics)
         server = NodeServer(
             self._node,
-            step=self._step,
-            changed=self._wait_for_change,
+            step=loop.step,
+            changed=loop.changed,
             describe=lambda: {"peers": puller.describe()},
         )
         port = await server.start(options.host, options.port)
         log.info("serving http://%s:%d", options.host, port)
         session = make_session()
-        work = [kafka.run(), puller.run(session), self._tick()]
+        work = [kafka.run(), puller.run(session), self._tick(loop)]
         if self._votes is not None and topics.ATTESTATIONS in options.kafka_topics:
-            work.append(self._publish(self._votes))
+            work.append(self._publish(self._votes, loop))
         if options.is_mirrored:
-            work.append(self._mirror())
+            work.append(self._mirror(loop))
         tasks = [asyncio.create_task(item) for item in (_poll(should_stop), *work)]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -189,26 +178,15 @@ class NodeService:
             await session.close()
             kafka.close()
 
-    def _step(self, call: Callable[[], T]) -> T:
-        """Call a method of the node, and wake whoever waits for a change."""
-        try:
-            return call()
-        finally:
-            self._changed.set()
-            self._changed = asyncio.Event()
-
-    async def _wait_for_change(self) -> None:
-        await self._changed.wait()
-
-    async def _tick(self) -> None:
-        loop = asyncio.get_running_loop()
+    async def _tick(self, loop: NodeLoop) -> None:
+        now_s = asyncio.get_running_loop().time
         while True:
-            self._step(lambda: self._node.tick(loop.time()))
+            loop.step(lambda: self._node.tick(now_s()))
             await asyncio.sleep(TICK_S)
 
-    async def _publish(self, votes: VoteLog) -> None:
+    async def _publish(self, votes: VoteLog, loop: NodeLoop) -> None:
         """Bring what the node says to Kafka, in its order, as long as it takes."""
-        loop, outbox = asyncio.get_running_loop(), self._node.outbox
+        outbox = self._node.outbox
         publisher: Publisher | None = None
         batch: list[e.Event] = []
         with ThreadPoolExecutor(1, "publish") as pool:
@@ -216,11 +194,11 @@ class NodeService:
                 batch = batch or list(outbox)
                 outbox.clear()
                 if not batch:
-                    await self._wait_for_change()
+                    await loop.changed()
                     continue
                 publisher = publisher or Publisher(self._settings, self._registry)
                 try:
-                    await loop.run_in_executor(
+                    await asyncio.get_running_loop().run_in_executor(
                         pool, publisher.publish_all, batch, votes.key
                     )
                     batch = []
@@ -228,7 +206,7 @@ class NodeService:
                     log.warning("Kafka does not take what this node says: %s", error)
                     await asyncio.sleep(RETRY_S)
 
-    async def _mirror(self) -> None:
+    async def _mirror(self, loop: NodeLoop) -> None:
         """Copy what is published to the object store."""
         directory = self._options.directory / TILES_DIRECTORY
         copy = LogMirror(self._settings, self._options.federation_id, directory)
@@ -236,7 +214,7 @@ class NodeService:
         while True:
             note = self._node.tiles.checkpoint()
             if note == copied:
-                await self._wait_for_change()
+                await loop.changed()
                 continue
             try:
                 await asyncio.to_thread(copy.copy)

@@ -69,6 +69,9 @@ MAX_REMEMBERED: Final = 256
 its own; a node that lags further behind catches up by certificates."""
 MAX_COSIGNABLE: Final = 1_024
 """Final blocks that may wait for their cosignature; older ones go without."""
+MAX_FINAL: Final = 1_024
+"""Final blocks whose ids are kept, the latest. Who enters an epoch whose base is below
+them sits it out."""
 
 
 class InvalidBlockError(ValueError):
@@ -175,10 +178,12 @@ class Consensus:
         self._blocks: dict[bytes, Header] = {}
         self._children: dict[bytes, list[Header]] = {}
         self._final = start
+        self._final_ids = dict([start])
         self._cosignable: dict[int, bytes] = {}
         if final is not None:
             self._blocks[final.id] = final
             self._final = final.height, final.id
+            self._final_ids[final.height] = final.id
             self._cosignable[final.tree_size] = final.tree_root
         # Blocks that only a closing child may follow, and the last of each such line.
         self._changing: set[bytes] = set()
@@ -262,6 +267,11 @@ class Consensus:
     def certificates(self) -> tuple[e.QuorumCertificate, ...]:
         """Return the certificates of the last final block and those above it."""
         return tuple(self._certificates.values())
+
+    def count_attesters(self, height: int) -> int:
+        """Return how many nodes attested a block of a height in the present epoch."""
+        place = self._votes.epoch, height
+        return sum(place in said for said in self._attestations.values())
 
     def resend(self) -> tuple[Message, ...]:
         """Return what a node that missed everything needs from this one (R6).
@@ -412,8 +422,12 @@ class Consensus:
         """Work out which known blocks descend from the base (R4)."""
         votes = self._votes
         self._branch = {votes.base.block_id}
-        if votes.base.height < self._final[0] and votes.base.epoch == votes.epoch:
+        if votes.base.height < self._final[0] and (
             # All that is certified in one epoch is on one branch (invariant I2).
+            votes.base.epoch == votes.epoch
+            # Who enters an epoch late may know blocks of it that are final already.
+            or self._final_ids.get(votes.base.height) == votes.base.block_id
+        ):
             self._branch.add(self._final[1])
         for header in self._blocks.values():
             if header.previous_id in self._branch:
@@ -446,12 +460,15 @@ class Consensus:
             block = Finalised(header, proof)
             self._step.finalised.append(block)
             self._final = header.height, header.id
+            self._final_ids[header.height] = header.id
             self._cosignable[header.tree_size] = header.tree_root
             if header.id in self._changing:
                 self._ended = block
                 break
         while len(self._cosignable) > MAX_COSIGNABLE:
             del self._cosignable[min(self._cosignable)]
+        while len(self._final_ids) > MAX_FINAL:
+            del self._final_ids[min(self._final_ids)]
         self._forget()
 
     def _forget(self) -> None:
@@ -759,7 +776,8 @@ class Consensus:
         if self._follows() and self._key is not None:
             height = self._find_parent().height + 1
             led = self._find_led(height)
-            if led is not None and self._may_attest(height):
+            is_open = height > self._final[0] and self._may_attest(height)
+            if led is not None and is_open:
                 wanted.add((height, led))
         return tuple(sorted(want for want in wanted if want[1] not in self._blocks))
 

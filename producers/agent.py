@@ -15,15 +15,16 @@ import hashlib
 import json
 import logging
 import math
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias, cast
 
+import numpy as np
 from confluent_kafka import OFFSET_STORED, KafkaError, Message, TopicPartition
+from numpy.typing import NDArray
 
 from adapters import telemetry
 from adapters.blobs import STORE_ERRORS, BlobError, BlobStore
@@ -35,6 +36,14 @@ from adapters.schema_registry import FramingError, SchemaRegistry
 from adapters.settings import Settings
 from ledger.signing import InvalidSignatureError
 from producers.receipts import ReceiptKeeper
+from producers.secret_update import (
+    Secret,
+    SecretError,
+    SecretKeeper,
+    prove,
+    submit_commitment,
+    write_private,
+)
 from protocol.encoding import (
     NotFiniteError,
     OutOfRangeError,
@@ -43,13 +52,20 @@ from protocol.encoding import (
 )
 from protocol.envelope import SIGNATURE_HEADER, TRACEPARENT_HEADER, verify_event
 from protocol.plain import compute_max_model_size
+from protocol.rounds import MPC
 from protocol.tensors import flatten, manifest_of, tensors_from_blob
 from schemas import codec, topics
 from schemas.events import (
     AgentAdmitted,
     AgentEnrolmentRequested,
+    CommitmentsClosed,
     Event,
+    FederationConfigured,
+    NormProofSubmitted,
+    RoundAbandoned,
+    RoundSealed,
     RoundStarted,
+    UpdateCommitted,
     UpdateDeclined,
     UpdateSubmitted,
 )
@@ -59,6 +75,12 @@ log = logging.getLogger(__name__)
 
 POLL_S: Final = 0.2
 WAIT_FOR_FEDERATION_S: Final = 0.5
+
+
+Answer: TypeAlias = (
+    UpdateSubmitted | UpdateCommitted | NormProofSubmitted | UpdateDeclined
+)
+"""What an agent says of a round."""
 
 
 class NameTakenError(Exception):
@@ -96,7 +118,8 @@ class Agent:
         self._registry = SchemaRegistry(settings.schema_registry_url)
         self._publisher = Publisher(settings, self._registry)
         self._store = BlobStore(settings)
-        self._decider_key = b""
+        self._config: FederationConfigured | None = None
+        self._keeper = SecretKeeper(options.directory)
 
     def run(self, should_stop: Callable[[], bool]) -> None:
         """Take part until told to stop.
@@ -155,8 +178,7 @@ class Agent:
             if genesis is None:
                 time.sleep(WAIT_FOR_FEDERATION_S)
                 continue
-            keys = {p.role: p.public_key for p in genesis.principals}
-            self._decider_key = keys["DECIDER"]
+            self._config = genesis
             self._enrol()
             return True
         return False
@@ -189,59 +211,132 @@ class Agent:
         self._publisher.publish(request, self._key)
         log.info("asked to join with key %s", mine.hex())
 
+    @property
+    def _federation(self) -> FederationConfigured:
+        assert self._config is not None, "nothing is done before joining"
+        return self._config
+
     def _act_on(self, record: Record) -> None:
         if record.key != self._options.federation_id.encode():
             return
-        started = self._believe(record)
-        if started is None or self._options.agent_id not in started.cohort:
-            return
-        if time.time_ns() // 1_000_000 > started.deadline_ms:
-            log.info("round %d is over, not training", started.round)
+        match self._believe(record):
+            case RoundStarted() as started:
+                self._keeper.forget()
+                if self._options.agent_id in started.cohort:
+                    self._in_time(started, started.deadline_ms, record)
+            case CommitmentsClosed() as closed:
+                if self._options.agent_id in closed.agent_ids:
+                    self._in_time(closed, closed.proof_deadline_ms, record)
+            case RoundSealed() | RoundAbandoned():
+                self._keeper.forget()
+            case _:
+                pass
+
+    def _in_time(
+        self, fact: RoundStarted | CommitmentsClosed, deadline_ms: int, record: Record
+    ) -> None:
+        """Do what a fact asks for, unless it is too late."""
+        if time.time_ns() // 1_000_000 > deadline_ms:
+            log.info("round %d is over, not answering", fact.round)
             return
         parent = telemetry.clean(record.header(TRACEPARENT_HEADER))
         with telemetry.span(
             "process", topics.ROUNDS, kind=telemetry.CONSUMER, parent=parent
         ) as current:
-            self._answer(started, current)
+            if isinstance(fact, RoundStarted):
+                self._answer(fact, current)
+            else:
+                self._prove(fact, current)
 
-    def _believe(self, record: Record) -> RoundStarted | None:
-        """Return the round that a record starts, if the decider says so."""
+    def _believe(self, record: Record) -> Event | None:
+        """Return what a record says, if the decider says it."""
+        keys = {p.role: p.public_key for p in self._federation.principals}
         try:
             data = self._registry.unframe(record.value)
             event = codec.decode(data)
             signature = record.header(SIGNATURE_HEADER) or b""
-            verify_event(self._decider_key, data, signature)
+            verify_event(keys["DECIDER"], data, signature)
         except (FramingError, codec.CodecError, InvalidSignatureError) as error:
             log.warning("ignoring offset %d of the rounds: %s", record.offset, error)
             return None
-        return event if isinstance(event, RoundStarted) else None
+        return cast("Event", event)
 
     def _answer(self, started: RoundStarted, traceparent: str) -> None:
         # By its cause as well: a federation founded anew counts from 1 again.
-        name = f"round-{started.round}-{started.cause.hex()[:16]}.avro"
-        draft = self._options.directory / name
+        stem = f"round-{started.round}-{started.cause.hex()[:16]}"
+        self._say_once(
+            stem, lambda: self._compute_answer(started, stem, traceparent), traceparent
+        )
+
+    def _say_once(
+        self, stem: str, compute: Callable[[], Answer], traceparent: str
+    ) -> None:
+        """Decide what to say, write it down, say it; once, whatever happens."""
+        draft = self._options.directory / f"{stem}.avro"
         sent = draft.with_suffix(".sent")
         if sent.exists():
             return
         if draft.exists():
             # Killed after deciding what to say: say exactly that.
             kept: Any = codec.decode(draft.read_bytes())
-            answer: UpdateSubmitted | UpdateDeclined = kept
+            answer: Answer = kept
         else:
-            answer = self._compute_answer(started, traceparent)
-            _write_durably(draft, codec.encode(answer))
+            answer = compute()
+            write_private(draft, codec.encode(answer))
         self._publisher.publish(answer, self._key, traceparent=traceparent)
         draft.rename(sent)
-        log.info("round %d: %s", started.round, type(answer).__name__)
+        log.info("round %d: %s", answer.round, type(answer).__name__)
+
+    def _prove(self, closed: CommitmentsClosed, traceparent: str) -> None:
+        """Prove what was committed to in the round that is closed now."""
+        found = self._find_commitment(closed.round)
+        if found is None:
+            log.error("round %d: this agent remembers no commitment", closed.round)
+            return
+        stem, update = found
+
+        def compute() -> NormProofSubmitted:
+            with telemetry.span(
+                "prove", "update", kind=telemetry.INTERNAL, parent=traceparent
+            ):
+                state = self._keeper.find(stem, self._federation)
+                blob = prove(state, update, closed, self._federation)
+            return NormProofSubmitted(
+                federation_id=closed.federation_id,
+                round=closed.round,
+                agent_id=self._options.agent_id,
+                proof=self._store.store(blob),
+            )
+
+        try:
+            # Named after the commitment: a second seed gets no second proof.
+            self._say_once(f"proof-{stem}", compute, traceparent)
+        except SecretError as error:
+            log.error("round %d: not proving: %s", closed.round, error)  # noqa: TRY400
+
+    def _find_commitment(self, number: int) -> tuple[str, UpdateCommitted] | None:
+        """Return what this agent committed to last in a round of this number."""
+        paths = self._options.directory.glob(f"round-{number}-*.sent")
+        for path in sorted(paths, key=lambda path: -path.stat().st_mtime_ns):
+            event = codec.decode(path.read_bytes())
+            if isinstance(event, UpdateCommitted):
+                return path.stem, event
+        return None
 
     def _compute_answer(
-        self, started: RoundStarted, traceparent: str
-    ) -> UpdateSubmitted | UpdateDeclined:
+        self, started: RoundStarted, stem: str, traceparent: str
+    ) -> Answer:
         try:
             with telemetry.span(
                 "train", "round", kind=telemetry.INTERNAL, parent=traceparent
             ):
-                return self._train(started)
+                delta, num_examples, loss_micros = self._train(started)
+            with telemetry.span(
+                "submit", "update", kind=telemetry.INTERNAL, parent=traceparent
+            ):
+                if self._federation.aggregation == MPC:
+                    return self._commit(started, stem, delta, num_examples, loss_micros)
+                return self._submit(started, delta, num_examples, loss_micros)
         except ImportRefusedError as error:
             # The message quotes this machine's allow-list: it stays here.
             log.warning("round %d: %s", started.round, error)
@@ -263,7 +358,10 @@ class Agent:
             log.exception("round %d: training failed", started.round)
             return self._decline(started, Reason.TRAINING_FAILED, type(error).__name__)
 
-    def _train(self, started: RoundStarted) -> UpdateSubmitted:
+    def _train(
+        self, started: RoundStarted
+    ) -> tuple[NDArray[np.floating[Any]], int, int]:
+        """Return the update, the number of examples, and the loss in millionths."""
         from producers.training import train  # noqa: PLC0415  # loads torch
 
         options, task = self._options, started.task
@@ -294,15 +392,45 @@ class Agent:
             raise NotFiniteError(msg)
         manifest = manifest_of(base)
         delta = flatten(result.tensors, manifest) - flatten(base, manifest)
+        return delta, result.num_examples, round(result.loss * 1e6)
+
+    def _submit(
+        self,
+        started: RoundStarted,
+        delta: NDArray[np.floating[Any]],
+        num_examples: int,
+        loss_micros: int,
+    ) -> UpdateSubmitted:
         update = encode_update(delta, started.fractional_bits)
         return UpdateSubmitted(
             federation_id=started.federation_id,
             round=started.round,
-            agent_id=options.agent_id,
+            agent_id=self._options.agent_id,
             base_model_sha256=started.base_model.sha256,
             update=self._store.store(update_to_blob(update)),
-            num_examples=result.num_examples,
-            loss_micros=round(result.loss * 1e6),
+            num_examples=num_examples,
+            loss_micros=loss_micros,
+        )
+
+    def _commit(
+        self,
+        started: RoundStarted,
+        stem: str,
+        delta: NDArray[np.floating[Any]],
+        num_examples: int,
+        loss_micros: int,
+    ) -> UpdateCommitted:
+        secret = Secret.make(delta, self._federation)
+        state = secret.commit(self._federation)
+        self._keeper.keep(stem, secret, state)
+        return submit_commitment(
+            state,
+            started,
+            self._federation,
+            self._store,
+            agent_id=self._options.agent_id,
+            num_examples=num_examples,
+            loss_micros=loss_micros,
         )
 
     def _decline(
@@ -322,15 +450,6 @@ def _compute_seed(agent_id: str, round_number: int) -> int:
     """Return the seed of local training: no secret, so that a bug can be repeated."""
     digest = hashlib.sha256(f"{agent_id}/{round_number}".encode()).digest()
     return int.from_bytes(digest[:4], "big")
-
-
-def _write_durably(path: Path, data: bytes) -> None:
-    draft = path.with_suffix(".draft")
-    with draft.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.rename(path)
 
 
 __all__ = ["Agent", "AgentOptions", "Event", "NameTakenError"]

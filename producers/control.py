@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from adapters.blobs import BlobStore
 from adapters.kafka import Publisher
@@ -15,7 +15,12 @@ from adapters.keys import key_path, load_or_create_key
 from ledger.signing import SigningKey
 from protocol.rewards import RECOMMENDED_RULE
 from protocol.tensors import manifest_of, num_parameters, tensors_from_blob
-from protocol.validation import ROLES, find_configuration_problem
+from protocol.validation import (
+    MAX_FRACTIONAL_BITS,
+    MAX_NORM_BOUND,
+    ROLES,
+    find_configuration_problem,
+)
 from schemas import topics
 from schemas.events import (
     AgentAdmitted,
@@ -25,6 +30,7 @@ from schemas.events import (
     LedgerNode,
     NodeSetChanged,
     NodeSignature,
+    Party,
     Principal,
     RewardRule,
     RoundAbandonRequested,
@@ -39,7 +45,10 @@ class InvalidConfigurationError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parameters:
-    """What an operator chooses for a federation; units and ranges as in its schema."""
+    """What an operator chooses for a federation; units and ranges as in its schema.
+
+    With parties the aggregation is MPC, without PLAIN.
+    """
 
     task: Task
     cohort_size: int
@@ -49,6 +58,28 @@ class Parameters:
     max_num_examples: int = 2**22
     ledger_nodes: tuple[LedgerNode, ...] = ()
     reward_rule: RewardRule = RECOMMENDED_RULE
+    parties: tuple[Party, ...] = ()
+    norm_bound: int = 0
+
+
+def with_parties(parties: tuple[Party, ...], clip_norm: float) -> dict[str, Any]:
+    """Return the parameters of aggregation MPC; none without parties.
+
+    Args:
+        parties: Who adds up shares.
+        clip_norm: The largest L2 norm of an update, above 0: longer ones are shrunk.
+            Encoded as finely as integers below 2^19 allow.
+    """
+    if not parties:
+        return {}
+    bits = MAX_FRACTIONAL_BITS
+    while bits and clip_norm * 2**bits > MAX_NORM_BOUND:
+        bits -= 1
+    return {
+        "parties": parties,
+        "fractional_bits": bits,
+        "norm_bound": min(MAX_NORM_BOUND, max(1, int(clip_norm * 2**bits))),
+    }
 
 
 class Position(NamedTuple):
@@ -114,7 +145,7 @@ class Operator:
         config = FederationConfigured(
             federation_id=federation_id,
             principals=principals,
-            aggregation="PLAIN",
+            aggregation="MPC" if parameters.parties else "PLAIN",
             strategy="FEDAVG",
             task=parameters.task,
             initial_model=store.store(initial_model),
@@ -126,6 +157,8 @@ class Operator:
             round_duration_ms=parameters.round_duration_ms,
             ledger_nodes=parameters.ledger_nodes,
             reward_rule=parameters.reward_rule,
+            parties=parameters.parties,
+            norm_bound=parameters.norm_bound,
         )
         problem = find_configuration_problem(config)
         if problem is not None:

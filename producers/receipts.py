@@ -22,10 +22,22 @@ from ledger.proof_file import FILE_EXTENSION
 from protocol.admission import AdmissionState, make_policy
 from protocol.log import fold_admission
 from schemas import codec
-from schemas.events import UpdateDeclined, UpdateSubmitted
+from schemas.events import (
+    NormProofSubmitted,
+    UpdateCommitted,
+    UpdateDeclined,
+    UpdateSubmitted,
+)
 
 log = logging.getLogger(__name__)
 
+ANSWERS: Final = (
+    UpdateSubmitted,
+    UpdateCommitted,
+    NormProofSubmitted,
+    UpdateDeclined,
+)
+"""What an agent wants a receipt for."""
 ASK_EVERY_S: Final = 1.0
 START_AGAIN_AFTER_S: Final = 5.0
 
@@ -89,7 +101,7 @@ class ReceiptKeeper:
         self._admission = fold_admission(self._admission, read.leaves)
         for item in read.leaves:
             event = item.sequenced.event
-            if not isinstance(event, UpdateSubmitted | UpdateDeclined):
+            if not isinstance(event, ANSWERS):
                 continue
             agent = self._admission.agents.get(event.agent_id)
             if agent is None or agent.public_key != self._public_key:

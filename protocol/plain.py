@@ -9,6 +9,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
+from numpy.typing import NDArray
+
 from protocol.aggregation import Accumulator, sum_to_blob
 from protocol.encoding import parse_update
 from protocol.strategies import fedavg
@@ -70,15 +73,28 @@ def compute_result(
     for contribution, blob in zip(sealed.contributions, update_blobs, strict=True):
         update = parse_update(blob, num_parameters=sealed.num_parameters)
         accumulator.add(update, contribution.num_examples)
+    return apply_sum(accumulator.total, sealed, base_blob)
+
+
+def apply_sum(
+    total: NDArray[np.int64], sealed: RoundSealed, base_blob: bytes
+) -> RoundResult:
+    """Apply a sealed round's exact sum to its base model (FedAvg).
+
+    Args:
+        total: shape (d,) int64.
+        sealed: The round's contributions.
+        base_blob: The base model's blob, digest verified.
+
+    Raises:
+        MalformedBlobError: the base model is not one.
+    """
     base = tensors_from_blob(base_blob)
     manifest = manifest_of(base)
     parameters = fedavg(
-        flatten(base, manifest),
-        accumulator.total,
-        sealed.num_examples,
-        sealed.fractional_bits,
+        flatten(base, manifest), total, sealed.num_examples, sealed.fractional_bits
     )
     return RoundResult(
-        sum_blob=sum_to_blob(accumulator.total),
+        sum_blob=sum_to_blob(total),
         model_blob=tensors_to_blob(unflatten(parameters, manifest)),
     )

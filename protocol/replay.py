@@ -16,6 +16,7 @@ finality.
 
 from __future__ import annotations
 
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
@@ -242,7 +243,9 @@ class _Replay:
         self._rounds = before.rounds
         self._registry = before.registry
         self._rewards = before.rewards
-        self._expected = dict(before.expected)
+        self._expected: defaultdict[str, deque[ExpectedFact]] = defaultdict(deque)
+        for topic, expected in before.expected.items():
+            self._expected[topic].extend(expected)
         self._faults: list[Fault] = []
         self._num_unchecked = 0
 
@@ -273,7 +276,7 @@ class _Replay:
                 rounds=self._rounds,
                 registry=self._registry,
                 rewards=self._rewards,
-                expected=self._expected,
+                expected={t: tuple(due) for t, due in self._expected.items()},
             ),
             block=self._block,
             leaves=tuple(leaves),
@@ -356,7 +359,7 @@ class _Replay:
     ) -> None:
         leaf_index = item.sequenced.leaf_index
         topic = topics.topic_of(fact)
-        expected = self._expected.get(topic, ())
+        expected = self._expected[topic]
         turn = (fact.cause_leaf_index, fact.output_index)
         place = next((i for i, due in enumerate(expected) if due.turn == turn), None)
         if place is None:
@@ -371,12 +374,11 @@ class _Replay:
                     )
                 )
             return
-        self._expected[topic] = expected[place + 1 :]
         self._faults.extend(
-            describe_missing(missing, leaf_index, "the next one")
-            for missing in expected[:place]
+            describe_missing(expected.popleft(), leaf_index, "the next one")
+            for _ in range(place)
         )
-        due = expected[place]
+        due = expected.popleft()
         if due.data != item.leaf.event:
             ours, theirs = _describe_difference(due.fact, fact)
             self._faults.append(
@@ -402,8 +404,7 @@ class _Replay:
             facts: tuple[e.Fact, ...] = (*started, *versions, *changes)
             for fact in facts:
                 topic = topics.topic_of(fact)
-                due = ExpectedFact(fact, codec.encode(fact))
-                self._expected[topic] = (*self._expected.get(topic, ()), due)
+                self._expected[topic].append(ExpectedFact(fact, codec.encode(fact)))
         except Exception as error:
             # Only a leaf that should not be there can do this.
             msg = f"{type(error).__name__}: {error}"

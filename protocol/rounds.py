@@ -28,8 +28,9 @@ Rules:
 - The claim about the sum must fit the sealed set; the audit recomputes the sum itself.
 - With ledger nodes, the cohort is drawn from the final checkpoint of the block that
   ended the round before (of the genesis block, for the first): whoever asks for rounds
-  cannot wait for a draw that suits. Where that checkpoint is not on the log when the
-  round is asked for, the last one that was counts: training goes on while nothing
+  cannot wait for a draw that suits. If the nodes change before that checkpoint is on
+  the log, it is the one of the block with the change. Where it is not on the log when
+  the round is asked for, the last one that was counts: training goes on while nothing
   becomes final. Without ledger nodes the block before the request's gives the seed.
 """
 
@@ -210,6 +211,11 @@ def _evolve_input(state: RoundsState, leaf: Sequenced) -> RoundsState:
             )
         # The round's end as the log has it, which is later than when it followed.
         case e.AggregatePublished() | e.RoundAbandoned() if state.draw_size:
+            return replace(state, draw_size=leaf.tree_size)
+        # Only the nodes of before would cosign the checkpoint that is waited for, and
+        # their word no longer counts. This block's both cosign, those of before and
+        # the new ones.
+        case e.NodeSetChanged() if not is_drawable(state):
             return replace(state, draw_size=leaf.tree_size)
         case e.CheckpointFinalised(checkpoint=note):
             text = parse_note(note.encode()).text

@@ -24,7 +24,15 @@ from dataclasses import fields, is_dataclass
 from functools import cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
-from typing import Any, Final, TypeVar, get_args, get_origin, get_type_hints
+from typing import (
+    Any,
+    Final,
+    TypeAlias,
+    TypeVar,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import fastavro
 from fastavro.schema import fingerprint, to_parsing_canonical_form
@@ -41,6 +49,7 @@ log are at most 65,535 bytes, and a leaf adds a signature and a source position.
 MAX_LEAF_SIZE_BYTES: Final = 65_535
 
 T = TypeVar("T")
+Record: TypeAlias = e.Event | e.Leaf | e.BlobRecord
 
 _ROOT: Traversable = files("schemas")
 
@@ -53,7 +62,9 @@ class UnknownSchemaError(CodecError):
     """The fingerprint is not of any schema ever released."""
 
 
-CLASSES: Final[dict[str, type]] = {cls.__name__: cls for cls in (*TOPIC_OF, e.Leaf)}
+CLASSES: Final[dict[str, type]] = {
+    cls.__name__: cls for cls in (*TOPIC_OF, e.Leaf, *get_args(e.BlobRecord))
+}
 
 
 @cache
@@ -192,7 +203,7 @@ def event_name(fingerprint_bytes: bytes) -> str:
         raise UnknownSchemaError(msg) from None
 
 
-def encode(event: e.Event | e.Leaf) -> bytes:
+def encode(event: Record) -> bytes:
     """Return the single-object encoding of an event.
 
     Raises:
@@ -218,7 +229,7 @@ def encode(event: e.Event | e.Leaf) -> bytes:
     return out.getvalue()
 
 
-def decode(data: bytes) -> e.Event | e.Leaf:
+def decode(data: bytes) -> Record:
     """Return the event that these bytes encode.
 
     Raises:

@@ -642,6 +642,53 @@ class Leaf:
     source_offset: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NormProof:
+    """A norm proof. Not on a topic: in a blob. Points are compressed points of
+    BLS12-381 G1; scalars 32 bytes little-endian, below the group's order.
+    """
+
+    projections: bytes
+    z_mask: bytes
+    z_prime_mask: bytes
+    coefficients: tuple[bytes, ...]
+    z: bytes
+    z_prime: bytes
+    z_blinding: bytes
+    z_prime_blinding: bytes
+    relation_blinding: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShareLink:
+    """What a party says of its share of one update."""
+
+    agent_id: str
+    reason: str
+    detail: str
+    projections: bytes
+    blinding: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShareLinks:
+    """What a party says of the shares that it opened in a round. Not on a topic: in a
+    blob.
+    """
+
+    entries: tuple[ShareLink, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartialSum:
+    """A party's part of a round's sum. Not on a topic: in a blob."""
+
+    values: bytes
+    remainder: bytes
+    row_blindings: bytes
+    opening: bytes
+
+
 RoundFact: TypeAlias = (
     RoundStarted
     | RoundRefused
@@ -682,6 +729,9 @@ Input: TypeAlias = (
     | ModelExported
 )
 """What somebody said: new information, signed by its author."""
+
+BlobRecord: TypeAlias = NormProof | ShareLinks | PartialSum
+"""What is too large for an event, and so in a blob."""
 
 LedgerEvent: TypeAlias = Input | Fact | EventRejected
 """What a leaf may hold."""

@@ -3,6 +3,10 @@
 It follows the ledger with the rounds decider's own functions, so it knows what waits
 for a check and what is sealed without believing anybody. What it concludes are claims:
 the decider checks that they fit, the audit recomputes them.
+
+Of a secret round it verifies norm proofs as they come, links once all parties have
+given theirs, and the parts of the sum; it sees no update, and needs no key for any of
+it.
 """
 
 from __future__ import annotations
@@ -12,19 +16,24 @@ import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from adapters import telemetry
 from adapters.blobs import BlobError, BlobStore
+from adapters.round_blobs import make_fetch
 from protocol.decider import step
 from protocol.encoding import UpdateRefusedError, parse_update
 from protocol.log import OpenedLeaf
+from protocol.mpc import RoundVerifier, SecretRoundError
 from protocol.plain import (
+    RoundResult,
     compute_max_model_size,
     compute_max_update_size,
     compute_result,
 )
 from protocol.rounds import DECIDER, RoundsState
+from protocol.secret_round import Owed, SecretRound, follow
+from protocol.share_link import PartySum
 from protocol.validation import MAX_CHECKS
 from schemas import events as e
 from schemas import topics
@@ -58,21 +67,43 @@ class ToAggregate:
     traceparent: str
 
 
+@dataclass(frozen=True, slots=True)
+class ToVerify:
+    """A secret round that waits for something from the aggregator, or soon will.
+
+    Attributes:
+        secret: The round.
+        proofs: Agents that have just proved: their proofs may be verified already.
+        traceparent: The trace it belongs to.
+    """
+
+    secret: SecretRound
+    proofs: tuple[str, ...]
+    traceparent: str
+
+
+Work: TypeAlias = ToCheck | ToAggregate | ToVerify
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AggregatorState:
     """The rounds decider's state, and where the current round's updates are."""
 
     rounds: RoundsState = DECIDER.initial
     blobs: dict[str, e.BlobRef] | None = None
+    secret: SecretRound | None = None
 
 
 def follow_step(
     state: AggregatorState, leaf: OpenedLeaf
-) -> tuple[AggregatorState, list[ToCheck | ToAggregate]]:
+) -> tuple[AggregatorState, list[Work]]:
     """Move by one leaf and return the work that follows from it. Pure."""
     rounds, facts = step(DECIDER, state.rounds, leaf.sequenced)
+    secret = follow(state.secret, rounds, leaf.sequenced)
+    if secret is not None:
+        return _follow_secret(state, rounds, secret, leaf)
     blobs = dict(state.blobs or {})
-    work: list[ToCheck | ToAggregate] = []
+    work: list[Work] = []
     event = leaf.sequenced.event
     index = leaf.sequenced.leaf_index
     current = rounds.current
@@ -93,12 +124,26 @@ def follow_step(
     return AggregatorState(rounds=rounds, blobs=blobs), work
 
 
+def _follow_secret(
+    state: AggregatorState, rounds: RoundsState, secret: SecretRound, leaf: OpenedLeaf
+) -> tuple[AggregatorState, list[Work]]:
+    before = state.secret
+    owed = None if before is None else before.owed_by_aggregator()
+    proofs = secret.proofs.keys() - (frozenset() if before is None else before.proofs)
+    work: list[Work] = []
+    if proofs or secret.owed_by_aggregator() not in {None, owed}:
+        work.append(ToVerify(secret, tuple(sorted(proofs)), leaf.traceparent))
+    return AggregatorState(rounds=rounds, secret=secret), work
+
+
 class Aggregator:
     """The heavy work on blobs; every method runs in a thread."""
 
     def __init__(self, store: BlobStore) -> None:
         self._store = store
+        self._fetch = make_fetch(store.fetch)
         self._pool = ThreadPoolExecutor(NUM_FETCHERS, "fetch")
+        self._verifier: tuple[bytes, RoundVerifier] | None = None
 
     def check(self, batch: list[ToCheck]) -> Iterator[tuple[e.UpdatesChecked, str]]:
         """Yield claims about the blobs of updates of one round."""
@@ -127,14 +172,7 @@ class Aggregator:
                 reason, detail = error.reason, str(error)
             except UpdateRefusedError as error:
                 reason, detail = error.reason, error.detail
-        # A detail may quote the blob, which is an agent's to fill: a hundred of them
-        # must fit a claim, whatever they quote.
-        plain = detail.encode("ascii", "backslashreplace").decode()
-        return e.UpdateCheck(
-            leaf_index=item.leaf_index,
-            reason=reason,
-            detail=plain[:MAX_DETAIL_LENGTH],
-        )
+        return _make_check(item.leaf_index, reason, detail)
 
     def aggregate(self, work: ToAggregate) -> e.AggregateSubmitted:
         """Return the claim about a sealed round."""
@@ -144,6 +182,11 @@ class Aggregator:
             max_size_bytes=compute_max_model_size(sealed.num_parameters),
         )
         result = compute_result(sealed, base, self._fetch_in_order(work))
+        return self._make_claim(sealed, result)
+
+    def _make_claim(
+        self, sealed: e.RoundSealed, result: RoundResult
+    ) -> e.AggregateSubmitted:
         return e.AggregateSubmitted(
             federation_id=sealed.federation_id,
             round=sealed.round,
@@ -153,6 +196,75 @@ class Aggregator:
             sum=self._store.store(result.sum_blob),
             model=self._store.store(result.model_blob),
         )
+
+    def verify_proofs(self, work: list[ToVerify]) -> None:
+        """Verify the norm proofs that came, together; nothing is said of them yet."""
+        latest = work[-1].secret
+        agents = {agent_id for item in work for agent_id in item.proofs}
+        if latest.closed is not None and agents:
+            here = sorted(agents & latest.proofs.keys())
+            self._get_verifier(latest).verify_proofs(latest, here)
+
+    def settle(self, secret: SecretRound) -> Iterator[e.Event]:
+        """Yield the claims that a secret round waits for."""
+        owed = secret.owed_by_aggregator()
+        if owed is Owed.CHECKS:
+            yield from self._check_commitments(secret)
+        elif owed is Owed.RESULT and secret.sealed is not None:
+            yield from self._add_partials(secret, secret.sealed)
+
+    def _check_commitments(self, secret: SecretRound) -> Iterator[e.UpdatesChecked]:
+        verifier = self._get_verifier(secret)
+        reasons = verifier.find_reasons(secret, sorted(secret.waiting))
+        results = sorted(
+            (
+                _make_check(secret.commitments[agent_id].leaf_index, *_explain(reason))
+                for agent_id, reason in reasons.items()
+            ),
+            key=lambda check: check.leaf_index,
+        )
+        for start in range(0, len(results), MAX_CHECKS):
+            yield e.UpdatesChecked(
+                federation_id=secret.config.federation_id,
+                round=secret.started.round,
+                results=tuple(results[start : start + MAX_CHECKS]),
+            )
+
+    def _add_partials(
+        self, secret: SecretRound, sealed: e.RoundSealed
+    ) -> Iterator[e.Event]:
+        verifier = self._get_verifier(secret)
+        parts = {
+            party.name: verifier.find_partial_problem(secret, party.name)
+            for party in secret.config.parties
+        }
+        wrong = tuple(
+            _make_check(secret.partials[party].leaf_index, *_explain(part))
+            for party, part in sorted(
+                parts.items(), key=lambda item: secret.partials[item[0]].leaf_index
+            )
+            if isinstance(part, SecretRoundError)
+        )
+        if wrong:
+            yield e.UpdatesChecked(
+                federation_id=sealed.federation_id, round=sealed.round, results=wrong
+            )
+            return
+        base = self._store.fetch(
+            sealed.base_model,
+            max_size_bytes=compute_max_model_size(sealed.num_parameters),
+        )
+        good = [part for part in parts.values() if isinstance(part, PartySum)]
+        result = verifier.compute_result(secret, good, base)
+        yield self._make_claim(sealed, result)
+
+    def _get_verifier(self, secret: SecretRound) -> RoundVerifier:
+        """Return what checks a round; it remembers the proofs that it has verified."""
+        assert secret.closed is not None, "nothing is checked before"
+        seed = secret.closed.projection_seed
+        if self._verifier is None or self._verifier[0] != seed:
+            self._verifier = (seed, RoundVerifier(secret, self._fetch))
+        return self._verifier[1]
 
     def _fetch_in_order(self, work: ToAggregate) -> Iterator[bytes]:
         """Fetch a few blobs ahead of the sum, never all of them."""
@@ -165,14 +277,30 @@ class Aggregator:
             yield from self._pool.map(fetch, work.updates[start : start + NUM_FETCHERS])
 
 
+def _make_check(leaf_index: int, reason: str, detail: str = "") -> e.UpdateCheck:
+    # A detail may quote the blob, which is an agent's to fill: a hundred of them must
+    # fit a claim, whatever they quote.
+    plain = detail.encode("ascii", "backslashreplace").decode()
+    return e.UpdateCheck(
+        leaf_index=leaf_index, reason=reason, detail=plain[:MAX_DETAIL_LENGTH]
+    )
+
+
+def _explain(problem: SecretRoundError | None) -> tuple[str, str]:
+    return ("", "") if problem is None else (problem.reason, problem.detail)
+
+
 service = make_service("aggregator", "AGGREGATOR")
 app = service.app
 aggregator = Aggregator(BlobStore(service.settings))
 follower = Follower(service, AggregatorState, AggregatorState(), follow_step)
 
 
-def do(work: list[ToCheck | ToAggregate]) -> list[tuple[e.Event, str]]:
+def do(work: list[Work]) -> list[tuple[e.Event, str]]:
     """Return the claims that settle this work, checks first."""
+    secret = [item for item in work if isinstance(item, ToVerify)]
+    if secret:
+        return _do_secret(secret)
     claims: list[tuple[e.Event, str]] = []
     rounds: dict[tuple[str, int], list[ToCheck]] = {}
     for item in work:
@@ -192,6 +320,22 @@ def do(work: list[ToCheck | ToAggregate]) -> list[tuple[e.Event, str]]:
                     # A blob that was there when it was checked. The round cannot
                     # end, but others can go on: the operator abandons it.
                     log.error("round %d has no sum: %s", item.sealed.round, error)  # noqa: TRY400
+    return claims
+
+
+def _do_secret(work: list[ToVerify]) -> list[tuple[e.Event, str]]:
+    aggregator.verify_proofs(work)
+    claims: list[tuple[e.Event, str]] = []
+    for item in work:
+        with telemetry.span(
+            "verify", "round", kind=telemetry.INTERNAL, parent=item.traceparent
+        ) as current:
+            try:
+                claims += [(claim, current) for claim in aggregator.settle(item.secret)]
+            except (BlobError, SecretRoundError) as error:
+                # Others can go on: the operator abandons the round.
+                number = item.secret.started.round
+                log.error("round %d has no sum: %s", number, error)  # noqa: TRY400
     return claims
 
 

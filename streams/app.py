@@ -142,6 +142,12 @@ def make_service(name: str, role: str) -> Service:
             ``<state directory>/keys/<role>.key``.
     """
     settings = load_settings()
+    key = load_or_create_key(key_path(settings.state_directory / "keys", role))
+    return make_service_with_key(name, settings, key)
+
+
+def make_service_with_key(name: str, settings: Settings, key: SigningKey) -> Service:
+    """Return a Faust app that signs with a key of its own; see `make_service`."""
     telemetry.configure(f"moot-{name}", settings.otlp_endpoint)
     registry = SchemaRegistry(settings.schema_registry_url)
     directory = settings.state_directory / "faust" / name
@@ -176,7 +182,6 @@ def make_service(name: str, role: str) -> Service:
         broker_heartbeat_interval=2.0,
         broker_rebalance_timeout=12.0,
     )
-    key = load_or_create_key(key_path(settings.state_directory / "keys", role))
     # The topics' own number, not a setting: it decides what is refused.
     num_partitions = count_partitions(settings, topics.LEDGER)
     return Service(name, app, settings, registry, key, num_partitions)

@@ -98,7 +98,8 @@ def test_every_schema_has_a_dataclass_and_every_dataclass_a_schema() -> None:
     files = sorted(path.stem for path in AVRO.glob("*.avsc"))
     assert files == NAMES
     events = {cls.__name__ for cls in get_args(e.Event)}
-    assert {*events, "Leaf"} == set(NAMES)
+    blobs = {cls.__name__ for cls in get_args(e.BlobRecord)}
+    assert {*events, *blobs, "Leaf"} == set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -31,7 +31,6 @@ from schemas import topics
 from tests.integration.harness import ROOT, Federation, Puppet, World, wait_until
 
 NAME = "nodes"
-ORIGIN = f"folkmoot/{NAME}"
 NUM_NODES = 4
 
 
@@ -58,9 +57,13 @@ class Nodes:
     def final_heights(self, *names: str) -> list[int]:
         return [self.status(name)["final_height"] for name in names or self.urls]
 
+    @property
+    def name(self) -> str:
+        return self.federation.name
+
     def height(self) -> int:
         """The height of the last block so far."""
-        records = self.world.records(topics.LEDGER, NAME)
+        records = self.world.records(topics.LEDGER, self.name)
         return len(records) - 1
 
     def wait_final(self, height: int, *names: str, timeout_s: float = 60) -> None:
@@ -72,9 +75,9 @@ class Nodes:
 
     def say(self) -> int:
         """Put something on the log; returns the height of the block that has it."""
-        puppet = Puppet(self.world, NAME, f"agent-{time.monotonic_ns()}")
+        puppet = Puppet(self.world, self.name, f"agent-{time.monotonic_ns()}")
         event = e.AgentEnrolmentRequested(
-            federation_id=NAME,
+            federation_id=self.name,
             agent_id=puppet.name,
             public_key=puppet.key.public_key,
             display_name="A puppet",
@@ -85,12 +88,12 @@ class Nodes:
 
     def checkpoint(self, url: str):
         policy = parse_policy(get(url, "policy"))
-        return policy.verify(get(url, "checkpoint"), ORIGIN)
+        return policy.verify(get(url, "checkpoint"), f"folkmoot/{self.name}")
 
     def start(self, name: str, *more: str) -> None:
         port = self.urls[name].rpartition(":")[2]
         self.world.services.start(
-            name, "serve", "ledger-node", "--federation", NAME, "--name", name,
+            name, "serve", "ledger-node", "--federation", self.name, "--name", name,
             "--port", port, "--operator-key", self.world.operator_key.public_key.hex(),
             *more,
         )  # fmt: skip
@@ -128,7 +131,9 @@ def test_blocks_become_final_and_their_checkpoints_are_published(nodes: Nodes) -
     for name in nodes.urls:
         assert not nodes.status(name)["alerts"]
     policy = nodes.world.moot("node", "policy", "--federation", NAME).stdout
-    assert get(nodes.log_url, "policy").decode() == policy
+    comment, _, shown = policy.partition("\n")
+    assert comment.endswith("era 0: the present one")
+    assert get(nodes.log_url, "policy").decode() == shown
 
 
 def _size(url: str) -> int:
@@ -192,7 +197,8 @@ def check_attestations(world: World, federation: str) -> None:
         requests = [m for m in messages if isinstance(m, e.EpochRequested)]
         by_place: dict = {}
         for m in blocks:
-            assert by_place.setdefault((m.epoch, m.height), m.block_id) == m.block_id
+            place = m.era, m.epoch, m.height
+            assert by_place.setdefault(place, m.block_id) == m.block_id
         for request in requests:
             for m in blocks:
                 assert find_contradiction((m, request)) is None

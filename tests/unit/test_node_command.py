@@ -24,6 +24,7 @@ from cli.node import (
     change,
     list_nodes,
     load_proposal,
+    make_node,
     node_directory,
     parse_ledger_nodes,
     propose,
@@ -32,7 +33,9 @@ from cli.node import (
     show_node,
 )
 from cli.processes import StackError
+from cli.receipts import show_policy
 from ledger.attestations import sign_approval, verify_node_set_change
+from ledger.policy import parse_policy
 from ledger.signing import SigningKey
 from schemas import events as e
 from schemas import topics
@@ -275,6 +278,30 @@ def test_the_nodes_of_each_era(
     assert parse_ledger_nodes(line.strip() for line in lines[6:]) == NEW
 
 
+def test_the_policy_of_each_era(settings: Settings, kafka: Kafka) -> None:
+    first = show_policy(settings, "clinics")
+    assert first.startswith("# clinics, era 0: the present one\nlog ")
+    kafka.log.change_nodes("node0", "node5")
+    kafka.log.change_nodes("node5")
+    for era, names in enumerate((NAMES, ("node0", "node5"), ("node5",))):
+        text = show_policy(settings, "clinics", era)
+        policy = parse_policy(text.encode())
+        assert tuple(witness.name for witness in policy.witnesses) == names
+        when = "the present one" + ("" if era == 2 else " is 2")
+        assert text.startswith(f"# clinics, era {era}: {when}\n")
+    assert show_policy(settings, "clinics") == show_policy(settings, "clinics", 2)
+    # What was printed in its time is what is printed now, but for what is present.
+    assert first.partition("\n")[2] in show_policy(settings, "clinics", 0)
+
+
+@pytest.mark.parametrize("era", [-1, 1])
+def test_there_is_no_policy_of_an_era_that_is_none(
+    settings: Settings, kafka: Kafka, era: int
+) -> None:
+    with pytest.raises(StackError, match=f"has no era {era}: the present one is 0"):
+        show_policy(settings, "clinics", era)
+
+
 def test_no_federation_and_no_nodes(
     settings: Settings, kafka: Kafka, path: Path
 ) -> None:
@@ -362,6 +389,25 @@ def test_a_key_that_lost_its_votes_approves_nothing(
     with pytest.raises(VoteLogError) as caught:
         approve(settings, path, "node0")
     assert caught.value.code == VoteLogCode.VOTE_LOG_LOST
+
+
+def test_a_retired_key_approves_nothing_and_is_not_made_again(
+    settings: Settings, kafka: Kafka, path: Path
+) -> None:
+    propose(settings, "clinics", NEW, path)
+    settle_node(settings, "node0")
+    directory = node_directory(settings, "node0")
+    votes = vote_log.VoteLog(directory)
+    votes.retire()
+    votes.close()
+    for call in (
+        lambda: approve(settings, path, "node0"),
+        lambda: make_node(settings, "node0", ""),
+    ):
+        with pytest.raises(VoteLogError) as caught:
+            call()
+        assert caught.value.code == VoteLogCode.KEY_RETIRED
+    assert load_proposal(path).approvals == ()
 
 
 @pytest.mark.parametrize("changes", [{"era": 2}, {"era": 0}, {"chain_id": bytes(32)}])

@@ -13,6 +13,7 @@ from adapters import peers
 from adapters.peers import Peer, PeerError, make_session
 from consumers import node_http, node_peers
 from consumers.node_http import NodeServer
+from consumers.node_loop import NodeLoop
 from consumers.node_peers import PeerPuller
 from ledger.attestations import START
 from ledger.checkpoint import parse_checkpoint
@@ -45,24 +46,15 @@ class Shell:
     def __init__(self, member, seeds=()):
         self.member = member
         self.node = member.node
-        self.event = asyncio.Event()
-        self.puller = PeerPuller(self.node, self.step, self.changed, seeds)
+        self.loop = NodeLoop(self.node)
+        self.step = self.loop.step
+        self.puller = PeerPuller(self.loop, seeds)
         self.server = NodeServer(
             self.node,
-            step=self.step,
-            changed=self.changed,
+            step=self.loop.step,
+            changed=self.loop.changed,
             describe=lambda: {"peers": self.puller.describe()},
         )
-
-    def step(self, call):
-        try:
-            return call()
-        finally:
-            self.event.set()
-            self.event = asyncio.Event()
-
-    async def changed(self):
-        await self.event.wait()
 
     async def start(self):
         port = await self.server.start("127.0.0.1", 0)

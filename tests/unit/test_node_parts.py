@@ -73,8 +73,10 @@ def test_orphans_wait_and_their_parent_is_wanted():
     added = tree.add(*second)
     assert [block.header.height for block in added] == [1, 2, 3]
     assert tree.wanted() == []
-    tree.missing = (b"x" * 32, added[0].header.id)
-    assert tree.wanted() == [b"x" * 32]
+    tree.missing = (2, b"x" * 32), (1, added[0].header.id), (4, b"y" * 32)
+    assert tree.wanted() == [b"x" * 32, b"y" * 32]
+    # The log has more than three blocks: as long as it is being read, four may come.
+    assert tree.wanted(is_reading=True) == [b"x" * 32]
 
 
 def test_orphans_are_few(monkeypatch):
@@ -136,7 +138,7 @@ def test_a_sequencer_that_forks_for_ever_gets_little_memory(monkeypatch):
     fresh, _ = make_tree(base)
     for pair in (*pairs(base), forks[3]):
         certified = fresh.add(*pair)
-    tree.missing = (certified[0].header.id,)
+    tree.missing = ((4, certified[0].header.id),)
     assert len(tree.add(*forks[3])) == 1
 
 

@@ -1,24 +1,36 @@
 """Logs that were recorded once must be sound for ever.
 
 A fact's bytes hold every word of its detail, so a sentence that is reworded in a
-decider makes every older log look forged. When this test fails, the change is a new
-protocol version, not a new recording. ``python -m tests.unit.test_recorded_logs NAME``
-adds a recording; it never replaces one.
+decider makes every older log look forged. The same goes for what ledger nodes sign: a
+header that is computed otherwise makes every older attestation one of another block.
+When this test fails, the change is a new protocol version, not a new recording.
+``python -m tests.unit.test_recorded_logs NAME`` adds a recording; it replaces none.
 """
 
 import json
 import sys
+import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from adapters.kafka import Record
+from adapters.block_store import BlockStore
+from adapters.kafka import Record, make_headers
 from adapters.schema_registry import FramingError
+from adapters.tile_store import TileStore
 from consumers.audit import run_audit
+from consumers.ledger_node import LedgerNode
+from ledger.finality import FinalityProof
+from ledger.note import InvalidNoteError
+from ledger.votes import VoteState
+from protocol.envelope import SIGNATURE_HEADER
 from schemas import codec, topics
+from schemas import events as e
 from schemas.reasons import Reason
-from tests.builders import BlobDict, build_log
+from tests.builders import BlobDict, build_log, frame, make_key
 from tests.builders import unframe as builders_unframe
+from tests.unit.test_ledger_node import NAMES, NOW_S, Bus
 
 FOLDER = Path(__file__).parents[1] / "vectors" / "log"
 PREFIX_SIZE = 5
@@ -44,11 +56,59 @@ def record_from_json(topic, plain):
     )
 
 
+def run_nodes(log, directory):
+    """Let ledger nodes live through a log: a stall, another epoch, another node set."""
+    bus = Bus(directory, log, (*NAMES, "node4"))
+    thirds = len(log.records) // 3
+    for start in range(0, len(log.records), thirds):
+        part = slice(start, start + thirds)
+        bus.cut = {"node2", "node3"} if start == thirds else set()
+        bus.show(records=log.records[part], checkpoints=log.checkpoints[part])
+        bus.settle()
+        bus.wait(5)
+        bus.cut = set()
+        for member in bus.members.values():
+            bus.pull(member)
+        bus.wait(10)
+    assert {member.node.nodes.era for member in bus.members.values()} == {1}
+    assert bus.sent(e.EpochRequested)
+    return bus
+
+
+def to_record(offset, name, event):
+    return Record(
+        topic=topics.ATTESTATIONS,
+        partition=0,
+        offset=offset,
+        key=event.federation_id.encode(),
+        value=frame(event),
+        headers=tuple(make_headers(event, codec.encode(event), make_key(name), "")),
+    )
+
+
 def write(name):
     path = FOLDER / f"{name}.json"
     assert not path.exists(), "a recording is never replaced"
     log = build_log()
-    records = [*log.records, *log.checkpoints]
+    log.finalise()  # by the new nodes
+    log.run_round()
+    log.request_finality()
+    with tempfile.TemporaryDirectory() as directory:
+        bus = run_nodes(log, Path(directory))
+        said = [(n, x) for n, x in bus.said if isinstance(x, e.Attestation)]
+        node = bus["node0"].node
+        nodes = {
+            "attestations": [
+                record_to_json(to_record(i, *item)) for i, item in enumerate(said)
+            ],
+            "proofs": [node.blocks.last_proof(era).hex() for era in (0, 1)],
+            "votes": {
+                name: member.votes.votes.to_bytes().hex()
+                for name, member in bus.members.items()
+            },
+            "final_id": node.tree.final.header.id.hex(),
+            "final_height": node.tree.final_height,
+        }
     # Every framing that a record, or a refusal's quotation in one, may need.
     schemas = {}
     for schema_id in range(1, 2 * len(codec.CLASSES)):
@@ -66,43 +126,158 @@ def write(name):
         "blobs": {digest.hex(): blob.hex() for digest, blob in log.blobs.items()},
         "size": log.state.log.chain.size,
         "tree_root": log.state.log.chain.tree.root().hex(),
+        "balances": audit_records(
+            log.records,
+            log.checkpoints,
+            federation_id=log.federation_id,
+            unframe=builders_unframe,
+            fetch_blob=log.blobs.fetch,
+        ).balances,
+        "nodes": nodes,
     }
     path.write_text(json.dumps(plain, indent=1) + "\n")
-    print(f"{path.name}: {len(records)} records")
+    print(f"{path.name}: {len(log.records)} blocks, {len(said)} attestations")
 
 
-@pytest.mark.parametrize(
-    "path", sorted(FOLDER.glob("*.json")), ids=lambda path: path.stem
-)
-def test_a_recorded_log_is_still_sound(path):
-    plain = json.loads(path.read_text())
-    headers = {bytes.fromhex(p): bytes.fromhex(h) for p, h in plain["schemas"].items()}
-
-    def unframe(value):
-        if value[:PREFIX_SIZE] not in headers:
-            raise FramingError(Reason.NOT_FRAMED, "not in the recording")
-        return headers[value[:PREFIX_SIZE]] + value[PREFIX_SIZE:]
-
-    blobs = BlobDict()
-    for digest, blob in plain["blobs"].items():
-        blobs[bytes.fromhex(digest)] = bytes.fromhex(blob)
-    report = run_audit(
-        [record_from_json(topics.LEDGER, record) for record in plain["ledger"]],
-        federation_id=plain["federation_id"],
-        unframe=unframe,
-        fetch_blob=blobs.fetch,
-        checkpoints=[
-            record_from_json(topics.CHECKPOINTS, record)
-            for record in plain["checkpoints"]
-        ],
+def audit_records(ledger, checkpoints, attestations=None, **options):
+    return run_audit(
+        ledger, checkpoints=checkpoints, attestations=attestations, **options
     ).report
+
+
+class Recording:
+    """A recording, and what it takes to read it."""
+
+    def __init__(self, path):
+        plain = json.loads(path.read_text())
+        self.federation_id = plain["federation_id"]
+        self.size, self.tree_root = plain["size"], plain["tree_root"]
+        self.balances = plain.get("balances")
+        self.nodes = plain.get("nodes")
+        self._headers = {
+            bytes.fromhex(p): bytes.fromhex(h) for p, h in plain["schemas"].items()
+        }
+        self.ledger = [record_from_json(topics.LEDGER, r) for r in plain["ledger"]]
+        self.checkpoints = [
+            record_from_json(topics.CHECKPOINTS, r) for r in plain["checkpoints"]
+        ]
+        self.attestations = self.nodes and [
+            record_from_json(topics.ATTESTATIONS, r) for r in self.nodes["attestations"]
+        ]
+        self.blobs = BlobDict()
+        for digest, blob in plain["blobs"].items():
+            self.blobs[bytes.fromhex(digest)] = bytes.fromhex(blob)
+
+    def unframe(self, value):
+        if value[:PREFIX_SIZE] not in self._headers:
+            raise FramingError(Reason.NOT_FRAMED, "not in the recording")
+        return self._headers[value[:PREFIX_SIZE]] + value[PREFIX_SIZE:]
+
+    def event(self, record):
+        return codec.decode(self.unframe(record.value))
+
+    def observe(self, directory):
+        """Return an observer that knows the blocks, and nothing that nodes said."""
+
+        def unframe_refused(value):
+            try:
+                return self.unframe(value)
+            except FramingError as error:
+                return error.reason
+
+        observer = LedgerNode(
+            self.federation_id,
+            votes=None,
+            blocks=BlockStore(directory / "blocks.sqlite"),
+            tiles=TileStore(directory / "tiles", sync=False),
+            unframe=unframe_refused,
+            clock=lambda: NOW_S,
+        )
+        for record in self.ledger:
+            signature = record.header(SIGNATURE_HEADER)
+            observer.add_block(self.unframe(record.value), signature)
+        for record in self.checkpoints:
+            observer.receive(self.event(record))
+        return observer
+
+
+PATHS = sorted(FOLDER.glob("*.json"))
+WITH_NODES = [path for path in PATHS if '"nodes"' in path.read_text()]
+
+
+def stems(paths):
+    return [path.stem for path in paths]
+
+
+@pytest.mark.parametrize("path", PATHS, ids=stems(PATHS))
+def test_a_recorded_log_is_still_sound(path):
+    recording = Recording(path)
+    report = audit_records(
+        recording.ledger,
+        recording.checkpoints,
+        recording.attestations,
+        federation_id=recording.federation_id,
+        unframe=recording.unframe,
+        fetch_blob=recording.blobs.fetch,
+    )
     assert report.is_sound, report.findings
-    assert report.num_leaves == plain["size"]
-    assert report.tree_root == plain["tree_root"]
+    assert report.num_leaves == recording.size
+    assert report.tree_root == recording.tree_root
+    if recording.balances is not None:
+        assert report.balances == recording.balances
+    if recording.nodes is not None:
+        assert report.finality.final_height == recording.nodes["final_height"]
+        assert report.finality.num_epochs > len(report.finality.eras) == 2
+        assert report.equivocations
 
 
-def test_there_is_a_recording():
-    assert list(FOLDER.glob("*.json"))
+@pytest.mark.parametrize("path", WITH_NODES, ids=stems(WITH_NODES))
+def test_what_recorded_nodes_said_still_makes_their_blocks_final(path, tmp_path):
+    recording = Recording(path)
+    observer = recording.observe(tmp_path)
+    assert observer.tree.final_height == -1
+    for record in recording.attestations:
+        # A cosignature of the era before is no use any more.
+        with suppress(InvalidNoteError):
+            observer.receive(recording.event(record))
+    check_final(observer, recording)
+    # Cosigned, too: the checkpoint that is published has a quorum.
+    assert observer.tiles.published_size == observer.tree.final.header.tree_size
+
+
+@pytest.mark.parametrize("path", WITH_NODES, ids=stems(WITH_NODES))
+def test_recorded_proofs_still_prove(path, tmp_path):
+    recording = Recording(path)
+    observer = recording.observe(tmp_path)
+    for data in map(bytes.fromhex, recording.nodes["proofs"]):
+        proof = FinalityProof.from_bytes(data)
+        assert proof.to_bytes() == data
+        observer.add_proof(proof)
+    check_final(observer, recording)
+
+
+def check_final(observer, recording):
+    assert observer.tree.final_height == recording.nodes["final_height"]
+    assert observer.tree.final.header.id.hex() == recording.nodes["final_id"]
+    assert observer.nodes.era == 1
+    assert not observer.alerts.all()
+
+
+@pytest.mark.parametrize("path", WITH_NODES, ids=stems(WITH_NODES))
+def test_recorded_votes_are_still_read(path):
+    votes = Recording(path).nodes["votes"]
+    assert len(votes) == len(NAMES) + 1
+    for data in map(bytes.fromhex, votes.values()):
+        state = VoteState.from_bytes(data)
+        assert state.to_bytes() == data
+        assert state.last_attestation.height == state.attested[0]
+        assert state.last_attestation.block_id == state.attested[1]
+        assert state.cosigned_size
+
+
+def test_there_are_recordings():
+    assert WITH_NODES
+    assert len(PATHS) > len(WITH_NODES)
 
 
 if __name__ == "__main__":

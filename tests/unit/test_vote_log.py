@@ -1,5 +1,6 @@
 """The memory of a ledger node's key, and what happens when it is gone."""
 
+import hashlib
 import os
 import signal
 import subprocess
@@ -87,10 +88,13 @@ def test_the_votes_of_another_key_are_no_votes(directory, tmp_path):
     assert refusal(lambda: VoteLog(directory)) is VoteLogCode.VOTE_LOG_LOST
 
 
-def test_any_changed_byte_is_found(directory):
+@pytest.mark.parametrize("is_retired", [False, True])
+def test_any_changed_byte_is_found(directory, is_retired):
     log = VoteLog(directory)
     log.bind(CHAIN)
     log.store(VOTES)
+    if is_retired:
+        log.retire()
     log.close()
     path = directory / VOTES_FILE
     data = path.read_bytes()
@@ -116,6 +120,106 @@ def test_a_good_digest_over_bad_votes_is_found(directory):
 
     vote_log._write(path, key.public_key, CHAIN, Bad())
     assert refusal(lambda: VoteLog(directory)) is VoteLogCode.VOTE_LOG_CORRUPT
+
+
+@pytest.mark.parametrize(
+    ("head", "num_bytes"), [(b"v2", 65), (b"v2", 64), (b"v1", 63), (b"v3", 65)]
+)
+def test_a_good_digest_over_a_bad_head_is_found(directory, head, num_bytes):
+    body = b"folkmoot-vote-log/" + head + b"\n" + b"\2" * num_bytes
+    path = directory / VOTES_FILE
+    path.write_bytes(body + hashlib.sha256(body).digest())
+    assert refusal(lambda: VoteLog(directory)) is VoteLogCode.VOTE_LOG_CORRUPT
+
+
+# A key that others use
+
+
+def test_a_retired_key_never_signs_again(directory):
+    log = VoteLog(directory)
+    log.bind(CHAIN)
+    log.store(VOTES)
+    assert not log.is_retired
+    log.retire()
+    assert log.is_retired
+    later = replace(VOTES, requested_epoch=1)
+    assert refusal(lambda: log.store(later)) is VoteLogCode.KEY_RETIRED
+    log.close()
+    for call in (load_identity, create_identity):
+        assert refusal(lambda call=call: call(directory)) is VoteLogCode.KEY_RETIRED
+    # Its node goes on observing, and what it signed is not forgotten.
+    again = VoteLog(directory)
+    assert again.is_retired
+    assert again.votes == VOTES
+    assert refusal(lambda: again.store(later)) is VoteLogCode.KEY_RETIRED
+    again.retire()
+    assert again.is_retired
+
+
+def test_a_key_that_never_voted_can_be_retired_and_bound(directory):
+    log = VoteLog(directory)
+    log.retire()
+    log.bind(CHAIN)
+    log.close()
+    again = VoteLog(directory)
+    assert again.is_retired
+    assert again.votes is None
+    assert refusal(lambda: again.bind(bytes(32))) is VoteLogCode.VOTE_LOG_OTHER_CHAIN
+
+
+def test_a_retirement_that_is_not_durable_is_not_believed(directory, monkeypatch):
+    log = VoteLog(directory)
+
+    def fail(_):
+        raise OSError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail)
+        with pytest.raises(OSError):
+            log.retire()
+    assert not log.is_retired
+    log.retire()
+    assert log.is_retired
+
+
+# Files of version 1
+
+
+def version_1(public_key, chain_id, votes):
+    body = b"folkmoot-vote-log/v1\n" + public_key + chain_id
+    body += b"" if votes is None else votes.to_bytes()
+    return body + hashlib.sha256(body).digest()
+
+
+@pytest.mark.parametrize("votes", [None, VOTES])
+def test_a_file_of_version_1_is_read_and_replaced(directory, votes):
+    key, path = load_identity(directory), directory / VOTES_FILE
+    old = version_1(key.public_key, CHAIN, votes)
+    path.write_bytes(old)
+    assert load_identity(directory) == key
+    log = VoteLog(directory)
+    assert (log.key, log.votes, log.is_retired) == (key, votes, False)
+    assert path.read_bytes() == old
+    log.store(VOTES)
+    assert path.read_bytes().startswith(b"folkmoot-vote-log/v2\n")
+    log.retire()
+    log.close()
+    again = VoteLog(directory)
+    assert (again.votes, again.is_retired) == (VOTES, True)
+    again.bind(CHAIN)
+
+
+def test_any_changed_byte_of_a_version_1_file_is_found(directory):
+    path = directory / VOTES_FILE
+    data = version_1(load_identity(directory).public_key, CHAIN, VOTES)
+    for i in range(len(data)):
+        path.write_bytes(data[:i] + bytes([data[i] ^ 3]) + data[i + 1 :])
+        assert refusal(lambda: VoteLog(directory)) is VoteLogCode.VOTE_LOG_CORRUPT
+    path.write_bytes(data)
+    VoteLog(directory)
+
+
+# One process, and crashes
 
 
 def test_one_process_signs_at_a_time(directory):

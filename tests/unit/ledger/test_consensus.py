@@ -498,6 +498,46 @@ def test_but_not_if_the_base_is_of_another_epoch():
 
 
 @pytest.mark.parametrize(
+    "base", [None, certify(CHAIN[0]), certify(CHAIN[2], keys=OTHERS)]
+)
+def test_who_enters_an_epoch_after_its_blocks_became_final_has_a_part_in_it(base):
+    node = make_node(*CHAIN[:6])
+    settle(node, *CHAIN[:5], epoch=4)
+    assert node.final_height == 3
+    effects = enter(node, 4, base, OTHERS[:2])
+    assert attested(effects) == [(4, 5, CHAIN[5].id)]
+    assert effects.votes.base == certify(CHAIN[4], 4, OTHERS)
+
+
+def test_but_not_if_the_base_is_not_before_them():
+    """R4: it attests only what descends from its base, whatever others do."""
+    node = make_node(*CHAIN[:6])
+    settle(node, *CHAIN[:5], epoch=4)
+    effects = enter(node, 4, certify(FORK[1], keys=OTHERS), OTHERS[:2])
+    assert node.epoch == 4
+    assert attested(effects) == []
+
+
+def test_nor_if_it_is_too_long_ago_to_tell(monkeypatch):
+    monkeypatch.setattr(module, "MAX_FINAL", 2)
+    for base, heights in ((CHAIN[2], [5]), (CHAIN[1], [])):
+        node = make_node(*CHAIN[:6])
+        settle(node, *CHAIN[:5], epoch=4)
+        effects = enter(node, 4, certify(base, keys=OTHERS), OTHERS[:2])
+        assert [height for _, height, _ in attested(effects)] == heights
+
+
+def test_nobody_looks_for_a_block_below_the_last_final_one():
+    node = make_node(*CHAIN[:6])
+    settle(node, *CHAIN[:5], epoch=1)
+    leader = KEYS[1]
+    enter(node, 1, certify(FORK[1], keys=OTHERS), OTHERS[:2])
+    assert node.leader.public_key == leader.public_key
+    effects = node.receive(attest(leader, FORK[2], 1))
+    assert effects.missing == node.missing == ()
+
+
+@pytest.mark.parametrize(
     "message",
     [
         attest(ME, CHAIN[1]),

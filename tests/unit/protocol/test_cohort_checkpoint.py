@@ -191,6 +191,53 @@ def test_a_checkpoint_that_comes_too_late_serves_no_later_round() -> None:
     assert not is_drawable(run.state)
 
 
+def changed() -> e.NodeSetChanged:
+    return e.NodeSetChanged(
+        federation_id=FEDERATION, era=1, nodes=NODES[1:], approvals=()
+    )
+
+
+def test_a_change_of_the_nodes_moves_a_draw_that_is_not_known() -> None:
+    run = founded()
+    seed_of(run)
+    end_round(run)
+    late = finalised(run.state.draw_size)
+    run.given(changed())
+    assert run.state.draw_size == len(run.leaves)
+    run.given(late)
+    assert not is_drawable(run.state)
+    final = finalised(run.state.draw_size)
+    run.given(final)
+    assert is_drawable(run.state)
+    assert seed_of(run, 2) == compute_cohort_seed(entropy_of(final), FEDERATION, 2)
+
+
+def test_a_change_of_the_nodes_moves_no_draw_that_is_known() -> None:
+    run = founded().given(first := finalised(1)).given(changed())
+    assert is_drawable(run.state)
+    assert run.state.drawn_size == 1
+    assert seed_of(run) == compute_cohort_seed(entropy_of(first), FEDERATION, 1)
+    without = founded(with_nodes=False)
+    without.given(changed())
+    assert without.state.draw_size == 0
+
+
+def test_the_new_nodes_can_make_the_draw_known() -> None:
+    """The word of those before, on the checkpoint that was waited for, would not be
+    enough any more.
+    """
+    log = LogBuilder()
+    log.found()
+    log.admit("ada", "bea", "cleo", "dora")
+    log.change_nodes("node0", "node4", "node5", "node6")
+    log.request_finality()
+    assert not is_drawable(log._rounds)
+    log.finalise()
+    assert is_drawable(log._rounds)
+    assert log._rounds.drawn_size == log.state.admission.finalised_size > 1
+    assert not any(isinstance(leaf, e.EventRejected) for leaf in log.leaves)
+
+
 def test_a_checkpoint_may_come_while_the_round_before_goes_on() -> None:
     """It changes the draw of no round that has started."""
     run = founded()

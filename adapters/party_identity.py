@@ -1,0 +1,61 @@
+"""A party's identity: its keys, and the memory without which they may not be used.
+
+Three files in a directory of its own: ``said.jsonl``, what it has said (see
+`adapters.party_log`); ``party.key``, Ed25519, for what it says; ``sealing.key``, HPKE,
+for what is said to it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from adapters.keys import load_key, load_or_create_key, load_or_create_seed, load_seed
+from adapters.party_log import create_party_log
+from ledger.signing import SigningKey
+from protocol.sealing import SealingSecretKey
+
+SIGNING_FILE: Final = "party.key"
+SEALING_FILE: Final = "sealing.key"
+
+
+@dataclass(frozen=True, slots=True)
+class PartyIdentity:
+    """A party's keys.
+
+    Attributes:
+        key: What it signs with.
+        sealing_key: What it opens shares with.
+    """
+
+    key: SigningKey = field(repr=False)
+    sealing_key: SealingSecretKey
+
+
+def create_party(directory: Path) -> PartyIdentity:
+    """Make a party's memory and keys, unless they are there.
+
+    Raises:
+        KeyFileError: there is a key file that cannot be used.
+    """
+    # The memory first: a crash between leaves an empty one and no key, never a key
+    # whose memory could have been lost.
+    if not (directory / SIGNING_FILE).exists():
+        create_party_log(directory)
+    return PartyIdentity(
+        load_or_create_key(directory / SIGNING_FILE),
+        SealingSecretKey(load_or_create_seed(directory / SEALING_FILE)),
+    )
+
+
+def load_party(directory: Path) -> PartyIdentity:
+    """Return a party's keys.
+
+    Raises:
+        KeyFileError: one is not there, or cannot be used.
+    """
+    return PartyIdentity(
+        load_key(directory / SIGNING_FILE),
+        SealingSecretKey(load_seed(directory / SEALING_FILE)),
+    )

@@ -1,0 +1,25 @@
+"""Blobs of a secret round, as `protocol.mpc` wants them fetched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from adapters.blobs import BlobError
+from protocol.mpc import Fetch, SecretRoundError
+from schemas.events import BlobRef
+
+
+def make_fetch(fetch: Callable[..., bytes]) -> Fetch:
+    """Return what fetches for a secret round.
+
+    Args:
+        fetch: `adapters.blobs.BlobStore.fetch`, or something that promises the same.
+    """
+
+    def fetch_for_round(ref: BlobRef, max_size_bytes: int) -> bytes:
+        try:
+            return fetch(ref, max_size_bytes=max_size_bytes)
+        except BlobError as error:
+            raise SecretRoundError(error.reason, str(error)) from error
+
+    return fetch_for_round

@@ -1,0 +1,97 @@
+"""A ledger node in an event loop: who calls it, who waits for it, who replays for it.
+
+Rules:
+
+- Every call of the node is made in the loop's thread. Nothing needs a lock.
+- A block is replayed in another thread, one at a time. A replay takes up to a second;
+  meanwhile attestations are counted, time passes, and other nodes are answered.
+- Many messages at once are taken a few at a time, for the same reason.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Final, TypeVar
+
+from consumers.ledger_node import LedgerNode
+from ledger.attestations import InvalidMessageError
+from ledger.note import InvalidNoteError
+from protocol.log import ForeignRecordError
+from schemas.codec import CodecError
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+MAX_AT_ONCE: Final = 64
+"""Messages that are taken before others have their turn."""
+READING_S: Final = 0.3
+"""A node to which nothing was added for so long reads no log at the moment."""
+
+
+class NodeLoop:
+    """A node and those around it. Made and used in one event loop.
+
+    Args:
+        node: The node.
+    """
+
+    def __init__(self, node: LedgerNode) -> None:
+        self.node = node
+        self._changed = asyncio.Event()
+        self._replaying = asyncio.Lock()
+        self._added_at_s: float | None = None
+
+    def step(self, call: Callable[[], T]) -> T:
+        """Call a method of the node, and wake whoever waits for a change."""
+        try:
+            return call()
+        finally:
+            self._changed.set()
+            self._changed = asyncio.Event()
+
+    async def changed(self) -> None:
+        """Return once anything has changed."""
+        await self._changed.wait()
+
+    @property
+    def is_reading(self) -> bool:
+        """Whether blocks are coming in, one after the other."""
+        if self.node.tree.is_replaying:
+            return True
+        now_s = asyncio.get_running_loop().time()
+        return self._added_at_s is not None and now_s - self._added_at_s < READING_S
+
+    async def add_block(self, data: bytes, signature: bytes) -> None:
+        """Do as `LedgerNode.add_block`, and let others have their turn meanwhile."""
+        tree = self.node.tree
+        async with self._replaying:
+            before = tree.num_added
+            try:
+                replay = tree.prepare(data, signature)
+            except ForeignRecordError as error:
+                log.warning("passing over a block: %s", error)
+                return
+            # A turn for others, too, if there is nothing to replay.
+            await (asyncio.sleep(0) if replay is None else asyncio.to_thread(replay))
+            self.step(lambda: self.node.add_block(data, signature))
+            if tree.num_added > before:
+                self._added_at_s = asyncio.get_running_loop().time()
+
+    async def hear(self, messages: Iterable[bytes]) -> None:
+        """Take what others said. One bad message does not make the others worthless."""
+        rest = list(messages)
+        while rest:
+            now, rest = rest[:MAX_AT_ONCE], rest[MAX_AT_ONCE:]
+            self.step(partial(self._hear, now))
+            await asyncio.sleep(0)
+
+    def _hear(self, messages: Iterable[bytes]) -> None:
+        for data in messages:
+            try:
+                self.node.hear(data)
+            except (CodecError, InvalidMessageError, InvalidNoteError) as error:
+                # Anybody can say anything.
+                log.debug("passing over a message: %s", error)

@@ -1,0 +1,619 @@
+"""Aggregation `mpc`: from the blobs of a secret round to what follows from them.
+
+Agents, parties, the aggregator and every auditor run these functions: what an agent
+commits to and proves, what a party says of its shares, which commitments count, whether
+a party's part of the sum is its own, and the next global model. But for opening shares,
+anybody can repeat them: they need no key.
+
+Blobs:
+
+- commitments: rows, squares, masks; compressed points, 48 bytes each;
+- norm proof, links of a party (`ShareLinks`), its part of the sum (`PartialSum`):
+  single-object encodings;
+- a sealed share: see `protocol.sealing`.
+
+Sources: PRIVACY.md sections 1 to 3, ADR 0019.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Final
+
+import numpy as np
+
+from protocol.commitments import (
+    POINT_SIZE,
+    SCALAR_SIZE,
+    InvalidEncodingError,
+    choose_row_length,
+    combine_rows,
+    compute_num_rows,
+    encode_scalar,
+    parse_points,
+    parse_scalar,
+    parse_scalars,
+)
+from protocol.norm_proof import (
+    NUM_PROJECTIONS,
+    InvalidProofError,
+    NormProof,
+    NormStatement,
+    Projection,
+    compute_blinding_challenges,
+    verify_norm_proofs,
+)
+from protocol.plain import RoundResult, apply_sum
+from protocol.sealing import SealedPlace, SealError, SealingSecretKey, open_share
+from protocol.secret_round import Committed, SecretRound
+from protocol.share_link import (
+    Link,
+    PartySum,
+    SharedProjection,
+    SharesDifferError,
+    WrongPartialError,
+    WrongSumError,
+    open_aggregate,
+    verify_link,
+    verify_party_sum,
+)
+from protocol.shares import Share, ShareRefusedError, ShareShape, parse_share
+from schemas import codec
+from schemas import events as e
+from schemas.reasons import Reason
+
+STATEMENT_DOMAIN: Final = b"folkmoot/norm-statement/v1\n"
+SHARE_DOMAIN: Final = b"folkmoot/share-statement/v1\n"
+MAX_DETAIL_LENGTH: Final = 200
+SEALING_ALLOWANCE_BYTES: Final = 2_048
+"""Encapsulated key and tag take 48 bytes, or 1,136 with ML-KEM-768."""
+PROOF_ALLOWANCE_BYTES: Final = 4_096
+"""Projections take 2,176 bytes; lengths and counts a few."""
+_WORD_SIZE: Final = 8
+_LINK_OVERHEAD_BYTES: Final = 1_024
+"""Names, reason, detail and lengths of an entry; ours take less."""
+
+
+class SecretRoundError(ValueError):
+    """Something in a secret round is not what it must be; bad input.
+
+    Attributes:
+        reason: For the ledger.
+        detail: For people.
+    """
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+Fetch = Callable[[e.BlobRef, int], bytes]
+"""Returns a blob, digest verified, of at most so many bytes; raises `SecretRoundError`
+if it is not there or not what the reference promises."""
+
+
+@dataclass(frozen=True, slots=True)
+class MpcShape:
+    """How updates of a federation are committed to and shared.
+
+    Attributes:
+        num_values: d, length of an update.
+        row_length: n, columns.
+        num_rows: m, rows of values.
+    """
+
+    num_values: int
+    row_length: int
+    num_rows: int
+
+    @classmethod
+    def of(cls, config: e.FederationConfigured) -> MpcShape:
+        """Return a federation's shape."""
+        num_values = config.num_parameters
+        row_length = choose_row_length(num_values)
+        return cls(num_values, row_length, compute_num_rows(num_values, row_length))
+
+    @property
+    def shares(self) -> ShareShape:
+        """The shape of its shares."""
+        return ShareShape(self.num_values, self.num_rows)
+
+    @property
+    def commitments_size(self) -> int:
+        """Size of the blob of commitments, in bytes."""
+        return (self.num_rows + 2) * POINT_SIZE
+
+    @property
+    def max_sealed_size(self) -> int:
+        """The most bytes that a sealed share may have."""
+        return self.shares.compute_max_plaintext_size() + SEALING_ALLOWANCE_BYTES
+
+    @property
+    def max_proof_size(self) -> int:
+        """The most bytes that a norm proof may have."""
+        points = (3 * (self.num_rows + 2) + 4) * POINT_SIZE
+        return points + (2 * self.row_length + 3) * SCALAR_SIZE + PROOF_ALLOWANCE_BYTES
+
+    @property
+    def max_links_size(self) -> int:
+        """The most bytes that a party's links may have, for 256 agents."""
+        entry = NUM_PROJECTIONS * _WORD_SIZE + SCALAR_SIZE + _LINK_OVERHEAD_BYTES
+        return 256 * entry
+
+    @property
+    def max_partial_size(self) -> int:
+        """The most bytes that a party's part of the sum may have."""
+        words = self.num_values + NUM_PROJECTIONS
+        return words * _WORD_SIZE + (self.num_rows + 1) * SCALAR_SIZE + 256
+
+
+# What is bound to what
+
+
+def compute_context(config: e.FederationConfigured, update: e.UpdateCommitted) -> bytes:
+    """Return what a norm proof is about, besides numbers and points.
+
+    Federation, round, agent, base model, parameters, parties and every share: so a
+    proof fits no other update, nor this one with other shares.
+    """
+    parts = [
+        update.federation_id.encode(),
+        update.agent_id.encode(),
+        update.base_model_sha256,
+        update.commitments.sha256,
+    ]
+    for party, share in zip(config.parties, update.shares, strict=True):
+        parts += [
+            party.name.encode(),
+            party.public_key,
+            party.sealing_key,
+            share.sealed.sha256,
+            share.commitment,
+        ]
+    numbers = (update.round, update.num_examples, config.fractional_bits)
+    return (
+        STATEMENT_DOMAIN
+        + b"".join(number.to_bytes(8, "big") for number in numbers)
+        + b"".join(len(part).to_bytes(4, "big") + part for part in parts)
+    )
+
+
+def make_place(update: e.UpdateCommitted, party: str, commitment: bytes) -> SealedPlace:
+    """Return where a party's share of an update counts.
+
+    Args:
+        update: The update; its shares are not looked at.
+        party: The party.
+        commitment: The share commitment, 48 bytes.
+    """
+    stated = update.base_model_sha256 + update.commitments.sha256 + commitment
+    return SealedPlace(
+        federation_id=update.federation_id,
+        round=update.round,
+        agent_id=update.agent_id,
+        party=party,
+        statement_digest=hashlib.sha256(SHARE_DOMAIN + stated).digest(),
+    )
+
+
+def parse_statement(
+    config: e.FederationConfigured, update: e.UpdateCommitted, commitments: bytes
+) -> NormStatement:
+    """Return what an agent has to prove.
+
+    Args:
+        config: Its federation's parameters.
+        update: What it committed to.
+        commitments: The blob of commitments, digest verified.
+
+    Raises:
+        SecretRoundError: the blob has another size. Its points are looked at when
+            a proof is verified.
+    """
+    shape = MpcShape.of(config)
+    if len(commitments) != shape.commitments_size:
+        detail = (
+            f"{len(commitments)} bytes of commitments; {shape.num_rows} rows, squares "
+            f"and masks take {shape.commitments_size}"
+        )
+        raise SecretRoundError(Reason.WRONG_SHAPE, detail)
+    points = tuple(
+        commitments[begin : begin + POINT_SIZE]
+        for begin in range(0, len(commitments), POINT_SIZE)
+    )
+    return NormStatement(
+        context=compute_context(config, update),
+        num_values=shape.num_values,
+        row_length=shape.row_length,
+        squared_bound=config.norm_bound**2,
+        rows=points[:-2],
+        squares=points[-2],
+        masks=points[-1],
+    )
+
+
+# What a party says
+
+
+def open_shares(
+    update: e.UpdateCommitted,
+    party: str,
+    sealed: bytes,
+    key: SealingSecretKey,
+    shape: MpcShape,
+    *,
+    was_linked: bool = False,
+) -> Share:
+    """Return a party's share of an update. **Secret:** the result.
+
+    Args:
+        update: What the agent committed to.
+        party: The party.
+        sealed: Its sealed share, digest verified.
+        key: The party's.
+        shape: Of the round's updates.
+        was_linked: Whether this share was linked, and so checked already.
+
+    Raises:
+        SecretRoundError: it cannot be opened, or is not what the agent committed to:
+            BAD_SHARE.
+    """
+    (share,) = (share for share in update.shares if share.party == party)
+    place = make_place(update, party, share.commitment)
+    commitment = None if was_linked else share.commitment
+    try:
+        plaintext = open_share(sealed, key, place)
+        return parse_share(plaintext, shape=shape.shares, commitment=commitment)
+    except (SealError, ShareRefusedError) as error:
+        raise SecretRoundError(Reason.BAD_SHARE, str(error)) from error
+
+
+def encode_links(entries: Mapping[str, Link | SecretRoundError]) -> bytes:
+    """Return the blob of a party's links, by agent."""
+    return codec.encode(
+        e.ShareLinks(
+            entries=tuple(
+                _encode_link(agent_id, entries[agent_id])
+                for agent_id in sorted(entries)
+            )
+        )
+    )
+
+
+def _encode_link(agent_id: str, link: Link | SecretRoundError) -> e.ShareLink:
+    if isinstance(link, SecretRoundError):
+        return e.ShareLink(
+            agent_id=agent_id,
+            reason=link.reason,
+            detail=link.detail[:MAX_DETAIL_LENGTH],
+            projections=b"",
+            blinding=b"",
+        )
+    return e.ShareLink(
+        agent_id=agent_id,
+        reason="",
+        detail="",
+        projections=link.projections.astype("<u8").tobytes(),
+        blinding=encode_scalar(link.blinding),
+    )
+
+
+def parse_links(blob: bytes) -> dict[str, Link | SecretRoundError]:
+    """Return a party's links by agent; why not, where it could not open the share.
+
+    Raises:
+        SecretRoundError: the blob is no party's links.
+    """
+    try:
+        links = codec.decode_as(e.ShareLinks, blob)
+    except codec.CodecError as error:
+        raise SecretRoundError(Reason.MALFORMED_BLOB, str(error)) from error
+    return {entry.agent_id: _parse_link(entry) for entry in links.entries}
+
+
+def _parse_link(entry: e.ShareLink) -> Link | SecretRoundError:
+    if entry.reason:
+        return SecretRoundError(Reason.BAD_SHARE, f"{entry.reason}: {entry.detail}")
+    if len(entry.projections) != NUM_PROJECTIONS * _WORD_SIZE:
+        detail = f"{len(entry.projections)} bytes of projections"
+        return SecretRoundError(Reason.BAD_SHARE, detail)
+    try:
+        blinding = parse_scalar(entry.blinding)
+    except InvalidEncodingError as error:
+        return SecretRoundError(Reason.BAD_SHARE, str(error))
+    words = np.frombuffer(entry.projections, dtype="<u8").astype(np.uint64)
+    return Link(words, blinding)
+
+
+def encode_partial(party_sum: PartySum) -> bytes:
+    """Return the blob of a party's part of the sum."""
+    return codec.encode(
+        e.PartialSum(
+            values=party_sum.values.astype("<u8", copy=False).tobytes(),
+            remainder=party_sum.remainder.astype("<u8", copy=False).tobytes(),
+            row_blindings=b"".join(map(encode_scalar, party_sum.row_blindings)),
+            opening=encode_scalar(party_sum.opening),
+        )
+    )
+
+
+def parse_partial(blob: bytes, shape: MpcShape) -> PartySum:
+    """Return a party's part of the sum.
+
+    Raises:
+        SecretRoundError: the blob is not one of this shape: WRONG_PARTIAL.
+    """
+    try:
+        partial = codec.decode_as(e.PartialSum, blob)
+        blindings = parse_scalars(partial.row_blindings)
+        opening = parse_scalar(partial.opening)
+    except (codec.CodecError, InvalidEncodingError) as error:
+        raise SecretRoundError(Reason.WRONG_PARTIAL, str(error)) from error
+    sizes = len(partial.values), len(partial.remainder), len(blindings)
+    expected = (
+        shape.num_values * _WORD_SIZE,
+        NUM_PROJECTIONS * _WORD_SIZE,
+        shape.num_rows,
+    )
+    if sizes != expected:
+        detail = f"lengths {sizes}, not {expected}"
+        raise SecretRoundError(Reason.WRONG_PARTIAL, detail)
+    return PartySum(
+        values=np.frombuffer(partial.values, dtype="<u8").astype(np.uint64),
+        remainder=np.frombuffer(partial.remainder, dtype="<u8").astype(np.uint64),
+        row_blindings=tuple(blindings),
+        opening=opening,
+    )
+
+
+def encode_proof(proof: NormProof) -> bytes:
+    """Return the blob of a norm proof."""
+    values = {part.name: getattr(proof, part.name) for part in fields(proof)}
+    return codec.encode(e.NormProof(**values))
+
+
+def parse_proof(blob: bytes) -> NormProof:
+    """Return a norm proof; its numbers and points are looked at when it is verified.
+
+    Raises:
+        SecretRoundError: the blob is no norm proof: INVALID_PROOF.
+    """
+    try:
+        proof = codec.decode_as(e.NormProof, blob)
+    except codec.CodecError as error:
+        raise SecretRoundError(Reason.INVALID_PROOF, str(error)) from error
+    return NormProof(**{part.name: getattr(proof, part.name) for part in fields(proof)})
+
+
+# What follows
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Proven:
+    """A commitment whose norm proof was looked at.
+
+    Attributes:
+        committed: The commitment.
+        statement: What was to be proved.
+        proof: The proof.
+        challenges: What the links' blindings are combined with.
+    """
+
+    committed: Committed
+    statement: NormStatement
+    proof: NormProof
+    challenges: tuple[int, ...]
+
+
+def read_proof(secret: SecretRound, agent_id: str, fetch: Fetch) -> Proven:
+    """Fetch and parse what an agent committed to and proved; verifies nothing.
+
+    Raises:
+        SecretRoundError: a blob is missing or malformed.
+    """
+    assert secret.closed is not None, "nobody proves before the set is closed"
+    shape = MpcShape.of(secret.config)
+    committed = secret.commitments[agent_id]
+    blob = fetch(committed.event.commitments, shape.commitments_size)
+    statement = parse_statement(secret.config, committed.event, blob)
+    proof = parse_proof(fetch(secret.proofs[agent_id], shape.max_proof_size))
+    challenges = compute_blinding_challenges(
+        statement, proof, secret.closed.projection_seed
+    )
+    return Proven(committed, statement, proof, challenges)
+
+
+class RoundVerifier:
+    """Checks one round: proofs, links, parts of the sum, and the result.
+
+    Expands the round's projection once, which is most of the work for a single agent.
+
+    Args:
+        secret: The round, closed.
+        fetch: How to fetch blobs.
+    """
+
+    def __init__(self, secret: SecretRound, fetch: Fetch) -> None:
+        assert secret.closed is not None, "there is no projection before"
+        self._fetch = fetch
+        self._shape = MpcShape.of(secret.config)
+        self._projection = Projection.expand(
+            secret.closed.projection_seed,
+            num_rows=self._shape.num_rows,
+            row_length=self._shape.row_length,
+        )
+        self._shared = SharedProjection.of(
+            self._projection, num_values=self._shape.num_values
+        )
+        self._proven: dict[str, Proven | SecretRoundError] = {}
+        self._links: dict[bytes, Mapping[str, Link | SecretRoundError]] = {}
+
+    @property
+    def shape(self) -> MpcShape:
+        """How updates are committed to and shared."""
+        return self._shape
+
+    @property
+    def projection(self) -> Projection:
+        """The round's, as norm proofs see it."""
+        return self._projection
+
+    @property
+    def shared_projection(self) -> SharedProjection:
+        """The round's, as shares see it."""
+        return self._shared
+
+    def verify_proofs(self, secret: SecretRound, agent_ids: Sequence[str]) -> None:
+        """Verify norm proofs, together; `find_reasons` says what came out.
+
+        Those that were verified before are not verified again.
+        """
+        read: list[Proven] = []
+        for agent_id in agent_ids:
+            if agent_id in self._proven:
+                continue
+            try:
+                proven = read_proof(secret, agent_id, self._fetch)
+                # Only its party compares it with a share, and that may be a lie.
+                parse_points(s.commitment for s in proven.committed.event.shares)
+                read.append(proven)
+            except SecretRoundError as error:
+                self._proven[agent_id] = error
+            except InvalidEncodingError as error:
+                detail = f"share commitments: {error}"
+                self._proven[agent_id] = SecretRoundError(Reason.INVALID_PROOF, detail)
+        verdicts = verify_norm_proofs(
+            [(proven.statement, proven.proof) for proven in read], self._projection
+        )
+        for proven, verdict in zip(read, verdicts, strict=True):
+            agent_id = proven.committed.event.agent_id
+            self._proven[agent_id] = proven if verdict is None else _to_error(verdict)
+
+    def find_reasons(
+        self, secret: SecretRound, agent_ids: Sequence[str]
+    ) -> dict[str, SecretRoundError | None]:
+        """Return for each agent why its commitment does not count; None if it does.
+
+        Args:
+            secret: The round; all parties have linked.
+            agent_ids: Agents that have proved.
+        """
+        self.verify_proofs(secret, agent_ids)
+        return {agent_id: self._find_reason(secret, agent_id) for agent_id in agent_ids}
+
+    def _find_reason(
+        self, secret: SecretRound, agent_id: str
+    ) -> SecretRoundError | None:
+        proven = self._proven[agent_id]
+        if isinstance(proven, SecretRoundError):
+            return proven
+        try:
+            links = [
+                self._get_link(secret, party.name, agent_id)
+                for party in secret.config.parties
+            ]
+            verify_link(
+                links,
+                projections=proven.proof.projection_values,
+                blinding=parse_scalar(proven.proof.z_blinding),
+            )
+        except SecretRoundError as error:
+            return error
+        except SharesDifferError as error:
+            return SecretRoundError(Reason.SHARES_DIFFER, str(error))
+        return None
+
+    def _get_link(self, secret: SecretRound, party: str, agent_id: str) -> Link:
+        ref = secret.links[party]
+        if ref.sha256 not in self._links:
+            self._links[ref.sha256] = _fetch_links(self._fetch, ref, self._shape)
+        link = self._links[ref.sha256].get(agent_id)
+        if link is None:
+            detail = f"party {party} says nothing of this share"
+            raise SecretRoundError(Reason.BAD_SHARE, detail)
+        if isinstance(link, SecretRoundError):
+            detail = f"party {party}: {link.detail}"
+            raise SecretRoundError(Reason.BAD_SHARE, detail)
+        return link
+
+    def find_partial_problem(
+        self, secret: SecretRound, party: str
+    ) -> PartySum | SecretRoundError:
+        """Return a party's part of the sealed sum, or why it is not its own."""
+        assert secret.sealed is not None, "only a sealed round has a sum"
+        accepted = secret.accepted()
+        index = [p.name for p in secret.config.parties].index(party)
+        try:
+            blob = self._fetch(
+                secret.partials[party].blob, self._shape.max_partial_size
+            )
+            party_sum = parse_partial(blob, self._shape)
+            verify_party_sum(
+                party_sum,
+                commitments=[c.event.shares[index].commitment for c in accepted],
+                links=[
+                    self._get_link(secret, party, c.event.agent_id) for c in accepted
+                ],
+                weights=[c.event.num_examples for c in accepted],
+                projection=self._shared,
+            )
+        except (SecretRoundError, WrongPartialError) as error:
+            return SecretRoundError(Reason.WRONG_PARTIAL, str(error))
+        except InvalidEncodingError as error:
+            # A share commitment that is no point: its party has not opened it.
+            return SecretRoundError(Reason.WRONG_PARTIAL, str(error))
+        return party_sum
+
+    def compute_result(
+        self, secret: SecretRound, party_sums: Sequence[PartySum], base_blob: bytes
+    ) -> RoundResult:
+        """Add up the parts, check that they open the commitments, apply the sum.
+
+        Args:
+            secret: The round, sealed.
+            party_sums: One of each party, each verified.
+            base_blob: The base model's blob, digest verified.
+
+        Raises:
+            SecretRoundError: they do not open them: a party lied, and nobody can say
+                which. Nothing follows from such a round.
+        """
+        sealed = secret.sealed
+        assert sealed is not None, "only a sealed round has a sum"
+        rows = combine_rows(
+            [
+                parse_statement(
+                    secret.config,
+                    c.event,
+                    self._fetch(c.event.commitments, self._shape.commitments_size),
+                ).rows
+                for c in secret.accepted()
+            ],
+            [c.num_examples for c in sealed.contributions],
+        )
+        try:
+            total = open_aggregate(party_sums, rows)
+        except WrongSumError as error:
+            raise SecretRoundError(Reason.WRONG_PARTIAL, str(error)) from error
+        return apply_sum(total, sealed, base_blob)
+
+
+def _fetch_links(
+    fetch: Fetch, ref: e.BlobRef, shape: MpcShape
+) -> Mapping[str, Link | SecretRoundError]:
+    """Return a party's links by agent; none if its blob is not one.
+
+    A party whose links nobody can read has linked nothing: its silence on each agent is
+    what the ledger then shows.
+    """
+    try:
+        return parse_links(fetch(ref, shape.max_links_size))
+    except SecretRoundError:
+        return {}
+
+
+def _to_error(error: InvalidProofError) -> SecretRoundError:
+    return SecretRoundError(Reason.INVALID_PROOF, str(error))

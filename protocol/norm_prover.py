@@ -1,0 +1,516 @@
+"""The agent's side of the norm proof: commit, and when the round is closed, prove.
+
+    state = commit_update(values, …)            # publish state.statement, share secrets
+    proof = prove_norm(state, projection)       # once the round's projection is known
+
+The notation is that of `protocol.norm_proof`.
+
+- A state proves under one projection only: two proofs under different projections have
+  the same masks, and their difference is a projection of the update in the clear.
+  Whoever keeps a state sees to that.
+- Proving again under the same projection gives the same bytes: what is random in a
+  proof is derived from a key that is drawn with the commitments. So an agent that
+  crashes in between may repeat it, and needs no good entropy twice.
+- What is of the size of the update is computed in floats, exactly; only what is of the
+  size of a row is computed with long integers. Each product says why it is exact.
+
+It deliberately does not try to take the same time for every secret: it runs where the
+secret is.
+
+Sources: PRIVACY.md section 2; Rabin, Shallit 1986 (four squares).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from math import isqrt
+from operator import mul
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from protocol.clipping import COMMITTED_LIMIT, compute_squared_norm
+from protocol.commitments import (
+    SCALAR_ORDER,
+    WIDE_SCALAR_SIZE,
+    choose_row_length,
+    commit_rows,
+    commit_scalar,
+    commit_scalars,
+    compute_num_rows,
+    encode_scalar,
+    to_rows,
+)
+from protocol.limbs import (
+    EXACT_LIMIT,
+    EXACT_LIMIT_FLOAT32,
+    LIMB_BITS,
+    NUM_LIMBS,
+    from_limbs,
+    multiply_limbs,
+    to_limbs,
+)
+from protocol.norm_proof import (
+    MASK_BITS,
+    MAX_ENTRIES,
+    MAX_ROW_LENGTH,
+    NUM_PROJECTIONS,
+    NUM_SQUARES,
+    PROJECTION_SIZE,
+    SEED_SIZE,
+    NormProof,
+    NormStatement,
+    Projection,
+    compute_exponents,
+    compute_powers,
+    draw_evaluation_challenge,
+    draw_projection_challenges,
+    expand_stream,
+    start_transcript,
+)
+
+_NONCE_DOMAIN: Final = b"folkmoot-norm-proof-nonces/v1\n"
+_MASK_SIZE: Final = 16
+#: Columns that are multiplied at once.
+_COLUMNS: Final = 512
+#: What the products of digits below are made of: a digit, a sum of K digits with signs,
+#: an entry of the update.
+_DIGIT: Final = 2**LIMB_BITS
+_DIGIT_SUM: Final = NUM_PROJECTIONS * _DIGIT  # = 2^23
+_ENTRY: Final = COMMITTED_LIMIT  # = 2^19
+_MAX_ROWS: Final = 2**12  # more would need longer rows than MAX_ENTRIES allows
+
+assert _DIGIT_SUM <= EXACT_LIMIT_FLOAT32
+assert _ENTRY * _ENTRY * MAX_ROW_LENGTH <= EXACT_LIMIT  # X X^T
+assert _DIGIT * _ENTRY * MAX_ROW_LENGTH <= EXACT_LIMIT  # X times μ, ν, a, y, (ρ^t)
+assert _DIGIT * _ENTRY * _MAX_ROWS <= EXACT_LIMIT  # Σ e^i x_i
+assert _DIGIT_SUM * _ENTRY * _COLUMNS <= EXACT_LIMIT  # λ times X
+assert _DIGIT_SUM * _DIGIT * _COLUMNS <= EXACT_LIMIT  # λ times μ, a, y
+assert _ENTRY * MAX_ENTRIES <= EXACT_LIMIT  # R x
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ProverState:
+    """What an agent keeps between the phases. Printing it shows only the statement.
+
+    Attributes:
+        statement: To be published.
+        values: The update, shape (d,) int64. **Secret.**
+        squares: a, four integers. **Secret.**
+        masks: y, K integers, -2^114 ≤ y < 2^114. **Secret.**
+        blindings: s_1 to s_M of rows, squares and masks, then s_μ. **Secret.**
+        nonce_key: What the masks of the proof are derived from, 32 bytes. **Secret.**
+    """
+
+    statement: NormStatement
+    values: NDArray[np.int64] = field(repr=False)
+    squares: tuple[int, ...] = field(repr=False)
+    masks: tuple[int, ...] = field(repr=False)
+    blindings: tuple[int, ...] = field(repr=False)
+    nonce_key: bytes = field(repr=False)
+
+
+def commit_update(
+    values: NDArray[np.int64],
+    *,
+    context: bytes,
+    squared_bound: int,
+    entropy: Callable[[int], bytes],
+    row_length: int | None = None,
+) -> ProverState:
+    """Commit to an update: the first phase.
+
+    Args:
+        values: shape (d,) int64, |x| < 2^19, Σ x² ≤ B². **Secret.**
+        context: As `NormStatement.context`.
+        squared_bound: B².
+        entropy: Gives so many unpredictable bytes.
+        row_length: n; that of `choose_row_length` unless told.
+
+    Returns:
+        The statement to publish, and what proving it takes.
+
+    Raises:
+        ValueError: the update is too long or has values out of range: it has to be
+            clipped first; or the statement is not possible; a bug.
+    """
+    length = row_length or choose_row_length(len(values))
+    num_rows = compute_num_rows(len(values), length)
+    drawn = entropy(WIDE_SCALAR_SIZE * (num_rows + 3))
+    blindings = tuple(_to_scalars(drawn))
+    rows = commit_rows(values, blindings[:num_rows], row_length=length)
+    gap = squared_bound - compute_squared_norm(values)
+    if gap < 0:
+        raise ValueError("the update is longer than the bound: clip it first")
+    squares = find_four_squares(gap, entropy)
+    masks = _to_masks(entropy(_MASK_SIZE * NUM_PROJECTIONS))
+    statement = NormStatement(
+        context=context,
+        num_values=len(values),
+        row_length=length,
+        squared_bound=squared_bound,
+        rows=rows,
+        squares=commit_scalars(squares, blindings[num_rows]),
+        masks=commit_scalars(masks, blindings[num_rows + 1]),
+    )
+    return ProverState(
+        statement=statement,
+        values=values,
+        squares=squares,
+        masks=masks,
+        blindings=blindings,
+        nonce_key=entropy(SEED_SIZE),
+    )
+
+
+def prove_norm(state: ProverState, projection: Projection) -> NormProof:
+    """Prove the statement of a state: the second phase.
+
+    Args:
+        state: As `commit_update` returned it; not used with another projection before.
+        projection: The round's.
+
+    Returns:
+        The proof: always the same for the same arguments.
+
+    Raises:
+        ValueError: the projection is of another shape; a bug.
+    """
+    statement = state.statement
+    matrix = to_rows(state.values, statement.row_length)
+    shape = (NUM_PROJECTIONS, len(matrix) + 1, statement.row_length)
+    if projection.signs.shape != shape:
+        msg = f"a projection of shape {projection.signs.shape}, not {shape}"
+        raise ValueError(msg)
+    rows = matrix.astype(np.float64)
+    transcript = start_transcript(statement, projection.seed)
+    nonces = _Nonces.derive(state.nonce_key, transcript.state, statement)
+    projected = _project(state, rows, projection)
+    projections = b"".join(
+        value.to_bytes(PROJECTION_SIZE, "little", signed=True) for value in projected
+    )
+    rho, alpha = draw_projection_challenges(transcript, projections)
+    wide = _WideVectors(
+        squares=state.squares,
+        masks=state.masks,
+        mu=nonces.mu,
+        nu=nonces.nu,
+        rhos=compute_powers(rho, NUM_PROJECTIONS),
+    )
+    coefficients = _compute_coefficients(rows, wide, alpha, projection)
+    tau = alpha * _dot(wide.rhos, projected)
+    constant = coefficients.pop(0) - statement.squared_bound - tau
+    assert constant % SCALAR_ORDER == 0, "the proof would be refused"
+    exponents = compute_exponents(len(rows))
+    mu_blinding = state.blindings[-1]
+    mask_points = (
+        commit_scalars(nonces.mu, mu_blinding),
+        commit_scalars(nonces.nu, nonces.nu_blinding),
+    )
+    points = tuple(
+        commit_scalar(coefficients[exponent], blinding)
+        for exponent, blinding in zip(exponents, nonces.blindings, strict=True)
+    )
+    e = draw_evaluation_challenge(transcript, (*mask_points, *points))
+    last = len(rows) + 2
+    powers = compute_powers(e, 2 * last + 2)
+    inverses = compute_powers(pow(e, -1, SCALAR_ORDER), last + 1)
+    ascending, descending = powers[1 : last + 1], inverses[1:last]
+    z = _evaluate(rows, ascending, (state.squares, state.masks), nonces.mu)
+    nu = [powers[last + 1] * value for value in nonces.nu]
+    z_prime = _evaluate(rows, descending, (state.squares,), nu)
+    bound = state.blindings[:-1]
+    z_prime_blinding = powers[last + 1] * nonces.nu_blinding
+    evaluations = (
+        powers[exponent] if exponent > 0 else inverses[-exponent]
+        for exponent in exponents
+    )
+    return NormProof(
+        projections=projections,
+        z_mask=mask_points[0],
+        z_prime_mask=mask_points[1],
+        coefficients=points,
+        z=b"".join(map(encode_scalar, z)),
+        z_prime=b"".join(map(encode_scalar, z_prime)),
+        z_blinding=encode_scalar(mu_blinding + _dot(ascending, bound)),
+        z_prime_blinding=encode_scalar(z_prime_blinding + _dot(descending, bound)),
+        relation_blinding=encode_scalar(_dot(evaluations, nonces.blindings)),
+    )
+
+
+def find_four_squares(
+    number: int, entropy: Callable[[int], bytes]
+) -> tuple[int, int, int, int]:
+    """Write a number as a sum of four squares.
+
+    Args:
+        number: At least 0; its logarithm's square is the work. **Secret.**
+        entropy: Gives so many unpredictable bytes; how many are taken is random.
+
+    Returns:
+        Four integers, at least 0. **Secret.**
+
+    Source: Rabin, Shallit 1986: guess two squares until the rest is a prime p = 1
+    mod 4, and write that as the sum of the other two.
+    """
+    if number == 0:
+        return 0, 0, 0, 0
+    # Powers of 4 have few representations; without them guesses succeed soon.
+    twos = ((number & -number).bit_length() - 1) // 2
+    rest = number >> (2 * twos)
+    while True:
+        first = _draw_below(isqrt(rest) + 1, entropy)
+        second = _draw_below(isqrt(rest - first * first) + 1, entropy)
+        pair = _find_two_squares(rest - first * first - second * second)
+        if pair is not None:
+            third, fourth = pair
+            return first << twos, second << twos, third << twos, fourth << twos
+
+
+def _find_two_squares(number: int) -> tuple[int, int] | None:
+    """Write 0, 1, 2 or a prime that is 1 modulo 4 as a sum of two squares."""
+    if number <= 2:  # noqa: PLR2004  # 0 = 0² + 0², 1 = 1² + 0², 2 = 1² + 1²
+        return (number + 1) // 2, number // 2
+    if number % 4 != 1:
+        return None
+    for base in (2, 3, 5, 7, 11, 13):
+        root = pow(base, (number - 1) // 4, number)
+        square = root * root % number
+        if square == number - 1:
+            break
+        if square != 1:  # not prime
+            return None
+    else:
+        return None
+    # Euclid's algorithm, stopped half way (Hermite, Serret).
+    large, small = number, root
+    while small * small > number:
+        large, small = small, large % small
+    other = isqrt(number - small * small)
+    if small * small + other * other != number:  # not prime after all
+        return None
+    return small, other
+
+
+def _draw_below(bound: int, entropy: Callable[[int], bytes]) -> int:
+    # 128 bits more than the bound has: within 2^-128 of uniform.
+    drawn = entropy(bound.bit_length() // 8 + 17)
+    return int.from_bytes(drawn, "little") % bound
+
+
+def _to_scalars(drawn: bytes) -> list[int]:
+    return [
+        int.from_bytes(drawn[begin : begin + WIDE_SCALAR_SIZE], "little") % SCALAR_ORDER
+        for begin in range(0, len(drawn), WIDE_SCALAR_SIZE)
+    ]
+
+
+def _to_masks(drawn: bytes) -> tuple[int, ...]:
+    span = 2 ** (MASK_BITS + 1)
+    return tuple(
+        int.from_bytes(drawn[begin : begin + _MASK_SIZE], "little") % span - span // 2
+        for begin in range(0, len(drawn), _MASK_SIZE)
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Nonces:
+    """What is random in a proof."""
+
+    mu: list[int] = field(repr=False)
+    nu: list[int] = field(repr=False)
+    nu_blinding: int = field(repr=False)
+    blindings: list[int] = field(repr=False)  # t_l
+
+    @classmethod
+    def derive(cls, key: bytes, state: bytes, statement: NormStatement) -> _Nonces:
+        length = statement.row_length
+        num_blindings = len(compute_exponents(statement.num_rows))
+        derived = hashlib.sha512(_NONCE_DOMAIN + key + state).digest()[:SEED_SIZE]
+        size = WIDE_SCALAR_SIZE * (2 * length + 1 + num_blindings)
+        scalars = _to_scalars(bytes(expand_stream(derived, size)))
+        return cls(
+            mu=scalars[:length],
+            nu=scalars[length : 2 * length],
+            nu_blinding=scalars[2 * length],
+            blindings=scalars[2 * length + 1 :],
+        )
+
+
+def _project(
+    state: ProverState, rows: NDArray[np.float64], projection: Projection
+) -> list[int]:
+    """Return w = R x' + y."""
+    total = np.zeros(NUM_PROJECTIONS)
+    for index, row in enumerate(rows):
+        total += projection.signs[:, index].astype(np.float64) @ row
+    signs = projection.signs[:, len(rows), :NUM_SQUARES].tolist()
+    return [
+        int(part) + _dot(of_squares, state.squares) + mask
+        for part, of_squares, mask in zip(total, signs, state.masks, strict=True)
+    ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _WideVectors:
+    """Vectors of long integers; shorter ones than a row end in zeros."""
+
+    squares: Sequence[int] = field(repr=False)
+    masks: Sequence[int] = field(repr=False)
+    mu: Sequence[int] = field(repr=False)
+    nu: Sequence[int] = field(repr=False)
+    rhos: Sequence[int]
+
+    def to_planes(self) -> NDArray[np.float64]:
+        """Return their digits: shape (5, 16, n), in the order of the attributes."""
+        vectors = (self.squares, self.masks, self.mu, self.nu, self.rhos)
+        planes = np.zeros((len(vectors), NUM_LIMBS, len(self.mu)))
+        for plane, vector in zip(planes, vectors, strict=True):
+            plane[:, : len(vector)] = to_limbs(v % SCALAR_ORDER for v in vector)
+        return planes
+
+
+class _Polynomial(dict[int, int]):
+    """Coefficients of e by exponent; none is zero."""
+
+    def add(self, exponent: int, value: int) -> None:
+        self[exponent] = self.get(exponent, 0) + value
+
+
+def _compute_coefficients(
+    rows: NDArray[np.float64],
+    wide: _WideVectors,
+    alpha: int,
+    projection: Projection,
+) -> _Polynomial:
+    """Return the coefficients of <z, z' + α λ>, not reduced modulo r."""
+    num_rows, length = rows.shape
+    last = num_rows + 2
+    polynomial = _Polynomial()
+    planes = wide.to_planes()
+
+    # <x_i, x_j> and the rows times the long vectors.
+    lags = _sum_diagonals((rows @ rows.T).astype(np.int64)[np.newaxis])[0]
+    for lag, value in enumerate(lags.tolist(), start=1 - num_rows):
+        polynomial.add(lag, value)
+    products = (rows @ planes.reshape(-1, length).T).astype(np.int64)
+    by_row = from_limbs(
+        products.reshape(num_rows, len(planes), NUM_LIMBS)
+        .transpose(2, 0, 1)
+        .reshape(NUM_LIMBS, -1)
+    )
+    for i in range(1, num_rows + 1):
+        begin = (i - 1) * len(planes)
+        of_a, of_y, of_mu, of_nu, of_rhos = by_row[begin : begin + len(planes)]
+        polynomial.add(i - (last - 1), of_a)
+        polynomial.add((last - 1) - i, of_a)
+        polynomial.add(last - i, of_y)
+        polynomial.add(-i, of_mu)
+        polynomial.add(i + last + 1, of_nu)
+        polynomial.add(i - last, alpha * of_rhos)
+
+    # The long vectors among themselves.
+    a, y, mu, nu, rhos = wide.squares, wide.masks, wide.mu, wide.nu, wide.rhos
+    polynomial.add(0, _dot(a, a) + alpha * _dot(y, rhos))
+    polynomial.add(1, _dot(y, a))
+    polynomial.add(-(last - 1), _dot(mu, a))
+    polynomial.add(last + 1, _dot(mu, nu))
+    polynomial.add(2 * last, _dot(a, nu))
+    polynomial.add(2 * last + 1, _dot(y, nu))
+    polynomial.add(-1, alpha * _dot(a, rhos))
+    polynomial.add(-last, alpha * _dot(mu, rhos))
+
+    # λ_1 to λ_(m+1), which are as large as R and only exist a few columns at a time.
+    by_lag, by_lambda = _multiply_lambda(rows, planes[:3], rhos, projection)
+    for lag, value in by_lag.items():
+        polynomial.add(lag, alpha * value)
+    for j, (of_a, of_y, of_mu) in enumerate(by_lambda, start=1):
+        polynomial.add((last - 1) - j, alpha * of_a)
+        polynomial.add(last - j, alpha * of_y)
+        polynomial.add(-j, alpha * of_mu)
+    return polynomial
+
+
+def _multiply_lambda(
+    rows: NDArray[np.float64],
+    planes: NDArray[np.float64],
+    rhos: Sequence[int],
+    projection: Projection,
+) -> tuple[dict[int, int], list[list[int]]]:
+    """Return the products of λ_1 to λ_(m+1), λ_j = Σ_t ρ^t R_t,j.
+
+    Args:
+        rows: X, shape (m, n).
+        planes: Digits of long vectors, shape (any, 16, n).
+        rhos: ρ^t.
+        projection: R.
+
+    Returns:
+        Σ <x_i, λ_j> by i - j, and for each j the products with the long vectors.
+    """
+    num_lambdas, length = projection.signs.shape[1:]
+    digits = to_limbs(rhos).astype(np.float32)
+    lags = np.zeros((NUM_LIMBS, num_lambdas + len(rows) - 1), dtype=object)
+    products = np.zeros(
+        (NUM_LIMBS, num_lambdas, len(planes), NUM_LIMBS), dtype=np.int64
+    )
+    for begin in range(0, length, _COLUMNS):
+        columns = slice(begin, begin + _COLUMNS)
+        signs = projection.signs[:, :, columns].astype(np.float32)
+        width = signs.shape[2]
+        lambdas = digits @ signs.reshape(NUM_PROJECTIONS, -1)
+        lambdas = lambdas.astype(np.float64).reshape(-1, width)
+        with_rows = (lambdas @ rows[:, columns].T).astype(np.int64)
+        # Digits of all blocks together can exceed 64 bits, those of one can't.
+        lags += _sum_diagonals(with_rows.reshape(NUM_LIMBS, num_lambdas, -1)).astype(
+            object
+        )
+        with_planes = lambdas @ planes[:, :, columns].reshape(-1, width).T
+        products += with_planes.astype(np.int64).reshape(products.shape)
+    by_lag = dict(enumerate(from_limbs(lags), start=1 - num_lambdas))
+    joined = from_limbs(multiply_limbs(products.transpose(0, 1, 3, 2)))
+    count = len(planes)
+    return by_lag, [joined[i : i + count] for i in range(0, len(joined), count)]
+
+
+def _sum_diagonals(products: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Sum each diagonal of matrices.
+
+    Args:
+        products: shape (any, q, c).
+
+    Returns:
+        shape (any, q + c - 1): the sums of the entries whose column less row is
+        1 - q, … , c - 1.
+    """
+    count, height, width = products.shape
+    # With rows one longer than the result's, each falls one column further right.
+    padded = np.zeros((count, height, width + height), dtype=np.int64)
+    padded[:, :, :width] = products[:, ::-1]
+    size = width + height - 1
+    flat = padded.reshape(count, -1)[:, : height * size]
+    sums: NDArray[np.int64] = flat.reshape(count, height, size).sum(axis=1)
+    return sums
+
+
+def _evaluate(
+    rows: NDArray[np.float64],
+    powers: Sequence[int],
+    others: Sequence[Sequence[int]],
+    mask: Sequence[int],
+) -> list[int]:
+    """Return mask + Σ power · row, where the last rows are long integers."""
+    digits = to_limbs(powers[: len(rows)]).astype(np.float64)
+    total = from_limbs((digits @ rows).astype(np.int64))
+    for power, other in zip(powers[len(rows) :], others, strict=True):
+        for column, value in enumerate(other):
+            total[column] += power * value
+    return [a + b for a, b in zip(total, mask, strict=True)]
+
+
+def _dot(left: Iterable[int], right: Iterable[int]) -> int:
+    """Return the inner product; the longer one's rest meets zeros."""
+    return sum(map(mul, left, right))

@@ -1,0 +1,151 @@
+"""What the log says of a round whose updates nobody sees, and whose turn it is.
+
+Agents, parties, the aggregator and the audit all follow a round with `follow`, beside
+the rounds decider's own step. It keeps what counted, not what was said: an event that
+the decider refused is not here.
+
+Deliberately not here: rules (`protocol.rounds`) and what is in the blobs
+(`protocol.mpc`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+
+from protocol.decider import Sequenced
+from protocol.rounds import MPC, RoundsState, has_all_links, has_all_partials
+from schemas import events as e
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Committed:
+    """A commitment that counts, and where it is."""
+
+    leaf_index: int
+    event: e.UpdateCommitted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Partial:
+    """A party's part of the sum, and where it is."""
+
+    leaf_index: int
+    blob: e.BlobRef
+
+
+class Owed(StrEnum):
+    """What a round waits for."""
+
+    LINKS = "LINKS"
+    CHECKS = "CHECKS"
+    PARTIAL = "PARTIAL"
+    RESULT = "RESULT"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SecretRound:
+    """The round in progress.
+
+    Attributes:
+        config: The federation's parameters.
+        started: The fact that opened it.
+        commitments: What agents committed to, by agent; also those rejected since.
+        closed: The fact that closed the set, once it is closed.
+        proofs: Norm proofs, by agent.
+        links: What parties say of their shares, by party.
+        waiting: Agents whose contribution is neither accepted nor rejected.
+        has_all_proofs: Whether all of those have proved.
+        has_all_links: Whether all parties have linked.
+        sealed: The fact that sealed it, once it is sealed.
+        partials: Parts of the sum, by party.
+        has_all_partials: Whether all parties have given theirs.
+    """
+
+    config: e.FederationConfigured
+    started: e.RoundStarted
+    commitments: Mapping[str, Committed] = field(default_factory=dict)
+    closed: e.CommitmentsClosed | None = None
+    proofs: Mapping[str, e.BlobRef] = field(default_factory=dict)
+    links: Mapping[str, e.BlobRef] = field(default_factory=dict)
+    waiting: frozenset[str] = frozenset()
+    has_all_proofs: bool = False
+    has_all_links: bool = False
+    sealed: e.RoundSealed | None = None
+    partials: Mapping[str, Partial] = field(default_factory=dict)
+    has_all_partials: bool = False
+
+    def owed_by_party(self, party: str) -> Owed | None:
+        """Return what the round waits for from a party; None if nothing."""
+        if self.sealed is not None:
+            return None if party in self.partials else Owed.PARTIAL
+        if self.has_all_proofs and self.waiting and party not in self.links:
+            return Owed.LINKS
+        return None
+
+    def owed_by_aggregator(self) -> Owed | None:
+        """Return what the round waits for from the aggregator; None if nothing."""
+        if self.sealed is not None:
+            return Owed.RESULT if self.has_all_partials else None
+        return Owed.CHECKS if self.has_all_links and self.waiting else None
+
+    def accepted(self) -> list[Committed]:
+        """Return the commitments of the sealed set, in its order."""
+        assert self.sealed is not None, "only a sealed round has a sum"
+        return [self.commitments[c.agent_id] for c in self.sealed.contributions]
+
+
+def follow(
+    secret: SecretRound | None,
+    rounds: RoundsState,
+    leaf: Sequenced,
+) -> SecretRound | None:
+    """Move by one leaf.
+
+    Args:
+        secret: The round before it; None if there was none, or it is not secret.
+        rounds: The rounds decider's state after the leaf.
+        leaf: The leaf.
+
+    Returns:
+        The round after it; None if none is in progress.
+    """
+    config, current = rounds.config, rounds.current
+    if config is None or config.aggregation != MPC or current is None:
+        return None
+    if secret is None or secret.started != current.started:
+        secret = SecretRound(config=config, started=current.started)
+    event, index = leaf.event, leaf.leaf_index
+    match event:
+        case e.UpdateCommitted(agent_id=agent_id) if index in current.pending:
+            committed = Committed(leaf_index=index, event=event)
+            commitments = {**secret.commitments, agent_id: committed}
+            secret = replace(secret, commitments=commitments)
+        case e.NormProofSubmitted(agent_id=agent_id) if (
+            current.proofs.get(agent_id) == index
+        ):
+            secret = replace(secret, proofs={**secret.proofs, agent_id: event.proof})
+        case e.SharesLinked(party=party) if current.links.get(party) == index:
+            secret = replace(secret, links={**secret.links, party: event.links})
+        case e.PartialAggregateSubmitted(party=party) if (
+            current.partials.get(party) == index
+        ):
+            partial = Partial(leaf_index=index, blob=event.partial)
+            secret = replace(secret, partials={**secret.partials, party: partial})
+        case _:
+            pass
+    return replace(
+        secret,
+        closed=current.closed,
+        waiting=frozenset(pending.agent_id for pending in current.pending.values()),
+        has_all_proofs=current.has_all_proofs,
+        has_all_links=has_all_links(rounds),
+        sealed=current.sealed,
+        partials={
+            party: partial
+            for party, partial in secret.partials.items()
+            if party in current.partials
+        },
+        has_all_partials=has_all_partials(rounds),
+    )

@@ -1,0 +1,56 @@
+"""Challenges that nobody chooses: a proof's messages, hashed (Fiat and Shamir).
+
+Prover and verifier feed the same messages in the same order and draw the same
+challenges; whoever changes a message changes every challenge after it. The state is 64
+bytes, and each step replaces it:
+
+    append:     SHA-512(state ‖ 00 ‖ |label| ‖ label ‖ |data| ‖ data)
+    challenge:  SHA-512(state ‖ 01 ‖ |label| ‖ label), which is also the challenge
+
+with lengths as 8 bytes, little-endian, and the domain appended first to a state of
+zeros.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Final
+
+from protocol.commitments import SCALAR_ORDER
+
+STATE_SIZE: Final = 64
+
+_APPEND: Final = b"\x00"
+_CHALLENGE: Final = b"\x01"
+
+
+def _frame(data: bytes) -> bytes:
+    return len(data).to_bytes(8, "little") + data
+
+
+class Transcript:
+    """The messages of one proof so far."""
+
+    __slots__ = ("_state",)
+
+    def __init__(self, domain: bytes) -> None:
+        """Begin with what tells this protocol from all others."""
+        self._state = bytes(STATE_SIZE)
+        self.append(b"domain", domain)
+
+    @property
+    def state(self) -> bytes:
+        """A digest of everything so far, 64 bytes."""
+        return self._state
+
+    def append(self, label: bytes, data: bytes) -> None:
+        """Add a message."""
+        framed = _APPEND + _frame(label) + _frame(data)
+        self._state = hashlib.sha512(self._state + framed).digest()
+
+    def draw_challenge(self, label: bytes) -> int:
+        """Return a challenge, 1 ≤ e < r, within 2^-257 of uniform."""
+        framed = _CHALLENGE + _frame(label)
+        self._state = hashlib.sha512(self._state + framed).digest()
+        # Never zero: what is divided by a challenge always can be.
+        return 1 + int.from_bytes(self._state, "little") % (SCALAR_ORDER - 1)

@@ -1,0 +1,288 @@
+"""A party: opens the shares that are sealed to it, links them, adds them up.
+
+It follows the ledger with the rounds decider's own functions and says, of every secret
+round, two things: its links, once all proofs are there, and its part of the sum, once
+the round is sealed. Before either leaves the process, the party's memory has to permit
+it (`protocol.parties`): so whoever runs sequencer and deciders gets nothing by asking.
+
+A party that was killed reads the ledger again and says the same bytes: everything it
+says follows from blobs, its sealing key and the ledger.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from adapters import telemetry
+from adapters.blobs import BlobStore
+from adapters.party_identity import PartyIdentity, load_party
+from adapters.party_log import PartyLog
+from adapters.round_blobs import make_fetch
+from adapters.settings import Settings, load_settings
+from protocol.decider import step
+from protocol.log import OpenedLeaf
+from protocol.mpc import (
+    RoundVerifier,
+    SecretRoundError,
+    encode_links,
+    encode_partial,
+    open_shares,
+    read_proof,
+)
+from protocol.parties import Linked, PartyRefusesError, Summed
+from protocol.rounds import DECIDER, RoundsState
+from protocol.secret_round import SecretRound, follow
+from protocol.share_link import Link, compute_links, compute_party_sum
+from protocol.shares import Share
+from schemas import events as e
+from schemas import topics
+from streams.app import Service, Source, fail_stop, make_service_with_key
+from streams.following import Follower
+
+log = logging.getLogger(__name__)
+
+
+class Work(NamedTuple):
+    """A round that waits for a party, and the trace it belongs to."""
+
+    secret: SecretRound
+    traceparent: str
+
+
+LINKED_TOGETHER: Final = 16
+"""Shares in memory at a time: 8 bytes per parameter each."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartyState:
+    """The rounds decider's state, and the secret round in progress."""
+
+    rounds: RoundsState = DECIDER.initial
+    secret: SecretRound | None = None
+
+
+def make_step(
+    name: str,
+) -> Callable[[PartyState, OpenedLeaf], tuple[PartyState, list[Work]]]:
+    """Return how a party follows: what the leaf makes it owe. Pure."""
+
+    def follow_step(
+        state: PartyState, leaf: OpenedLeaf
+    ) -> tuple[PartyState, list[Work]]:
+        rounds, _ = step(DECIDER, state.rounds, leaf.sequenced)
+        secret = follow(state.secret, rounds, leaf.sequenced)
+        work = []
+        owed = None if secret is None else secret.owed_by_party(name)
+        before = None if state.secret is None else state.secret.owed_by_party(name)
+        if secret is not None and owed not in {None, before}:
+            work.append(Work(secret, leaf.traceparent))
+        return PartyState(rounds=rounds, secret=secret), work
+
+    return follow_step
+
+
+class Party:
+    """What one party computes and remembers; every method runs in a thread.
+
+    Args:
+        name: Its name in the federations that it serves.
+        identity: Its keys.
+        memory: What it has said.
+        store: Where blobs are.
+        min_cohort: The fewest contributions that it sums, whatever a federation says.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        identity: PartyIdentity,
+        memory: PartyLog,
+        store: BlobStore,
+        *,
+        min_cohort: int,
+    ) -> None:
+        self._name = name
+        self._identity = identity
+        self._memory = memory
+        self._store = store
+        self._fetch = make_fetch(store.fetch)
+        self._min_cohort = min_cohort
+        self._verifier: tuple[bytes, RoundVerifier] | None = None
+
+    def do(self, work: list[Work]) -> list[tuple[e.Event, str]]:
+        """Return what rounds wait for from this party, each with its trace."""
+        said: list[tuple[e.Event, str]] = []
+        for secret, traceparent in work:
+            with telemetry.span(
+                "process", topics.LEDGER, kind=telemetry.CONSUMER, parent=traceparent
+            ) as current:
+                answer = self.answer(secret)
+                if answer is not None:
+                    said.append((answer, current))
+        return said
+
+    def answer(
+        self, secret: SecretRound
+    ) -> e.SharesLinked | e.PartialAggregateSubmitted | None:
+        """Return what the round waits for from this party; None if it says nothing."""
+        config = secret.config
+        mine = next((p for p in config.parties if p.name == self._name), None)
+        if mine is None or mine.public_key != self._identity.key.public_key:
+            return None
+        try:
+            if secret.sealed is None:
+                return self._link(secret)
+            return self._sum(secret, secret.sealed)
+        except PartyRefusesError as error:
+            # Whoever asks has to live without an answer; the round waits for ever.
+            log.error("round %d: %s", secret.started.round, error)  # noqa: TRY400
+        return None
+
+    def _link(self, secret: SecretRound) -> e.SharesLinked:
+        assert secret.closed is not None, "all proofs are there"
+        verifier = self._get_verifier(secret)
+        agents = sorted(secret.waiting)
+        self._memory.permit_links(
+            Linked(
+                projection_seed=secret.closed.projection_seed,
+                updates=tuple(
+                    (
+                        secret.commitments[agent_id].event.commitments.sha256,
+                        secret.proofs[agent_id].sha256,
+                    )
+                    for agent_id in agents
+                ),
+            )
+        )
+        entries: dict[str, Link | SecretRoundError] = {}
+        for begin in range(0, len(agents), LINKED_TOGETHER):
+            self._link_some(
+                secret, agents[begin : begin + LINKED_TOGETHER], verifier, entries
+            )
+        log.info("round %d: linked %d shares", secret.started.round, len(entries))
+        return e.SharesLinked(
+            federation_id=secret.config.federation_id,
+            round=secret.started.round,
+            party=self._name,
+            links=self._store.store(encode_links(entries)),
+        )
+
+    def _link_some(
+        self,
+        secret: SecretRound,
+        agents: list[str],
+        verifier: RoundVerifier,
+        entries: dict[str, Link | SecretRoundError],
+    ) -> None:
+        opened: list[tuple[str, Share, tuple[int, ...]]] = []
+        for agent_id in agents:
+            try:
+                proven = read_proof(secret, agent_id, self._fetch)
+                share = self._open(proven.committed.event, verifier)
+            except SecretRoundError as error:
+                entries[agent_id] = error
+            else:
+                opened.append((agent_id, share, proven.challenges))
+        if not opened:
+            return
+        links = compute_links(
+            [share for _, share, _ in opened],
+            [challenges for _, _, challenges in opened],
+            verifier.shared_projection,
+        )
+        for (agent_id, _, _), link in zip(opened, links, strict=True):
+            entries[agent_id] = link
+
+    def _sum(
+        self, secret: SecretRound, sealed: e.RoundSealed
+    ) -> e.PartialAggregateSubmitted:
+        verifier = self._get_verifier(secret)
+        self._memory.permit_sum(
+            Summed.of(sealed),
+            min_cohort=max(self._min_cohort, secret.config.min_cohort),
+        )
+
+        def shares() -> Iterator[tuple[Share, int]]:
+            for committed in secret.accepted():
+                update = committed.event
+                share = self._open(update, verifier, was_linked=True)
+                yield share, update.num_examples
+
+        party_sum = compute_party_sum(
+            shares(),
+            shape=verifier.shape.shares,
+            projection=verifier.shared_projection,
+        )
+        log.info("round %d: summed %d", sealed.round, len(sealed.contributions))
+        return e.PartialAggregateSubmitted(
+            federation_id=sealed.federation_id,
+            round=sealed.round,
+            party=self._name,
+            num_contributions=len(sealed.contributions),
+            num_examples=sealed.num_examples,
+            partial=self._store.store(encode_partial(party_sum)),
+        )
+
+    def _open(
+        self,
+        update: e.UpdateCommitted,
+        verifier: RoundVerifier,
+        *,
+        was_linked: bool = False,
+    ) -> Share:
+        (share,) = (share for share in update.shares if share.party == self._name)
+        sealed = self._fetch(share.sealed, verifier.shape.max_sealed_size)
+        return open_shares(
+            update,
+            self._name,
+            sealed,
+            self._identity.sealing_key,
+            verifier.shape,
+            was_linked=was_linked,
+        )
+
+    def _get_verifier(self, secret: SecretRound) -> RoundVerifier:
+        """Return the round's projection; expanded once."""
+        assert secret.closed is not None, "there is no projection before"
+        seed = secret.closed.projection_seed
+        if self._verifier is None or self._verifier[0] != seed:
+            self._verifier = (seed, RoundVerifier(secret, self._fetch))
+        return self._verifier[1]
+
+
+def party_directory(settings: Settings, name: str) -> Path:
+    """Return where a party of this machine keeps its keys and its memory."""
+    return settings.state_directory / "parties" / name
+
+
+def make_party(name: str, *, min_cohort: int = 2) -> Service:
+    """Return a party's Faust app.
+
+    Raises:
+        KeyFileError: it has no keys.
+        PartyLogError: it lost its memory, or another process runs it.
+    """
+    settings = load_settings()
+    directory = party_directory(settings, name)
+    identity = load_party(directory)
+    memory = PartyLog(directory)
+    service = make_service_with_key(f"party-{name}", settings, identity.key)
+    party = Party(name, identity, memory, BlobStore(settings), min_cohort=min_cohort)
+    follower = Follower(service, PartyState, PartyState(), make_step(name))
+
+    @service.app.agent(service.topic(topics.LEDGER), name=service.name, concurrency=1)
+    async def follow_ledger(stream: Any) -> None:
+        async for event in stream.events():
+            with fail_stop():
+                source = Source(topics.LEDGER, event.message.partition)
+                work = await follower.follow(event)
+                for said, cause in await asyncio.to_thread(party.do, work):
+                    await service.send(said, cause, source)
+                await service.confirm()
+
+    return service

@@ -1,0 +1,160 @@
+"""Properties of commitments and norm proofs."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from protocol.clipping import compute_squared_norm
+from protocol.commitments import (
+    SCALAR_ORDER,
+    combine_rows,
+    commit_rows,
+    encode_scalar,
+    parse_scalar,
+    verify_opening,
+)
+from protocol.limbs import from_limbs, to_limbs
+from protocol.norm_proof import (
+    NUM_PROJECTIONS,
+    InvalidProofError,
+    Projection,
+    compute_blinding_challenges,
+    verify_norm_proof,
+)
+from protocol.norm_prover import commit_update, find_four_squares, prove_norm
+from schemas.codec import CodecError
+from tests.vectors.norm_proof.generate import decode_proof, encode_proof, make_prover
+from tests.vectors.shares.generate import SeededEntropy
+
+LARGEST = 2**19 - 1
+SEED = bytes(range(32))
+PROVER = make_prover()
+BLOB = encode_proof(PROVER.prove(SEED))
+PROJECTION = Projection.expand(SEED, num_rows=2, row_length=256)
+
+scalars = st.integers(0, SCALAR_ORDER - 1)
+
+
+@st.composite
+def updates(draw, max_values=1_500):
+    """Draw updates of every length, dense and sparse, with extremes among them."""
+    num_values = draw(st.integers(1, max_values))
+    largest = draw(st.sampled_from([0, 1, 512, LARGEST]))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    values = rng.integers(-largest, largest, num_values, endpoint=True)
+    places = draw(st.lists(st.integers(0, num_values - 1), max_size=4))
+    values[places] = draw(st.sampled_from([LARGEST, -LARGEST, 0]))
+    return values
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    updates(),
+    st.sampled_from([256, 512]),
+    st.sampled_from([0, 1, 6, 10**9, 2**61]),
+    st.binary(max_size=40),
+    st.binary(min_size=32, max_size=32),
+)
+def test_an_honest_proof_is_always_accepted(values, row_length, gap, context, seed):
+    state = commit_update(
+        values,
+        context=context,
+        squared_bound=compute_squared_norm(values) + gap,
+        entropy=SeededEntropy(seed.hex()),
+        row_length=row_length,
+    )
+    statement = state.statement
+    projection = Projection.expand(
+        seed, num_rows=statement.num_rows, row_length=row_length
+    )
+    proof = prove_norm(state, projection)
+
+    verify_norm_proof(statement, proof, projection)
+    *bound, of_mask = state.blindings
+    challenges = compute_blinding_challenges(statement, proof, seed)
+    combined = sum(c * s for c, s in zip(challenges, bound, strict=True))
+    assert parse_scalar(proof.z_blinding) == (combined + of_mask) % SCALAR_ORDER
+    signs = projection.signs.reshape(NUM_PROJECTIONS, -1).astype(np.int64)
+    end = statement.num_rows * row_length
+    projected = signs[:, : len(values)] @ values
+    projected += signs[:, end : end + 4] @ np.array(state.squares)
+    masked = zip(projected.tolist(), state.masks, strict=True)
+    assert proof.projection_values == tuple(w + y for w, y in masked)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, len(BLOB) - 1), st.integers(0, 7))
+def test_a_proof_with_any_bit_flipped_is_refused(index, bit):
+    blob = bytearray(BLOB)
+    blob[index] ^= 1 << bit
+
+    with pytest.raises((InvalidProofError, CodecError)):
+        verify_norm_proof(PROVER.statement, decode_proof(bytes(blob)), PROJECTION)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.data(), st.integers(1, 700), st.integers(1, 4))
+def test_sums_of_commitments_open_to_sums(data, num_values, num_agents):
+    num_rows = -(-num_values // 256)
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    total = np.zeros(num_values, np.int64)
+    total_blindings = [0] * num_rows
+    committed, weights = [], []
+    for _ in range(num_agents):
+        values = rng.integers(-LARGEST, LARGEST, num_values, endpoint=True)
+        blindings = [data.draw(scalars) for _ in range(num_rows)]
+        weight = data.draw(st.integers(1, 2**31))
+        committed.append(commit_rows(values, blindings))
+        weights.append(weight)
+        total += weight * values
+        total_blindings = [
+            a + weight * b for a, b in zip(total_blindings, blindings, strict=True)
+        ]
+    rows = combine_rows(committed, weights)
+
+    assert verify_opening(rows, total, total_blindings)
+    index = data.draw(st.integers(0, num_values - 1))
+    total[index] += data.draw(st.sampled_from([1, -1, 2**32]))
+    assert not verify_opening(rows, total, total_blindings)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**62), st.integers())
+def test_every_number_is_a_sum_of_four_squares(number, seed):
+    squares = find_four_squares(number, SeededEntropy(seed))
+
+    assert sum(s * s for s in squares) == number
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 2**256 - 1), min_size=1, max_size=20))
+def test_digits_stand_for_what_they_were_taken_from(values):
+    assert from_limbs(to_limbs(values).astype(np.int64)) == values
+
+
+@settings(deadline=None)
+@given(
+    st.lists(
+        st.lists(st.integers(-(2**62) + 1, 2**62 - 1), min_size=3, max_size=3),
+        min_size=1,
+        max_size=31,
+    )
+)
+def test_sums_of_digits_stand_for_their_sum(planes):
+    expected = [
+        sum(p << 16 * i for i, p in enumerate(column))
+        for column in zip(*planes, strict=True)
+    ]
+
+    assert from_limbs(np.array(planes, np.int64)) == expected
+    assert from_limbs(np.array(planes, object)) == expected
+
+
+@settings(deadline=None)
+@given(st.binary(min_size=32, max_size=32))
+def test_a_scalar_has_one_spelling(data):
+    try:
+        assert encode_scalar(parse_scalar(data)) == data
+    except ValueError:
+        assert int.from_bytes(data, "little") >= SCALAR_ORDER

@@ -1,0 +1,461 @@
+"""Whoever lies about an update, or about whose it is, is refused."""
+
+from dataclasses import fields, replace
+from functools import cache
+from math import isqrt
+
+import pytest
+from py_arkworks_bls12381 import G1Point, Scalar
+
+from protocol.commitments import (
+    SCALAR_ORDER,
+    commit_scalars,
+    encode_point,
+    encode_scalar,
+    parse_point,
+    parse_scalar,
+)
+from protocol.norm_proof import (
+    MAX_PROJECTION,
+    NormProof,
+    Projection,
+    verify_norm_proof,
+    verify_norm_proofs,
+)
+from protocol.norm_prover import find_four_squares
+from tests.slow_norm_prover import centre
+from tests.vectors.norm_proof.generate import (
+    IDENTITY,
+    NUM_ROWS,
+    NUM_VALUES,
+    OUTSIDE,
+    ROW_LENGTH,
+    SEED,
+    make_prover,
+    make_values,
+)
+from tests.vectors.shares.generate import SeededEntropy
+
+OTHER_SEED = bytes(32)
+VALUES = make_values(1).tolist()
+NORM = sum(value * value for value in VALUES)
+BOUND = NORM + 12_345
+LAST = (SCALAR_ORDER - 1).to_bytes(32, "little")
+#: i² = -1 modulo r: a² + (i a)² is zero for every a.
+ROOT = pow(7, (SCALAR_ORDER - 1) // 4, SCALAR_ORDER)
+
+
+@cache
+def project(seed=SEED):
+    return Projection.expand(seed, num_rows=NUM_ROWS, row_length=ROW_LENGTH)
+
+
+@cache
+def prove(name="a"):
+    prover = make_prover(name)
+    return prover.statement, prover.prove(SEED)
+
+
+def find_refusal(statement, proof, seed=SEED):
+    (verdict,) = verify_norm_proofs([(statement, proof)], project(seed))
+    return verdict and str(verdict.reason)
+
+
+def to_rows(values):
+    return [values[:ROW_LENGTH], values[ROW_LENGTH:]]
+
+
+def test_what_is_attacked_below_is_accepted():
+    assert find_refusal(*prove("a")) is None
+    assert find_refusal(*prove("b")) is None
+    assert ROOT * ROOT % SCALAR_ORDER == SCALAR_ORDER - 1
+
+
+# Replays
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"context": b"another agent"},
+        {"context": b""},
+        {"squared_bound": BOUND - 1},
+        {"squared_bound": BOUND + 1},
+        {"num_values": NUM_VALUES + 1},
+    ],
+    ids=str,
+)
+def test_a_proof_is_good_for_its_statement_alone(changes):
+    statement, proof = prove()
+
+    assert find_refusal(replace(statement, **changes), proof) == "NOT_PROVEN"
+
+
+def test_a_proof_is_good_for_its_round_alone():
+    assert find_refusal(*prove(), seed=OTHER_SEED) == "NOT_PROVEN"
+
+
+def test_a_proof_of_other_commitments_is_refused():
+    statement, _ = prove("a")
+    other, proof = prove("b")
+
+    assert find_refusal(statement, proof) == "NOT_PROVEN"
+    for name in ("rows", "squares", "masks"):
+        mixed = replace(other, **{name: getattr(statement, name)})
+        assert find_refusal(mixed, proof) == "NOT_PROVEN"
+
+
+def test_no_part_of_another_proof_fits():
+    statement, proof = prove("a")
+    _, other = prove("b")
+
+    for part in fields(NormProof):
+        mixed = replace(proof, **{part.name: getattr(other, part.name)})
+        assert find_refusal(statement, mixed) == "NOT_PROVEN"
+
+
+def test_commitments_shifted_by_a_known_vector_are_not_proven():
+    statement, proof = prove()
+    shift = parse_point(commit_scalars([1], 0))
+    shifted = encode_point(parse_point(statement.rows[0]) + shift)
+
+    moved = replace(statement, rows=(shifted, *statement.rows[1:]))
+    assert find_refusal(moved, proof) == "NOT_PROVEN"
+
+
+# Encodings
+
+
+def each_point(statement, proof):
+    """Yield the name, and a function that replaces one point, for every point."""
+    for index in range(len(statement.rows)):
+        rows = [*statement.rows]
+        yield (
+            f"row {index}",
+            lambda point, rows=rows, index=index: (
+                replace(statement, rows=(*rows[:index], point, *rows[index + 1 :])),
+                proof,
+            ),
+        )
+    for name in ("squares", "masks"):
+        yield (
+            name,
+            lambda point, name=name: (replace(statement, **{name: point}), proof),
+        )
+    for name in ("z_mask", "z_prime_mask"):
+        yield (
+            name,
+            lambda point, name=name: (statement, replace(proof, **{name: point})),
+        )
+    points = proof.coefficients
+    for index in range(len(points)):
+        yield (
+            f"coefficient {index}",
+            lambda point, index=index: (
+                statement,
+                replace(
+                    proof,
+                    coefficients=(*points[:index], point, *points[index + 1 :]),
+                ),
+            ),
+        )
+
+
+POINTS = dict(each_point(*prove()))
+
+
+@pytest.mark.parametrize("name", POINTS)
+@pytest.mark.parametrize("point", [IDENTITY, OUTSIDE, b"", bytes(48), b"\xff" * 48])
+def test_no_point_may_be_anything_but_a_point_of_the_group(name, point):
+    assert find_refusal(*POINTS[name](point)) == "INVALID_ENCODING"
+
+
+@pytest.mark.parametrize("name", POINTS)
+def test_no_point_may_be_another(name):
+    point = commit_scalars([1], 2)
+
+    assert find_refusal(*POINTS[name](point)) == "NOT_PROVEN"
+
+
+@pytest.mark.parametrize("name", POINTS)
+def test_no_point_may_have_a_part_outside_the_subgroup(name):
+    outside = G1Point.from_compressed_bytes_unchecked(OUTSIDE)
+    # r times any point: nothing is left of its part in the subgroup.
+    small = outside * Scalar.from_le_bytes(LAST) + outside
+    good = parse_point(commit_scalars([1], 2))
+    assert small != G1Point.identity()
+
+    refusal = find_refusal(*POINTS[name](encode_point(good + small)))
+    assert refusal == "INVALID_ENCODING"
+
+
+SCALARS = [
+    *((name, 32 * i) for name in ("z", "z_prime") for i in (0, 1, 127, 128, 255)),
+    *((name, 0) for name in ("z_blinding", "z_prime_blinding", "relation_blinding")),
+]
+
+
+@pytest.mark.parametrize(("name", "begin"), SCALARS)
+def test_scalars_have_one_spelling_and_one_value(name, begin):
+    statement, proof = prove()
+    data = getattr(proof, name)
+    value = int.from_bytes(data[begin : begin + 32], "little")
+
+    def change(scalar):
+        changed = data[:begin] + scalar + data[begin + 32 :]
+        return find_refusal(statement, replace(proof, **{name: changed}))
+
+    for wrapped in (value + SCALAR_ORDER, SCALAR_ORDER, 2**256 - 1):
+        assert change(wrapped.to_bytes(32, "little")) == "INVALID_ENCODING"
+    for wrong in (value + 1, value - 1, -value, 0):
+        assert change(encode_scalar(wrong)) == "NOT_PROVEN"
+
+
+@pytest.mark.parametrize("part", fields(NormProof), ids=lambda part: part.name)
+def test_every_field_has_one_length(part):
+    statement, proof = prove()
+    value = getattr(proof, part.name)
+    if isinstance(value, tuple):
+        others = [(), value[:-1], (*value, value[0])]
+    else:
+        others = [b"", value[:-1], value + b"\0", value[: len(value) // 2]]
+
+    for other in others:
+        changed = replace(proof, **{part.name: other})
+        assert find_refusal(statement, changed) in {"WRONG_SHAPE", "INVALID_ENCODING"}
+
+
+def test_there_are_as_many_rows_as_values_need():
+    statement, proof = prove()
+    rows = statement.rows
+
+    for other in ((), rows[:1], (*rows, rows[0])):
+        changed = replace(statement, rows=other)
+        assert find_refusal(changed, proof) == "WRONG_SHAPE"
+
+
+# Updates that are too long
+
+
+@pytest.mark.parametrize("squares", [[1, 1, 1, 1], [0, 0, 0, 0]])
+def test_an_update_that_is_twice_as_long_is_refused(squares):
+    rows = to_rows([2 * value for value in VALUES])
+    prover = make_prover(rows=rows, squares=squares, squared_bound=BOUND)
+
+    assert find_refusal(prover.statement, prover.prove(SEED)) == "NOT_PROVEN"
+
+
+def test_an_update_that_is_one_too_long_is_refused():
+    bound = NORM - 1
+    for squares in ([0, 0, 0, 0], [1, 0, 0, 0]):
+        prover = make_prover(squares=squares, squared_bound=bound)
+        assert find_refusal(prover.statement, prover.prove(SEED)) == "NOT_PROVEN"
+
+
+def test_squares_of_another_sum_are_refused():
+    prover = make_prover(squares=[111, 4, 2, 3], squared_bound=BOUND)
+
+    assert find_refusal(prover.statement, prover.prove(SEED)) == "NOT_PROVEN"
+
+
+def test_an_imaginary_square_is_refused():
+    # -1 = i²: modulo r a "square" makes up for any excess.
+    prover = make_prover(squares=[ROOT, 0, 0, 0], squared_bound=NORM - 1)
+    said = [lambda w: w, lambda w: [value % 2**100 for value in w]]
+
+    reasons = [find_refusal(prover.statement, prover.prove(SEED, lie)) for lie in said]
+    assert reasons == ["PROJECTION_OUT_OF_RANGE", "NOT_PROVEN"]
+
+
+# Wraparound: entries so large that their squares vanish modulo r
+
+
+def wrapped_pair(size):
+    """Return rows with a and i a among honest values: 0 in all, modulo r."""
+    values = [*VALUES]
+    values[7], values[270] = size, size * ROOT % SCALAR_ORDER
+    return values
+
+
+def wrapped_four():
+    """Return rows with four values of 128 bits whose squares are r in all."""
+    values = [*VALUES]
+    values[3:7] = find_four_squares(SCALAR_ORDER, SeededEntropy("r"))
+    return values
+
+
+def wrapped_all():
+    """Return rows of equal values, as small as they can be to reach r together."""
+    return [isqrt(SCALAR_ORDER // (NUM_ROWS * ROW_LENGTH))] * (NUM_ROWS * ROW_LENGTH)
+
+
+WRAPPED = {
+    "just beyond the limit": wrapped_pair(2 * MAX_PROJECTION + 1),
+    "2^120": wrapped_pair(2**120),
+    "2^200": wrapped_pair(2**200),
+    "half of r": wrapped_pair(SCALAR_ORDER // 2),
+    "four of 128 bits": wrapped_four(),
+    "all of 123 bits": wrapped_all(),
+}
+
+
+def make_wrapped(name, **others):
+    values = WRAPPED[name]
+    gap = (BOUND - sum(value * value for value in values)) % SCALAR_ORDER
+    squares = find_four_squares(gap, SeededEntropy("gap"))
+    return make_prover(
+        rows=to_rows(values), squares=squares, squared_bound=BOUND, **others
+    )
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_wraparound_is_out_of_range(name):
+    prover = make_wrapped(name)
+
+    reason = find_refusal(prover.statement, prover.prove(SEED))
+    assert reason == "PROJECTION_OUT_OF_RANGE"
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+@pytest.mark.parametrize(
+    "lie",
+    [
+        lambda w: [max(-MAX_PROJECTION, min(MAX_PROJECTION, v)) for v in w],
+        lambda w: [v if abs(v) <= MAX_PROJECTION else v % 2**114 for v in w],
+        lambda w: [0] * len(w),
+    ],
+    ids=["saturated", "reduced", "zero"],
+)
+def test_wraparound_with_projections_in_range_is_not_proven(name, lie):
+    prover = make_wrapped(name)
+
+    assert find_refusal(prover.statement, prover.prove(SEED, lie)) == "NOT_PROVEN"
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_whoever_knows_the_projection_beforehand_can_wrap_around(name):
+    # Why the seed depends on all commitments, and masks are committed to with them.
+    careful = make_wrapped(name)
+    signs = project().signs.reshape(128, -1).tolist()
+    entries = [entry for row in careful.bound for entry in row]
+    masks = [
+        centre(-sum(a * b for a, b in zip(row, entries, strict=True))) for row in signs
+    ]
+    prover = make_wrapped(name, masks=masks)
+
+    assert find_refusal(prover.statement, prover.prove(SEED)) is None
+    other = find_refusal(prover.statement, prover.prove(OTHER_SEED), OTHER_SEED)
+    assert other == "PROJECTION_OUT_OF_RANGE"
+
+
+# Lies about projections
+
+
+@pytest.mark.parametrize("index", [0, 64, 127])
+@pytest.mark.parametrize("by", [1, -1, 2**64])
+def test_projections_are_what_the_commitments_say(index, by):
+    def lie(w):
+        return [*w[:index], w[index] + by, *w[index + 1 :]]
+
+    prover = make_prover()
+    assert find_refusal(prover.statement, prover.prove(SEED, lie)) == "NOT_PROVEN"
+
+
+def test_projections_may_not_be_permuted():
+    prover = make_prover()
+
+    proof = prover.prove(SEED, lambda w: w[::-1])
+    assert find_refusal(prover.statement, proof) == "NOT_PROVEN"
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (MAX_PROJECTION, None),
+        (-MAX_PROJECTION, None),
+        (MAX_PROJECTION + 1, "PROJECTION_OUT_OF_RANGE"),
+        (-MAX_PROJECTION - 1, "PROJECTION_OUT_OF_RANGE"),
+    ],
+)
+def test_the_range_of_projections_has_an_end(value, reason):
+    draft = make_prover()
+    first = draft.project(project().signs.tolist())[0]
+    masks = [*draft.masks[:128]]
+    masks[0] += value - first
+    prover = make_prover(masks=masks)
+
+    assert find_refusal(prover.statement, prover.prove(SEED)) == reason
+
+
+# Batches
+
+
+@pytest.mark.parametrize(
+    "name", ["z_blinding", "z_prime_blinding", "relation_blinding"]
+)
+def test_errors_of_two_proofs_do_not_cancel(name):
+    items = []
+    for prover, by in (("a", 1), ("b", -1)):
+        statement, proof = prove(prover)
+        wrong = encode_scalar(parse_scalar(getattr(proof, name)) + by)
+        items.append((statement, replace(proof, **{name: wrong})))
+
+    verdicts = verify_norm_proofs(items, project())
+    assert [str(verdict.reason) for verdict in verdicts] == ["NOT_PROVEN"] * 2
+
+
+def test_errors_of_one_proof_do_not_cancel():
+    statement, proof = prove()
+
+    def add(name, by):
+        return encode_scalar(parse_scalar(getattr(proof, name)) + by)
+
+    wrong = replace(
+        proof,
+        z_blinding=add("z_blinding", 1),
+        z_prime_blinding=add("z_prime_blinding", -1),
+    )
+    assert find_refusal(statement, wrong) == "NOT_PROVEN"
+
+
+def test_a_bad_proof_among_good_ones_harms_nobody():
+    good, bad = prove("a"), (prove("a")[0], prove("b")[1])
+
+    for items in ([good, bad], [bad, good], [bad, good, bad], [good, bad, good]):
+        verdicts = verify_norm_proofs(items, project())
+        assert [verdict is None for verdict in verdicts] == [i is good for i in items]
+
+
+def test_verification_says_what_it_found():
+    statement, proof = prove()
+
+    verify_norm_proof(statement, proof, project())
+    with pytest.raises(ValueError, match="NOT_PROVEN"):
+        verify_norm_proof(replace(statement, context=b""), proof, project())
+
+
+# Every byte
+
+
+def each_byte(proof):
+    """Yield field, index in a tuple, and offset, for some bytes of every item."""
+    for part in fields(NormProof):
+        value = getattr(proof, part.name)
+        items = value if isinstance(value, tuple) else (value,)
+        for index, item in enumerate(items):
+            offsets = {0, len(item) - 1, *range(5, len(item), max(11, len(item) // 24))}
+            for offset in sorted(offsets):
+                yield part.name, index, offset
+
+
+def test_every_byte_counts():
+    statement, proof = prove()
+    for name, index, offset in each_byte(proof):
+        value = getattr(proof, name)
+        items = [*value] if isinstance(value, tuple) else [value]
+        flipped = bytearray(items[index])
+        flipped[offset] ^= 1 << offset % 8
+        items[index] = bytes(flipped)
+        changed = tuple(items) if isinstance(value, tuple) else items[0]
+        refusal = find_refusal(statement, replace(proof, **{name: changed}))
+        assert refusal is not None, (name, index, offset)

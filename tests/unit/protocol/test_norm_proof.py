@@ -1,0 +1,511 @@
+"""Honest proofs are accepted, to the last bit of the bound, and show no secrets."""
+
+import hashlib
+import json
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from protocol.clipping import compute_squared_norm
+from protocol.commitments import (
+    SCALAR_ORDER,
+    commit_rows,
+    commit_scalars,
+    encode_scalar,
+    parse_scalar,
+)
+from protocol.norm_proof import (
+    MASK_BITS,
+    MAX_PROJECTION,
+    MAX_SQUARED_BOUND,
+    NUM_PROJECTIONS,
+    InvalidProofError,
+    Projection,
+    check_commitments,
+    compute_blinding_challenges,
+    compute_challenges,
+    compute_exponents,
+    compute_powers,
+    expand_projection,
+    start_transcript,
+    verify_norm_proof,
+    verify_norm_proofs,
+)
+from protocol.norm_prover import (
+    _Nonces,
+    commit_update,
+    find_four_squares,
+    prove_norm,
+)
+from tests.slow_norm_prover import FastGroup, PyEccGroup, SlowProver
+from tests.vectors.norm_proof.generate import (
+    IDENTITY,
+    NUM_ROWS,
+    NUM_VALUES,
+    OUTSIDE,
+    ROW_LENGTH,
+    SEED,
+    build_norm_proof,
+    decode_proof,
+    encode_proof,
+    make_prover,
+    make_values,
+    read_proof,
+    read_statement,
+    render,
+)
+from tests.vectors.shares.generate import SeededEntropy
+
+FILE = Path(__file__).parents[2] / "vectors" / "norm_proof" / "norm_proof.json"
+VECTORS = json.loads(FILE.read_text(encoding="utf-8"))
+CONTEXT = b"context"
+
+
+def commit(values, *, gap=1_000, seed=1, **others):
+    bound = compute_squared_norm(values) + gap
+    return commit_update(
+        values,
+        **{
+            "context": CONTEXT,
+            "squared_bound": bound,
+            "entropy": SeededEntropy(seed),
+            **others,
+        },
+    )
+
+
+@cache
+def project(num_values=NUM_VALUES, row_length=ROW_LENGTH, seed=SEED):
+    num_rows = -(-num_values // row_length)
+    return Projection.expand(seed, num_rows=num_rows, row_length=row_length)
+
+
+@cache
+def make_proof(seed=1):
+    state = commit(make_values(seed), seed=seed)
+    return state, prove_norm(state, project())
+
+
+# Vectors
+
+
+def test_the_generator_gives_the_vectors():
+    assert render(build_norm_proof()) == FILE.read_text(encoding="utf-8")
+
+
+def test_the_good_vector_is_accepted():
+    statement, seed = read_statement(VECTORS)
+    proof = read_proof(VECTORS)
+
+    verify_norm_proof(statement, proof, project(seed=seed))
+
+
+def test_the_good_vector_has_its_challenges():
+    statement, seed = read_statement(VECTORS)
+    challenges = compute_challenges(statement, read_proof(VECTORS), seed)
+
+    for name in ("rho", "alpha", "e"):
+        assert encode_scalar(getattr(challenges, name)).hex() == VECTORS[name]
+
+
+def test_the_good_vector_has_its_projection():
+    signs = project(seed=bytes.fromhex(VECTORS["seed"])).signs
+
+    digest = hashlib.sha256(signs.tobytes()).hexdigest()
+    assert digest == VECTORS["signs_sha256"]
+
+
+@pytest.mark.parametrize("bad", VECTORS["bad"], ids=lambda bad: bad["why"])
+def test_bad_vectors_are_refused(bad):
+    statement, seed = read_statement(VECTORS, bad["changes"])
+    projection = project(num_values=statement.num_values, seed=seed)
+
+    with pytest.raises(InvalidProofError) as caught:
+        verify_norm_proof(statement, read_proof(VECTORS, bad["changes"]), projection)
+    assert caught.value.reason == bad["reason"]
+    assert caught.value.detail in str(caught.value)
+
+
+# Two provers
+
+
+def make_slow(state, **others):
+    """Return a slow prover of the same statement, with the same secrets."""
+    statement = state.statement
+    values, length = state.values.tolist(), statement.row_length
+    entropy = SeededEntropy("slow")
+    return SlowProver(
+        context=statement.context,
+        num_values=statement.num_values,
+        row_length=length,
+        squared_bound=statement.squared_bound,
+        rows=[values[i : i + length] for i in range(0, len(values), length)],
+        squares=state.squares,
+        masks=state.masks,
+        blindings=state.blindings,
+        draw=lambda: int.from_bytes(entropy(64), "little") % SCALAR_ORDER,
+        **others,
+    )
+
+
+def get_nonces(state):
+    transcript = start_transcript(state.statement, SEED)
+    nonces = _Nonces.derive(state.nonce_key, transcript.state, state.statement)
+    return nonces.mu, nonces.nu, nonces.nu_blinding, nonces.blindings
+
+
+@pytest.mark.parametrize("group", [PyEccGroup, FastGroup])
+def test_both_provers_agree_to_the_bit(group):
+    state, proof = make_proof()
+    slow = make_slow(state, group=group)
+
+    assert slow.statement == state.statement
+    assert slow.prove(SEED, nonces=get_nonces(state)) == proof
+
+
+@pytest.mark.parametrize(
+    ("num_values", "row_length"), [(1, 256), (256, 256), (1500, 512), (3000, 256)]
+)
+def test_both_provers_agree_on_other_shapes(num_values, row_length):
+    values = np.full(num_values, 1 - 2**19)
+    state = commit(values, gap=2**61, row_length=row_length)
+    slow = make_slow(state)
+
+    fast = prove_norm(state, project(num_values, row_length))
+    assert slow.prove(SEED, nonces=get_nonces(state)) == fast
+
+
+def test_the_slow_prover_is_accepted_with_nonces_of_its_own():
+    prover = make_prover("b")
+
+    verify_norm_proof(prover.statement, prover.prove(SEED), project())
+
+
+def test_the_fast_prover_is_exact_with_several_blocks_of_columns():
+    values = np.full(5_000, 2**19 - 1)
+    values[::2] *= -1
+    state = commit(values, row_length=2048)
+    projection = project(5_000, 2048)
+
+    verify_norm_proof(state.statement, prove_norm(state, projection), projection)
+
+
+# The bound
+
+
+@pytest.mark.parametrize("gap", [0, 1, 2, 3, 7, 2**40])
+def test_the_bound_may_be_reached_but_not_exceeded(gap):
+    values = make_values(6)
+    state = commit(values, gap=gap)
+    proof = prove_norm(state, project())
+
+    verify_norm_proof(state.statement, proof, project())
+    with pytest.raises(ValueError, match="clip it first"):
+        commit(values, gap=-1 - gap)
+
+
+def test_what_no_statement_is_about_is_not_committed_to():
+    with pytest.raises(ValueError, match="a squared norm bound"):
+        commit(make_values(1), gap=MAX_SQUARED_BOUND)
+    with pytest.raises(ValueError, match="don't fit rows of 256"):
+        commit(np.zeros(256 * 124 + 1, np.int64), row_length=256)
+    with pytest.raises(ValueError, match="a row length of 300"):
+        commit(make_values(1), row_length=300)
+    with pytest.raises(ValueError, match="clip it first"):
+        commit(np.array([2**19]))
+
+
+@pytest.mark.parametrize("bound", [0, 1, MAX_SQUARED_BOUND])
+def test_the_zero_update_is_within_every_bound(bound):
+    state = commit(np.zeros(NUM_VALUES, np.int64), gap=bound)
+
+    verify_norm_proof(state.statement, prove_norm(state, project()), project())
+
+
+def test_the_update_is_committed_to_as_anywhere_else():
+    state, _ = make_proof()
+    statement, blindings = state.statement, state.blindings
+
+    assert statement.rows == commit_rows(state.values, blindings[:NUM_ROWS])
+    assert statement.squares == commit_scalars(state.squares, blindings[NUM_ROWS])
+    assert statement.masks == commit_scalars(state.masks, blindings[NUM_ROWS + 1])
+
+
+def test_squares_fill_the_gap_and_masks_are_in_range():
+    state, _ = make_proof()
+    norm = compute_squared_norm(state.values)
+
+    total = norm + sum(a * a for a in state.squares)
+    assert total == state.statement.squared_bound
+    assert len(state.masks) == NUM_PROJECTIONS
+    assert all(-(2**MASK_BITS) <= y < 2**MASK_BITS for y in state.masks)
+    assert (
+        max(state.masks)
+        > 2 ** (MASK_BITS - 1)
+        > -(2 ** (MASK_BITS - 1))
+        > min(state.masks)
+    )
+    assert len(state.blindings) == NUM_ROWS + 3
+
+
+def test_the_statement_chooses_its_row_length():
+    assert commit(make_values(1)).statement.row_length == 256
+    assert commit(make_values(1), row_length=512).statement.row_length == 512
+
+
+# What others check
+
+
+def test_projections_are_those_of_the_update_plus_masks():
+    state, proof = make_proof()
+    entries = [*state.values.tolist(), *[0] * (NUM_ROWS * ROW_LENGTH - NUM_VALUES)]
+    entries += state.squares
+    signs = project().signs.reshape(NUM_PROJECTIONS, -1).tolist()
+
+    expected = tuple(
+        sum(a * b for a, b in zip(row, entries, strict=False)) + mask
+        for row, mask in zip(signs, state.masks, strict=True)
+    )
+    assert proof.projection_values == expected
+    assert max(map(abs, expected)) <= MAX_PROJECTION
+
+
+def test_the_blinding_of_z_combines_what_is_shared():
+    state, proof = make_proof()
+    challenges = compute_blinding_challenges(state.statement, proof, SEED)
+
+    *bound, of_mask = state.blindings
+    combined = sum(c * s for c, s in zip(challenges, bound, strict=True))
+    assert parse_scalar(proof.z_blinding) == (of_mask + combined) % SCALAR_ORDER
+    powers = [encode_scalar(c).hex() for c in challenges]
+    assert len(powers) == NUM_ROWS + 2
+    e = challenges[0]
+    assert list(challenges) == [pow(e, i, SCALAR_ORDER) for i in range(1, NUM_ROWS + 3)]
+
+
+def test_the_vectors_blinding_challenges_are_the_vectors():
+    statement, seed = read_statement(VECTORS)
+    challenges = compute_blinding_challenges(statement, read_proof(VECTORS), seed)
+
+    expected = VECTORS["blinding_challenges"]
+    assert [encode_scalar(power).hex() for power in challenges] == expected
+
+
+def test_a_proof_survives_the_journey():
+    _, proof = make_proof()
+
+    assert decode_proof(encode_proof(proof)) == proof
+
+
+def test_commitments_are_stored_in_order():
+    statement = make_proof()[0].statement
+
+    assert statement.commitments == (
+        *statement.rows,
+        statement.squares,
+        statement.masks,
+    )
+    assert statement.to_blob() == b"".join(statement.commitments)
+
+
+@pytest.mark.parametrize(
+    ("reason", "changes"),
+    [
+        ("WRONG_SHAPE", {"rows": ()}),
+        ("WRONG_SHAPE", {"num_values": 513}),
+        ("INVALID_ENCODING", {"rows": (IDENTITY, IDENTITY)}),
+        ("INVALID_ENCODING", {"squares": OUTSIDE}),
+        ("INVALID_ENCODING", {"masks": b""}),
+    ],
+)
+def test_commitments_are_checked_before_there_is_a_proof(reason, changes):
+    statement = make_proof()[0].statement
+
+    check_commitments(statement)
+    with pytest.raises(InvalidProofError, match=reason):
+        check_commitments(replace(statement, **changes))
+
+
+# Shapes
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"row_length": 128},
+        {"row_length": 384},
+        {"row_length": 0},
+        {"row_length": 2**15},
+        {"num_values": 0},
+        {"num_values": -1},
+        {"num_values": 256 * 124 + 1},
+        {"num_values": 2**24 - 2**14 + 1, "row_length": 2**14},
+        {"squared_bound": -1},
+        {"squared_bound": MAX_SQUARED_BOUND + 1},
+    ],
+)
+def test_impossible_statements_are_refused(changes):
+    statement = make_proof()[0].statement
+
+    with pytest.raises(ValueError):
+        replace(statement, **changes)
+
+
+@pytest.mark.parametrize(
+    ("num_values", "row_length"), [(256 * 124, 256), (2**24 - 2**14, 2**14)]
+)
+def test_the_largest_statements_are_possible(num_values, row_length):
+    statement = replace(
+        make_proof()[0].statement, num_values=num_values, row_length=row_length
+    )
+
+    assert statement.num_rows == num_values // row_length
+
+
+def test_a_projection_of_another_shape_is_a_bug():
+    state, proof = make_proof()
+
+    with pytest.raises(ValueError, match="a projection of shape"):
+        verify_norm_proof(state.statement, proof, project(num_values=1))
+    with pytest.raises(ValueError, match="a projection of shape"):
+        prove_norm(state, project(num_values=1))
+
+
+@pytest.mark.parametrize("size", [0, 31, 33])
+def test_a_seed_has_32_bytes(size):
+    with pytest.raises(ValueError, match=f"a seed of {size} bytes"):
+        expand_projection(bytes(size), num_rows=1, row_length=256)
+
+
+def test_signs_are_balanced_and_cannot_be_written():
+    signs = project(3_000).signs
+
+    counts = [int((signs == value).sum()) for value in (-1, 0, 1)]
+    assert sum(counts) == signs.size
+    # Five standard deviations of a binomial distribution with p = ¼.
+    margin = 5 * (signs.size * 3 / 16) ** 0.5
+    assert abs(counts[0] - signs.size / 4) < margin
+    assert abs(counts[2] - signs.size / 4) < margin
+    assert not signs.flags.writeable
+
+
+def test_exponents_leave_out_what_is_public_and_what_is_zero():
+    assert compute_exponents(1) == (-3, -2, -1, 1, 2, 4, 5, 6, 7)
+    assert len(compute_exponents(98)) == 300
+
+
+def test_powers_begin_with_one():
+    assert compute_powers(5, 1) == [1]
+    assert compute_powers(2**200, 3) == [1, 2**200, 2**400 % SCALAR_ORDER]
+
+
+# Batches
+
+
+def test_a_batch_names_the_bad_ones():
+    items = []
+    for seed in range(7):
+        state, proof = make_proof(seed)
+        if seed in {2, 5}:
+            proof = replace(proof, z_blinding=encode_scalar(seed))
+        if seed == 3:
+            proof = replace(proof, z=b"")
+        items.append((state.statement, proof))
+
+    verdicts = verify_norm_proofs(items, project(), b"entropy")
+    assert [verdict and verdict.reason for verdict in verdicts] == [
+        None, None, "NOT_PROVEN", "WRONG_SHAPE", None, "NOT_PROVEN", None,
+    ]  # fmt: skip
+
+
+def test_an_empty_batch_is_good():
+    assert verify_norm_proofs([], project()) == []
+
+
+def test_a_batch_larger_than_what_is_computed_together_is_good():
+    state, proof = make_proof()
+    items = [(state.statement, proof)] * 20
+
+    assert verify_norm_proofs(items, project()) == [None] * 20
+    items[18] = (state.statement, replace(proof, z_blinding=bytes(32)))
+    verdicts = verify_norm_proofs(items, project())
+    assert [i for i, verdict in enumerate(verdicts) if verdict] == [18]
+
+
+def test_bounds_and_contexts_may_differ_within_a_batch():
+    state = commit(make_values(1), gap=77, seed=9, context=b"another")
+    items = [(state.statement, prove_norm(state, project()))]
+    items += [(make_proof()[0].statement, make_proof()[1])]
+
+    assert verify_norm_proofs(items, project()) == [None, None]
+
+
+# Secrets
+
+
+def test_printing_a_state_shows_no_secret():
+    state, _ = make_proof()
+    shown = repr(state)
+
+    assert "num_values=300" in shown
+    for name in ("values", "squares", "masks", "blindings", "nonce_key"):
+        assert f" {name}=" not in shown
+        assert f"({name}=" not in shown
+    for secret in (*state.squares, *state.masks, *state.blindings):
+        assert str(secret) not in shown.replace(str(state.statement.num_values), "")
+
+
+def test_proving_again_gives_the_same_bytes():
+    state, proof = make_proof()
+
+    assert prove_norm(state, project()) == proof
+
+
+def test_nothing_random_is_used_twice():
+    state, proof = make_proof()
+    other = prove_norm(state, project(seed=bytes(32)))
+    third = prove_norm(replace(state, nonce_key=bytes(32)), project())
+
+    for field in ("z_mask", "z_prime_mask", "z", "z_prime"):
+        values = {getattr(p, field) for p in (proof, other, third)}
+        assert len(values) == 3
+    points = [point for p in (proof, other, third) for point in p.coefficients]
+    assert len(set(points)) == len(points)
+
+
+def test_commitments_with_other_entropy_have_nothing_in_common():
+    values = make_values(1)
+    first, second = commit(values, seed=1), commit(values, seed=2)
+
+    assert not {*first.statement.commitments} & {*second.statement.commitments}
+    assert not {*first.blindings} & {*second.blindings}
+    assert not {*first.masks} & {*second.masks}
+    assert first.nonce_key != second.nonce_key
+
+
+# Four squares
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        range(2_000),
+        [4**k * n for k in (1, 10, 20) for n in (1, 2, 3, 7, 14, 15, 23)],
+        [2**61 - 1, 2**62, 2**62 - 1, 10**18 + 9, 8 * 10**17 + 7],
+    ],
+)
+def test_four_squares_add_up(numbers):
+    entropy = SeededEntropy("squares")
+    for number in numbers:
+        squares = find_four_squares(number, entropy)
+        assert sum(s * s for s in squares) == number
+        assert min(squares) >= 0
+
+
+def test_four_squares_vary():
+    entropy = SeededEntropy("vary")
+
+    assert len({find_four_squares(10**15, entropy) for _ in range(20)}) == 20
