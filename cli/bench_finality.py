@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Final
 
-from adapters.kafka import END, Record, follow_partition
+from adapters.kafka import END, Record, follow_partition, read_partition
 from adapters.ledger import find_partition
 from cli.bench_federation import (
     BenchStack,
@@ -20,6 +20,7 @@ from cli.bench_federation import (
 )
 from cli.bench_report import Section, Table, measure_rate, show, show_target
 from cli.processes import StackError
+from consumers.audit import run_audit
 from ledger.checkpoint import (
     Checkpoint,
     compute_origin,
@@ -42,9 +43,10 @@ NUM_AGENTS: Final = 10
 SIZES: Final = (4, 7)
 NUM_BLOCKS: Final = 40
 BLOCK_EVERY_S: Final = 1.0
-NUM_LEAVES: Final = 5_000
+NUM_LEAVES: Final = 20_000
 TIMEOUT_S: Final = 180.0
 TARGET_P50_S: Final = 2.0
+TARGET_COST: Final = 2.0
 RECEIPT_LEAVES: Final = 1_000_000
 
 Say = Callable[[str], None]
@@ -60,12 +62,20 @@ class Finality:
         leaves_per_s: Leaves that became final in a second, under load.
         leaves_per_cpu_s: Leaves that one node verified in a second of its own
             processor time; None if unknown.
+        audited_per_cpu_s: Likewise, an audit of the very same log.
     """
 
     num_nodes: int
     waits_s: tuple[float, ...]
     leaves_per_s: float
     leaves_per_cpu_s: float | None
+    audited_per_cpu_s: float
+
+    @property
+    def cost(self) -> float | None:
+        """Return a node's processor time for a leaf, in that of an audit."""
+        per_cpu_s = self.leaves_per_cpu_s
+        return None if per_cpu_s is None else self.audited_per_cpu_s / per_cpu_s
 
 
 def run(say: Say, *, quick: bool) -> Section:
@@ -92,7 +102,9 @@ def _measure(say: Say, num_nodes: int, *, quick: bool) -> Finality:
         count = 2_000 if quick else NUM_LEAVES
         say(f"{num_nodes} nodes: {count} leaves at once")
         rate, per_cpu_s = _measure_throughput(stack, watch, agents, count)
-    return Finality(num_nodes, waits, rate, per_cpu_s)
+        say(f"{num_nodes} nodes: auditing the same log")
+        audited = _measure_audit(stack)
+    return Finality(num_nodes, waits, rate, per_cpu_s, audited)
 
 
 class _Watch:
@@ -206,6 +218,26 @@ def _measure_throughput(
     return count / elapsed, per_cpu_s
 
 
+def _measure_audit(stack: BenchStack) -> float:
+    """Return leaves in a second of processor time: without blobs, checkpoints included,
+    in one thread of this process.
+    """
+    partition = find_partition(stack.settings, topics.LEDGER, FEDERATION)
+    began = time.process_time()
+    found = run_audit(
+        read_partition(stack.settings, topics.LEDGER, partition),
+        federation_id=FEDERATION,
+        unframe=stack.registry.unframe_trusted,
+        checkpoints=read_partition(stack.settings, topics.CHECKPOINTS, partition),
+        operator_key=stack.key("OPERATOR").public_key,
+    ).report
+    elapsed = time.process_time() - began
+    if not found.is_sound:
+        msg = f"the audit found {found.findings[0]}"
+        raise StackError(msg, "A bug of the benchmark or worse.")
+    return found.num_leaves / elapsed
+
+
 def report(found: list[Finality], num_leaves: int) -> Section:
     """Say what was found, with receipts made and verified in this process."""
     rows = tuple(
@@ -215,9 +247,12 @@ def report(found: list[Finality], num_leaves: int) -> Section:
             f"{item.waits_s[int(len(item.waits_s) * 0.99)]:.2f}",
             show(item.leaves_per_s),
             show(item.leaves_per_cpu_s) if item.leaves_per_cpu_s else "",
+            show(item.audited_per_cpu_s),
+            f"{item.cost:.2f}×" if item.cost else "",
         )
         for item in found
     )
+    costs = [item.cost for item in found if item.cost is not None]
     size, per_s, verify = _measure_receipt(num_leaves)
     parts: list[str | Table] = [
         f"""\
@@ -227,7 +262,9 @@ blocks): from the moment a consumer sees the block until a quorum has cosigned i
 checkpoint. Finality takes the next block, so most of it is waiting for that. Then a
 load of updates at once: leaves that became final in a second, all processes sharing the
 machine's cores, and what one node verified in a second of its own processor time: every
-signature, hash, rule and fact, state roots, votes and tiles written and synced.""",
+signature, hash, rule and fact, state roots, votes and tiles written and synced, what it
+says to the other nodes and hears from them. Beside it an audit of the very same log
+without blobs, and how much more a leaf costs the node.""",
         Table(
             (
                 "",
@@ -235,6 +272,8 @@ signature, hash, rule and fact, state roots, votes and tiles written and synced.
                 "p99 s",
                 "final leaves/s",
                 "node, leaves/s, per core",
+                "audit, leaves/s, per core",
+                "node / audit",
             ),
             rows,
         ),
@@ -243,6 +282,15 @@ signature, hash, rule and fact, state roots, votes and tiles written and synced.
             target=TARGET_P50_S,
             unit="s",
             at_least=False,
+        ),
+        *(
+            [
+                show_target(
+                    value=max(costs), target=TARGET_COST, unit="audits", at_least=False
+                )
+            ]
+            if costs
+            else []
         ),
         f"""\
 A receipt of a leaf of 500 bytes in a log of {num_leaves:,} leaves, cosigned by three of

@@ -22,7 +22,7 @@ from protocol.admission import AdmissionState, compute_event_id
 from protocol.decider import step
 from protocol.log import OpenedLeaf, fold_admission
 from protocol.plain import compute_max_model_size
-from protocol.rounds import DECIDER, RoundsState, is_drawable
+from protocol.rounds import DECIDER, OpenRound, RoundsState, is_drawable
 from protocol.tensors import tensors_to_blob
 from protocol.validation import ROLES
 from schemas import codec, topics
@@ -261,11 +261,14 @@ def show_federation(settings: Settings, federation_id: str, *, as_json: bool) ->
         "agents": sorted(state.agents),
         "last_round": state.last_round,
         "round_open": current is not None,
+        "waits_for": [] if current is None else find_waited_for(state.config, current),
         "model_version": state.version,
         "model_sha256": state.model.sha256.hex() if state.model else "",
         "num_parameters": state.config.num_parameters,
         "cohort_size": state.config.cohort_size,
         "min_cohort": state.config.min_cohort,
+        "aggregation": state.config.aggregation,
+        "parties": [party.name for party in state.config.parties],
         "module": state.config.task.module,
         "operator_key": next(
             p.public_key.hex() for p in state.config.principals if p.role == "OPERATOR"
@@ -277,6 +280,21 @@ def show_federation(settings: Settings, federation_id: str, *, as_json: bool) ->
     for name, value in summary.items():
         shown = ", ".join(value) if isinstance(value, list) else value
         print(f"{name:<16} {shown}")
+
+
+def find_waited_for(config: e.FederationConfigured, current: OpenRound) -> list[str]:
+    """Return whom a round in progress waits for: agents, parties, or the aggregator."""
+    pending = {update.agent_id for update in current.pending.values()}
+    parties = [party.name for party in config.parties]
+    if current.sealed is not None:
+        missing = [f"party {name}" for name in parties if name not in current.partials]
+    elif current.closed is not None:
+        missing = sorted(pending - current.proofs.keys())
+        if not missing:
+            missing = [f"party {name}" for name in parties if name not in current.links]
+    else:
+        missing = sorted({*current.started.cohort} - current.answered - pending)
+    return missing or ["aggregator"]
 
 
 def list_agents(settings: Settings, federation_id: str, *, as_json: bool) -> None:

@@ -26,6 +26,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Final, cast
 
 from consumers.audit_report import (
@@ -51,7 +52,7 @@ from ledger.attestations import (
 from ledger.checkpoint import Checkpoint, make_log_key, verify_checkpoint
 from ledger.equivocation import Contradiction, find_contradiction, prove_equivocation
 from ledger.merkle import HASH_SIZE
-from ledger.note import InvalidNoteError
+from ledger.note import InvalidNoteError, VerifierKey
 from ledger.policy import Policy
 from ledger.signing import InvalidSignatureError
 from protocol.envelope import verify_event
@@ -176,10 +177,9 @@ def _open(context: Context, event: e.Attestation) -> Said:
 
 def _open_cosigned(context: Context, event: e.CheckpointCosigned) -> Said:
     log_key = make_log_key(context.federation_id, context.sequencer_key)
-    # A node may be of several eras; as a cosigner it is one.
-    nodes = {key: None for nodes, _ in context.eras for key in nodes.vkeys()}
+    cosigners = _list_cosigners(tuple(nodes for nodes, _ in context.eras))
     note = event.checkpoint.encode()
-    verified = verify_checkpoint(note, log_key, log_key.name, nodes)
+    verified = verify_checkpoint(note, log_key, log_key.name, cosigners)
     if len(verified.cosignatures) != 1:
         msg = f"{len(verified.cosignatures)} cosignatures of nodes; a record has one"
         raise InvalidMessageError(msg)
@@ -190,6 +190,12 @@ def _open_cosigned(context: Context, event: e.CheckpointCosigned) -> Said:
         checkpoint=verified.checkpoint,
         timestamp_s=cosignature.timestamp_s or 0,
     )
+
+
+@lru_cache(maxsize=8)
+def _list_cosigners(node_sets: tuple[NodeSet, ...]) -> tuple[VerifierKey, ...]:
+    """Return every node's key, once: a node of several eras is one cosigner."""
+    return tuple({key: None for nodes in node_sets for key in nodes.vkeys()})
 
 
 @dataclass(slots=True, kw_only=True)

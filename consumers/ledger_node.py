@@ -272,7 +272,10 @@ class LedgerNode:
             for message in self._consensus.resend():
                 self.feed.add_attestation(message, message.public_key)
                 self.outbox.append(message)
-        self._heard.clear()  # what came too early may come again
+        self._receive_early()
+
+    def _receive_early(self) -> None:
+        self._heard.clear()  # what was too much to keep may come again
         early, self._early = self._early, deque(maxlen=MAX_EARLY)
         for event in early:
             with suppress(InvalidMessageError, InvalidNoteError):
@@ -332,6 +335,7 @@ class LedgerNode:
         if block.next_nodes is None:
             if block.header.height == 0:
                 self.desk.begin(block.state.log.sequencer_key, None)
+                self._receive_early()
             self._make_final(block, None)
             self._publish()
             return

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 MIN_RETRY_S: Final = 0.2
 MAX_RETRY_S: Final = 10.0
-PULL_EVERY_S: Final = 0.1
+PULL_EVERY_S: Final = 0.25
 """What is new there comes in one answer, and not in one each."""
 REFRESH_S: Final = 0.5
 FETCH_AFTER_S: Final = 0.3

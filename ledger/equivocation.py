@@ -190,7 +190,7 @@ def verify_equivocation(
     raise InvalidMessageError(msg)
 
 
-def _decode(proven: e.EquivocationProven) -> list[e.Event | e.Leaf]:
+def _decode(proven: e.EquivocationProven) -> list[codec.Record]:
     try:
         return list(map(codec.decode, proven.messages))
     except codec.CodecError as error:

@@ -12,6 +12,7 @@ from dataclasses import astuple
 from typing import Final
 
 from ledger.policy import BFT_GROUP, NO_QUORUM
+from protocol.clipping import compute_min_norm_bound
 from schemas import events as e
 from schemas.reasons import Reason
 
@@ -74,6 +75,9 @@ MAX_POINTS: Final = 1_000_000_000
 MAX_PARTIES: Final = 16
 MAX_NORM_BOUND: Final = 2**19 - 1
 """So every value of an update is below 2**19 in magnitude, as the norm proof needs."""
+MAX_SECRET_PARAMETERS: Final = 2**24 - 2**13  # = 16,769,024
+"""What the norm proof's bounds against wraparound hold for: see
+`protocol.norm_proof`."""
 SEALING_KEY_SIZES: Final = frozenset({32, 1_216})
 """X25519 (RFC 7748), and ML-KEM-768 with X25519 (X-Wing)."""
 MIN_SECRET_COHORT: Final = 2
@@ -244,8 +248,14 @@ def _parties_problem(config: e.FederationConfigured) -> str | None:
         return "every party has keys of its own"
     if any(len(party.sealing_key) not in SEALING_KEY_SIZES for party in parties):
         return "a party's sealing_key must have 32 or 1,216 bytes"
-    if not 1 <= bound <= MAX_NORM_BOUND:
-        return f"norm_bound must be 1 to {MAX_NORM_BOUND}"
+    if not 1 <= config.num_parameters <= MAX_SECRET_PARAMETERS:
+        return f"num_parameters must be 1 to {MAX_SECRET_PARAMETERS} with MPC"
+    smallest = compute_min_norm_bound(config.num_parameters)
+    if not smallest <= bound <= MAX_NORM_BOUND:
+        return (
+            f"norm_bound must be {smallest} to {MAX_NORM_BOUND} for "
+            f"{config.num_parameters} parameters, or rounding alone exceeds it"
+        )
     if config.min_cohort < MIN_SECRET_COHORT:
         return f"min_cohort must be at least {MIN_SECRET_COHORT} with aggregation MPC"
     return None

@@ -19,8 +19,10 @@ from adapters.vote_log import (
     VoteLogError,
 )
 from adapters.vote_log import _write as write_votes
+from consumers import ledger_node
 from consumers.ledger_node import LedgerNode
 from consumers.node_feed import AlertCode
+from ledger import attestations
 from ledger.attestations import InvalidMessageError, sign_attestation
 from ledger.checkpoint import Checkpoint, parse_checkpoint, sign_checkpoint
 from ledger.equivocation import Offence, identify_contradiction
@@ -298,6 +300,53 @@ def test_patience_doubles_and_is_reset_by_progress(bus):
         node.outbox.clear()
     # Seen at 1; then after 4, 8 and 16 seconds more.
     assert asked == [5, 13, 29]
+
+
+def asks(member):
+    """Return the epochs that a member asked for."""
+    return [x.epoch for x in member.node.outbox if isinstance(x, e.EpochRequested)]
+
+
+def test_who_is_busy_with_blocks_is_patient(bus):
+    # Each takes a second to replay, and nobody is heard meanwhile.
+    for _ in range(12):
+        bus.log.request_finality()
+    member = bus["node0"]
+    for second, record in enumerate(bus.log.records):
+        show_block(member, record)
+        member.node.tick(second)
+    assert second > 3 * ledger_node.PATIENCE_S
+    assert not asks(member)
+    for more in range(1, 4):
+        member.node.tick(second + more)
+    assert not asks(member)
+    member.node.tick(second + 4)
+    assert asks(member) == [1]
+
+
+def test_who_hears_others_attest_is_patient(bus):
+    node = bus["node0"].node
+    show_block(bus["node0"], bus.log.records[0])
+    node.tick(1)
+    show_block(bus["node1"], bus.log.records[0])
+    hear(bus["node0"], codec.encode(bus["node1"].node.outbox[0]))
+    node.tick(4)
+    node.tick(7.9)
+    assert not asks(bus["node0"])
+    node.tick(8)
+    assert asks(bus["node0"]) == [1]
+
+
+def test_signs_of_life_do_not_count_for_ever(bus):
+    member = bus["node0"]
+    show_block(member, bus.log.records[0])
+    member.node.tree.is_replaying = True
+    for second in range(1, 68):
+        member.node.tick(second)
+        assert not asks(member)
+    # Begun at 1: what came in less than 64 seconds counted, the last time at 64.
+    member.node.tick(68)
+    assert asks(member) == [1]
 
 
 # Restart
@@ -725,3 +774,100 @@ def test_tiles_of_another_log_are_refused(bus):
     shutil.copytree(other.directory / "tiles", member.directory / "tiles")
     with pytest.raises(TileStoreError, match="another log"):
         member.start()
+
+
+# Hearing
+
+
+def count_checks(monkeypatch):
+    """Count the signatures of nodes that are verified."""
+    checked = []
+    real = attestations.check_signature
+
+    def check(*arguments):
+        checked.append(arguments)
+        real(*arguments)
+
+    monkeypatch.setattr(attestations, "check_signature", check)
+    return checked
+
+
+def test_what_was_heard_is_not_verified_again(bus, monkeypatch):
+    bus.run()
+    log, late = bus.log, bus.add("log", has_identity=False)
+    for record in log.records:
+        show_block(late, record)
+    checked = count_checks(monkeypatch)
+    message = codec.encode(bus.sent(e.BlockAttested, "node1")[-1])
+    for _ in range(7):
+        late.node.hear(message)
+    assert len(checked) == 1
+
+
+def test_what_is_heard_must_be_a_message(bus):
+    bus.run()
+    node = bus["node0"].node
+    with pytest.raises(codec.CodecError):
+        node.hear(b"")
+    leaf = codec.decode_as(e.BlockSequenced, unframe(bus.log.records[0].value)).leaves
+    with pytest.raises(InvalidMessageError, match="nobody tells a ledger node a Leaf"):
+        node.hear(leaf[0])
+    bad = codec.encode(replace(bus.sent(e.BlockAttested)[0], height=99))
+    for _ in range(2):  # it is refused each time
+        with pytest.raises(InvalidMessageError):
+            node.hear(bad)
+
+
+def test_what_was_heard_is_remembered_for_a_while(bus, monkeypatch):
+    monkeypatch.setattr(ledger_node, "MAX_HEARD", 2)
+    bus.run()
+    node = bus["node0"].node
+    for message in bus.sent(e.BlockAttested)[:5]:
+        node.hear(codec.encode(message))
+    assert len(node._heard) == 2
+
+
+def test_what_came_before_its_era_may_come_again(bus, monkeypatch):
+    monkeypatch.setattr(ledger_node, "MAX_EARLY", 1)
+    bus.run()
+    late = bus.add("log", has_identity=False)
+    said = [codec.encode(message) for message in bus.sent(e.BlockAttested)]
+    for message in said:
+        late.node.hear(message)
+    for record in bus.log.records:
+        show_block(late, record)
+    assert late.final_height < last_height(bus.log) - 1
+    for message in said:
+        late.node.hear(message)
+    assert late.final_height == last_height(bus.log) - 1
+
+
+def test_without_nodes_a_checkpoint_may_come_before_its_block(tmp_path):
+    log = LogBuilder(ledger_nodes=())
+    log.found()
+    bus = Bus(tmp_path, log, ("log",), has_identity=False)
+    member = bus["log"]
+    member.node.hear(unframe(log.checkpoints[0].value))
+    assert member.checkpoint is None
+    show_block(member, log.records[0])
+    assert member.checkpoint.size == 1
+
+
+def test_between_two_ticks_it_publishes_once(tmp_path):
+    log = LogBuilder(ledger_nodes=())
+    log.found()
+    log.admit("ada")
+    log.admit("bea")
+    bus = Bus(tmp_path, log, ("log",), has_identity=False)
+    member = bus["log"]
+    bus.show(records=log.records[:1], checkpoints=log.checkpoints[:1])
+    assert member.checkpoint.size == 1
+    member.node.tick(1)
+    sizes = []
+    for record, checkpoint in zip(log.records[1:], log.checkpoints[1:], strict=True):
+        bus.show(records=[record], checkpoints=[checkpoint])
+        sizes.append(member.checkpoint.size)
+    first, *_, last = sizes
+    assert last == first < log.state.log.chain.size
+    member.node.tick(2)
+    assert member.checkpoint.size == log.state.log.chain.size

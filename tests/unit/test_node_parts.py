@@ -242,6 +242,125 @@ def test_only_the_sequencers_blocks_are_looked_at():
         tree.add(*pairs(other)[0])
 
 
+# Replaying ahead
+
+
+def grown(log, count):
+    """Return a tree with a log's first blocks."""
+    tree, found = make_tree(log)
+    for pair in pairs(log)[:count]:
+        tree.add(*pair)
+    return tree, found
+
+
+def count_replays(monkeypatch):
+    replays = []
+    real = node_blocks.replay_block
+
+    def replay(*arguments, **options):
+        replays.append(arguments)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(node_blocks, "replay_block", replay)
+    return replays
+
+
+def test_what_was_replayed_ahead_is_not_replayed_again(monkeypatch):
+    log = short_log()
+    tree, found = grown(log, 1)
+    _, second, third, last = pairs(log)
+    tree.add(*last)
+    tree.add(*third)
+    replays = count_replays(monkeypatch)
+    replay = tree.prepare(*second)
+    assert not tree.is_replaying
+    replay()
+    # It, and what waits for it; and nothing is in the tree yet.
+    assert len(replays) == 3
+    assert (tree.height, tree.num_added, tree.is_replaying) == (0, 1, False)
+    assert [block.header.height for block in tree.add(*second)] == [1, 2, 3]
+    assert len(replays) == 3
+    assert tree.num_added == 4
+    assert tree.pending() == grown(log, 4)[0].pending()
+    assert not found.all()
+
+
+def test_it_says_that_it_is_replaying(monkeypatch):
+    log = short_log()
+    tree, _ = grown(log, 1)
+    seen = []
+
+    def fail(*_, **__):
+        seen.append(tree.is_replaying)
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(node_blocks, "replay_block", fail)
+    tree.prepare(*pairs(log)[1])()
+    assert seen == [True]
+    assert not tree.is_replaying
+
+
+def test_a_lie_that_was_replayed_ahead_is_one(monkeypatch):
+    log = lying_log()
+    tree, found = make_tree(log)
+    for pair in pairs(log):
+        replay = tree.prepare(*pair)
+        if replay is not None:
+            replay()
+        tree.add(*pair)
+    assert found.codes() == {AlertCode.BLOCK_INVALID}
+    assert len(found.all()) == 1
+    replays = count_replays(monkeypatch)
+    assert tree.prepare(*pairs(log)[tree.height + 1]) is None
+    assert not replays
+
+
+def test_another_signature_under_a_block_is_looked_at_again():
+    log = short_log()
+    tree, _ = grown(log, 1)
+    data, signature = pairs(log)[1]
+    tree.prepare(data, signature)()
+    with pytest.raises(ForeignRecordError):
+        tree.add(data, bytes(64))
+    with pytest.raises(ForeignRecordError):
+        tree.prepare(data, bytes(64))
+    (block,) = tree.add(data, signature)
+    assert block.signature == signature
+
+
+def test_some_blocks_are_not_replayed_ahead():
+    log = short_log()
+    tree, _ = make_tree(log)
+    first, _, third, _ = pairs(log)
+    assert tree.prepare(*first) is None  # its state is not known before it
+    tree.add(*first)
+    assert tree.prepare(*first) is None  # it is there
+    assert tree.prepare(*third) is None  # its parent is not
+
+
+def test_what_cannot_be_replayed_ahead_is_for_add_to_say():
+    log = LogBuilder()
+    log.found()
+    log.say(log.leaves[0], make_key("OPERATOR"))
+    log.settle()
+    is_away = True
+
+    def ask(value):
+        if is_away:
+            raise RegistryAwayError("away")
+        return unframe_refused(value)
+
+    first, refusal = pairs(log)
+    tree = BlockTree(log.federation_id, ask, alerts())
+    tree.add(*first)
+    tree.prepare(*refusal)()
+    assert not tree.is_replaying
+    with pytest.raises(RegistryAwayError):
+        tree.add(*refusal)
+    is_away = False
+    assert len(tree.add(*refusal)) == 1
+
+
 # The feed
 
 

@@ -392,6 +392,15 @@ def test_a_leader_cannot_make_others_look_for_more_than_one_block():
     assert effects.missing == ((0, FORK[0].id),)
 
 
+def test_attesters_are_counted_in_the_present_epoch_alone():
+    node = make_node(None, *CHAIN)
+    assert node.count_attesters(0) == 0
+    receive_all(node, *(attest(key, CHAIN[0]) for key in OTHERS[:2]))
+    assert (node.count_attesters(0), node.count_attesters(1)) == (2, 0)
+    enter(node, 1)
+    assert node.count_attesters(0) == 0
+
+
 def test_others_do_not_lead():
     node = make_node(CHAIN[0])
     enter(node, 1)

@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 
-from protocol.validation import MAX_NORM_BOUND, MAX_PARTIES, find_problem
+from protocol.clipping import compute_min_norm_bound
+from protocol.commitments import choose_row_length
+from protocol.norm_proof import NormStatement
+from protocol.validation import (
+    MAX_NORM_BOUND,
+    MAX_PARTIES,
+    MAX_SECRET_PARAMETERS,
+    find_problem,
+)
 from schemas import events as e
 from schemas.reasons import Reason
 from tests.simulation.federation import (
@@ -123,7 +131,9 @@ def parties(number: int) -> tuple[e.Party, ...]:
     "changes",
     [
         {},
-        {"norm_bound": 1},
+        {"norm_bound": 2},
+        {"num_parameters": MAX_SECRET_PARAMETERS},
+        {"num_parameters": 100_000, "norm_bound": compute_min_norm_bound(100_000)},
         {"norm_bound": MAX_NORM_BOUND},
         {"parties": parties(2)},
         {"parties": parties(MAX_PARTIES)},
@@ -147,6 +157,8 @@ def test_good_configurations(changes: dict[str, Any]) -> None:
         ({"aggregation": "PLAIN", "norm_bound": 0}, "only aggregation MPC"),
         ({"aggregation": "PLAIN", "parties": ()}, "only aggregation MPC"),
         ({"norm_bound": 0}, "norm_bound"),
+        ({"norm_bound": compute_min_norm_bound(4) - 1}, "rounding"),
+        ({"num_parameters": MAX_SECRET_PARAMETERS + 1}, "num_parameters"),
         ({"norm_bound": MAX_NORM_BOUND + 1}, "norm_bound"),
         ({"min_cohort": 1}, "min_cohort"),
         ({"parties": ()}, "2 to"),
@@ -183,3 +195,20 @@ def test_bad_configurations(changes: dict[str, Any], word: str) -> None:
 def test_a_blob_is_named_by_its_digest() -> None:
     blob = replace(make_blob("a"), sha256=make_blob("b").sha256)
     assert find_problem(replace(linked("p0"), links=blob)) is not None
+
+
+def test_the_largest_model_can_be_proved_about_and_no_larger_one() -> None:
+    def make(num_values: int) -> NormStatement:
+        return NormStatement(
+            context=b"",
+            num_values=num_values,
+            row_length=choose_row_length(num_values),
+            squared_bound=1,
+            rows=(),
+            squares=b"",
+            masks=b"",
+        )
+
+    assert make(MAX_SECRET_PARAMETERS).num_rows
+    with pytest.raises(ValueError, match="fit"):
+        make(MAX_SECRET_PARAMETERS + 1)
