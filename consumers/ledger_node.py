@@ -40,7 +40,7 @@ from adapters.tile_store import TileStore, TileStoreError
 from consumers.node_blocks import BlockTree, TreeBlock, UnfitBlockError
 from consumers.node_checkpoints import CheckpointDesk
 from consumers.node_cosigner import MAX_COSIGNABLE, Cosigner, Votes
-from consumers.node_feed import AlertCode, Alerts, Feed
+from consumers.node_feed import AlertCode, Alerts, Feed, size_of
 from ledger.attestations import (
     Header,
     InvalidMessageError,
@@ -48,7 +48,6 @@ from ledger.attestations import (
     Start,
     order,
 )
-from ledger.checkpoint import parse_checkpoint
 from ledger.consensus import (
     Consensus,
     Effects,
@@ -57,7 +56,7 @@ from ledger.consensus import (
 )
 from ledger.equivocation import Contradiction, identify_contradiction
 from ledger.finality import FinalityProof
-from ledger.note import InvalidNoteError, parse_note
+from ledger.note import InvalidNoteError
 from ledger.signing import SigningKey
 from ledger.tiles import tree_from_tiles
 from ledger.votes import VoteState
@@ -528,15 +527,15 @@ class LedgerNode:
         if proven is not None:
             self._report(proven)
         assert self.desk.log_key is not None
-        head = parse_checkpoint(parse_note(note).text)
-        known = self.desk.find(head.size)
+        size = size_of(note.decode())
+        known = self.desk.find(size)
         if known is not None and proven is None:
             event = e.CheckpointSigned(
                 federation_id=self.federation_id,
                 height=height,
                 checkpoint=known.decode(),
             )
-            self.feed.add(event, self.desk.log_key.public_key, head.size)
+            self.feed.add(event, self.desk.log_key.public_key, size)
 
     def _report(self, proven: e.EquivocationProven) -> None:
         """Publish evidence, once; only a node may report."""

@@ -25,6 +25,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from functools import lru_cache
 from typing import Any, Final
 
 from aiohttp import web
@@ -252,6 +253,7 @@ class NodeServer:
         return _answer("".join(lines).encode(), JSON_LINES, headers)
 
 
+@lru_cache(maxsize=256)  # every other node asks for it
 def _line(number: int, data: bytes) -> str:
     event = base64.b64encode(data).decode()
     return json.dumps({"number": number, "event": event}) + "\n"

@@ -221,7 +221,7 @@ class Agent:
             return
         match self._believe(record):
             case RoundStarted() as started:
-                self._keeper.forget()
+                self._keeper.forget(but=_stem(started))
                 if self._options.agent_id in started.cohort:
                     self._in_time(started, started.deadline_ms, record)
             case CommitmentsClosed() as closed:
@@ -262,8 +262,7 @@ class Agent:
         return cast("Event", event)
 
     def _answer(self, started: RoundStarted, traceparent: str) -> None:
-        # By its cause as well: a federation founded anew counts from 1 again.
-        stem = f"round-{started.round}-{started.cause.hex()[:16]}"
+        stem = _stem(started)
         self._say_once(
             stem, lambda: self._compute_answer(started, stem, traceparent), traceparent
         )
@@ -316,7 +315,12 @@ class Agent:
 
     def _find_commitment(self, number: int) -> tuple[str, UpdateCommitted] | None:
         """Return what this agent committed to last in a round of this number."""
-        paths = self._options.directory.glob(f"round-{number}-*.sent")
+        # A draft too: killed before it was renamed, it may be on the ledger.
+        paths = (
+            path
+            for suffix in ("avro", "sent")
+            for path in self._options.directory.glob(f"round-{number}-*.{suffix}")
+        )
         for path in sorted(paths, key=lambda path: -path.stat().st_mtime_ns):
             event = codec.decode(path.read_bytes())
             if isinstance(event, UpdateCommitted):
@@ -444,6 +448,12 @@ class Agent:
             reason=reason,
             detail=detail[:500],
         )
+
+
+def _stem(started: RoundStarted) -> str:
+    """Return what a round's files are called."""
+    # By its cause as well: a federation founded anew counts from 1 again.
+    return f"round-{started.round}-{started.cause.hex()[:16]}"
 
 
 def _compute_seed(agent_id: str, round_number: int) -> int:

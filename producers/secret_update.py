@@ -210,11 +210,18 @@ class SecretKeeper:
             raise SecretError(msg) from None
         return Secret.from_bytes(data).commit(config)
 
-    def forget(self) -> None:
-        """Delete everything: the round is over, or another one begins."""
-        self._last = None
+    def forget(self, *, but: str = "") -> None:
+        """Delete everything: the round is over, or another one begins.
+
+        Args:
+            but: What stays: an agent that was killed may read of its round's beginning
+                again after it has committed.
+        """
+        if self._last is not None and self._last[0] != but:
+            self._last = None
         for path in self._directory.glob(f"*{SUFFIX}"):
-            path.unlink(missing_ok=True)
+            if path.name != f"{but}{SUFFIX}":
+                path.unlink(missing_ok=True)
 
 
 def write_private(path: Path, data: bytes) -> None:

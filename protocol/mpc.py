@@ -393,7 +393,7 @@ def parse_proof(blob: bytes) -> NormProof:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Proven:
-    """A commitment whose norm proof was looked at.
+    """A commitment and its norm proof, as read.
 
     Attributes:
         committed: The commitment.
@@ -491,6 +491,10 @@ class RoundVerifier:
         for proven, verdict in zip(read, verdicts, strict=True):
             agent_id = proven.committed.event.agent_id
             self._proven[agent_id] = proven if verdict is None else _to_error(verdict)
+
+    def get_proven(self, agent_id: str) -> Proven | SecretRoundError:
+        """Return what `verify_proofs` found for an agent."""
+        return self._proven[agent_id]
 
     def find_reasons(
         self, secret: SecretRound, agent_ids: Sequence[str]

@@ -87,6 +87,11 @@ class Follower(Generic[State, Output]):
             self._table[event.key] = self._snapshots.dump_json(after)
         return outputs
 
+    def get_state(self, key: bytes | None) -> State:
+        """Return the state after the last block of a federation, by record key."""
+        known = self._known.get(key or b"")
+        return self._initial if known is None else known.state
+
     async def _find_before(
         self, event: Any, data: bytes, signature: bytes | None
     ) -> Followed[State]:

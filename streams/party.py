@@ -6,7 +6,9 @@ the round is sealed. Before either leaves the process, the party's memory has to
 it (`protocol.parties`): so whoever runs sequencer and deciders gets nothing by asking.
 
 A party that was killed reads the ledger again and says the same bytes: everything it
-says follows from blobs, its sealing key and the ledger.
+says follows from blobs, its sealing key and the ledger. With the first block that
+comes after its start it says once more what a round still waits for: so one whose word
+was refused is mended by mending it and starting it again.
 """
 
 from __future__ import annotations
@@ -25,14 +27,15 @@ from adapters.party_log import PartyLog
 from adapters.round_blobs import make_fetch
 from adapters.settings import Settings, load_settings
 from protocol.decider import step
+from protocol.envelope import TRACEPARENT_HEADER
 from protocol.log import OpenedLeaf
 from protocol.mpc import (
+    Proven,
     RoundVerifier,
     SecretRoundError,
     encode_links,
     encode_partial,
     open_shares,
-    read_proof,
 )
 from protocol.parties import Linked, PartyRefusesError, Summed
 from protocol.rounds import DECIDER, RoundsState
@@ -84,6 +87,14 @@ def make_step(
         return PartyState(rounds=rounds, secret=secret), work
 
     return follow_step
+
+
+def find_debt(name: str, state: PartyState, traceparent: str) -> list[Work]:
+    """Return what a round waits for from a party, whenever that began. Pure."""
+    secret = state.secret
+    if secret is None or secret.owed_by_party(name) is None:
+        return []
+    return [Work(secret, traceparent)]
 
 
 class Party:
@@ -141,29 +152,41 @@ class Party:
         except PartyRefusesError as error:
             # Whoever asks has to live without an answer; the round waits for ever.
             log.error("round %d: %s", secret.started.round, error)  # noqa: TRY400
+        except SecretRoundError as error:
+            # A share that was there when it was linked. Other rounds go on.
+            log.error("round %d has no sum: %s", secret.started.round, error)  # noqa: TRY400
         return None
 
     def _link(self, secret: SecretRound) -> e.SharesLinked:
         assert secret.closed is not None, "all proofs are there"
         verifier = self._get_verifier(secret)
         agents = sorted(secret.waiting)
+        entries: dict[str, Link | SecretRoundError] = {}
+        proven: list[Proven] = []
+        # A link under this projection beside a proof under another would show the
+        # update. Whoever holds the decider's key can make an agent prove under any: so
+        # nothing is linked but what this party itself found proved.
+        verifier.verify_proofs(secret, agents)
+        for agent_id in agents:
+            found = verifier.get_proven(agent_id)
+            if isinstance(found, SecretRoundError):
+                entries[agent_id] = found
+            else:
+                proven.append(found)
         self._memory.permit_links(
             Linked(
                 projection_seed=secret.closed.projection_seed,
                 updates=tuple(
                     (
-                        secret.commitments[agent_id].event.commitments.sha256,
-                        secret.proofs[agent_id].sha256,
+                        item.committed.event.commitments.sha256,
+                        secret.proofs[item.committed.event.agent_id].sha256,
                     )
-                    for agent_id in agents
+                    for item in proven
                 ),
             )
         )
-        entries: dict[str, Link | SecretRoundError] = {}
-        for begin in range(0, len(agents), LINKED_TOGETHER):
-            self._link_some(
-                secret, agents[begin : begin + LINKED_TOGETHER], verifier, entries
-            )
+        for begin in range(0, len(proven), LINKED_TOGETHER):
+            self._link_some(proven[begin : begin + LINKED_TOGETHER], verifier, entries)
         log.info("round %d: linked %d shares", secret.started.round, len(entries))
         return e.SharesLinked(
             federation_id=secret.config.federation_id,
@@ -174,29 +197,26 @@ class Party:
 
     def _link_some(
         self,
-        secret: SecretRound,
-        agents: list[str],
+        proven: list[Proven],
         verifier: RoundVerifier,
         entries: dict[str, Link | SecretRoundError],
     ) -> None:
-        opened: list[tuple[str, Share, tuple[int, ...]]] = []
-        for agent_id in agents:
+        opened: list[tuple[Proven, Share]] = []
+        for item in proven:
+            update = item.committed.event
             try:
-                proven = read_proof(secret, agent_id, self._fetch)
-                share = self._open(proven.committed.event, verifier)
+                opened.append((item, self._open(update, verifier)))
             except SecretRoundError as error:
-                entries[agent_id] = error
-            else:
-                opened.append((agent_id, share, proven.challenges))
+                entries[update.agent_id] = error
         if not opened:
             return
         links = compute_links(
-            [share for _, share, _ in opened],
-            [challenges for _, _, challenges in opened],
+            [share for _, share in opened],
+            [item.challenges for item, _ in opened],
             verifier.shared_projection,
         )
-        for (agent_id, _, _), link in zip(opened, links, strict=True):
-            entries[agent_id] = link
+        for (item, _), link in zip(opened, links, strict=True):
+            entries[item.committed.event.agent_id] = link
 
     def _sum(
         self, secret: SecretRound, sealed: e.RoundSealed
@@ -274,6 +294,7 @@ def make_party(name: str, *, min_cohort: int = 2) -> Service:
     service = make_service_with_key(f"party-{name}", settings, identity.key)
     party = Party(name, identity, memory, BlobStore(settings), min_cohort=min_cohort)
     follower = Follower(service, PartyState, PartyState(), make_step(name))
+    looked_at: set[bytes] = set()
 
     @service.app.agent(service.topic(topics.LEDGER), name=service.name, concurrency=1)
     async def follow_ledger(stream: Any) -> None:
@@ -281,6 +302,14 @@ def make_party(name: str, *, min_cohort: int = 2) -> Service:
             with fail_stop():
                 source = Source(topics.LEDGER, event.message.partition)
                 work = await follower.follow(event)
+                if event.key not in looked_at:
+                    # What the process before this one said may not have counted.
+                    looked_at.add(event.key)
+                    work = work or find_debt(
+                        name,
+                        follower.get_state(event.key),
+                        telemetry.clean(event.headers.get(TRACEPARENT_HEADER)),
+                    )
                 for said, cause in await asyncio.to_thread(party.do, work):
                     await service.send(said, cause, source)
                 await service.confirm()

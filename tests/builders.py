@@ -45,7 +45,14 @@ from protocol.admission import Received
 from protocol.decider import step
 from protocol.encoding import UpdateRefusedError, parse_update, update_to_blob
 from protocol.envelope import SIGNATURE_HEADER, sign_event
-from protocol.log import LogState, NewBlock, SequencerState, open_block, sequence
+from protocol.log import (
+    LogState,
+    NewBlock,
+    OpenedLeaf,
+    SequencerState,
+    open_block,
+    sequence,
+)
 from protocol.plain import RoundResult, compute_max_update_size, compute_result
 from protocol.rewards import RECOMMENDED_RULE
 from protocol.tensors import tensors_to_blob
@@ -242,7 +249,13 @@ class LogBuilder:
                 "weight": np.arange(self.num_parameters - 1, dtype=np.float32) / 8,
             }
         )
-        config = e.FederationConfigured(
+        config = self.configure(self.blobs.store(model))
+        self.say(config, make_key("OPERATOR"))
+        self.settle()
+
+    def configure(self, initial_model: e.BlobRef) -> e.FederationConfigured:
+        """Return what the federation is founded with."""
+        return e.FederationConfigured(
             federation_id=self.federation_id,
             principals=tuple(
                 e.Principal(role=role, public_key=make_key(role).public_key)
@@ -251,7 +264,7 @@ class LogBuilder:
             aggregation="PLAIN",
             strategy="FEDAVG",
             task=TASK,
-            initial_model=self.blobs.store(model),
+            initial_model=initial_model,
             num_parameters=self.num_parameters,
             fractional_bits=FRACTIONAL_BITS,
             max_num_examples=1_000,
@@ -261,8 +274,6 @@ class LogBuilder:
             ledger_nodes=make_nodes(self.ledger_nodes),
             reward_rule=self.reward_rule,
         )
-        self.say(config, make_key("OPERATOR"))
-        self.settle()
 
     def admit(self, *agents: str) -> None:
         """Let agents ask to join, and admit them."""
@@ -387,7 +398,7 @@ class LogBuilder:
         """Let the round's time run out."""
         current = self._rounds.current
         assert current is not None, "no round is open"
-        self.now_ms = current.started.deadline_ms + 1
+        self.now_ms = current.deadline_ms + 1
         self.say(
             e.DeadlineReached(
                 federation_id=self.federation_id,
@@ -661,6 +672,14 @@ class LogBuilder:
                     self._sealed = fact
                 for sent in self.send_fact(fact):
                     self.say(sent, make_key("DECIDER"), traceparent=leaf.traceparent)
+                    self._hear(sent)
+            self._notice(leaf)
+
+    def _hear(self, fact: e.Fact) -> None:
+        """Let agents act on what the decider says."""
+
+    def _notice(self, leaf: OpenedLeaf) -> None:
+        """Let others act on a leaf."""
 
 
 def read_blocks(log: LogBuilder) -> Iterator[ReadBlock]:

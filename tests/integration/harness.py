@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from confluent_kafka import Producer
+from numpy.typing import NDArray
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceRequest,
 )
@@ -46,9 +47,11 @@ from cli.services import FAUST_SERVICES, Supervisor
 from cli.stack import Endpoints, LocalStack
 from ledger.signing import SigningKey
 from producers.control import Operator, Parameters, load_principals
+from producers.secret_update import prove, submit_commitment
 from protocol.encoding import update_to_blob
 from protocol.envelope import sign_event
 from protocol.log import OpenedLeaf
+from protocol.norm_prover import ProverState, commit_update
 from protocol.tensors import tensors_to_blob
 from schemas import codec, topics
 from schemas import events as e
@@ -124,6 +127,23 @@ class Services:
         """SIGKILL; the watcher starts it again."""
         with self._lock:
             self.supervisor.kill(name)
+
+    @contextmanager
+    def kept_down(self, *names: str) -> Iterator[None]:
+        """SIGKILL, and nothing is started again before the block ends."""
+        with self._lock:
+            self._paused.set()
+            for name in names:
+                self.supervisor.kill(name)
+        try:
+            yield
+        finally:
+            self._paused.clear()
+
+    def start_parties(self, settings: Settings, *names: str) -> tuple[e.Party, ...]:
+        """Start parties as `party-<name>`, making their keys if need be."""
+        with self._lock:
+            return self.supervisor.start_parties(settings, names)
 
     def stop(self, *names: str) -> None:
         with self._lock:
@@ -408,13 +428,16 @@ class Federation:
             f"{timeout_s:.0f} s; the last events are\n{tail}\n{logs}"
         )
 
+    def leaf_of(self, event: Any) -> OpenedLeaf:
+        return next(leaf for leaf in self.leaves if leaf.sequenced.event is event)
+
     def place_of(self, event: Any) -> int:
         """Return an event's leaf index."""
-        return next(
-            leaf.sequenced.leaf_index
-            for leaf in self.leaves
-            if leaf.sequenced.event is event
-        )
+        return self.leaf_of(event).sequenced.leaf_index
+
+    @property
+    def config(self) -> e.FederationConfigured:
+        return self.wait(e.FederationConfigured)
 
     def last_round(self) -> int:
         return max(
@@ -493,6 +516,77 @@ class Puppet:
         return value, [("moot-signature", sign_event(self.key, data))]
 
 
+@dataclass(frozen=True)
+class SecretPuppet(Puppet):
+    """An agent of aggregation MPC whose strings a test holds.
+
+    It does by default what an honest agent does, and remembers what it committed to.
+    """
+
+    committed: dict[int, tuple[ProverState, e.UpdateCommitted]] = field(
+        default_factory=dict
+    )
+
+    def commit(
+        self,
+        started: e.RoundStarted,
+        values: NDArray[np.int64],
+        *,
+        shared: NDArray[np.int64] | None = None,
+        squared_bound: int | None = None,
+        num_examples: int = 10,
+        change: Callable[[e.UpdateCommitted], e.UpdateCommitted] = lambda event: event,
+    ) -> e.UpdateCommitted:
+        """Commit to an update.
+
+        Args:
+            started: The round.
+            values: The update, shape (d,) int64.
+            shared: What it shares; the same unless told.
+            squared_bound: What it will prove; the federation's unless told.
+            num_examples: Its weight.
+            change: What is done to the event before it is said.
+        """
+        config = self.world.federations[self.federation].config
+        state = commit_update(
+            values,
+            context=b"",
+            squared_bound=squared_bound or config.norm_bound**2,
+            entropy=os.urandom,
+        )
+        update = submit_commitment(
+            state if shared is None else replace(state, values=shared),
+            started,
+            config,
+            self.world.store,
+            agent_id=self.name,
+            num_examples=num_examples,
+            loss_micros=0,
+        )
+        update = change(update)
+        self.committed[started.round] = state, update
+        self.answer(started, update)
+        return update
+
+    def prove(self, closed: e.CommitmentsClosed) -> e.NormProofSubmitted:
+        """Prove what was committed to."""
+        config = self.world.federations[self.federation].config
+        blob = prove(*self.committed[closed.round], closed, config)
+        proof = e.NormProofSubmitted(
+            federation_id=self.federation,
+            round=closed.round,
+            agent_id=self.name,
+            proof=self.world.store.store(blob),
+        )
+        self.answer(closed, proof)
+        return proof
+
+    def answer(self, fact: e.Event, event: e.Event) -> None:
+        """Publish an event in the trace of the fact that it answers."""
+        leaf = self.world.federations[self.federation].leaf_of(fact)
+        self.world.publisher.publish(event, self.key, traceparent=leaf.traceparent)
+
+
 def good_blob(size: int = NUM_PARAMETERS) -> bytes:
     """Return an update that changes nothing much."""
     return update_to_blob(np.arange(size, dtype=np.int32))
@@ -559,9 +653,9 @@ def make_settings(endpoints: Endpoints, state_directory: Path) -> Settings:
     )
 
 
-def start_agents(world: World, federation: str) -> None:
-    """Start the main federation's agents as processes."""
-    for index, name in enumerate(AGENTS):
+def start_agents(world: World, federation: str, names: Sequence[str] = AGENTS) -> None:
+    """Start a federation's agents as processes."""
+    for index, name in enumerate(names):
         world.services.start(
             name, "agent", "run", name, "--federation", federation,
             "--operator-key", world.operator_key.public_key.hex(),
@@ -578,6 +672,7 @@ __all__ = [
     "Collector",
     "Federation",
     "Puppet",
+    "SecretPuppet",
     "Services",
     "SpanSeen",
     "World",

@@ -393,7 +393,7 @@ def test_a_leader_cannot_make_others_look_for_more_than_one_block():
 
 
 def test_attesters_are_counted_in_the_present_epoch_alone():
-    node = make_node(None, *CHAIN)
+    node = make_node(*CHAIN, key=None)
     assert node.count_attesters(0) == 0
     receive_all(node, *(attest(key, CHAIN[0]) for key in OTHERS[:2]))
     assert (node.count_attesters(0), node.count_attesters(1)) == (2, 0)

@@ -1,0 +1,349 @@
+"""A federation with aggregation MPC, built in memory like the one in the clear.
+
+Agents, parties and the aggregator are the real ones: their updates are committed to,
+proved, shared, sealed, linked and summed by the functions that their processes run, with
+keys derived from names. What they say passes through `speak`, where it can be changed:
+that is how tests lie. Sealing is never twice the same, so neither are these logs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from types import ModuleType, SimpleNamespace
+from typing import Any, TypeAlias
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import streams.app
+from adapters.party_identity import PartyIdentity
+from adapters.settings import Settings
+from producers.secret_update import Secret, prove, submit_commitment
+from protocol.log import OpenedLeaf
+from protocol.norm_prover import ProverState
+from protocol.parties import Linked, Said, Summed, demand_first_link, demand_harmless
+from protocol.sealing import SealingSecretKey
+from schemas import codec
+from schemas import events as e
+from streams.party import Party, PartyState, make_step
+from tests.builders import BlobDict, LogBuilder, make_key
+
+NORM_BOUND = 2**17
+"""Of length in steps; the updates here are shorter."""
+AGENTS = ("ada", "bea", "cleo", "dora", "eve")
+
+
+def make_sealing_key(name: str) -> SealingSecretKey:
+    """Return the sealing key that a name always has."""
+    return SealingSecretKey(hashlib.sha256(b"sealing key of " + name.encode()).digest())
+
+
+def make_identity(name: str) -> PartyIdentity:
+    """Return the keys that a party's name always has."""
+    return PartyIdentity(make_key(name), make_sealing_key(name))
+
+
+def make_party(name: str) -> e.Party:
+    """Return a party as a federation names it."""
+    return e.Party(
+        name=name,
+        public_key=make_key(name).public_key,
+        sealing_key=make_sealing_key(name).public_key.public_key,
+    )
+
+
+class Memory:
+    """Does as `adapters.party_log.PartyLog`, without a disk."""
+
+    def __init__(self) -> None:
+        self.said: list[Said] = []
+
+    def permit_links(self, asked: Linked) -> None:
+        demand_first_link(asked, self.said)
+        self.said.append(asked)
+
+    def permit_sum(self, asked: Summed, *, min_cohort: int) -> None:
+        demand_harmless(asked, self.said, min_cohort=min_cohort)
+        self.said.append(asked)
+
+
+@cache
+def load_aggregation() -> ModuleType:
+    """Return `streams.aggregation`, which looks for its topics when it is imported."""
+    settings = Settings(
+        bootstrap_servers="nowhere:1",
+        schema_registry_url="http://nowhere",
+        minio_endpoint="nowhere:1",
+        minio_access_key="none",  # type: ignore[arg-type]  # pydantic hides it
+        minio_secret_key="none",  # type: ignore[arg-type]  # as above
+    )
+    service = SimpleNamespace(
+        app=SimpleNamespace(agent=lambda *_, **__: lambda function: function),
+        settings=settings,
+        table=dict,
+        topic=lambda *_: None,
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(streams.app, "make_service", lambda *_: service)
+        return importlib.import_module("streams.aggregation")
+
+
+Speak: TypeAlias = "Callable[[SecretLogBuilder, str, e.Event], Iterable[e.Event]]"
+
+
+def speak_honestly(
+    log: SecretLogBuilder, author: str, event: e.Event
+) -> Iterable[e.Event]:
+    """Say what was meant."""
+    return [event]
+
+
+@dataclass(kw_only=True)
+class SecretLogBuilder(LogBuilder):
+    """One federation whose updates nobody sees, and what it left behind.
+
+    Args:
+        parties: Names of its parties.
+        norm_bound: Largest length of an update, in steps.
+        speak: What an agent, a party or the aggregator says for what it means to say.
+    """
+
+    num_parameters: int = 300
+    cohort_size: int = 5
+    ledger_nodes: Sequence[str] = ()
+    parties: Sequence[str] = ("p0", "p1", "p2")
+    norm_bound: int = NORM_BOUND
+    speak: Speak = speak_honestly
+    silent: set[str] = field(default_factory=set)
+    """Agents that do not prove, and parties that say nothing."""
+
+    def __post_init__(self) -> None:
+        """Start with an empty log and parties that have said nothing."""
+        super().__post_init__()
+        self.secrets: dict[tuple[int, str], Secret] = {}
+        self.states: dict[str, ProverState] = {}
+        self.updates: dict[str, e.UpdateCommitted] = {}
+        self.hands = {name: self.make_hands(name) for name in self.parties}
+        self.following = dict.fromkeys(self.parties, PartyState())
+        aggregation = load_aggregation()
+        self.aggregator: Any = aggregation.Aggregator(self.blobs)
+        self.aggregator_state = aggregation.AggregatorState()
+
+    def make_hands(self, name: str, memory: Any = None) -> Party:
+        """Return the one who acts for a party."""
+        return Party(
+            name,
+            make_identity(name),
+            Memory() if memory is None else memory,
+            self.blobs,  # type: ignore[arg-type]  # it promises the same
+            min_cohort=2,
+        )
+
+    def configure(self, initial_model: e.BlobRef) -> e.FederationConfigured:
+        """Return what the federation is founded with."""
+        return replace(
+            super().configure(initial_model),
+            aggregation="MPC",
+            parties=tuple(map(make_party, self.parties)),
+            norm_bound=self.norm_bound,
+        )
+
+    @property
+    def config(self) -> e.FederationConfigured:
+        """What it was founded with."""
+        config = self._rounds.config
+        assert config is not None, "not founded"
+        return config
+
+    @property
+    def started(self) -> e.RoundStarted:
+        """The fact that opened the round in progress."""
+        assert self._rounds.current is not None, "no round is open"
+        return self._rounds.current.started
+
+    # Agents
+
+    def make_secret(self, agent: str, *, largest: int = 2_000) -> Secret:
+        """Return an agent's update for the current round."""
+        seed = hashlib.sha256(f"{agent} {self.started.round}".encode()).digest()
+        generator = np.random.default_rng(int.from_bytes(seed[:8], "big"))
+        values = generator.integers(-largest, largest + 1, self.num_parameters)
+        return Secret(values, seed)
+
+    def commit(
+        self,
+        agent: str,
+        *,
+        secret: Secret | None = None,
+        norm_bound: int | None = None,
+        share: Callable[[ProverState], ProverState] = lambda state: state,
+    ) -> None:
+        """Let an agent commit to an update, and share it.
+
+        Args:
+            agent: Who.
+            secret: Its update.
+            norm_bound: What it commits to and proves under, in its own opinion.
+            share: What it shares, given what it committed to.
+        """
+        secret = secret or self.make_secret(agent)
+        bound = norm_bound or self.config.norm_bound
+        state = secret.commit(replace(self.config, norm_bound=bound))
+        seed = hashlib.sha256(f"{agent} {self.started.round}".encode()).digest()
+        update = submit_commitment(
+            share(state),
+            self.started,
+            self.config,
+            self.blobs,  # type: ignore[arg-type]  # it promises the same
+            agent_id=agent,
+            num_examples=1 + seed[9],
+            loss_micros=500_000,
+        )
+        self.secrets[self.started.round, agent] = secret
+        for said in self.speak(self, agent, update):
+            if isinstance(said, e.UpdateCommitted):
+                self.states[agent], self.updates[agent] = state, said
+            self.say(said, make_key(agent))
+
+    def _hear(self, fact: e.Fact) -> None:
+        if not isinstance(fact, e.CommitmentsClosed):
+            return
+        for agent in fact.agent_ids:
+            if agent in self.states and agent not in self.silent:
+                self.prove(agent, fact)
+
+    def prove(self, agent: str, closed: e.CommitmentsClosed) -> None:
+        """Let an agent prove what it committed to."""
+        blob = prove(self.states[agent], self.updates[agent], closed, self.config)
+        event = e.NormProofSubmitted(
+            federation_id=self.federation_id,
+            round=closed.round,
+            agent_id=agent,
+            proof=self.blobs.store(blob),
+        )
+        for said in self.speak(self, agent, event):
+            self.say(said, make_key(agent))
+
+    # Parties and the aggregator
+
+    def _notice(self, leaf: OpenedLeaf) -> None:
+        for name, hands in self.hands.items():
+            state, work = make_step(name)(self.following[name], leaf)
+            self.following[name] = state
+            if name in self.silent:
+                continue
+            for event, _ in hands.do(work):
+                for said in self.speak(self, name, event):
+                    self.say(said, make_key(name))
+        aggregation = load_aggregation()
+        self.aggregator_state, work = aggregation.follow_step(
+            self.aggregator_state, leaf
+        )
+        aggregation.aggregator = self.aggregator
+        for event, _ in aggregation.do(work):
+            for said in self.speak(self, "AGGREGATOR", event):
+                self.say(said, make_key("AGGREGATOR"))
+
+    # What becomes of it
+
+    def run_round(self, *, num_declining: int = 0, **commits: dict[str, Any]) -> None:
+        """Run a whole round, as far as it goes.
+
+        Args:
+            num_declining: The last of the cohort decline.
+            **commits: How agents commit, by name; the others do so honestly.
+        """
+        cohort = self.request_round()
+        assert cohort, "the round did not start"
+        for place, agent in enumerate(cohort):
+            if place < len(cohort) - num_declining:
+                self.commit(agent, **commits.get(agent, {}))
+            else:
+                self.decline(agent)
+        self.settle()
+        if self._rounds.current is None and self._sealed is not None:
+            self.export()
+
+    def compute_sum(self, sealed: e.RoundSealed) -> NDArray[np.int64]:
+        """Return what a sealed round must open to, from the updates in the clear."""
+        return sum(
+            (
+                c.num_examples * self.secrets[sealed.round, c.agent_id].values
+                for c in sealed.contributions
+            ),
+            start=np.zeros(self.num_parameters, dtype=np.int64),
+        )
+
+    def edit(self, ref: e.BlobRef, change: Callable[[Any], Any]) -> e.BlobRef:
+        """Return a blob of ours with something in it changed."""
+        record = codec.decode(self.blobs[ref.sha256])
+        return self.blobs.store(codec.encode(change(record)))
+
+    def copy(self) -> LogBuilder:
+        """Do not: its agents and parties remember."""
+        raise NotImplementedError
+
+
+def start_secret_log(*agents: str, **options: Any) -> SecretLogBuilder:
+    """Return a federation with these agents, before its first round."""
+    log = SecretLogBuilder(**options)
+    log.found()
+    log.admit(*(agents or AGENTS))
+    return log
+
+
+def change_word(data: bytes, place: int = 0) -> bytes:
+    """Return bytes of our integers with one of them off by one."""
+    return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+
+
+def build_secret_log(**options: Any) -> SecretLogBuilder:
+    """Return a log in which everything happened that can in secret rounds.
+
+    One round in which all is well but for an agent that declines; one in which an agent
+    shares what it did not commit to, another proves nothing, and a party gives a wrong
+    part first; one that is abandoned for want of proofs.
+
+    Args:
+        **options: As `SecretLogBuilder` takes them.
+    """
+    lies = {"left": 1}
+
+    def speak(log: SecretLogBuilder, author: str, event: e.Event) -> Iterable[e.Event]:
+        if (
+            author == "p1"
+            and isinstance(event, e.PartialAggregateSubmitted)
+            and event.round == 2
+            and lies["left"]
+        ):
+            lies["left"] -= 1
+            wrong = log.edit(
+                event.partial, lambda part: replace(part, values=change_word(part.values))
+            )
+            return [replace(event, partial=wrong)]
+        return [event]
+
+    log = start_secret_log(speak=speak, **options)
+    log.run_round(num_declining=1)
+    log.silent.add("eve")
+    log.run_round(dora={"share": lambda state: replace(state, values=state.values + 1)})
+    log.pass_deadline()
+    log.export()
+    log.silent.update(AGENTS[1:])
+    log.run_round()
+    log.pass_deadline()
+    return log
+
+
+__all__ = [
+    "AGENTS",
+    "BlobDict",
+    "SecretLogBuilder",
+    "build_secret_log",
+    "start_secret_log",
+]
