@@ -41,7 +41,7 @@ def create_party(directory: Path) -> PartyIdentity:
     """
     # The memory first: a crash between leaves an empty one and no key, never a key
     # whose memory could have been lost.
-    if not (directory / SIGNING_FILE).exists():
+    if not any((directory / name).exists() for name in (SIGNING_FILE, SEALING_FILE)):
         create_party_log(directory)
     return PartyIdentity(
         load_or_create_key(directory / SIGNING_FILE),

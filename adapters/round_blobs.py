@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from adapters.blobs import BlobError
-from protocol.mpc import Fetch, SecretRoundError
+from protocol.mpc import BadBlob, Fetch, SecretRoundError
 from schemas.events import BlobRef
 
 
@@ -20,6 +20,7 @@ def make_fetch(fetch: Callable[..., bytes]) -> Fetch:
         try:
             return fetch(ref, max_size_bytes=max_size_bytes)
         except BlobError as error:
-            raise SecretRoundError(error.reason, str(error)) from error
+            blob = BadBlob(error.reason, ref)
+            raise SecretRoundError(error.reason, str(error), blob) from error
 
     return fetch_for_round

@@ -679,7 +679,7 @@ class _Audit:
                 self._blobs.check_commitments(before, claims, place)
         for fact in facts:
             if isinstance(fact, e.PartialRejected):
-                self._blobs.check_partial_claim(before, fact.party, place)
+                self._blobs.check_partial_claim(before, fact.party, fact.reason, place)
             elif isinstance(fact, e.AggregatePublished):
                 self._blobs.check_secret_round(before, fact, place)
 

@@ -38,9 +38,6 @@ from protocol.tensors import (
 from schemas.events import AggregatePublished, BlobRef, RoundSealed
 from schemas.reasons import Reason
 
-BLOB_FINDINGS: Final = frozenset(
-    {Reason.MISSING_BLOB, Reason.CORRUPT_BLOB, Reason.OVERSIZED_BLOB}
-)
 MAX_ONNX_SIZE_BYTES: Final = 2**31
 """Protocol Buffers, and so ONNX files, end there."""
 
@@ -206,20 +203,18 @@ class BlobAuditor:
         """
         verifier = self._get_verifier(secret)
         reasons = verifier.find_reasons(secret, sorted(claims))
+        bad: dict[bytes, SecretRoundError] = {}  # a party's links concern all agents
         for agent_id, problem in reasons.items():
             claimed, found = claims[agent_id], "" if problem is None else problem.reason
-            ref = secret.commitments[agent_id].event.commitments
-            if Reason.MISSING_BLOB in {claimed, found} and claimed:
-                # Whether it was there then cannot be known now.
+            if claimed and _is_unknowable(claimed, problem):
                 self._report.num_claims_unchecked += 1
                 continue
             if claimed:
                 self._report.num_claims_checked += 1
             if claimed == found:
                 continue
-            if problem is not None and found in BLOB_FINDINGS:
-                error = BlobError(problem.reason, problem.detail)
-                self._add(_blob_finding(error, ref, place, "a commitment"))
+            if problem is not None and problem.blob is not None:
+                bad[problem.blob.ref.sha256] = problem
                 continue
             self._add(
                 Finding(
@@ -231,27 +226,37 @@ class BlobAuditor:
                     "and links show",
                     expected="it counts" if problem is None else str(problem),
                     found=claimed or "it counts",
-                    blob_sha256=ref.sha256.hex(),
+                    blob_sha256=_hex(secret.commitments[agent_id].event.commitments),
                 )
             )
+        for problem in bad.values():
+            self._add(_bad_blob_finding(problem, place))
 
     def check_partial_claim(
-        self, secret: SecretRound, party: str, place: Place
+        self, secret: SecretRound, party: str, reason: str, place: Place
     ) -> None:
-        """Check that a party's part of the sum that was rejected is wrong."""
+        """Check what an aggregator said of a party's part of the sum it rejected."""
         part = self._get_verifier(secret).find_partial_problem(secret, party)
+        problem = None if isinstance(part, PartySum) else part
+        if _is_unknowable(reason, problem):
+            self._report.num_claims_unchecked += 1
+            return
         self._report.num_claims_checked += 1
-        if isinstance(part, PartySum):
-            self._add(
-                Finding(
-                    code=FindingCode.CLAIM_CONTRADICTED,
-                    place=place,
-                    message=f"the part of {party} was rejected and is good",
-                    expected="it counts",
-                    found=Reason.WRONG_PARTIAL,
-                    blob_sha256=secret.partials[party].blob.sha256.hex(),
-                )
+        if problem is not None and problem.reason == reason:
+            return
+        if problem is not None and problem.blob is not None:
+            self._add(_bad_blob_finding(problem, place))
+            return
+        self._add(
+            Finding(
+                code=FindingCode.CLAIM_CONTRADICTED,
+                place=place,
+                message=f"the part of {party} was rejected for what it does not show",
+                expected="it counts" if problem is None else str(problem),
+                found=reason,
+                blob_sha256=_hex(secret.partials[party].blob),
             )
+        )
 
     def check_secret_round(
         self, secret: SecretRound, published: AggregatePublished, place: Place
@@ -280,6 +285,9 @@ class BlobAuditor:
             if isinstance(part, PartySum):
                 parts.append(part)
                 continue
+            if part.blob is not None:
+                self._add(_bad_blob_finding(part, place))
+                continue
             self._add(
                 Finding(
                     code=FindingCode.WRONG_SUM,
@@ -287,7 +295,7 @@ class BlobAuditor:
                     message=f"round {sealed.round}: the part of {party.name} is wrong",
                     expected="what its own links add up to",
                     found=part.detail,
-                    blob_sha256=secret.partials[party.name].blob.sha256.hex(),
+                    blob_sha256=_hex(secret.partials[party.name].blob),
                 )
             )
         if base is None or len(parts) < len(secret.config.parties):
@@ -295,17 +303,22 @@ class BlobAuditor:
         try:
             return verifier.compute_result(secret, parts, base)
         except SecretRoundError as error:
-            self._add(
-                Finding(
-                    code=FindingCode.NOT_COMPUTABLE,
-                    place=place,
-                    message=f"round {sealed.round}: the parts of the sum do not open "
-                    "the commitments",
-                    expected="a sum and a model",
-                    found=str(error),
-                )
+            if error.blob is not None:
+                self._add(_bad_blob_finding(error, place))
+                return None
+            problem = str(error)
+        except Exception as error:  # noqa: BLE001  # whatever it is, it does not compute
+            problem = f"{type(error).__name__}: {error}"
+        self._add(
+            Finding(
+                code=FindingCode.NOT_COMPUTABLE,
+                place=place,
+                message=f"round {sealed.round}: no sum follows from its parts",
+                expected="a sum and a model",
+                found=problem,
             )
-            return None
+        )
+        return None
 
     def _get_verifier(self, secret: SecretRound) -> RoundVerifier:
         assert secret.closed is not None, "nothing is claimed before"
@@ -498,6 +511,22 @@ def _blob_finding(error: BlobError, ref: BlobRef, place: Place, what: str) -> Fi
         found=str(error),
         blob_sha256=ref.sha256.hex(),
     )
+
+
+def _bad_blob_finding(problem: SecretRoundError, place: Place) -> Finding:
+    assert problem.blob is not None, "its caller has looked"
+    error = BlobError(problem.blob.reason, problem.detail)
+    return _blob_finding(error, problem.blob.ref, place, "a blob of a secret round")
+
+
+def _is_unknowable(claimed: str, problem: SecretRoundError | None) -> bool:
+    """Return whether a blob is missing: if it was there then cannot be known now."""
+    found = None if problem is None or problem.blob is None else problem.blob.reason
+    return Reason.MISSING_BLOB in {claimed, found}
+
+
+def _hex(ref: BlobRef) -> str:
+    return ref.sha256.hex()
 
 
 def _update_finding(

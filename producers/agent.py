@@ -299,6 +299,7 @@ class Agent:
                 "prove", "update", kind=telemetry.INTERNAL, parent=traceparent
             ):
                 state = self._keeper.find(stem, self._federation)
+                self._keeper.bind(stem, closed.projection_seed)
                 blob = prove(state, update, closed, self._federation)
             return NormProofSubmitted(
                 federation_id=closed.federation_id,

@@ -3,9 +3,10 @@
 Between the two an agent must not forget what it committed to, and must not prove it
 twice: two proofs under two projections have the same masks, and their difference would
 show the update. So the update and the seed of everything random in it are on disk
-before the commitment leaves the process, readable by their owner alone; the proof is on
-disk before it is said, and only what is on disk is ever said again. All of it is
-deleted when the round is over.
+before the commitment leaves the process, readable by their owner alone; which
+projection it is proved under is on disk before there is a proof in the store; the proof
+is on disk before it is said, and only what is on disk is ever said again. What is
+secret is deleted when the round is over.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ log = logging.getLogger(__name__)
 SEED_SIZE: Final = 32
 _MAGIC: Final = b"folkmoot-agent-secret/v1\n"
 SUFFIX: Final = ".secret"
+SEED_SUFFIX: Final = ".seed"
 
 
 class SecretError(Exception):
@@ -210,8 +212,27 @@ class SecretKeeper:
             raise SecretError(msg) from None
         return Secret.from_bytes(data).commit(config)
 
+    def bind(self, stem: str, seed: bytes) -> None:
+        """Return if a commitment may be proved under this projection; no other may.
+
+        Durably: a proof that was stored, and forgotten in a crash, counts too.
+
+        Args:
+            stem: Of the commitment.
+            seed: Of the projection, 32 bytes.
+
+        Raises:
+            SecretError: another projection came first.
+        """
+        path = self._directory / f"{stem}{SEED_SUFFIX}"
+        if not path.exists():
+            write_private(path, seed)
+        elif path.read_bytes() != seed:
+            msg = "asked for a second proof under another projection: never"
+            raise SecretError(msg)
+
     def forget(self, *, but: str = "") -> None:
-        """Delete everything: the round is over, or another one begins.
+        """Delete all secrets: the round is over, or another one begins.
 
         Args:
             but: What stays: an agent that was killed may read of its round's beginning
@@ -219,7 +240,7 @@ class SecretKeeper:
         """
         if self._last is not None and self._last[0] != but:
             self._last = None
-        for path in self._directory.glob(f"*{SUFFIX}"):
+        for path in self._directory.glob(f"*{SUFFIX}*"):  # drafts too
             if path.name != f"{but}{SUFFIX}":
                 path.unlink(missing_ok=True)
 
@@ -234,3 +255,8 @@ def write_private(path: Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     draft.rename(path)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

@@ -76,18 +76,35 @@ _LINK_OVERHEAD_BYTES: Final = 1_024
 """Names, reason, detail and lengths of an entry; ours take less."""
 
 
+@dataclass(frozen=True, slots=True)
+class BadBlob:
+    """A blob that is not in the store as the log promises.
+
+    Attributes:
+        reason: MISSING_BLOB, OVERSIZED_BLOB or CORRUPT_BLOB.
+        ref: The promise.
+    """
+
+    reason: Reason
+    ref: e.BlobRef
+
+
 class SecretRoundError(ValueError):
     """Something in a secret round is not what it must be; bad input.
 
     Attributes:
         reason: For the ledger.
         detail: For people.
+        blob: The blob that is to blame; None if its content is, or none of them.
     """
 
-    def __init__(self, reason: Reason, detail: str) -> None:
+    def __init__(
+        self, reason: Reason, detail: str, blob: BadBlob | None = None
+    ) -> None:
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail
+        self.blob = blob
 
 
 Fetch = Callable[[e.BlobRef, int], bytes]
@@ -449,7 +466,9 @@ class RoundVerifier:
             self._projection, num_values=self._shape.num_values
         )
         self._proven: dict[str, Proven | SecretRoundError] = {}
-        self._links: dict[bytes, Mapping[str, Link | SecretRoundError]] = {}
+        self._links: dict[
+            bytes, Mapping[str, Link | SecretRoundError] | SecretRoundError
+        ] = {}
 
     @property
     def shape(self) -> MpcShape:
@@ -534,7 +553,12 @@ class RoundVerifier:
         ref = secret.links[party]
         if ref.sha256 not in self._links:
             self._links[ref.sha256] = _fetch_links(self._fetch, ref, self._shape)
-        link = self._links[ref.sha256].get(agent_id)
+        links = self._links[ref.sha256]
+        if isinstance(links, SecretRoundError):
+            # Its silence on each agent: no agent is to blame for it.
+            detail = f"the links of party {party}: {links}"
+            raise SecretRoundError(Reason.BAD_SHARE, detail, links.blob)
+        link = links.get(agent_id)
         if link is None:
             detail = f"party {party} says nothing of this share"
             raise SecretRoundError(Reason.BAD_SHARE, detail)
@@ -564,10 +588,12 @@ class RoundVerifier:
                 weights=[c.event.num_examples for c in accepted],
                 projection=self._shared,
             )
-        except (SecretRoundError, WrongPartialError) as error:
+        except SecretRoundError as error:
+            if error.blob is not None:
+                return SecretRoundError(error.blob.reason, str(error), error.blob)
             return SecretRoundError(Reason.WRONG_PARTIAL, str(error))
-        except InvalidEncodingError as error:
-            # A share commitment that is no point: its party has not opened it.
+        except (WrongPartialError, InvalidEncodingError) as error:
+            # Or a share commitment that is no point: its party has not opened it.
             return SecretRoundError(Reason.WRONG_PARTIAL, str(error))
         return party_sum
 
@@ -607,16 +633,12 @@ class RoundVerifier:
 
 def _fetch_links(
     fetch: Fetch, ref: e.BlobRef, shape: MpcShape
-) -> Mapping[str, Link | SecretRoundError]:
-    """Return a party's links by agent; none if its blob is not one.
-
-    A party whose links nobody can read has linked nothing: its silence on each agent is
-    what the ledger then shows.
-    """
+) -> Mapping[str, Link | SecretRoundError] | SecretRoundError:
+    """Return a party's links by agent; why not, if nobody can read them."""
     try:
         return parse_links(fetch(ref, shape.max_links_size))
-    except SecretRoundError:
-        return {}
+    except SecretRoundError as error:
+        return error
 
 
 def _to_error(error: InvalidProofError) -> SecretRoundError:

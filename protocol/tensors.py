@@ -17,6 +17,7 @@ Source: https://huggingface.co/docs/safetensors/index#format
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple, TypeAlias
 
@@ -43,6 +44,9 @@ _DTYPE_NAMES: Final = {dtype: name for name, dtype in _DTYPES.items()}
 _METADATA_KEY: Final = "__metadata__"  # not a tensor: free text, which we ignore
 _PREFIX_BYTES: Final = 8  # the header's length, little-endian
 _MAX_HEADER_BYTES: Final = 100_000_000  # the reference reader's own limit
+_MAX_HEADER_DEPTH: Final = 8  # tensors, fields, shape or offsets: three are used
+_STRING: Final = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_BRACKET: Final = re.compile(r"[\[\]{}]")
 _MAX_DIMENSIONS: Final = 64  # numpy's limit
 _MAX_SPAN: Final = 2**48  # elements; far above any blob, far below numpy's overflow
 
@@ -280,6 +284,10 @@ def _split(blob: bytes) -> tuple[dict[str, Any], memoryview]:
         msg = "the header doesn't begin with {"
         raise MalformedBlobError(msg)
     try:
+        # A parser that gives up later than its stack does would end the process.
+        if compute_json_depth(text.decode("utf-8")) > _MAX_HEADER_DEPTH:
+            msg = f"the header isn't JSON that nests at most {_MAX_HEADER_DEPTH} deep"
+            raise MalformedBlobError(msg)  # noqa: TRY301  # it has its own words
         header = json.loads(
             text.decode("utf-8"),
             object_pairs_hook=_without_duplicates,
@@ -293,6 +301,15 @@ def _split(blob: bytes) -> tuple[dict[str, Any], memoryview]:
         msg = "the header isn't JSON in UTF-8"
         raise MalformedBlobError(msg) from error
     return header, view[begin:]
+
+
+def compute_json_depth(text: str) -> int:
+    """Return how deep brackets nest in a text that may be JSON, strings left out."""
+    depth = deepest = 0
+    for bracket in _BRACKET.findall(_STRING.sub("", text)):
+        depth += 1 if bracket in "[{" else -1
+        deepest = max(depth, deepest)
+    return deepest
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Final
 
 from ledger.policy import BFT_GROUP, NO_QUORUM
 from protocol.clipping import compute_min_norm_bound
+from protocol.tensors import compute_json_depth
 from schemas import events as e
 from schemas.reasons import Reason
 
@@ -58,8 +59,6 @@ MAX_AGENTS_IN_COHORT: Final = 256
 stay below 2**31 and every |x| below 2**31, so |sum| < 2**62."""
 MAX_NUM_EXAMPLES: Final = 2**22
 MAX_NUM_PARAMETERS: Final = 2**31
-_STRING: Final = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
-_BRACKET: Final = re.compile(r"[\[\]{}]")
 _CONFIG_RULE: Final = (
     "module_config and data_config must be JSON objects of at most "
     f"{MAX_CONFIG_SIZE_BYTES} bytes, nested at most {MAX_CONFIG_DEPTH} deep"
@@ -305,11 +304,8 @@ def _blob_problem(blob: e.BlobRef) -> str | None:
 def _is_json_object(text: str) -> bool:
     if len(text.encode(errors="replace")) > MAX_CONFIG_SIZE_BYTES:
         return False
-    depth = 0
-    for bracket in _BRACKET.findall(_STRING.sub("", text)):
-        depth += 1 if bracket in "[{" else -1
-        if depth > MAX_CONFIG_DEPTH:
-            return False
+    if compute_json_depth(text) > MAX_CONFIG_DEPTH:
+        return False
     try:
         # Numbers stay text: how many digits Python converts is a setting of its own.
         parsed = json.loads(

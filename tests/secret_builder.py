@@ -1,9 +1,9 @@
 """A federation with aggregation MPC, built in memory like the one in the clear.
 
-Agents, parties and the aggregator are the real ones: their updates are committed to,
-proved, shared, sealed, linked and summed by the functions that their processes run, with
-keys derived from names. What they say passes through `speak`, where it can be changed:
-that is how tests lie. Sealing is never twice the same, so neither are these logs.
+Agents, parties and the aggregator are the real ones: they commit, prove, share, seal,
+link and sum with the functions that their processes run, and keys derived from names.
+What they say passes through `speak`, where it can be changed: that is how tests lie.
+Sealing is never twice the same, so neither are these logs.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from protocol.sealing import SealingSecretKey
 from schemas import codec
 from schemas import events as e
 from streams.party import Party, PartyState, make_step
-from tests.builders import BlobDict, LogBuilder, make_key
+from tests.builders import LogBuilder, make_key
 
 NORM_BOUND = 2**17
 """Of length in steps; the updates here are shorter."""
@@ -297,9 +297,14 @@ def start_secret_log(*agents: str, **options: Any) -> SecretLogBuilder:
     return log
 
 
-def change_word(data: bytes, place: int = 0) -> bytes:
+def change_byte(data: bytes, place: int = 0) -> bytes:
     """Return bytes of our integers with one of them off by one."""
     return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+
+
+def change_values(part: e.PartialSum) -> e.PartialSum:
+    """Return a party's part of a sum with one value off by one."""
+    return replace(part, values=change_byte(part.values))
 
 
 def build_secret_log(**options: Any) -> SecretLogBuilder:
@@ -322,9 +327,7 @@ def build_secret_log(**options: Any) -> SecretLogBuilder:
             and lies["left"]
         ):
             lies["left"] -= 1
-            wrong = log.edit(
-                event.partial, lambda part: replace(part, values=change_word(part.values))
-            )
+            wrong = log.edit(event.partial, change_values)
             return [replace(event, partial=wrong)]
         return [event]
 
@@ -338,12 +341,3 @@ def build_secret_log(**options: Any) -> SecretLogBuilder:
     log.run_round()
     log.pass_deadline()
     return log
-
-
-__all__ = [
-    "AGENTS",
-    "BlobDict",
-    "SecretLogBuilder",
-    "build_secret_log",
-    "start_secret_log",
-]

@@ -16,11 +16,9 @@ from operator import mul
 
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from py_arkworks_bls12381 import G1Point, Scalar
-from py_ecc.bls.hash_to_curve import hash_to_G1
-from py_ecc.bls.point_compression import compress_G1
-from py_ecc.optimized_bls12_381 import Z1, add, double
 
 from protocol.norm_proof import NormProof, NormStatement
+from tests.oracle import Z1, add, compress_G1, double, hash_to_G1
 
 R = 0x73EDA753299D7D483339D80809A1D80553BDA402FFFE5BFEFFFFFFFF00000001
 K = 128

@@ -7,11 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from py_arkworks_bls12381 import G1Point
-from py_ecc.bls.hash_to_curve import hash_to_G1
-from py_ecc.bls.point_compression import compress_G1
-from py_ecc.optimized_bls12_381 import curve_order
 
 from protocol import commitments as c
+from tests.oracle import compress_G1, curve_order, hash_to_G1
 from tests.vectors.norm_proof.generate import (
     IDENTITY,
     OUTSIDE,

@@ -1,0 +1,636 @@
+"""The link between the parties of a joint computation: authenticated, encrypted, dull.
+
+Every peer has a rank, 0 to n-1, and an Ed25519 key whose public half the others know
+beforehand. Each pair of peers has one TCP connection under TLS 1.3 on which arrays of
+integers go to and fro.
+
+- **Who is there.** Both ends of a connection show a certificate that the peer's key has
+  signed. It is for a key that lives as long as the link, so the peer's own key never
+  leaves the process (`ssl` takes private keys from files only). Nothing in a
+  certificate counts but that signature. Who shows none of a known key is refused, as is
+  who speaks no TLS, and cannot keep others from coming.
+- **What is said.** First, both ends: a magic and a digest of all peers' keys in the
+  order of their ranks, so that ranks mean the same to both. Then frames:
+
+      type (u8) | number of dimensions (u8) | each dimension (u64) | the elements
+
+  all integers little-endian; types 0 to 2 are uint8, int64, uint64. Nothing is
+  unpickled. Whoever receives says which type and shape it expects, or what size at the
+  most; anything else is refused before its body is read.
+- **Nobody waits for ever.** Connecting has a time limit, and each send and receive has
+  one. A peer that is gone or silent gives a `LinkError` that names it; the link is of
+  no use then, and all there is to do is to close it and begin again.
+- **Nobody drowns.** What has not been asked for stays in the sender's hands, but for
+  some buffers: a sender waits until the other end takes what it sends.
+
+It deliberately neither reconnects nor retries, nor knows what is computed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import math
+import secrets
+import ssl
+import tempfile
+import threading
+from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, NamedTuple, Self, TypeVar
+
+import numpy as np
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import (
+    Ed25519PrivateKey,
+    Ed25519PublicKey,
+)
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+)
+from cryptography.x509.oid import NameOID
+from numpy.typing import NDArray
+
+LINK_MAGIC: Final = b"folkmoot-link/v1\n"
+CONNECT_TIMEOUT_S: Final = 60.0
+"""Peers may start at different times."""
+TIMEOUT_S: Final = 60.0
+"""For one send or receive: as long as the other peers may compute in between."""
+HANDSHAKE_TIMEOUT_S: Final = 10.0
+CLOSE_TIMEOUT_S: Final = 2.0
+MAX_DIMENSIONS: Final = 8
+_WORD_SIZE: Final = 8
+_RETRY_S: Final = 0.1
+_BUFFER_BYTES: Final = 2**20
+#: Certificates are for a few minutes; the rest is for clocks that differ.
+_VALIDITY: Final = timedelta(days=1)
+_TYPES: Final = tuple(np.dtype(name) for name in ("u1", "<i8", "<u8"))
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Array = NDArray[Any]
+"""Of one of the types that frames have."""
+
+
+class LinkFailure(StrEnum):
+    """Why a link is of no use."""
+
+    CANNOT_LISTEN = "CANNOT_LISTEN"
+    """Our own address can't be had."""
+    NOT_REACHED = "NOT_REACHED"
+    """A peer did not answer, or not come, in time."""
+    WRONG_PEER = "WRONG_PEER"
+    """Who answers at a peer's address does not have its key."""
+    REFUSED = "REFUSED"
+    """A peer does not know our key."""
+    OTHER_PEERS = "OTHER_PEERS"
+    """A peer has other peers in mind, or in another order."""
+    LOST = "LOST"
+    """A peer is gone: it died, or gave up because another peer had."""
+    TIMED_OUT = "TIMED_OUT"
+    """A peer is silent, or takes nothing."""
+    UNEXPECTED = "UNEXPECTED"
+    """A peer sent something else than what was expected."""
+
+
+class LinkError(Exception):
+    """The link can't be made or is broken; close it and begin again.
+
+    Attributes:
+        reason: What is wrong.
+        peer: The rank of who it is about.
+        detail: For people.
+    """
+
+    def __init__(self, reason: LinkFailure, peer: int, detail: str) -> None:
+        """Say what is wrong with whom."""
+        super().__init__(reason, peer, detail)
+        self.reason = reason
+        self.peer = peer
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.reason}: peer {self.peer}: {self.detail}"
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """One end of a link.
+
+    Attributes:
+        host: A name or an address.
+        port: TCP.
+        public_key: Ed25519, 32 bytes.
+    """
+
+    host: str
+    port: int
+    public_key: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkPlan:
+    """Who is linked with whom, as one of them sees it.
+
+    Attributes:
+        rank: Our own.
+        peers: All of us, in the order of ranks.
+        seed: Of our Ed25519 key, 32 bytes. **Secret.**
+        listen_host: Where to wait for peers of higher ranks; by default, our own host.
+        connect_timeout_s: How long all of connecting may take.
+        timeout_s: How long one send or receive may take.
+    """
+
+    rank: int
+    peers: tuple[Peer, ...]
+    seed: bytes = field(repr=False)
+    listen_host: str | None = None
+    connect_timeout_s: float = CONNECT_TIMEOUT_S
+    timeout_s: float = TIMEOUT_S
+
+    def __post_init__(self) -> None:
+        """Check that the plan is about us.
+
+        Raises:
+            ValueError: fewer than two peers, a key that two share, or a key at our rank
+                that is not ours.
+        """
+        keys = [peer.public_key for peer in self.peers]
+        if len(keys) < 2 or len(set(keys)) != len(keys):  # noqa: PLR2004  # both ends
+            msg = "a link takes two peers or more, each with a key of its own"
+            raise ValueError(msg)
+        ours = Ed25519PrivateKey.from_private_bytes(self.seed).public_key()
+        if not 0 <= self.rank < len(keys) or keys[self.rank] != ours.public_bytes_raw():
+            msg = f"the key of peer {self.rank} is not the one that we have"
+            raise ValueError(msg)
+
+    @property
+    def digest(self) -> bytes:
+        """A digest of all peers' keys in their order, 32 bytes."""
+        return hashlib.sha256(b"".join(p.public_key for p in self.peers)).digest()
+
+
+class _Connection(NamedTuple):
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+
+@dataclass(frozen=True, slots=True)
+class ArrayKind:
+    """Type and shape of an array that a frame holds.
+
+    Attributes:
+        dtype: uint8, int64 or uint64.
+        shape: At most `MAX_DIMENSIONS`.
+    """
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, array: Array) -> ArrayKind:
+        """Return an array's kind.
+
+        Raises:
+            ValueError: no frame holds it; a bug.
+        """
+        if array.dtype not in _TYPES or array.ndim > MAX_DIMENSIONS:
+            msg = f"{array.dtype} in {array.ndim} dimensions: no frame holds it"
+            raise ValueError(msg)
+        return cls(array.dtype, array.shape)
+
+    def __str__(self) -> str:
+        return f"{self.dtype} {list(self.shape)}"
+
+    @property
+    def size_bytes(self) -> int:
+        """What the elements take."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def encode(self) -> bytes:
+        """Return the header of a frame."""
+        head = bytes([_TYPES.index(self.dtype), len(self.shape)])
+        return head + b"".join(n.to_bytes(_WORD_SIZE, "little") for n in self.shape)
+
+
+class PartyLink:
+    """Connections to all peers, made at once. One thread at a time may use it.
+
+    Args:
+        plan: Who is linked with whom.
+
+    Attributes:
+        rank: Our own.
+        num_peers: All of us.
+        num_bytes_sent: What frames took, without TLS.
+        num_bytes_received: Likewise.
+
+    Raises:
+        LinkError: a peer was not there in time, or is not who it should be.
+    """
+
+    def __init__(self, plan: LinkPlan) -> None:
+        self.rank = plan.rank
+        self.num_peers = len(plan.peers)
+        self.num_bytes_sent = 0
+        self.num_bytes_received = 0
+        self._timeout_s = plan.timeout_s
+        self._connections: dict[int, _Connection] = {}
+        # A thread of its own, so that what was sent leaves while we compute.
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(
+            target=self._loop.run_forever, name=f"link-{plan.rank}", daemon=True
+        )
+        self._thread.start()
+        try:
+            self._run(_Connecting(plan, self._connections).connect())
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def send(self, peer: int, array: Array) -> None:
+        """Send an array; return when all but a buffer of it is on its way.
+
+        Args:
+            peer: A rank, not our own.
+            array: uint8, int64 or uint64.
+
+        Raises:
+            LinkError: LOST or TIMED_OUT.
+        """
+        self._run(self._send(peer, array))
+
+    def receive(self, peer: int, *, max_size_bytes: int) -> Array:
+        """Return an array of whatever type and shape, read-only.
+
+        Args:
+            peer: A rank, not our own.
+            max_size_bytes: The most that its elements may take.
+
+        Raises:
+            LinkError: LOST, TIMED_OUT, or UNEXPECTED if it is larger or no frame.
+        """
+        return self._run(self._receive(peer, None, max_size_bytes))
+
+    def receive_as(self, peer: int, kind: ArrayKind) -> Array:
+        """Return an array of this type and shape, read-only.
+
+        Args:
+            peer: A rank, not our own.
+            kind: Type and shape.
+
+        Raises:
+            LinkError: LOST, TIMED_OUT, or UNEXPECTED if it has another or is no frame.
+        """
+        return self._run(self._receive(peer, kind, kind.size_bytes))
+
+    def exchange(self, array: Array, peers: Iterable[int]) -> list[Array]:
+        """Send an array to some peers, and return one of its kind from each.
+
+        All at once: peers that exchange arrays with each other need no buffers.
+
+        Args:
+            array: uint8, int64 or uint64.
+            peers: Ranks, not our own.
+
+        Returns:
+            What each has sent, of the array's type and shape, in the order of `peers`,
+            read-only.
+
+        Raises:
+            LinkError: as `send` and `receive_as`.
+        """
+        return self._run(self._exchange(array, tuple(peers)))
+
+    def close(self) -> None:
+        """Hang up; peers find us gone."""
+        if self._loop.is_closed():
+            return
+        self._run(self._hang_up())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def _run(self, todo: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(todo, self._loop).result()
+
+    async def _exchange(self, array: Array, peers: Sequence[int]) -> list[Array]:
+        kind = ArrayKind.of(array)
+        sending = asyncio.gather(*(self._send(peer, array) for peer in peers))
+        receiving = asyncio.gather(
+            *(self._receive(peer, kind, kind.size_bytes) for peer in peers)
+        )
+        _, received = await asyncio.gather(sending, receiving)
+        return received
+
+    async def _send(self, peer: int, array: Array) -> None:
+        kind = ArrayKind.of(array)
+        header, elements = kind.encode(), array.tobytes()
+        writer = self._connections[peer].writer
+        with _naming(peer, self._timeout_s):
+            async with asyncio.timeout(self._timeout_s):
+                writer.write(header)
+                writer.write(elements)
+                await writer.drain()
+        self.num_bytes_sent += len(header) + len(elements)
+
+    async def _receive(
+        self, peer: int, expected: ArrayKind | None, max_size_bytes: int
+    ) -> Array:
+        reader = self._connections[peer].reader
+        with _naming(peer, self._timeout_s):
+            async with asyncio.timeout(self._timeout_s):
+                kind = await _read_kind(reader, peer)
+                if expected not in {None, kind} or kind.size_bytes > max_size_bytes:
+                    detail = f"it sent {kind}; expected " + (
+                        f"{max_size_bytes} bytes at the most"
+                        if expected is None
+                        else f"{expected}"
+                    )
+                    raise LinkError(LinkFailure.UNEXPECTED, peer, detail)
+                elements = await reader.readexactly(kind.size_bytes)
+        self.num_bytes_received += len(kind.encode()) + len(elements)
+        return np.frombuffer(elements, kind.dtype).reshape(kind.shape)
+
+    async def _hang_up(self) -> None:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        writers = [connection.writer for connection in self._connections.values()]
+        for writer in writers:
+            writer.close()
+        # What was sent last may be on its way still; but not for ever.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                await asyncio.gather(
+                    *(writer.wait_closed() for writer in writers),
+                    return_exceptions=True,
+                )
+        for writer in writers:
+            writer.transport.abort()
+
+
+async def _read_kind(reader: asyncio.StreamReader, peer: int) -> ArrayKind:
+    kind, num_dimensions = await reader.readexactly(2)
+    if kind >= len(_TYPES) or num_dimensions > MAX_DIMENSIONS:
+        detail = f"type {kind} in {num_dimensions} dimensions is no frame"
+        raise LinkError(LinkFailure.UNEXPECTED, peer, detail)
+    sizes = await reader.readexactly(num_dimensions * _WORD_SIZE)
+    shape = np.frombuffer(sizes, dtype="<u8").tolist()
+    return ArrayKind(_TYPES[kind], tuple(shape))
+
+
+@contextmanager
+def _naming(peer: int, timeout_s: float) -> Iterator[None]:
+    """Say of which peer an error is."""
+    try:
+        yield
+    except TimeoutError as error:  # before OSError, of which it is one
+        detail = f"silent for {timeout_s:g} s, or takes nothing"
+        raise LinkError(LinkFailure.TIMED_OUT, peer, detail) from error
+    except (OSError, EOFError) as error:
+        detail = "gone: it died, or gave up because another peer had"
+        raise LinkError(LinkFailure.LOST, peer, detail) from error
+
+
+class _Connecting:
+    """Dials peers of lower ranks and waits for those of higher ones."""
+
+    def __init__(self, plan: LinkPlan, connections: dict[int, _Connection]) -> None:
+        self._plan = plan
+        self._greeting = LINK_MAGIC + plan.digest
+        self._certificate = _Certificate(plan.seed)
+        self._connections = connections
+        self._higher = frozenset(range(plan.rank + 1, len(plan.peers)))
+        self._all_came = asyncio.Event()
+        self._refused: dict[int, LinkError] = {}
+
+    async def connect(self) -> None:
+        plan = self._plan
+        server = await self._listen() if self._higher else None
+        dialing = [self._dial(rank) for rank in range(plan.rank)]
+        try:
+            async with asyncio.timeout(plan.connect_timeout_s):
+                await asyncio.gather(*dialing)
+                if self._higher:
+                    await self._all_came.wait()
+        except TimeoutError as error:
+            others = self._higher | set(range(plan.rank))
+            missing = min(others - self._connections.keys())
+            raise self._explain(missing) from error
+        finally:
+            if server is not None:
+                server.close()
+
+    def _explain(self, missing: int) -> LinkError:
+        if missing in self._refused:
+            return self._refused[missing]
+        peer = self._plan.peers[missing]
+        detail = f"not there within {self._plan.connect_timeout_s:g} s" + (
+            f" at {peer.host}:{peer.port}" if missing < self._plan.rank else ""
+        )
+        return LinkError(LinkFailure.NOT_REACHED, missing, detail)
+
+    async def _listen(self) -> asyncio.Server:
+        plan = self._plan
+        own = plan.peers[plan.rank]
+        keys = [plan.peers[rank].public_key for rank in sorted(self._higher)]
+        try:
+            return await asyncio.start_server(
+                self._accept,
+                plan.listen_host or own.host,
+                own.port,
+                ssl=self._certificate.make_context(ssl.PROTOCOL_TLS_SERVER, keys),
+                ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S,
+                ssl_shutdown_timeout=CLOSE_TIMEOUT_S,
+                limit=_BUFFER_BYTES,
+            )
+        except OSError as error:
+            detail = f"we can't listen at port {own.port}: {error}"
+            raise LinkError(LinkFailure.CANNOT_LISTEN, plan.rank, detail) from error
+
+    async def _accept(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        peer = _identify(
+            writer, {rank: self._plan.peers[rank].public_key for rank in self._higher}
+        )
+        try:
+            async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
+                await self._greet(reader, writer, peer)
+        except (OSError, EOFError) as error:
+            log.warning("peer %d came and went: %r", peer, error)
+            writer.close()
+            return
+        except LinkError as error:
+            # It may be of another time; the right one may yet come.
+            log.warning("refused: %s", error)
+            self._refused[peer] = error
+            writer.close()
+            return
+        before = self._connections.get(peer)
+        if before is not None:  # it has begun again
+            before.writer.transport.abort()
+        self._connections[peer] = _Connection(reader, writer)
+        if self._higher <= self._connections.keys():
+            self._all_came.set()
+
+    async def _dial(self, rank: int) -> None:
+        peer = self._plan.peers[rank]
+        context = self._certificate.make_context(
+            ssl.PROTOCOL_TLS_CLIENT, [peer.public_key]
+        )
+        while True:
+            try:
+                reader, writer = await asyncio.open_connection(
+                    peer.host,
+                    peer.port,
+                    ssl=context,
+                    ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S,
+                    ssl_shutdown_timeout=CLOSE_TIMEOUT_S,
+                    limit=_BUFFER_BYTES,
+                )
+            except ssl.SSLError as error:
+                where = f"{peer.host}:{peer.port}"
+                detail = f"who answers at {where} does not have its key: {error}"
+                raise LinkError(LinkFailure.WRONG_PEER, rank, detail) from error
+            except OSError:
+                await asyncio.sleep(_RETRY_S)  # it may not have started
+                continue
+            try:
+                await self._greet(reader, writer, rank)
+            except ssl.SSLError as error:
+                detail = f"it does not know our key: {error}"
+                raise LinkError(LinkFailure.REFUSED, rank, detail) from error
+            except (OSError, EOFError):
+                await asyncio.sleep(_RETRY_S)
+                continue
+            self._connections[rank] = _Connection(reader, writer)
+            return
+
+    async def _greet(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, peer: int
+    ) -> None:
+        writer.write(self._greeting)
+        greeting = await reader.readexactly(len(self._greeting))
+        if greeting[: len(LINK_MAGIC)] != LINK_MAGIC:
+            detail = "it speaks another protocol or version"
+            raise LinkError(LinkFailure.UNEXPECTED, peer, detail)
+        if greeting != self._greeting:
+            detail = "its list of peers is not ours, or in another order"
+            raise LinkError(LinkFailure.OTHER_PEERS, peer, detail)
+
+
+def _identify(writer: asyncio.StreamWriter, keys: Mapping[int, bytes]) -> int:
+    """Return the rank of whose key signed the certificate that was shown."""
+    shown = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+    certificate = x509.load_der_x509_certificate(shown)
+    for rank, key in keys.items():
+        with suppress(InvalidSignature):
+            Ed25519PublicKey.from_public_bytes(key).verify(
+                certificate.signature, certificate.tbs_certificate_bytes
+            )
+            return rank
+    msg = "OpenSSL let in who has none of the keys"
+    raise AssertionError(msg)
+
+
+class _Certificate:
+    """What we show: a certificate that our key signed, for a key of this link alone."""
+
+    def __init__(self, seed: bytes) -> None:
+        ours = Ed25519PrivateKey.from_private_bytes(seed)
+        shown = Ed25519PrivateKey.generate()
+        certificate = _certify(
+            shown.public_key(),
+            "link",
+            ours.public_key().public_bytes_raw().hex(),
+            ours,
+            is_issuer=False,
+        )
+        self._password = secrets.token_bytes(32)
+        self._pem = certificate.public_bytes(Encoding.PEM) + shown.private_bytes(
+            Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(self._password)
+        )
+
+    def make_context(
+        self, protocol: ssl._SSLMethod, keys: Iterable[bytes]
+    ) -> ssl.SSLContext:
+        """Return a context that lets nobody in but who has one of these keys.
+
+        A certificate would do if OpenSSL trusted its issuer, so it is given one to
+        trust for each key. It does not look at who signed those: they are trusted by
+        being there (partial chain).
+        """
+        context = ssl.SSLContext(protocol)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.check_hostname = False  # keys say who it is
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+        nobody = Ed25519PrivateKey.generate()
+        context.load_verify_locations(
+            cadata=b"".join(
+                _certify(
+                    Ed25519PublicKey.from_public_bytes(key),
+                    key.hex(),
+                    "nobody",
+                    nobody,
+                    is_issuer=True,
+                ).public_bytes(Encoding.DER)
+                for key in keys
+            )
+        )
+        with tempfile.TemporaryDirectory() as directory:
+            path = Path(directory) / "link.pem"
+            path.write_bytes(self._pem)
+            context.load_cert_chain(path, password=self._password)
+        return context
+
+
+def _certify(
+    key: Ed25519PublicKey,
+    subject: str,
+    issuer: str,
+    signer: Ed25519PrivateKey,
+    *,
+    is_issuer: bool,
+) -> x509.Certificate:
+    def make_name(text: str) -> x509.Name:
+        return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
+
+    now = datetime.now(UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(make_name(subject))
+        .issuer_name(make_name(issuer))
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - _VALIDITY)
+        .not_valid_after(now + _VALIDITY)
+        .add_extension(
+            x509.BasicConstraints(ca=is_issuer, path_length=None), critical=True
+        )
+        .sign(signer, None)
+    )

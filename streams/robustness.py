@@ -1,0 +1,301 @@
+"""Which updates of a round are far from which others, as the parties find it together.
+
+The parties hold shares of all updates, and so of their sketches (`protocol.sketches`).
+On these they compute all squared distances and compare them to a public threshold, with
+CrypTen. Only the bits are opened: N (N - 1) / 2 of them, and nobody learns more, under
+what follows.
+
+- **Who is trusted.** Parties follow the protocol, but try to learn what they can
+  (semi-honest). Then any P-1 of them together learn only the bits, and the dealer not
+  even those. The dealer must not be in league with a party: see
+  `streams.crypten_alias.Dealer`. A party that lies is not found out. It can make bits
+  wrong, and as it may shift what is compared, learn other bits than these: as many, in
+  each run. So whoever calls this has to limit how often one round is computed.
+- **What all agree on.** Before: the context (which round, which agents in which order),
+  the number of agents and the threshold. After: the bits. A party that differs is
+  named.
+- **What is refused.** CrypTen's default provider, TFP, has party 0 make the triples: it
+  could open everything that is multiplied. Its protocol "replicated" sends shares of
+  products on without masking them afresh, from which a neighbour can compute what it
+  must not know. Neither is ever used; see `check_configuration`.
+- **Where it runs.** In a process of its own, `run_find_far` and `run_dealer`: CrypTen
+  keeps its state in globals, and torch is large. This module loads neither.
+- **If a peer dies** or is silent, the others get a `LinkError` that names it. Nothing
+  was opened or everything; in either case they begin again on a new link, with new
+  masks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+from collections.abc import Callable
+from enum import StrEnum
+from multiprocessing.connection import Connection
+from typing import Any, Final, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adapters.party_link import LinkError, LinkPlan, PartyLink
+from protocol.sketches import (
+    NUM_BUCKETS,
+    check_threshold,
+    compute_num_pairs,
+    encode_far,
+    make_symmetric,
+)
+
+CONTEXT_DOMAIN: Final = b"folkmoot/robustness/v1\n"
+MAX_AGENTS: Final = 256
+MIN_PEERS: Final = 3
+"""Two parties and a dealer."""
+PROVIDER: Final = "TTP"
+PROTOCOL: Final = "beaver"
+
+T = TypeVar("T")
+
+
+class RobustnessFailure(StrEnum):
+    """Why parties don't get to know who is far from whom."""
+
+    OTHER_CONTEXT = "OTHER_CONTEXT"
+    """A party computes about another round, other agents or another threshold."""
+    NOT_BITS = "NOT_BITS"
+    """What was opened are no bits: a party's arithmetic went wrong."""
+    OTHER_BITS = "OTHER_BITS"
+    """A party opened other bits than we did."""
+    NOT_DEALT = "NOT_DEALT"
+    """A dealer was asked for something that this computation has no use for."""
+    PROCESS_DIED = "PROCESS_DIED"
+    """Our own process that computes was killed."""
+
+
+class RobustnessError(Exception):
+    """Nothing is known about this round's updates; begin again on a new link.
+
+    Attributes:
+        reason: What went wrong.
+        detail: For people.
+    """
+
+    def __init__(self, reason: RobustnessFailure, detail: str) -> None:
+        """Say what went wrong."""
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}"
+
+
+class UnsafeSetting(StrEnum):
+    """Why a configuration of CrypTen is refused."""
+
+    PARTY_KNOWS_TRIPLES = "PARTY_KNOWS_TRIPLES"
+    SHARES_NOT_MASKED = "SHARES_NOT_MASKED"
+    NOT_EXAMINED = "NOT_EXAMINED"
+
+
+class UnsafeConfigurationError(Exception):
+    """CrypTen is set to what leaks, or to what nobody here has examined; a bug.
+
+    Attributes:
+        reason: Why it is refused.
+        detail: For people.
+    """
+
+    def __init__(self, reason: UnsafeSetting, detail: str) -> None:
+        """Refuse for one reason."""
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}"
+
+
+def check_configuration(provider: str, protocol: str) -> None:
+    """Refuse every way to compute but one.
+
+    Args:
+        provider: CrypTen's ``mpc.provider``: where triples come from.
+        protocol: CrypTen's ``mpc.protocol``: how shares are multiplied.
+
+    Raises:
+        UnsafeConfigurationError: it is not "TTP" and "beaver".
+    """
+    if provider == "TFP":
+        detail = (
+            "provider TFP: party 0 makes the triples, so it can undo every mask and "
+            f"open all updates that are compared; set {PROVIDER}"
+        )
+        raise UnsafeConfigurationError(UnsafeSetting.PARTY_KNOWS_TRIPLES, detail)
+    if protocol == "replicated":
+        detail = (
+            "protocol replicated: shares of products go to a neighbour without a fresh "
+            f"mask, so it can compute another party's share; set {PROTOCOL}"
+        )
+        raise UnsafeConfigurationError(UnsafeSetting.SHARES_NOT_MASKED, detail)
+    if (provider, protocol) != (PROVIDER, PROTOCOL):
+        detail = f"{provider}, {protocol}: only {PROVIDER}, {PROTOCOL} was examined"
+        raise UnsafeConfigurationError(UnsafeSetting.NOT_EXAMINED, detail)
+
+
+def find_far(
+    link: PartyLink, sketches: NDArray[np.uint64], threshold: int, *, context: bytes
+) -> NDArray[np.bool_]:
+    """Find out with the other parties which agents' updates are far apart.
+
+    In this process, which loads torch; see `run_find_far`.
+
+    Args:
+        link: To all parties in their order, and to the dealer, who is the last.
+        sketches: Sketches of our shares, of agents in ascending order of agent_id;
+            shape (N, 512), N from 2 to `MAX_AGENTS`. **Secret.**
+        threshold: Squared distance above which a pair is far, in squared encoded units;
+            1 to 2^62.
+        context: What this is about: any bytes that fix round and agents.
+
+    Returns:
+        shape (N, N) bool, symmetric, nobody far from themselves. Public.
+
+    Raises:
+        LinkError: a peer is gone, silent, or computes something else.
+        RobustnessError: a party has another context, or opened other bits.
+        UnsafeConfigurationError: CrypTen is set to what leaks.
+        ValueError: an argument is out of range; a bug.
+    """
+    from streams import crypten_alias  # noqa: PLC0415  # loads torch
+
+    _check_arguments(link, sketches, threshold)
+    num_agents = len(sketches)
+    numbers = (num_agents, threshold)
+    digest = hashlib.sha256(
+        CONTEXT_DOMAIN + b"".join(n.to_bytes(8, "big") for n in numbers) + context
+    ).digest()
+    _demand_same(link, digest, RobustnessFailure.OTHER_CONTEXT)
+    bits = crypten_alias.compute_far_bits(link, sketches, threshold)
+    if (
+        bits.shape != (compute_num_pairs(num_agents),)
+        or not np.isin(bits, (0, 1)).all()
+    ):
+        detail = "the opened numbers are no bits; a party's arithmetic went wrong"
+        raise RobustnessError(RobustnessFailure.NOT_BITS, detail)
+    far = make_symmetric(bits.astype(np.bool_), num_agents=num_agents)
+    _demand_same(
+        link,
+        hashlib.sha256(encode_far(far)).digest(),
+        RobustnessFailure.OTHER_BITS,
+    )
+    return far
+
+
+def serve_dealer(link: PartyLink) -> None:
+    """Deal to the parties what one `find_far` takes.
+
+    In this process, which loads torch; see `run_dealer`.
+
+    Args:
+        link: To all parties in their order; we are the last.
+
+    Raises:
+        LinkError: a party is gone or silent.
+        RobustnessError: it is asked for what is not dealt.
+    """
+    from streams import crypten_alias  # noqa: PLC0415  # loads torch
+
+    crypten_alias.Dealer(link).serve()
+
+
+def run_find_far(
+    plan: LinkPlan, sketches: NDArray[np.uint64], threshold: int, *, context: bytes
+) -> NDArray[np.bool_]:
+    """Make a link and `find_far`, in a process of its own; as that does.
+
+    Raises:
+        RobustnessError: also if that process was killed.
+    """
+    return _run_in_process(_find_far, plan, sketches, threshold, context)
+
+
+def run_dealer(plan: LinkPlan) -> None:
+    """Make a link and `serve_dealer`, in a process of its own; as that does.
+
+    Raises:
+        RobustnessError: also if that process was killed.
+    """
+    _run_in_process(_serve_dealer, plan)
+
+
+def _find_far(
+    plan: LinkPlan, sketches: NDArray[np.uint64], threshold: int, context: bytes
+) -> NDArray[np.bool_]:
+    with PartyLink(plan) as link:
+        return find_far(link, sketches, threshold, context=context)
+
+
+def _serve_dealer(plan: LinkPlan) -> None:
+    with PartyLink(plan) as link:
+        serve_dealer(link)
+
+
+def _check_arguments(
+    link: PartyLink, sketches: NDArray[np.uint64], threshold: int
+) -> None:
+    num_agents = len(sketches)
+    if sketches.dtype != np.uint64 or sketches.shape != (num_agents, NUM_BUCKETS):
+        msg = f"sketches of shape {sketches.shape}, {sketches.dtype}"
+        raise ValueError(msg)
+    if not 2 <= num_agents <= MAX_AGENTS:  # noqa: PLR2004  # a pair
+        msg = f"{num_agents} agents; from 2 to {MAX_AGENTS} can be compared"
+        raise ValueError(msg)
+    if link.num_peers < MIN_PEERS or link.rank == link.num_peers - 1:
+        msg = "a link has two parties or more and, last, a dealer, who has no shares"
+        raise ValueError(msg)
+    check_threshold(threshold)
+
+
+def _demand_same(link: PartyLink, digest: bytes, failure: RobustnessFailure) -> None:
+    others = [rank for rank in range(link.num_peers - 1) if rank != link.rank]
+    answers = link.exchange(np.frombuffer(digest, dtype=np.uint8), others)
+    for party, answer in zip(others, answers, strict=True):
+        if answer.tobytes() != digest:
+            raise RobustnessError(failure, f"party {party} has not what we have")
+
+
+def _run_in_process(function: Callable[..., T], *args: Any) -> T:
+    # Not forked: threads and torch survive no fork.
+    start = multiprocessing.get_context("spawn")
+    receiver, sender = start.Pipe(duplex=False)
+    process = start.Process(target=_answer, args=(sender, function, args), daemon=True)
+    process.start()
+    sender.close()
+    try:
+        answer = receiver.recv()
+    except EOFError:
+        process.join()
+        detail = f"the process that computes ended with exit code {process.exitcode}"
+        raise RobustnessError(RobustnessFailure.PROCESS_DIED, detail) from None
+    finally:
+        receiver.close()
+        process.kill()  # in case we were interrupted; else it has ended
+        process.join()
+    if isinstance(answer, Exception):
+        raise answer
+    result: T = answer
+    return result
+
+
+def _answer(
+    sender: Connection, function: Callable[..., object], args: tuple[object, ...]
+) -> None:
+    # Before torch is loaded: one thread each, since parties of a test share a machine.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    try:
+        answer = function(*args)
+    except (LinkError, RobustnessError, UnsafeConfigurationError, ValueError) as error:
+        sender.send(error)
+    else:
+        sender.send(answer)

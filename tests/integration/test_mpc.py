@@ -1,0 +1,529 @@
+"""Aggregation MPC on the real stack: services, parties and agents are processes.
+
+Puppets, whose strings these tests hold, give updates that a test knows, and lie. `moot
+audit` is the judge at the end of each test.
+"""
+
+import os
+import random
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pytest
+import urllib3
+from confluent_kafka import TopicPartition
+from numpy.typing import NDArray
+
+from adapters.blobs import make_client
+from adapters.kafka import make_consumer
+from adapters.party_log import SAID_FILE
+from cli.processes import kill_owned, spawn_owned
+from producers.control import with_parties
+from protocol.aggregation import sum_from_blob
+from protocol.envelope import TRACEPARENT_HEADER
+from protocol.plain import compute_max_sum_size
+from protocol.rewards import RECOMMENDED_RULE, Basis
+from schemas import events as e
+from schemas import topics
+from schemas.reasons import Reason
+from streams.party import party_directory
+from tests.integration.harness import (
+    NUM_PARAMETERS,
+    ROOT,
+    Federation,
+    SecretPuppet,
+    World,
+    start_agents,
+    wait_until,
+)
+
+NAME = "secret"
+PARTIES = ("cairn", "dolmen", "menhir")
+PUPPETS = ("lark", "merle", "robin", "wren")
+REAL = ("heath", "ivy")
+"""Agents of `moot agent run`."""
+CLIP_NORM = 8.0
+ROUND_S = 90.0
+LARGEST = 40_000
+"""Of a good update's values: 21 of them are within the norm bound."""
+
+Updates = dict[str, NDArray[np.int64]]
+
+
+@dataclass
+class Secret:
+    """A federation with parties, some of whose agents are puppets."""
+
+    federation: Federation
+    puppets: Mapping[str, SecretPuppet]
+    draw: np.random.Generator = field(default_factory=np.random.default_rng)
+
+    @property
+    def world(self) -> World:
+        return self.federation.world
+
+    def begin(self) -> e.RoundStarted:
+        number = self.federation.request_round()
+        return self.federation.wait(e.RoundStarted, round=number)
+
+    def make_update(self) -> NDArray[np.int64]:
+        return self.draw.integers(-LARGEST, LARGEST, NUM_PARAMETERS)
+
+    def commit(self, started: e.RoundStarted, *names: str) -> Updates:
+        """Have puppets commit, each with a weight of its own; all unless named."""
+        updates = {name: self.make_update() for name in names or self.puppets}
+        for name, values in updates.items():
+            weight = weight_of(name)
+            self.puppets[name].commit(started, values, num_examples=weight)
+        return updates
+
+    def prove(self, started: e.RoundStarted, *names: str) -> e.CommitmentsClosed:
+        """Wait until the set is closed, and have puppets prove."""
+        closed = self.federation.wait(e.CommitmentsClosed, ROUND_S, round=started.round)
+        for name in names or self.puppets:
+            self.puppets[name].prove(closed)
+        return closed
+
+    def wait_published(self, number: int) -> e.AggregatePublished:
+        return self.federation.wait(e.AggregatePublished, ROUND_S, round=number)
+
+    def fetch_sum(self, published: e.AggregatePublished) -> NDArray[np.int64]:
+        size = compute_max_sum_size(NUM_PARAMETERS)
+        blob = self.world.store.fetch(published.sum, max_size_bytes=size)
+        return sum_from_blob(blob, num_parameters=NUM_PARAMETERS)
+
+    def balance_of(self, number: int, account: str) -> e.BalanceChanged:
+        return self.federation.wait(e.BalanceChanged, round=number, account=account)
+
+    def has(self, kind: type, number: int, **fields: Any) -> bool:
+        return any(
+            isinstance(event, kind)
+            and event.round == number
+            and all(getattr(event, name) == value for name, value in fields.items())
+            for event in self.federation.events
+        )
+
+    def look_for(self, seconds: float) -> None:
+        """Read what comes, for a while."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            self.federation.read_on()
+
+    def find_contradictions(self) -> set[tuple[int, str]]:
+        """Return where a party said two things of a kind: round and party."""
+        said = defaultdict(set)
+        for record in self.world.records(topics.PARTIALS, self.federation.name):
+            event = self.world.decode(record)
+            if isinstance(event, e.SharesLinked | e.PartialAggregateSubmitted):
+                said[type(event), event.round, event.party].add(record.value)
+        assert said
+        return {place[1:] for place, values in said.items() if len(values) > 1}
+
+
+def weight_of(name: str) -> int:
+    return 3 + PUPPETS.index(name)
+
+
+def add_up(updates: Updates, *names: str) -> NDArray[np.int64]:
+    total = np.zeros(NUM_PARAMETERS, dtype=np.int64)
+    for name in names or updates:
+        total += weight_of(name) * updates[name]
+    return total
+
+
+@contextmanager
+def puppet_show(
+    world: World, name: str, parties: tuple[e.Party, ...], **changes: Any
+) -> Iterator[Secret]:
+    """Found a federation with parties and admit puppets."""
+    federation = world.found(
+        name, min_cohort=2, **with_parties(parties, CLIP_NORM), **changes
+    )
+    world.start_timer(name)
+    puppets = {agent: SecretPuppet(world, name, agent) for agent in PUPPETS}
+    federation.admit(*puppets.values())
+    yield Secret(federation, puppets)
+    world.services.stop(f"timer-{name}")
+
+
+@pytest.fixture(scope="module")
+def secret(world: World) -> Iterator[Secret]:
+    parties = world.services.start_parties(world.settings, *PARTIES)
+    start_agents(world, NAME, REAL)  # they wait for the federation, and to be admitted
+    with puppet_show(world, NAME, parties) as show:
+        yield show
+    world.services.stop(*REAL, *map(service_of, PARTIES))
+
+
+def service_of(party: str) -> str:
+    return f"party-{party}"
+
+
+def test_an_honest_round_publishes_the_sum_and_nothing_shows_an_update(
+    secret: Secret,
+) -> None:
+    finished = secret.world.moot("round", "start", "--federation", NAME, "--no-wait")
+    assert finished.returncode == 0, finished.stderr
+    started = secret.federation.wait(e.RoundStarted, round=1)
+    updates = secret.commit(started)
+    secret.prove(started)
+    published = secret.wait_published(1)
+
+    total = add_up(updates)
+    assert np.array_equal(secret.fetch_sum(published), total)
+    everything = b"|".join(everything_said(secret.world))
+    assert shows(everything, total), "what is looked for is found where it is"
+    for name, values in updates.items():
+        assert not shows(everything, values), name
+        assert not shows(everything, weight_of(name) * values), name
+    assert secret.federation.audit()["num_rounds_recomputed"] == 1
+
+
+def everything_said(world: World) -> Iterator[bytes]:
+    """Every record on Kafka, every blob, and all that parties keep."""
+    for topic in topics.EVENTS:
+        yield from (record.value or b"" for record in world.records(topic))
+    client = make_client(world.settings, urllib3.PoolManager())
+    bucket = world.settings.bucket
+    for item in client.list_objects(bucket_name=bucket, recursive=True):
+        answer = client.get_object(bucket_name=bucket, object_name=item.object_name)
+        yield answer.read()
+        answer.release_conn()
+    for name in PARTIES:
+        directory = party_directory(world.settings, name)
+        yield from (
+            path.read_bytes() for path in directory.rglob("*") if path.is_file()
+        )
+
+
+def shows(everything: bytes, values: NDArray[np.int64]) -> bool:
+    """Return whether three values in a row are somewhere, in some usual form."""
+    forms = [values.astype(kind) for kind in ("<i4", ">i4", "<i8", ">i8")]
+    forms += [
+        (values / scale).astype(kind)
+        for kind in ("<f4", ">f4", "<f8", ">f8")
+        for scale in (1.0, 2.0**15)
+    ]
+    return any(
+        form[begin : begin + 3].tobytes() in everything
+        for form in forms
+        for begin in range(len(values) - 2)
+    )
+
+
+def test_the_round_is_one_trace_through_parties_and_aggregator(secret: Secret) -> None:
+    world = secret.world
+    trace_ids: Counter[str] = Counter()
+    kinds: Counter[str] = Counter()
+    for topic in topics.SEQUENCED_TOPICS:
+        for record in world.records(topic, NAME):
+            event = world.decode(record)
+            if getattr(event, "round", None) == 1:
+                header = record.header(TRACEPARENT_HEADER) or b""
+                trace_ids[header.decode().split("-")[1]] += 1
+                kinds[type(event).__name__] += 1
+    assert len(trace_ids) == 1, trace_ids
+    assert kinds == Counter(
+        RoundRequested=1,
+        RoundStarted=1,
+        UpdateCommitted=len(PUPPETS),
+        CommitmentsClosed=1,
+        NormProofSubmitted=len(PUPPETS),
+        SharesLinked=len(PARTIES),
+        UpdatesChecked=1,
+        ContributionAccepted=len(PUPPETS),
+        RoundSealed=1,
+        PartialAggregateSubmitted=len(PARTIES),
+        AggregateSubmitted=1,
+        AggregatePublished=1,
+        BalanceChanged=len(PUPPETS),
+    )
+    expected = {
+        ("moot-aggregator", "verify round"),
+        ("moot-aggregator", f"publish {topics.PARTIALS}"),
+        *((f"moot-party-{name}", f"process {topics.LEDGER}") for name in PARTIES),
+        *((f"moot-party-{name}", f"publish {topics.PARTIALS}") for name in PARTIES),
+    }
+    (trace_id,) = trace_ids
+    wait_until(
+        lambda: (
+            expected
+            <= {(span.service, span.name) for span in world.collector.trace(trace_id)}
+        ),
+        "the spans arrive",
+    )
+
+
+def test_who_shares_or_claims_too_much_is_left_out(secret: Secret) -> None:
+    started = secret.begin()
+    honest = secret.commit(started, "robin", "wren")
+    # Within the bound is what it commits to and proves, not what it shares.
+    poison = secret.make_update()
+    secret.puppets["lark"].commit(started, poison, shared=100 * poison)
+    # Twice the bound, proved as if the federation's were as large.
+    bound = 2 * secret.federation.config.norm_bound
+    large = np.full(NUM_PARAMETERS, int(bound / NUM_PARAMETERS**0.5), dtype=np.int64)
+    secret.puppets["merle"].commit(started, large, squared_bound=bound**2)
+    secret.prove(started)
+    published = secret.wait_published(started.round)
+
+    assert np.array_equal(secret.fetch_sum(published), add_up(honest))
+    sealed = secret.federation.wait(e.RoundSealed, round=started.round)
+    assert [c.agent_id for c in sealed.contributions] == ["robin", "wren"]
+    for agent, reason in (
+        ("lark", Reason.SHARES_DIFFER),
+        ("merle", Reason.INVALID_PROOF),
+    ):
+        assert secret.has(
+            e.ContributionRejected, started.round, agent_id=agent, reason=reason
+        )
+    cost = secret.balance_of(started.round, "merle")
+    assert (cost.amount, cost.basis) == (
+        -RECOMMENDED_RULE.failed_proof,
+        Basis.FAILED_PROOF,
+    )
+    secret.balance_of(started.round, "wren")
+    assert not secret.has(e.BalanceChanged, started.round, account="lark")
+    report = secret.federation.audit()
+    assert report["num_rounds_recomputed"] == started.round
+
+
+LIAR = """
+import sys
+from dataclasses import replace
+
+import streams.party
+from streams.app import serve
+
+encode_partial = streams.party.encode_partial
+
+
+def lie(party_sum):
+    values = party_sum.values.copy()
+    values[0] += 1
+    return encode_partial(replace(party_sum, values=values))
+
+
+streams.party.encode_partial = lie
+name = sys.argv.pop()
+serve(streams.party.make_party(name))
+"""
+
+
+def test_a_party_that_lies_is_named_and_mended_by_a_restart(secret: Secret) -> None:
+    world, federation, liar = secret.world, secret.federation, PARTIES[1]
+    world.services.stop(service_of(liar))
+    process = spawn_owned(
+        [sys.executable, "-c", LIAR, liar],
+        env={**os.environ, **world.environment, "PYTHONPATH": str(ROOT)},
+        log_path=world.directory / "logs" / "liar.log",
+    )
+    try:
+        started = secret.begin()
+        updates = secret.commit(started)
+        secret.prove(started)
+        rejected = federation.wait(e.PartialRejected, ROUND_S, round=started.round)
+        assert (rejected.party, rejected.reason) == (liar, Reason.WRONG_PARTIAL)
+        # It says the very same again, which is no other part.
+        federation.wait(
+            e.EventRejected,
+            reason=Reason.DUPLICATE_EVENT,
+            source_topic=topics.PARTIALS,
+        )
+        cost = secret.balance_of(started.round, f"party:{liar}")
+        assert (cost.amount, cost.basis) == (
+            -RECOMMENDED_RULE.failed_proof,
+            Basis.FAILED_PROOF,
+        )
+    finally:
+        kill_owned(process)
+        world.services.start(service_of(liar), "serve", "party", "--name", liar)
+    assert not secret.has(e.AggregatePublished, started.round)
+
+    # A party that starts looks at the round with the next leaf: a refusal will do.
+    federation.operator.request_round(NAME, started.round + 1)
+    federation.wait(e.RoundRefused, round=started.round + 1, reason=Reason.ROUND_OPEN)
+
+    published = secret.wait_published(started.round)
+    assert np.array_equal(secret.fetch_sum(published), add_up(updates))
+    report = federation.audit()
+    assert report["facts"]["PartialRejected"] == 1
+    assert set(report["refusals"]) == {Reason.DUPLICATE_EVENT}
+
+
+def test_a_round_waits_for_a_party_that_is_dead(secret: Secret) -> None:
+    dead = PARTIES[2]
+    with secret.world.services.kept_down(service_of(dead)):
+        started = secret.begin()
+        updates = secret.commit(started)
+        secret.prove(started)
+        for party in PARTIES[:2]:
+            secret.federation.wait(e.SharesLinked, round=started.round, party=party)
+        secret.look_for(2)
+        assert not secret.has(e.SharesLinked, started.round, party=dead)
+        assert not secret.has(e.ContributionAccepted, started.round)
+        assert not secret.has(e.ContributionRejected, started.round)
+
+    published = secret.wait_published(started.round)
+    assert np.array_equal(secret.fetch_sum(published), add_up(updates))
+    assert secret.federation.audit()["num_rounds_recomputed"] == started.round
+
+
+KILL_POINTS = (
+    e.UpdateCommitted,
+    e.NormProofSubmitted,
+    e.SharesLinked,
+    e.RoundSealed,
+    e.PartialAggregateSubmitted,
+)
+
+
+def test_kills_of_parties_change_nothing_that_they_say(secret: Secret) -> None:
+    seed = random.SystemRandom().randrange(2**32)
+    print(f"seed {seed}")
+    draw = random.Random(seed)
+
+    def kill_at(point: type, number: int) -> None:
+        secret.federation.wait(point, ROUND_S, round=number)
+        victims = kills.get(point, [])
+        time.sleep(draw.uniform(0, 0.1))
+        for victim in victims:
+            secret.world.services.kill(service_of(victim))
+
+    for _ in range(3):
+        kills = {
+            point: draw.sample(PARTIES, draw.choice((1, 2)))
+            for point in draw.sample(KILL_POINTS, 2)
+        }
+        print(kills)
+        started = secret.begin()
+        updates = secret.commit(started)
+        kill_at(e.UpdateCommitted, started.round)
+        secret.prove(started)
+        for point in KILL_POINTS[1:]:
+            kill_at(point, started.round)
+        published = secret.wait_published(started.round)
+        assert np.array_equal(secret.fetch_sum(published), add_up(updates))
+
+    report = secret.federation.audit()
+    assert report["num_rounds_recomputed"] == secret.federation.last_round()
+    # What a party that was killed says again changes nothing.
+    assert set(report["refusals"]) <= {Reason.DUPLICATE_EVENT}
+    assert report["facts"].get("ClaimRejected", 0) == 0
+    mended = secret.federation.wait(e.PartialRejected)
+    assert secret.find_contradictions() == {(mended.round, mended.party)}
+
+
+def test_an_agent_that_vanishes_is_left_out_after_its_deadline(secret: Secret) -> None:
+    world = secret.world
+
+    def lose_a_share(update: e.UpdateCommitted) -> e.UpdateCommitted:
+        digest = os.urandom(32)
+        first, second, third = update.shares
+        lost = replace(
+            second.sealed,
+            uri=f"s3://{world.settings.bucket}/sha256/{digest.hex()}",
+            sha256=digest,
+        )
+        return replace(update, shares=(first, replace(second, sealed=lost), third))
+
+    parties = secret.federation.config.parties
+    with puppet_show(world, "vanishing", parties, round_duration_ms=6_000) as show:
+        started = show.begin()
+        honest = show.commit(started, "lark", "merle", "robin")
+        show.puppets["wren"].commit(started, show.make_update(), change=lose_a_share)
+        closed = show.prove(started, "lark", "merle", "wren")
+        published = show.wait_published(started.round)
+
+        assert np.array_equal(
+            show.fetch_sum(published), add_up(honest, "lark", "merle")
+        )
+        for agent, reason in (
+            ("robin", Reason.MISSING_PROOF),
+            ("wren", Reason.BAD_SHARE),
+        ):
+            assert show.has(
+                e.ContributionRejected, started.round, agent_id=agent, reason=reason
+            )
+        leaf = show.federation.leaf_of(
+            show.federation.wait(e.ContributionRejected, agent_id="robin")
+        )
+        assert leaf.sequenced.sequenced_at_ms > closed.proof_deadline_ms
+        cost = show.balance_of(started.round, "robin")
+        assert cost.basis == Basis.MISSED_ASSIGNMENT
+        show.balance_of(started.round, "merle")
+        assert not show.has(e.BalanceChanged, started.round, account="wren")
+        # The share is not there for the audit either.
+        assert show.federation.audit()["num_rounds_recomputed"] == 1
+
+
+def test_kills_between_committing_and_proving(secret: Secret) -> None:
+    """One agent dies with its offset committed, one before, and so the aggregator."""
+    world, federation = secret.world, secret.federation
+    keys = {
+        name: federation.wait(e.AgentEnrolmentRequested, agent_id=name).public_key
+        for name in REAL
+    }
+    federation.operator.admit(NAME, keys)
+    for name in REAL:
+        federation.wait(e.AgentAdmitted, agent_id=name)
+
+    started = secret.begin()
+    assert set(REAL) < set(started.cohort)
+    for name in REAL:
+        federation.wait(e.UpdateCommitted, ROUND_S, round=started.round, agent_id=name)
+    with world.services.kept_down(*REAL, "aggregator"):
+        forget_having_read(world, REAL[1], started)
+    updates = secret.commit(started)
+    secret.prove(started)
+    sealed = federation.wait(e.RoundSealed, ROUND_S, round=started.round)
+    published = secret.wait_published(started.round)
+
+    assert {c.agent_id for c in sealed.contributions} == {*updates, *REAL}
+    assert not np.array_equal(secret.fetch_sum(published), add_up(updates))
+    for name in REAL:
+        wait_until(
+            lambda name=name: not list(agent_directory(world, name).glob("*.secret")),
+            "the agent forgets its secrets",
+        )
+    report = federation.audit()
+    assert report["num_rounds_recomputed"] == federation.last_round()
+
+
+def test_a_party_runs_once_and_never_without_its_memory(secret: Secret) -> None:
+    world = secret.world
+    finished = world.moot("serve", "party", "--name", PARTIES[0])
+    assert finished.returncode == 2
+    assert "another process uses" in finished.stderr
+
+    shown = world.moot("party", "init", "lost").stdout
+    assert shown.startswith("lost=")
+    assert world.moot("party", "init", "lost").stdout == shown
+    (party_directory(world.settings, "lost") / SAID_FILE).unlink()
+    world.moot("party", "init", "lost")
+    finished = world.moot("serve", "party", "--name", "lost")
+    assert finished.returncode == 2
+    assert "make another party" in finished.stderr
+
+
+def agent_directory(world: World, name: str):
+    return world.settings.state_directory / "agents" / NAME / name
+
+
+def forget_having_read(world: World, name: str, started: e.RoundStarted) -> None:
+    """Leave an agent's offset as if it had died before it committed that."""
+    [offset] = [
+        record.offset
+        for record in world.records(topics.ROUNDS, NAME)
+        if world.decode(record) == started
+    ]
+    consumer = make_consumer(world.settings, f"moot-agent-{NAME}-{name}")
+    position = TopicPartition(topics.ROUNDS, 0, offset)
+    consumer.commit(offsets=[position], asynchronous=False)
+    consumer.close()

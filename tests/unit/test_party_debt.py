@@ -1,0 +1,67 @@
+"""What a party that was started again owes a round that was under way before."""
+
+from dataclasses import replace
+
+import pytest
+
+from protocol.rounds import DECIDER
+from protocol.secret_round import SecretRound
+from schemas import events as e
+from streams.party import PartyState, find_debt
+from tests.simulation.federation import (
+    AGENTS,
+    MPC_CONFIG,
+    admitted,
+    make_blob,
+    request,
+    start,
+)
+
+TRACE = "00-0123456789abcdef0123456789abcdef-0123456789abcdef-01"
+
+
+@pytest.fixture
+def secret() -> SecretRound:
+    run = start(DECIDER).given(MPC_CONFIG, *map(admitted, AGENTS)).given(request(1))
+    started = run.state.current.started
+    return SecretRound(config=MPC_CONFIG, started=started)
+
+
+def debt(secret: SecretRound | None) -> list[SecretRound]:
+    work = find_debt("p1", PartyState(secret=secret), TRACE)
+    assert {item.traceparent for item in work} <= {TRACE}
+    return [item.secret for item in work]
+
+
+def test_nothing_without_a_secret_round():
+    assert debt(None) == []
+
+
+def test_nothing_while_agents_answer(secret):
+    assert debt(secret) == []
+    assert debt(replace(secret, waiting=frozenset(AGENTS))) == []
+
+
+def test_links_until_they_are_on_the_ledger(secret):
+    proved = replace(secret, waiting=frozenset(AGENTS), has_all_proofs=True)
+    assert debt(proved) == [proved]
+    others = replace(proved, links={"p0": make_blob("links")})
+    assert debt(others) == [others]
+    assert debt(replace(proved, links={"p1": make_blob("links")})) == []
+
+
+def test_its_part_until_it_counts(secret):
+    sealed = e.RoundSealed(
+        federation_id=MPC_CONFIG.federation_id,
+        round=1,
+        cause=bytes(32),
+        cause_leaf_index=9,
+        output_index=0,
+        contributions=(),
+        num_examples=0,
+        base_model=MPC_CONFIG.initial_model,
+        fractional_bits=MPC_CONFIG.fractional_bits,
+        num_parameters=MPC_CONFIG.num_parameters,
+    )
+    linked = replace(secret, links={"p1": make_blob("links")}, sealed=sealed)
+    assert debt(linked) == [linked]
