@@ -71,6 +71,7 @@ MAX_DIMENSIONS: Final = 8
 _WORD_SIZE: Final = 8
 _RETRY_S: Final = 0.1
 _BUFFER_BYTES: Final = 2**20
+_PIECE_BYTES: Final = 2**16
 #: Certificates are for a few minutes; the rest is for clocks that differ.
 _VALIDITY: Final = timedelta(days=1)
 _TYPES: Final = tuple(np.dtype(name) for name in ("u1", "<i8", "<u8"))
@@ -92,7 +93,7 @@ class LinkFailure(StrEnum):
     WRONG_PEER = "WRONG_PEER"
     """Who answers at a peer's address does not have its key."""
     REFUSED = "REFUSED"
-    """A peer does not know our key."""
+    """A peer breaks off whenever we come: it does not know our key."""
     OTHER_PEERS = "OTHER_PEERS"
     """A peer has other peers in mind, or in another order."""
     LOST = "LOST"
@@ -346,14 +347,15 @@ class PartyLink:
 
     async def _send(self, peer: int, array: Array) -> None:
         kind = ArrayKind.of(array)
-        header, elements = kind.encode(), array.tobytes()
+        frame = kind.encode() + array.tobytes()
         writer = self._connections[peer].writer
         with _naming(peer, self._timeout_s):
             async with asyncio.timeout(self._timeout_s):
-                writer.write(header)
-                writer.write(elements)
-                await writer.drain()
-        self.num_bytes_sent += len(header) + len(elements)
+                # In pieces: asyncio's TLS takes one write whole, however large.
+                for begin in range(0, len(frame), _PIECE_BYTES):
+                    writer.write(frame[begin : begin + _PIECE_BYTES])
+                    await writer.drain()
+        self.num_bytes_sent += len(frame)
 
     async def _receive(
         self, peer: int, expected: ArrayKind | None, max_size_bytes: int
@@ -521,10 +523,10 @@ class _Connecting:
                 continue
             try:
                 await self._greet(reader, writer, rank)
-            except ssl.SSLError as error:
-                detail = f"it does not know our key: {error}"
-                raise LinkError(LinkFailure.REFUSED, rank, detail) from error
             except (OSError, EOFError):
+                # asyncio sends no alert. It may also have ended, and begin again.
+                detail = "it breaks off, as it does if it does not know our key"
+                self._refused[rank] = LinkError(LinkFailure.REFUSED, rank, detail)
                 await asyncio.sleep(_RETRY_S)
                 continue
             self._connections[rank] = _Connection(reader, writer)

@@ -213,7 +213,7 @@ class KafkaSource:
     async def _take_message(self, record: Record) -> None:
         data = await self._unframe(record)
         if data is not None:
-            await self._loop.hear([data])
+            await self._loop.hear([data], is_from_kafka=True)
 
     async def _unframe(self, record: Record) -> bytes | None:
         """Return a record's event; waits for the schema registry if need be."""

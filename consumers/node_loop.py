@@ -27,6 +27,7 @@ T = TypeVar("T")
 
 MAX_AT_ONCE: Final = 64
 """Messages that are taken before others have their turn."""
+HEARS_S: Final = 1.0
 READING_S: Final = 0.3
 """A node to which nothing was added for so long reads no log at the moment."""
 
@@ -43,6 +44,7 @@ class NodeLoop:
         self._changed = asyncio.Event()
         self._replaying = asyncio.Lock()
         self._added_at_s: float | None = None
+        self._kafka_at_s: float | None = None
 
     def step(self, call: Callable[[], T]) -> T:
         """Call a method of the node, and wake whoever waits for a change."""
@@ -80,9 +82,19 @@ class NodeLoop:
             if tree.num_added > before:
                 self._added_at_s = asyncio.get_running_loop().time()
 
-    async def hear(self, messages: Iterable[bytes]) -> None:
+    @property
+    def hears_kafka(self) -> bool:
+        """Whether Kafka brought messages of other nodes a moment ago."""
+        now_s = asyncio.get_running_loop().time()
+        return self._kafka_at_s is not None and now_s - self._kafka_at_s < HEARS_S
+
+    async def hear(
+        self, messages: Iterable[bytes], *, is_from_kafka: bool = False
+    ) -> None:
         """Take what others said. One bad message does not make the others worthless."""
         rest = list(messages)
+        if rest and is_from_kafka:
+            self._kafka_at_s = asyncio.get_running_loop().time()
         while rest:
             now, rest = rest[:MAX_AT_ONCE], rest[MAX_AT_ONCE:]
             self.step(partial(self._hear, now))

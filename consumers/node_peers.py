@@ -33,6 +33,9 @@ MIN_RETRY_S: Final = 0.2
 MAX_RETRY_S: Final = 10.0
 PULL_EVERY_S: Final = 0.25
 """What is new there comes in one answer, and not in one each."""
+PULL_BESIDE_KAFKA_S: Final = 0.75
+"""The same while Kafka brings messages: most of what is pulled is known by then. If it
+brings some and withholds others, these come so much later."""
 REFRESH_S: Final = 0.5
 FETCH_AFTER_S: Final = 0.3
 """How long a block may be missing before others are asked: Kafka mostly brings it."""
@@ -134,7 +137,9 @@ class PeerPuller:
                 after = page.last
                 await self._catch_up(followed.peer, page)
                 retry_s = MIN_RETRY_S
-                await asyncio.sleep(PULL_EVERY_S)
+                await asyncio.sleep(
+                    PULL_BESIDE_KAFKA_S if self._loop.hears_kafka else PULL_EVERY_S
+                )
             except (PeerError, RegistryAwayError, InvalidMessageError) as error:
                 followed.problem = str(error)
                 log.debug("%s", error)

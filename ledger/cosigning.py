@@ -7,15 +7,21 @@ anybody's bytes: it is verified here, and what is kept is bounded.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
-from ledger.checkpoint import Checkpoint, verify_checkpoint
+from ledger.checkpoint import (
+    Checkpoint,
+    VerifiedCheckpoint,
+    parse_checkpoint,
+    verify_checkpoint,
+)
 from ledger.note import (
     InvalidNoteError,
     Note,
     NoteSignature,
     VerifierKey,
+    open_note,
     parse_note,
 )
 
@@ -55,14 +61,12 @@ class CosignatureCollector:
             InvalidNoteError: the log did not sign it, no known cosigner did, or a
                 signature is not good.
         """
-        verified = verify_checkpoint(
-            signed_note, self._log_key, self._log_key.name, self._cosigner_keys
-        )
+        note = parse_note(signed_note)
+        lines = {(line.name, line.key_id): line for line in reversed(note.signatures)}
+        verified = self._verify(signed_note, note, lines)
         if not verified.cosignatures:
             msg = "no known cosigner signed the checkpoint"
             raise InvalidNoteError(msg)
-        note = parse_note(signed_note)
-        lines = {(line.name, line.key_id): line for line in reversed(note.signatures)}
         said = self._said.setdefault(verified.checkpoint.size, {})
         for signature in verified.cosignatures:
             key = signature.key
@@ -74,6 +78,21 @@ class CosignatureCollector:
             for text, _ in self._said.pop(min(self._said)).values():
                 self._log_lines.pop(text, None)
         return verified.checkpoint
+
+    def _verify(
+        self,
+        signed_note: bytes,
+        note: Note,
+        lines: Mapping[tuple[str, bytes], NoteSignature],
+    ) -> VerifiedCheckpoint:
+        log_line = lines.get((self._log_key.name, self._log_key.key_id))
+        if log_line is None or log_line != self._log_lines.get(note.text):
+            return verify_checkpoint(
+                signed_note, self._log_key, self._log_key.name, self._cosigner_keys
+            )
+        # Every cosigner brings the log's own signature, and this one was verified.
+        opened = open_note(signed_note, self._cosigner_keys)
+        return VerifiedCheckpoint(parse_checkpoint(note.text), opened.signatures)
 
     def merge(self, size: int) -> bytes | None:
         """Return the checkpoint of a size with all its cosignatures, in the cosigners'

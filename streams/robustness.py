@@ -167,8 +167,6 @@ def find_far(
         UnsafeConfigurationError: CrypTen is set to what leaks.
         ValueError: an argument is out of range; a bug.
     """
-    from streams import crypten_alias  # noqa: PLC0415  # loads torch
-
     _check_arguments(link, sketches, threshold)
     num_agents = len(sketches)
     numbers = (num_agents, threshold)
@@ -176,6 +174,8 @@ def find_far(
         CONTEXT_DOMAIN + b"".join(n.to_bytes(8, "big") for n in numbers) + context
     ).digest()
     _demand_same(link, digest, RobustnessFailure.OTHER_CONTEXT)
+    from streams import crypten_alias  # noqa: PLC0415  # loads torch
+
     bits = crypten_alias.compute_far_bits(link, sketches, threshold)
     if (
         bits.shape != (compute_num_pairs(num_agents),)

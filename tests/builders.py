@@ -197,6 +197,7 @@ class LogBuilder:
         """Start with an empty log."""
         self.state = SequencerState()
         self.leaves: list[e.LedgerEvent] = []
+        self.opened: list[OpenedLeaf] = []
         self._reader = LogState()
         self._rounds = rounds.DECIDER.initial
         self._registry = model_registry.DECIDER.initial
@@ -595,7 +596,14 @@ class LogBuilder:
     def copy(self) -> LogBuilder:
         """Return a log that goes on from here by itself."""
         other = copy(self)
-        for name in ("records", "checkpoints", "refused", "leaves", "_waiting"):
+        for name in (
+            "records",
+            "checkpoints",
+            "refused",
+            "leaves",
+            "opened",
+            "_waiting",
+        ):
             setattr(other, name, [*getattr(self, name)])
         other.blobs = BlobDict(self.blobs)
         other._offsets = Counter(self._offsets)
@@ -658,6 +666,7 @@ class LogBuilder:
         for leaf in opened:
             event = leaf.sequenced.event
             self.leaves.append(event)
+            self.opened.append(leaf)
             if isinstance(event, e.UpdateSubmitted):
                 self._updates[leaf.sequenced.leaf_index] = event
             self._rounds, facts = step(rounds.DECIDER, self._rounds, leaf.sequenced)

@@ -1,0 +1,503 @@
+"""A party: when it is asked, what it says, what it refuses, and after a restart."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import streams.party
+from adapters.party_identity import PartyIdentity
+from adapters.party_log import PartyLog, create_party_log
+from producers.secret_update import prove
+from protocol.log import LogState, OpenedLeaf
+from protocol.mpc import MpcShape, parse_links, parse_partial
+from protocol.parties import Linked, Summed
+from protocol.rounds import DECIDER
+from protocol.secret_round import Owed
+from protocol.share_link import Link, verify_link
+from schemas import codec
+from schemas import events as e
+from schemas.reasons import Reason
+from streams.following import Followed, Follower
+from streams.party import PartyState, make_step
+from tests.builders import BlobDict, make_key
+from tests.secret_builder import (
+    build_secret_log,
+    load_aggregation,
+    make_identity,
+    make_sealing_key,
+    start_secret_log,
+)
+from tests.simulation.federation import (
+    AGENTS,
+    CONFIG,
+    DURATION_MS,
+    MPC_CONFIG,
+    NOW_MS,
+    PARTIES,
+    admitted,
+    aggregate,
+    checked,
+    committed,
+    deadline,
+    linked,
+    partial,
+    proved,
+    request,
+    start,
+    update,
+)
+
+ME = "p1"
+
+
+# When it is asked
+
+
+class Asked:
+    """A log, and what it makes each party owe."""
+
+    def __init__(self, config=MPC_CONFIG):
+        self.run = start(DECIDER)
+        self.states = dict.fromkeys((*PARTIES, "somebody"), PartyState())
+        self.when(config, *map(admitted, AGENTS), request(1))
+
+    def when(self, *events, at_ms=None):
+        """Follow leaves; returns what is asked of whom, in order."""
+        asked = []
+        for event in events:
+            self.run.when(event, at_ms=at_ms)
+            data = codec.encode(event)
+            leaf = OpenedLeaf(
+                leaf=e.Leaf(
+                    event=data,
+                    signature=bytes(64),
+                    source_topic="t",
+                    source_partition=0,
+                    source_offset=0,
+                ),
+                sequenced=self.run.leaves[-1],
+                traceparent=f"trace {len(self.run.leaves)}",
+            )
+            for name, state in self.states.items():
+                self.states[name], work = make_step(name)(state, leaf)
+                for item in work:
+                    assert item.traceparent == leaf.traceparent
+                    assert item.secret == self.states[name].secret
+                    asked.append((name, item.secret.owed_by_party(name)))
+        return asked
+
+    def commit(self):
+        """Let everybody commit; returns where."""
+        first = self.run.next_index
+        assert self.when(*map(committed, AGENTS)) == []
+        return range(first, first + len(AGENTS))
+
+
+def everybody(owed):
+    return [(name, owed) for name in (*PARTIES, "somebody")]
+
+
+def test_a_party_is_asked_once_for_links_and_once_for_its_part():
+    asked = Asked()
+    places = asked.commit()
+    assert asked.when(*map(proved, AGENTS[:-1])) == []
+    assert asked.when(proved(AGENTS[-1])) == everybody(Owed.LINKS)
+    assert asked.when(proved(AGENTS[-1]), *map(linked, PARTIES)) == []
+    assert asked.when(checked(*places)) == everybody(Owed.PARTIAL)
+    parts = [partial(party, 4, 40) for party in PARTIES]
+    assert asked.when(*parts, *parts, request(2)) == []
+    assert asked.when(aggregate(4, 40)) == []
+    # The round after it begins anew.
+    base = asked.run.state.model.sha256
+    assert asked.when(request(2, NOW_MS + 1)) == []
+    for agent_id in AGENTS:
+        asked.when(committed(agent_id, 2, base_model_sha256=base))
+    assert asked.when(*(proved(a, 2) for a in AGENTS)) == everybody(Owed.LINKS)
+
+
+def test_a_party_whose_part_was_rejected_is_asked_again():
+    asked = Asked()
+    places = asked.commit()
+    asked.when(*map(proved, AGENTS), *map(linked, PARTIES), checked(*places))
+    place = asked.run.next_index
+    asked.when(*(partial(party, 4, 40) for party in PARTIES))
+    wrong = checked(place, place + 1, reason=Reason.WRONG_PARTIAL)
+    assert asked.when(wrong) == [("p0", Owed.PARTIAL), ("p1", Owed.PARTIAL)]
+    assert asked.when(partial("p1", 4, 40)) == []
+    # And once more: whoever lies twice is asked three times.
+    wrong = checked(asked.run.next_index - 1, reason=Reason.WRONG_PARTIAL)
+    assert asked.when(wrong) == [("p1", Owed.PARTIAL)]
+
+
+def test_the_deadline_for_proofs_asks_too():
+    asked = Asked()
+    asked.commit()
+    asked.when(*map(proved, AGENTS[:2]))
+    late = NOW_MS + DURATION_MS + 1
+    assert asked.when(deadline(1), at_ms=late) == everybody(Owed.LINKS)
+
+
+def test_nothing_is_asked_in_the_clear():
+    asked = Asked(CONFIG)
+    first = asked.run.next_index
+    places = range(first, first + len(AGENTS))
+    assert asked.when(*map(update, AGENTS), checked(*places), aggregate(4, 40)) == []
+    assert asked.run.state.version == 1
+
+
+# What it says
+
+
+class Recorder:
+    """Acts for a party, and keeps what it was asked."""
+
+    def __init__(self, hands):
+        self.hands = hands
+        self.work = []
+
+    def do(self, work):
+        self.work += work
+        return self.hands.do(work)
+
+
+@pytest.fixture(scope="module")
+def log():
+    """A round in which all is well."""
+    log = start_secret_log()
+    log.hands[ME] = Recorder(log.hands[ME])
+    log.run_round()
+    return log
+
+
+@pytest.fixture(scope="module")
+def asked_to_link(log):
+    return log.hands[ME].work[0].secret
+
+
+@pytest.fixture(scope="module")
+def asked_to_sum(log):
+    return log.hands[ME].work[1].secret
+
+
+@pytest.fixture
+def directory(tmp_path):
+    create_party_log(tmp_path / ME)
+    return tmp_path / ME
+
+
+@pytest.fixture
+def blobs(log):
+    return BlobDict(log.blobs)
+
+
+@pytest.fixture
+def party(directory, blobs):
+    memory = PartyLog(directory)
+    yield make(memory, blobs)
+    memory.close()
+
+
+def make(memory, blobs, *, identity=None, name=ME, min_cohort=2):
+    return streams.party.Party(
+        name, identity or make_identity(ME), memory, blobs, min_cohort=min_cohort
+    )
+
+
+def said(log, kind, party=ME):
+    return next(x for x in log.leaves if isinstance(x, kind) and x.party == party)
+
+
+def test_an_honest_party_says_what_everybody_can_check(
+    log, party, asked_to_link, asked_to_sum, blobs
+):
+    links = party.answer(asked_to_link)
+    assert links == said(log, e.SharesLinked)
+    assert party.answer(asked_to_sum) == said(log, e.PartialAggregateSubmitted)
+    by_party = [
+        parse_links(blobs[said(log, e.SharesLinked, name).links.sha256])
+        for name in log.parties
+    ]
+    for agent_id in asked_to_link.waiting:
+        proof = codec.decode(blobs[asked_to_link.proofs[agent_id].sha256])
+        verify_link(
+            [links[agent_id] for links in by_party],
+            projections=[
+                int.from_bytes(proof.projections[i : i + 17], "little", signed=True)
+                for i in range(0, len(proof.projections), 17)
+            ],
+            blinding=int.from_bytes(proof.z_blinding, "little"),
+        )
+    shape = MpcShape.of(log.config)
+    parts = [
+        parse_partial(
+            blobs[said(log, e.PartialAggregateSubmitted, name).partial.sha256], shape
+        )
+        for name in log.parties
+    ]
+    total = sum(part.values for part in parts).view(np.int64)
+    assert np.array_equal(total, log.compute_sum(asked_to_sum.sealed))
+
+
+def test_what_it_says_has_the_trace_of_what_it_was_asked(party, asked_to_link):
+    parent = f"00-{'ab' * 16}-{'cd' * 8}-01"
+    ((event, traceparent),) = party.do([streams.party.Work(asked_to_link, parent)])
+    assert isinstance(event, e.SharesLinked)
+    assert traceparent.split("-")[1] == "ab" * 16
+    assert traceparent != parent
+
+
+def test_shares_are_linked_a_few_at_a_time_with_the_same_result(
+    log, party, asked_to_link, monkeypatch
+):
+    monkeypatch.setattr(streams.party, "LINKED_TOGETHER", 2)
+    assert len(asked_to_link.waiting) == 5
+    assert party.answer(asked_to_link) == said(log, e.SharesLinked)
+
+
+def entries_of(blobs, event):
+    return {x.agent_id: x for x in codec.decode(blobs[event.links.sha256]).entries}
+
+
+def with_my_share(secret, agent_id, **changes):
+    """Return the round with this party's share of an update changed."""
+    committed = secret.commitments[agent_id]
+    shares = tuple(
+        replace(share, **changes) if share.party == ME else share
+        for share in committed.event.shares
+    )
+    event = replace(committed.event, shares=shares)
+    changed = replace(committed, event=event)
+    return replace(secret, commitments={**secret.commitments, agent_id: changed})
+
+
+def prove_again(log, secret, agent_id, blobs, *, closed=None):
+    """Let an agent prove what the round now says that it committed to."""
+    update = secret.commitments[agent_id].event
+    closed = closed or secret.closed
+    blob = prove(log.states[agent_id], update, closed, log.config)
+    proofs = {**secret.proofs, agent_id: blobs.store(blob)}
+    return replace(secret, proofs=proofs, closed=closed)
+
+
+@pytest.mark.parametrize("how", ["garbage", "another's", "commitment", "missing"])
+def test_a_share_that_is_not_its_own_is_said_to_be_bad(
+    log, party, asked_to_link, blobs, how
+):
+    ada = asked_to_link.commitments["ada"].event
+    bea = asked_to_link.commitments["bea"].event
+    changes = {
+        "garbage": {"sealed": blobs.store(b"garbage")},
+        "another's": {"sealed": bea.shares[1].sealed},
+        "commitment": {"commitment": ada.shares[0].commitment},
+        "missing": {},
+    }[how]
+    secret = with_my_share(asked_to_link, "ada", **changes)
+    secret = prove_again(log, secret, "ada", blobs)
+    if how == "missing":
+        del blobs[ada.shares[1].sealed.sha256]
+    entries = entries_of(blobs, party.answer(secret))
+    assert entries["ada"].reason == (
+        Reason.MISSING_BLOB if how == "missing" else Reason.BAD_SHARE
+    )
+    assert (entries["ada"].projections, entries["ada"].blinding) == (b"", b"")
+    # The others are linked as ever.
+    honest = entries_of(blobs, said(log, e.SharesLinked))
+    assert {k: v for k, v in entries.items() if k != "ada"} == {
+        k: v for k, v in honest.items() if k != "ada"
+    }
+
+
+def test_what_is_not_proved_is_not_linked_and_not_remembered(
+    log, party, asked_to_link, blobs
+):
+    secret = replace(
+        asked_to_link,
+        proofs={**asked_to_link.proofs, "ada": asked_to_link.proofs["bea"]},
+    )
+    entries = entries_of(blobs, party.answer(secret))
+    assert entries["ada"].reason == Reason.INVALID_PROOF
+    assert (entries["ada"].projections, entries["ada"].blinding) == (b"", b"")
+    (remembered,) = party._memory.said
+    digest = asked_to_link.commitments["ada"].event.commitments.sha256
+    assert digest not in dict(remembered.updates)
+    assert len(remembered.updates) == 4
+
+
+def test_a_round_in_which_nothing_can_be_linked(log, party, asked_to_link, blobs):
+    proofs = dict.fromkeys(asked_to_link.proofs, blobs.store(b"no proof"))
+    entries = entries_of(blobs, party.answer(replace(asked_to_link, proofs=proofs)))
+    assert {entry.reason for entry in entries.values()} == {Reason.INVALID_PROOF}
+
+
+# Restarts
+
+
+@pytest.mark.parametrize("crashes", [1, 2])
+def test_a_party_that_was_killed_says_the_same_bytes(
+    log, directory, blobs, asked_to_link, asked_to_sum, crashes
+):
+    """Killed when it remembered, before Kafka had what it said; each time."""
+    for secret, kind in (
+        (asked_to_link, e.SharesLinked),
+        (asked_to_sum, e.PartialAggregateSubmitted),
+    ):
+        for _ in range(1 + crashes):
+            memory = PartyLog(directory)
+            answer = make(memory, blobs).answer(secret)
+            assert answer == said(log, kind)
+            memory.close()
+    memory = PartyLog(directory)
+    assert [type(item) for item in memory.said] == [Linked, Summed]
+    memory.close()
+
+
+# What it refuses
+
+
+def refuses(party, secret, blobs, caplog, code):
+    """Check that nothing is said, nothing is stored, and somebody is told."""
+    before = dict(blobs)
+    caplog.clear()
+    assert party.answer(secret) is None
+    assert blobs == before
+    (record,) = caplog.records
+    assert record.levelname == "ERROR"
+    assert code in record.getMessage()
+    # The service has nothing to send either.
+    assert party.do([streams.party.Work(secret, "")]) == []
+
+
+def test_an_update_is_not_linked_under_two_projections(
+    log, party, asked_to_link, blobs, caplog
+):
+    assert party.answer(asked_to_link) is not None
+    closed = replace(asked_to_link.closed, projection_seed=b"\7" * 32)
+    secret = asked_to_link
+    for agent_id in sorted(secret.waiting):
+        secret = prove_again(log, secret, agent_id, blobs, closed=closed)
+    refuses(party, secret, blobs, caplog, "LINKED_BEFORE")
+
+
+def test_a_round_has_no_second_sum(log, party, asked_to_sum, blobs, caplog):
+    assert party.answer(asked_to_sum) is not None
+    sealed = asked_to_sum.sealed
+    fewer = replace(
+        sealed,
+        contributions=sealed.contributions[:-1],
+        num_examples=sealed.num_examples - sealed.contributions[-1].num_examples,
+    )
+    refuses(party, replace(asked_to_sum, sealed=fewer), blobs, caplog, "SECOND_SUM")
+
+
+def test_an_update_enters_no_second_sum(log, party, asked_to_sum, blobs, caplog):
+    assert party.answer(asked_to_sum) is not None
+    again = replace(asked_to_sum.sealed, round=7, cause=bytes(32))
+    secret = replace(asked_to_sum, sealed=again)
+    refuses(party, secret, blobs, caplog, "UPDATE_SUMMED_BEFORE")
+
+
+@pytest.mark.parametrize("whose", ["party", "federation"])
+def test_a_small_cohort_is_not_summed(directory, asked_to_sum, blobs, caplog, whose):
+    memory = PartyLog(directory)
+    party = make(memory, blobs, min_cohort=6 if whose == "party" else 2)
+    secret = asked_to_sum
+    if whose == "federation":
+        secret = replace(secret, config=replace(secret.config, min_cohort=6))
+    refuses(party, secret, blobs, caplog, "COHORT_TOO_SMALL")
+    assert memory.said == ()
+    memory.close()
+
+
+def test_a_sum_whose_share_is_gone_is_not_given(party, asked_to_sum, blobs, caplog):
+    share = asked_to_sum.accepted()[2].event.shares[1].sealed
+    del blobs[share.sha256]
+    refuses(party, asked_to_sum, blobs, caplog, "MISSING_BLOB")
+
+
+# Keys
+
+
+def test_a_federation_that_names_another_key_under_its_name_gets_nothing(
+    directory, asked_to_link, asked_to_sum, blobs
+):
+    memory = PartyLog(directory)
+    other = PartyIdentity(make_key("another p1"), make_sealing_key(ME))
+    party = make(memory, blobs, identity=other)
+    before = dict(blobs)
+    assert party.answer(asked_to_link) is None
+    assert party.answer(asked_to_sum) is None
+    assert memory.said == ()
+    assert blobs == before
+    memory.close()
+
+
+def test_a_federation_that_it_is_no_party_of_gets_nothing(
+    directory, asked_to_link, blobs
+):
+    memory = PartyLog(directory)
+    party = make(memory, blobs, name="p9", identity=make_identity("p9"))
+    assert party.answer(asked_to_link) is None
+    assert memory.said == ()
+    memory.close()
+
+
+def test_a_party_with_anothers_sealing_key_can_open_nothing(
+    directory, asked_to_link, blobs
+):
+    memory = PartyLog(directory)
+    identity = PartyIdentity(make_key(ME), make_sealing_key("p2"))
+    entries = entries_of(
+        blobs, make(memory, blobs, identity=identity).answer(asked_to_link)
+    )
+    assert {entry.reason for entry in entries.values()} == {Reason.BAD_SHARE}
+    memory.close()
+
+
+# Snapshots
+
+
+def states_of(log):
+    """Return what a party and the aggregator know after each leaf of a log."""
+    seen = []
+    step = make_step(ME)
+    aggregation = load_aggregation()
+    following, aggregator = PartyState(), aggregation.AggregatorState()
+    for index, event in enumerate(log.leaves):
+        leaf = log.opened[index]
+        assert leaf.sequenced.event == event
+        following, _ = step(following, leaf)
+        aggregator, _ = aggregation.follow_step(aggregator, leaf)
+        seen.append((following, aggregator))
+    return seen
+
+
+def test_snapshots_are_what_was_snapshot():
+    """In the form that a follower keeps them in its table."""
+    log = build_secret_log()
+    aggregation = load_aggregation()
+    service = SimpleNamespace(table=dict)
+    adapters = [
+        Follower(service, state_type, state_type(), None)._snapshots
+        for state_type in (PartyState, aggregation.AggregatorState)
+    ]
+    phases = set()
+    for states in states_of(log):
+        for adapter, state in zip(adapters, states, strict=True):
+            followed = Followed(log=LogState(federation_id="clinics"), state=state)
+            data = adapter.dump_json(followed)
+            loaded = adapter.validate_json(data)
+            assert loaded == followed
+            assert adapter.dump_json(loaded) == data
+            secret = loaded.state.secret
+            if secret is not None:
+                phases.add((bool(secret.links), bool(secret.partials)))
+                assert secret.owed_by_party(ME) == state.secret.owed_by_party(ME)
+    assert phases == {(False, False), (True, False), (True, True)}
+
+
+def test_a_link_is_a_link(log, asked_to_link):
+    links = parse_links(log.blobs[said(log, e.SharesLinked).links.sha256])
+    assert links.keys() == asked_to_link.waiting
+    assert all(isinstance(link, Link) for link in links.values())
