@@ -427,6 +427,7 @@ class _Connecting:
         self._connections = connections
         self._higher = frozenset(range(plan.rank + 1, len(plan.peers)))
         self._all_came = asyncio.Event()
+        self._is_over = False
         self._refused: dict[int, LinkError] = {}
 
     async def connect(self) -> None:
@@ -443,6 +444,7 @@ class _Connecting:
             missing = min(others - self._connections.keys())
             raise self._explain(missing) from error
         finally:
+            self._is_over = True
             if server is not None:
                 server.close()
 
@@ -490,6 +492,9 @@ class _Connecting:
             # It may be of another time; the right one may yet come.
             log.warning("refused: %s", error)
             self._refused[peer] = error
+            writer.close()
+            return
+        if self._is_over:
             writer.close()
             return
         before = self._connections.get(peer)

@@ -280,6 +280,33 @@ def party_directory(settings: Settings, name: str) -> Path:
     return settings.state_directory / "parties" / name
 
 
+class Debts:
+    """What a party owes, as its log goes on; after a start also what it owed before.
+
+    Args:
+        name: The party.
+        follower: Follows the ledger with `make_step`.
+    """
+
+    def __init__(self, name: str, follower: Follower[PartyState, Work]) -> None:
+        self._name = name
+        self._follower = follower
+        self._looked_at: set[bytes] = set()
+
+    async def follow(self, event: Any) -> list[Work]:
+        """Take the next record of the ledger and return what it makes the party owe."""
+        work = await self._follower.follow(event)
+        if event.key in self._looked_at:
+            return work
+        # What the process before this one said may not have counted.
+        self._looked_at.add(event.key)
+        return work or find_debt(
+            self._name,
+            self._follower.get_state(event.key),
+            telemetry.clean(event.headers.get(TRACEPARENT_HEADER)),
+        )
+
+
 def make_party(name: str, *, min_cohort: int = 2) -> Service:
     """Return a party's Faust app.
 
@@ -294,22 +321,14 @@ def make_party(name: str, *, min_cohort: int = 2) -> Service:
     service = make_service_with_key(f"party-{name}", settings, identity.key)
     party = Party(name, identity, memory, BlobStore(settings), min_cohort=min_cohort)
     follower = Follower(service, PartyState, PartyState(), make_step(name))
-    looked_at: set[bytes] = set()
+    debts = Debts(name, follower)
 
     @service.app.agent(service.topic(topics.LEDGER), name=service.name, concurrency=1)
     async def follow_ledger(stream: Any) -> None:
         async for event in stream.events():
             with fail_stop():
                 source = Source(topics.LEDGER, event.message.partition)
-                work = await follower.follow(event)
-                if event.key not in looked_at:
-                    # What the process before this one said may not have counted.
-                    looked_at.add(event.key)
-                    work = work or find_debt(
-                        name,
-                        follower.get_state(event.key),
-                        telemetry.clean(event.headers.get(TRACEPARENT_HEADER)),
-                    )
+                work = await debts.follow(event)
                 for said, cause in await asyncio.to_thread(party.do, work):
                     await service.send(said, cause, source)
                 await service.confirm()

@@ -232,11 +232,15 @@ def run_dealer(plan: LinkPlan) -> None:
 def _find_far(
     plan: LinkPlan, sketches: NDArray[np.uint64], threshold: int, context: bytes
 ) -> NDArray[np.bool_]:
+    import streams.crypten_alias  # noqa: F401, PLC0415  # slow: not while others wait
+
     with PartyLink(plan) as link:
         return find_far(link, sketches, threshold, context=context)
 
 
 def _serve_dealer(plan: LinkPlan) -> None:
+    import streams.crypten_alias  # noqa: F401, PLC0415  # slow: not while others wait
+
     with PartyLink(plan) as link:
         serve_dealer(link)
 

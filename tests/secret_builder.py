@@ -307,6 +307,19 @@ def change_values(part: e.PartialSum) -> e.PartialSum:
     return replace(part, values=change_byte(part.values))
 
 
+def lie_once(party: str) -> Speak:
+    """Let a party give a wrong part of the sum, once."""
+    left = [1]
+
+    def speak(log: SecretLogBuilder, author: str, event: e.Event) -> Iterable[e.Event]:
+        if author == party and isinstance(event, e.PartialAggregateSubmitted) and left:
+            left.clear()
+            return [replace(event, partial=log.edit(event.partial, change_values))]
+        return [event]
+
+    return speak
+
+
 def build_secret_log(**options: Any) -> SecretLogBuilder:
     """Return a log in which everything happened that can in secret rounds.
 
@@ -317,23 +330,10 @@ def build_secret_log(**options: Any) -> SecretLogBuilder:
     Args:
         **options: As `SecretLogBuilder` takes them.
     """
-    lies = {"left": 1}
-
-    def speak(log: SecretLogBuilder, author: str, event: e.Event) -> Iterable[e.Event]:
-        if (
-            author == "p1"
-            and isinstance(event, e.PartialAggregateSubmitted)
-            and event.round == 2
-            and lies["left"]
-        ):
-            lies["left"] -= 1
-            wrong = log.edit(event.partial, change_values)
-            return [replace(event, partial=wrong)]
-        return [event]
-
-    log = start_secret_log(speak=speak, **options)
+    log = start_secret_log(**options)
     log.run_round(num_declining=1)
     log.silent.add("eve")
+    log.speak = lie_once("p1")
     log.run_round(dora={"share": lambda state: replace(state, values=state.values + 1)})
     log.pass_deadline()
     log.export()

@@ -27,6 +27,7 @@ from schemas import codec, topics
 from schemas import events as e
 from tests.attesting import Nodes
 from tests.builders import BlobDict, build_log, frame, make_key, unframe
+from tests.secret_builder import build_secret_log, lie_once, start_secret_log
 
 PARTS = ("key", "value", "moot-signature", "moot-event-id", "traceparent")
 
@@ -291,6 +292,87 @@ def test_no_fact_can_be_bent_by_a_decider_and_a_sequencer_together(kind, turn, d
     (place,) = (i for i, event in enumerate(log.leaves) if event == lies[0])
     report = audit(log=log)
     assert place in {finding.place.leaf_index for finding in report.findings}
+
+
+# Rounds whose updates nobody sees
+
+
+@cache
+def the_secret_log():
+    return build_secret_log()
+
+
+SECRET_FACTS = tuple(
+    fact
+    for topic in topics.FACT_TOPICS
+    for fact in topics.EVENTS[topic]
+    if fact not in FACTS
+)
+
+
+def test_there_is_every_kind_of_fact_in_one_log_or_the_other():
+    for kind in SECRET_FACTS:
+        assert any(type(event) is kind for event in the_secret_log().leaves), kind
+
+
+@given(st.sampled_from(SECRET_FACTS), st.data())
+@settings(deadline=None, max_examples=12)
+def test_no_fact_of_a_secret_round_can_be_bent_either(kind, data):
+    """Agents hear the lie, and go by it; the log goes on however it may."""
+    lies = []
+
+    def send(fact):
+        if type(fact) is kind and not lies:
+            lies.append(bend(fact, data))
+            return lies
+        return [fact]
+
+    log = start_secret_log("ada", "bea", "dora", cohort_size=3, send_fact=send)
+    log.speak = lie_once("p1")
+    log.run_round()
+    (place,) = (i for i, event in enumerate(log.leaves) if event == lies[0])
+    report = audit(log=log)
+    assert place in {finding.place.leaf_index for finding in report.findings}
+
+
+@cache
+def secret_blobs_that_count():
+    """Return the digests that an audit of the secret log looks at, in order."""
+    seen = {}
+
+    def fetch(ref, *, max_size_bytes):
+        blob = the_secret_log().blobs.fetch(ref, max_size_bytes=max_size_bytes)
+        seen[ref.sha256] = None
+        return blob
+
+    assert audit(log=the_secret_log(), fetch=fetch).is_sound
+    return tuple(seen)
+
+
+@given(indexes, indexes, bits)
+@settings(deadline=None, max_examples=30)
+def test_no_bit_of_a_secret_rounds_blob_can_change_unnoticed(number, place, bit):
+    digests = secret_blobs_that_count()
+    digest = digests[number % len(digests)]
+    blobs = BlobDict(the_secret_log().blobs)
+    blobs[digest] = flip(blobs[digest], place, bit)
+    report = audit(log=the_secret_log(), fetch=blobs.fetch)
+    assert not report.is_sound
+    assert {finding.blob_sha256 for finding in report.findings} == {digest.hex()}
+
+
+@given(indexes, st.sampled_from(PARTS), indexes, bits)
+@settings(deadline=None, max_examples=30)
+def test_no_bit_of_a_secret_rounds_record_can_change_unnoticed(
+    number, part, place, bit
+):
+    log = the_secret_log()
+    records = [*log.records]
+    number %= len(records)
+    records[number] = flip_record(records[number], part, place, bit)
+    report = audit(log=log, records=records)
+    assert not report.is_sound
+    assert is_about(report, topics.LEDGER, records[number], None)
 
 
 def bend(fact, data):

@@ -1009,3 +1009,24 @@ def test_a_bundle_is_audited_offline(log, whole, tmp_path):
         if isinstance(event, e.UpdateCommitted):
             for share in event.shares:
                 assert f"blobs/{share.sealed.sha256.hex()}" not in names
+
+
+# What the decider must not let pass
+
+
+@pytest.mark.xfail(strict=True, reason="the decider lets it pass: protocol/rounds.py")
+@pytest.mark.parametrize("reason", ["", Reason.INVALID_PROOF])
+def test_nothing_is_settled_before_the_set_is_closed(reason):
+    """An aggregator could accept what nobody has proved, or drop whom it likes."""
+    log = start()
+    log.request_round()
+    log.commit("ada")
+    log.settle()
+    check = e.UpdateCheck(
+        leaf_index=index_of(log, e.UpdateCommitted), reason=reason, detail=""
+    )
+    claim = e.UpdatesChecked(federation_id="clinics", round=1, results=(check,))
+    log.say(claim, make_key("AGGREGATOR"))
+    log.settle()
+    assert isinstance(log.leaves[-1], e.ClaimRejected)
+    assert audit(log).is_sound

@@ -489,7 +489,6 @@ def test_snapshots_are_what_was_snapshot():
             data = adapter.dump_json(followed)
             loaded = adapter.validate_json(data)
             assert loaded == followed
-            assert adapter.dump_json(loaded) == data
             secret = loaded.state.secret
             if secret is not None:
                 phases.add((bool(secret.links), bool(secret.partials)))

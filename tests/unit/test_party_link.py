@@ -365,6 +365,35 @@ def test_a_peer_that_begins_again_while_others_connect_is_let_in():
             assert link.receive(2, max_size_bytes=8).tolist() == [5]
 
 
+def test_a_peer_that_comes_twice_displaces_nobody_once_all_are_linked():
+    plan, other = make_plans(2)
+    greeting = LINK_MAGIC + plan.digest
+    context = party_link._Certificate(other.seed).make_context(
+        ssl.PROTOCOL_TLS_CLIENT, [plan.peers[0].public_key]
+    )
+
+    def dial():
+        while True:
+            try:
+                raw = socket.create_connection(("127.0.0.1", plan.peers[0].port))
+            except ConnectionRefusedError:
+                time.sleep(0.05)
+            else:
+                return context.wrap_socket(raw)
+
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(PartyLink, plan)
+        with dial() as first, dial() as late:
+            for connection in (first, late):
+                assert connection.recv(len(greeting)) == greeting
+            first.sendall(greeting)
+            with waiting.result() as link:
+                late.sendall(greeting)
+                assert late.recv(1) == b""
+                link.send(1, np.array([7], dtype=np.uint8))
+                assert first.recv(100)[-1] == 7
+
+
 def test_a_port_that_is_taken_is_said():
     plan, _ = make_plans(2)
     with (
