@@ -441,12 +441,19 @@ class _Connecting:
                     await self._all_came.wait()
         except TimeoutError as error:
             others = self._higher | set(range(plan.rank))
-            missing = min(others - self._connections.keys())
-            raise self._explain(missing) from error
+            raise self._explain(min(others - self._find_present())) from error
         finally:
             self._is_over = True
             if server is not None:
                 server.close()
+
+    def _find_present(self) -> set[int]:
+        # Who came and gave up is not there, and may come again.
+        return {
+            rank
+            for rank, connection in self._connections.items()
+            if not connection.writer.is_closing()
+        }
 
     def _explain(self, missing: int) -> LinkError:
         if missing in self._refused:
@@ -501,7 +508,7 @@ class _Connecting:
         if before is not None:  # it has begun again
             before.writer.transport.abort()
         self._connections[peer] = _Connection(reader, writer)
-        if self._higher <= self._connections.keys():
+        if self._higher <= self._find_present():
             self._all_came.set()
 
     async def _dial(self, rank: int) -> None:

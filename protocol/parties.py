@@ -9,6 +9,8 @@ Rules:
 
 - An update is linked once: under one projection, and one challenge, which follows from
   one norm proof. Two links have the same masks, and their difference none.
+- A sum is over updates that the party has linked: whose shares it opened and found to
+  be what their agents committed to.
 - A sum has at least as many contributions as the federation's ``min_cohort``, and as
   the party's own minimum.
 - A round has one sum. Asked again for the same one, the party gives the same bytes;
@@ -32,6 +34,7 @@ class RefusalCode(StrEnum):
     """Why a party does not say something."""
 
     LINKED_BEFORE = "LINKED_BEFORE"
+    NOT_LINKED = "NOT_LINKED"
 
     COHORT_TOO_SMALL = "COHORT_TOO_SMALL"
     SECOND_SUM = "SECOND_SUM"
@@ -142,7 +145,10 @@ def demand_harmless(asked: Summed, known: Iterable[Said], *, min_cohort: int) ->
         raise PartyRefusesError(
             RefusalCode.UPDATE_SUMMED_BEFORE, "an update is in the sum twice"
         )
+    linked: set[bytes] = set()
     for given in known:
+        if isinstance(given, Linked):
+            linked.update(digest for digest, _ in given.updates)
         if given == asked or not isinstance(given, Summed):
             continue
         if (given.federation_id, given.round, given.cause) == (
@@ -162,3 +168,9 @@ def demand_harmless(asked: Summed, known: Iterable[Said], *, min_cohort: int) ->
                 f"update {min(again).hex()} is in the sum of round {given.round} of "
                 f"{given.federation_id}",
             )
+    unknown = digests - linked
+    if unknown:
+        raise PartyRefusesError(
+            RefusalCode.NOT_LINKED,
+            f"update {min(unknown).hex()} was not linked by this party",
+        )

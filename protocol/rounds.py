@@ -608,8 +608,8 @@ def _checked(
         waiting: Mapping[int, PendingUpdate] = {}
         parties: Mapping[int, str] = {}
     else:
-        is_checkable = current.closed is None or has_all_links(state)
-        waiting = current.pending if is_checkable else {}
+        # In the clear there are no parties: nothing has to be linked.
+        waiting = current.pending if has_all_links(state) else {}
         parties = {index: party for party, index in current.partials.items()}
     for result in checked.results:
         pending = waiting.get(result.leaf_index)

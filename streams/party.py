@@ -158,7 +158,6 @@ class Party:
         return None
 
     def _link(self, secret: SecretRound) -> e.SharesLinked:
-        assert secret.closed is not None, "all proofs are there"
         verifier = self._get_verifier(secret)
         agents = sorted(secret.waiting)
         entries: dict[str, Link | SecretRoundError] = {}
@@ -173,20 +172,10 @@ class Party:
                 entries[agent_id] = found
             else:
                 proven.append(found)
-        self._memory.permit_links(
-            Linked(
-                projection_seed=secret.closed.projection_seed,
-                updates=tuple(
-                    (
-                        item.committed.event.commitments.sha256,
-                        secret.proofs[item.committed.event.agent_id].sha256,
-                    )
-                    for item in proven
-                ),
-            )
-        )
         for begin in range(0, len(proven), LINKED_TOGETHER):
-            self._link_some(proven[begin : begin + LINKED_TOGETHER], verifier, entries)
+            self._link_some(
+                secret, proven[begin : begin + LINKED_TOGETHER], verifier, entries
+            )
         log.info("round %d: linked %d shares", secret.started.round, len(entries))
         return e.SharesLinked(
             federation_id=secret.config.federation_id,
@@ -197,6 +186,7 @@ class Party:
 
     def _link_some(
         self,
+        secret: SecretRound,
         proven: list[Proven],
         verifier: RoundVerifier,
         entries: dict[str, Link | SecretRoundError],
@@ -210,6 +200,19 @@ class Party:
                 entries[update.agent_id] = error
         if not opened:
             return
+        assert secret.closed is not None, "all proofs are there"
+        self._memory.permit_links(
+            Linked(
+                projection_seed=secret.closed.projection_seed,
+                updates=tuple(
+                    (
+                        item.committed.event.commitments.sha256,
+                        secret.proofs[item.committed.event.agent_id].sha256,
+                    )
+                    for item, _ in opened
+                ),
+            )
+        )
         links = compute_links(
             [share for _, share in opened],
             [item.challenges for item, _ in opened],

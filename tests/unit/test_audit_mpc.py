@@ -1014,7 +1014,6 @@ def test_a_bundle_is_audited_offline(log, whole, tmp_path):
 # What the decider must not let pass
 
 
-@pytest.mark.xfail(strict=True, reason="the decider lets it pass: protocol/rounds.py")
 @pytest.mark.parametrize("reason", ["", Reason.INVALID_PROOF])
 def test_nothing_is_settled_before_the_set_is_closed(reason):
     """An aggregator could accept what nobody has proved, or drop whom it likes."""

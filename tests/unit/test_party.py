@@ -380,7 +380,8 @@ def test_an_update_is_not_linked_under_two_projections(
     refuses(party, secret, blobs, caplog, "LINKED_BEFORE")
 
 
-def test_a_round_has_no_second_sum(log, party, asked_to_sum, blobs, caplog):
+def test_a_round_has_no_second_sum(party, asked_to_link, asked_to_sum, blobs, caplog):
+    assert party.answer(asked_to_link) is not None
     assert party.answer(asked_to_sum) is not None
     sealed = asked_to_sum.sealed
     fewer = replace(
@@ -391,7 +392,10 @@ def test_a_round_has_no_second_sum(log, party, asked_to_sum, blobs, caplog):
     refuses(party, replace(asked_to_sum, sealed=fewer), blobs, caplog, "SECOND_SUM")
 
 
-def test_an_update_enters_no_second_sum(log, party, asked_to_sum, blobs, caplog):
+def test_an_update_enters_no_second_sum(
+    party, asked_to_link, asked_to_sum, blobs, caplog
+):
+    assert party.answer(asked_to_link) is not None
     assert party.answer(asked_to_sum) is not None
     again = replace(asked_to_sum.sealed, round=7, cause=bytes(32))
     secret = replace(asked_to_sum, sealed=again)
@@ -410,7 +414,21 @@ def test_a_small_cohort_is_not_summed(directory, asked_to_sum, blobs, caplog, wh
     memory.close()
 
 
-def test_a_sum_whose_share_is_gone_is_not_given(party, asked_to_sum, blobs, caplog):
+def test_what_was_not_linked_is_not_summed(
+    party, asked_to_link, asked_to_sum, blobs, caplog
+):
+    """Whatever the aggregator made of it: this party could not open the share."""
+    share = asked_to_sum.accepted()[2].event.shares[1].sealed
+    kept = blobs.pop(share.sha256)
+    assert party.answer(asked_to_link) is not None
+    blobs[share.sha256] = kept
+    refuses(party, asked_to_sum, blobs, caplog, "NOT_LINKED")
+
+
+def test_a_sum_whose_share_is_gone_is_not_given(
+    party, asked_to_link, asked_to_sum, blobs, caplog
+):
+    assert party.answer(asked_to_link) is not None
     share = asked_to_sum.accepted()[2].event.shares[1].sealed
     del blobs[share.sha256]
     refuses(party, asked_to_sum, blobs, caplog, "MISSING_BLOB")

@@ -3,6 +3,7 @@
 import itertools
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -28,6 +29,20 @@ def asked(*updates: int, number: int = 1, federation: str = "clinics") -> Summed
         cause=bytes([number]) * 32,
         updates=tuple(_UPDATES[i] for i in updates),
     )
+
+
+LINKED = Linked(
+    projection_seed=bytes(32),
+    updates=tuple((digest, bytes(32)) for digest, _ in _UPDATES),
+)
+"""All updates, linked."""
+
+
+def open_linked(directory: Path) -> PartyLog:
+    """Return a memory in which all updates are linked."""
+    log = PartyLog(directory)
+    log.permit_links(LINKED)
+    return log
 
 
 def refusal(call):
@@ -74,24 +89,24 @@ def test_a_sum_is_over_the_sealed_set():
 def test_a_small_cohort_is_refused(min_cohort):
     smallest = max(2, min_cohort)
     few = asked(*range(smallest - 1))
-    code = refusal(lambda: demand_harmless(few, [], min_cohort=min_cohort))
+    code = refusal(lambda: demand_harmless(few, [LINKED], min_cohort=min_cohort))
     assert code is RefusalCode.COHORT_TOO_SMALL
-    demand_harmless(asked(*range(smallest)), [], min_cohort=min_cohort)
+    demand_harmless(asked(*range(smallest)), [LINKED], min_cohort=min_cohort)
 
 
 def test_an_update_is_not_summed_twice_in_one_sum():
     twice = asked(0, 1, 1)
-    code = refusal(lambda: demand_harmless(twice, [], min_cohort=2))
+    code = refusal(lambda: demand_harmless(twice, [LINKED], min_cohort=2))
     assert code is RefusalCode.UPDATE_SUMMED_BEFORE
 
 
 def test_the_same_sum_may_be_asked_for_again():
-    demand_harmless(asked(0, 1, 2), [asked(0, 1, 2)], min_cohort=2)
+    demand_harmless(asked(0, 1, 2), [LINKED, asked(0, 1, 2)], min_cohort=2)
 
 
 @pytest.mark.parametrize("other", [(3, 4, 5), (0, 1), (0, 1, 2, 3)])
 def test_a_round_has_one_sum(other):
-    given = [asked(0, 1, 2)]
+    given = [LINKED, asked(0, 1, 2)]
     code = refusal(lambda: demand_harmless(asked(*other), given, min_cohort=2))
     assert code is RefusalCode.SECOND_SUM
 
@@ -99,20 +114,29 @@ def test_a_round_has_one_sum(other):
 def test_other_weights_are_another_sum():
     first = asked(0, 1)
     other = replace(first, updates=((_UPDATES[0][0], 1), _UPDATES[1]))
-    code = refusal(lambda: demand_harmless(other, [first], min_cohort=2))
+    code = refusal(lambda: demand_harmless(other, [LINKED, first], min_cohort=2))
     assert code is RefusalCode.SECOND_SUM
 
 
 @pytest.mark.parametrize("federation", ["clinics", "forged"])
 def test_an_update_enters_one_sum(federation):
     other = asked(2, 3, 4, number=2, federation=federation)
-    code = refusal(lambda: demand_harmless(other, [asked(0, 1, 2)], min_cohort=2))
+    code = refusal(
+        lambda: demand_harmless(other, [LINKED, asked(0, 1, 2)], min_cohort=2)
+    )
     assert code is RefusalCode.UPDATE_SUMMED_BEFORE
 
 
 def test_a_federation_that_is_founded_anew_counts_from_1_again():
     again = replace(asked(3, 4), cause=b"x" * 32)
-    demand_harmless(again, [asked(0, 1, 2)], min_cohort=2)
+    demand_harmless(again, [LINKED, asked(0, 1, 2)], min_cohort=2)
+
+
+def test_only_what_was_linked_is_summed():
+    known = [linked(0, 1), linked(2, seed=2)]
+    demand_harmless(asked(0, 1, 2), known, min_cohort=2)
+    code = refusal(lambda: demand_harmless(asked(0, 1, 3), known, min_cohort=2))
+    assert code is RefusalCode.NOT_LINKED
 
 
 def test_no_two_sums_show_a_difference():
@@ -121,14 +145,14 @@ def test_no_two_sums_show_a_difference():
         chosen for size in range(6) for chosen in itertools.combinations(range(5), size)
     ]
     for first, second in itertools.product(sets, repeat=2):
-        given = []
+        given = [LINKED]
         for number, chosen in enumerate((first, second), start=1):
             try:
                 demand_harmless(asked(*chosen, number=number), given, min_cohort=2)
             except PartyRefusesError:
                 continue
             given.append(asked(*chosen, number=number))
-        if len(given) == 2:
+        if len(given) == 3:
             assert not set(first) & set(second)
             assert min(len(first), len(second)) >= 2
 
@@ -171,39 +195,38 @@ def test_links_are_remembered(directory):
 
 
 def test_what_was_given_is_remembered(directory):
-    log = PartyLog(directory)
+    log = open_linked(directory)
     log.permit_sum(asked(0, 1, 2), min_cohort=2)
     log.permit_sum(asked(0, 1, 2), min_cohort=2)
     log.permit_sum(asked(3, 4, number=2), min_cohort=2)
     log.close()
     again = PartyLog(directory)
-    assert again.said == (asked(0, 1, 2), asked(3, 4, number=2))
+    assert again.said == (LINKED, asked(0, 1, 2), asked(3, 4, number=2))
     code = refusal(lambda: again.permit_sum(asked(4, 5, number=3), min_cohort=2))
     assert code is RefusalCode.UPDATE_SUMMED_BEFORE
     assert (directory / SAID_FILE).stat().st_mode & 0o777 == 0o600
 
 
 def test_what_was_refused_is_not_remembered(directory):
-    log = PartyLog(directory)
+    log = open_linked(directory)
     refusal(lambda: log.permit_sum(asked(0), min_cohort=2))
-    assert log.said == ()
+    assert log.said == (LINKED,)
     log.permit_sum(asked(0, 1), min_cohort=2)
 
 
 def test_it_is_durable_before_the_sum_is_given(directory, monkeypatch):
-    log = PartyLog(directory)
+    log = open_linked(directory)
     synced = []
     monkeypatch.setattr(
         os, "fsync", lambda _: synced.append((directory / SAID_FILE).read_bytes())
     )
     log.permit_sum(asked(0, 1), min_cohort=2)
     assert synced == [(directory / SAID_FILE).read_bytes()]
-    assert synced[0]
+    assert b"summed" in synced[0]
 
 
 def test_a_crash_in_the_middle_of_a_line_loses_only_that(directory):
-    log = PartyLog(directory)
-    log.permit_sum(asked(0, 1), min_cohort=2)
+    log = open_linked(directory)
     log.permit_sum(asked(2, 3, number=2), min_cohort=2)
     log.close()
     path = directory / SAID_FILE
@@ -212,17 +235,17 @@ def test_a_crash_in_the_middle_of_a_line_loses_only_that(directory):
     for cut in range(first, len(data)):
         path.write_bytes(data[:cut])
         log = PartyLog(directory)
-        assert log.said == (asked(0, 1),)
+        assert log.said == (LINKED,)
         log.permit_sum(asked(4, 5, number=3), min_cohort=2)
         log.close()
         again = PartyLog(directory)
-        assert again.said == (asked(0, 1), asked(4, 5, number=3))
+        assert again.said == (LINKED, asked(4, 5, number=3))
         again.close()
 
 
 def test_any_changed_byte_is_found(directory):
     log = PartyLog(directory)
-    log.permit_links(linked(0, 1))
+    log.permit_links(linked(2, 3))
     log.permit_sum(asked(2, 3, number=2), min_cohort=2)
     log.close()
     path = directory / SAID_FILE
@@ -253,8 +276,6 @@ def test_one_process_at_a_time(directory):
 
 
 def test_making_it_again_keeps_it(directory):
-    log = PartyLog(directory)
-    log.permit_sum(asked(0, 1), min_cohort=2)
-    log.close()
+    open_linked(directory).close()
     create_party_log(directory)
-    assert PartyLog(directory).said == (asked(0, 1),)
+    assert PartyLog(directory).said == (LINKED,)

@@ -271,6 +271,15 @@ def test_nothing_is_checked_before_every_party_has_linked() -> None:
     assert kinds(facts) == ["ContributionAccepted"] * 2 + ["RoundSealed"]
 
 
+@pytest.mark.parametrize("reason", ["", Reason.INVALID_PROOF])
+def test_nothing_is_checked_before_the_set_is_closed(reason: str) -> None:
+    run = opened("ana", "bea")
+    index = run.next_index
+    run.given(committed("ana"))
+    assert reasons(run.when(checked(index, reason=reason))) == UNEXPECTED
+    assert index in run.state.current.pending  # type: ignore[union-attr]
+
+
 def test_a_rejected_commitment_is_not_in_the_sum() -> None:
     run, indexes = linked_by_all("ana", "bea", "cem")
     bad = checked(indexes["cem"], reason=Reason.SHARES_DIFFER)
