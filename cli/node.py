@@ -12,7 +12,7 @@ from adapters.ledger import read_log
 from adapters.settings import Settings
 from adapters.vote_log import create_identity, load_identity
 from cli.operate import await_leaf, make_operator, make_registry
-from cli.processes import StackError
+from cli.processes import StackError, demand_name
 from ledger.attestations import InvalidNodeSetError, NodeSet, sign_approval
 from protocol.admission import AdmissionState
 from protocol.log import fold_admission
@@ -28,8 +28,10 @@ def make_node(settings: Settings, name: str, url: str) -> LedgerNode:
     """Return a ledger node of this machine; its key and vote log are made if need be.
 
     Raises:
+        StackError: the name cannot be a ledger node's.
         VoteLogError: the key lost its vote log, or a vote log its key.
     """
+    demand_name(name, "a ledger node")
     key = create_identity(node_directory(settings, name))
     return LedgerNode(name=name, public_key=key.public_key, url=url)
 

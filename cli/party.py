@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from adapters.party_identity import create_party
-from cli.processes import StackError
+from cli.processes import StackError, demand_name
 from protocol.sealing import InvalidSealingKeyError, SealingKey
 from schemas.events import Party
 
@@ -18,8 +18,10 @@ def make_party(settings: Settings, name: str) -> Party:
     """Return a party of this machine; its keys and memory are made if need be.
 
     Raises:
+        StackError: the name cannot be a party's.
         KeyFileError: a key file cannot be used.
     """
+    demand_name(name, "a party")
     identity = create_party(settings.state_directory / "parties" / name)
     return Party(
         name=name,

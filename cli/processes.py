@@ -151,3 +151,16 @@ def find_free_ports(number: int) -> list[int]:
     finally:
         for server in held:
             server.close()
+
+
+def demand_name(name: str, whose: str) -> None:
+    """Return if a name may be one in a federation, and so a folder's.
+
+    Raises:
+        StackError: it may not.
+    """
+    from protocol.validation import NAME
+
+    if NAME.fullmatch(name) is None:
+        msg = f"{name!r:.80} cannot be {whose}'s name"
+        raise StackError(msg, "Take 1 to 64 of a-z 0-9 . _ -, ends alphanumeric.")
