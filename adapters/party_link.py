@@ -10,7 +10,9 @@ integers go to and fro.
   certificate counts but that signature. Who shows none of a known key is refused, as is
   who speaks no TLS, and cannot keep others from coming.
 - **What is said.** First, both ends: a magic and a digest of all peers' keys in the
-  order of their ranks, so that ranks mean the same to both. Then frames:
+  order of their ranks, so that ranks mean the same to both; and, when all its peers are
+  there, that it is ready. So a link is there for all or for nobody, and until then who
+  gave up may come again. Then frames:
 
       type (u8) | number of dimensions (u8) | each dimension (u64) | the elements
 
@@ -61,6 +63,7 @@ from cryptography.x509.oid import NameOID
 from numpy.typing import NDArray
 
 LINK_MAGIC: Final = b"folkmoot-link/v1\n"
+READY: Final = b"R"
 CONNECT_TIMEOUT_S: Final = 60.0
 """Peers may start at different times."""
 TIMEOUT_S: Final = 60.0
@@ -428,24 +431,41 @@ class _Connecting:
         self._higher = frozenset(range(plan.rank + 1, len(plan.peers)))
         self._all_came = asyncio.Event()
         self._is_over = False
+        self._ready: set[int] = set()
         self._refused: dict[int, LinkError] = {}
 
     async def connect(self) -> None:
         plan = self._plan
         server = await self._listen() if self._higher else None
         dialing = [self._dial(rank) for rank in range(plan.rank)]
+        others = self._higher | set(range(plan.rank))
         try:
             async with asyncio.timeout(plan.connect_timeout_s):
                 await asyncio.gather(*dialing)
                 if self._higher:
                     await self._all_came.wait()
+                self._is_over = True
+                await asyncio.gather(*map(self._wait_until_ready, sorted(others)))
         except TimeoutError as error:
-            others = self._higher | set(range(plan.rank))
-            raise self._explain(min(others - self._find_present())) from error
+            # Those who never came are why others gave up.
+            never_came = others - self._connections.keys()
+            missing = (
+                never_came or others - self._find_present() or others - self._ready
+            )
+            raise self._explain(min(missing)) from error
         finally:
             self._is_over = True
             if server is not None:
                 server.close()
+
+    async def _wait_until_ready(self, rank: int) -> None:
+        reader, writer = self._connections[rank]
+        with _naming(rank, self._plan.connect_timeout_s):
+            writer.write(READY)
+            if await reader.readexactly(len(READY)) != READY:
+                detail = "it says something else than that it is ready"
+                raise LinkError(LinkFailure.UNEXPECTED, rank, detail)
+        self._ready.add(rank)
 
     def _find_present(self) -> set[int]:
         # Who came and gave up is not there, and may come again.
@@ -459,7 +479,7 @@ class _Connecting:
         if missing in self._refused:
             return self._refused[missing]
         peer = self._plan.peers[missing]
-        detail = f"not there within {self._plan.connect_timeout_s:g} s" + (
+        detail = f"not ready within {self._plan.connect_timeout_s:g} s" + (
             f" at {peer.host}:{peer.port}" if missing < self._plan.rank else ""
         )
         return LinkError(LinkFailure.NOT_REACHED, missing, detail)

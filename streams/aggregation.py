@@ -343,7 +343,7 @@ def _do_secret(work: list[ToVerify]) -> list[tuple[e.Event, str]]:
 async def follow_ledger(stream: Any) -> None:
     """Do the work that a block brings; nothing is decided here."""
     async for event in stream.events():
-        with fail_stop():
+        with fail_stop(event):
             source = Source(topics.LEDGER, event.message.partition)
             work = await follower.follow(event)
             for claim, cause in await asyncio.to_thread(do, work):

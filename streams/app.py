@@ -188,18 +188,29 @@ def make_service_with_key(name: str, settings: Settings, key: SigningKey) -> Ser
 
 
 @contextmanager
-def fail_stop() -> Iterator[None]:
-    """End the process at once if the block fails.
+def fail_stop(*events: Any) -> Iterator[None]:
+    """Work on records: all of it, or none of them counts as read.
 
-    Faust would log the error, acknowledge the record and go on with the next: a lost
-    event. A process that dies here commits nothing; its successor reads the record
-    again, and whoever runs the services restarts them and sees the log.
+    If the block fails the process ends at once. Faust would log the error, acknowledge
+    the record and go on with the next: a lost event. A process that dies here commits
+    nothing; its successor reads the record again, and whoever runs the services
+    restarts them and sees the log.
+
+    Told to stop, Faust acknowledges what was handed out before it cancels the block,
+    and commits that. So the block holds a reference to each record until its end.
+
+    Args:
+        *events: The records, as Faust hands them out.
     """
+    for event in events:
+        event.message.incref()
     try:
         yield
     except Exception:
         log.critical("cannot go on, nothing was committed", exc_info=True)
         end_process()
+    for event in events:
+        event.ack()
 
 
 def end_process() -> NoReturn:

@@ -28,7 +28,7 @@ def run_decider(service: Service, decider: Decider[State, FactT]) -> None:
     @service.app.agent(service.topic(topics.LEDGER), name=service.name, concurrency=1)
     async def follow_ledger(stream: Any) -> None:
         async for event in stream.events():
-            with fail_stop():
+            with fail_stop(event):
                 source = Source(topics.LEDGER, event.message.partition)
                 for fact, cause in await follower.follow(event):
                     with telemetry.span(

@@ -329,7 +329,7 @@ def make_party(name: str, *, min_cohort: int = 2) -> Service:
     @service.app.agent(service.topic(topics.LEDGER), name=service.name, concurrency=1)
     async def follow_ledger(stream: Any) -> None:
         async for event in stream.events():
-            with fail_stop():
+            with fail_stop(event):
                 source = Source(topics.LEDGER, event.message.partition)
                 work = await debts.follow(event)
                 for said, cause in await asyncio.to_thread(party.do, work):

@@ -323,7 +323,7 @@ sequencer = Sequencer(service)
 async def sequence_inputs(stream: Any) -> None:
     """Append what arrives; nothing is decided here."""
     async for batch in stream.take_events(MAX_BLOCK_LEAVES, within=BATCH_WINDOW_S):
-        with fail_stop():
+        with fail_stop(*batch):
             await sequencer.process(batch)
 
 

@@ -25,6 +25,7 @@ from adapters import party_link
 from adapters.party_link import (
     LINK_MAGIC,
     MAX_DIMENSIONS,
+    READY,
     ArrayKind,
     LinkError,
     LinkFailure,
@@ -378,29 +379,59 @@ def test_a_peer_that_begins_again_while_others_connect_is_let_in():
             assert link.receive(2, max_size_bytes=8).tolist() == [5]
 
 
-def test_a_peer_that_comes_twice_displaces_nobody_once_all_are_linked():
-    plan, other = make_plans(2)
-    greeting = LINK_MAGIC + plan.digest
-    context = party_link._Certificate(other.seed).make_context(
+def dial_as(plan):
+    """Return a connection to peer 0 that only TLS has been spoken on."""
+    context = party_link._Certificate(plan.seed).make_context(
         ssl.PROTOCOL_TLS_CLIENT, [plan.peers[0].public_key]
     )
+    address = (plan.peers[0].host, plan.peers[0].port)
+    return context.wrap_socket(socket.create_connection(address, timeout=20))
 
-    def dial():
-        address = ("127.0.0.1", plan.peers[0].port)
-        return context.wrap_socket(socket.create_connection(address, timeout=20))
 
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        (b"X", LinkFailure.UNEXPECTED),
+        (b"", LinkFailure.LOST),
+        (None, LinkFailure.NOT_REACHED),
+    ],
+    ids=["something else", "gone", "silent"],
+)
+def test_a_peer_that_is_not_ready_is_named(said, reason):
+    plan, other = make_plans(2, connect_timeout_s=2)
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(PartyLink, plan)
         wait_for(plan)
-        with dial() as first, dial() as late:
+        with dial_as(other) as connection:
+            connection.sendall(LINK_MAGIC + plan.digest + (said or b""))
+            if said == b"":
+                received = b""
+                while not received.endswith(READY):
+                    received += connection.recv(100)
+                connection.close()
+            error = waiting.exception()
+    assert (error.reason, error.peer) == (reason, 1)
+
+
+def test_a_peer_that_comes_twice_displaces_nobody_once_all_are_linked():
+    plan, other = make_plans(2)
+    greeting = LINK_MAGIC + plan.digest
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(PartyLink, plan)
+        wait_for(plan)
+        with dial_as(other) as first, dial_as(other) as late:
             for connection in (first, late):
                 assert connection.recv(len(greeting)) == greeting
-            first.sendall(greeting)
+            first.sendall(greeting + READY)
             with waiting.result() as link:
                 late.sendall(greeting)
                 assert late.recv(1) == b""
                 link.send(1, np.array([7], dtype=np.uint8))
-                assert first.recv(100)[-1] == 7
+                expected = READY + ArrayKind(np.dtype("u1"), (1,)).encode() + b"\7"
+                received = b""
+                while len(received) < len(expected):
+                    received += first.recv(100)
+                assert received == expected
 
 
 def test_a_port_that_is_taken_is_said():

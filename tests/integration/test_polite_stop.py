@@ -1,0 +1,92 @@
+"""A service that is told to stop in the middle of its work loses none of it."""
+
+import os
+import sys
+import time
+
+import pytest
+
+from cli.processes import kill_owned, spawn_owned
+from schemas import events as e
+from tests.integration.harness import ROOT, Federation, Puppet, World, wait_until
+
+SLOW = """
+import asyncio
+import time
+from pathlib import Path
+
+from streams.app import serve
+
+marker = Path("{marker}")
+
+
+def make_slow_aggregator():
+    import streams.aggregation as module
+
+    do = module.do
+
+    def slow(work):
+        if work:
+            marker.touch()
+            time.sleep(1)
+        return do(work)
+
+    module.do = slow
+    return module.service
+
+
+def make_slow_sequencer():
+    import streams.sequencer as module
+
+    process = module.Sequencer.process
+
+    async def slow(self, batch):
+        marker.touch()
+        await asyncio.sleep(1)
+        await process(self, batch)
+
+    module.Sequencer.process = slow
+    return module.service
+
+
+serve(make_slow_{service}())
+"""
+
+
+@pytest.mark.parametrize("service", ["aggregator", "sequencer"])
+def test_what_was_begun_is_done_by_the_next_process(
+    world: World, main: Federation, service: str
+) -> None:
+    """Faust acknowledges what it handed out when it stops, whether it was done or not.
+
+    Nobody would have looked at it any more.
+    """
+    marker = world.directory / f"slow-{service}-is-at-work"
+    world.services.stop(service)
+    process = spawn_owned(
+        [sys.executable, "-c", SLOW.format(marker=marker, service=service)],
+        env={**os.environ, **world.environment, "PYTHONPATH": str(ROOT)},
+        log_path=world.directory / "logs" / "slow.log",
+    )
+    puppet = Puppet(world, main.name, f"asks-the-{service}")
+    puppet.say(
+        e.AgentEnrolmentRequested(
+            federation_id=main.name,
+            agent_id=puppet.name,
+            public_key=puppet.key.public_key,
+            display_name="Asks while somebody stops",
+        )
+    )
+    number = main.request_round()
+    try:
+        wait_until(marker.exists, "it is at work")
+        time.sleep(0.5)
+        process.terminate()
+        process.wait(30)
+    finally:
+        kill_owned(process)
+        world.services.start(service, "serve", service)
+
+    main.wait(e.AgentEnrolmentRequested, agent_id=puppet.name)
+    main.wait(e.ModelVersionRegistered, 60, round=number)
+    assert main.audit()["is_sound"]
