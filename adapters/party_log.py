@@ -1,8 +1,9 @@
 """A party's memory of what it has said, on its disk.
 
-One line of JSON for each set of links and each sum, appended and made durable before
-they leave the process. A party whose memory is gone could be made to subtract: so a
-directory that has keys and no memory is refused, and so is a line that was changed.
+One line of JSON for each set of links, each comparison and each sum, appended and made
+durable before they leave the process. A party whose memory is gone could be made to
+subtract: so a directory that has keys and no memory is refused, and so is a line that
+was changed.
 """
 
 from __future__ import annotations
@@ -11,13 +12,16 @@ import fcntl
 import hashlib
 import json
 import os
+import threading
 from pathlib import Path
 from typing import IO, Any, Final
 
 from protocol.parties import (
+    Compared,
     Linked,
     Said,
     Summed,
+    demand_comparable,
     demand_first_link,
     demand_harmless,
 )
@@ -43,7 +47,7 @@ def create_party_log(directory: Path) -> None:
 
 
 class PartyLog:
-    """The memory of one party, open for one process at a time.
+    """The memory of one party, open for one process at a time; threads may share it.
 
     Args:
         directory: Where `create_party_log` made it.
@@ -54,6 +58,7 @@ class PartyLog:
 
     def __init__(self, directory: Path) -> None:
         self._path = directory / SAID_FILE
+        self._lock = threading.Lock()
         try:
             self._file: IO[bytes] = self._path.open("r+b")
         except FileNotFoundError:
@@ -92,8 +97,22 @@ class PartyLog:
         Raises:
             PartyRefusesError: they may not.
         """
-        demand_first_link(asked, self._said)
-        self._remember(asked)
+        with self._lock:
+            demand_first_link(asked, self._said)
+            self._remember(asked)
+
+    def permit_comparison(self, asked: Compared, *, min_cohort: int) -> None:
+        """Return once these updates may be compared once more, and that is remembered.
+
+        Args:
+            asked: What is asked for; its attempt does not matter.
+            min_cohort: As in `protocol.parties.demand_comparable`.
+
+        Raises:
+            PartyRefusesError: they may not.
+        """
+        with self._lock:
+            self._remember(demand_comparable(asked, self._said, min_cohort=min_cohort))
 
     def permit_sum(self, asked: Summed, *, min_cohort: int) -> None:
         """Return once this sum may be said: it is harmless, and remembered.
@@ -105,8 +124,9 @@ class PartyLog:
         Raises:
             PartyRefusesError: it may not.
         """
-        demand_harmless(asked, self._said, min_cohort=min_cohort)
-        self._remember(asked)
+        with self._lock:
+            demand_harmless(asked, self._said, min_cohort=min_cohort)
+            self._remember(asked)
 
     def _remember(self, asked: Said) -> None:
         if asked in self._said:
@@ -148,6 +168,12 @@ def _write_line(last: str, said: Said) -> tuple[bytes, str]:
             "projection_seed": said.projection_seed.hex(),
             "linked": [[digest.hex(), proof.hex()] for digest, proof in said.updates],
         }
+    elif isinstance(said, Compared):
+        content = {
+            "compared": [digest.hex() for digest in said.updates],
+            "far_threshold": said.far_threshold,
+            "attempt": said.attempt,
+        }
     else:
         content = {
             "federation_id": said.federation_id,
@@ -170,6 +196,12 @@ def _read_line(last: str, line: bytes) -> tuple[Said, str]:
                 (bytes.fromhex(digest), bytes.fromhex(proof))
                 for digest, proof in content["linked"]
             ),
+        )
+    elif "compared" in content:
+        said = Compared(
+            updates=tuple(bytes.fromhex(digest) for digest in content["compared"]),
+            far_threshold=content["far_threshold"],
+            attempt=content["attempt"],
         )
     else:
         said = Summed(

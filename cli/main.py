@@ -39,6 +39,8 @@ app.add_typer(agent_app, name="agent")
 app.add_typer(registry_app, name="registry")
 app.add_typer(node_app, name="node")
 app.add_typer(party_app, name="party")
+dealer_app = typer.Typer(help="Dealers and their keys.", no_args_is_help=True)
+app.add_typer(dealer_app, name="dealer")
 
 Federation = Annotated[
     str, typer.Option("--federation", "-f", help="Name of the federation.")
@@ -135,8 +137,8 @@ def serve(
     service: Annotated[
         str,
         typer.Argument(
-            help="sequencer, rounds, aggregator, registry, rewards or party; timer, "
-            "exporter, ledger-node or log, which serve one federation."
+            help="sequencer, rounds, aggregator, registry, rewards, party or dealer; "
+            "timer, exporter, ledger-node or log, which serve one federation."
         ),
     ],
     federation: Annotated[
@@ -147,12 +149,17 @@ def serve(
         typer.Option(help="Modules that the exporter may load models from."),
     ] = None,
     name: Annotated[
-        str | None, typer.Option(help="The ledger node's, or the party's.")
+        str | None, typer.Option(help="The ledger node's, party's or dealer's.")
     ] = None,
     min_cohort: Annotated[
         int, typer.Option(min=2, help="The fewest contributions that a party sums.")
     ] = 2,
-    host: Annotated[str, typer.Option(help="Where to listen.")] = "127.0.0.1",
+    host: Annotated[
+        str | None,
+        typer.Option(
+            help="Where to listen: 127.0.0.1 unless told, a party at its own address."
+        ),
+    ] = None,
     port: Annotated[
         int | None,
         typer.Option(help="7400 for a ledger node, 7480 for the log; 0: a free one."),
@@ -164,9 +171,11 @@ def serve(
     ] = None,
 ) -> None:
     """Run one service until it is told to stop."""
+    from cli.processes import LOOPBACK
     from cli.services import (
         NODE_PORTS,
         NodeArguments,
+        run_dealer,
         run_node,
         run_party,
         run_service,
@@ -174,13 +183,16 @@ def serve(
 
     _load_environment()
     if service == "party":
-        run_party(name, min_cohort)
+        run_party(name, min_cohort, host)
+        return
+    if service == "dealer":
+        run_dealer(name)
         return
     if service in NODE_PORTS:
         arguments = NodeArguments(
             federation=federation,
             name=name,
-            host=host,
+            host=host or LOOPBACK,
             port=port,
             operator_key=None if operator_key is None else _parse_key(operator_key),
             peers=tuple(peer or ()),
@@ -361,12 +373,30 @@ def federation_create(
     ] = None,
     party: Annotated[
         list[str] | None,
-        typer.Option(help="NAME=HEX:HEX, a party: `moot party init` prints it."),
+        typer.Option(
+            help="NAME=HEX:HEX[@HOST:PORT], a party: `moot party init` prints it."
+        ),
     ] = None,
     clip_norm: Annotated[
         float,
         typer.Option(min=0.001, help="With parties: the largest norm of an update."),
     ] = 8.0,
+    dealer: Annotated[
+        str | None,
+        typer.Option(
+            help="HEX, who deals the parties what they compare updates with: "
+            "`moot dealer init` prints it."
+        ),
+    ] = None,
+    max_distance: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            max=2.0,
+            help="With a dealer: how many clip norms apart two updates are far from "
+            "each other; who is far from most others is left out. 0: none is.",
+        ),
+    ] = 0.0,
     allow: Annotated[
         list[str] | None, typer.Option(help="Modules that may be loaded.")
     ] = None,
@@ -397,7 +427,12 @@ def federation_create(
         round_duration_ms=round_duration_s * 1000,
         ledger_nodes=parse_ledger_nodes(ledger_node or ()),
         reward_rule=parse_reward_rule(reward or ()),
-        **with_parties(parse_parties(party or ()), clip_norm),
+        **with_parties(
+            parse_parties(party or ()),
+            clip_norm,
+            dealer_key=b"" if dealer is None else _parse_key(dealer),
+            max_distance=max_distance,
+        ),
     )
     operator = create_federation(
         _settings(),
@@ -441,11 +476,25 @@ def federation_show(federation: Federation, as_json: AsJson = False) -> None:
 @party_app.command("init")
 def party_init(
     name: Annotated[str, typer.Argument(help="Its name among the parties.")],
+    address: Annotated[
+        str,
+        typer.Option(help="Where other parties reach it to compare, HOST:PORT."),
+    ] = "",
 ) -> None:
     """Make a party's keys and memory, and print it for `federation create`."""
     from cli.party import make_party, show_party
 
-    print(show_party(make_party(_settings(), name)))
+    print(show_party(make_party(_settings(), name, address)))
+
+
+@dealer_app.command("init")
+def dealer_init(
+    name: Annotated[str, typer.Argument(help="What this machine calls it.")],
+) -> None:
+    """Make a dealer's key, and print it for `federation create`."""
+    from cli.party import make_dealer_key
+
+    print(make_dealer_key(_settings(), name).hex())
 
 
 @node_app.command("init")

@@ -291,7 +291,8 @@ def find_waited_for(config: e.FederationConfigured, current: OpenRound) -> list[
     elif current.closed is not None:
         missing = sorted(pending - current.proofs.keys())
         if not missing:
-            missing = [f"party {name}" for name in parties if name not in current.links]
+            said = current.far if current.comparison else current.links
+            missing = [f"party {name}" for name in parties if name not in said]
     else:
         missing = sorted({*current.started.cohort} - current.answered - pending)
     return missing or ["aggregator"]
@@ -494,6 +495,11 @@ def describe(event: e.LedgerEvent) -> str:
             return f"round {event.round} {event.agent_id} proves its norm"
         case e.SharesLinked():
             return f"round {event.round} party {event.party} links its shares"
+        case e.ComparisonStarted():
+            number = len(event.agent_ids)
+            return f"round {event.round} parties compare {number} updates"
+        case e.UpdatesCompared():
+            return f"round {event.round} party {event.party} says who is far from whom"
         case e.PartialAggregateSubmitted():
             return f"round {event.round} party {event.party} gives its part of the sum"
         case e.PartialRejected():

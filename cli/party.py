@@ -1,42 +1,71 @@
-"""What those who run parties do from the command line: keys."""
+"""What those who run parties and dealers do from the command line: keys."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from adapters.keys import load_or_create_key
 from adapters.party_identity import create_party
 from cli.processes import StackError, demand_name
 from protocol.sealing import InvalidSealingKeyError, SealingKey
+from protocol.validation import ADDRESS
 from schemas.events import Party
 
 if TYPE_CHECKING:
     from adapters.settings import Settings
 
 
-def make_party(settings: Settings, name: str) -> Party:
+def make_party(settings: Settings, name: str, address: str = "") -> Party:
     """Return a party of this machine; its keys and memory are made if need be.
 
+    Args:
+        settings: Where its directory is.
+        name: Its name.
+        address: Where the other parties and a dealer reach it, host:port; empty if it
+            compares no updates.
+
     Raises:
-        StackError: the name cannot be a party's.
+        StackError: the name cannot be a party's, or that is no address.
         KeyFileError: a key file cannot be used.
     """
     demand_name(name, "a party")
+    _demand_address(address)
     identity = create_party(settings.state_directory / "parties" / name)
     return Party(
         name=name,
         public_key=identity.key.public_key,
         sealing_key=identity.sealing_key.public_key.public_key,
+        address=address,
     )
+
+
+def make_dealer_key(settings: Settings, name: str) -> bytes:
+    """Return the public key of a dealer of this machine, made if need be; 32 bytes.
+
+    Raises:
+        StackError: the name cannot be a dealer's.
+        KeyFileError: its key file cannot be used.
+    """
+    demand_name(name, "a dealer")
+    path = settings.state_directory / "dealers" / name / "dealer.key"
+    return load_or_create_key(path).public_key
+
+
+def _demand_address(address: str) -> None:
+    if address and ADDRESS.fullmatch(address) is None:
+        msg = f"{address!r:.200} is not HOST:PORT"
+        raise StackError(msg, "For example: --address party.example.org:7500.")
 
 
 def show_party(party: Party) -> str:
     """Return a party as `parse_parties` reads it."""
-    return f"{party.name}={party.public_key.hex()}:{party.sealing_key.hex()}"
+    keys = f"{party.name}={party.public_key.hex()}:{party.sealing_key.hex()}"
+    return f"{keys}@{party.address}" if party.address else keys
 
 
 def parse_parties(texts: Iterable[str]) -> tuple[Party, ...]:
-    """Return parties, each ``NAME=HEX:HEX``, in ascending order of name.
+    """Return parties, each ``NAME=HEX:HEX[@HOST:PORT]``, in ascending order of name.
 
     Raises:
         StackError: one is not written like that.
@@ -45,7 +74,9 @@ def parse_parties(texts: Iterable[str]) -> tuple[Party, ...]:
 
 
 def _parse_party(text: str) -> Party:
-    name, _, keys = text.partition("=")
+    name, _, rest = text.partition("=")
+    keys, _, address = rest.partition("@")
+    _demand_address(address)
     signing, _, sealing = keys.partition(":")
     try:
         public_key, sealing_key = bytes.fromhex(signing), bytes.fromhex(sealing)
@@ -53,6 +84,8 @@ def _parse_party(text: str) -> Party:
     except (ValueError, InvalidSealingKeyError):
         public_key = sealing_key = b""
     if not name or len(public_key) != 32:  # noqa: PLR2004  # Ed25519
-        msg = f"{text!r:.200} is not NAME=HEX:HEX"
+        msg = f"{text!r:.200} is not NAME=HEX:HEX, or NAME=HEX:HEX@HOST:PORT"
         raise StackError(msg, "`moot party init NAME` prints it like that.")
-    return Party(name=name, public_key=public_key, sealing_key=sealing_key)
+    return Party(
+        name=name, public_key=public_key, sealing_key=sealing_key, address=address
+    )

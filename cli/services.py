@@ -48,6 +48,7 @@ OWN_PROCESS: Final = (
     "registry",
     "rewards",
     "party",
+    "dealer",
     "timer",
     "exporter",
     "ledger-node",
@@ -93,7 +94,7 @@ def run_service(
     telemetry.shut_down()
 
 
-def run_party(name: str | None, min_cohort: int) -> None:
+def run_party(name: str | None, min_cohort: int, listen_host: str | None) -> None:
     """Run a party in this process until it is told to stop.
 
     Raises:
@@ -105,7 +106,22 @@ def run_party(name: str | None, min_cohort: int) -> None:
     from streams.app import serve
     from streams.party import make_party
 
-    serve(make_party(name, min_cohort=min_cohort))
+    serve(make_party(name, min_cohort=min_cohort, listen_host=listen_host))
+
+
+def run_dealer(name: str | None) -> None:
+    """Run a dealer in this process until it is told to stop.
+
+    Raises:
+        StackError: it needs a name.
+    """
+    if name is None:
+        msg = "a dealer has a name"
+        raise StackError(msg, "Name it: --name NAME; `moot dealer init` makes its key.")
+    from streams.app import serve
+    from streams.dealer import make_dealer
+
+    serve(make_dealer(name))
 
 
 def _demand_federation(service: str, federation: str | None) -> str:
@@ -266,10 +282,18 @@ class Supervisor:
         from cli.party import make_party
 
         parties = []
-        for name in names:
-            parties.append(make_party(settings, name))
+        for name, port in zip(names, find_free_ports(len(names)), strict=True):
+            parties.append(make_party(settings, name, f"{LOOPBACK}:{port}"))
             self.start(f"party-{name}", "serve", "party", "--name", name)
         return tuple(parties)
+
+    def start_dealer(self, settings: Settings, name: str) -> bytes:
+        """Start a dealer, making its key; returns the public one."""
+        from cli.party import make_dealer_key
+
+        key = make_dealer_key(settings, name)
+        self.start(f"dealer-{name}", "serve", "dealer", "--name", name)
+        return key
 
     def _spawn(self, name: str) -> None:
         environment = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from adapters.kafka import Publisher
 from adapters.keys import key_path, load_or_create_key
 from ledger.signing import SigningKey
 from protocol.rewards import RECOMMENDED_RULE
+from protocol.sketches import compute_threshold
 from protocol.tensors import manifest_of, num_parameters, tensors_from_blob
 from protocol.validation import (
     MAX_FRACTIONAL_BITS,
@@ -60,25 +62,52 @@ class Parameters:
     reward_rule: RewardRule = RECOMMENDED_RULE
     parties: tuple[Party, ...] = ()
     norm_bound: int = 0
+    far_threshold: int = 0
+    dealer_key: bytes = b""
 
 
-def with_parties(parties: tuple[Party, ...], clip_norm: float) -> dict[str, Any]:
+def with_parties(
+    parties: tuple[Party, ...],
+    clip_norm: float,
+    *,
+    dealer_key: bytes = b"",
+    max_distance: float = 0.0,
+) -> dict[str, Any]:
     """Return the parameters of aggregation MPC; none without parties.
 
     Args:
         parties: Who adds up shares.
         clip_norm: The largest L2 norm of an update, above 0: longer ones are shrunk.
             Encoded as finely as integers below 2^19 allow.
+        dealer_key: Of who deals the parties what they compare updates with, 32 bytes;
+            empty if they don't.
+        max_distance: How many clip norms two updates may be apart before they are far
+            from each other, 0 to 2; 0 if updates are not compared.
+
+    Raises:
+        InvalidConfigurationError: the distance is out of range.
     """
     if not parties:
         return {}
     bits = MAX_FRACTIONAL_BITS
     while bits and clip_norm * 2**bits > MAX_NORM_BOUND:
         bits -= 1
+    norm_bound = min(MAX_NORM_BOUND, max(1, int(clip_norm * 2**bits)))
+    far_threshold = 0
+    if max_distance:
+        numerator, denominator = Fraction(str(max_distance)).as_integer_ratio()
+        try:
+            far_threshold = compute_threshold(
+                norm_bound, numerator=numerator, denominator=denominator
+            )
+        except ValueError as error:
+            raise InvalidConfigurationError(str(error)) from None
     return {
         "parties": parties,
         "fractional_bits": bits,
-        "norm_bound": min(MAX_NORM_BOUND, max(1, int(clip_norm * 2**bits))),
+        "norm_bound": norm_bound,
+        "far_threshold": far_threshold,
+        "dealer_key": dealer_key,
     }
 
 
@@ -159,6 +188,8 @@ class Operator:
             reward_rule=parameters.reward_rule,
             parties=parameters.parties,
             norm_bound=parameters.norm_bound,
+            far_threshold=parameters.far_threshold,
+            dealer_key=parameters.dealer_key,
         )
         problem = find_configuration_problem(config)
         if problem is not None:

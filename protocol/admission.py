@@ -562,7 +562,9 @@ class _Scratch:
                 detail = f"agent {event.agent_id!r} has not been admitted"
                 return Reason.UNKNOWN_AGENT, detail
             case (
-                e.SharesLinked(party=party) | e.PartialAggregateSubmitted(party=party)
+                e.SharesLinked(party=party)
+                | e.UpdatesCompared(party=party)
+                | e.PartialAggregateSubmitted(party=party)
             ) if party not in self._parties:
                 return Reason.UNKNOWN_PARTY, f"no party {party!r} in this federation"
             case e.EquivocationProven(reported_by=key) if not (
@@ -649,7 +651,7 @@ class _Scratch:
                 return {p.role: p.public_key for p in event.principals}["OPERATOR"]
             case e.EquivocationProven():
                 return event.reported_by
-            case e.SharesLinked() | e.PartialAggregateSubmitted():
+            case e.SharesLinked() | e.UpdatesCompared() | e.PartialAggregateSubmitted():
                 return self._parties[event.party]
             case _:
                 return self._principals[_AUTHOR_ROLE[type(event)]]

@@ -11,6 +11,10 @@ Rules:
   one norm proof. Two links have the same masks, and their difference none.
 - A sum is over updates that the party has linked: whose shares it opened and found to
   be what their agents committed to.
+- Updates are compared with each other in one set, to one threshold, after they were
+  linked, and no more than `MAX_COMPARISONS` times: a comparison that breaks off is
+  begun again, and each time a party that does not follow the protocol could learn other
+  bits. A set is as large as a sum.
 - A sum has at least as many contributions as the federation's ``min_cohort``, and as
   the party's own minimum.
 - A round has one sum. Asked again for the same one, the party gives the same bytes;
@@ -22,12 +26,15 @@ Source: DESIGN.md section 6.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
+from protocol.far_pairs import MIN_COMPARED
 from schemas.events import RoundSealed
+
+MAX_COMPARISONS: Final = 8
 
 
 class RefusalCode(StrEnum):
@@ -35,7 +42,8 @@ class RefusalCode(StrEnum):
 
     LINKED_BEFORE = "LINKED_BEFORE"
     NOT_LINKED = "NOT_LINKED"
-
+    COMPARED_BEFORE = "COMPARED_BEFORE"
+    COMPARED_TOO_OFTEN = "COMPARED_TOO_OFTEN"
     COHORT_TOO_SMALL = "COHORT_TOO_SMALL"
     SECOND_SUM = "SECOND_SUM"
     UPDATE_SUMMED_BEFORE = "UPDATE_SUMMED_BEFORE"
@@ -96,7 +104,22 @@ class Summed:
         )
 
 
-Said: TypeAlias = Linked | Summed
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compared:
+    """Updates that a party has compared with the others, or is about to.
+
+    Attributes:
+        updates: Digest of the commitments of each, in ascending order of agent_id.
+        far_threshold: The squared distance above which two are far apart.
+        attempt: From 1; one that broke off counts.
+    """
+
+    updates: tuple[bytes, ...]
+    far_threshold: int
+    attempt: int = 1
+
+
+Said: TypeAlias = Linked | Compared | Summed
 """What a party remembers."""
 
 
@@ -122,7 +145,64 @@ def demand_first_link(asked: Linked, known: Iterable[Said]) -> None:
                 )
 
 
-def demand_harmless(asked: Summed, known: Iterable[Said], *, min_cohort: int) -> None:
+def demand_comparable(
+    asked: Compared, known: Sequence[Said], *, min_cohort: int
+) -> Compared:
+    """Return which attempt it would be to compare these updates, if that is harmless.
+
+    Args:
+        asked: What is asked for; its attempt does not matter.
+        known: What the party has said.
+        min_cohort: The fewest updates: the larger of the federation's and the party's
+            own.
+
+    Raises:
+        PartyRefusesError: it would show more than one bit for each pair, or might.
+    """
+    digests = frozenset(asked.updates)
+    fewest = max(MIN_COMPARED, min_cohort)
+    if len(digests) < fewest or len(digests) != len(asked.updates):
+        raise PartyRefusesError(
+            RefusalCode.COHORT_TOO_SMALL,
+            f"{len(digests)} different updates; this party compares at least {fewest}",
+        )
+    num_attempts = 0
+    for said in known:
+        if not isinstance(said, Compared):
+            continue
+        if (said.updates, said.far_threshold) == (asked.updates, asked.far_threshold):
+            num_attempts += 1
+        elif digests.intersection(said.updates):
+            raise PartyRefusesError(
+                RefusalCode.COMPARED_BEFORE,
+                f"update {min(digests.intersection(said.updates)).hex()} was compared "
+                "in another set, or to another threshold",
+            )
+    _demand_linked(digests, known)
+    if num_attempts >= MAX_COMPARISONS:
+        raise PartyRefusesError(
+            RefusalCode.COMPARED_TOO_OFTEN,
+            f"these updates were compared {num_attempts} times, and it broke off",
+        )
+    return replace(asked, attempt=num_attempts + 1)
+
+
+def _demand_linked(digests: frozenset[bytes], known: Iterable[Said]) -> None:
+    linked = {
+        digest
+        for said in known
+        if isinstance(said, Linked)
+        for digest, _ in said.updates
+    }
+    unknown = digests - linked
+    if unknown:
+        raise PartyRefusesError(
+            RefusalCode.NOT_LINKED,
+            f"update {min(unknown).hex()} was not linked by this party",
+        )
+
+
+def demand_harmless(asked: Summed, known: Sequence[Said], *, min_cohort: int) -> None:
     """Return if giving this sum shows no single update.
 
     Args:
@@ -134,7 +214,7 @@ def demand_harmless(asked: Summed, known: Iterable[Said], *, min_cohort: int) ->
     Raises:
         PartyRefusesError: it would, or might.
     """
-    digests = {digest for digest, _ in asked.updates}
+    digests = frozenset(digest for digest, _ in asked.updates)
     if len(digests) < max(2, min_cohort):
         raise PartyRefusesError(
             RefusalCode.COHORT_TOO_SMALL,
@@ -145,10 +225,7 @@ def demand_harmless(asked: Summed, known: Iterable[Said], *, min_cohort: int) ->
         raise PartyRefusesError(
             RefusalCode.UPDATE_SUMMED_BEFORE, "an update is in the sum twice"
         )
-    linked: set[bytes] = set()
     for given in known:
-        if isinstance(given, Linked):
-            linked.update(digest for digest, _ in given.updates)
         if given == asked or not isinstance(given, Summed):
             continue
         if (given.federation_id, given.round, given.cause) == (
@@ -168,9 +245,4 @@ def demand_harmless(asked: Summed, known: Iterable[Said], *, min_cohort: int) ->
                 f"update {min(again).hex()} is in the sum of round {given.round} of "
                 f"{given.federation_id}",
             )
-    unknown = digests - linked
-    if unknown:
-        raise PartyRefusesError(
-            RefusalCode.NOT_LINKED,
-            f"update {min(unknown).hex()} was not linked by this party",
-        )
+    _demand_linked(digests, known)

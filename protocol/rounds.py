@@ -21,6 +21,9 @@ Rules:
   when choosing. An agent whose proof is not there by a second deadline is rejected.
 - Once all proofs are there each party links its shares; once all parties have, the
   aggregator says which commitments count. The sealed set is summed by every party.
+- If the federation compares updates (ADR 0020), the parties first find out which of
+  those that count are far apart. Once all of them have said the same bits, who is
+  flagged is rejected, and the rest is sealed.
 - A partial sum that contradicts its party's own links is rejected, which names the
   party; it may give another. A round whose party is gone waits.
 - The operator may abandon a round at any time: nothing else ends one whose aggregator
@@ -50,6 +53,7 @@ from protocol.cohort import (
     draw_cohort,
 )
 from protocol.decider import Decider, Sequenced
+from protocol.far_pairs import MalformedBitsError, flag, parse_far
 from schemas import events as e
 from schemas.reasons import Reason
 
@@ -81,6 +85,8 @@ class OpenRound:
         closed: With MPC, the fact that closed the set of commitments.
         proofs: With MPC, leaf index of the norm proof, by agent.
         links: With MPC, leaf index of what a party says of the shares, by party.
+        comparison: With MPC, the fact that had the updates compared, if they are.
+        far: With MPC, which of them are far apart as each party says, by party.
         sealed: The fact that sealed it, if it is sealed.
         partials: With MPC, leaf index of a party's partial sum, by party.
     """
@@ -93,6 +99,8 @@ class OpenRound:
     closed: e.CommitmentsClosed | None = None
     proofs: Mapping[str, int] = field(default_factory=dict)
     links: Mapping[str, int] = field(default_factory=dict)
+    comparison: e.ComparisonStarted | None = None
+    far: Mapping[str, bytes] = field(default_factory=dict)
     sealed: e.RoundSealed | None = None
     partials: Mapping[str, int] = field(default_factory=dict)
 
@@ -146,12 +154,17 @@ def has_all_links(state: RoundsState) -> bool:
     return _has_all(state, None if state.current is None else state.current.links)
 
 
+def has_all_comparisons(state: RoundsState) -> bool:
+    """Return whether every party has said which updates are far apart."""
+    return _has_all(state, None if state.current is None else state.current.far)
+
+
 def has_all_partials(state: RoundsState) -> bool:
     """Return whether every party has given its part of the sum."""
     return _has_all(state, None if state.current is None else state.current.partials)
 
 
-def _has_all(state: RoundsState, by_party: Mapping[str, int] | None) -> bool:
+def _has_all(state: RoundsState, by_party: Mapping[str, object] | None) -> bool:
     config = state.config
     return (
         config is not None
@@ -178,6 +191,8 @@ def decide(state: RoundsState, leaf: Sequenced) -> Sequence[e.RoundFact]:
             return _why_no_proof(state, proof, leaf)
         case e.SharesLinked() | e.PartialAggregateSubmitted() as said:
             return _why_unexpected(state, said, leaf)
+        case e.UpdatesCompared() as compared:
+            return _with_closing(state, leaf, _compared(state, compared, leaf))
         case e.UpdateDeclined() as declined:
             return _with_closing(state, leaf, [_declined(state, declined, leaf)])
         case e.UpdatesChecked() as checked:
@@ -264,6 +279,12 @@ def _evolve_input(state: RoundsState, leaf: Sequenced) -> RoundsState:
         ):
             links = {**current.links, party: leaf.leaf_index}
             return replace(state, current=replace(current, links=links))
+        case e.UpdatesCompared(party=party, far=far) as compared if (
+            current is not None and not _why_no_comparison(state, compared)
+        ):
+            return replace(
+                state, current=replace(current, far={**current.far, party: far})
+            )
         case e.PartialAggregateSubmitted(party=party) as said if (
             current is not None and not _why_unexpected(state, said, leaf)
         ):
@@ -287,6 +308,8 @@ def _evolve_fact(state: RoundsState, fact: e.RoundFact) -> RoundsState:
         case e.CommitmentsClosed() if current is not None:
             closed = replace(current, closed=fact, deadline_passed=False)
             return replace(state, current=closed)
+        case e.ComparisonStarted() if current is not None:
+            return replace(state, current=replace(current, comparison=fact))
         case e.PartialRejected() if current is not None:
             partials = {
                 party: index
@@ -345,7 +368,7 @@ _DECLINES = frozenset(
     }
 )
 """What an agent may say of itself."""
-_FINAL = _DECLINES | {Reason.REVOKED_AGENT}
+_FINAL = _DECLINES | {Reason.REVOKED_AGENT, Reason.FAR_FROM_OTHERS}
 """Rejections after which an agent has no further answer to the round."""
 
 
@@ -568,6 +591,59 @@ def _why_unexpected(
     return [_unexpected(leaf, said.round, detail)]
 
 
+def _why_no_comparison(state: RoundsState, compared: e.UpdatesCompared) -> str:
+    """Return why a party's word on who is far apart does not count; empty if it does.
+
+    Parties that computed together opened the same bits: who says others has not.
+    """
+    current = state.current
+    if (
+        current is None
+        or compared.round != current.started.round
+        or current.comparison is None
+        or current.sealed is not None
+        or compared.party in current.far
+    ):
+        return f"the round does not wait for this from party {compared.party}"
+    try:
+        parse_far(compared.far, num_agents=len(current.comparison.agent_ids))
+    except MalformedBitsError as error:
+        return f"party {compared.party}: {error}"
+    for other, far in sorted(current.far.items()):
+        if far != compared.far:
+            return f"party {compared.party} has other bits than party {other}"
+    return ""
+
+
+def _compared(
+    state: RoundsState, compared: e.UpdatesCompared, leaf: Sequenced
+) -> list[e.RoundFact]:
+    """Reject who is flagged, once every party has said who is far from whom."""
+    problem = _why_no_comparison(state, compared)
+    if problem:
+        return [_unexpected(leaf, compared.round, problem)]
+    after = evolve(state, leaf)
+    current = after.current
+    assert current is not None, "the round waits for this"
+    assert current.comparison is not None, "the round waits for this"
+    if not has_all_comparisons(after):
+        return []
+    agent_ids = current.comparison.agent_ids
+    num_others = len(agent_ids) - 1
+    far = parse_far(compared.far, num_agents=len(agent_ids))
+    return [
+        _rejected(
+            leaf,
+            agent_ids[index],
+            compared.round,
+            Reason.FAR_FROM_OTHERS,
+            f"far from {int(far[index].sum())} of the {num_others} others",
+        )
+        for index in sorted(flag(far))
+        if agent_ids[index] in current.contributions  # not revoked meanwhile
+    ]
+
+
 def _unexpected(leaf: Sequenced, number: int, detail: str) -> e.ClaimRejected:
     return e.ClaimRejected(
         round=number, reason=Reason.UNEXPECTED_CLAIM, detail=detail, **_cause(leaf)
@@ -694,6 +770,16 @@ def _with_closing(
         ]
     if is_committing:
         return [*facts, _close(current, config, leaf)]
+    if config.far_threshold and current.comparison is None:
+        comparison = e.ComparisonStarted(
+            round=number,
+            agent_ids=tuple(sorted(current.contributions)),
+            far_threshold=config.far_threshold,
+            **_cause(leaf),
+        )
+        return [*facts, comparison]
+    if config.far_threshold and not has_all_comparisons(after):
+        return facts
     contributions = tuple(
         current.contributions[agent_id] for agent_id in sorted(current.contributions)
     )

@@ -15,7 +15,13 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from protocol.decider import Sequenced
-from protocol.rounds import MPC, RoundsState, has_all_links, has_all_partials
+from protocol.rounds import (
+    MPC,
+    RoundsState,
+    has_all_comparisons,
+    has_all_links,
+    has_all_partials,
+)
 from schemas import events as e
 
 
@@ -58,6 +64,8 @@ class SecretRound:
         waiting: Agents whose contribution is neither accepted nor rejected.
         has_all_proofs: Whether all of those have proved.
         has_all_links: Whether all parties have linked.
+        comparison: The fact that had the updates compared, if they are.
+        has_all_comparisons: Whether all parties have said who is far from whom.
         sealed: The fact that sealed it, once it is sealed.
         partials: Parts of the sum, by party.
         has_all_partials: Whether all parties have given theirs.
@@ -72,6 +80,8 @@ class SecretRound:
     waiting: frozenset[str] = frozenset()
     has_all_proofs: bool = False
     has_all_links: bool = False
+    comparison: e.ComparisonStarted | None = None
+    has_all_comparisons: bool = False
     sealed: e.RoundSealed | None = None
     partials: Mapping[str, Partial] = field(default_factory=dict)
     has_all_partials: bool = False
@@ -83,6 +93,19 @@ class SecretRound:
         if self.has_all_proofs and self.waiting and party not in self.links:
             return Owed.LINKS
         return None
+
+    @property
+    def is_comparing(self) -> bool:
+        """Whether the round waits until it is known which updates are far apart.
+
+        Then every party is needed, also one that has said it: those that have not can
+        find it out with all others only.
+        """
+        return (
+            self.comparison is not None
+            and self.sealed is None
+            and not self.has_all_comparisons
+        )
 
     def owed_by_aggregator(self) -> Owed | None:
         """Return what the round waits for from the aggregator; None if nothing."""
@@ -141,6 +164,8 @@ def follow(
         waiting=frozenset(pending.agent_id for pending in current.pending.values()),
         has_all_proofs=current.has_all_proofs,
         has_all_links=has_all_links(rounds),
+        comparison=current.comparison,
+        has_all_comparisons=has_all_comparisons(rounds),
         sealed=current.sealed,
         partials={
             party: partial

@@ -13,6 +13,7 @@ from typing import Final
 
 from ledger.policy import BFT_GROUP, NO_QUORUM
 from protocol.clipping import compute_min_norm_bound
+from protocol.far_pairs import MAX_FAR_THRESHOLD, MIN_COMPARED, compute_num_pairs
 from protocol.tensors import compute_json_depth
 from schemas import events as e
 from schemas.reasons import Reason
@@ -68,6 +69,9 @@ MAX_LEDGER_NODES: Final = 64
 NODE_URL: Final = re.compile(
     r"https?://[a-zA-Z0-9.:\[\]_-]{1,200}(?:/[\w./-]{0,200})?", re.ASCII
 )
+ADDRESS: Final = re.compile(
+    r"(?:[a-zA-Z0-9._-]{1,200}|\[[0-9a-fA-F:.]{2,64}\]):[1-9][0-9]{0,4}", re.ASCII
+)
 MAX_CHECKPOINT_SIZE_BYTES: Final = 16_384
 MAX_EVIDENCE_SIZE_BYTES: Final = 16_384
 MAX_POINTS: Final = 1_000_000_000
@@ -81,6 +85,8 @@ SEALING_KEY_SIZES: Final = frozenset({32, 1_216})
 """X25519 (RFC 7748), and ML-KEM-768 with X25519 (X-Wing)."""
 MIN_SECRET_COHORT: Final = 2
 """The sum of one update is that update."""
+KEY_SIZE: Final = 32
+MAX_FAR_SIZE_BYTES: Final = (compute_num_pairs(MAX_AGENTS_IN_COHORT) + 7) // 8
 ROLES: Final = ("OPERATOR", "SEQUENCER", "DECIDER", "AGGREGATOR", "EXPORTER", "TIMER")
 
 
@@ -124,6 +130,8 @@ def find_problem(event: e.LedgerEvent) -> str | None:
             | e.PartialAggregateSubmitted(partial=blob)
         ):
             return _blob_problem(blob)
+        case e.UpdatesCompared(far=far) if len(far) > MAX_FAR_SIZE_BYTES:
+            return f"far has {len(far)} bytes; at most {MAX_FAR_SIZE_BYTES}"
         case e.AggregateSubmitted(sum=total, model=model):
             return _blob_problem(total) or _blob_problem(model)
         case e.UpdatesChecked(results=results):
@@ -208,6 +216,7 @@ def find_configuration_problem(config: e.FederationConfigured) -> str | None:
     return (
         _nodes_problem(config.ledger_nodes)
         or _parties_problem(config)
+        or _comparison_problem(config)
         or _rewards_problem(config.reward_rule)
         or _blob_problem(config.initial_model)
     )
@@ -257,6 +266,28 @@ def _parties_problem(config: e.FederationConfigured) -> str | None:
         )
     if config.min_cohort < MIN_SECRET_COHORT:
         return f"min_cohort must be at least {MIN_SECRET_COHORT} with aggregation MPC"
+    return None
+
+
+def _comparison_problem(config: e.FederationConfigured) -> str | None:
+    """Return what is wrong with how the parties compare updates, if they do."""
+    addresses = {party.address for party in config.parties}
+    if any(a and ADDRESS.fullmatch(a) is None for a in addresses):
+        return "a party's address must be host:port"
+    if config.far_threshold == 0:
+        return "a dealer is for comparing updates" if config.dealer_key else None
+    if config.aggregation != "MPC":
+        return "only aggregation MPC compares updates; far_threshold must be 0"
+    if not 1 <= config.far_threshold <= MAX_FAR_THRESHOLD:
+        return f"far_threshold must be 0, or 1 to {MAX_FAR_THRESHOLD}"
+    if len(config.dealer_key) != KEY_SIZE or any(
+        party.public_key == config.dealer_key for party in config.parties
+    ):
+        return "comparing updates needs a dealer with a key of its own, 32 bytes"
+    if "" in addresses or len(addresses) != len(config.parties):
+        return "to compare updates every party needs an address of its own"
+    if config.min_cohort < MIN_COMPARED:
+        return f"min_cohort must be at least {MIN_COMPARED} to compare updates"
     return None
 
 

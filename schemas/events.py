@@ -69,6 +69,7 @@ class Party:
     name: str
     public_key: bytes
     sealing_key: bytes
+    address: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +94,8 @@ class FederationConfigured:
     reward_rule: RewardRule = field(default_factory=RewardRule)
     parties: tuple[Party, ...] = ()
     norm_bound: int = 0
+    far_threshold: int = 0
+    dealer_key: bytes = b""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -280,6 +283,18 @@ class SharesLinked:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class UpdatesCompared:
+    """A party's word on which updates of a round are far apart, as all parties found
+    it together; it is all that they opened.
+    """
+
+    federation_id: str
+    round: int
+    party: str
+    far: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PartialAggregateSubmitted:
     """A party's share of a sealed round's sum."""
 
@@ -439,6 +454,21 @@ class CommitmentsClosed:
     agent_ids: tuple[str, ...]
     projection_seed: bytes
     proof_deadline_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComparisonStarted:
+    """The accepted contributions of a round are known; before they are sealed, the
+    parties find out which of them are far apart.
+    """
+
+    federation_id: str
+    round: int
+    cause: bytes
+    cause_leaf_index: int
+    output_index: int
+    agent_ids: tuple[str, ...]
+    far_threshold: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -695,6 +725,7 @@ RoundFact: TypeAlias = (
     | ContributionAccepted
     | ContributionRejected
     | CommitmentsClosed
+    | ComparisonStarted
     | RoundSealed
     | PartialRejected
     | RoundAbandoned
@@ -724,6 +755,7 @@ Input: TypeAlias = (
     | UpdateDeclined
     | SharesLinked
     | UpdatesChecked
+    | UpdatesCompared
     | PartialAggregateSubmitted
     | AggregateSubmitted
     | ModelExported

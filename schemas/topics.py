@@ -42,6 +42,7 @@ EVENTS: Final[dict[str, tuple[type[e.Event], ...]]] = {
     PARTIALS: (
         e.SharesLinked,
         e.UpdatesChecked,
+        e.UpdatesCompared,
         e.PartialAggregateSubmitted,
         e.AggregateSubmitted,
         e.ModelExported,
@@ -52,6 +53,7 @@ EVENTS: Final[dict[str, tuple[type[e.Event], ...]]] = {
         e.ContributionAccepted,
         e.ContributionRejected,
         e.CommitmentsClosed,
+        e.ComparisonStarted,
         e.RoundSealed,
         e.PartialRejected,
         e.RoundAbandoned,

@@ -2,8 +2,9 @@
 
 It follows the ledger with the rounds decider's own functions and says, of every secret
 round, two things: its links, once all proofs are there, and its part of the sum, once
-the round is sealed. Before either leaves the process, the party's memory has to permit
-it (`protocol.parties`): so whoever runs sequencer and deciders gets nothing by asking.
+the round is sealed; and between them, if the federation compares updates, which of them
+are far apart. Before any of it leaves the process, the party's memory has to permit it
+(`protocol.parties`): so whoever runs sequencer and deciders gets nothing by asking.
 
 A party that was killed reads the ledger again and says the same bytes: everything it
 says follows from blobs, its sealing key and the ledger. With the first block that
@@ -14,22 +15,28 @@ was refused is mended by mending it and starting it again.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+import numpy as np
+
 from adapters import telemetry
 from adapters.blobs import BlobStore
+from adapters.kafka import Publisher
 from adapters.party_identity import PartyIdentity, load_party
 from adapters.party_log import PartyLog
 from adapters.round_blobs import make_fetch
 from adapters.settings import Settings, load_settings
 from protocol.decider import step
 from protocol.envelope import TRACEPARENT_HEADER
+from protocol.far_pairs import encode_far
 from protocol.log import OpenedLeaf
 from protocol.mpc import (
+    MpcShape,
     Proven,
     RoundVerifier,
     SecretRoundError,
@@ -37,15 +44,18 @@ from protocol.mpc import (
     encode_partial,
     open_shares,
 )
-from protocol.parties import Linked, PartyRefusesError, Summed
+from protocol.parties import Compared, Linked, PartyRefusesError, Summed
 from protocol.rounds import DECIDER, RoundsState
 from protocol.secret_round import SecretRound, follow
 from protocol.share_link import Link, compute_links, compute_party_sum
 from protocol.shares import Share
+from protocol.sketches import Sketch
+from schemas import codec, topics
 from schemas import events as e
-from schemas import topics
 from streams.app import Service, Source, fail_stop, make_service_with_key
+from streams.comparing import Comparer, make_link_plan
 from streams.following import Follower
+from streams.robustness import run_find_far
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +79,14 @@ class PartyState:
     secret: SecretRound | None = None
 
 
+def follow_secret(state: PartyState, leaf: OpenedLeaf) -> PartyState:
+    """Move by one leaf. Pure."""
+    rounds, _ = step(DECIDER, state.rounds, leaf.sequenced)
+    return PartyState(
+        rounds=rounds, secret=follow(state.secret, rounds, leaf.sequenced)
+    )
+
+
 def make_step(
     name: str,
 ) -> Callable[[PartyState, OpenedLeaf], tuple[PartyState, list[Work]]]:
@@ -77,14 +95,14 @@ def make_step(
     def follow_step(
         state: PartyState, leaf: OpenedLeaf
     ) -> tuple[PartyState, list[Work]]:
-        rounds, _ = step(DECIDER, state.rounds, leaf.sequenced)
-        secret = follow(state.secret, rounds, leaf.sequenced)
+        after = follow_secret(state, leaf)
+        secret = after.secret
         work = []
         owed = None if secret is None else secret.owed_by_party(name)
         before = None if state.secret is None else state.secret.owed_by_party(name)
         if secret is not None and owed not in {None, before}:
             work.append(Work(secret, leaf.traceparent))
-        return PartyState(rounds=rounds, secret=secret), work
+        return after, work
 
     return follow_step
 
@@ -106,6 +124,7 @@ class Party:
         memory: What it has said.
         store: Where blobs are.
         min_cohort: The fewest contributions that it sums, whatever a federation says.
+        listen_host: Where the other parties come to compare, if not at its address.
     """
 
     def __init__(
@@ -116,6 +135,7 @@ class Party:
         store: BlobStore,
         *,
         min_cohort: int,
+        listen_host: str | None = None,
     ) -> None:
         self._name = name
         self._identity = identity
@@ -123,6 +143,7 @@ class Party:
         self._store = store
         self._fetch = make_fetch(store.fetch)
         self._min_cohort = min_cohort
+        self._listen_host = listen_host
         self._verifier: tuple[bytes, RoundVerifier] | None = None
 
     def do(self, work: list[Work]) -> list[tuple[e.Event, str]]:
@@ -156,6 +177,51 @@ class Party:
             # A share that was there when it was linked. Other rounds go on.
             log.error("round %d has no sum: %s", secret.started.round, error)  # noqa: TRY400
         return None
+
+    def compare(self, secret: SecretRound) -> e.UpdatesCompared | None:
+        """Find out with the other parties which updates of a round are far apart.
+
+        Raises:
+            LinkError: another is away.
+            RobustnessError: another computes something else.
+            PartyRefusesError: the memory does not permit it.
+            SecretRoundError: a share that was there when it was linked is gone.
+        """
+        config, comparison, closed = secret.config, secret.comparison, secret.closed
+        assert comparison is not None, "it is comparing"
+        assert closed is not None, "it was closed before"
+        key = self._identity.key
+        plan = make_link_plan(config, key.public_key, key.seed, self._listen_host)
+        if plan is None or config.parties[plan.rank].name != self._name:
+            return None
+        committed = [secret.commitments[name] for name in comparison.agent_ids]
+        shape = MpcShape.of(config)
+        sketch = Sketch.expand(closed.projection_seed, num_values=shape.num_values)
+        asked = Compared(
+            updates=tuple(c.event.commitments.sha256 for c in committed),
+            far_threshold=comparison.far_threshold,
+        )
+        far = run_find_far(
+            plan,
+            np.stack(
+                [
+                    sketch.compute(self._open(c.event, shape, was_linked=True).values)
+                    for c in committed
+                ]
+            ),
+            comparison.far_threshold,
+            context=hashlib.sha256(codec.encode(comparison)).digest(),
+            permit=lambda: self._memory.permit_comparison(
+                asked, min_cohort=max(self._min_cohort, config.min_cohort)
+            ),
+        )
+        log.info("round %d: compared %d", comparison.round, len(committed))
+        return e.UpdatesCompared(
+            federation_id=comparison.federation_id,
+            round=comparison.round,
+            party=self._name,
+            far=encode_far(far),
+        )
 
     def _link(self, secret: SecretRound) -> e.SharesLinked:
         verifier = self._get_verifier(secret)
@@ -195,7 +261,7 @@ class Party:
         for item in proven:
             update = item.committed.event
             try:
-                opened.append((item, self._open(update, verifier)))
+                opened.append((item, self._open(update, verifier.shape)))
             except SecretRoundError as error:
                 entries[update.agent_id] = error
         if not opened:
@@ -233,7 +299,7 @@ class Party:
         def shares() -> Iterator[tuple[Share, int]]:
             for committed in secret.accepted():
                 update = committed.event
-                share = self._open(update, verifier, was_linked=True)
+                share = self._open(update, verifier.shape, was_linked=True)
                 yield share, update.num_examples
 
         party_sum = compute_party_sum(
@@ -254,18 +320,18 @@ class Party:
     def _open(
         self,
         update: e.UpdateCommitted,
-        verifier: RoundVerifier,
+        shape: MpcShape,
         *,
         was_linked: bool = False,
     ) -> Share:
         (share,) = (share for share in update.shares if share.party == self._name)
-        sealed = self._fetch(share.sealed, verifier.shape.max_sealed_size)
+        sealed = self._fetch(share.sealed, shape.max_sealed_size)
         return open_shares(
             update,
             self._name,
             sealed,
             self._identity.sealing_key,
-            verifier.shape,
+            shape,
             was_linked=was_linked,
         )
 
@@ -310,8 +376,15 @@ class Debts:
         )
 
 
-def make_party(name: str, *, min_cohort: int = 2) -> Service:
+def make_party(
+    name: str, *, min_cohort: int = 2, listen_host: str | None = None
+) -> Service:
     """Return a party's Faust app.
+
+    Args:
+        name: Its name.
+        min_cohort: The fewest contributions that it sums, at least 2.
+        listen_host: Where the other parties come to compare, if not at its address.
 
     Raises:
         KeyFileError: it has no keys.
@@ -322,9 +395,27 @@ def make_party(name: str, *, min_cohort: int = 2) -> Service:
     identity = load_party(directory)
     memory = PartyLog(directory)
     service = make_service_with_key(f"party-{name}", settings, identity.key)
-    party = Party(name, identity, memory, BlobStore(settings), min_cohort=min_cohort)
+    party = Party(
+        name,
+        identity,
+        memory,
+        BlobStore(settings),
+        min_cohort=min_cohort,
+        listen_host=listen_host,
+    )
+    publisher = Publisher(settings, service.registry)
     follower = Follower(service, PartyState, PartyState(), make_step(name))
     debts = Debts(name, follower)
+
+    def compare(secret: SecretRound, traceparent: str) -> None:
+        with telemetry.span(
+            "compare", "round", kind=telemetry.INTERNAL, parent=traceparent
+        ) as current:
+            found = party.compare(secret)
+            if found is not None:
+                publisher.publish(found, identity.key, traceparent=current)
+
+    comparer = Comparer(compare)
 
     @service.app.agent(service.topic(topics.LEDGER), name=service.name, concurrency=1)
     async def follow_ledger(stream: Any) -> None:
@@ -335,5 +426,6 @@ def make_party(name: str, *, min_cohort: int = 2) -> Service:
                 for said, cause in await asyncio.to_thread(party.do, work):
                     await service.send(said, cause, source)
                 await service.confirm()
+                comparer.look(follower.get_state(event.key).secret, event)
 
     return service

@@ -10,7 +10,8 @@ what follows.
   even those. The dealer must not be in league with a party: see
   `streams.crypten_alias.Dealer`. A party that lies is not found out. It can make bits
   wrong, and as it may shift what is compared, learn other bits than these: as many, in
-  each run. So whoever calls this has to limit how often one round is computed.
+  each run. So whoever calls this has to limit how often one round is computed: it is
+  asked for its permission when all are there and agree, before anything is shown.
 - **What all agree on.** Before: the context (which round, which agents in which order),
   the number of agents and the threshold. After: the bits. A party that differs is
   named.
@@ -33,19 +34,14 @@ import os
 from collections.abc import Callable
 from enum import StrEnum
 from multiprocessing.connection import Connection
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from adapters.party_link import LinkError, LinkPlan, PartyLink
-from protocol.sketches import (
-    NUM_BUCKETS,
-    check_threshold,
-    compute_num_pairs,
-    encode_far,
-    make_symmetric,
-)
+from protocol.far_pairs import compute_num_pairs, encode_far, make_symmetric
+from protocol.sketches import NUM_BUCKETS, check_threshold
 
 CONTEXT_DOMAIN: Final = b"folkmoot/robustness/v1\n"
 MAX_AGENTS: Final = 256
@@ -143,8 +139,17 @@ def check_configuration(provider: str, protocol: str) -> None:
         raise UnsafeConfigurationError(UnsafeSetting.NOT_EXAMINED, detail)
 
 
+def permit_all() -> None:
+    """Let every comparison go on: for callers whose parties remember nothing."""
+
+
 def find_far(
-    link: PartyLink, sketches: NDArray[np.uint64], threshold: int, *, context: bytes
+    link: PartyLink,
+    sketches: NDArray[np.uint64],
+    threshold: int,
+    *,
+    context: bytes,
+    permit: Callable[[], None] = permit_all,
 ) -> NDArray[np.bool_]:
     """Find out with the other parties which agents' updates are far apart.
 
@@ -157,6 +162,7 @@ def find_far(
         threshold: Squared distance above which a pair is far, in squared encoded units;
             1 to 2^62.
         context: What this is about: any bytes that fix round and agents.
+        permit: Called once, before shares are used; raises what shall end this.
 
     Returns:
         shape (N, N) bool, symmetric, nobody far from themselves. Public.
@@ -174,6 +180,7 @@ def find_far(
         CONTEXT_DOMAIN + b"".join(n.to_bytes(8, "big") for n in numbers) + context
     ).digest()
     _demand_same(link, digest, RobustnessFailure.OTHER_CONTEXT)
+    permit()
     from streams import crypten_alias  # noqa: PLC0415  # loads torch
 
     bits = crypten_alias.compute_far_bits(link, sketches, threshold)
@@ -210,14 +217,27 @@ def serve_dealer(link: PartyLink) -> None:
 
 
 def run_find_far(
-    plan: LinkPlan, sketches: NDArray[np.uint64], threshold: int, *, context: bytes
+    plan: LinkPlan,
+    sketches: NDArray[np.uint64],
+    threshold: int,
+    *,
+    context: bytes,
+    permit: Callable[[], None] = permit_all,
 ) -> NDArray[np.bool_]:
     """Make a link and `find_far`, in a process of its own; as that does.
+
+    Args:
+        plan: Who is linked with whom.
+        sketches: As for `find_far`.
+        threshold: Likewise.
+        context: Likewise.
+        permit: Likewise; called in this process.
 
     Raises:
         RobustnessError: also if that process was killed.
     """
-    return _run_in_process(_find_far, plan, sketches, threshold, context)
+    arguments = plan, sketches, threshold, context
+    return _run_in_process(_find_far, *arguments, permit=permit)
 
 
 def run_dealer(plan: LinkPlan) -> None:
@@ -230,15 +250,19 @@ def run_dealer(plan: LinkPlan) -> None:
 
 
 def _find_far(
-    plan: LinkPlan, sketches: NDArray[np.uint64], threshold: int, context: bytes
+    ask: Callable[[], None],
+    plan: LinkPlan,
+    sketches: NDArray[np.uint64],
+    threshold: int,
+    context: bytes,
 ) -> NDArray[np.bool_]:
     import streams.crypten_alias  # noqa: F401, PLC0415  # slow: not while others wait
 
     with PartyLink(plan) as link:
-        return find_far(link, sketches, threshold, context=context)
+        return find_far(link, sketches, threshold, context=context, permit=ask)
 
 
-def _serve_dealer(plan: LinkPlan) -> None:
+def _serve_dealer(_ask: Callable[[], None], plan: LinkPlan) -> None:
     import streams.crypten_alias  # noqa: F401, PLC0415  # slow: not while others wait
 
     with PartyLink(plan) as link:
@@ -269,22 +293,30 @@ def _demand_same(link: PartyLink, digest: bytes, failure: RobustnessFailure) -> 
             raise RobustnessError(failure, f"party {party} has not what we have")
 
 
-def _run_in_process(function: Callable[..., T], *args: Any) -> T:
+class _Ask(NamedTuple):
+    """A process that computes asks for permission."""
+
+
+def _run_in_process(
+    function: Callable[..., T], *args: Any, permit: Callable[[], None] = permit_all
+) -> T:
     # Not forked: threads and torch survive no fork.
     start = multiprocessing.get_context("spawn")
-    receiver, sender = start.Pipe(duplex=False)
-    process = start.Process(target=_answer, args=(sender, function, args), daemon=True)
+    ours, theirs = start.Pipe()
+    process = start.Process(target=_answer, args=(theirs, function, args), daemon=True)
     process.start()
-    sender.close()
+    theirs.close()
     try:
-        answer = receiver.recv()
+        while isinstance(answer := ours.recv(), _Ask):
+            permit()
+            ours.send(answer)
     except EOFError:
         process.join()
         detail = f"the process that computes ended with exit code {process.exitcode}"
         raise RobustnessError(RobustnessFailure.PROCESS_DIED, detail) from None
     finally:
-        receiver.close()
-        process.kill()  # in case we were interrupted; else it has ended
+        ours.close()
+        process.kill()  # in case it was not permitted to go on; else it has ended
         process.join()
     if isinstance(answer, Exception):
         raise answer
@@ -293,13 +325,17 @@ def _run_in_process(function: Callable[..., T], *args: Any) -> T:
 
 
 def _answer(
-    sender: Connection, function: Callable[..., object], args: tuple[object, ...]
+    parent: Connection, function: Callable[..., object], args: tuple[object, ...]
 ) -> None:
+    def ask() -> None:
+        parent.send(_Ask())
+        parent.recv()
+
     # Before torch is loaded: one thread each, since parties of a test share a machine.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     try:
-        answer = function(*args)
+        answer = function(ask, *args)
     except (LinkError, RobustnessError, UnsafeConfigurationError, ValueError) as error:
-        sender.send(error)
+        parent.send(error)
     else:
-        sender.send(answer)
+        parent.send(answer)

@@ -146,6 +146,11 @@ class Services:
         with self._lock:
             return self.supervisor.start_parties(settings, names)
 
+    def start_dealer(self, settings: Settings, name: str) -> bytes:
+        """Start a dealer as `dealer-<name>`; returns its public key."""
+        with self._lock:
+            return self.supervisor.start_dealer(settings, name)
+
     def stop(self, *names: str) -> None:
         # All at once: each takes its time to end politely.
         with self._lock, ThreadPoolExecutor() as pool:

@@ -144,9 +144,13 @@ def puppet_show(
     world: World, name: str, parties: tuple[e.Party, ...], **changes: Any
 ) -> Iterator[Secret]:
     """Found a federation with parties and admit puppets."""
-    federation = world.found(
-        name, min_cohort=2, **with_parties(parties, CLIP_NORM), **changes
-    )
+    comparing = {
+        option: changes.pop(option)
+        for option in ("dealer_key", "max_distance")
+        if option in changes
+    }
+    secrecy = with_parties(parties, CLIP_NORM, **comparing)
+    federation = world.found(name, **{"min_cohort": 2, **secrecy, **changes})
     world.start_timer(name)
     puppets = {agent: SecretPuppet(world, name, agent) for agent in PUPPETS}
     federation.admit(*puppets.values())
@@ -379,6 +383,11 @@ def test_a_round_waits_for_a_party_that_is_dead(secret: Secret) -> None:
     assert np.array_equal(secret.fetch_sum(published), add_up(updates))
 
 
+DEALER = "quarry"
+OUTLIER = "robin"
+MAX_DISTANCE = 1.0
+"""In clip norms: between twice an update of the tests, and the noise on it."""
+
 KILL_POINTS = (
     e.UpdateCommitted,
     e.NormProofSubmitted,
@@ -415,7 +424,12 @@ def test_kills_of_parties_change_nothing_that_they_say(secret: Secret) -> None:
     assert report["num_rounds_recomputed"] == secret.federation.last_round()
     # What a party that was killed says again changes nothing.
     assert set(report["refusals"]) <= {Reason.DUPLICATE_EVENT}
-    assert report["facts"].get("ClaimRejected", 0) == 0
+    unexpected = [
+        (event.round, event.detail)
+        for event in secret.federation.events
+        if isinstance(event, e.ClaimRejected)
+    ]
+    assert unexpected == []
     mended = secret.federation.wait(e.PartialRejected)
     assert secret.find_contradictions() == {(mended.round, mended.party)}
 
@@ -461,6 +475,85 @@ def test_an_agent_that_vanishes_is_left_out_after_its_deadline(secret: Secret) -
         assert not show.has(e.BalanceChanged, started.round, account="wren")
         # The share is not there for the audit either.
         assert show.federation.audit()["num_rounds_recomputed"] == 1
+
+
+@pytest.fixture(scope="module")
+def comparing(secret: Secret) -> Iterator[Secret]:
+    """A federation with the same parties, which compare updates with a dealer."""
+    world = secret.world
+    dealer_key = world.services.start_dealer(world.settings, DEALER)
+    parties = secret.federation.config.parties
+    distance = {"dealer_key": dealer_key, "max_distance": MAX_DISTANCE}
+    with puppet_show(world, "comparing", parties, min_cohort=3, **distance) as show:
+        yield show
+    world.services.stop(f"dealer-{DEALER}")
+
+
+def play_with_an_outlier(show: Secret) -> tuple[e.RoundStarted, Updates]:
+    """Have three puppets point where one does, and one, as long, elsewhere."""
+    started = show.begin()
+    common = show.make_update()
+    updates = {name: common + show.draw.integers(-500, 500) for name in PUPPETS}
+    updates[OUTLIER] = -common
+    for name, values in updates.items():
+        show.puppets[name].commit(started, values, num_examples=weight_of(name))
+    show.prove(started)
+    return started, updates
+
+
+def demand_left_out(show: Secret, started: e.RoundStarted, updates: Updates) -> None:
+    """Wait for the sum of the others, and for the reason."""
+    published = show.wait_published(started.round)
+    others = [name for name in PUPPETS if name != OUTLIER]
+    assert np.array_equal(show.fetch_sum(published), add_up(updates, *others))
+    rejected = show.federation.wait(
+        e.ContributionRejected, round=started.round, agent_id=OUTLIER
+    )
+    assert rejected.reason == Reason.FAR_FROM_OTHERS
+    assert rejected.detail == "far from 3 of the 3 others"
+    far = {
+        event.party: event.far
+        for event in show.federation.events
+        if isinstance(event, e.UpdatesCompared) and event.round == started.round
+    }
+    # Pairs of lark, merle, robin, wren; robin is far from all.
+    assert far == dict.fromkeys(PARTIES, bytes([0b01010100]))
+    assert not show.has(e.BalanceChanged, started.round, account=OUTLIER)
+
+
+def test_who_points_elsewhere_is_left_out_of_the_sum(comparing: Secret) -> None:
+    started, updates = play_with_an_outlier(comparing)
+    demand_left_out(comparing, started, updates)
+    report = comparing.federation.audit()
+    assert report["num_rounds_recomputed"] == started.round
+
+
+def test_a_comparison_survives_the_death_of_a_party_and_of_the_dealer(
+    comparing: Secret,
+) -> None:
+    services = comparing.world.services
+    dead = PARTIES[0]
+    with services.kept_down(service_of(dead)):
+        started, updates = play_with_an_outlier(comparing)
+        # It has to link, too: then it dies again, while all others compare.
+    comparing.federation.wait(e.ComparisonStarted, ROUND_S, round=started.round)
+    with services.kept_down(service_of(dead), f"dealer-{DEALER}"):
+        comparing.look_for(5)
+        assert not comparing.has(e.RoundSealed, started.round)
+    # Whoever starts looks at the round with the next leaf: a refusal will do.
+    wait_until(
+        lambda: (
+            comparing.federation.operator.request_round(
+                comparing.federation.name, started.round + 1
+            )
+            and (comparing.look_for(5) or comparing.has(e.RoundSealed, started.round))
+        ),
+        "the parties have compared",
+        ROUND_S,
+    )
+    demand_left_out(comparing, started, updates)
+    report = comparing.federation.audit()
+    assert report["num_rounds_recomputed"] == started.round
 
 
 def test_kills_between_committing_and_proving(secret: Secret) -> None:

@@ -22,13 +22,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from adapters.party_link import LinkError, LinkFailure, LinkPlan, PartyLink, Peer
-from protocol.sketches import (
-    MAX_THRESHOLD,
-    NUM_BUCKETS,
-    Sketch,
-    compute_threshold,
-    flag,
-)
+from protocol.far_pairs import MAX_FAR_THRESHOLD, flag
+from protocol.sketches import NUM_BUCKETS, Sketch, compute_threshold
 from streams import robustness
 from streams.robustness import (
     MAX_AGENTS,
@@ -162,12 +157,12 @@ def make_boundaries():
 
 @pytest.mark.parametrize(
     ("num_parties", "threshold"),
-    [(2, THRESHOLD), (3, MAX_THRESHOLD - 1), (4, MAX_THRESHOLD), (5, 1)],
+    [(2, THRESHOLD), (3, MAX_FAR_THRESHOLD - 1), (4, MAX_FAR_THRESHOLD), (5, 1)],
 )
 def test_bits_are_exact_for_however_many_parties(num_parties, threshold):
     values = make_boundaries()
     plain = compute_plain(values, threshold)
-    assert plain.any() == (threshold < MAX_THRESHOLD)
+    assert plain.any() == (threshold < MAX_FAR_THRESHOLD)
     found = run_all(make_plans(num_parties), split(values, num_parties), threshold)
     assert len(found) == num_parties
     for far in found:
@@ -358,7 +353,7 @@ def test_what_are_no_bits_is_refused(monkeypatch, opened):
         (np.zeros((2, NUM_BUCKETS), dtype=np.int64), 1),
         (np.zeros(NUM_BUCKETS, dtype=np.uint64), 1),
         (np.zeros((2, NUM_BUCKETS), dtype=np.uint64), 0),
-        (np.zeros((2, NUM_BUCKETS), dtype=np.uint64), MAX_THRESHOLD + 1),
+        (np.zeros((2, NUM_BUCKETS), dtype=np.uint64), MAX_FAR_THRESHOLD + 1),
     ],
     ids=["one agent", "many agents", "buckets", "signed", "vector", "zero", "large"],
 )

@@ -80,6 +80,17 @@ MPC_CONFIG: Final = replace(
     ),
     norm_bound=100_000,
 )
+COMPARING_CONFIG: Final = replace(
+    MPC_CONFIG,
+    parties=tuple(
+        replace(party, address=f"{party.name}.example.org:7500")
+        for party in MPC_CONFIG.parties
+    ),
+    min_cohort=3,
+    far_threshold=10**10,
+    dealer_key=make_key("dealer").public_key,
+)
+"""Whose parties compare updates before they are sealed."""
 
 
 def admitted(agent_id: str) -> e.AgentAdmitted:
@@ -176,6 +187,13 @@ def linked(party: str, number: int = 1) -> e.SharesLinked:
         round=number,
         party=party,
         links=make_blob(f"links of {party} for {number}"),
+    )
+
+
+def compared(party: str, far: bytes, number: int = 1) -> e.UpdatesCompared:
+    """Return a party's word on who is far from whom."""
+    return e.UpdatesCompared(
+        federation_id=FEDERATION, round=number, party=party, far=far
     )
 
 
@@ -317,7 +335,7 @@ def find_author(event: e.LedgerEvent) -> str:
             | e.AgentEnrolmentRequested()
         ):
             return event.agent_id
-        case e.SharesLinked() | e.PartialAggregateSubmitted():
+        case e.SharesLinked() | e.UpdatesCompared() | e.PartialAggregateSubmitted():
             return event.party
         case e.DeadlineReached():
             return "TIMER"

@@ -4,12 +4,14 @@ import pytest
 from typer.testing import CliRunner
 
 import cli.main
-from adapters.keys import KeyFileError
+from adapters.keys import KeyFileError, load_key
 from adapters.party_identity import load_party
-from cli.party import make_party, parse_parties, show_party
+from cli.party import make_dealer_key, make_party, parse_parties, show_party
 from cli.processes import StackError
+from producers.control import InvalidConfigurationError, with_parties
 from protocol.sealing import SealingSecretKey
 from schemas import events as e
+from streams.dealer import KEY_FILE, dealer_directory
 from streams.party import party_directory
 from tests.secret_builder import make_party as make_known_party
 
@@ -43,7 +45,12 @@ def test_parties_are_read_as_they_are_shown_in_ascending_order():
     hybrid = SealingSecretKey(b"\1" * 32, is_hybrid=True).public_key.public_key
     parties = [
         make_known_party("p1"),
-        e.Party(name="p0", public_key=b"\2" * 32, sealing_key=hybrid),
+        e.Party(
+            name="p0",
+            public_key=b"\2" * 32,
+            sealing_key=hybrid,
+            address="p0.example.org:7500",
+        ),
     ]
     texts = [show_party(party) for party in parties]
     assert parse_parties(texts) == (parties[1], parties[0])
@@ -81,6 +88,32 @@ def test_what_is_no_party_is_refused(text):
     assert "moot party init" in caught.value.hint
 
 
+@pytest.mark.parametrize("address", ["host", "host:", ":1", "host:0", "a b:1", "h:1:2"])
+def test_what_is_no_address_is_refused(address, tmp_path):
+    with pytest.raises(StackError, match="is not HOST:PORT"):
+        parse_parties([f"{GOOD}@{address}"])
+    with pytest.raises(StackError, match="is not HOST:PORT"):
+        make_party(Settings(tmp_path), "p0", address)
+
+
+@pytest.mark.parametrize(
+    ("distance", "threshold"),
+    [(0.0, 0), (1.0, 2**36), (1.41, 141**2 * 2**36 // 100**2), (2.0, 2**38)],
+)
+def test_a_distance_is_squared_in_encoded_units(distance, threshold):
+    parties = (make_known_party("p0"), make_known_party("p1"))
+    options = with_parties(parties, 1.0, dealer_key=b"d", max_distance=distance)
+    assert options["norm_bound"] == 2**18
+    assert options["far_threshold"] == threshold
+    assert options["dealer_key"] == b"d"
+
+
+def test_a_distance_of_next_to_nothing_is_refused():
+    parties = (make_known_party("p0"), make_known_party("p1"))
+    with pytest.raises(InvalidConfigurationError, match="threshold"):
+        with_parties(parties, 1.0, max_distance=1e-9)
+
+
 def test_a_long_text_is_quoted_in_part():
     with pytest.raises(StackError) as caught:
         parse_parties(["x" * 10_000])
@@ -105,3 +138,17 @@ def test_the_command_prints_what_federation_create_takes(tmp_path, monkeypatch):
     assert party == make_party(Settings(tmp_path), "p0")
     again = runner.invoke(cli.main.app, ["party", "init", "p0"])
     assert again.output == result.output
+    placed = runner.invoke(
+        cli.main.app, ["party", "init", "p0", "--address", "[::1]:7500"]
+    )
+    assert placed.output.strip() == f"{result.output.strip()}@[::1]:7500"
+
+
+def test_a_dealers_key_is_made_where_its_service_looks_for_it(tmp_path):
+    settings = Settings(tmp_path)
+    key = make_dealer_key(settings, "quarry")
+    assert make_dealer_key(settings, "quarry") == key
+    path = dealer_directory(settings, "quarry") / KEY_FILE
+    assert load_key(path).public_key == key
+    with pytest.raises(StackError, match="a dealer"):
+        make_dealer_key(settings, "../quarry")

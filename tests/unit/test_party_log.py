@@ -9,10 +9,13 @@ import pytest
 
 from adapters.party_log import SAID_FILE, PartyLog, PartyLogError, create_party_log
 from protocol.parties import (
+    MAX_COMPARISONS,
+    Compared,
     Linked,
     PartyRefusesError,
     RefusalCode,
     Summed,
+    demand_comparable,
     demand_first_link,
     demand_harmless,
 )
@@ -179,7 +182,65 @@ def test_an_update_is_linked_once(other):
     assert code is RefusalCode.LINKED_BEFORE
 
 
+def pair_up(*updates: int, threshold: int = 9, attempt: int = 1) -> Compared:
+    return Compared(
+        updates=tuple(_UPDATES[i][0] for i in updates),
+        far_threshold=threshold,
+        attempt=attempt,
+    )
+
+
+def test_a_comparison_may_be_begun_again_but_not_for_ever():
+    known: list = [LINKED]
+    for attempt in range(1, MAX_COMPARISONS + 1):
+        permitted = demand_comparable(pair_up(0, 1, 2), known, min_cohort=2)
+        assert permitted == pair_up(0, 1, 2, attempt=attempt)
+        known.append(permitted)
+    code = refusal(lambda: demand_comparable(pair_up(0, 1, 2), known, min_cohort=2))
+    assert code is RefusalCode.COMPARED_TOO_OFTEN
+    demand_comparable(pair_up(3, 4, 5), known, min_cohort=3)
+
+
+@pytest.mark.parametrize(
+    "other", [pair_up(0, 1, 2, 3), pair_up(2, 3, 4), pair_up(0, 1, 2, threshold=8)]
+)
+def test_an_update_is_compared_in_one_set_to_one_threshold(other):
+    known = [LINKED, pair_up(0, 1, 2)]
+    code = refusal(lambda: demand_comparable(other, known, min_cohort=2))
+    assert code is RefusalCode.COMPARED_BEFORE
+
+
+@pytest.mark.parametrize("min_cohort", [2, 3, 4])
+def test_few_are_not_compared(min_cohort):
+    fewest = max(3, min_cohort)
+    for few in (pair_up(*range(fewest - 1)), pair_up(*range(fewest - 1), 0)):
+        code = refusal(
+            lambda few=few: demand_comparable(few, [LINKED], min_cohort=min_cohort)
+        )
+        assert code is RefusalCode.COHORT_TOO_SMALL
+    demand_comparable(pair_up(*range(fewest)), [LINKED], min_cohort=min_cohort)
+
+
+def test_what_was_not_linked_is_not_compared():
+    known = [linked(0, 1)]
+    code = refusal(lambda: demand_comparable(pair_up(0, 1, 2), known, min_cohort=2))
+    assert code is RefusalCode.NOT_LINKED
+
+
 # The memory
+
+
+def test_comparisons_are_remembered(directory):
+    log = open_linked(directory)
+    for _ in range(2):
+        log.permit_comparison(pair_up(0, 1, 2), min_cohort=3)
+    log.permit_sum(asked(0, 1, 2), min_cohort=2)
+    log.close()
+    again = PartyLog(directory)
+    attempts = pair_up(0, 1, 2), pair_up(0, 1, 2, attempt=2)
+    assert again.said == (LINKED, *attempts, asked(0, 1, 2))
+    code = refusal(lambda: again.permit_comparison(pair_up(0, 1, 3), min_cohort=3))
+    assert code is RefusalCode.COMPARED_BEFORE
 
 
 def test_links_are_remembered(directory):
@@ -245,7 +306,8 @@ def test_a_crash_in_the_middle_of_a_line_loses_only_that(directory):
 
 def test_any_changed_byte_is_found(directory):
     log = PartyLog(directory)
-    log.permit_links(linked(2, 3))
+    log.permit_links(linked(2, 3, 4))
+    log.permit_comparison(pair_up(2, 3, 4), min_cohort=3)
     log.permit_sum(asked(2, 3, number=2), min_cohort=2)
     log.close()
     path = directory / SAID_FILE

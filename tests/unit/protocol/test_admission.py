@@ -670,6 +670,7 @@ def test_every_event_that_may_be_a_leaf_has_an_author() -> None:
         e.NormProofSubmitted,
         e.UpdateDeclined,
         e.SharesLinked,
+        e.UpdatesCompared,
         e.PartialAggregateSubmitted,
         e.EquivocationProven,
     }

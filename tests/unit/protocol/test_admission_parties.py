@@ -11,6 +11,7 @@ from protocol.clipping import compute_min_norm_bound
 from protocol.commitments import choose_row_length
 from protocol.norm_proof import NormStatement
 from protocol.validation import (
+    MAX_FAR_SIZE_BYTES,
     MAX_NORM_BOUND,
     MAX_PARTIES,
     MAX_SECRET_PARAMETERS,
@@ -20,11 +21,13 @@ from schemas import events as e
 from schemas.reasons import Reason
 from tests.simulation.federation import (
     BASE,
+    COMPARING_CONFIG,
     CONFIG,
     MPC_CONFIG,
     admitted,
     checked,
     committed,
+    compared,
     linked,
     make_blob,
     make_key,
@@ -34,7 +37,13 @@ from tests.simulation.federation import (
 )
 from tests.unit.protocol.test_admission import Desk
 
-GOOD = [committed("ana"), proved("ana"), linked("p0"), partial("p2", 2, 20)]
+GOOD = [
+    committed("ana"),
+    proved("ana"),
+    linked("p0"),
+    compared("p1", b"\0"),
+    partial("p2", 2, 20),
+]
 PARTY = MPC_CONFIG.parties[0]
 BAD_BLOB = replace(BASE, size_bytes=0)
 
@@ -49,12 +58,14 @@ def test_what_its_author_says_becomes_a_leaf(event: e.LedgerEvent) -> None:
 
 
 @pytest.mark.parametrize("event", GOOD)
-@pytest.mark.parametrize("signer", ["bea", "p1", "AGGREGATOR", "OPERATOR", "DECIDER"])
+@pytest.mark.parametrize("signer", ["bea", "p3", "AGGREGATOR", "OPERATOR", "DECIDER"])
 def test_nobody_speaks_for_another(event: e.LedgerEvent, signer: str) -> None:
     assert founded().say(event, signer=signer) is Reason.BAD_SIGNATURE
 
 
-@pytest.mark.parametrize("event", [linked("p9"), partial("p9", 2, 20)])
+@pytest.mark.parametrize(
+    "event", [linked("p9"), compared("p9", b"\0"), partial("p9", 2, 20)]
+)
 def test_an_unknown_party_says_nothing(event: e.LedgerEvent) -> None:
     assert founded().say(event) is Reason.UNKNOWN_PARTY
 
@@ -92,6 +103,7 @@ def with_share(**changes: Any) -> e.UpdateCommitted:
         with_share(sealed=BAD_BLOB),
         proved("ana", proof=BAD_BLOB),
         replace(linked("p0"), links=BAD_BLOB),
+        compared("p0", bytes(MAX_FAR_SIZE_BYTES + 1)),
         replace(partial("p0", 2, 20), partial=BAD_BLOB),
         proved("ana", 0),
         proved("", 1),
@@ -188,6 +200,43 @@ def test_good_configurations(changes: dict[str, Any]) -> None:
 )
 def test_bad_configurations(changes: dict[str, Any], word: str) -> None:
     problem = find_problem(replace(MPC_CONFIG, **changes))
+    assert problem is not None
+    assert word in problem
+
+
+def test_a_configuration_that_compares_is_fine() -> None:
+    assert find_problem(COMPARING_CONFIG) is None
+    assert find_problem(replace(COMPARING_CONFIG, far_threshold=2**62)) is None
+
+
+FIRST, *OTHERS = COMPARING_CONFIG.parties
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"far_threshold": 0}, "a dealer"),
+        ({"far_threshold": -1}, "far_threshold"),
+        ({"far_threshold": 2**62 + 1}, "far_threshold"),
+        ({"dealer_key": b""}, "a dealer with a key of its own"),
+        ({"dealer_key": bytes(31)}, "a dealer with a key of its own"),
+        ({"dealer_key": FIRST.public_key}, "a dealer with a key of its own"),
+        ({"min_cohort": 2}, "min_cohort"),
+        ({"parties": (replace(FIRST, address=""), *OTHERS)}, "an address of its own"),
+        (
+            {"parties": (replace(FIRST, address=OTHERS[0].address), *OTHERS)},
+            "an address of its own",
+        ),
+        ({"parties": (replace(FIRST, address="example.org"), *OTHERS)}, "host:port"),
+        ({"parties": (replace(FIRST, address="a b:80"), *OTHERS)}, "host:port"),
+        (
+            {"aggregation": "PLAIN", "parties": (), "norm_bound": 0},
+            "only aggregation MPC",
+        ),
+    ],
+)
+def test_bad_ways_to_compare(changes: dict[str, Any], word: str) -> None:
+    problem = find_problem(replace(COMPARING_CONFIG, **changes))
     assert problem is not None
     assert word in problem
 

@@ -14,6 +14,7 @@ from schemas import events as e
 from schemas.reasons import Reason
 from tests.simulation.federation import (
     AGENTS,
+    COMPARING_CONFIG,
     CONFIG,
     DURATION_MS,
     MPC_CONFIG,
@@ -24,6 +25,7 @@ from tests.simulation.federation import (
     aggregate,
     checked,
     committed,
+    compared,
     deadline,
     declined,
     linked,
@@ -48,10 +50,10 @@ def opened(*agents: str, **changes: Any) -> Rounds:
     return run
 
 
-def closed(*agents: str) -> tuple[Rounds, dict[str, int]]:
+def closed(*agents: str, **changes: Any) -> tuple[Rounds, dict[str, int]]:
     """A round whose every agent has committed, and where."""
     agents = agents or AGENTS
-    run = opened(*agents)
+    run = opened(*agents, **changes)
     indexes = {}
     for agent_id in agents:
         indexes[agent_id] = run.next_index
@@ -60,15 +62,15 @@ def closed(*agents: str) -> tuple[Rounds, dict[str, int]]:
     return run, indexes
 
 
-def proven(*agents: str) -> tuple[Rounds, dict[str, int]]:
-    run, indexes = closed(*agents)
+def proven(*agents: str, **changes: Any) -> tuple[Rounds, dict[str, int]]:
+    run, indexes = closed(*agents, **changes)
     for agent_id in indexes:
         assert run.when(proved(agent_id)) == []
     return run, indexes
 
 
-def linked_by_all(*agents: str) -> tuple[Rounds, dict[str, int]]:
-    run, indexes = proven(*agents)
+def linked_by_all(*agents: str, **changes: Any) -> tuple[Rounds, dict[str, int]]:
+    run, indexes = proven(*agents, **changes)
     for party in PARTIES:
         assert run.when(linked(party)) == []
     return run, indexes
@@ -350,3 +352,101 @@ def test_the_operator_may_give_up_a_round_whose_party_is_gone() -> None:
         facts = run.when(abandoned)
         assert reasons(facts) == [("RoundAbandoned", Reason.OPERATOR_ABANDONED)]
         assert run.state.current is None
+
+
+# Comparing
+
+NOBODY = bytes(1)
+DAN_IS_FAR = bytes([0b00101100])  # ana-dan, bea-dan, cem-dan
+ALL_ARE_FAR = bytes([0b11111100])
+
+
+def comparing() -> Rounds:
+    changes = {
+        name: getattr(COMPARING_CONFIG, name)
+        for name in ("parties", "min_cohort", "far_threshold", "dealer_key")
+    }
+    run, indexes = linked_by_all(**changes)
+    facts = run.when(checked(*indexes.values()))
+    assert kinds(facts) == ["ContributionAccepted"] * 4 + ["ComparisonStarted"]
+    fact = facts[-1]
+    assert isinstance(fact, e.ComparisonStarted)
+    assert fact.agent_ids == AGENTS
+    assert fact.far_threshold == COMPARING_CONFIG.far_threshold
+    return run
+
+
+def test_who_is_far_from_most_others_is_left_out_before_the_sum() -> None:
+    run = comparing()
+    for party in PARTIES[:-1]:
+        assert run.when(compared(party, DAN_IS_FAR)) == []
+    facts = run.when(compared(PARTIES[-1], DAN_IS_FAR))
+    assert reasons(facts) == [
+        ("ContributionRejected", Reason.FAR_FROM_OTHERS),
+        ("RoundSealed", ""),
+    ]
+    refused, fact = facts
+    assert isinstance(refused, e.ContributionRejected)
+    assert refused.agent_id == "dan"
+    assert refused.detail == "far from 3 of the 3 others"
+    assert isinstance(fact, e.RoundSealed)
+    assert [c.agent_id for c in fact.contributions] == list(AGENTS[:3])
+    for party in PARTIES:
+        assert run.when(partial(party, 3, 30)) == []
+    assert kinds(run.when(aggregate(3, 30))) == ["AggregatePublished"]
+
+
+def test_nobody_is_left_out_if_nobody_is_far() -> None:
+    run = comparing()
+    run.given(*(compared(party, NOBODY) for party in PARTIES[:-1]))
+    assert kinds(run.when(compared(PARTIES[-1], NOBODY))) == ["RoundSealed"]
+
+
+def test_too_few_that_are_near_each_other_end_the_round() -> None:
+    run = comparing()
+    run.given(*(compared(party, ALL_ARE_FAR) for party in PARTIES[:-1]))
+    facts = run.when(compared(PARTIES[-1], ALL_ARE_FAR))
+    assert reasons(facts) == [
+        *rejected(Reason.FAR_FROM_OTHERS) * 4,
+        ("RoundAbandoned", Reason.NOT_ENOUGH_CONTRIBUTIONS),
+    ]
+
+
+def test_bits_count_once_from_each_party_and_only_if_they_are_the_same() -> None:
+    run = comparing()
+    first, second, *_ = PARTIES
+    for bits in (b"", bytes(2), bytes([1])):  # of four agents, six pairs
+        assert reasons(run.when(compared(first, bits))) == UNEXPECTED
+    assert run.when(compared(first, DAN_IS_FAR)) == []
+    assert reasons(run.when(compared(first, DAN_IS_FAR))) == UNEXPECTED
+    assert reasons(run.when(compared(second, NOBODY))) == UNEXPECTED
+    assert reasons(run.when(compared(second, DAN_IS_FAR, 2))) == UNEXPECTED
+    for party in PARTIES[1:]:
+        run.given(compared(party, DAN_IS_FAR))
+    assert run.state.current is not None
+    assert run.state.current.sealed is not None
+
+
+def test_who_does_not_compare_waits_for_no_bits() -> None:
+    for run in (linked_by_all()[0], sealed()):
+        assert reasons(run.when(compared("p0", NOBODY))) == UNEXPECTED
+
+
+def test_nothing_is_summed_before_it_is_compared() -> None:
+    run = comparing()
+    assert reasons(run.when(partial("p0", 4, 40))) == UNEXPECTED
+    assert reasons(run.when(aggregate(4, 40))) == UNEXPECTED
+    assert run.when(deadline(1), at_ms=next(_clock) + 10 * DURATION_MS) == []
+
+
+def test_who_is_revoked_while_it_is_compared_is_no_contribution() -> None:
+    run = comparing()
+    assert reasons(run.when(revoked("dan"))) == rejected(Reason.REVOKED_AGENT)
+    run.given(*(compared(party, DAN_IS_FAR) for party in PARTIES[:-1]))
+    (fact,) = run.when(compared(PARTIES[-1], DAN_IS_FAR))
+    assert isinstance(fact, e.RoundSealed)
+    assert [c.agent_id for c in fact.contributions] == list(AGENTS[:3])
+    run = comparing()
+    run.given(revoked("dan"))
+    facts = run.when(revoked("ana"))
+    assert kinds(facts) == ["ContributionRejected", "RoundAbandoned"]

@@ -94,7 +94,7 @@ STATE = ReplayState(
         balances={"ana": -50, "bea": 120},
     ),
 )
-ROOT = "c095a8bf66597a6fe90a30155ec91aef0f8a8d3e350f8b31f572c566fa3058f4"
+ROOT = "d445457d03dd6fd4bf09e9645cade0b24fa2c401d2726004b68c75cec77f76ec"
 
 
 def compute_root(state: ReplayState) -> str:

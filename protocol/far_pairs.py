@@ -1,0 +1,120 @@
+"""Which updates of a round are far apart, as bits; and who is flagged for it.
+
+The parties of a secret round find the bits together (`streams.robustness`), and the
+rounds decider draws the conclusion. This is what both have to agree on.
+
+**The bits.** Agents are in ascending order of agent_id; pair (i, j), i < j, comes in
+lexicographic order: (0, 1), (0, 2), …. Encoded, the first pair is the most significant
+bit of the first byte, and what is left of the last byte is zero.
+
+**Flagged** is who is far from more than half of the others. Honest updates that lie
+together flag nobody among them, unless half of a cohort is elsewhere. A majority that
+colludes can flag the honest: the rule is for outliers, not for a hostile majority. And
+whoever stays near the others, as backdoors may, is not flagged at all.
+
+It deliberately does not say what follows for who is flagged.
+
+Source: ADR 0020.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+MAX_FAR_THRESHOLD: Final = 2**62
+"""Of squared distances: below it nothing wraps; see `protocol.sketches`."""
+MIN_COMPARED: Final = 3
+"""Of two updates that are far apart nobody can say which is the outlier."""
+
+
+class MalformedBitsError(ValueError):
+    """Not an encoding of one bit per pair; bad input."""
+
+
+def compute_num_pairs(num_agents: int) -> int:
+    """Return how many pairs there are among so many agents."""
+    return num_agents * (num_agents - 1) // 2
+
+
+def encode_far(far: NDArray[np.bool_]) -> bytes:
+    """Encode which pairs are far apart.
+
+    Args:
+        far: shape (N, N) bool, symmetric, nobody far from themselves.
+
+    Raises:
+        ValueError: it isn't; a bug.
+    """
+    _check_far(far)
+    return np.packbits(far[np.triu_indices(len(far), k=1)]).tobytes()
+
+
+def parse_far(data: bytes, *, num_agents: int) -> NDArray[np.bool_]:
+    """Read which pairs are far apart; the inverse of `encode_far`.
+
+    Args:
+        data: The bits; untrusted.
+        num_agents: N, at least 1.
+
+    Returns:
+        shape (N, N) bool, symmetric, nobody far from themselves.
+
+    Raises:
+        MalformedBitsError: another size, or bits after the last pair.
+    """
+    num_pairs = compute_num_pairs(num_agents)
+    size = (num_pairs + 7) // 8
+    if len(data) != size:
+        msg = f"{len(data)} bytes; {num_pairs} pairs take {size}"
+        raise MalformedBitsError(msg)
+    bits = np.unpackbits(np.frombuffer(data, dtype=np.uint8)).astype(np.bool_)
+    if bits[num_pairs:].any():
+        msg = f"bits after the {num_pairs} pairs"
+        raise MalformedBitsError(msg)
+    return make_symmetric(bits[:num_pairs], num_agents=num_agents)
+
+
+def make_symmetric(bits: NDArray[np.bool_], *, num_agents: int) -> NDArray[np.bool_]:
+    """Return the matrix of one bit per pair.
+
+    Args:
+        bits: In the order of pairs, shape (N (N - 1) / 2,).
+        num_agents: N.
+    """
+    far = np.zeros((num_agents, num_agents), dtype=np.bool_)
+    far[np.triu_indices(num_agents, k=1)] = bits
+    return far | far.T
+
+
+def flag(far: NDArray[np.bool_]) -> frozenset[int]:
+    """Return who is far from more than half of the others.
+
+    Args:
+        far: Which pairs are far apart, shape (N, N), symmetric, nobody far from
+            themselves.
+
+    Returns:
+        Indices of agents; nobody if N is 1.
+
+    Raises:
+        ValueError: it is not such a matrix; a bug.
+
+    >>> flag(parse_far(bytes([0b00101100]), num_agents=4))
+    frozenset({3})
+    """
+    _check_far(far)
+    num_others = len(far) - 1
+    counts = far.sum(axis=1, dtype=np.int64)
+    return frozenset(int(i) for i in np.flatnonzero(2 * counts > num_others))
+
+
+def _check_far(far: NDArray[np.bool_]) -> None:
+    if far.dtype != np.bool_ or far.ndim != 2 or far.shape[0] != far.shape[1]:  # noqa: PLR2004  # a matrix
+        msg = f"a matrix of shape {far.shape}, {far.dtype}; must be square, bool"
+        raise ValueError(msg)
+    if far.diagonal().any() or (far != far.T).any():
+        msg = "who is far from whom must be symmetric, and nobody far from themselves"
+        raise ValueError(msg)

@@ -1,0 +1,167 @@
+"""Comparing the updates of secret rounds, beside following the log.
+
+It takes all parties and the dealer at once, and seconds or, if one of them is away,
+for ever. So it has a thread of its own: the log goes on, other federations too, and
+what it brings says when a round no longer waits.
+
+Rules:
+
+- Whoever is needed tries again and again while a round is comparing, also who has said
+  what was found: those that have not can find it with all others only.
+- One comparison at a time: a party has one address. Of several the one comes next that
+  was tried longest ago, of those the one whose federation comes first; so all parties
+  of the same federations come to the same one sooner or later.
+- Nothing is remembered. A process that starts anew sees with the first leaf that comes
+  what is still waited for.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple, NoReturn
+
+from adapters import telemetry
+from adapters.kafka import KafkaUnavailableError
+from adapters.party_link import LinkError, LinkPlan, Peer
+from protocol.envelope import TRACEPARENT_HEADER
+from protocol.mpc import SecretRoundError
+from protocol.parties import PartyRefusesError
+from protocol.secret_round import SecretRound
+from schemas.events import FederationConfigured
+from streams.app import end_process
+from streams.robustness import RobustnessError
+
+log = logging.getLogger(__name__)
+
+CONNECT_TIMEOUT_S: Final = 30.0
+RETRY_S: Final = 1.0
+AGAIN_S: Final = 10.0
+"""After a comparison that succeeded: by then all have usually said what they found."""
+
+
+class _Waiting(NamedTuple):
+    secret: SecretRound
+    traceparent: str
+
+
+class Comparer:
+    """Compares as long as a round waits for it, in a thread of its own.
+
+    Args:
+        attempt: Compares once, and says what was found; gets the round and its trace.
+    """
+
+    def __init__(self, attempt: Callable[[SecretRound, str], None]) -> None:
+        self._attempt = attempt
+        self._changed = threading.Condition()
+        self._waiting: dict[bytes, _Waiting] = {}
+        self._not_before: dict[bytes, float] = {}
+        self._refused: set[bytes] = set()
+        self._thread: threading.Thread | None = None
+
+    def look(self, secret: SecretRound | None, event: Any) -> None:
+        """Take note of a federation's round, as the log has it now.
+
+        Args:
+            secret: The round in progress, if it is a secret one.
+            event: The record that came last; its key says which federation. A round
+                keeps the trace of the first.
+        """
+        key = event.key or b""
+        traceparent = telemetry.clean(event.headers.get(TRACEPARENT_HEADER))
+        with self._changed:
+            before = self._waiting.pop(key, None)
+            if secret is None or not secret.is_comparing:
+                return
+            if before is not None and _cause(before.secret) == _cause(secret):
+                traceparent = before.traceparent
+            self._waiting[key] = _Waiting(secret, traceparent)
+            self._changed.notify()
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=self._run, name="compare", daemon=True
+                )
+                self._thread.start()
+
+    def _run(self) -> NoReturn:
+        while True:
+            key, waiting = self._wait_for_next()
+            pause_s = RETRY_S
+            try:
+                self._attempt(*waiting)
+                pause_s = AGAIN_S
+            except (LinkError, RobustnessError, KafkaUnavailableError) as error:
+                log.warning("%s: not compared yet: %s", _name(waiting.secret), error)
+            except (PartyRefusesError, SecretRoundError) as error:
+                # Whoever asks has to live without it; the round waits for ever.
+                log.error("%s: not compared: %s", _name(waiting.secret), error)  # noqa: TRY400
+                self._refused.add(_cause(waiting.secret))
+            except Exception:
+                log.critical("cannot go on", exc_info=True)
+                end_process()
+            self._not_before[key] = time.monotonic() + pause_s
+
+    def _wait_for_next(self) -> tuple[bytes, _Waiting]:
+        with self._changed:
+            while True:
+                now = time.monotonic()
+                due = {
+                    key: self._not_before.get(key, 0.0)
+                    for key, waiting in self._waiting.items()
+                    if _cause(waiting.secret) not in self._refused
+                }
+                if due:
+                    key = min(due, key=lambda key: (max(due[key], now), due[key], key))
+                    if due[key] <= now:
+                        return key, self._waiting[key]
+                    self._changed.wait(due[key] - now)
+                else:
+                    self._changed.wait()
+
+
+def make_link_plan(
+    config: FederationConfigured,
+    public_key: bytes,
+    seed: bytes,
+    listen_host: str | None = None,
+) -> LinkPlan | None:
+    """Return how the parties and the dealer of a federation are linked, to one of them.
+
+    Args:
+        config: The federation, which compares updates.
+        public_key: Whose plan it is.
+        seed: Of the same key. **Secret.**
+        listen_host: Where to wait for others, if not at its own address.
+
+    Returns:
+        Parties in their order, and the dealer last; None if this is none of them.
+    """
+    peers = [Peer(*_split(party.address), party.public_key) for party in config.parties]
+    peers.append(Peer("", 0, config.dealer_key))  # nobody comes to the dealer
+    keys = [peer.public_key for peer in peers]
+    if public_key not in keys:
+        return None
+    return LinkPlan(
+        rank=keys.index(public_key),
+        peers=tuple(peers),
+        seed=seed,
+        listen_host=listen_host,
+        connect_timeout_s=CONNECT_TIMEOUT_S,
+    )
+
+
+def _split(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def _cause(secret: SecretRound) -> bytes:
+    assert secret.comparison is not None, "it is comparing"
+    return secret.comparison.cause
+
+
+def _name(secret: SecretRound) -> str:
+    return f"round {secret.started.round} of {secret.config.federation_id}"

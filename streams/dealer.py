@@ -1,0 +1,67 @@
+"""The dealer: gives the parties what they compare updates with.
+
+Random numbers that fit together, from which it learns nothing, whatever the parties
+make of them. It must not be in league with a party: see `streams.crypten_alias`. It
+follows the log only to know when it is needed, and says nothing on it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+from adapters import telemetry
+from adapters.keys import load_key
+from adapters.settings import Settings, load_settings
+from protocol.secret_round import SecretRound
+from schemas import topics
+from streams.app import Service, fail_stop, make_service_with_key
+from streams.comparing import Comparer, make_link_plan
+from streams.following import Follower
+from streams.party import PartyState, follow_secret
+from streams.robustness import run_dealer
+
+KEY_FILE: Final = "dealer.key"
+
+
+def dealer_directory(settings: Settings, name: str) -> Path:
+    """Return where a dealer of this machine keeps its key."""
+    return settings.state_directory / "dealers" / name
+
+
+def make_dealer(name: str) -> Service:
+    """Return a dealer's Faust app.
+
+    Raises:
+        KeyFileError: it has no key.
+    """
+    settings = load_settings()
+    key = load_key(dealer_directory(settings, name) / KEY_FILE)
+    service = make_service_with_key(f"dealer-{name}", settings, key)
+    follower: Follower[PartyState, None] = Follower(
+        service,
+        PartyState,
+        PartyState(),
+        lambda state, leaf: (follow_secret(state, leaf), []),
+    )
+
+    def deal(secret: SecretRound, traceparent: str) -> None:
+        plan = make_link_plan(secret.config, key.public_key, key.seed)
+        # Whoever holds a party's key may not deal as well: then it would see all.
+        if plan is None or plan.rank < len(secret.config.parties):
+            return
+        with telemetry.span(
+            "deal", "round", kind=telemetry.INTERNAL, parent=traceparent
+        ):
+            run_dealer(plan)
+
+    comparer = Comparer(deal)
+
+    @service.app.agent(service.topic(topics.LEDGER), name=service.name, concurrency=1)
+    async def follow_ledger(stream: Any) -> None:
+        async for event in stream.events():
+            with fail_stop(event):
+                await follower.follow(event)
+                comparer.look(follower.get_state(event.key).secret, event)
+
+    return service
