@@ -97,6 +97,10 @@ def test_a_rebalance_in_the_middle_of_a_transaction_does_not_fork_the_log(
                 time.sleep(3)
             finally:
                 kill_owned(standby)
+            # Only who has written can lose anything by the next turn.
+            later = f"talker-{len(said) + 1}"
+            wait_until(lambda: later in said, "somebody else asks to join")  # noqa: B023  # called in this turn only
+            main.wait(e.AgentEnrolmentRequested, agent_id=later)
     finally:
         done.set()
         talker.join()

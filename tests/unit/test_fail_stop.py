@@ -3,12 +3,41 @@
 import asyncio
 import subprocess
 import sys
+from collections import defaultdict
+from itertools import pairwise
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from faust.types.tuples import TP, Message
+from intervaltree import IntervalTree
 
-from streams.app import EXIT_FAILED, fail_stop
+from streams.app import EXIT_FAILED, GapConsumer, fail_stop
+
+
+@pytest.mark.parametrize("committed", [None, 4])
+def test_offsets_without_a_record_do_not_hold_up_what_counts_as_read(committed):
+    """After each transaction Kafka's marker takes an offset."""
+    tp = TP("topic", 0)
+    consumer: Any = object.__new__(GapConsumer)
+    consumer._committed_offset = {tp: committed}
+    consumer._gap = defaultdict(IntervalTree)
+    consumer._acked = {tp: []}
+    consumer._acked_index = defaultdict(set)
+    records = [6, 7, 9, 12, 14, 15]
+
+    async def read() -> None:
+        for before, offset in pairwise([committed or 5, *records]):
+            if offset - before > 1:
+                await consumer._add_gap(tp, before + 1, offset)
+
+    asyncio.run(read())
+    consumer._acked[tp] += records[:-2]
+    assert consumer._new_offset(tp) == 13
+    consumer._committed_offset[tp] = 13
+    assert consumer._new_offset(tp) is None, "14 was handed out and is not done"
+    consumer._acked[tp] += records[-2:]
+    assert consumer._new_offset(tp) == 16
 
 
 def hand_out() -> SimpleNamespace:
@@ -53,7 +82,9 @@ def test_work_that_is_cancelled_is_not_read():
 
 def test_work_that_fails_ends_the_process():
     program = """
+import logging
 from streams.app import fail_stop
+logging.basicConfig(force=True)
 with fail_stop():
     raise ValueError("no")
 print("went on")
