@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -22,8 +23,8 @@ from protocol.parties import (
     Said,
     Summed,
     demand_comparable,
-    demand_first_link,
     demand_harmless,
+    find_linked_before,
 )
 
 SAID_FILE: Final = "said.jsonl"
@@ -91,15 +92,21 @@ class PartyLog:
         """All that was said so far, oldest first."""
         return tuple(self._said)
 
-    def permit_links(self, asked: Linked) -> None:
-        """Return once these links may be said: they are the first, and remembered.
+    def permit_links(self, asked: Linked) -> frozenset[int]:
+        """Return which of these links may not be said, by their places.
 
-        Raises:
-            PartyRefusesError: they may not.
+        The others are the first ones of their updates, and remembered.
         """
         with self._lock:
-            demand_first_link(asked, self._said)
-            self._remember(asked)
+            refused = find_linked_before(asked, self._said)
+            permitted = tuple(
+                update
+                for place, update in enumerate(asked.updates)
+                if place not in refused
+            )
+            if permitted:
+                self._remember(replace(asked, updates=permitted))
+            return refused
 
     def permit_comparison(self, asked: Compared, *, min_cohort: int) -> None:
         """Return once these updates may be compared once more, and that is remembered.

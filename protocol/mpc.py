@@ -173,10 +173,11 @@ class MpcShape:
 def compute_context(config: e.FederationConfigured, update: e.UpdateCommitted) -> bytes:
     """Return what a norm proof is about, besides numbers and points.
 
-    Federation, round, agent, base model, parameters, parties and every share: so a
-    proof fits no other update, nor this one with other shares.
+    The federation's whole configuration, round, agent, base model, parties and every
+    share: so a proof fits no other update, nor this one with other shares.
     """
     parts = [
+        hashlib.sha256(codec.encode(config)).digest(),
         update.federation_id.encode(),
         update.agent_id.encode(),
         update.base_model_sha256,
@@ -488,7 +489,8 @@ class RoundVerifier:
     def verify_proofs(self, secret: SecretRound, agent_ids: Sequence[str]) -> None:
         """Verify norm proofs, together; `find_reasons` says what came out.
 
-        Those that were verified before are not verified again.
+        Those that were verified before are not verified again. Threads may do this at
+        the same time, for different agents.
         """
         read: list[Proven] = []
         for agent_id in agent_ids:
@@ -510,6 +512,10 @@ class RoundVerifier:
         for proven, verdict in zip(read, verdicts, strict=True):
             agent_id = proven.committed.event.agent_id
             self._proven[agent_id] = proven if verdict is None else _to_error(verdict)
+
+    def has_proven(self, agent_id: str) -> bool:
+        """Return whether `verify_proofs` has looked at an agent's proof."""
+        return agent_id in self._proven
 
     def get_proven(self, agent_id: str) -> Proven | SecretRoundError:
         """Return what `verify_proofs` found for an agent."""

@@ -8,7 +8,8 @@ show a single update.
 Rules:
 
 - An update is linked once: under one projection, and one challenge, which follows from
-  one norm proof. Two links have the same masks, and their difference none.
+  one norm proof. Two links have the same masks, and their difference none. Whoever
+  commits to the same again, or as another has, is left out alone.
 - A sum is over updates that the party has linked: whose shares it opened and found to
   be what their agents committed to.
 - Updates are compared with each other in one set, to one threshold, after they were
@@ -123,26 +124,23 @@ Said: TypeAlias = Linked | Compared | Summed
 """What a party remembers."""
 
 
-def demand_first_link(asked: Linked, known: Iterable[Said]) -> None:
-    """Return if none of these updates was linked otherwise.
+def find_linked_before(asked: Linked, known: Iterable[Said]) -> frozenset[int]:
+    """Return which of these updates were linked otherwise, by their places.
 
-    Raises:
-        PartyRefusesError: one was.
+    Of two that have the same commitments the first is linked.
     """
-    links = dict(asked.updates)
-    for said in known:
-        if not isinstance(said, Linked):
-            continue
-        for digest, proof in said.updates:
-            if digest in links and (said.projection_seed, proof) != (
-                asked.projection_seed,
-                links[digest],
-            ):
-                raise PartyRefusesError(
-                    RefusalCode.LINKED_BEFORE,
-                    f"update {digest.hex()} was linked under another projection, or "
-                    "for another proof",
-                )
+    links = {
+        digest: (said.projection_seed, proof)
+        for said in known
+        if isinstance(said, Linked)
+        for digest, proof in said.updates
+    }
+    refused = set()
+    for place, (digest, proof) in enumerate(asked.updates):
+        link = (asked.projection_seed, proof)
+        if links.setdefault(digest, link) != link:
+            refused.add(place)
+    return frozenset(refused)
 
 
 def demand_comparable(

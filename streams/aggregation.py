@@ -39,6 +39,7 @@ from schemas import events as e
 from schemas import topics
 from streams.app import Source, fail_stop, make_service, serve
 from streams.following import Follower
+from streams.verifying import ProofPool
 
 log = logging.getLogger(__name__)
 
@@ -143,6 +144,7 @@ class Aggregator:
         self._store = store
         self._fetch = make_fetch(store.fetch)
         self._pool = ThreadPoolExecutor(NUM_FETCHERS, "fetch")
+        self._proofs = ProofPool()
         self._verifier: tuple[bytes, RoundVerifier] | None = None
 
     def check(self, batch: list[ToCheck]) -> Iterator[tuple[e.UpdatesChecked, str]]:
@@ -203,7 +205,7 @@ class Aggregator:
         agents = {agent_id for item in work for agent_id in item.proofs}
         if latest.closed is not None and agents:
             here = sorted(agents & latest.proofs.keys())
-            self._get_verifier(latest).verify_proofs(latest, here)
+            self._proofs.verify(self._get_verifier(latest), latest, here)
 
     def settle(self, secret: SecretRound) -> Iterator[e.Event]:
         """Yield the claims that a secret round waits for."""
@@ -215,6 +217,7 @@ class Aggregator:
 
     def _check_commitments(self, secret: SecretRound) -> Iterator[e.UpdatesChecked]:
         verifier = self._get_verifier(secret)
+        self._proofs.verify(verifier, secret, sorted(secret.waiting))
         reasons = verifier.find_reasons(secret, sorted(secret.waiting))
         results = sorted(
             (

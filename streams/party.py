@@ -44,7 +44,13 @@ from protocol.mpc import (
     encode_partial,
     open_shares,
 )
-from protocol.parties import Compared, Linked, PartyRefusesError, Summed
+from protocol.parties import (
+    Compared,
+    Linked,
+    PartyRefusesError,
+    RefusalCode,
+    Summed,
+)
 from protocol.rounds import DECIDER, RoundsState
 from protocol.secret_round import SecretRound, follow
 from protocol.share_link import Link, compute_links, compute_party_sum
@@ -52,10 +58,12 @@ from protocol.shares import Share
 from protocol.sketches import Sketch
 from schemas import codec, topics
 from schemas import events as e
+from schemas.reasons import Reason
 from streams.app import Service, Source, fail_stop, make_service_with_key
 from streams.comparing import Comparer, make_link_plan
 from streams.following import Follower
 from streams.robustness import run_find_far
+from streams.verifying import ProofPool
 
 log = logging.getLogger(__name__)
 
@@ -145,6 +153,7 @@ class Party:
         self._min_cohort = min_cohort
         self._listen_host = listen_host
         self._verifier: tuple[bytes, RoundVerifier] | None = None
+        self._proofs = ProofPool()
 
     def do(self, work: list[Work]) -> list[tuple[e.Event, str]]:
         """Return what rounds wait for from this party, each with its trace."""
@@ -231,7 +240,7 @@ class Party:
         # A link under this projection beside a proof under another would show the
         # update. Whoever holds the decider's key can make an agent prove under any: so
         # nothing is linked but what this party itself found proved.
-        verifier.verify_proofs(secret, agents)
+        self._proofs.verify(verifier, secret, agents)
         for agent_id in agents:
             found = verifier.get_proven(agent_id)
             if isinstance(found, SecretRoundError):
@@ -267,7 +276,7 @@ class Party:
         if not opened:
             return
         assert secret.closed is not None, "all proofs are there"
-        self._memory.permit_links(
+        refused = self._memory.permit_links(
             Linked(
                 projection_seed=secret.closed.projection_seed,
                 updates=tuple(
@@ -279,12 +288,20 @@ class Party:
                 ),
             )
         )
+        for place in refused:
+            update = opened[place][0].committed.event
+            detail = f"{RefusalCode.LINKED_BEFORE}: these commitments were linked"
+            entries[update.agent_id] = SecretRoundError(Reason.BAD_SHARE, detail)
+            log.error("round %d: %s: %s", update.round, update.agent_id, detail)
+        permitted = [item for place, item in enumerate(opened) if place not in refused]
+        if not permitted:
+            return
         links = compute_links(
-            [share for _, share in opened],
-            [item.challenges for item, _ in opened],
+            [share for _, share in permitted],
+            [item.challenges for item, _ in permitted],
             verifier.shared_projection,
         )
-        for (item, _), link in zip(opened, links, strict=True):
+        for (item, _), link in zip(permitted, links, strict=True):
             entries[item.committed.event.agent_id] = link
 
     def _sum(

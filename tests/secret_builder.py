@@ -26,7 +26,13 @@ from adapters.settings import Settings
 from producers.secret_update import Secret, prove, submit_commitment
 from protocol.log import OpenedLeaf
 from protocol.norm_prover import ProverState
-from protocol.parties import Linked, Said, Summed, demand_first_link, demand_harmless
+from protocol.parties import (
+    Linked,
+    Said,
+    Summed,
+    demand_harmless,
+    find_linked_before,
+)
 from protocol.sealing import SealingSecretKey
 from schemas import codec
 from schemas import events as e
@@ -63,9 +69,10 @@ class Memory:
     def __init__(self) -> None:
         self.said: list[Said] = []
 
-    def permit_links(self, asked: Linked) -> None:
-        demand_first_link(asked, self.said)
+    def permit_links(self, asked: Linked) -> frozenset[int]:
+        refused = find_linked_before(asked, self.said)
         self.said.append(asked)
+        return refused
 
     def permit_sum(self, asked: Summed, *, min_cohort: int) -> None:
         demand_harmless(asked, self.said, min_cohort=min_cohort)

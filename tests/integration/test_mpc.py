@@ -394,8 +394,8 @@ def test_a_round_waits_for_a_party_that_is_dead(secret: Secret) -> None:
 DEALER = "quarry"
 OUTLIER = "robin"
 MAX_DISTANCE = 0.4
-"""In clip norms. An update of the tests has about 0.4 of one, so opposite ones are twice
-as far apart, and those that differ by noise hardly at all."""
+"""In clip norms. An update of the tests is about 0.4 of one long, so opposite ones are
+twice as far apart, and those that differ by noise hardly at all."""
 
 KILL_POINTS = (
     e.UpdateCommitted,

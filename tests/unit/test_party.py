@@ -377,7 +377,33 @@ def test_an_update_is_not_linked_under_two_projections(
     secret = asked_to_link
     for agent_id in sorted(secret.waiting):
         secret = prove_again(log, secret, agent_id, blobs, closed=closed)
-    refuses(party, secret, blobs, caplog, "LINKED_BEFORE")
+    entries = entries_of(blobs, party.answer(secret))
+    assert len(entries) == 5
+    for entry in entries.values():
+        assert entry.reason == Reason.BAD_SHARE
+        assert "LINKED_BEFORE" in entry.detail
+        assert (entry.projections, entry.blinding) == (b"", b"")
+    assert "LINKED_BEFORE" in caplog.text
+    assert len(party._memory.said) == 1
+
+
+def test_who_commits_to_what_was_linked_before_is_left_out_alone(
+    log, party, asked_to_link, blobs
+):
+    """An agent that commits in two rounds to the same, or two that do in one."""
+    ada = asked_to_link.commitments["ada"].event
+    party._memory.permit_links(
+        Linked(
+            projection_seed=bytes(32),
+            updates=((ada.commitments.sha256, bytes(32)),),
+        )
+    )
+    entries = entries_of(blobs, party.answer(asked_to_link))
+    honest = entries_of(blobs, said(log, e.SharesLinked))
+    assert "LINKED_BEFORE" in entries["ada"].detail
+    assert {k: v for k, v in entries.items() if k != "ada"} == {
+        k: v for k, v in honest.items() if k != "ada"
+    }
 
 
 def test_a_round_has_no_second_sum(party, asked_to_link, asked_to_sum, blobs, caplog):

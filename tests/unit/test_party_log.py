@@ -16,8 +16,8 @@ from protocol.parties import (
     RefusalCode,
     Summed,
     demand_comparable,
-    demand_first_link,
     demand_harmless,
+    find_linked_before,
 )
 from schemas import events as e
 from tests.simulation.federation import BASE
@@ -169,17 +169,31 @@ def linked(*updates: int, seed: int = 1, proof: int = 0) -> Linked:
 
 def test_the_same_links_may_be_asked_for_again_and_others_added():
     known = [linked(0, 1), asked(0, 1)]
-    demand_first_link(linked(0, 1), known)
-    demand_first_link(linked(0, 1, 2), known)
-    demand_first_link(linked(3, 4, seed=2), known)
+    assert not find_linked_before(linked(0, 1), known)
+    assert not find_linked_before(linked(0, 1, 2), known)
+    assert not find_linked_before(linked(3, 4, seed=2), known)
 
 
 @pytest.mark.parametrize(
-    "other", [linked(0, seed=2), linked(1, 2, seed=2), linked(0, proof=9)]
+    ("other", "places"),
+    [
+        (linked(0, seed=2), {0}),
+        (linked(2, 1, seed=2), {1}),
+        (linked(0, proof=9), {0}),
+        (linked(2, 3, seed=2), set()),
+    ],
 )
-def test_an_update_is_linked_once(other):
-    code = refusal(lambda: demand_first_link(other, [linked(0, 1)]))
-    assert code is RefusalCode.LINKED_BEFORE
+def test_an_update_is_linked_once(other, places):
+    assert find_linked_before(other, [linked(0, 1)]) == places
+
+
+def test_of_two_with_the_same_commitments_the_first_is_linked():
+    [first], [second] = linked(0).updates, linked(0, proof=9).updates
+    twins = replace(linked(0), updates=(first, second, *linked(1).updates))
+    assert find_linked_before(twins, []) == {1}
+    # Asked again after a restart, it is the same one.
+    known = [replace(twins, updates=(first, *linked(1).updates))]
+    assert find_linked_before(twins, known) == {1}
 
 
 def pair_up(*updates: int, threshold: int = 9, attempt: int = 1) -> Compared:
@@ -251,8 +265,9 @@ def test_links_are_remembered(directory):
     log.close()
     again = PartyLog(directory)
     assert again.said == (linked(0, 1), asked(0, 1))
-    code = refusal(lambda: again.permit_links(linked(1, seed=2)))
-    assert code is RefusalCode.LINKED_BEFORE
+    assert again.permit_links(linked(1, 5, seed=2)) == {0}
+    assert again.permit_links(linked(1, seed=2)) == {0}
+    assert again.said[2:] == (linked(5, seed=2),)
 
 
 def test_what_was_given_is_remembered(directory):
