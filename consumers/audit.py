@@ -1049,6 +1049,11 @@ class _Audit:
                 "signature, key or order, which a refusal does not keep: the "
                 "sequencer's word."
             )
+        if report.facts["ComparisonStarted"]:
+            yield (
+                "Which updates are far from others is the word of all parties "
+                "together: it cannot be computed again."
+            )
         if report.facts["ModelVersionRegistered"]:
             yield (
                 "Accuracy and loss of model versions, and that an ONNX file is the "

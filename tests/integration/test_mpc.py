@@ -538,6 +538,7 @@ def test_who_points_elsewhere_is_left_out_of_the_sum(comparing: Secret) -> None:
     demand_left_out(comparing, started, updates)
     report = comparing.federation.audit()
     assert report["num_rounds_recomputed"] == started.round
+    assert any("word of all parties" in note for note in report["notes"])
 
 
 def test_a_comparison_survives_the_death_of_a_party_and_of_the_dealer(
