@@ -68,7 +68,8 @@ class Options:
         continue_from: A saved state to go on from.
         save: Where to save the state.
         is_followed: Whether to go on as a monitor.
-        stale_after_s: After how long without a larger final checkpoint to complain.
+        stale_after_s: After how long a monitor complains that nothing becomes final, or
+            that nothing can be read; 0 for never, None for the default.
         keeps_going: Whether a monitor goes on after a fork.
         as_json: Whether to print JSON.
         jobs: Processes; as many as there are cores by default.
@@ -531,9 +532,12 @@ def _watch(
     helpers: Helpers,
     stopped: Event,
 ) -> int:
-    from consumers.audit_monitor import Monitor
+    from consumers.audit_monitor import DEFAULT_STALE_AFTER_S, Monitor
 
-    monitor = Monitor(options.stale_after_s)
+    stale_after_s = options.stale_after_s
+    if stale_after_s is None:
+        stale_after_s = DEFAULT_STALE_AFTER_S
+    monitor = Monitor(stale_after_s or None)
     exit_code, trouble = 0, ""
 
     def stop_early(_progress: Progress) -> None:
@@ -553,15 +557,19 @@ def _watch(
                     on_progress=stop_early,
                     helpers=None if state is None else helpers,
                 )
+            # A log that is not there, or not there any more, is nothing to watch.
+            _demand_log(audited.report)
             trouble = ""
         except CannotAuditError as error:
             if str(error) != trouble:  # not every two seconds
                 print(f"error: {error}", file=sys.stderr, flush=True)
             trouble = str(error)
+            for alert in monitor.miss(trouble, time.monotonic()):
+                _print_alert(alert, as_json=options.as_json)
             stopped.wait(INTERVAL_S)
             continue
         state = audited.state
-        for alert in monitor.judge(audited.report, time.monotonic()):
+        for alert in monitor.judge(audited.report, time.monotonic(), time.time()):
             _print_alert(alert, as_json=options.as_json)
             if alert.is_fatal:
                 exit_code = EXIT_WRONG

@@ -466,6 +466,11 @@ class _Audit:
         report.num_signatures += len(leaves) + 1
         report.log_bytes += len(value)
         report.last_block_at_ms = block.sequenced_at_ms
+        if not all(
+            isinstance(leaf.sequenced.event, e.FinalityRequested) for leaf in leaves
+        ):
+            report.awaited_size = report.num_leaves
+            report.awaited_at_ms = block.sequenced_at_ms
         self._last_place = place
         self._mark_read(record, topics.LEDGER)
         return True
