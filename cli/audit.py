@@ -248,12 +248,10 @@ class KafkaSource:
     def __init__(
         self, settings: Settings, federation: str, *, with_blobs: bool
     ) -> None:
-        from adapters.blobs import BlobStore
-
         self._settings = settings
         self._federation = federation
         self.unframe: Unframe = _make_unframe(settings)
-        self.fetch: FetchBlob | None = BlobStore(settings).fetch if with_blobs else None
+        self.fetch: FetchBlob | None = _open_store(settings) if with_blobs else None
 
     def open(self, positions: Mapping[str, Position]) -> Streams:
         """Return the records up to the present end."""
@@ -328,6 +326,17 @@ def _load_settings() -> Settings:
         return load_settings()
     except SettingsError as error:
         raise CannotAuditError(str(error)) from error
+
+
+def _open_store(settings: Settings) -> FetchBlob:
+    from adapters.blobs import BlobStore
+    from adapters.settings import SettingsError
+
+    try:
+        return BlobStore(settings).fetch
+    except SettingsError as error:
+        msg = f"{error} Or leave blobs out: --no-blobs."
+        raise CannotAuditError(msg) from error
 
 
 def _make_unframe(settings: Settings) -> Callable[[bytes], bytes]:
