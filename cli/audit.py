@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -223,12 +223,21 @@ def _save_state(path: Path | None, audited: Audited) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Streams:
-    """A log's records, up to an end."""
+    """A log's records, up to an end.
+
+    Attributes:
+        ledger: Blocks.
+        checkpoints: Checkpoints.
+        attestations: What ledger nodes say.
+        settled_offset: As in `consumers.audit.run_audit`.
+        first_offsets: Likewise.
+    """
 
     ledger: Iterator[Record]
     checkpoints: Iterator[Record]
     attestations: Iterator[Record]
     settled_offset: int | None
+    first_offsets: Mapping[str, int] = field(default_factory=dict)
 
 
 class Source(Protocol):
@@ -255,29 +264,34 @@ class KafkaSource:
 
     def open(self, positions: Mapping[str, Position]) -> Streams:
         """Return the records up to the present end."""
-        from adapters.kafka import find_end
+        from adapters.kafka import find_bounds
         from adapters.ledger import find_partition
         from schemas import topics
 
         partition = find_partition(self._settings, topics.LEDGER, self._federation)
         # The order matters: a block below the first offset has its checkpoint below
         # the second, and the ledger is read to an end that is later than all.
-        settled_offset = find_end(self._settings, topics.LEDGER, partition)
+        ledger = find_bounds(self._settings, topics.LEDGER, partition)
         time.sleep(SETTLE_S)
-        ends = {
-            topic: find_end(self._settings, topic, partition)
+        others = {
+            topic: find_bounds(self._settings, topic, partition)
             for topic in (topics.CHECKPOINTS, topics.ATTESTATIONS)
         }
         time.sleep(SETTLE_S)
 
         def read(topic: str) -> Iterator[Record]:
-            return self._read(topic, partition, positions.get(topic), ends.get(topic))
+            end = others[topic].end if topic in others else None
+            return self._read(topic, partition, positions.get(topic), end)
 
         return Streams(
             ledger=read(topics.LEDGER),
             checkpoints=read(topics.CHECKPOINTS),
             attestations=read(topics.ATTESTATIONS),
-            settled_offset=settled_offset,
+            settled_offset=ledger.end,
+            first_offsets={
+                topic: bounds.first
+                for topic, bounds in {topics.LEDGER: ledger, **others}.items()
+            },
         )
 
     def _read(
@@ -485,6 +499,7 @@ def _run(
         checkpoints=streams.checkpoints,
         attestations=streams.attestations,
         settled_offset=streams.settled_offset,
+        first_offsets=streams.first_offsets,
         operator_key=_parse_key(options.operator_key),
         policy=_load_policy(options.policy),
         start=start,

@@ -174,9 +174,7 @@ class Monitor:
             for proven in new
         ]
 
-    def _find_staleness(
-        self, report: Report, now_s: float, at_s: float
-    ) -> list[Alert]:
+    def _find_staleness(self, report: Report, now_s: float, at_s: float) -> list[Alert]:
         finality = report.finality
         if finality is None or self._stale_after_s is None:
             return []

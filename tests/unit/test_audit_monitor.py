@@ -256,6 +256,9 @@ class GrowingSource:
             checkpoints=read(topics.CHECKPOINTS),
             attestations=read(topics.ATTESTATIONS),
             settled_offset=None,
+            first_offsets={
+                topic: found[0].offset for topic, found in records.items() if found
+            },
         )
 
 
@@ -314,6 +317,15 @@ def test_a_monitor_that_keeps_going_says_it_once_and_goes_on(log, monkeypatch, c
         ["TRUNCATION", "LOG_TRUNCATED"],
         ["EQUIVOCATION", "TWO_BLOCKS"],  # on the log, later on
     ]
+
+
+def test_a_monitor_sees_that_the_beginning_was_deleted(log, monkeypatch, capsys):
+    cut = {**look(log, end=9), topics.LEDGER: log.records[1:9]}
+    code, source = watch(monkeypatch, [look(log, end=9), cut, look(log)])
+    assert code == 1
+    assert source.num_looks == 2
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("TRUNCATION LOG_TRUNCATED at moot.ledger, offset 0: ")
 
 
 def test_a_lie_is_an_alert_and_no_end(monkeypatch, capsys):
