@@ -32,7 +32,12 @@ class BlobError(Exception):
 
 
 def make_client(settings: Settings, http_client: urllib3.PoolManager) -> Minio:
-    """Return MinIO's client; for how long it tries is the caller's choice."""
+    """Return MinIO's client; for how long it tries is the caller's choice.
+
+    Raises:
+        SettingsError: nothing says where MinIO is, or how to open it.
+    """
+    settings.demand_minio()
     return Minio(
         settings.minio_endpoint,
         access_key=settings.minio_access_key.get_secret_value(),

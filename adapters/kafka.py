@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from aiokafka.partitioner import murmur2
 from confluent_kafka import (
@@ -316,23 +316,48 @@ def follow_partition(
         consumer.close()
 
 
-def find_end(settings: Settings, topic: str, partition: int) -> int:
-    """Return the offset that the next record of a partition will have.
+class Bounds(NamedTuple):
+    """Where a partition begins and ends.
+
+    Attributes:
+        first: Offset of the first record that is left: 0 as long as none was deleted.
+        end: Offset that the next record will have.
+    """
+
+    first: int
+    end: int
+
+
+def find_bounds(settings: Settings, topic: str, partition: int) -> Bounds:
+    """Return where a partition begins and ends.
 
     Raises:
         KafkaUnavailableError: Kafka is away, or the partition does not exist.
     """
     consumer = make_consumer(settings, "moot-reader", log_level=3)
     try:
-        _, end = consumer.get_watermark_offsets(
+        bounds: Any = consumer.get_watermark_offsets(
             TopicPartition(topic, partition), timeout=DELIVERY_TIMEOUT_S
         )
     except KafkaException as error:
-        msg = f"could not find the end of {topic}: {error}"
+        msg = f"could not find the bounds of {topic}: {error}"
         raise KafkaUnavailableError(msg) from error
     finally:
         consumer.close()
-    return int(end)
+    if bounds is None:
+        msg = f"could not find the bounds of {topic} in time"
+        raise KafkaUnavailableError(msg)
+    first, end = bounds
+    return Bounds(int(first), int(end))
+
+
+def find_end(settings: Settings, topic: str, partition: int) -> int:
+    """Return the offset that the next record of a partition will have.
+
+    Raises:
+        KafkaUnavailableError: Kafka is away, or the partition does not exist.
+    """
+    return find_bounds(settings, topic, partition).end
 
 
 def _make_admin(settings: Settings) -> AdminClient:

@@ -7,9 +7,13 @@ If changing a value could change a fact it is not a setting: it is a parameter, 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+MINIO: Final = ("minio_endpoint", "minio_access_key", "minio_secret_key")
+"""What it takes to use MinIO."""
 
 
 class SettingsError(Exception):
@@ -25,9 +29,14 @@ class Settings(BaseSettings):
     schema_registry_url: str = Field(
         description="Base URL of the registry's Confluent-compatible API."
     )
-    minio_endpoint: str = Field(description="MinIO, host:port.")
-    minio_access_key: SecretStr = Field(description="MinIO's access key.")
-    minio_secret_key: SecretStr = Field(description="MinIO's secret key.")
+    # Whoever uses no MinIO should not hold what can read updates there.
+    minio_endpoint: str = Field(default="", description="MinIO, host:port.")
+    minio_access_key: SecretStr = Field(
+        default=SecretStr(""), description="MinIO's access key."
+    )
+    minio_secret_key: SecretStr = Field(
+        default=SecretStr(""), description="MinIO's secret key."
+    )
     minio_secure: bool = Field(default=False, description="Whether MinIO speaks TLS.")
     bucket: str = Field(default="moot", description="Bucket of all blobs.")
     num_partitions: int = Field(
@@ -49,6 +58,29 @@ class Settings(BaseSettings):
         default=None, description="OTLP/HTTP traces endpoint; none: no export."
     )
     log_level: str = Field(default="INFO", description="Level of the services' logs.")
+
+    @property
+    def has_minio(self) -> bool:
+        """Whether anything says where MinIO is, or how to open it."""
+        return len(self._missing_of_minio()) < len(MINIO)
+
+    def demand_minio(self) -> None:
+        """Do nothing if MinIO can be used.
+
+        Raises:
+            SettingsError: what that takes is missing; says which.
+        """
+        missing = self._missing_of_minio()
+        if missing:
+            msg = (
+                f"MinIO is needed here: set {', '.join(missing)}. "
+                "`eval $(moot status --env)` sets them for a stack that `moot up` "
+                "started."
+            )
+            raise SettingsError(msg)
+
+    def _missing_of_minio(self) -> list[str]:
+        return [f"MOOT_{name.upper()}" for name in MINIO if not getattr(self, name)]
 
 
 def load_settings() -> Settings:

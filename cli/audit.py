@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -68,7 +68,8 @@ class Options:
         continue_from: A saved state to go on from.
         save: Where to save the state.
         is_followed: Whether to go on as a monitor.
-        stale_after_s: After how long without a larger final checkpoint to complain.
+        stale_after_s: After how long a monitor complains that nothing becomes final, or
+            that nothing can be read; 0 for never, None for the default.
         keeps_going: Whether a monitor goes on after a fork.
         as_json: Whether to print JSON.
         jobs: Processes; as many as there are cores by default.
@@ -222,12 +223,21 @@ def _save_state(path: Path | None, audited: Audited) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Streams:
-    """A log's records, up to an end."""
+    """A log's records, up to an end.
+
+    Attributes:
+        ledger: Blocks.
+        checkpoints: Checkpoints.
+        attestations: What ledger nodes say.
+        settled_offset: As in `consumers.audit.run_audit`.
+        first_offsets: Likewise.
+    """
 
     ledger: Iterator[Record]
     checkpoints: Iterator[Record]
     attestations: Iterator[Record]
     settled_offset: int | None
+    first_offsets: Mapping[str, int] = field(default_factory=dict)
 
 
 class Source(Protocol):
@@ -247,38 +257,41 @@ class KafkaSource:
     def __init__(
         self, settings: Settings, federation: str, *, with_blobs: bool
     ) -> None:
-        from adapters.blobs import BlobStore
-
         self._settings = settings
         self._federation = federation
         self.unframe: Unframe = _make_unframe(settings)
-        self.fetch: FetchBlob | None = BlobStore(settings).fetch if with_blobs else None
+        self.fetch: FetchBlob | None = _open_store(settings) if with_blobs else None
 
     def open(self, positions: Mapping[str, Position]) -> Streams:
         """Return the records up to the present end."""
-        from adapters.kafka import find_end
+        from adapters.kafka import find_bounds
         from adapters.ledger import find_partition
         from schemas import topics
 
         partition = find_partition(self._settings, topics.LEDGER, self._federation)
         # The order matters: a block below the first offset has its checkpoint below
         # the second, and the ledger is read to an end that is later than all.
-        settled_offset = find_end(self._settings, topics.LEDGER, partition)
+        ledger = find_bounds(self._settings, topics.LEDGER, partition)
         time.sleep(SETTLE_S)
-        ends = {
-            topic: find_end(self._settings, topic, partition)
+        others = {
+            topic: find_bounds(self._settings, topic, partition)
             for topic in (topics.CHECKPOINTS, topics.ATTESTATIONS)
         }
         time.sleep(SETTLE_S)
 
         def read(topic: str) -> Iterator[Record]:
-            return self._read(topic, partition, positions.get(topic), ends.get(topic))
+            end = others[topic].end if topic in others else None
+            return self._read(topic, partition, positions.get(topic), end)
 
         return Streams(
             ledger=read(topics.LEDGER),
             checkpoints=read(topics.CHECKPOINTS),
             attestations=read(topics.ATTESTATIONS),
-            settled_offset=settled_offset,
+            settled_offset=ledger.end,
+            first_offsets={
+                topic: bounds.first
+                for topic, bounds in {topics.LEDGER: ledger, **others}.items()
+            },
         )
 
     def _read(
@@ -327,6 +340,17 @@ def _load_settings() -> Settings:
         return load_settings()
     except SettingsError as error:
         raise CannotAuditError(str(error)) from error
+
+
+def _open_store(settings: Settings) -> FetchBlob:
+    from adapters.blobs import BlobStore
+    from adapters.settings import SettingsError
+
+    try:
+        return BlobStore(settings).fetch
+    except SettingsError as error:
+        msg = f"{error} Or leave blobs out: --no-blobs."
+        raise CannotAuditError(msg) from error
 
 
 def _make_unframe(settings: Settings) -> Callable[[bytes], bytes]:
@@ -475,6 +499,7 @@ def _run(
         checkpoints=streams.checkpoints,
         attestations=streams.attestations,
         settled_offset=streams.settled_offset,
+        first_offsets=streams.first_offsets,
         operator_key=_parse_key(options.operator_key),
         policy=_load_policy(options.policy),
         start=start,
@@ -531,9 +556,12 @@ def _watch(
     helpers: Helpers,
     stopped: Event,
 ) -> int:
-    from consumers.audit_monitor import Monitor
+    from consumers.audit_monitor import DEFAULT_STALE_AFTER_S, Monitor
 
-    monitor = Monitor(options.stale_after_s)
+    stale_after_s = options.stale_after_s
+    if stale_after_s is None:
+        stale_after_s = DEFAULT_STALE_AFTER_S
+    monitor = Monitor(stale_after_s or None)
     exit_code, trouble = 0, ""
 
     def stop_early(_progress: Progress) -> None:
@@ -553,15 +581,19 @@ def _watch(
                     on_progress=stop_early,
                     helpers=None if state is None else helpers,
                 )
+            # A log that is not there, or not there any more, is nothing to watch.
+            _demand_log(audited.report)
             trouble = ""
         except CannotAuditError as error:
             if str(error) != trouble:  # not every two seconds
                 print(f"error: {error}", file=sys.stderr, flush=True)
             trouble = str(error)
+            for alert in monitor.miss(trouble, time.monotonic()):
+                _print_alert(alert, as_json=options.as_json)
             stopped.wait(INTERVAL_S)
             continue
         state = audited.state
-        for alert in monitor.judge(audited.report, time.monotonic()):
+        for alert in monitor.judge(audited.report, time.monotonic(), time.time()):
             _print_alert(alert, as_json=options.as_json)
             if alert.is_fatal:
                 exit_code = EXIT_WRONG

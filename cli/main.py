@@ -238,7 +238,11 @@ def audit(
     ] = False,
     stale_after: Annotated[
         float | None,
-        typer.Option(min=1, help="Seconds without a larger final checkpoint."),
+        typer.Option(
+            min=0,
+            help="Seconds until a monitor complains that nothing becomes final, or "
+            "that nothing can be read; 300 unless told otherwise, 0: never.",
+        ),
     ] = None,
     keep_going: Annotated[
         bool, typer.Option("--keep-going", help="Do not end after a fork.")

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from adapters.settings import Settings
     from schemas.events import LedgerNode, Party
 
+log = logging.getLogger(__name__)
+
 FAUST_SERVICES: Final = {
     "sequencer": "streams.sequencer",
     "rounds": "streams.rounds",
@@ -160,6 +162,11 @@ def run_node(service: str, arguments: NodeArguments) -> None:
         raise StackError(msg, "Name it: --name NAME; `moot node init` makes its key.")
     settings = load_settings()
     _log_to_stderr(settings.log_level)
+    is_mirrored = not is_node and settings.has_minio
+    if is_mirrored:
+        settings.demand_minio()
+    elif not is_node:
+        log.info("there are no settings for MinIO: the log is not copied there")
     options = NodeOptions(
         federation_id=federation,
         directory=node_directory(settings, arguments.name or "")
@@ -170,7 +177,7 @@ def run_node(service: str, arguments: NodeArguments) -> None:
         port=NODE_PORTS[service] if arguments.port is None else arguments.port,
         operator_key=arguments.operator_key,
         peers=arguments.peers,
-        is_mirrored=not is_node,
+        is_mirrored=is_mirrored,
     )
     NodeService(settings, options).run(_stop_on_signal())
 

@@ -18,7 +18,7 @@ Rules:
 - After a block that does not follow nothing can be believed: the audit ends there.
   Anything else is noted, and the audit goes on.
 - An audit can go on from where an earlier one ended, if the log still has there what it
-  had then.
+  had then, and still begins where it began.
 
 What it deliberately does not do: read Kafka or MinIO (the caller's iterators do, and
 their exceptions pass through), run a model, or say that the log does not go on after
@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -131,6 +131,7 @@ def run_audit(
     checkpoints: Iterable[Record] | None = None,
     attestations: Iterable[Record] | None = None,
     settled_offset: int | None = None,
+    first_offsets: Mapping[str, int] | None = None,
     operator_key: bytes | None = None,
     policy: Policy | None = None,
     start: AuditState | None = None,
@@ -156,6 +157,9 @@ def run_audit(
             after the others.
         settled_offset: Blocks below this offset must have their checkpoint; later ones
             may be too new for it. None: every block must.
+        first_offsets: By topic, the offset of the partition's first record that is
+            left, where that is known. What an earlier audit read is not read again, so
+            nothing else shows that it was deleted.
         operator_key: Who founded it, 32 bytes; None takes the log's word.
         policy: Whose cosignatures the reader demands; None demands none.
         start: Where an earlier audit ended. Each partition is then read from its
@@ -178,6 +182,7 @@ def run_audit(
         unframe=unframe,
         fetch_blob=fetch_blob,
         settled_offset=settled_offset,
+        first_offsets=first_offsets or {},
         operator_key=operator_key,
         policy=policy,
         start=start,
@@ -209,6 +214,7 @@ class _Audit:
         unframe: Unframe,
         fetch_blob: FetchBlob | None,
         settled_offset: int | None,
+        first_offsets: Mapping[str, int],
         operator_key: bytes | None,
         policy: Policy | None,
         start: AuditState | None,
@@ -224,6 +230,7 @@ class _Audit:
             else replace(
                 start,
                 positions=dict(start.positions),
+                first_offsets=dict(start.first_offsets),
                 view=deepcopy(start.view),
                 finality=deepcopy(start.finality),
                 report=deepcopy(start.report),
@@ -245,6 +252,8 @@ class _Audit:
         self._state = before.replay
         self._rounds = before.replay.rounds
         self._positions = before.positions
+        self._own_firsts = before.first_offsets
+        self._first_offsets = first_offsets
         self._blobs = (
             None
             if fetch_blob is None
@@ -302,6 +311,7 @@ class _Audit:
         report = replace(self.report, findings=[], notes=[])
         return AuditState(
             positions=self._positions,
+            first_offsets=self._own_firsts,
             replay=self._state,
             view=self._view,
             checkpoints=list(self._expected),
@@ -353,8 +363,27 @@ class _Audit:
         position = self._positions.get(topic)
         remaining = iter(records)
         if position is not None:
+            self._demand_beginning(topic)
             self._demand(next(remaining, None), position, topic)
         yield from remaining
+
+    def _demand_beginning(self, topic: str) -> None:
+        """Check that nothing was deleted of what an earlier audit saw first.
+
+        A partition holds several federations: of records before this one's first the
+        audit says nothing.
+        """
+        first = self._first_offsets.get(topic, 0)
+        own_first = self._own_firsts.get(topic, 0)
+        if first > own_first:
+            raise self._stop(
+                FindingCode.LOG_TRUNCATED,
+                Place(topic=topic, offset=own_first),
+                "the beginning of what an earlier audit saw was deleted; Kafka's "
+                "operator can do that. Copy what is left, and what ledger nodes have",
+                f"a partition that begins at offset {own_first} or before",
+                f"it begins at offset {first}",
+            )
 
     def _demand(self, found: Record | None, position: Position, topic: str) -> None:
         """Check that the last record that an earlier audit saw still is there."""
@@ -384,6 +413,7 @@ class _Audit:
             )
 
     def _mark_read(self, record: Record, topic: str) -> None:
+        self._own_firsts.setdefault(topic, record.offset)
         self._positions[topic] = Position(
             offset=record.offset, digest=hash_record(record)
         )
@@ -466,6 +496,11 @@ class _Audit:
         report.num_signatures += len(leaves) + 1
         report.log_bytes += len(value)
         report.last_block_at_ms = block.sequenced_at_ms
+        if not all(
+            isinstance(leaf.sequenced.event, e.FinalityRequested) for leaf in leaves
+        ):
+            report.awaited_size = report.num_leaves
+            report.awaited_at_ms = block.sequenced_at_ms
         self._last_place = place
         self._mark_read(record, topics.LEDGER)
         return True

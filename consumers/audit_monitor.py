@@ -10,10 +10,13 @@ Rules:
   lies could end everybody's monitor.
 - TRUNCATION: what was there is not there any more.
 - EQUIVOCATION: somebody signed what contradicts itself.
-- STALE: blocks come, and for too long no larger checkpoint was cosigned by a quorum.
+- STALE: something waits to become final, and for too long no larger checkpoint was
+  cosigned by a quorum; or nothing at all could be read for too long. What the timer
+  says to give a quiet log's last block a child waits for nothing itself (ADR 0015).
 - FINDING: anything else that an audit finds.
 
-Deliberately not here: reading, clocks (time is an argument) and waiting.
+Deliberately not here: reading, clocks (time is an argument) and waiting. Nor whether a
+log at rest goes on somewhere else: whoever reads Kafka alone cannot tell.
 """
 
 from __future__ import annotations
@@ -35,6 +38,11 @@ class AlertKind(StrEnum):
     FINDING = "FINDING"
 
 
+DEFAULT_STALE_AFTER_S: Final = 300.0
+"""Ledger nodes make a block final within seconds, and after a failed sequencer within a
+few epochs, whose timeouts double."""
+UNREADABLE: Final = "UNREADABLE"
+"""The code of an alert that nothing could be read."""
 FATAL: Final = frozenset({AlertKind.FORK, AlertKind.TRUNCATION})
 """After these the log is not one log any more."""
 _KINDS: Final = {
@@ -91,8 +99,8 @@ class Monitor:
     """Remembers what was said.
 
     Args:
-        stale_after_s: How long blocks may come without a larger final checkpoint,
-            seconds; None for ever.
+        stale_after_s: How long something may wait for finality, and how long nothing
+            may be read, seconds; None for ever.
     """
 
     def __init__(self, stale_after_s: float | None) -> None:
@@ -102,20 +110,49 @@ class Monitor:
         self._size = 0
         self._waiting_since_s: float | None = None
         self._is_stale = False
+        self._read_at_s: float | None = None
+        self._is_unreadable = False
 
-    def judge(self, report: Report, now_s: float) -> list[Alert]:
+    def judge(self, report: Report, now_s: float, at_s: float) -> list[Alert]:
         """Return the alerts that an audit's report gives rise to.
 
         Args:
             report: Of an audit that went on from the last one.
             now_s: Now, seconds of any clock that never goes back.
+            at_s: Now, seconds since 1970-01-01 UTC: what others' stamps are compared
+                with.
         """
+        self._read_at_s, self._is_unreadable = now_s, False
         alerts = [
             alert for alert in map(_as_alert, report.findings) if self._is_new(alert)
         ]
         alerts += self._find_proven(report)
-        alerts += self._find_staleness(report, now_s)
+        alerts += self._find_staleness(report, now_s, at_s)
         return alerts
+
+    def miss(self, why: str, now_s: float) -> list[Alert]:
+        """Return the alert that nothing was read for too long, once.
+
+        Args:
+            why: Why nothing could be read this time, for people.
+            now_s: As in `judge`.
+        """
+        if self._read_at_s is None:
+            self._read_at_s = now_s
+        if self._stale_after_s is None or self._is_unreadable:
+            return []
+        missed_s = now_s - self._read_at_s
+        if missed_s < self._stale_after_s:
+            return []
+        self._is_unreadable = True
+        return [
+            Alert(
+                kind=AlertKind.STALE,
+                code=UNREADABLE,
+                place=Place(),
+                message=f"nothing could be read for {missed_s:.0f} s: {why}",
+            )
+        ]
 
     def _is_new(self, alert: Alert) -> bool:
         what = alert.code, str(alert.place), alert.found
@@ -137,18 +174,23 @@ class Monitor:
             for proven in new
         ]
 
-    def _find_staleness(self, report: Report, now_s: float) -> list[Alert]:
+    def _find_staleness(self, report: Report, now_s: float, at_s: float) -> list[Alert]:
         finality = report.finality
         if finality is None or self._stale_after_s is None:
             return []
-        if finality.cosigned_size > self._size or self._waiting_since_s is None:
-            self._size = max(self._size, finality.cosigned_size)
-            self._waiting_since_s, self._is_stale = now_s, False
-        if report.num_leaves <= self._size:
-            # Nothing waits: the time begins with the next block.
+        if finality.cosigned_size > self._size:
+            self._size = finality.cosigned_size
+            self._waiting_since_s, self._is_stale = None, False
+        if report.awaited_size <= self._size:
+            # Nothing waits: the time begins with the next block that says something.
             self._waiting_since_s = None
             return []
-        waited_s = now_s - self._waiting_since_s
+        if self._waiting_since_s is None:
+            self._waiting_since_s = now_s
+        # A monitor that has just begun knows by the stamps of others how long it is.
+        # Both must be old: after a rest the last cosignature is, and no fault.
+        stamped_s = max(finality.cosigned_at_s, report.awaited_at_ms / 1_000)
+        waited_s = max(now_s - self._waiting_since_s, at_s - stamped_s)
         if self._is_stale or waited_s < self._stale_after_s:
             return []
         self._is_stale = True
@@ -158,7 +200,7 @@ class Monitor:
                 code=AlertKind.STALE,
                 place=Place(height=report.num_blocks - 1),
                 message=f"no larger checkpoint became final for {waited_s:.0f} s",
-                expected=f"a quorum's cosignatures up to size {report.num_leaves}",
+                expected=f"a quorum's cosignatures up to size {report.awaited_size}",
                 found=f"size {self._size}",
             )
         ]

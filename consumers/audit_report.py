@@ -260,6 +260,10 @@ class Report:
         equivocations: Contradictions proven on the ledger.
         balances: Points by account, as the rewards decider computes them.
         last_block_at_ms: The stamp of the last block.
+        awaited_size: Number of leaves up to the end of the last block that says more
+            than `FinalityRequested`: what must become final. Nothing gives a block
+            after it a child (ADR 0015).
+        awaited_at_ms: That block's stamp.
         has_checkpoints: Whether checkpoints were read.
         has_attestations: Whether ledger nodes' attestations were.
         continued_from: Number of blocks that an earlier audit had verified; 0 if this
@@ -297,6 +301,8 @@ class Report:
     equivocations: list[Equivocation] = field(default_factory=list)
     balances: dict[str, int] = field(default_factory=dict)
     last_block_at_ms: int = 0
+    awaited_size: int = 0
+    awaited_at_ms: int = 0
     has_checkpoints: bool = False
     has_attestations: bool = False
     continued_from: int = 0

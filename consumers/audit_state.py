@@ -97,6 +97,7 @@ class AuditState:
 
     Attributes:
         positions: The last record of each topic, by topic.
+        first_offsets: Offset of the federation's first record on each topic.
         replay: What the leaves lead to.
         view: The current round's blobs.
         checkpoints: Those of the last blocks that have none yet.
@@ -105,6 +106,7 @@ class AuditState:
     """
 
     positions: dict[str, Position] = field(default_factory=dict)
+    first_offsets: dict[str, int] = field(default_factory=dict)
     replay: ReplayState = field(default_factory=ReplayState)
     view: RoundView = field(default_factory=RoundView)
     checkpoints: list[ExpectedCheckpoint] = field(default_factory=list)

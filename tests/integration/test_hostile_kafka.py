@@ -2,15 +2,17 @@
 
 Four ledger nodes have made blocks final. Then, on the real broker and one after the
 other: a node that never ran is served another order, old blocks come again, records
-are deleted, the topic is dropped and made anew, and a rewritten log with good hashes
-and good signatures is put in its place. The nodes must notice each, and what is final
-must stay what it was. `-s` prints how long each took to be seen.
+are deleted, the topic is dropped and an old log put in its place, and then a rewritten
+one with good hashes and good signatures. Every node must notice each, and an audit
+what it can; what is final must stay what it was. `-s` prints how long it took until
+the last node had seen it.
 """
 
 import json
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,12 @@ import pytest
 from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from adapters.kafka import create_topics, make_headers
+from adapters.kafka import (
+    MAX_RECORD_SIZE_BYTES,
+    Record,
+    create_topics,
+    make_headers,
+)
 from adapters.keys import key_path, load_or_create_key
 from adapters.log_client import LogClient
 from cli.node import make_node
@@ -52,6 +59,8 @@ ORIGIN = compute_origin(NAME)
 NODES = ("ash", "beech", "cherry", "dune")
 LATE = "dune"
 """The node that never ran before it is served another order."""
+NUM_OLD = 3
+"""Records of the old log that is put in the topic's place."""
 SEEN_WITHIN_S = 30.0
 
 
@@ -61,9 +70,13 @@ class Siege:
     federation: Federation
     urls: dict[str, str]
     log_key: SigningKey
-    true_blocks: list[e.BlockSequenced] = field(default_factory=list)
+    true_records: list[Record] = field(default_factory=list)
     heads: dict[str, Checkpoint] = field(default_factory=dict)
-    took_s: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def audit_state(self) -> Path:
+        """Where an audit ended before the attacks."""
+        return self.world.directory / "before-the-siege"
 
     def start(self, name: str, services: Services | None = None) -> None:
         (services or self.world.services).start(
@@ -80,19 +93,73 @@ class Siege:
             return {"final_height": -1, "alerts": []}
         return found
 
-    def alerts(self, name: str) -> set[str]:
-        return {alert["code"] for alert in self.status(name)["alerts"]}
+    def first_alert_s(
+        self, name: str, codes: Sequence[AlertCode], since_s: float
+    ) -> float:
+        """Return when a node first raised one of these since then; 0 if it did not."""
+        times = [
+            alert["at_s"]
+            for alert in self.status(name)["alerts"]
+            if alert["code"] in {str(code) for code in codes}
+        ]
+        return min((at_s for at_s in times if at_s >= since_s), default=0.0)
 
-    def await_alert(self, attack: str, name: str, *codes: AlertCode) -> None:
-        """Wait until a node raises one of these, and note how long it took."""
-        began = time.monotonic()
-        wait_until(
-            lambda: self.alerts(name) & {str(code) for code in codes},
-            f"{name} notices {attack}: {self.alerts(name)}",
-            SEEN_WITHIN_S,
+    @contextmanager
+    def seen_as(
+        self, attack: str, *codes: AlertCode, by: Sequence[str] = NODES
+    ) -> Iterator[None]:
+        """Wait until each of these nodes raised one of these since this began, and
+        print how long after the attack the last one did.
+        """
+        began_s = time.time()
+        yield
+        ended_s = time.time()
+        seen_s = []
+        for name in by:
+
+            def find(name: str = name) -> float:
+                return self.first_alert_s(name, codes, began_s)
+
+            seen_s.append(wait_until(find, f"{name} sees {attack}", SEEN_WITHIN_S))
+        print(f"{attack}: {', '.join(by)}: {max(seen_s) - ended_s:.1f} s")
+
+    def audit(self, *arguments: str) -> set[str]:
+        """Return the codes of an audit's findings; there must be some."""
+        finished = self.world.moot(
+            "audit", "--federation", NAME, "--no-blobs", "--json", *arguments
         )
-        self.took_s[attack] = time.monotonic() - began
-        print(f"{attack}: {name}, {self.took_s[attack]:.1f} s")
+        assert finished.returncode == 1, finished.stdout[-3000:] + finished.stderr
+        report = json.loads(finished.stdout)
+        assert not report["is_sound"]
+        return {finding["code"] for finding in report["findings"]}
+
+    def has_evidence(self) -> bool:
+        """Whether a node has published that the log's key contradicts itself."""
+        said = map(self.world.decode, self.world.records(topics.PROOFS, NAME))
+        return any(
+            isinstance(event, e.EquivocationProven)
+            and event.public_key == self.log_key.public_key
+            for event in said
+        )
+
+    def replace_ledger(self) -> World:
+        """Drop the ledger's topic and make it anew; returns whence to write to it."""
+        admin = _admin(self)
+        admin.delete_topics([topics.LEDGER])[topics.LEDGER].result(30)
+        wait_until(
+            lambda: topics.LEDGER not in admin.list_topics(timeout=10).topics,
+            "it is gone",
+        )
+        create_topics(self.world.settings)
+        # A producer that knew the old topic may not find the new one at once.
+        raw = Producer(
+            {
+                "log_level": 2,
+                "bootstrap.servers": self.world.settings.bootstrap_servers,
+                "message.max.bytes": MAX_RECORD_SIZE_BYTES,
+            }
+        )
+        return replace(self.world, raw=raw)
 
     def await_final(self, height: int, *names: str) -> None:
         wait_until(
@@ -122,11 +189,11 @@ class Siege:
             for name, url in self.urls.items()
         }
 
-    def blocks(self) -> list[e.BlockSequenced]:
-        return [
-            self.world.decode(record)
-            for record in self.world.records(topics.LEDGER, NAME)
-        ]
+    def blocks(self, records: Sequence[Record] | None = None) -> list[e.BlockSequenced]:
+        """Return the blocks in these records, or on the ledger now."""
+        if records is None:
+            records = self.world.records(topics.LEDGER, NAME)
+        return [self.world.decode(record) for record in records]
 
     def forge(
         self, blocks: Sequence[e.BlockSequenced], leaves: Sequence[tuple[bytes, ...]]
@@ -185,6 +252,11 @@ def siege(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Siege]:
         for _ in range(4):
             height = made.say()
         made.await_final(height, *(name for name in NODES if name != LATE))
+        saved = world.moot(
+            "audit", "--federation", NAME, "--no-blobs", "--json",
+            "--save", str(made.audit_state),
+        )  # fmt: skip
+        assert saved.returncode == 0, saved.stdout[-3000:] + saved.stderr
         yield made
         world.services.stop(*NODES)
 
@@ -207,13 +279,13 @@ def test_another_order_for_one_node_is_seen_and_healed(
             {**siege.world.environment, "MOOT_BOOTSTRAP_SERVERS": servers},
             tmp_path / "logs",
         )
-        siege.start(LATE, elsewhere)
-        siege.await_alert(
+        with siege.seen_as(
             "another order for one node",
-            LATE,
             AlertCode.FORK,
             AlertCode.KAFKA_REWRITTEN,
-        )
+            by=[LATE],
+        ):
+            siege.start(LATE, elsewhere)
         # Its peers have the true blocks, and the certificates that make them final.
         siege.await_final(len(blocks) - 2, LATE)
         elsewhere.close()
@@ -249,50 +321,52 @@ def _swap_two_applicants(
 
 
 def test_old_blocks_that_come_again_are_seen(siege: Siege) -> None:
-    siege.true_blocks = siege.blocks()
-    for record in siege.world.records(topics.LEDGER, NAME)[:3]:
-        siege.world.produce(
-            topics.LEDGER, record.value, key=record.key, headers=record.headers
-        )
-    siege.await_alert("old blocks again", "ash", AlertCode.KAFKA_REPLAYED)
+    siege.true_records = siege.world.records(topics.LEDGER, NAME)
+    with siege.seen_as("old blocks again", AlertCode.KAFKA_REPLAYED):
+        for record in siege.true_records[:NUM_OLD]:
+            siege.world.produce(
+                topics.LEDGER, record.value, key=record.key, headers=record.headers
+            )
+    assert "BROKEN_LOG" in siege.audit()
 
 
 def test_deleted_records_are_seen(siege: Siege) -> None:
     admin = _admin(siege)
-    (done,) = admin.delete_records([TopicPartition(topics.LEDGER, 0, 2)]).values()
-    done.result(30)
-    siege.await_alert("deleted records", "beech", AlertCode.KAFKA_TRUNCATED)
+    with siege.seen_as("deleted records", AlertCode.KAFKA_TRUNCATED):
+        (done,) = admin.delete_records([TopicPartition(topics.LEDGER, 0, 2)]).values()
+        done.result(30)
+    # What it reads is as it was: only that the beginning is gone tells.
+    assert "LOG_TRUNCATED" in siege.audit("--from", str(siege.audit_state))
 
 
-def test_a_topic_made_anew_is_seen(siege: Siege) -> None:
+def test_an_old_log_in_place_of_the_topic_is_seen(siege: Siege) -> None:
+    """What it holds is true, and all of it final: there was more."""
     siege.world.services.stop("sequencer", f"timer-{NAME}")
     siege.heads = siege.final_heads()
-    admin = _admin(siege)
-    admin.delete_topics([topics.LEDGER])[topics.LEDGER].result(30)
-    wait_until(
-        lambda: topics.LEDGER not in admin.list_topics(timeout=10).topics, "it is gone"
-    )
-    create_topics(siege.world.settings)
-    siege.await_alert(
-        "topic made anew",
-        "cherry",
-        AlertCode.KAFKA_RECREATED,
-    )
+    with siege.seen_as("an old log in the topic's place", AlertCode.KAFKA_RECREATED):
+        anew = siege.replace_ledger()
+        for record in siege.true_records[:NUM_OLD]:
+            anew.produce(
+                topics.LEDGER, record.value, key=record.key, headers=record.headers
+            )
+    assert "FINAL_BLOCK_DIFFERS" in siege.audit()
+    assert "LOG_TRUNCATED" in siege.audit("--from", str(siege.audit_state))
 
 
 def test_a_rewritten_log_with_good_signatures_is_seen_and_changes_nothing(
     siege: Siege,
 ) -> None:
     """One byte of one leaf, and everything after it computed and signed again."""
-    blocks = siege.true_blocks
+    blocks = siege.blocks(siege.true_records)
     leaves = [block.leaves for block in blocks]
     changed = bytearray(leaves[1][0])
     changed[-1] ^= 2  # its source offset
     leaves[1] = (bytes(changed), *leaves[1][1:])
     forged = siege.forge(blocks, leaves)
-    for block in forged:
-        siege.publish(siege.world, block)
-    siege.await_alert("rewritten with the log's key", "ash", AlertCode.KAFKA_REWRITTEN)
+    with siege.seen_as("rewritten with the log's key", AlertCode.KAFKA_REWRITTEN):
+        anew = siege.replace_ledger()
+        for block in forged:
+            siege.publish(anew, block)
     last = forged[-1]
     size = last.first_leaf_index + len(last.leaves)
     signed = e.CheckpointSigned(
@@ -302,21 +376,16 @@ def test_a_rewritten_log_with_good_signatures_is_seen_and_changes_nothing(
             Checkpoint(ORIGIN, size, last.tree_root), siege.log_key
         ).decode(),
     )
-    siege.publish(siege.world, signed)
-    siege.await_alert(
+    with siege.seen_as(
         "two checkpoints of one size",
-        "beech",
         AlertCode.EQUIVOCATION,
         AlertCode.CHECKPOINT_DIFFERS,
-    )
+    ):
+        siege.publish(siege.world, signed)
+    wait_until(siege.has_evidence, "a node publishes the evidence", SEEN_WITHIN_S)
     # What is final stays what it was, for every node, and is still served.
     assert siege.final_heads() == siege.heads
-    report = siege.world.moot("audit", "--federation", NAME, "--no-blobs", "--json")
-    found = json.loads(report.stdout)
-    assert report.returncode == 1
-    assert not found["is_sound"]
-    codes = {finding["code"] for finding in found["findings"]}
-    assert "FINAL_BLOCK_DIFFERS" in codes, codes
+    assert "FINAL_BLOCK_DIFFERS" in siege.audit()
 
 
 def _admin(siege: Siege) -> AdminClient:

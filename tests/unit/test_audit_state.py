@@ -140,7 +140,9 @@ def half(log, attestations):
     return audit(log, attestations, ends=ends)
 
 
-def continued(half, log, attestations, *, ledger=None, checkpoints=None, said=None):
+def continued(
+    half, log, attestations, *, ledger=None, checkpoints=None, said=None, **options
+):
     """Go on with these records, which begin where the half ended."""
     positions = half.state.positions
 
@@ -156,6 +158,7 @@ def continued(half, log, attestations, *, ledger=None, checkpoints=None, said=No
         else checkpoints,
         attestations=rest(attestations, topics.ATTESTATIONS) if said is None else said,
         start=half.state,
+        **options,
     )
 
 
@@ -189,6 +192,55 @@ def test_a_topic_that_was_rewritten_or_cut_ends_the_audit(
             assert half.report.tree_root in finding.expected
         # What was known stays known.
         assert audited.state == half.state
+
+
+@pytest.mark.parametrize(
+    "topic", [topics.LEDGER, topics.CHECKPOINTS, topics.ATTESTATIONS]
+)
+def test_a_topic_whose_beginning_was_deleted_ends_the_audit(
+    half, log, attestations, topic
+):
+    """Nothing of it is read again: what is read looks as before."""
+    audited = continued(half, log, attestations, first_offsets={topic: 2})
+    (finding,) = [
+        finding
+        for finding in audited.report.findings
+        if finding.code is FindingCode.LOG_TRUNCATED
+    ]
+    assert (finding.place.topic, finding.place.offset) == (topic, 0)
+    assert finding.found == "it begins at offset 2"
+    assert audited.report.stopped
+    assert audited.state == half.state
+    whole = dict.fromkeys((topics.LEDGER, topics.CHECKPOINTS, topics.ATTESTATIONS), 0)
+    assert continued(half, log, attestations, first_offsets=whole).report.is_sound
+
+
+def test_of_other_federations_records_anything_may_be_deleted(log, attestations):
+    """A partition holds several: what was before this log's first is not of it."""
+    end = log.records[8].offset
+
+    def later(records):
+        return [replace(record, offset=record.offset + 100) for record in records]
+
+    def go_on(first, start=None):
+        return run_audit(
+            later(log.records)[0 if start is None else 8 :],
+            federation_id="clinics",
+            unframe=unframe,
+            first_offsets={topics.LEDGER: first},
+            start=start,
+        )
+
+    begun = run_audit(
+        later(log.records[:9]), federation_id="clinics", unframe=unframe
+    ).state
+    assert begun.positions[topics.LEDGER].offset == end + 100
+    assert begun.first_offsets == {topics.LEDGER: 100}
+    assert load_state(save_state(begun)).first_offsets == begun.first_offsets
+    assert go_on(100, begun).report.is_sound
+    assert codes(go_on(101, begun)) == [FindingCode.LOG_TRUNCATED]
+    # Whoever reads from the beginning sees for himself what is there.
+    assert go_on(50).report.is_sound
 
 
 def test_a_fork_after_what_was_verified_is_found(half, log, attestations):
