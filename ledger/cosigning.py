@@ -7,6 +7,7 @@ anybody's bytes: it is verified here, and what is kept is bounded.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -109,8 +110,13 @@ class CosignatureCollector:
                 return Note(text, (self._log_lines[text], *lines)).to_bytes()
         return None
 
+    def has_quorum(self, size: int) -> bool:
+        """Return whether `merge` has something to return."""
+        texts = Counter(text for text, _ in self._said.get(size, {}).values())
+        return max(texts.values(), default=0) >= self._quorum
+
     def largest(self) -> int:
         """Return the largest size with a quorum; 0 if there is none."""
         return max(
-            (size for size in self._said if self.merge(size) is not None), default=0
+            filter(self.has_quorum, self._said), default=0
         )
