@@ -93,12 +93,17 @@ class KafkaIntake:
         key = self._node.desk.log_key
         if key is None:
             return
+        digest = block_hash(data)
+        known = self._node.tree.find_hash(digest)
+        if known is not None and known.signature == signature:
+            self.watch.see_block(offset, known.header.height, digest)
+            return
         try:
             verify_event(key.public_key, data, signature)
             height = codec.decode_as(e.BlockSequenced, data).height
         except (InvalidSignatureError, codec.CodecError):
             return
-        self.watch.see_block(offset, height, block_hash(data))
+        self.watch.see_block(offset, height, digest)
 
     async def _take_message(self, record: Record) -> None:
         data = await self._unframe(record)
