@@ -117,6 +117,4 @@ class CosignatureCollector:
 
     def largest(self) -> int:
         """Return the largest size with a quorum; 0 if there is none."""
-        return max(
-            filter(self.has_quorum, self._said), default=0
-        )
+        return max(filter(self.has_quorum, self._said), default=0)
