@@ -78,6 +78,10 @@ PATIENCE_S: Final = 4.0
 """How long an epoch may go without a certificate that could be; doubles each time."""
 MAX_PATIENCE_S: Final = 64.0
 """Up to where it doubles, and for how long signs of life make it begin anew."""
+REPLAYS_OF_PATIENCE: Final = 4
+"""How many times as long as the longest recent replay here it may go at least: others
+replay that block as well, on slower machines or on this one."""
+RECENT_REPLAYS: Final = 32
 MAX_HEARD: Final = 2_048
 """Messages that are known again by their bytes. Each comes from Kafka and from every
 node; a few seconds' worth is enough, and it is less than what is kept of them."""
@@ -152,6 +156,7 @@ class LedgerNode:
         self._place = (-1, -2)
         self._life = (0, 0)
         self._patience_s = PATIENCE_S
+        self._replays_s: deque[float] = deque(maxlen=RECENT_REPLAYS)
         self._is_signing = False
         if votes is not None and (votes.is_retired or blocks.note(_ELSEWHERE)):
             self._retire(votes)
@@ -652,6 +657,15 @@ class LedgerNode:
 
     # Time
 
+    def note_replay(self, took_s: float) -> None:
+        """Say how long a block's replay took, by the clock."""
+        self._replays_s.append(took_s)
+
+    def _find_patience_s(self) -> float:
+        """Return how long an epoch may stall now."""
+        busy_s = REPLAYS_OF_PATIENCE * max(self._replays_s, default=0.0)
+        return min(max(self._patience_s, busy_s), MAX_PATIENCE_S)
+
     def tick(self, now_s: float) -> None:
         """Let time pass: a stalled epoch is given up (R7).
 
@@ -692,7 +706,7 @@ class LedgerNode:
         self._life = life
         if is_alive and now_s - self._waits_since_s < MAX_PATIENCE_S:
             self._stalled_since_s = now_s
-        if now_s - self._stalled_since_s >= self._patience_s:
+        if now_s - self._stalled_since_s >= self._find_patience_s():
             self._stalled_since_s = now_s
             self._patience_s = min(2 * self._patience_s, MAX_PATIENCE_S)
             log.warning("epoch %d stalls at block %d", *place)
