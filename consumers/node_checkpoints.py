@@ -105,6 +105,8 @@ class CheckpointDesk:
             return None  # every cosigner brings it, and it was verified
         head = verify_checkpoint(signed_note, self._log_key, self._origin).checkpoint
         known = self._signed.setdefault(head.size, bare)
+        if self._collector is not None:
+            self._collector.know(note.text, lines[0])
         if 0 < head.size <= self._tiles.size:
             tree = tree_from_tiles(self._tiles.read_tile, head.size)
             self._check_root(head, tree.root())
