@@ -135,21 +135,22 @@ class BlockStore:
             BlockStoreError: it is not stored, does not follow the last final block, or
                 another one is final at its height. A bug; nothing was written.
         """
-        block = self._find("id = ?", block_id)
-        if block is None:
+        query = "SELECT height, is_final FROM blocks WHERE id = ?"
+        row = next(self._ask(query, block_id), None)
+        if row is None:
             msg = f"block {block_id.hex()} is not stored"
             raise BlockStoreError(msg)
-        known = self.final_block(block.height)
-        if known is not None and known.id == block_id:
+        height, is_final = row
+        if is_final:
             return
-        if block.height != self.final_height + 1:
-            msg = f"block {block.height} cannot follow final block {self.final_height}"
+        if height != self.final_height + 1:
+            msg = f"block {height} cannot follow final block {self.final_height}"
             raise BlockStoreError(msg)
         with self._connection:  # commits, or rolls back
             list(self._ask("BEGIN IMMEDIATE"))
             list(self._ask("UPDATE blocks SET is_final = 1 WHERE id = ?", block_id))
             below = "DELETE FROM blocks WHERE height <= ? AND NOT is_final"
-            list(self._ask(below, block.height))
+            list(self._ask(below, height))
             if proof is not None:
                 list(self._ask("INSERT OR IGNORE INTO proofs VALUES (?, ?, ?)", *proof))
 

@@ -194,6 +194,8 @@ class TileStore:
                 shutil.rmtree(self._directory / f"{path}.p", ignore_errors=True)
 
     def _make_directory(self, directory: Path) -> None:
+        if directory.is_dir():
+            return
         missing = takewhile(
             lambda path: not path.exists(), (directory, *directory.parents)
         )
@@ -278,6 +280,8 @@ class TileStore:
         # Partial files are not read here: one that a crash has left may be of another
         # log's growth. The full ones and the edge are what this one has grown.
         source, data = self._edge.get(path.level, (None, None))
+        if source == path and data is not None:
+            return data  # just as it has grown
         if source != widest:
             source, data = widest, self._read_file(str(widest))
         return self._cut(path, source, data)

@@ -67,6 +67,7 @@ class LogMaker:
         is_summed: Whether sums are computed; without blobs nobody can tell.
         num_nodes: Its ledger nodes. Each attests every block, and cosigns every
             checkpoint once its block is final.
+        node_key: The first node's key; None makes one, as for the others.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class LogMaker:
         *,
         is_summed: bool,
         num_nodes: int = 0,
+        node_key: SigningKey | None = None,
     ) -> None:
         self.federation_id = federation_id
         self.nodes = {
@@ -86,6 +88,8 @@ class LogMaker:
             )
             for number in range(num_nodes)
         }
+        if node_key is not None:
+            self.nodes["node00"] = node_key
         self._said: list[tuple[e.Attestation, SigningKey]] = []
         self._hasher = StateHasher()
         self._header: Header | None = None

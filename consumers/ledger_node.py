@@ -78,6 +78,10 @@ PATIENCE_S: Final = 4.0
 """How long an epoch may go without a certificate that could be; doubles each time."""
 MAX_PATIENCE_S: Final = 64.0
 """Up to where it doubles, and for how long signs of life make it begin anew."""
+REPLAYS_OF_PATIENCE: Final = 4
+"""How many times as long as the longest recent replay here it may go at least: others
+replay that block as well, on slower machines or on this one."""
+RECENT_REPLAYS: Final = 32
 MAX_HEARD: Final = 2_048
 """Messages that are known again by their bytes. Each comes from Kafka and from every
 node; a few seconds' worth is enough, and it is less than what is kept of them."""
@@ -87,6 +91,8 @@ MAX_OUTBOX: Final = 4_096
 MAX_EVIDENCE: Final = 256
 FEED_MARGIN: Final = 32
 """How far below the last final block the feed still reaches."""
+PRUNE_EVERY: Final = 8
+"""How many blocks later it may reach further."""
 _ELSEWHERE: Final = "own key used elsewhere"
 """A note of older block stores: what is now remembered with the votes."""
 
@@ -146,9 +152,11 @@ class LedgerNode:
         self._may_publish = True
         self._waits_since_s: float | None = None
         self._stalled_since_s = 0.0
+        self._pruned = (-1, -1)
         self._place = (-1, -2)
         self._life = (0, 0)
         self._patience_s = PATIENCE_S
+        self._replays_s: deque[float] = deque(maxlen=RECENT_REPLAYS)
         self._is_signing = False
         if votes is not None and (votes.is_retired or blocks.note(_ELSEWHERE)):
             self._retire(votes)
@@ -394,8 +402,11 @@ class LedgerNode:
     def _send(self, event: e.Attestation) -> None:
         """Tell everybody. Whatever it rests on is durable by now."""
         assert self._votes is not None, "an observer says nothing"
-        self.feed.add_attestation(event, self._votes.key.public_key)
+        data = codec.encode(event)
+        self.feed.add_attestation(event, self._votes.key.public_key, data)
         self.outbox.append(event)
+        # Kafka and all others bring it back: these very bytes are no news.
+        self._remember(data)
 
     def _settle(self, finalised: Finalised) -> None:
         header, proof = finalised.header, finalised.proof
@@ -474,13 +485,21 @@ class LedgerNode:
         if not isinstance(event, e.Event):
             msg = f"nobody tells a ledger node a {type(event).__name__}"
             raise InvalidMessageError(msg)
-        self.receive(event)
+        self.receive(event, data if codec.is_present(event, data) else None)
+        self._remember(data)
+
+    def _remember(self, data: bytes) -> None:
+        """Pass over a message when it comes again."""
         self._heard[data] = None
         if len(self._heard) > MAX_HEARD:
             self._heard.popitem(last=False)
 
-    def receive(self, event: e.Event) -> None:
+    def receive(self, event: e.Event, data: bytes | None = None) -> None:
         """Take what a node or the log said, from anywhere. Again: nothing happens.
+
+        Args:
+            event: What was said.
+            data: Its single-object encoding, if it is at hand.
 
         Raises:
             InvalidMessageError: it is not valid.
@@ -494,42 +513,46 @@ class LedgerNode:
                 if self._nodes is None or event.era > self._nodes.era:
                     self._early.append(event)
                 elif event.era == self._nodes.era and self._consensus is not None:
-                    self._apply_message(event, self._consensus)
+                    self._apply_message(event, self._consensus, data)
             case e.CheckpointSigned() | e.CheckpointCosigned():
                 if self.desk.log_key is None:
                     self._early.append(event)
                 else:
-                    self._receive_checkpoint(event)
+                    self._receive_checkpoint(event, data)
             case _:
                 msg = f"nobody tells a ledger node a {type(event).__name__}"
                 raise InvalidMessageError(msg)
 
     def _apply_message(
-        self, event: e.BlockAttested | e.EpochRequested, consensus: Consensus
+        self,
+        event: e.BlockAttested | e.EpochRequested,
+        consensus: Consensus,
+        data: bytes | None,
     ) -> None:
         effects = consensus.receive(event)
-        self.feed.add_attestation(event, event.public_key)
+        self.feed.add_attestation(event, event.public_key, data)
         self._apply(effects)
 
     def _receive_checkpoint(
-        self, event: e.CheckpointSigned | e.CheckpointCosigned
+        self, event: e.CheckpointSigned | e.CheckpointCosigned, data: bytes | None
     ) -> None:
         note = event.checkpoint.encode()
         self._take_signed(note, event.height)
         if isinstance(event, e.CheckpointCosigned):
             for author, own_note in self.desk.add_cosigned(note):
                 own = replace(event, checkpoint=own_note.decode())
-                self.feed.add_attestation(own, author)
+                self.feed.add_attestation(own, author, data if own == event else None)
         self._cosign_and_publish()
 
     def _take_signed(self, note: bytes, height: int) -> None:
+        size = size_of(note.decode())
+        is_new = self.desk.find(size) is None
         proven = self.desk.add_signed(note)
         if proven is not None:
             self._report(proven)
         assert self.desk.log_key is not None
-        size = size_of(note.decode())
         known = self.desk.find(size)
-        if known is not None and proven is None:
+        if is_new and known is not None and proven is None:
             event = e.CheckpointSigned(
                 federation_id=self.federation_id,
                 height=height,
@@ -562,6 +585,11 @@ class LedgerNode:
         final = self.tree.final
         assert final is not None
         assert self._nodes is not None
+        # All entries are looked at, so not for every block: they go a little later.
+        place = self._nodes.era, final.header.height // PRUNE_EVERY
+        if place == self._pruned:
+            return
+        self._pruned = place
         self.feed.prune(
             era=self._nodes.era,
             height=final.header.height - FEED_MARGIN,
@@ -629,6 +657,15 @@ class LedgerNode:
 
     # Time
 
+    def note_replay(self, took_s: float) -> None:
+        """Say how long a block's replay took, by the clock."""
+        self._replays_s.append(took_s)
+
+    def _find_patience_s(self) -> float:
+        """Return how long an epoch may stall now."""
+        busy_s = REPLAYS_OF_PATIENCE * max(self._replays_s, default=0.0)
+        return min(max(self._patience_s, busy_s), MAX_PATIENCE_S)
+
     def tick(self, now_s: float) -> None:
         """Let time pass: a stalled epoch is given up (R7).
 
@@ -669,7 +706,7 @@ class LedgerNode:
         self._life = life
         if is_alive and now_s - self._waits_since_s < MAX_PATIENCE_S:
             self._stalled_since_s = now_s
-        if now_s - self._stalled_since_s >= self._patience_s:
+        if now_s - self._stalled_since_s >= self._find_patience_s():
             self._stalled_since_s = now_s
             self._patience_s = min(2 * self._patience_s, MAX_PATIENCE_S)
             log.warning("epoch %d stalls at block %d", *place)

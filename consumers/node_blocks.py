@@ -24,6 +24,7 @@ from typing import Final
 from consumers.node_feed import AlertCode, Alerts
 from ledger.attestations import START, Header, NodeSet, Start, compute_chain_id
 from ledger.blocks import GENESIS_HASH, block_hash
+from protocol.envelope import verify_event
 from protocol.log import ForeignRecordError, LogError, LogState, verify_author
 from protocol.replay import DeciderError, ReplayState, Unframe, replay_block
 from protocol.state_root import StateHasher
@@ -73,12 +74,23 @@ class TreeBlock:
 
 @dataclass(frozen=True, slots=True)
 class _Waiting:
-    """A block that is not verified yet: the hash of its parent, its own, itself."""
+    """A block that the sequencer signed, and that is not verified yet.
+
+    Attributes:
+        previous: The hash of its parent.
+        height: What it says.
+        digest: Its own hash.
+        data: Single-object encoding, as received.
+        signature: The sequencer's.
+        sequencer_key: By which it is good.
+    """
 
     previous: bytes
+    height: int
     digest: bytes
     data: bytes
     signature: bytes
+    sequencer_key: bytes
 
 
 class RegistryAwayError(Exception):
@@ -123,6 +135,8 @@ class BlockTree:
         # By the hash of the parent that they wait for, then by their own.
         self._orphans: OrderedDict[bytes, dict[bytes, _Waiting]] = OrderedDict()
         self._rejected: OrderedDict[bytes, None] = OrderedDict()
+        # The last one whose signature was looked at: several do in turn.
+        self._looked: _Waiting | None = None
         self._replayed: dict[tuple[bytes, bytes], TreeBlock | UnfitBlockError] = {}
         self.num_added = 0
         """How many blocks were added so far: it grows while there is progress."""
@@ -256,10 +270,34 @@ class BlockTree:
         state = self._root if self._final is None else self._final.state
         if self._final is None and self._blocks:
             state = next(iter(self._blocks.values())).state
-        block, _ = verify_author(state.log, data, signature)
-        if block.height <= self.final_height:
-            return None
-        return _Waiting(block.previous_block_hash, digest, data, signature)
+        item = self._looked
+        if item is None or (item.digest, item.signature, item.sequencer_key) != (
+            digest,
+            signature,
+            state.log.sequencer_key,
+        ):
+            block, key = verify_author(state.log, data, signature)
+            item = self._looked = _Waiting(
+                previous=block.previous_block_hash,
+                height=block.height,
+                digest=digest,
+                data=data,
+                signature=signature,
+                sequencer_key=key,
+            )
+        return None if item.height <= self.final_height else item
+
+    def _verify_signature(
+        self, public_key: bytes, data: bytes, signature: bytes
+    ) -> None:
+        """Check a signature, unless it is that of the block looked at last."""
+        item = self._looked
+        if item is None or (item.sequencer_key, item.signature, item.data) != (
+            public_key,
+            signature,
+            data,
+        ):
+            verify_event(public_key, data, signature)
 
     def verify(
         self, parent: TreeBlock | None, data: bytes, signature: bytes
@@ -278,7 +316,13 @@ class BlockTree:
         """
         before = self._root if parent is None else parent.state
         try:
-            replayed = replay_block(before, data, signature, unframe=self._unframe)
+            replayed = replay_block(
+                before,
+                data,
+                signature,
+                unframe=self._unframe,
+                verify=self._verify_signature,
+            )
         except (ForeignRecordError, RegistryAwayError):
             raise
         except LogError as error:
@@ -315,7 +359,7 @@ class BlockTree:
             era=0 if nodes is None else nodes.era,
             height=replayed.block.height,
             previous_id=START if parent is None else parent.header.id,
-            block_hash=block_hash(data),
+            block_hash=state.log.chain.previous_block_hash,
             tree_size=state.log.chain.size,
             tree_root=state.log.chain.tree.root(),
             state_root=self._hasher.compute_root(state),

@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import Final
 
 from adapters.tile_store import TileStore, TileStoreError
-from consumers.node_feed import AlertCode, Alerts, read_note
+from consumers.node_feed import AlertCode, Alerts
 from ledger.attestations import NodeSet
 from ledger.checkpoint import (
     Checkpoint,
@@ -24,7 +24,7 @@ from ledger.checkpoint import (
     verify_checkpoint,
 )
 from ledger.cosigning import CosignatureCollector
-from ledger.note import InvalidNoteError, Note, VerifierKey
+from ledger.note import InvalidNoteError, Note, VerifierKey, parse_note
 from ledger.tiles import tree_from_tiles
 from schemas import codec
 from schemas import events as e
@@ -97,7 +97,7 @@ class CheckpointDesk:
         if self._log_key is None:
             msg = "the log's key is not known yet"
             raise InvalidNoteError(msg)
-        note = read_note(signed_note)
+        note = parse_note(signed_note)
         name = self._log_key.name, self._log_key.key_id
         lines = [line for line in note.signatures if (line.name, line.key_id) == name]
         bare = Note(note.text, tuple(lines[:1])).to_bytes()
@@ -105,13 +105,15 @@ class CheckpointDesk:
             return None  # every cosigner brings it, and it was verified
         head = verify_checkpoint(signed_note, self._log_key, self._origin).checkpoint
         known = self._signed.setdefault(head.size, bare)
+        if self._collector is not None:
+            self._collector.know(note.text, lines[0])
         if 0 < head.size <= self._tiles.size:
             tree = tree_from_tiles(self._tiles.read_tile, head.size)
             self._check_root(head, tree.root())
         if self._collector is None:
             self._ready.add(head.size)
         self._forget_some()
-        if read_note(known).text == note.text:
+        if parse_note(known).text == note.text:
             return None
         messages = [
             codec.encode(
@@ -140,7 +142,7 @@ class CheckpointDesk:
         """
         note = self._signed.get(size)
         return note is not None and self._check_root(
-            parse_checkpoint(read_note(note).text), root
+            parse_checkpoint(parse_note(note).text), root
         )
 
     def _check_root(self, head: Checkpoint, root: bytes) -> bool:
@@ -172,9 +174,9 @@ class CheckpointDesk:
         if self._collector is None or self._log_key is None:
             return []
         size = self._collector.add(signed_note).size
-        if self._collector.merge(size) is not None:
+        if self._collector.has_quorum(size):
             self._ready.add(size)
-        note = read_note(signed_note)
+        note = parse_note(signed_note)
         lines = {(line.name, line.key_id): line for line in note.signatures}
         log_line = lines[self._log_key.name, self._log_key.key_id]
         return [

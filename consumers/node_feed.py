@@ -18,7 +18,6 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import lru_cache
 from itertools import takewhile
 from typing import Final
 
@@ -28,9 +27,6 @@ from schemas import codec
 from schemas import events as e
 
 log = logging.getLogger(__name__)
-
-read_note: Final = lru_cache(maxsize=64)(parse_note)
-"""`parse_note`, for those who look at one note in turn. It verifies nothing."""
 
 MAX_PER_AUTHOR: Final = 1_024
 """Entries kept of one author, the latest."""
@@ -76,7 +72,13 @@ class Feed:
         """The highest number given out; the one before the first at first."""
         return self._next - 1
 
-    def add(self, event: e.Event, author: bytes, *place: int | bytes) -> bool:
+    def add(
+        self,
+        event: e.Event,
+        author: bytes,
+        *place: int | bytes,
+        data: bytes | None = None,
+    ) -> bool:
         """Add a verified event; returns whether it is new.
 
         Args:
@@ -84,6 +86,7 @@ class Feed:
             author: Who signed it.
             place: What the author signed in it. Whoever relays an event can alter the
                 rest; the first that comes counts.
+            data: Its single-object encoding, if it is at hand.
         """
         key = type(event), author, *place
         if key in self._known:
@@ -91,7 +94,8 @@ class Feed:
         size = 0
         if isinstance(event, e.CheckpointSigned | e.CheckpointCosigned):
             size = size_of(event.checkpoint)
-        entry = Entry(self._next, event, codec.encode(event), author, key, size)
+        data = codec.encode(event) if data is None else data
+        entry = Entry(self._next, event, data, author, key, size)
         self._next += 1
         self._entries[entry.number] = entry
         self._known.add(key)
@@ -101,19 +105,20 @@ class Feed:
             self._drop(numbers[0])
         return True
 
-    def add_attestation(self, event: e.Attestation, author: bytes) -> bool:
+    def add_attestation(
+        self, event: e.Attestation, author: bytes, data: bytes | None = None
+    ) -> bool:
         """Add what a ledger node said; returns whether it is new."""
         match event:
             case e.BlockAttested():
                 place = event.era, event.epoch, event.height, event.block_id
-                return self.add(event, author, *place)
+                return self.add(event, author, *place, data=data)
             case e.EpochRequested():
                 high = event.high
-                return self.add(
-                    event, author, event.era, event.epoch, high.epoch, high.block_id
-                )
+                place = event.era, event.epoch, high.epoch, high.block_id
+                return self.add(event, author, *place, data=data)
             case e.CheckpointCosigned():
-                return self.add(event, author, size_of(event.checkpoint))
+                return self.add(event, author, size_of(event.checkpoint), data=data)
 
     def read(self, after: int, max_size_bytes: int) -> list[Entry]:
         """Return what came after a number, oldest first, at least one if there is any.
@@ -167,7 +172,7 @@ class Feed:
 
 def size_of(checkpoint: str) -> int:
     """Return the size of a checkpoint that was verified."""
-    return parse_checkpoint(read_note(checkpoint.encode()).text).size
+    return parse_checkpoint(parse_note(checkpoint.encode()).text).size
 
 
 class AlertCode(StrEnum):

@@ -11,11 +11,11 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 
 from adapters.kafka import KafkaUnavailableError, Record, follow_partition
 from adapters.ledger import find_partition
-from adapters.schema_registry import FramingError, SchemaRegistry
+from adapters.schema_registry import FramingError
 from adapters.settings import Settings
 from adapters.topic_watch import PartitionFacts, TopicWatcher
 from consumers.kafka_watch import KafkaWatch
@@ -38,6 +38,91 @@ MAX_MESSAGES_AHEAD: Final = 1_024
 _TOPIC_ID: Final = "ledger topic id"
 
 
+class Registry(Protocol):
+    """What unframes, as `adapters.schema_registry.SchemaRegistry`."""
+
+    def unframe_trusted(self, value: bytes) -> bytes:
+        """Return single-object bytes of a record's value."""
+
+
+class KafkaIntake:
+    """Brings records of Kafka to a node, one after the other.
+
+    Args:
+        registry: How to unframe.
+        loop: The node, who gets them.
+    """
+
+    def __init__(self, registry: Registry, loop: NodeLoop) -> None:
+        self._registry = registry
+        self._loop = loop
+        self._node = node = loop.node
+        known = node.blocks.note(_TOPIC_ID) or b""
+        self.watch = KafkaWatch(self._find_final_hash, node.alerts, known.decode())
+
+    def _find_final_hash(self, height: int) -> bytes | None:
+        block = self._node.blocks.final_block(height)
+        return None if block is None else block.hash
+
+    async def take(self, record: Record) -> None:
+        """Bring a record of the federation to the node, and wait until it is taken."""
+        if record.topic == topics.LEDGER:
+            await self._take_block(record)
+        else:
+            await self._take_message(record)
+
+    async def _take_block(self, record: Record) -> None:
+        data = await self._unframe(record)
+        signature = record.header(SIGNATURE_HEADER)
+        if data is None or signature is None:
+            return
+        while self._node.tree.is_full:
+            await self._loop.changed()
+        while True:
+            try:
+                await self._loop.add_block(data, signature)
+            except RegistryAwayError as error:
+                log.warning("%s", error)
+                await asyncio.sleep(RETRY_S)
+            else:
+                break
+        self._compare(record.offset, data, signature)
+
+    def _compare(self, offset: int, data: bytes, signature: bytes) -> None:
+        """Compare a block that the sequencer signed with what is final here."""
+        key = self._node.desk.log_key
+        if key is None:
+            return
+        digest = block_hash(data)
+        known = self._node.tree.find_hash(digest)
+        if known is not None and known.signature == signature:
+            self.watch.see_block(offset, known.header.height, digest)
+            return
+        try:
+            verify_event(key.public_key, data, signature)
+            height = codec.decode_as(e.BlockSequenced, data).height
+        except (InvalidSignatureError, codec.CodecError):
+            return
+        self.watch.see_block(offset, height, digest)
+
+    async def _take_message(self, record: Record) -> None:
+        data = await self._unframe(record)
+        if data is not None:
+            await self._loop.hear([data], is_from_kafka=True)
+
+    async def _unframe(self, record: Record) -> bytes | None:
+        """Return a record's event; waits for the schema registry if need be."""
+        while True:
+            try:
+                return self._registry.unframe_trusted(record.value or b"")
+            except FramingError as error:
+                log.debug("passing over %s/%d: %s", record.topic, record.offset, error)
+                return None
+            except Exception as error:  # noqa: BLE001  # its client's, or HTTP's
+                log.warning("the schema registry does not answer: %s", error)
+                await asyncio.sleep(RETRY_S)
+
+
 class KafkaSource:
     """Reads one federation's log, checkpoints and attestations.
 
@@ -51,24 +136,19 @@ class KafkaSource:
     def __init__(
         self,
         settings: Settings,
-        registry: SchemaRegistry,
+        registry: Registry,
         loop: NodeLoop,
         read_topics: frozenset[str] = TOPICS,
     ) -> None:
         self._settings = settings
-        self._registry = registry
         self._loop = loop
-        self._node = node = loop.node
+        self._node = loop.node
+        self._intake = KafkaIntake(registry, loop)
+        self._watch = self._intake.watch
         self._topics = read_topics
         self._is_stopping = threading.Event()
         self._must_start_over = threading.Event()
         self._threads: list[threading.Thread] = []
-        known = node.blocks.note(_TOPIC_ID) or b""
-        self._watch = KafkaWatch(self._find_final_hash, node.alerts, known.decode())
-
-    def _find_final_hash(self, height: int) -> bytes | None:
-        block = self._node.blocks.final_block(height)
-        return None if block is None else block.hash
 
     async def run(self) -> None:
         """Bring what is read to the node, until cancelled."""
@@ -104,10 +184,9 @@ class KafkaSource:
             loop.call_soon_threadsafe(queue.put_nowait, record)
 
         self._start_thread(lambda: self._read(topic, put), f"read {topic}")
-        take = self._take_block if is_ledger else self._take_message
         while True:
             record = await queue.get()
-            await take(record)
+            await self._intake.take(record)
             room.release()
 
     def _start_thread(self, target: Callable[[], None], name: str) -> None:
@@ -180,49 +259,3 @@ class KafkaSource:
                 self._must_start_over.set()
             if facts.topic_id != known:
                 self._node.blocks.set_note(_TOPIC_ID, facts.topic_id.encode())
-
-    async def _take_block(self, record: Record) -> None:
-        data = await self._unframe(record)
-        signature = record.header(SIGNATURE_HEADER)
-        if data is None or signature is None:
-            return
-        while self._node.tree.is_full:
-            await self._loop.changed()
-        while True:
-            try:
-                await self._loop.add_block(data, signature)
-            except RegistryAwayError as error:
-                log.warning("%s", error)
-                await asyncio.sleep(RETRY_S)
-            else:
-                break
-        self._compare(record.offset, data, signature)
-
-    def _compare(self, offset: int, data: bytes, signature: bytes) -> None:
-        """Compare a block that the sequencer signed with what is final here."""
-        key = self._node.desk.log_key
-        if key is None:
-            return
-        try:
-            verify_event(key.public_key, data, signature)
-            height = codec.decode_as(e.BlockSequenced, data).height
-        except (InvalidSignatureError, codec.CodecError):
-            return
-        self._watch.see_block(offset, height, block_hash(data))
-
-    async def _take_message(self, record: Record) -> None:
-        data = await self._unframe(record)
-        if data is not None:
-            await self._loop.hear([data], is_from_kafka=True)
-
-    async def _unframe(self, record: Record) -> bytes | None:
-        """Return a record's event; waits for the schema registry if need be."""
-        while True:
-            try:
-                return self._registry.unframe_trusted(record.value or b"")
-            except FramingError as error:
-                log.debug("passing over %s/%d: %s", record.topic, record.offset, error)
-                return None
-            except Exception as error:  # noqa: BLE001  # its client's, or HTTP's
-                log.warning("the schema registry does not answer: %s", error)
-                await asyncio.sleep(RETRY_S)

@@ -76,8 +76,13 @@ class NodeLoop:
             except ForeignRecordError as error:
                 log.warning("passing over a block: %s", error)
                 return
-            # A turn for others, too, if there is nothing to replay.
-            await (asyncio.sleep(0) if replay is None else asyncio.to_thread(replay))
+            if replay is None:
+                await asyncio.sleep(0)  # a turn for others, too
+            else:
+                began_s = asyncio.get_running_loop().time()
+                await asyncio.to_thread(replay)
+                took_s = asyncio.get_running_loop().time() - began_s
+                self.node.note_replay(took_s)
             self.step(lambda: self.node.add_block(data, signature))
             if tree.num_added > before:
                 self._added_at_s = asyncio.get_running_loop().time()

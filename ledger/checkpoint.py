@@ -23,6 +23,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from ledger.merkle import EMPTY_ROOT, HASH_SIZE, MAX_TREE_SIZE
@@ -45,6 +46,7 @@ from ledger.signing import SigningKey
 _DECIMAL: Final = re.compile(r"0|[1-9][0-9]{0,18}")  # 19 digits hold MAX_TREE_SIZE
 _CONTROL: Final = re.compile(r"[\x00-\x1f]")
 _NUM_FIXED_LINES: Final = 3  # origin, size, root
+_MAX_REMEMBERED_LENGTH: Final = 1_024
 
 
 def compute_origin(federation_id: str) -> str:
@@ -137,6 +139,12 @@ def parse_checkpoint(text: str) -> Checkpoint:
     Raises:
         InvalidCheckpointError: it is not one, or not spelled canonically.
     """
+    # Several look at one checkpoint in turn. The long ones are not worth the memory.
+    is_short = len(text) <= _MAX_REMEMBERED_LENGTH
+    return _parse_again(text) if is_short else _parse_checkpoint(text)
+
+
+def _parse_checkpoint(text: str) -> Checkpoint:
     if not text.endswith("\n"):
         msg = "a checkpoint ends in a newline"
         raise InvalidCheckpointError(msg)
@@ -154,6 +162,9 @@ def parse_checkpoint(text: str) -> Checkpoint:
         msg = f"a root is canonical base64: {root[:80]!r}"
         raise InvalidCheckpointError(msg) from None
     return Checkpoint(origin, int(size), root_hash, tuple(extensions))
+
+
+_parse_again: Final = lru_cache(maxsize=64)(_parse_checkpoint)
 
 
 def sign_checkpoint(

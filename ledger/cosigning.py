@@ -7,6 +7,7 @@ anybody's bytes: it is verified here, and what is kept is bounded.
 
 from __future__ import annotations
 
+from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -27,6 +28,9 @@ from ledger.note import (
 
 MAX_SIZES: Final = 1_024
 """Checkpoints of how many sizes are kept; the smallest go first."""
+MAX_KNOWN: Final = 64
+"""Of how many checkpoints the log's signature is known to be good before any cosigner
+brings it."""
 
 
 class CosignatureCollector:
@@ -49,6 +53,16 @@ class CosignatureCollector:
         self._quorum = quorum
         self._said: dict[int, dict[VerifierKey, tuple[str, NoteSignature]]] = {}
         self._log_lines: dict[str, NoteSignature] = {}
+        self._verified: OrderedDict[str, NoteSignature] = OrderedDict()
+
+    def know(self, text: str, log_line: NoteSignature) -> None:
+        """Take the log's own signature of a checkpoint from a caller that verified it.
+
+        Every cosigner brings it; that very line is not verified again.
+        """
+        self._verified[text] = log_line
+        if len(self._verified) > MAX_KNOWN:
+            self._verified.popitem(last=False)
 
     def add(self, signed_note: bytes) -> Checkpoint:
         """Add what a checkpoint's note brings.
@@ -86,7 +100,8 @@ class CosignatureCollector:
         lines: Mapping[tuple[str, bytes], NoteSignature],
     ) -> VerifiedCheckpoint:
         log_line = lines.get((self._log_key.name, self._log_key.key_id))
-        if log_line is None or log_line != self._log_lines.get(note.text):
+        known = self._log_lines.get(note.text), self._verified.get(note.text)
+        if log_line is None or log_line not in known:
             return verify_checkpoint(
                 signed_note, self._log_key, self._log_key.name, self._cosigner_keys
             )
@@ -109,8 +124,11 @@ class CosignatureCollector:
                 return Note(text, (self._log_lines[text], *lines)).to_bytes()
         return None
 
+    def has_quorum(self, size: int) -> bool:
+        """Return whether `merge` has something to return."""
+        texts = Counter(text for text, _ in self._said.get(size, {}).values())
+        return max(texts.values(), default=0) >= self._quorum
+
     def largest(self) -> int:
         """Return the largest size with a quorum; 0 if there is none."""
-        return max(
-            (size for size in self._said if self.merge(size) is not None), default=0
-        )
+        return max(filter(self.has_quorum, self._said), default=0)

@@ -28,6 +28,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import lru_cache
 from typing import Final
 
 from ledger.signing import (
@@ -46,6 +47,7 @@ MAX_SIGNATURES: Final = 100
 MAX_TIMESTAMP_S: Final = 2**63 - 1  # = 9,223,372,036,854,775,807
 """c2sp.org/tlog-cosignature."""
 
+_MAX_REMEMBERED_SIZE_BYTES: Final = 16_384
 _DASH: Final = "\N{EM DASH} "
 _SKEY_PREFIX: Final = "PRIVATE+KEY+"  # Go's sumdb/note
 _TIMESTAMP_SIZE: Final = 8  # c2sp.org/tlog-cosignature: u64, big-endian
@@ -87,6 +89,7 @@ def encode_base64(data: bytes) -> str:
     return base64.b64encode(data).decode("ascii")
 
 
+@lru_cache(maxsize=256)
 def compute_key_id(name: str, key_type: KeyType, public_key: bytes) -> bytes:
     """Return the key ID, 4 bytes (c2sp.org/signed-note, "Signatures").
 
@@ -323,6 +326,12 @@ def parse_note(signed_note: bytes) -> Note:
     if len(signed_note) > MAX_NOTE_SIZE_BYTES:
         msg = f"a note of {len(signed_note)} bytes; at most {MAX_NOTE_SIZE_BYTES}"
         raise InvalidNoteError(msg)
+    # Several look at one note in turn. The large ones are not worth the memory.
+    is_small = len(signed_note) <= _MAX_REMEMBERED_SIZE_BYTES
+    return _parse_again(signed_note) if is_small else _parse_note(signed_note)
+
+
+def _parse_note(signed_note: bytes) -> Note:
     try:
         decoded = signed_note.decode()
     except UnicodeDecodeError as error:
@@ -345,6 +354,9 @@ def parse_note(signed_note: bytes) -> Note:
         msg = f"{len(lines)} signatures; at most {MAX_SIGNATURES}"
         raise InvalidNoteError(msg)
     return Note(text, tuple(map(_parse_line, lines)))
+
+
+_parse_again: Final = lru_cache(maxsize=64)(_parse_note)
 
 
 def sign_note(text: str, name: str, key: SigningKey) -> bytes:

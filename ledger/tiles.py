@@ -36,6 +36,7 @@ CHECKPOINT_PATH: Final = "checkpoint"
 TILE_CONTENT_TYPE: Final = "application/octet-stream"
 CHECKPOINT_CONTENT_TYPE: Final = "text/plain; charset=utf-8"
 
+_TILE_SIZE_BYTES: Final = TILE_WIDTH * HASH_SIZE
 _LENGTH_SIZE: Final = 2  # c2sp.org/tlog-tiles: u16, big-endian
 # Seventeen digits hold the index of the last tile of the largest tree.
 _PATH: Final = re.compile(
@@ -241,13 +242,18 @@ def parse_tile(data: bytes, width: int) -> tuple[bytes, ...]:
     Raises:
         InvalidTileError: the data has neither length.
     """
-    if len(data) not in {width * HASH_SIZE, TILE_WIDTH * HASH_SIZE}:
+    data = _cut_tile(data, width)
+    return tuple(
+        data[start : start + HASH_SIZE] for start in range(0, len(data), HASH_SIZE)
+    )
+
+
+def _cut_tile(data: bytes, width: int) -> bytes:
+    """Return a tile's first hashes, joined; as `parse_tile`."""
+    if len(data) not in {width * HASH_SIZE, _TILE_SIZE_BYTES}:
         msg = f"a tile of width {width} is {width * HASH_SIZE} bytes, not {len(data)}"
         raise InvalidTileError(msg)
-    return tuple(
-        data[start : start + HASH_SIZE]
-        for start in range(0, width * HASH_SIZE, HASH_SIZE)
-    )
+    return data[: width * HASH_SIZE]
 
 
 def grow_bundles(
@@ -298,15 +304,14 @@ def grow_tiles(
     level, before, new = 0, old_size, list(leaf_hashes)
     while new:
         first, width = divmod(before, TILE_WIDTH)
-        row = [*parse_tile(read_tile(level, first, width), width)] if width else []
-        row += new
+        row = _cut_tile(read_tile(level, first, width), width) if width else b""
+        row += b"".join(new)
         new = []
-        for start in range(0, len(row), TILE_WIDTH):
-            hashes = row[start : start + TILE_WIDTH]
-            index = first + start // TILE_WIDTH
-            yield TilePath(level, index, len(hashes)), b"".join(hashes)
-            if len(hashes) == TILE_WIDTH:
-                new.append(merkle.root(hashes))
+        for index, start in enumerate(range(0, len(row), _TILE_SIZE_BYTES), first):
+            data = row[start : start + _TILE_SIZE_BYTES]
+            yield TilePath(level, index, len(data) // HASH_SIZE), data
+            if len(data) == _TILE_SIZE_BYTES:
+                new.append(merkle.root(parse_tile(data, TILE_WIDTH)))
         level, before = level + 1, first
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Final, cast
 
 from ledger.blocks import BlockHeader, Chain, ChainError, plan_block, verify_block
@@ -181,7 +182,7 @@ def verify_author(
         ForeignRecordError: these bytes are not a block, or somebody else's.
     """
     try:
-        block = codec.decode_as(e.BlockSequenced, block_bytes)
+        block = _decode_block(block_bytes)
     except codec.CodecError as error:
         msg = f"not a block: {error}"
         raise ForeignRecordError(msg) from error
@@ -202,6 +203,12 @@ def verify_author(
             msg, height=block.height, expected="its signature", found=str(error)
         ) from error
     return block, sequencer_key
+
+
+@lru_cache(maxsize=2)
+def _decode_block(block_bytes: bytes) -> e.BlockSequenced:
+    """Decode a block, once for those who open it in turn."""
+    return codec.decode_as(e.BlockSequenced, block_bytes)
 
 
 def show(value: int | bytes) -> str:

@@ -203,6 +203,13 @@ def event_name(fingerprint_bytes: bytes) -> str:
         raise UnknownSchemaError(msg) from None
 
 
+def is_present(event: Record, data: bytes) -> bool:
+    """Return whether what an event was decoded from is also how it is encoded now,
+    with no older schema.
+    """
+    return data.startswith(_codec(type(event).__name__).header)
+
+
 def encode(event: Record) -> bytes:
     """Return the single-object encoding of an event.
 

@@ -19,7 +19,7 @@ from adapters.vote_log import (
     VoteLogError,
 )
 from adapters.vote_log import _write as write_votes
-from consumers import ledger_node
+from consumers import ledger_node, node_blocks
 from consumers.ledger_node import LedgerNode
 from consumers.node_feed import AlertCode
 from ledger import attestations
@@ -31,6 +31,7 @@ from ledger.note import InvalidNoteError, parse_note
 from ledger.witness import Refusal, format_request
 from protocol.admission import make_policy
 from protocol.envelope import SIGNATURE_HEADER
+from protocol.log import ForeignRecordError
 from schemas import codec
 from schemas import events as e
 from tests.builders import LogBuilder, build_log, make_header, make_key, unframe
@@ -347,6 +348,111 @@ def test_signs_of_life_do_not_count_for_ever(bus):
     # Begun at 1: what came in less than 64 seconds counted, the last time at 64.
     member.node.tick(68)
     assert asks(member) == [1]
+
+
+def test_who_needs_long_for_a_block_gives_the_others_as_much(bus):
+    member = bus["node0"]
+    show_block(member, bus.log.records[0])
+    for took_s in (0.1, 3.0, 0.1):
+        member.node.note_replay(took_s)
+    # Begun at 1: four times the longest.
+    for second in range(1, 13):
+        member.node.tick(second)
+        assert not asks(member)
+    member.node.tick(13)
+    assert asks(member) == [1]
+
+
+def test_a_quick_replay_does_not_make_anybody_impatient(bus):
+    member = bus["node0"]
+    show_block(member, bus.log.records[0])
+    member.node.note_replay(0.01)
+    for second in range(1, 5):
+        member.node.tick(second)
+        assert not asks(member)
+    member.node.tick(5)
+    assert asks(member) == [1]
+
+
+def test_no_replay_makes_anybody_patient_for_ever(bus):
+    member = bus["node0"]
+    show_block(member, bus.log.records[0])
+    member.node.note_replay(1e6)
+    for second in range(1, 65):
+        member.node.tick(second)
+        assert not asks(member)
+    member.node.tick(65)
+    assert asks(member) == [1]
+    # And it is forgotten, once there were many others.
+    for _ in range(ledger_node.RECENT_REPLAYS):
+        member.node.note_replay(0.01)
+    assert member.node._find_patience_s() == 2 * ledger_node.PATIENCE_S
+
+
+# Nothing twice
+
+
+def test_a_blocks_signature_is_verified_once(bus, monkeypatch):
+    member = bus["node0"]
+    show_block(member, bus.log.records[0])
+    record = bus.log.records[1]
+    data, signature = unframe(record.value), record.header(SIGNATURE_HEADER)
+    tree = member.node.tree
+    asked = []
+    real = tree._verify_signature
+
+    def ask(public_key, data, signature):
+        asked.append(signature)
+        real(public_key, data, signature)
+
+    monkeypatch.setattr(tree, "_verify_signature", ask)
+    monkeypatch.setattr(node_blocks, "verify_event", lambda *_: asked.append("again"))
+    tree.prepare(data, signature)()
+    member.node.add_block(data, signature)
+    assert tree.height == 1
+    # The replay asked, and was told what `prepare` had found; the leaves' were new.
+    assert asked.count(signature) == 1
+    num_leaves = len(codec.decode_as(e.BlockSequenced, data).leaves)
+    assert asked.count("again") == num_leaves
+
+
+def test_one_good_signature_makes_no_other_good(bus):
+    member = bus["node0"]
+    show_block(member, bus.log.records[0])
+    record = bus.log.records[1]
+    data, signature = unframe(record.value), record.header(SIGNATURE_HEADER)
+    tree = member.node.tree
+    assert tree.prepare(data, signature) is not None
+    bad = signature[:-1] + bytes([signature[-1] ^ 1])
+    with pytest.raises(ForeignRecordError):
+        tree.add(data, bad)
+    other = bus.log.records[2]
+    with pytest.raises(ForeignRecordError):
+        tree.add(unframe(other.value), signature)
+    with pytest.raises(ForeignRecordError):
+        tree.verify(tree.find_hash(tree._look(data, signature).previous), data, bad)
+    assert tree.add(data, signature)
+
+
+def test_own_words_are_no_news_when_they_come_back(bus, monkeypatch):
+    bus.run()
+    node = bus["node0"].node
+    said = bus.sent(e.Attestation, "node0")
+    assert said
+    monkeypatch.setattr(LedgerNode, "receive", None)
+    for event in said:
+        node.hear(codec.encode(event))
+
+
+def test_the_feed_has_the_bytes_that_came(bus):
+    bus.show()
+    member = bus["node0"]
+    said = [codec.encode(x) for x in bus["node1"].node.outbox]
+    for data in said:
+        member.node.hear(data)
+    entries = [entry.data for entry in member.node.feed.read(0, 2**30)]
+    assert set(said) <= set(entries)
+    assert all(codec.encode(codec.decode(data)) == data for data in entries)
 
 
 # Restart

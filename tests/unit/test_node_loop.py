@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 
 import pytest
 
@@ -62,6 +63,30 @@ def test_blocks_are_added_as_without_a_loop(bus):
     bus.show(member, records=())
     bus.settle()
     assert member.final_height == len(bus.log.records) - 2
+
+
+def test_the_node_learns_how_long_a_replay_took(bus, monkeypatch):
+    node = bus["node0"].node
+    took_s = []
+    monkeypatch.setattr(node, "note_replay", took_s.append)
+    real = node_blocks.replay_block
+
+    def replay(*arguments, **options):
+        time.sleep(0.05)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(node_blocks, "replay_block", replay)
+
+    async def run():
+        loop = NodeLoop(node)
+        for pair in pairs(bus.log)[:2]:
+            await loop.add_block(*pair)
+        await loop.add_block(*pairs(bus.log)[1])
+
+    asyncio.run(run())
+    # The first block names the log: nothing is replayed ahead of it.
+    assert len(took_s) == 1
+    assert took_s[0] >= 0.05
 
 
 def test_while_a_block_is_replayed_the_others_are_heard(bus, monkeypatch):

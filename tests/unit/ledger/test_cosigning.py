@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from ledger import cosigning
@@ -12,7 +14,7 @@ from ledger.checkpoint import (
     verify_checkpoint,
 )
 from ledger.cosigning import CosignatureCollector
-from ledger.note import InvalidNoteError, KeyType, VerifierKey
+from ledger.note import InvalidNoteError, KeyType, Note, VerifierKey, parse_note
 from ledger.signing import SigningKey
 
 ORIGIN = "folkmoot/f"
@@ -101,3 +103,38 @@ def test_what_is_kept_is_bounded(collector, monkeypatch):
     assert collector.merge(1) is None
     assert collector.merge(2) is not None
     assert collector.largest() == 3
+
+
+def test_what_the_caller_verified_is_not_verified_again(collector, monkeypatch):
+    opened = []
+    real = cosigning.verify_checkpoint
+    monkeypatch.setattr(
+        cosigning, "verify_checkpoint", lambda *a: opened.append(a) or real(*a)
+    )
+    known = parse_note(sign_checkpoint(Checkpoint(ORIGIN, 5, b"r" * 32), LOG))
+    collector.know(known.text, known.signatures[0])
+    for node in range(3):
+        collector.add(note(5, node))
+    assert not opened
+    merged = collector.merge(5)
+    assert merged is not None
+    assert real(merged, LOG_KEY, ORIGIN, NODE_KEYS).checkpoint.size == 5
+
+
+def test_only_the_very_line_that_was_verified_is_known(collector):
+    signed = sign_checkpoint(Checkpoint(ORIGIN, 5, b"r" * 32), LOG)
+    other = sign_checkpoint(Checkpoint(ORIGIN, 5, b"r" * 32), NODES[0])
+    collector.know(parse_note(signed).text, parse_note(signed).signatures[0])
+    forged = parse_note(other).signatures[0]
+    line = replace(forged, key_id=parse_note(signed).signatures[0].key_id)
+    bad = Note(parse_note(signed).text, (line,)).to_bytes()
+    with pytest.raises(InvalidNoteError):
+        collector.add(cosign_checkpoint(bad, "node1", NODES[1], 7))
+
+
+def test_what_is_known_is_bounded(collector, monkeypatch):
+    monkeypatch.setattr(cosigning, "MAX_KNOWN", 2)
+    for size in range(1, 6):
+        signed = sign_checkpoint(Checkpoint(ORIGIN, size, b"r" * 32), LOG)
+        collector.know(parse_note(signed).text, parse_note(signed).signatures[0])
+    assert len(collector._verified) == 2

@@ -1,0 +1,335 @@
+"""What a ledger node's re-verification costs, beside an audit of the same log.
+
+One node in this process, with its real stores on a real disk, reads a made log's
+records as `moot serve ledger-node` does, minus Kafka's client and HTTP; then the audit
+reads the same records. What both take is processor time, so it does not matter what
+else the machine does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import shutil
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from adapters.block_store import BlockStore
+from adapters.kafka import Record, make_headers
+from adapters.tile_store import TileStore
+from adapters.vote_log import VoteLog, create_identity
+from cli.bench_log import BLOCK_INTERVAL_MS, LogMaker, forget
+from cli.bench_report import Table, show, show_target
+from cli.processes import StackError
+from consumers.audit import run_audit
+from consumers.ledger_node import LedgerNode
+from consumers.node_kafka import KafkaIntake
+from consumers.node_loop import NodeLoop
+from consumers.node_service import BLOCKS_FILE, TICK_S, TILES_DIRECTORY
+from ledger.signing import SigningKey
+from schemas import codec, topics
+from schemas import events as e
+
+Say = Callable[[str], None]
+
+FEDERATION: Final = "cost"
+NUM_NODES: Final = 4
+NUM_AGENTS: Final = 100
+NUM_LEAVES: Final = 6_000
+NUM_LEAVES_IN_SMALL_BLOCKS: Final = 500
+ROUNDS: Final = 3
+"""Each is measured so often, in turn; the best counts."""
+TARGET: Final = 2.0
+_UNUSED: Final = "unused"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """What a log took.
+
+    Attributes:
+        num_leaves: Its leaves.
+        num_blocks: Its blocks.
+        node_s: Processor time of one node.
+        audit_s: That of the audit, finality included.
+        plain_audit_s: That of an audit that leaves the ledger nodes out.
+    """
+
+    num_leaves: int
+    num_blocks: int
+    node_s: float
+    audit_s: float
+    plain_audit_s: float
+
+    @property
+    def leaves_per_block(self) -> float:
+        """How large its blocks are on average."""
+        return self.num_leaves / self.num_blocks
+
+    @property
+    def ratio(self) -> float:
+        """What a leaf costs a node, in audits."""
+        return self.node_s / self.audit_s
+
+    @property
+    def plain_ratio(self) -> float:
+        """Likewise, in audits that leave the ledger nodes out."""
+        return self.node_s / self.plain_audit_s
+
+
+class _Registry:
+    """Frames and unframes as the schema registry's client does, without a server."""
+
+    def __init__(self) -> None:
+        self._heads: dict[bytes, bytes] = {}
+        self._ids = {
+            event: number for number, event in enumerate(topics.TOPIC_OF, start=1)
+        }
+
+    def frame(self, event: e.Event) -> tuple[bytes, bytes]:
+        """Return an event's encoding, and it as a record's value."""
+        data = codec.encode(event)
+        prefix = b"\x00" + self._ids[type(event)].to_bytes(4, "big")
+        self._heads[prefix] = data[: codec.HEADER_SIZE]
+        return data, prefix + data[codec.HEADER_SIZE :]
+
+    def unframe_trusted(self, value: bytes) -> bytes:
+        """Return single-object bytes."""
+        return self._heads[value[:5]] + value[5:]
+
+
+@dataclass(slots=True)
+class _Step:
+    """A block's record, its checkpoint's, and what the ledger nodes say to it."""
+
+    ledger: Record
+    checkpoint: Record
+    said: list[tuple[bytes, Record]] = field(default_factory=list)
+
+
+class MadeLog:
+    """A log with ledger nodes, made and kept as Kafka would have it.
+
+    Args:
+        num_agents: How many agents take part in each round.
+        num_leaves: At least so many leaves.
+        directory: An empty one: the node's are made in it.
+    """
+
+    def __init__(self, num_agents: int, num_leaves: int, directory: Path) -> None:
+        self._directory = directory
+        self._key = create_identity(directory / _UNUSED)
+        self.maker = LogMaker(
+            FEDERATION,
+            num_agents,
+            8,
+            forget,
+            is_summed=False,
+            num_nodes=NUM_NODES,
+            node_key=self._key,
+        )
+        self.registry = _Registry()
+        self._offsets: Counter[str] = Counter()
+        self._steps = list(self._make(num_leaves))
+
+    def _make(self, num_leaves: int) -> Iterator[_Step]:
+        sequencer = self.maker.keys["SEQUENCER"]
+        for block, checkpoint in self.maker.make(num_leaves):
+            traceparent = next(filter(None, block.event.traceparents), "")
+            step = _Step(
+                self.record(block.event, sequencer, traceparent),
+                self.record(checkpoint, sequencer, traceparent),
+            )
+            for said, key in self.maker.take_attestations():
+                step.said.append((key.public_key, self.record(said, key)))
+            yield step
+
+    def record(self, event: e.Event, key: SigningKey, traceparent: str = "") -> Record:
+        """Return an event as a publisher and Kafka would make a record of it."""
+        topic = topics.topic_of(event)
+        data, value = self.registry.frame(event)
+        self._offsets[topic] += 1
+        return Record(
+            topic=topic,
+            partition=0,
+            offset=self._offsets[topic] - 1,
+            key=FEDERATION.encode(),
+            value=value,
+            headers=tuple(make_headers(event, data, key, traceparent)),
+        )
+
+    @property
+    def num_blocks(self) -> int:
+        """Number of blocks."""
+        return len(self._steps)
+
+    def measure_node(self) -> float:
+        """Return the processor time that one of its nodes takes, seconds.
+
+        Raises:
+            StackError: not everything became final, or was cosigned.
+        """
+        directory = self._directory / "used"
+        # Its memory of votes is empty again, each time.
+        shutil.copytree(self._directory / _UNUSED, directory)
+        votes = VoteLog(directory)
+        blocks = BlockStore(directory / BLOCKS_FILE)
+        try:
+            began = time.process_time()
+            node = LedgerNode(
+                FEDERATION,
+                votes=votes,
+                blocks=blocks,
+                tiles=TileStore(directory / TILES_DIRECTORY),
+                unframe=self.registry.unframe_trusted,
+                clock=time.time,
+                operator_key=self.maker.keys["OPERATOR"].public_key,
+            )
+            asyncio.run(self._play(node))
+            elapsed = time.process_time() - began
+        finally:
+            blocks.close()
+            votes.close()
+            shutil.rmtree(directory)
+        # The last block waits for a child, and the checkpoint of the one before for
+        # the last tick.
+        if node.tree.final_height != self.num_blocks - 2 or node.alerts.all():
+            msg = f"the node says {node.describe()}"
+            raise StackError(msg, "A bug of the benchmark or worse.")
+        return elapsed
+
+    async def _play(self, node: LedgerNode) -> None:
+        """Let a node read, hear and say everything; time passes as on the log."""
+        loop = NodeLoop(node)
+        intake = KafkaIntake(self.registry, loop)
+        due_s = 0.0
+        for number, step in enumerate(self._steps):
+            now_s = number * BLOCK_INTERVAL_MS / 1_000
+            while due_s <= now_s:
+                loop.step(lambda at=due_s: node.tick(at))  # type: ignore[misc]  # a default argument
+                due_s += TICK_S
+            await intake.take(step.ledger)
+            await intake.take(step.checkpoint)
+            for author, record in step.said:
+                if author != self._key.public_key:
+                    await intake.take(record)
+            # What it says goes to Kafka, and comes back like all else.
+            said = list(node.outbox)
+            node.outbox.clear()
+            for event in said:
+                await intake.take(self.record(event, self._key))
+        loop.step(lambda: node.tick(due_s))
+
+    def measure_audit(self, *, with_nodes: bool) -> float:
+        """Return the processor time that an audit takes, seconds.
+
+        Raises:
+            StackError: it found something.
+        """
+        said = [record for step in self._steps for _, record in step.said]
+        began = time.process_time()
+        found = run_audit(
+            [step.ledger for step in self._steps],
+            federation_id=FEDERATION,
+            unframe=self.registry.unframe_trusted,
+            checkpoints=[step.checkpoint for step in self._steps],
+            attestations=said if with_nodes else None,
+            operator_key=self.maker.keys["OPERATOR"].public_key,
+        ).report
+        elapsed = time.process_time() - began
+        if not found.is_sound or found.num_leaves != self.maker.num_leaves:
+            first = found.findings[0] if found.findings else "leaves are missing"
+            msg = f"the audit found {first}"
+            raise StackError(msg, "A bug of the benchmark or worse.")
+        return elapsed
+
+    def measure(self) -> Cost:
+        """Measure both, in turn, several times; the best of each counts."""
+        nodes, audits, plain = [], [], []
+        # Neither would have the log in memory, so neither is to look through it.
+        gc.collect()
+        gc.freeze()
+        for _ in range(ROUNDS):
+            nodes.append(self.measure_node())
+            audits.append(self.measure_audit(with_nodes=True))
+            plain.append(self.measure_audit(with_nodes=False))
+        gc.unfreeze()
+        return Cost(
+            num_leaves=self.maker.num_leaves,
+            num_blocks=self.num_blocks,
+            node_s=min(nodes),
+            audit_s=min(audits),
+            plain_audit_s=min(plain),
+        )
+
+
+def measure(say: Say, *, quick: bool) -> tuple[Cost, Cost]:
+    """Return what a log with large blocks takes, and one with the smallest."""
+    costs = []
+    for num_agents, num_leaves in (
+        (NUM_AGENTS, 1_000 if quick else NUM_LEAVES),
+        (1, 50 if quick else NUM_LEAVES_IN_SMALL_BLOCKS),
+    ):
+        say(f"one node and the audit, {num_agents} agents: {num_leaves:,} leaves")
+        with tempfile.TemporaryDirectory(prefix="moot-bench-") as folder:
+            costs.append(MadeLog(num_agents, num_leaves, Path(folder)).measure())
+    large, small = costs
+    return large, small
+
+
+def report(large: Cost, small: Cost) -> tuple[str | Table, ...]:
+    """Say what was found, for the section of `cli.bench_finality`."""
+    return (
+        f"""\
+**What a node's re-verification costs beside the audit**, without Kafka's client, HTTP
+and a machine that others use: one of {NUM_NODES} nodes in one process reads a made log
+(as in [audit](#audit-and-restart-leaves-a-second)), its checkpoints and what the other
+nodes say, and the audit then reads the very same records. The node verifies every
+signature, hash, rule, fact, attestation and cosignature, computes state roots, attests,
+cosigns, and syncs blocks, votes and tiles to the disk; its time passes as on the log,
+{1_000 // BLOCK_INTERVAL_MS} blocks a second. The audit is `moot audit` without blobs;
+beside it one that leaves the ledger nodes out. Processor time, the kernel's included;
+best of {ROUNDS}.""",
+        show_target(value=large.ratio, target=TARGET, unit="audits", at_least=False),
+        Table(
+            (
+                "",
+                "blocks",
+                "leaves per block",
+                "node, leaves/s",
+                "node, ms per block",
+                "audit, leaves/s",
+                "audit, ms per block",
+                "**node / audit**",
+                "node / audit without nodes",
+            ),
+            tuple(
+                (
+                    name,
+                    f"{cost.num_blocks:,}",
+                    f"{cost.leaves_per_block:.1f}",
+                    show(cost.num_leaves / cost.node_s),
+                    f"{1e3 * cost.node_s / cost.num_blocks:.2f}",
+                    show(cost.num_leaves / cost.audit_s),
+                    f"{1e3 * cost.audit_s / cost.num_blocks:.2f}",
+                    f"{cost.ratio:.2f}×",
+                    f"{cost.plain_ratio:.2f}×",
+                )
+                for name, cost in (
+                    (f"rounds of {NUM_AGENTS} agents", large),
+                    ("rounds of 1 agent", small),
+                )
+            ),
+        ),
+        f"""\
+A block costs a node something however few leaves it has: it stores and syncs the block,
+two votes and its tiles, and signs and verifies what {NUM_NODES} nodes say of it. With
+blocks of hardly more than a leaf that is nearly all there is, and the target is not for
+them: it grows with blocks, not with leaves, and at one such block a second it is
+{small.node_s / small.num_blocks:.2%} of a core.""",
+    )
