@@ -106,8 +106,9 @@ class Effects:
         messages: What to send to everybody.
         finalised: Blocks that became final, in order of height.
         contradictions: Evidence to publish: one for each node, the first found.
-        missing: Height and id of blocks that others certified, or the leader
-            attested, and that are not known here: to be fetched from other nodes.
+        missing: Height and id of blocks that are not known here: to be fetched from
+            other nodes. Those that were certified, and while this node has nothing to
+            attest those that others did: at most one of each node.
         started_epoch: The epoch that began, if one did.
     """
 
@@ -773,13 +774,24 @@ class Consensus:
             for certificate in self._certificates.values()
             if certificate.height > self._final[0]
         }
-        if self._follows() and self._key is not None:
-            height = self._find_parent().height + 1
-            led = self._find_led(height)
-            is_open = height > self._final[0] and self._may_attest(height)
-            if led is not None and is_open:
-                wanted.add((height, led))
+        height = self._find_parent().height + 1
+        if height > self._final[0] and self._may_attest(height):
+            wanted |= {(height, block_id) for block_id in self._find_attested(height)}
         return tuple(sorted(want for want in wanted if want[1] not in self._blocks))
+
+    def _find_attested(self, height: int) -> set[bytes]:
+        """Return what this node could attest, as others did.
+
+        Whoever operates Kafka may show a block to one node only. Each node has one say
+        at a height, so a liar makes others look for one block, and only until they have
+        any other.
+        """
+        if self._follows():
+            led = self._find_led(height)
+            return set() if led is None else {led}
+        place = self._votes.epoch, height
+        said = (said.get(place) for said in self._attestations.values())
+        return {message.block_id for message in said if message is not None}
 
     def _advance(self) -> Effects:
         """Draw every conclusion from what is known now."""

@@ -289,6 +289,17 @@ def test_three_of_four_go_on_and_two_do_not(bus):
     assert bus.heights() == {last_height(bus.log) - 1}
 
 
+@pytest.mark.parametrize("names", [NAMES[:1], NAMES[3:]])
+def test_blocks_that_one_node_has_become_final(bus, names):
+    """Kafka's operator keeps them from the others; the nodes reach each other."""
+    for record in bus.log.records[1:]:
+        bus.show(*map(bus.__getitem__, NAMES), records=bus.log.records[:1])
+        bus.show(*map(bus.__getitem__, names), records=[record])
+        bus.settle()
+    assert bus.heights() == {last_height(bus.log) - 1}
+    assert not bus.sent(e.EpochRequested)
+
+
 def test_patience_doubles_and_is_reset_by_progress(bus):
     bus.cut = {"node2", "node3"}
     bus.run()

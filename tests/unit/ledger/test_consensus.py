@@ -392,6 +392,41 @@ def test_a_leader_cannot_make_others_look_for_more_than_one_block():
     assert effects.missing == ((0, FORK[0].id),)
 
 
+def test_without_a_leader_what_anybody_attests_may_be_missing():
+    """Kafka may show a block to fewer nodes than could bring the others along."""
+    node = make_node()
+    effects = node.receive(attest(OTHERS[0], CHAIN[0]))
+    assert effects.missing == node.missing == ((0, CHAIN[0].id),)
+    assert attested(node.add_block(CHAIN[0])) == [(0, 0, CHAIN[0].id)]
+    assert node.missing == ()
+
+
+def test_who_attested_looks_for_nothing_else_at_that_height():
+    node = make_node(CHAIN[0])
+    assert node.receive(attest(OTHERS[0], FORK[0])).missing == ()
+    # Nor does who may attest no more in this epoch.
+    node = make_node()
+    node.give_up()
+    assert node.receive(attest(OTHERS[0], CHAIN[0])).missing == ()
+
+
+def test_a_liar_cannot_make_others_look_for_more_than_one_block():
+    node = make_node()
+    for header in (*FORK, CHAIN[0]):
+        node.receive(attest(OTHERS[0], header))
+        node.receive(attest(OTHERS[0], header, epoch=1))
+    assert node.missing == ((0, FORK[0].id),)
+    receive_all(node, attest(OTHERS[1], CHAIN[0]), attest(OTHERS[2], CHAIN[0]))
+    assert node.missing == tuple(sorted([(0, CHAIN[0].id), (0, FORK[0].id)]))
+
+
+def test_only_blocks_right_above_what_is_certified_are_looked_for():
+    node = make_node(CHAIN[0])
+    assert node.receive(attest(OTHERS[0], CHAIN[1])).missing == ()
+    node.receive(certify(CHAIN[0], keys=OTHERS))
+    assert node.missing == ((1, CHAIN[1].id),)
+
+
 def test_attesters_are_counted_in_the_present_epoch_alone():
     node = make_node(*CHAIN, key=None)
     assert node.count_attesters(0) == 0
@@ -415,6 +450,7 @@ def test_the_leader_attests_what_it_read():
 
 def test_an_observer_looks_only_for_what_is_certified():
     node = make_node(key=None)
+    assert node.receive(attest(OTHERS[0], FORK[0])).missing == ()
     enter(node, 1)
     assert node.epoch == 1
     assert node.receive(attest(OTHERS[0], FORK[0], 1)).missing == ()
