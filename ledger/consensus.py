@@ -18,7 +18,8 @@ Rules (R1 to R7 are cited where they are enforced):
 - R5 Cosign final blocks only, and sizes only grow.
 - R6 Whatever is sent was persisted before. After a restart the same bytes go out, and
   a key whose memory is lost never signs again.
-- R7 Ask for the next epoch after a time-out, or once f + 1 others have asked.
+- R7 Ask for the next epoch after a time-out, once f + 1 others have asked, or at once
+  when the attestations that were seen show that no block can be certified next.
 
 Two choices of ours, both stricter than the specification, so that they cannot make it
 less safe:
@@ -40,6 +41,7 @@ networks. Memory is bounded whatever the nodes send; blocks are the caller's.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -653,6 +655,37 @@ class Consensus:
         if len(others) > enough and others[enough] > self._votes.requested_epoch:
             self._request(others[enough])
 
+    def _give_up_split(self) -> bool:
+        """Ask for the next epoch if this one is split beyond repair (R7).
+
+        It cannot begin thereby: had enough others asked for it, this node had joined.
+        """
+        votes = self._votes
+        if (
+            not self._may_sign()
+            or votes.requested_epoch != votes.epoch
+            or not self._is_split(self._find_parent().height + 1)
+        ):
+            return False
+        self._request(votes.epoch + 1)
+        return True
+
+    def _is_split(self, height: int) -> bool:
+        """Return whether no block of a height can get a quorum in this epoch any more.
+
+        Then f + 1 nodes at least attested another one, whichever block one looks at, and
+        an honest node is among them: f liars alone cannot make it so.
+        """
+        place = self._votes.epoch, height
+        if any(
+            epoch == place[0] and other >= height for epoch, other in self._certificates
+        ):
+            return False  # it got one, though its block may be missing here
+        heard = [said[place] for said in self._attestations.values() if place in said]
+        counts = Counter(message.block_id for message in heard)
+        num_silent = len(self._nodes.nodes) - len(heard)
+        return max(counts.values(), default=0) + num_silent < self._nodes.quorum
+
     def _request(self, epoch: int) -> None:
         """Ask for an epoch. From here on nothing is attested before it (R3)."""
         self._votes = replace(self._votes, requested_epoch=epoch)
@@ -800,7 +833,7 @@ class Consensus:
         while progress and self._ended is None:
             self._close()
             self._finalise()
-            progress = self._attest()
+            progress = self._attest() or self._give_up_split()
         if step.news:
             self._missing = self._find_missing()
         return Effects(
