@@ -25,6 +25,7 @@ MAX_BLOCK_SIZE_BYTES: Final = 4 * 2**20
 MAX_PROOF_SIZE_BYTES: Final = 2**16
 FINAL_HEIGHT_HEADER: Final = "moot-final-height"
 ERA_HEADER: Final = "moot-era"
+TIP_HEADER: Final = "moot-tip"
 _OK: Final = 200
 _NOT_FOUND: Final = 404
 
@@ -42,12 +43,15 @@ class FeedPage:
         last: Number of the last one; where the next page begins.
         final_height: Height of the last block that is final there, as it says.
         era: Its era, as it says; -1 if it knows no ledger nodes.
+        tip: Height and hash of the highest block that it knows and that is not final
+            there, as it says; None if it names none.
     """
 
     events: tuple[bytes, ...]
     last: int
     final_height: int
     era: int
+    tip: tuple[int, bytes] | None = None
 
 
 class Peer:
@@ -88,6 +92,7 @@ class Peer:
                 last,
                 int(headers[FINAL_HEIGHT_HEADER]),
                 int(headers[ERA_HEADER]),
+                _parse_tip(headers.get(TIP_HEADER)),
             )
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             msg = f"{self.url}: not a feed: {error!r}"
@@ -144,6 +149,13 @@ class Peer:
         except (TimeoutError, aiohttp.ClientError, OSError, ValueError) as error:
             msg = f"{url}: {error!r}"
             raise PeerError(msg) from error
+
+
+def _parse_tip(text: str | None) -> tuple[int, bytes] | None:
+    if not text:
+        return None
+    height, _, digest = text.partition(" ")
+    return int(height), bytes.fromhex(digest)
 
 
 def make_session() -> aiohttp.ClientSession:

@@ -165,6 +165,21 @@ class BlockTree:
         )
 
     @property
+    def tip(self) -> TreeBlock | None:
+        """The highest block above the last final one, the first of several."""
+        return max(
+            self._blocks.values(), key=lambda block: block.header.height, default=None
+        )
+
+    def knows(self, digest: bytes) -> bool:
+        """Return whether a block of this hash is here, waits here, or is worthless."""
+        return (
+            self.find_hash(digest) is not None
+            or digest in self._rejected
+            or any(digest in group for group in self._orphans.values())
+        )
+
+    @property
     def is_full(self) -> bool:
         """Whether no more should be read until something is final."""
         return (

@@ -31,7 +31,12 @@ from typing import Any, Final
 from aiohttp import web
 
 from adapters.block_store import StoredBlock
-from adapters.peers import ERA_HEADER, FINAL_HEIGHT_HEADER, LONG_POLL_S
+from adapters.peers import (
+    ERA_HEADER,
+    FINAL_HEIGHT_HEADER,
+    LONG_POLL_S,
+    TIP_HEADER,
+)
 from adapters.tile_store import TileStoreError
 from consumers.ledger_node import LedgerNode
 from ledger import tiles
@@ -240,12 +245,14 @@ class NodeServer:
                         await self._changed()
             except TimeoutError:
                 pass
-        nodes = self._node.nodes
+        nodes, tip = self._node.nodes, self._node.tree.tip
         headers = {
             **_FRESH,
             FINAL_HEIGHT_HEADER: str(self._node.tree.final_height),
             ERA_HEADER: str(-1 if nodes is None else nodes.era),
         }
+        if tip is not None:
+            headers[TIP_HEADER] = f"{tip.header.height} {tip.hash.hex()}"
         lines = (
             _line(entry.number, entry.data)
             for entry in feed.read(after, MAX_PAGE_SIZE_BYTES)

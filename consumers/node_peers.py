@@ -3,7 +3,11 @@
 Rules:
 
 - The feed of each is pulled by long poll; an error makes the next attempt wait longer.
-- What is certified and missing here is fetched from whoever has it.
+- What other nodes certified, or attested, and is missing here is fetched from whoever
+  has it; what nobody has, less and less often.
+- So is the highest block that a node knows, from that node: one for each page of its
+  feed. While somebody else leads, a node that alone was shown a block says nothing of
+  it, and the leader must get it from somewhere.
 - A node that is far behind takes final blocks by height, under a finality proof that it
   verifies first. One such transfer at a time.
 
@@ -51,6 +55,7 @@ class _Followed:
     peer: Peer
     task: asyncio.Task[None] | None = None
     final_height: int = -1
+    tip: tuple[int, bytes] | None = None
     heard_at_s: float | None = None
     problem: str = ""
 
@@ -130,7 +135,7 @@ class PeerPuller:
                 after, era = 0, nodes.era
             try:
                 page = await followed.peer.read_feed(after)
-                followed.final_height = page.final_height
+                followed.final_height, followed.tip = page.final_height, page.tip
                 followed.heard_at_s = asyncio.get_running_loop().time()
                 followed.problem = ""
                 await self._loop.hear(page.events)
@@ -192,26 +197,44 @@ class PeerPuller:
         await self._loop.add_block(data, signature)
         return True
 
+    def _find_wanted(self) -> dict[bytes, list[_Followed]]:
+        """Return ids and hashes of blocks to fetch, and from whom."""
+        tree, is_reading = self._node.tree, self._loop.is_reading
+        followed = list(self._followed.values())
+        ids = tree.wanted(is_reading=is_reading)[:MAX_FETCHES]
+        wanted = dict.fromkeys(ids, followed)
+        for one in followed:
+            if one.tip is None or is_reading:
+                continue  # what is being read brings it
+            height, digest = one.tip
+            if height > tree.final_height and not tree.knows(digest):
+                wanted.setdefault(digest, [one])
+        return wanted
+
     async def _fetch_wanted(self) -> None:
         """Fetch what stays missing from whoever has it."""
-        since: dict[bytes, float] = {}
+        due: dict[bytes, tuple[float, float]] = {}
         loop = asyncio.get_running_loop()
         turn = 0
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(FETCH_AFTER_S):
                     await self._loop.changed()
-            is_reading = self._loop.is_reading
-            wanted = self._node.tree.wanted(is_reading=is_reading)[:MAX_FETCHES]
-            since = {digest: since.get(digest, loop.time()) for digest in wanted}
-            for digest in wanted:
-                if loop.time() - since[digest] < FETCH_AFTER_S:
+            wanted = self._find_wanted()
+            first = loop.time() + FETCH_AFTER_S, FETCH_AFTER_S
+            due = {digest: due.get(digest, first) for digest in wanted}
+            for digest, sources in wanted.items():
+                at_s, wait_s = due[digest]
+                if loop.time() < at_s:
                     continue
-                since[digest] = loop.time()
-                peers = [followed.peer for followed in self._followed.values()]
+                # Perhaps nobody has it: a liar can attest anything.
+                wait_s = min(2 * wait_s, MAX_RETRY_S)
+                due[digest] = loop.time() + wait_s, wait_s
                 turn += 1
-                for number in range(len(peers)):
-                    peer = peers[(turn + number) % len(peers)]
+                for number in range(len(sources)):
+                    source = sources[(turn + number) % len(sources)]
+                    if source.tip is not None and source.tip[1] == digest:
+                        source.tip = None  # once for each page
                     with suppress(PeerError, RegistryAwayError):
-                        if await self._fetch(peer, digest):
+                        if await self._fetch(source.peer, digest):
                             break

@@ -18,7 +18,8 @@ Rules (R1 to R7 are cited where they are enforced):
 - R5 Cosign final blocks only, and sizes only grow.
 - R6 Whatever is sent was persisted before. After a restart the same bytes go out, and
   a key whose memory is lost never signs again.
-- R7 Ask for the next epoch after a time-out, or once f + 1 others have asked.
+- R7 Ask for the next epoch after a time-out, once f + 1 others have asked, or at once
+  when the attestations that were seen show that no block can be certified next.
 
 Two choices of ours, both stricter than the specification, so that they cannot make it
 less safe:
@@ -40,6 +41,7 @@ networks. Memory is bounded whatever the nodes send; blocks are the caller's.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -106,8 +108,9 @@ class Effects:
         messages: What to send to everybody.
         finalised: Blocks that became final, in order of height.
         contradictions: Evidence to publish: one for each node, the first found.
-        missing: Height and id of blocks that others certified, or the leader
-            attested, and that are not known here: to be fetched from other nodes.
+        missing: Height and id of blocks that are not known here: to be fetched from
+            other nodes. Those that were certified, and while this node has nothing to
+            attest those that others did: at most one of each node.
         started_epoch: The epoch that began, if one did.
     """
 
@@ -652,6 +655,37 @@ class Consensus:
         if len(others) > enough and others[enough] > self._votes.requested_epoch:
             self._request(others[enough])
 
+    def _give_up_split(self) -> bool:
+        """Ask for the next epoch if this one is split beyond repair (R7).
+
+        It cannot begin thereby: had enough others asked for it, this node had joined.
+        """
+        votes = self._votes
+        if (
+            not self._may_sign()
+            or votes.requested_epoch != votes.epoch
+            or not self._is_split(self._find_parent().height + 1)
+        ):
+            return False
+        self._request(votes.epoch + 1)
+        return True
+
+    def _is_split(self, height: int) -> bool:
+        """Return whether no block of a height can get a quorum in this epoch any more.
+
+        Then f + 1 nodes at least attested another one, whichever block one looks at, and
+        an honest node is among them: f liars alone cannot make it so.
+        """
+        place = self._votes.epoch, height
+        if any(
+            epoch == place[0] and other >= height for epoch, other in self._certificates
+        ):
+            return False  # it got one, though its block may be missing here
+        heard = [said[place] for said in self._attestations.values() if place in said]
+        counts = Counter(message.block_id for message in heard)
+        num_silent = len(self._nodes.nodes) - len(heard)
+        return max(counts.values(), default=0) + num_silent < self._nodes.quorum
+
     def _request(self, epoch: int) -> None:
         """Ask for an epoch. From here on nothing is attested before it (R3)."""
         self._votes = replace(self._votes, requested_epoch=epoch)
@@ -773,13 +807,24 @@ class Consensus:
             for certificate in self._certificates.values()
             if certificate.height > self._final[0]
         }
-        if self._follows() and self._key is not None:
-            height = self._find_parent().height + 1
-            led = self._find_led(height)
-            is_open = height > self._final[0] and self._may_attest(height)
-            if led is not None and is_open:
-                wanted.add((height, led))
+        height = self._find_parent().height + 1
+        if height > self._final[0] and self._may_attest(height):
+            wanted |= {(height, block_id) for block_id in self._find_attested(height)}
         return tuple(sorted(want for want in wanted if want[1] not in self._blocks))
+
+    def _find_attested(self, height: int) -> set[bytes]:
+        """Return what this node could attest, as others did.
+
+        Whoever operates Kafka may show a block to one node only. Each node has one say
+        at a height, so a liar makes others look for one block, and only until they have
+        any other.
+        """
+        if self._follows():
+            led = self._find_led(height)
+            return set() if led is None else {led}
+        place = self._votes.epoch, height
+        said = (said.get(place) for said in self._attestations.values())
+        return {message.block_id for message in said if message is not None}
 
     def _advance(self) -> Effects:
         """Draw every conclusion from what is known now."""
@@ -788,7 +833,7 @@ class Consensus:
         while progress and self._ended is None:
             self._close()
             self._finalise()
-            progress = self._attest()
+            progress = self._attest() or self._give_up_split()
         if step.news:
             self._missing = self._find_missing()
         return Effects(

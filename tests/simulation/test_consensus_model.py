@@ -10,6 +10,7 @@ import pytest
 
 from ledger.attestations import Header, InvalidMessageError, order
 from ledger.consensus import Consensus, Effects
+from ledger.votes import VoteState
 from schemas import events as e
 from tests.simulation.broken_nodes import (
     WithoutBranch,
@@ -116,22 +117,32 @@ class Follower:
         votes = effects.votes
         if votes is not None and votes.requested_epoch > EPOCHS:
             raise TooLongError
+        # In the order in which they were said: who attests, or enters an epoch, and so
+        # sees a split asks for the next epoch in the same step.
+        started = effects.started_epoch
         for message in effects.messages:
-            if isinstance(message, e.EpochRequested) and votes is not None:
-                place = self.place(message.high)
-                self.take(member, ("request", message.epoch, place))
-        if votes is not None and effects.started_epoch is not None:
-            base = max((m.high for m in votes.entered), key=order)
-            self.take(member, ("adopt", effects.started_epoch, self.place(base)))
-            # Once something is attested in the epoch its base has moved up.
-            if votes.attested[0] <= base.height and votes.base != base:
-                raise NotInModelError(f"the base is {votes.base}, not {base}")
-        for message in effects.messages:
+            asks = isinstance(message, e.EpochRequested)
+            if started is not None and message.epoch >= started + asks:
+                self.adopt(member, started, votes)
+                started = None
             if isinstance(message, e.BlockAttested):
                 block = self.block(message.block_id)
                 self.take(member, ("attest", message.epoch, block))
-        for block in effects.finalised:
-            self.check_final(block.header)
+            elif votes is not None:  # else it is said again
+                place = self.place(message.high)
+                self.take(member, ("request", message.epoch, place))
+        if started is not None:
+            self.adopt(member, started, votes)
+        for finalised in effects.finalised:
+            self.check_final(finalised.header)
+
+    def adopt(self, member: Member, epoch: int, votes: VoteState | None) -> None:
+        assert votes is not None, "an epoch that began is remembered"
+        base = max((m.high for m in votes.entered), key=order)
+        self.take(member, ("adopt", epoch, self.place(base)))
+        # Once something is attested in the epoch its base has moved up.
+        if votes.attested[0] <= base.height and votes.base != base:
+            raise NotInModelError(f"the base is {votes.base}, not {base}")
 
     def take(self, member: Member, action: Action) -> None:
         assert self.world is not None

@@ -290,6 +290,17 @@ def test_three_of_four_go_on_and_two_do_not(bus):
     assert bus.heights() == {last_height(bus.log) - 1}
 
 
+@pytest.mark.parametrize("names", [NAMES[:1], NAMES[3:]])
+def test_blocks_that_one_node_has_become_final(bus, names):
+    """Kafka's operator keeps them from the others; the nodes reach each other."""
+    for record in bus.log.records[1:]:
+        bus.show(*map(bus.__getitem__, NAMES), records=bus.log.records[:1])
+        bus.show(*map(bus.__getitem__, names), records=[record])
+        bus.settle()
+    assert bus.heights() == {last_height(bus.log) - 1}
+    assert not bus.sent(e.EpochRequested)
+
+
 def test_patience_doubles_and_is_reset_by_progress(bus):
     bus.cut = {"node2", "node3"}
     bus.run()
@@ -584,22 +595,35 @@ def test_a_fork_shown_to_all_costs_nothing_but_an_alert(bus):
         assert AlertCode.FORK in member.node.alerts.codes() or member.final_height
 
 
-def test_a_split_view_heals_once_a_leader_is_honest(tmp_path):
-    bus = Bus(tmp_path, short_log())
-    bus.run()
+def show_split(bus, num_first):
+    """Show one log to some of the nodes and another one to the others."""
     one, other = fork(bus.log)
-    half = [bus["node0"], bus["node1"]], [bus["node2"], bus["node3"]]
-    for members, log in zip(half, (one, other), strict=True):
-        bus.show(*members, records=log.records, checkpoints=log.checkpoints)
+    for number, member in enumerate(bus.members.values()):
+        log = one if number < num_first else other
+        bus.show(member, records=log.records, checkpoints=log.checkpoints)
     bus.settle()
-    split = bus.heights()
-    bus.wait(60)
+
+
+def test_a_split_view_heals_without_any_waiting(bus):
+    bus.run()
+    (before,) = bus.heights()
+    show_split(bus, 2)
+    assert {request.epoch for request in bus.sent(e.EpochRequested)} == {1}
     (height,) = bus.heights()
-    assert height > max(split)
+    assert height > before
     ids = {m.node.tree.final.header.id for m in bus.members.values()}
     assert len(ids) == 1
-    assert bus.sent(e.EpochRequested)
     assert any(AlertCode.FORK in m.node.alerts.codes() for m in bus.members.values())
+
+
+def test_one_node_that_was_shown_something_else_costs_no_epoch(bus):
+    bus.run()
+    (before,) = bus.heights()
+    show_split(bus, 3)
+    (height,) = bus.heights()
+    assert height > before
+    bus.wait(60)
+    assert not bus.sent(e.EpochRequested)
 
 
 def test_a_twin_is_found_out_and_the_key_signs_no_more(tmp_path):

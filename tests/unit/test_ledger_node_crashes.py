@@ -10,6 +10,8 @@ import signal
 import traceback
 from contextlib import suppress
 from itertools import combinations
+from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
@@ -17,6 +19,7 @@ from adapters.block_store import BlockStore
 from adapters.tile_store import TileStore
 from adapters.vote_log import VoteLog
 from consumers.ledger_node import LedgerNode
+from ledger.attestations import order
 from ledger.checkpoint import parse_checkpoint
 from ledger.equivocation import find_contradiction
 from ledger.note import InvalidNoteError, parse_note
@@ -33,18 +36,24 @@ from tests.unit.test_ledger_node import (
 )
 
 VICTIM = "node2"
+IN_A_TILE = "in the middle of a tile"
 POINTS = (
     "before the vote is durable",
     "after the vote is durable",
     "after a message is sent",
+    "between QC receipt and highQC write",
     "before a block is stored",
     "after a block is stored",
     "before a block is marked final",
     "between FINAL and the tiles",
-    "while a tile is written",
+    "before a tile is written",
+    IN_A_TILE,
     "before a checkpoint is published",
     "between FINAL and COSIG",
 )
+
+
+OPEN = Path.open
 
 
 class Script:
@@ -63,7 +72,7 @@ class Script:
             self.steps.append((record, checkpoint, others))
         # A stall in the end: an epoch begins.
         log.request_finality()
-        bus.cut = {"node3"}
+        bus.cut = {VICTIM, "node3"}
         bus.said.clear()
         bus.show(*(bus[n] for n in names[:2]), records=log.records[-1:], checkpoints=[])
         bus.wait(6)
@@ -85,8 +94,44 @@ class Death:
                 os.kill(os.getpid(), signal.SIGKILL)
 
 
+def open_half(death, path, mode):
+    """Open a file that may kill the process when half of its bytes are on the disk."""
+    file = OPEN(path, mode, buffering=0)
+
+    class Half:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            file.close()
+
+        def write(self, data):
+            file.write(data[: len(data) // 2])
+            os.fsync(file.fileno())
+            death(IN_A_TILE)
+            file.write(data[len(data) // 2 :])
+
+        flush = file.flush
+        fileno = file.fileno
+
+    return Half()
+
+
 def mortal(directory, death):
     """Return a node whose stores may kill the process."""
+
+    class Node(LedgerNode):
+        highest = (-1, -1)
+
+        def _apply(self, effects):
+            # What was heard completed a certificate. It is in no vote before the child
+            # is attested: in this step if the child is here, or in a later one.
+            own = self._votes.votes
+            high = self.consensus.high
+            if own is not None and order(high) > max(order(own.high), self.highest):
+                self.highest = order(high)
+                death("between QC receipt and highQC write")
+            super()._apply(effects)
 
     class Votes(VoteLog):
         def store(self, votes):
@@ -110,18 +155,19 @@ def mortal(directory, death):
 
     class Tiles(TileStore):
         def _write(self, name, data):
-            death("while a tile is written")
-            super()._write(name, data)
+            death("before a tile is written")
+            with patch.object(Path, "open", lambda *a: open_half(death, *a)):
+                super()._write(name, data)
 
         def publish(self, signed_note):
             death("before a checkpoint is published")
             super().publish(signed_note)
 
-    return LedgerNode(
+    return Node(
         "clinics",
         votes=Votes(directory),
         blocks=Blocks(directory / "blocks.sqlite"),
-        tiles=Tiles(directory / "tiles", sync=False),
+        tiles=Tiles(directory / "tiles", sync=death.point == IN_A_TILE),
         unframe=unframe_refused,
         clock=lambda: NOW_S,
     )
@@ -234,6 +280,8 @@ def test_a_kill_changes_nothing_that_is_said(tmp_path, script, unharmed, point):
         directory = tmp_path / str(count) / VICTIM
         make_identity(directory, VICTIM)
         was_killed = not run_child(directory, script, point, count)
+        if was_killed and point == IN_A_TILE:
+            assert list((directory / "tiles").rglob("*.tmp"))
         # Again, so that recovery is interrupted at the same point too.
         run_child(directory, script, point, 1)
         assert run_child(directory, script, "never", 0)

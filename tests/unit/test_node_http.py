@@ -441,6 +441,77 @@ def test_a_node_that_restarts_far_behind_catches_up_and_signs(bus):
     assert not bus["node3"].node.alerts.all()
 
 
+def test_a_leader_gets_blocks_that_only_another_node_was_shown(bus):
+    """While somebody leads, the others attest nothing that would tell of a block."""
+    for member in bus.members.values():
+        member.node._apply(member.node.consensus.give_up())
+    bus.settle()
+    assert bus["node1"].node.consensus.leader.name == "node1"
+    (before,) = bus.heights()
+
+    async def run():
+        shells = [Shell(member) for member in bus.members.values()]
+        async with serving(*shells) as session:
+            for shell in shells:
+                shell.puller._seeds = tuple(s.url for s in shells if s is not shell)
+            tasks = [asyncio.create_task(s.puller.run(session)) for s in shells]
+            await asyncio.sleep(0.5)  # all have heard all
+            for _ in range(2):
+                bus.log.request_finality()
+            shown = shells[3]
+            shown.step(lambda: bus.show(shown.member))
+            for second in range(1, 7):  # nothing comes of it, and that is heard
+                shown.step(lambda now_s=second: shown.node.tick(now_s))
+            await wait_for(lambda: min(bus.heights()) > before, "a final block")
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    asyncio.run(run())
+
+
+def test_what_nobody_has_is_asked_for_less_and_less_often(bus, monkeypatch):
+    monkeypatch.setattr(node_peers, "FETCH_AFTER_S", 0.05)
+    asked = []
+
+    async def fetch(_, which):
+        asked.append(which)
+
+    monkeypatch.setattr(Peer, "fetch_block", fetch)
+    late = bus["node0"]
+
+    async def run():
+        shell = Shell(late)
+        shell.puller._followed["x"] = node_peers._Followed(Peer(None, "http://x"))
+        late.node.tree.missing = ((99, bytes(32)),)
+        task = asyncio.create_task(shell.puller._fetch_wanted())
+        await asyncio.sleep(1)
+        task.cancel()
+
+    asyncio.run(run())
+    # After 0.05 s, then 0.1, 0.2, 0.4 and 0.8 later, at the earliest.
+    assert asked[0] == bytes(32)
+    assert 2 <= len(asked) <= 4
+
+
+def test_a_tip_is_asked_for_once_a_page_and_only_if_it_is_news(bus):
+    shell = Shell(bus["node0"])
+    tree = bus["node0"].node.tree
+    one = node_peers._Followed(Peer(None, "http://x"))
+    shell.puller._followed["x"] = one
+
+    async def wanted(*tip):
+        one.tip = tip or None
+        return list(shell.puller._find_wanted())
+
+    height = tree.final_height
+    assert asyncio.run(wanted()) == []
+    assert asyncio.run(wanted(height + 9, bytes(32))) == [bytes(32)]
+    assert asyncio.run(wanted(height, bytes(32))) == []
+    assert tree.tip.header.height == height + 1
+    assert asyncio.run(wanted(height + 1, tree.tip.hash)) == []
+
+
 def hostile(handler):
     """Return a server that answers everything like this."""
 

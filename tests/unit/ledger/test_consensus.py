@@ -277,6 +277,121 @@ def test_ones_own_request_does_not_count_among_the_others():
     assert node.receive(request(OTHERS[0], 2)).messages == ()
 
 
+def split(node: Consensus, *headers: Header, epoch: int = 0) -> Effects:
+    """Let the others attest one block each."""
+    pairs = zip(OTHERS, headers, strict=False)
+    return receive_all(node, *(attest(key, header, epoch) for key, header in pairs))
+
+
+THIRD = make_header(label="third")
+
+
+def test_a_split_that_nothing_can_heal_is_given_up_at_once():
+    node = make_node(CHAIN[0])
+    assert requested(split(node, CHAIN[0], FORK[0])) == []
+    effects = node.receive(attest(OTHERS[2], FORK[0]))
+    assert requested(effects) == [(1, 0, -1)]
+    assert effects.votes == node.votes
+    assert effects.votes.last_request == effects.messages[-1]
+    # R3: and nothing more is attested in this epoch.
+    assert node.receive(certify(CHAIN[0])).messages == ()
+
+
+def test_three_against_one_is_no_split():
+    node = make_node(CHAIN[0])
+    assert attested(split(node, FORK[0], CHAIN[0])) == []
+    assert node.receive(attest(OTHERS[2], CHAIN[0])).messages == ()
+    assert node.high.block_id == CHAIN[0].id
+    outvoted = make_node(CHAIN[0])
+    assert split(outvoted, FORK[0], FORK[0], FORK[0]).messages == ()
+    assert outvoted.high.block_id == FORK[0].id
+
+
+def test_no_one_node_alone_can_make_a_split():
+    """While who was not heard could make a quorum, it is waited for."""
+    for node in (make_node(CHAIN[0]), make_node()):
+        assert requested(split(node, FORK[0], CHAIN[0])) == []
+        node.receive(attest(OTHERS[0], THIRD))
+        assert node.votes.requested_epoch == 0
+
+
+def test_ones_own_attestation_may_be_what_splits():
+    node = make_node()
+    split(node, CHAIN[0], FORK[0], FORK[0])
+    effects = node.add_block(CHAIN[0])
+    assert attested(effects) == [(0, 0, CHAIN[0].id)]
+    assert requested(effects) == [(1, 0, -1)]
+
+
+def test_three_blocks_are_a_split_whatever_the_fourth_node_says():
+    node = make_node(CHAIN[0])
+    assert requested(split(node, FORK[0], THIRD)) == [(1, 0, -1)]
+
+
+def test_a_split_is_one_right_above_what_is_certified():
+    node = make_node(*CHAIN[:2])
+    node.receive(certify(CHAIN[0], keys=OTHERS))
+    effects = split(node, CHAIN[1], FORK[1], FORK[1])
+    assert requested(effects) == [(1, 0, 0)]
+
+
+def test_a_split_elsewhere_is_none():
+    node = make_node(CHAIN[0])
+    assert requested(split(node, CHAIN[2], FORK[2], THIRD)) == []
+    assert requested(split(node, CHAIN[0], FORK[0], FORK[0], epoch=2)) == []
+
+
+def test_what_is_certified_is_not_split_whatever_was_heard():
+    """Who said one thing here and the other elsewhere is counted for the first."""
+    node = make_node(CHAIN[0])
+    split(node, CHAIN[0])
+    effects = node.receive(certify(FORK[0], keys=OTHERS))
+    assert requested(effects) == []
+    assert effects.missing == ((0, FORK[0].id),)
+
+
+def test_a_leader_who_splits_the_others_costs_no_time_either():
+    node = make_node(CHAIN[0], FORK[0])
+    enter(node, 1)
+    leader, second, third = OTHERS
+    node.receive(attest(second, CHAIN[0], 1))
+    node.receive(attest(third, CHAIN[0], 1))
+    effects = node.receive(attest(leader, FORK[0], 1))
+    assert attested(effects) == [(1, 0, FORK[0].id)]
+    assert requested(effects) == [(2, 0, -1)]
+
+
+def test_a_split_of_the_epoch_that_is_entered_is_seen_at_once():
+    node = make_node(CHAIN[0])
+    split(node, CHAIN[0], FORK[0], THIRD, epoch=1)
+    effects = enter(node, 1, keys=OTHERS[:2])
+    assert effects.started_epoch == 1
+    assert requested(effects) == [(1, 0, -1), (2, 0, -1)]
+    assert attested(effects) == [(1, 0, CHAIN[0].id)]
+    assert effects.votes.last_request.epoch == 2
+
+
+def test_who_has_given_up_does_not_do_it_for_a_split_again():
+    node = make_node(CHAIN[0])
+    node.give_up()
+    assert split(node, FORK[0], THIRD).messages == ()
+
+
+def test_an_observer_gives_nothing_up():
+    node = make_node(CHAIN[0], key=None)
+    assert split(node, CHAIN[0], FORK[0], THIRD).messages == ()
+    assert node.votes.requested_epoch == 0
+
+
+def test_two_nodes_are_split_as_soon_as_they_differ():
+    nodes = make_nodes("a", "b")
+    node = Consensus(nodes, FEDERATION, BEGIN, key=make_key("a"))
+    header, other = (make_header(label=label, nodes=nodes) for label in ("", "other"))
+    node.add_block(header)
+    effects = node.receive(attest(make_key("b"), other, nodes=nodes))
+    assert requested(effects) == [(1, 0, -1)]
+
+
 # Epochs: R4.
 
 
@@ -392,6 +507,41 @@ def test_a_leader_cannot_make_others_look_for_more_than_one_block():
     assert effects.missing == ((0, FORK[0].id),)
 
 
+def test_without_a_leader_what_anybody_attests_may_be_missing():
+    """Kafka may show a block to fewer nodes than could bring the others along."""
+    node = make_node()
+    effects = node.receive(attest(OTHERS[0], CHAIN[0]))
+    assert effects.missing == node.missing == ((0, CHAIN[0].id),)
+    assert attested(node.add_block(CHAIN[0])) == [(0, 0, CHAIN[0].id)]
+    assert node.missing == ()
+
+
+def test_who_attested_looks_for_nothing_else_at_that_height():
+    node = make_node(CHAIN[0])
+    assert node.receive(attest(OTHERS[0], FORK[0])).missing == ()
+    # Nor does who may attest no more in this epoch.
+    node = make_node()
+    node.give_up()
+    assert node.receive(attest(OTHERS[0], CHAIN[0])).missing == ()
+
+
+def test_a_liar_cannot_make_others_look_for_more_than_one_block():
+    node = make_node()
+    for header in (*FORK, CHAIN[0]):
+        node.receive(attest(OTHERS[0], header))
+        node.receive(attest(OTHERS[0], header, epoch=1))
+    assert node.missing == ((0, FORK[0].id),)
+    receive_all(node, attest(OTHERS[1], CHAIN[0]), attest(OTHERS[2], CHAIN[0]))
+    assert node.missing == tuple(sorted([(0, CHAIN[0].id), (0, FORK[0].id)]))
+
+
+def test_only_blocks_right_above_what_is_certified_are_looked_for():
+    node = make_node(CHAIN[0])
+    assert node.receive(attest(OTHERS[0], CHAIN[1])).missing == ()
+    node.receive(certify(CHAIN[0], keys=OTHERS))
+    assert node.missing == ((1, CHAIN[1].id),)
+
+
 def test_attesters_are_counted_in_the_present_epoch_alone():
     node = make_node(*CHAIN, key=None)
     assert node.count_attesters(0) == 0
@@ -415,6 +565,7 @@ def test_the_leader_attests_what_it_read():
 
 def test_an_observer_looks_only_for_what_is_certified():
     node = make_node(key=None)
+    assert node.receive(attest(OTHERS[0], FORK[0])).missing == ()
     enter(node, 1)
     assert node.epoch == 1
     assert node.receive(attest(OTHERS[0], FORK[0], 1)).missing == ()
