@@ -171,6 +171,7 @@ def run_node(service: str, arguments: NodeArguments) -> None:
         operator_key=arguments.operator_key,
         peers=arguments.peers,
         is_mirrored=not is_node,
+        rechecks=is_node and bool(settings.minio_endpoint),
     )
     NodeService(settings, options).run(_stop_on_signal())
 
