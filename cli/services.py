@@ -178,6 +178,7 @@ def run_node(service: str, arguments: NodeArguments) -> None:
         operator_key=arguments.operator_key,
         peers=arguments.peers,
         is_mirrored=is_mirrored,
+        rechecks=is_node and bool(settings.minio_endpoint),
     )
     NodeService(settings, options).run(_stop_on_signal())
 

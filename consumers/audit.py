@@ -56,6 +56,12 @@ from consumers.audit_state import (
     RoundView,
     hash_record,
 )
+from consumers.secret_claims import (
+    CommitmentsClaim,
+    PartialClaim,
+    SumClaim,
+    read_claims,
+)
 from ledger.attestations import InvalidMessageError
 from ledger.checkpoint import Checkpoint, compute_origin
 from ledger.equivocation import identify_contradiction
@@ -704,19 +710,16 @@ class _Audit:
         """Check what a leaf decides about a round whose updates nobody sees."""
         if self._blobs is None:
             return
-        if isinstance(event, e.UpdatesChecked):
-            claims = {
-                fact.agent_id: getattr(fact, "reason", "")
-                for fact in facts
-                if isinstance(fact, e.ContributionAccepted | e.ContributionRejected)
-            }
-            if claims:
-                self._blobs.check_commitments(before, claims, place)
-        for fact in facts:
-            if isinstance(fact, e.PartialRejected):
-                self._blobs.check_partial_claim(before, fact.party, fact.reason, place)
-            elif isinstance(fact, e.AggregatePublished):
-                self._blobs.check_secret_round(before, fact, place)
+        for claim in read_claims(event, facts):
+            match claim:
+                case CommitmentsClaim():
+                    self._blobs.check_commitments(before, claim.reasons, place)
+                case PartialClaim():
+                    self._blobs.check_partial_claim(
+                        before, claim.party, claim.reason, place
+                    )
+                case SumClaim():
+                    self._blobs.check_secret_round(before, claim.published, place)
 
     def _follow_fact(self, event: e.LedgerEvent, fact: e.Fact, place: Place) -> None:
         match fact:

@@ -19,6 +19,9 @@ Rules (ledger specification, section 2.4):
   their order (R5). A crash anywhere between is caught up with by the same code.
 - A node that sees its own key say what it does not remember stops signing at once, and
   for good. It goes on observing.
+- A block with a claim that its blobs prove false is not attested, nor is what follows
+  it. It is not stored either, unless it becomes final, so it is checked again after a
+  restart (`node_rechecks`).
 - A federation without ledger nodes has no finality: every verified block counts, and
   the log's own signature is enough to publish it.
 
@@ -41,6 +44,7 @@ from consumers.node_blocks import BlockTree, TreeBlock, UnfitBlockError
 from consumers.node_checkpoints import CheckpointDesk
 from consumers.node_cosigner import MAX_COSIGNABLE, Cosigner, Votes
 from consumers.node_feed import AlertCode, Alerts, Feed, size_of
+from consumers.node_rechecks import Rechecker, RecheckTally
 from ledger.attestations import (
     Header,
     InvalidMessageError,
@@ -108,6 +112,8 @@ class LedgerNode:
         unframe: From a refused record's value to single-object bytes.
         clock: Seconds since 1970-01-01 UTC: for cosignatures and alerts, nothing else.
         operator_key: Who must have founded the federation; None takes its word.
+        rechecker: What checks the blobs of secret rounds; None, or an observer, looks
+            at none.
 
     Raises:
         BlockStoreError: what is stored is not what follows from it.
@@ -124,6 +130,7 @@ class LedgerNode:
         unframe: Unframe,
         clock: Callable[[], float],
         operator_key: bytes | None = None,
+        rechecker: Rechecker | None = None,
     ) -> None:
         self.federation_id = federation_id
         self.alerts = Alerts(clock)
@@ -160,7 +167,10 @@ class LedgerNode:
         self._is_signing = False
         if votes is not None and (votes.is_retired or blocks.note(_ELSEWHERE)):
             self._retire(votes)
+        self._tally = RecheckTally()
         self._restore()
+        if votes is not None:
+            self.tree.rechecker = rechecker
 
     # What it knows
 
@@ -205,6 +215,7 @@ class LedgerNode:
             "published_size": self.tiles.published_size,
             "cosigned_size": 0 if consensus is None else consensus.votes.cosigned_size,
             "evidence": len(self.evidence),
+            "rechecks": None if self.tree.rechecker is None else self._tally.describe(),
             "alerts": [asdict(alert) for alert in self.alerts.all()],
         }
 
@@ -250,7 +261,7 @@ class LedgerNode:
         first, *rest = finals
         self._open_era(last, first)
         for header in rest:
-            self._add_to_consensus(header, changes_nodes=False)
+            self._add_header(header)
         data = self.blocks.last_proof(last.next_nodes.era)
         if data is not None:
             self.add_proof(FinalityProof.from_bytes(data))
@@ -330,15 +341,12 @@ class LedgerNode:
             self._take_block(block)
 
     def _take_block(self, block: TreeBlock) -> None:
-        self.blocks.add(
-            StoredBlock(
-                id=block.header.id,
-                height=block.header.height,
-                hash=block.hash,
-                signature=block.signature,
-                data=block.data,
-            )
-        )
+        self._tally.add(block.rechecked, block.header.height)
+        for falsehood in block.rechecked.falsehoods:
+            detail = f"block {block.header.height}, {block.hash.hex()}: {falsehood}"
+            self.alerts.add(AlertCode.BLOCK_INVALID, detail)
+        if not block.is_refused:
+            self._store_block(block)
         if block.next_nodes is None:
             if block.header.height == 0:
                 self.desk.begin(block.state.log.sequencer_key, None)
@@ -349,12 +357,34 @@ class LedgerNode:
         if self._consensus is None:
             self._open_era(block, None)
         if self._nodes is not None and block.header.era == self._nodes.era:
-            self._add_to_consensus(block.header, changes_nodes=block.changes_nodes)
+            self._add_to_consensus(block)
 
-    def _add_to_consensus(self, header: Header, *, changes_nodes: bool) -> None:
+    def _store_block(self, block: TreeBlock) -> None:
+        self.blocks.add(
+            StoredBlock(
+                id=block.header.id,
+                height=block.header.height,
+                hash=block.hash,
+                signature=block.signature,
+                data=block.data,
+            )
+        )
+
+    def _add_to_consensus(self, block: TreeBlock) -> None:
+        self._add_header(
+            block.header,
+            changes_nodes=block.changes_nodes,
+            is_refused=block.is_refused,
+        )
+
+    def _add_header(
+        self, header: Header, *, changes_nodes: bool = False, is_refused: bool = False
+    ) -> None:
         assert self._consensus is not None, "an era is open"
         try:
-            effects = self._consensus.add_block(header, changes_nodes=changes_nodes)
+            effects = self._consensus.add_block(
+                header, changes_nodes=changes_nodes, is_refused=is_refused
+            )
         except InvalidBlockError as error:
             # Of another genesis, or behind an era's last block on another branch.
             log.warning("block %d cannot be attested to: %s", header.height, error)
@@ -421,6 +451,9 @@ class LedgerNode:
     def _make_final(
         self, block: TreeBlock, proof: tuple[int, int, bytes] | None
     ) -> None:
+        if block.is_refused:
+            log.error("block %d is final all the same", block.header.height)
+            self._store_block(block)
         # If we crash between these two, `_restore` appends what the tiles lack.
         self.blocks.finalise(block.header.id, proof)
         self._append(block)
@@ -453,7 +486,7 @@ class LedgerNode:
         log.info("era %d begins after block %d", self._nodes.era, last.header.height)
         for block in self.tree.pending():
             if block.header.era == self._nodes.era:
-                self._add_to_consensus(block.header, changes_nodes=block.changes_nodes)
+                self._add_to_consensus(block)
         self._cosign_and_publish()
 
     def _retire(self, votes: Votes) -> None:
@@ -691,7 +724,9 @@ class LedgerNode:
         life = heard, self.tree.num_added
         # A certified tip without a child waits for nobody but the log.
         is_waiting = any(
-            block.previous_id == parent.block_id for block in self._consensus.pending
+            block.previous_id == parent.block_id
+            and not self._consensus.is_refused(block)
+            for block in self._consensus.pending
         )
         if not is_waiting or place != self._place:
             self._waits_since_s = None

@@ -10,6 +10,8 @@ Rules:
 - Only what the federation's sequencer signed is looked at. The first block names the
   sequencer, and the operator that the node was told to trust must have founded it.
 - A block whose parent is not known waits, and the parent is wanted from other nodes.
+- What `consumers.node_rechecks` proves false stays in the tree: this node does not
+  attest it, and a quorum that does makes it final here too.
 - Memory is bounded. The caller stops reading Kafka while the tree `is_full`; what other
   nodes certified always has room.
 """
@@ -22,11 +24,18 @@ from dataclasses import dataclass
 from typing import Final
 
 from consumers.node_feed import AlertCode, Alerts
+from consumers.node_rechecks import (
+    NOTHING_CLAIMED,
+    Rechecked,
+    Rechecker,
+    follow_block,
+)
 from ledger.attestations import START, Header, NodeSet, Start, compute_chain_id
 from ledger.blocks import GENESIS_HASH, block_hash
 from protocol.envelope import verify_event
 from protocol.log import ForeignRecordError, LogError, LogState, verify_author
 from protocol.replay import DeciderError, ReplayState, Unframe, replay_block
+from protocol.secret_round import SecretRound
 from protocol.state_root import StateHasher
 
 MAX_PENDING: Final = 1_024
@@ -58,6 +67,8 @@ class TreeBlock:
         changes_nodes: Whether other nodes attest its child.
         next_nodes: Who attests its child; None if the federation has no ledger nodes.
         next_start: The block that the era of its child starts from.
+        secret: The secret round in progress after it.
+        rechecked: What its blobs show of it.
     """
 
     header: Header
@@ -70,6 +81,13 @@ class TreeBlock:
     changes_nodes: bool
     next_nodes: NodeSet | None
     next_start: Start
+    secret: SecretRound | None
+    rechecked: Rechecked
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether this node does not attest it, though it follows from the log."""
+        return bool(self.rechecked.falsehoods)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +156,9 @@ class BlockTree:
         # The last one whose signature was looked at: several do in turn.
         self._looked: _Waiting | None = None
         self._replayed: dict[tuple[bytes, bytes], TreeBlock | UnfitBlockError] = {}
+        self.rechecker: Rechecker | None = None
+        """What checks the blobs of what is verified; set once what is stored is read:
+        that was checked before it was stored."""
         self.num_added = 0
         """How many blocks were added so far: it grows while there is progress."""
         self.is_replaying = False
@@ -380,6 +401,8 @@ class BlockTree:
             state_root=self._hasher.compute_root(state),
             node_set_hash=NO_NODES_HASH if nodes is None else nodes.hash,
         )
+        secret_before = None if parent is None else parent.secret
+        secret = follow_block(secret_before, replayed)
         following = node_sets[-1] if node_sets else None
         changes_nodes = following is not nodes and following != nodes
         return TreeBlock(
@@ -393,6 +416,10 @@ class BlockTree:
             changes_nodes=changes_nodes,
             next_nodes=following,
             next_start=(header.height, header.id) if changes_nodes else start,
+            secret=secret,
+            rechecked=NOTHING_CLAIMED
+            if self.rechecker is None
+            else self.rechecker.check(replayed, secret_before, secret),
         )
 
     def _check_founder(self, state: ReplayState) -> None:

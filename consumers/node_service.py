@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from adapters.blobs import BlobStore
 from adapters.block_store import BlockStore
 from adapters.kafka import Publisher
 from adapters.log_mirror import LogMirror
@@ -29,6 +30,7 @@ from consumers.node_http import NodeServer
 from consumers.node_kafka import TOPICS, KafkaSource
 from consumers.node_loop import NodeLoop
 from consumers.node_peers import PeerPuller
+from consumers.node_rechecks import Rechecker
 from schemas import events as e
 from schemas import topics
 from schemas.reasons import Reason
@@ -56,6 +58,8 @@ class NodeOptions:
             word.
         peers: URLs of nodes to pull from, besides those that the log names.
         is_mirrored: Whether the tiles are copied to the object store.
+        rechecks: Whether the blobs of secret rounds are checked before a block is
+            attested; it takes the object store.
         kafka_topics: What is read from Kafka, some of `TOPICS`. What the node says goes
             there only if the attestations are among them.
     """
@@ -68,6 +72,7 @@ class NodeOptions:
     operator_key: bytes | None = None
     peers: tuple[str, ...] = ()
     is_mirrored: bool = False
+    rechecks: bool = False
     kafka_topics: frozenset[str] = TOPICS
 
 
@@ -93,6 +98,11 @@ class NodeService:
         self._settings = settings
         self._options = options
         self._registry = SchemaRegistry(settings.schema_registry_url)
+        self._rechecker = (
+            Rechecker(BlobStore(settings).fetch)
+            if options.is_node and options.rechecks
+            else None
+        )
         self._votes = open_votes(options.directory) if options.is_node else None
         self._blocks = BlockStore(options.directory / BLOCKS_FILE)
         self._node = self._open_node()
@@ -121,6 +131,7 @@ class NodeService:
             unframe=self._unframe_refused,
             clock=time.time,
             operator_key=self._options.operator_key,
+            rechecker=self._rechecker,
         )
 
     def _unframe_refused(self, value: bytes) -> bytes | Reason:
@@ -159,6 +170,9 @@ class NodeService:
         )
         port = await server.start(options.host, options.port)
         log.info("serving http://%s:%d", options.host, port)
+        if options.is_node:
+            words = "re-checked" if options.rechecks else "not looked at: no MinIO"
+            log.info("blobs of secret rounds are %s", words)
         session = make_session()
         work = [kafka.run(), puller.run(session), self._tick(loop)]
         if self._votes is not None and topics.ATTESTATIONS in options.kafka_topics:
@@ -174,6 +188,8 @@ class NodeService:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            if self._rechecker is not None:
+                self._rechecker.stop()  # the thread that replays may wait for a blob
             await server.stop()
             await session.close()
             kafka.close()

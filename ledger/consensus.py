@@ -21,7 +21,7 @@ Rules (R1 to R7 are cited where they are enforced):
 - R7 Ask for the next epoch after a time-out, once f + 1 others have asked, or at once
   when the attestations that were seen show that no block can be certified next.
 
-Two choices of ours, both stricter than the specification, so that they cannot make it
+Three choices of ours, all stricter than the specification, so that they cannot make it
 less safe:
 
 - From epoch 1 on the nodes take turns to lead: at each height the others attest only
@@ -30,6 +30,8 @@ less safe:
   first.
 - The base moves up: what a node attests descends from the block that it built on last.
   So the vote alone, without the blocks between, says after a restart what may follow.
+- A block that the caller refuses is not attested, nor is what follows it: attesting a
+  child would make the parent final. Others may; what is final binds this node too.
 
 After a block that changes the nodes only closing children follow, and once it is final
 the era is over. Two bases of one epoch may hold two different changes, therefore a
@@ -191,6 +193,8 @@ class Consensus:
         # Blocks that only a closing child may follow, and the last of each such line.
         self._changing: set[bytes] = set()
         self._tips: list[Header] = []
+        # Blocks that this node does not attest, nor anything that follows them.
+        self._refused: set[bytes] = set()
         # By epoch and height; by node, and then by epoch and height or by epoch.
         self._certificates: dict[tuple[int, int], e.QuorumCertificate] = {}
         self._attestations: dict[bytes, dict[tuple[int, int], e.BlockAttested]] = {}
@@ -263,6 +267,15 @@ class Consensus:
         """As in `Effects`."""
         return self._missing
 
+    def is_refused(self, header: Header) -> bool:
+        """Return whether a block, or one that it follows, is refused and not final."""
+        known: Header | None = header
+        while self._refused and known is not None:
+            if known.id in self._refused:
+                return True
+            known = self._blocks.get(known.previous_id)
+        return False
+
     def find_block(self, block_id: bytes) -> Header | None:
         """Return a block that is pending or the last final one."""
         return self._blocks.get(block_id)
@@ -290,7 +303,9 @@ class Consensus:
             messages.append(votes.last_request)
         return tuple(messages)
 
-    def add_block(self, header: Header, *, changes_nodes: bool = False) -> Effects:
+    def add_block(
+        self, header: Header, *, changes_nodes: bool = False, is_refused: bool = False
+    ) -> Effects:
         """Take a block that the caller verified. Again, or an old one: nothing happens.
 
         Several blocks may have one parent, if the log forked.
@@ -298,6 +313,8 @@ class Consensus:
         Args:
             header: What the caller computed, its parent's before.
             changes_nodes: Whether a valid `NodeSetChanged` is in it.
+            is_refused: Whether this node attests neither it nor what follows it. If
+                others make it final without this node, it is final here too.
 
         Raises:
             InvalidBlockError: its parent is not known, it is of another log or era, or
@@ -310,6 +327,8 @@ class Consensus:
             and header.id not in self._blocks
         ):
             self._check_block(header)
+            if is_refused:
+                self._refused.add(header.id)
             self._insert(header)
             if changes_nodes:
                 closing = header.closing_child()
@@ -484,6 +503,7 @@ class Consensus:
         self._children = {i: c for i, c in self._children.items() if i in kept}
         self._branch &= {*kept, self._votes.base.block_id}
         self._changing &= kept.keys()
+        self._refused &= kept.keys() - {final_id}
         self._tips = [tip for tip in self._tips if tip.id in kept]
         self._certificates = {
             place: certificate
@@ -761,7 +781,11 @@ class Consensus:
         return self.leader is not None and not self._is_mine(self.leader.public_key)
 
     def _choose(self, parent: e.QuorumCertificate) -> Header | None:
-        children = self._children.get(parent.block_id, [])
+        children = [
+            child
+            for child in self._children.get(parent.block_id, [])
+            if not self.is_refused(child)
+        ]
         if self._follows():
             led = self._find_led(parent.height + 1)
             children = [child for child in children if child.id == led]

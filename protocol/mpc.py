@@ -20,7 +20,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -530,8 +530,17 @@ class RoundVerifier:
             secret: The round; all parties have linked.
             agent_ids: Agents that have proved.
         """
+        self._forget_absent()
         self.verify_proofs(secret, agent_ids)
         return {agent_id: self._find_reason(secret, agent_id) for agent_id in agent_ids}
+
+    def _forget_absent(self) -> None:
+        """Forget what came of blobs that were not there: by now they may be."""
+        remembered: tuple[dict[Any, Any], ...] = (self._proven, self._links)
+        for known in remembered:
+            for key, value in tuple(known.items()):
+                if isinstance(value, SecretRoundError) and value.blob is not None:
+                    del known[key]
 
     def _find_reason(
         self, secret: SecretRound, agent_id: str
@@ -578,6 +587,7 @@ class RoundVerifier:
     ) -> PartySum | SecretRoundError:
         """Return a party's part of the sealed sum, or why it is not its own."""
         assert secret.sealed is not None, "only a sealed round has a sum"
+        self._forget_absent()
         accepted = secret.accepted()
         index = [p.name for p in secret.config.parties].index(party)
         try:

@@ -218,6 +218,37 @@ def test_a_block_that_cannot_follow_is_refused(header, says):
         node.add_block(header)
 
 
+def test_a_block_that_is_refused_and_what_follows_it_is_not_attested():
+    node = make_node(CHAIN[0])
+    node.add_block(CHAIN[1], is_refused=True)
+    node.add_block(CHAIN[2])
+    assert node.receive(certify(CHAIN[0], keys=OTHERS)).messages == ()
+    assert [node.is_refused(block) for block in CHAIN[:3]] == [False, True, True]
+    # Attesting the child would make it final.
+    assert node.receive(certify(CHAIN[1], keys=OTHERS)).messages == ()
+    assert node.votes.attested == (0, CHAIN[0].id)
+
+
+def test_another_child_is_attested_instead_of_one_that_is_refused():
+    node = make_node(CHAIN[0])
+    node.add_block(CHAIN[1], is_refused=True)
+    sibling = make_header(CHAIN[0], "fork")
+    node.receive(certify(CHAIN[0], keys=OTHERS))
+    assert attested(node.add_block(sibling)) == [(0, 1, sibling.id)]
+
+
+def test_a_refused_block_that_others_make_final_is_final():
+    node = make_node(CHAIN[0])
+    node.add_block(CHAIN[1], is_refused=True)
+    for block in CHAIN[2:4]:
+        node.add_block(block)
+    certified = [certify(header, keys=OTHERS) for header in CHAIN[:3]]
+    effects = receive_all(node, *certified)
+    assert [found.header for found in effects.finalised] == [CHAIN[1]]
+    assert attested(effects) == [(0, 3, CHAIN[3].id)]
+    assert not node.is_refused(CHAIN[2])
+
+
 # Giving up: R3, R7.
 
 

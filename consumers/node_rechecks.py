@@ -1,0 +1,461 @@
+"""What a ledger node checks of the blobs of secret rounds before it attests a block.
+
+Aggregation `MPC` needs no key to be checked, so a node that can read the bucket checks
+what the aggregator claims: which commitments count, which parts of a sum are wrong, and
+that the published sum opens the commitments and gives the published model. The checks
+are the audit's, `protocol.mpc.RoundVerifier`; a node without the bucket attests what
+follows from the log alone.
+
+What comes out has two sides, since blobs are outside the log:
+
+- A claim is *false* if blobs that are there, with the digests that the log promises,
+  prove it. Everybody who has them finds the same. Such a block is not attested.
+- Absence proves nothing: a blob that is missing, or is not what was promised, was
+  perhaps there when the aggregator looked, and others may have it. It is waited for,
+  `PATIENCE_S` for all of a block; then the claim is *unchecked*, and that is said.
+
+For the same reason a claim about the store of that time is never false: that a blob was
+missing, too long or another one. Nor is that a share is bad, as long as the claim says
+so of all whose proofs are good: a party's links were perhaps not there. A liar gains
+nothing by either, as anybody can be left out for a missing blob. The audit is stricter,
+since it costs nobody finality if it errs.
+
+Proofs are verified in the block that brings them, so that the claim only compares.
+Blocks are looked at one at a time, in the thread that replays them.
+
+Deliberately not here: aggregation `PLAIN`, whose updates not every node may read; who
+was far from whom, which nobody can compute again; the copies in the store of the
+published sum and model, as their digests say it all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final, TypeAlias
+
+from adapters.blobs import BlobError
+from adapters.round_blobs import make_fetch
+from consumers.audit_blobs import FetchBlob
+from consumers.secret_claims import (
+    Claim,
+    CommitmentsClaim,
+    PartialClaim,
+    SumClaim,
+    read_claims,
+)
+from protocol.mpc import RoundVerifier, SecretRoundError
+from protocol.plain import RoundResult, compute_max_model_size
+from protocol.replay import Replayed
+from protocol.secret_round import SecretRound, follow
+from protocol.share_link import PartySum
+from protocol.tensors import MalformedBlobError
+from schemas import events as e
+from schemas.events import BlobRef
+from schemas.reasons import Reason
+
+log = logging.getLogger(__name__)
+
+PATIENCE_S: Final = 20.0
+"""How long one block waits for blobs. Well below `ledger_node.MAX_PATIENCE_S`, for
+which a node that is busy with a block keeps an epoch alive."""
+RECENT_S: Final = 600.0
+"""Blobs of older blocks are not waited for: who reads an old log would wait often."""
+RETRY_S: Final = 0.5
+FETCH_S: Final = 10.0
+"""How long a fetch may take, and a second more for each `MIN_RATE`."""
+MIN_RATE: Final = 2**20
+"""Bytes a second; a store that is slower is as good as away."""
+MAX_HANGING: Final = 8
+"""Fetches that were given up and still run. As many, and the store is away."""
+
+_OF_THE_STORE: Final = frozenset(
+    {Reason.MISSING_BLOB, Reason.OVERSIZED_BLOB, Reason.CORRUPT_BLOB}
+)
+_NEEDS_LINKS: Final = frozenset({"", Reason.SHARES_DIFFER})
+"""What nobody can say of an agent without every party's links."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rechecked:
+    """What came out for a block.
+
+    Attributes:
+        num_true: Claims that were checked and hold: agents, parts, sums.
+        falsehoods: Claims that are proven false, for people.
+        unchecked: Claims that could not be checked, and why.
+    """
+
+    num_true: int = 0
+    falsehoods: tuple[str, ...] = ()
+    unchecked: tuple[str, ...] = ()
+
+
+NOTHING_CLAIMED: Final = Rechecked()
+
+
+class RecheckTally:
+    """What came out for all blocks since the start, for people."""
+
+    def __init__(self) -> None:
+        self._num_true = 0
+        self._num_false = 0
+        self._num_unchecked = 0
+        self._last_unchecked = ""
+
+    def add(self, rechecked: Rechecked, height: int) -> None:
+        """Count a block, and say in the log what was not checked."""
+        self._num_true += rechecked.num_true
+        self._num_false += len(rechecked.falsehoods)
+        self._num_unchecked += len(rechecked.unchecked)
+        for detail in rechecked.unchecked:
+            self._last_unchecked = f"block {height}: {detail}"
+            log.warning("not re-checked: %s", self._last_unchecked)
+
+    def describe(self) -> dict[str, int | str]:
+        """Return the counts, for JSON."""
+        return {
+            "true": self._num_true,
+            "false": self._num_false,
+            "unchecked": self._num_unchecked,
+            "last_unchecked": self._last_unchecked,
+        }
+
+
+class PatientFetcher:
+    """Fetches blobs for one block after the other, and waits for them a while.
+
+    A blob that did not come is not asked for again in the same block. Whatever the
+    store does, hanging included, it costs no more than time, and bounded time.
+
+    Args:
+        fetch: How to fetch. Called from threads of its own.
+        now_s: A clock that never steps back, seconds.
+    """
+
+    def __init__(self, fetch: FetchBlob, now_s: Callable[[], float]) -> None:
+        self._fetch = fetch
+        self._now_s = now_s
+        self._deadline_s = 0.0
+        self._is_away = False
+        self._absent: dict[bytes, BlobError] = {}
+        self._hanging: list[threading.Thread] = []
+        self._is_stopping = threading.Event()
+
+    def begin(self, patience_s: float) -> None:
+        """Begin a block, all of whose blobs together may be waited for so long."""
+        self._deadline_s = self._now_s() + patience_s
+        self._is_away = False
+        self._absent = {}
+
+    def stop(self) -> None:
+        """Wait for nothing any more, from any thread."""
+        self._is_stopping.set()
+
+    def is_absent(self, ref: BlobRef) -> bool:
+        """Return whether a blob did not come, in this block."""
+        return ref.sha256 in self._absent
+
+    def fetch(self, ref: BlobRef, *, max_size_bytes: int) -> bytes:
+        """Do as `adapters.blobs.BlobStore.fetch`, patiently."""
+        if ref.size_bytes > max_size_bytes:  # the log itself says so
+            detail = f"{ref.size_bytes} bytes; at most {max_size_bytes} are allowed"
+            raise BlobError(Reason.OVERSIZED_BLOB, detail)
+        known = self._absent.get(ref.sha256)
+        while known is None:
+            answer = self._try(ref, max_size_bytes)
+            if isinstance(answer, bytes):
+                return answer
+            is_late = self._is_away or self._now_s() >= self._deadline_s
+            if is_late or self._is_stopping.wait(RETRY_S):
+                known = self._absent[ref.sha256] = answer
+        raise known
+
+    def _try(self, ref: BlobRef, max_size_bytes: int) -> bytes | BlobError:
+        self._hanging = [thread for thread in self._hanging if thread.is_alive()]
+        if self._is_away or len(self._hanging) >= MAX_HANGING:
+            return BlobError(Reason.MISSING_BLOB, "the store does not answer")
+        answers: queue.SimpleQueue[bytes | Exception] = queue.SimpleQueue()
+
+        def work() -> None:
+            try:
+                answers.put(self._fetch(ref, max_size_bytes=max_size_bytes))
+            except Exception as error:  # noqa: BLE001  # the store's client has many
+                answers.put(error)
+
+        # Not of a pool: a thread that hangs must not keep the process.
+        thread = threading.Thread(target=work, name="recheck-fetch", daemon=True)
+        thread.start()
+        answer = self._wait(answers, FETCH_S + ref.size_bytes / MIN_RATE)
+        if thread.is_alive():
+            self._hanging.append(thread)
+        if isinstance(answer, bytes | BlobError):
+            return answer
+        # One blob after the other would take as long, once time is up.
+        self._is_away = self._now_s() >= self._deadline_s
+        detail = f"the store does not serve: {type(answer).__name__}: {answer}"
+        return BlobError(Reason.MISSING_BLOB, detail)
+
+    def _wait(
+        self, answers: queue.SimpleQueue[bytes | Exception], timeout_s: float
+    ) -> bytes | Exception:
+        left_s = timeout_s
+        while left_s > 0 and not self._is_stopping.is_set():
+            try:
+                return answers.get(timeout=RETRY_S)
+            except queue.Empty:
+                left_s -= RETRY_S
+        return TimeoutError("it takes too long")
+
+
+class _Verdict(StrEnum):
+    TRUE = "TRUE"
+    FALSE = "FALSE"
+    UNCHECKED = "UNCHECKED"
+
+
+_Found: TypeAlias = tuple[_Verdict, str]
+
+
+class Rechecker:
+    """Checks the claims in blocks. One block at a time, whichever thread it is in.
+
+    Args:
+        fetch: How to fetch blobs.
+        clock: Seconds since 1970-01-01 UTC: it decides what is waited for, nothing
+            else.
+        now_s: A clock that never steps back, seconds.
+    """
+
+    def __init__(
+        self,
+        fetch: FetchBlob,
+        clock: Callable[[], float] = time.time,
+        now_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._blobs = PatientFetcher(fetch, now_s)
+        self._fetch = make_fetch(self._blobs.fetch)
+        self._clock = clock
+        self._verifier: tuple[bytes, RoundVerifier] | None = None
+        self._proofs: dict[str, BlobRef] = {}  # those that the verifier may know
+        self._model = (b"", b"")  # digest and bytes of the last one computed
+
+    def stop(self) -> None:
+        """Wait for no blob any more, from any thread; what is unchecked stays so."""
+        self._blobs.stop()
+
+    def check(
+        self,
+        replayed: Replayed,
+        before: SecretRound | None,
+        after: SecretRound | None,
+    ) -> Rechecked:
+        """Check a block's claims; raises nothing, whatever store and blobs are like.
+
+        Args:
+            replayed: The block, without faults.
+            before: The secret round in progress before it.
+            after: The one after it: see `follow_block`.
+        """
+        age_s = self._clock() - replayed.block.sequenced_at_ms / 1_000
+        self._blobs.begin(PATIENCE_S if age_s <= RECENT_S else 0)
+        found: list[_Found] = []
+        secret = before
+        for leaf in replayed.leaves:
+            if secret is not None:
+                index = leaf.opened.sequenced.leaf_index
+                place = f"leaf {index}, round {secret.started.round}"
+                found += [
+                    (verdict, f"{place}: {detail}")
+                    for claim in read_claims(leaf.opened.sequenced.event, leaf.facts)
+                    for verdict, detail in self._try(claim, secret)
+                ]
+            secret = follow(secret, leaf.rounds, leaf.opened.sequenced)
+        self._verify_ahead(before, after)
+        by_verdict = {
+            verdict: tuple(detail for this, detail in found if this is verdict)
+            for verdict in _Verdict
+        }
+        return Rechecked(
+            num_true=len(by_verdict[_Verdict.TRUE]),
+            falsehoods=by_verdict[_Verdict.FALSE],
+            unchecked=by_verdict[_Verdict.UNCHECKED],
+        )
+
+    def _try(self, claim: Claim, secret: SecretRound) -> list[_Found]:
+        try:
+            match claim:
+                case CommitmentsClaim():
+                    return list(self._check_commitments(claim.reasons, secret))
+                case PartialClaim():
+                    return [self._check_partial(claim, secret)]
+                case SumClaim():
+                    return list(self._check_sum(claim.published, secret))
+        except Exception as error:
+            # Ours, or this machine's: it proves nothing.
+            log.exception("a claim cannot be re-checked")
+            return [(_Verdict.UNCHECKED, f"{type(error).__name__}: {error}")]
+
+    def _verify_ahead(
+        self, before: SecretRound | None, after: SecretRound | None
+    ) -> None:
+        """Verify the proofs that a block brought; what is not there yet later."""
+        if after is None or after.closed is None or after.sealed is not None:
+            if after is None:
+                self._verifier = None
+            return
+        known = {} if before is None else before.proofs
+        new = [a for a, ref in sorted(after.proofs.items()) if known.get(a) != ref]
+        if not new:
+            return
+        self._blobs.begin(0)
+        try:
+            self._get_verifier(after).verify_proofs(after, new)
+        except Exception:
+            log.exception("proofs cannot be verified")
+
+    def _check_commitments(
+        self, reasons: Mapping[str, str], secret: SecretRound
+    ) -> Iterator[_Found]:
+        knowable = [a for a in sorted(reasons) if reasons[a] not in _OF_THE_STORE]
+        for agent_id in sorted(reasons.keys() - knowable):
+            yield _cannot_know(agent_id, reasons[agent_id])
+        if not knowable:
+            return
+        had_links = not _NEEDS_LINKS.isdisjoint(reasons.values())
+        found = self._get_verifier(secret).find_reasons(secret, knowable)
+        for agent_id, problem in found.items():
+            claimed = reasons[agent_id]
+            true = "" if problem is None else str(problem.reason)
+            if problem is not None and self._is_absent(problem):
+                yield _Verdict.UNCHECKED, f"{agent_id}: {problem}"
+            elif claimed == true:
+                yield _Verdict.TRUE, agent_id
+            elif claimed == Reason.BAD_SHARE and true in _NEEDS_LINKS and not had_links:
+                yield _cannot_know(agent_id, claimed)
+            else:
+                detail = (
+                    f"the aggregator says of {agent_id}: {claimed or 'it counts'}; "
+                    f"proofs and links show: {problem or 'it counts'}"
+                )
+                yield _Verdict.FALSE, detail
+
+    def _check_partial(self, claim: PartialClaim, secret: SecretRound) -> _Found:
+        party, claimed = claim.party, claim.reason
+        if claimed in _OF_THE_STORE:
+            return _cannot_know(party, claimed)
+        part = self._get_verifier(secret).find_partial_problem(secret, party)
+        if isinstance(part, PartySum):
+            found = "it is what its links add up to"
+        elif self._is_absent(part):
+            return _Verdict.UNCHECKED, f"the part of {party}: {part}"
+        elif part.reason == claimed:
+            return _Verdict.TRUE, party
+        else:
+            found = str(part)
+        return (
+            _Verdict.FALSE,
+            f"the aggregator says of the part of {party}: {claimed}; {found}",
+        )
+
+    def _check_sum(
+        self, published: e.AggregatePublished, secret: SecretRound
+    ) -> Iterator[_Found]:
+        verifier = self._get_verifier(secret)
+        found: list[_Found] = []
+        parts: list[PartySum] = []
+        for party in secret.config.parties:
+            part = verifier.find_partial_problem(secret, party.name)
+            if isinstance(part, PartySum):
+                parts.append(part)
+            elif self._is_absent(part):
+                detail = f"the part of {party.name}: {part}"
+                found.append((_Verdict.UNCHECKED, detail))
+            else:
+                detail = f"a sum is published, and the part of {party.name} is wrong"
+                found.append((_Verdict.FALSE, f"{detail}: {part}"))
+        if found:
+            yield from found
+            return
+        result = self._compute(verifier, secret, parts)
+        if not isinstance(result, RoundResult):
+            yield result
+            return
+        for name, ref, blob in (
+            ("sum", published.sum, result.sum_blob),
+            ("model", published.model, result.model_blob),
+        ):
+            digest = hashlib.sha256(blob).digest()
+            if (ref.sha256, ref.size_bytes) == (digest, len(blob)):
+                yield _Verdict.TRUE, name
+            else:
+                detail = (
+                    f"the published {name} is {ref.sha256.hex()}, {ref.size_bytes} "
+                    f"bytes; {digest.hex()}, {len(blob)} bytes, is what follows"
+                )
+                yield _Verdict.FALSE, detail
+        self._model = hashlib.sha256(result.model_blob).digest(), result.model_blob
+
+    def _compute(
+        self, verifier: RoundVerifier, secret: SecretRound, parts: Sequence[PartySum]
+    ) -> RoundResult | _Found:
+        sealed = secret.sealed
+        assert sealed is not None, "only a sealed round is published"
+        digest, base = self._model
+        try:
+            if digest != sealed.base_model.sha256:
+                size = compute_max_model_size(sealed.num_parameters)
+                base = self._fetch(sealed.base_model, size)
+            return verifier.compute_result(secret, parts, base)
+        except SecretRoundError as error:
+            if self._is_absent(error):
+                return _Verdict.UNCHECKED, f"the sum: {error}"
+            return _Verdict.FALSE, f"a sum is published, and none follows: {error}"
+        except MalformedBlobError as error:
+            detail = f"a model is published, and the base model is none: {error}"
+            return _Verdict.FALSE, detail
+
+    def _is_absent(self, problem: SecretRoundError) -> bool:
+        """Return whether there is no more to a problem than a blob that is not there.
+
+        One that is too large by what the log promises is there or not: no matter.
+        """
+        return problem.blob is not None and self._blobs.is_absent(problem.blob.ref)
+
+    def _get_verifier(self, secret: SecretRound) -> RoundVerifier:
+        """Return what checks a round; it remembers the proofs that it has verified."""
+        assert secret.closed is not None, "nothing is proved or claimed before"
+        seed = secret.closed.projection_seed
+        is_fork = any(
+            self._proofs.get(agent_id, ref) != ref
+            for agent_id, ref in secret.proofs.items()
+        )
+        if self._verifier is None or self._verifier[0] != seed or is_fork:
+            # Of another round, or of one that the sequencer shows with other proofs.
+            self._verifier = (seed, RoundVerifier(secret, self._fetch))
+            self._proofs = {}
+        self._proofs.update(secret.proofs)
+        return self._verifier[1]
+
+
+def _cannot_know(name: str, claimed: str) -> _Found:
+    detail = f"{name}: {claimed} is the aggregator's word: what was in the store then"
+    return _Verdict.UNCHECKED, f"{detail} cannot be known"
+
+
+def follow_block(secret: SecretRound | None, replayed: Replayed) -> SecretRound | None:
+    """Return the secret round in progress after a block.
+
+    Args:
+        secret: The one before it.
+        replayed: The block, without faults.
+    """
+    for leaf in replayed.leaves:
+        secret = follow(secret, leaf.rounds, leaf.opened.sequenced)
+    return secret
