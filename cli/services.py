@@ -162,8 +162,7 @@ def run_node(service: str, arguments: NodeArguments) -> None:
         raise StackError(msg, "Name it: --name NAME; `moot node init` makes its key.")
     settings = load_settings()
     _log_to_stderr(settings.log_level)
-    is_mirrored = not is_node and settings.has_minio
-    if is_mirrored:
+    if settings.has_minio:
         settings.demand_minio()
     elif not is_node:
         log.info("there are no settings for MinIO: the log is not copied there")
@@ -177,8 +176,8 @@ def run_node(service: str, arguments: NodeArguments) -> None:
         port=NODE_PORTS[service] if arguments.port is None else arguments.port,
         operator_key=arguments.operator_key,
         peers=arguments.peers,
-        is_mirrored=is_mirrored,
-        rechecks=is_node and bool(settings.minio_endpoint),
+        is_mirrored=not is_node and settings.has_minio,
+        rechecks=is_node and settings.has_minio,
     )
     NodeService(settings, options).run(_stop_on_signal())
 

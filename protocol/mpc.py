@@ -20,6 +20,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -323,18 +324,28 @@ def parse_links(blob: bytes) -> dict[str, Link | SecretRoundError]:
     """Return a party's links by agent; why not, where it could not open the share.
 
     Raises:
-        SecretRoundError: the blob is no party's links.
+        SecretRoundError: the blob is no party's links, or not as `encode_links` orders
+            them: MALFORMED_BLOB.
     """
     try:
         links = codec.decode_as(e.ShareLinks, blob)
     except codec.CodecError as error:
         raise SecretRoundError(Reason.MALFORMED_BLOB, str(error)) from error
+    # One order, so that links have one encoding, and nobody is spoken of twice: which
+    # of two entries counts must not be up to who reads them.
+    for before, after in pairwise(entry.agent_id for entry in links.entries):
+        if before >= after:
+            detail = f"agent {after} after {before}: not in ascending order, each once"
+            raise SecretRoundError(Reason.MALFORMED_BLOB, detail)
     return {entry.agent_id: _parse_link(entry) for entry in links.entries}
 
 
 def _parse_link(entry: e.ShareLink) -> Link | SecretRoundError:
     if entry.reason:
         return SecretRoundError(Reason.BAD_SHARE, f"{entry.reason}: {entry.detail}")
+    if entry.detail:
+        detail = "a detail, but no reason"
+        return SecretRoundError(Reason.BAD_SHARE, detail)
     if len(entry.projections) != NUM_PROJECTIONS * _WORD_SIZE:
         detail = f"{len(entry.projections)} bytes of projections"
         return SecretRoundError(Reason.BAD_SHARE, detail)

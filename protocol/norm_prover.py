@@ -374,7 +374,10 @@ class _WideVectors:
 
 
 class _Polynomial(dict[int, int]):
-    """Coefficients of e by exponent; none is zero."""
+    """Coefficients of e by exponent. **Secret:** printing it shows none."""
+
+    def __repr__(self) -> str:
+        return f"_Polynomial({len(self)} coefficients)"
 
     def add(self, exponent: int, value: int) -> None:
         self[exponent] = self.get(exponent, 0) + value

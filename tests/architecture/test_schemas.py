@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import textwrap
+from collections.abc import Iterator
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -222,6 +223,141 @@ def test_golden_messages_are_read_as_they_were_meant(name: str) -> None:
         if fingerprint == golden.current_fingerprint(name):
             assert found == message["fields"]
             assert codec.encode(event) == data
+
+
+# Bad messages: what is made of golden ones as tests/vectors/schemas/README.md says
+
+
+def write_long(number: int) -> bytes:
+    """Return a number as Avro writes it: zigzag, then 7 bits a byte."""
+    zigzag = (number << 1) ^ (number >> 63)
+    data = bytearray()
+    while zigzag > 0x7F:
+        data.append(zigzag & 0x7F | 0x80)
+        zigzag >>= 7
+    return bytes([*data, zigzag])
+
+
+def read_long(data: bytes, place: int) -> tuple[int, int]:
+    """Return the number that is written at a place, and where it ends."""
+    zigzag, shift = 0, 0
+    while data[place] & 0x80:
+        zigzag |= (data[place] & 0x7F) << shift
+        place, shift = place + 1, shift + 7
+    zigzag |= data[place] << shift
+    return (zigzag >> 1) ^ -(zigzag & 1), place + 1
+
+
+class Places:
+    """Where in a message numbers and arrays are; read without fastavro."""
+
+    def __init__(self, schema: Any, data: bytes) -> None:
+        self._data = data
+        self._known: dict[str, Any] = {}
+        self.numbers: list[tuple[int, int]] = []
+        """From where to where a number is written: lengths and counts, too."""
+        self.blocks: list[tuple[int, int, list[int]]] = []
+        """Of an array that is not empty: its count, and where each item ends."""
+        assert self._read(schema, codec.HEADER_SIZE) == len(data)
+
+    def _number(self, place: int) -> tuple[int, int]:
+        number, end = read_long(self._data, place)
+        self.numbers.append((place, end))
+        return number, end
+
+    def _read(self, schema: Any, place: int) -> int:
+        """Take what a schema says at a place; returns where it ends."""
+        if isinstance(schema, str) and schema in self._known:
+            schema = self._known[schema]
+        kind = schema if isinstance(schema, str) else schema["type"]
+        if kind in {"fixed", "record"}:
+            self._known[schema["name"]] = schema
+        match kind:
+            case "int" | "long":
+                return self._number(place)[1]
+            case "string" | "bytes":
+                size, begin = self._number(place)
+                return begin + size
+            case "fixed":
+                return place + int(schema["size"])
+            case "array":
+                return self._read_array(schema, place)
+            case _:
+                assert kind == "record"
+                for field in schema["fields"]:
+                    place = self._read(field["type"], place)
+                return place
+
+    def _read_array(self, schema: Any, begin: int) -> int:
+        count, place = self._number(begin)
+        if not count:
+            return place
+        ends = [place]
+        for _ in range(count):
+            ends.append(self._read(schema["items"], ends[-1]))
+        self.blocks.append((begin, place, ends[1:]))
+        none, place = self._number(ends[-1])
+        assert none == 0
+        return place
+
+
+def make_bad(name: str, fingerprint: str, data: bytes) -> Iterator[tuple[str, bytes]]:
+    """Yield what is no message, though nearly a golden one, and why."""
+    for size in range(len(data)):
+        yield f"cut to {size} bytes", data[:size]
+    for more in (b"\0", b"\2", data):
+        yield f"{len(more)} bytes more", data + more
+    yield "no marker", data[2:]
+    yield "another marker", b"\xc3\x02" + data[2:]
+    header, body = data[: codec.HEADER_SIZE], data[codec.HEADER_SIZE :]
+    for place in range(2, codec.HEADER_SIZE):
+        wrong = bytearray(header)
+        wrong[place] ^= 1
+        yield f"byte {place} of the fingerprint", bytes(wrong) + body
+    turned = header[:2] + header[:1:-1]
+    yield "a big-endian fingerprint", turned + body
+    places = Places(json.loads(codec.released_schema_text(name, fingerprint)), data)
+    for begin, end in places.numbers:
+        longer = bytes([data[end - 1] | 0x80, 0])
+        changed = data[: end - 1] + longer + data[end:]
+        yield f"a longer number at {begin}", changed
+    for begin, first, ends in places.blocks:
+        size = write_long(ends[-1] - first)
+        sized = write_long(-len(ends)) + size
+        yield f"a sized block at {begin}", data[:begin] + sized + data[first:]
+        one, others = write_long(1), write_long(len(ends) - 1)
+        split = one + data[first : ends[0]] + others + data[ends[0] :]
+        yield f"two blocks at {begin}", data[:begin] + split
+
+
+GOLDEN = [
+    pytest.param(name, fingerprint, id=f"{name}-{fingerprint}")
+    for name in NAMES
+    for fingerprint in golden.load(name)
+]
+
+
+@pytest.mark.parametrize(("name", "fingerprint"), GOLDEN)
+def test_what_is_nearly_a_golden_message_is_refused(
+    name: str, fingerprint: str
+) -> None:
+    data = bytes.fromhex(golden.load(name)[fingerprint]["hex"])
+    bad = list(make_bad(name, fingerprint, data))
+    assert len(bad) > len(data) + 14
+    for why, message in bad:
+        with pytest.raises(codec.CodecError):
+            pytest.fail(f"{why}: {codec.decode(message)}")
+
+
+@pytest.mark.parametrize(("name", "fingerprint"), GOLDEN)
+def test_a_golden_message_is_none_of_another_event(name: str, fingerprint: str) -> None:
+    data = bytes.fromhex(golden.load(name)[fingerprint]["hex"])
+    for other, fingerprints in codec.lock().items():
+        for another in fingerprints if other != name else ():
+            header = codec.MARKER + bytes.fromhex(another)
+            # Where fields are alike it is that other event, and signed as such.
+            with pytest.raises(codec.CodecError):
+                codec.decode_as(codec.CLASSES[name], header + data[codec.HEADER_SIZE :])
 
 
 # A schema evolves

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from cli.demo import PARTIES
 from cli.processes import process_started
 from tests.integration.harness import (
     NUM_PARAMETERS,
@@ -25,6 +27,8 @@ from tests.integration.harness import (
 
 KEY = "ab" * 32
 NOWHERE = "127.0.0.1:1"
+MIN_COHORT = 3
+"""Of the demo."""
 
 
 @pytest.fixture
@@ -56,6 +60,7 @@ def test_the_demo_trains_and_audits_and_leaves_nothing(temporary: Path) -> None:
     assert "centralised" in finished.stdout
     assert "refused BAD_SIGNATURE" in finished.stdout  # the intruder
     assert "round 2 version 2" in finished.stdout
+    _assert_nobody_saw_an_update(finished.stdout, rounds=2)
 
 
 def test_the_demo_ends_on_ctrl_c_and_leaves_nothing(
@@ -279,6 +284,25 @@ def test_nobody_else_can_take_an_agents_name(
 
     assert "the name aster belongs to the key" in finished.stderr
     _assert_a_sentence(finished)
+
+
+def _assert_nobody_saw_an_update(output: str, *, rounds: int) -> None:
+    """Updates were committed to, and the parties' parts are all that was summed."""
+    [shown] = re.findall(r"^  leaves +(.*)$", output, re.MULTILINE)
+    leaves = {
+        name: int(count.replace(",", ""))
+        for count, name in (item.split() for item in shown.split(", "))
+    }
+    assert "UpdateSubmitted" not in leaves
+    assert leaves["UpdateCommitted"] >= rounds * MIN_COHORT
+    assert leaves["NormProofSubmitted"] >= rounds * MIN_COHORT
+    assert leaves["SharesLinked"] == rounds * len(PARTIES)
+    assert leaves["PartialAggregateSubmitted"] == rounds * len(PARTIES)
+    assert "PartialRejected" not in leaves
+    for number in range(1, rounds + 1):
+        for party in PARTIES:
+            assert f"round {number} party {party} gives its part of the sum" in output
+    assert f"{rounds} rounds recomputed, sum and model bit for bit" in output
 
 
 def _assert_a_sentence(finished: subprocess.CompletedProcess[str]) -> None:

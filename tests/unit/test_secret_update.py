@@ -19,6 +19,7 @@ from producers.secret_update import (
     submit_commitment,
     write_private,
 )
+from protocol import norm_prover
 from protocol.clipping import NormBoundTooSmallError, compute_squared_norm
 from protocol.mpc import MpcShape, open_shares, parse_proof, parse_statement
 from protocol.norm_proof import Projection, verify_norm_proof
@@ -552,16 +553,32 @@ def test_a_private_file_is_whole_or_not_there(tmp_path):
     assert [file.name for file in tmp_path.iterdir() if file.is_file()] == ["file"]
 
 
-def test_nothing_secret_is_shown(world, secret, log, started, caplog):
+def test_nothing_secret_is_shown(world, secret, log, started, caplog, monkeypatch):
     caplog.set_level(logging.DEBUG)
+    compute_coefficients = norm_prover._compute_coefficients
+    polynomials = []
+
+    def remember(*arguments):
+        polynomials.append(compute_coefficients(*arguments))
+        return polynomials[-1]
+
+    monkeypatch.setattr(norm_prover, "_compute_coefficients", remember)
     state = secret.commit(log.config)
     keeper = SecretKeeper(world.directory)
     keeper.keep("round-1", secret, state)
     agent = world.start()
     live(world, [started, closed(started), closed(started, OTHER_SEED)], agent)
+    [polynomial] = polynomials
+    # Short ones could be anything else's digits.
+    numbers = [abs(n) for n in polynomial.values() if abs(n) > 10**9]
+    assert len(numbers) > 3
     shown = "".join(
-        (repr(secret), str(secret), repr(state), repr(keeper), repr(agent), caplog.text)
+        (
+            *(repr(secret), str(secret), repr(state), repr(keeper), repr(agent)),
+            *(repr(polynomial), str(polynomial), f"{polynomial}", caplog.text),
+        )
     )
+    assert not any(str(number) in shown for number in numbers)
     kept = Secret.from_bytes(world.secrets()[0].read_bytes())
     for hidden in (secret, kept):
         assert hidden.seed.hex() not in shown

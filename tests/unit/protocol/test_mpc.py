@@ -373,6 +373,7 @@ def test_links_are_read_as_they_were_written() -> None:
         {"blinding": bytes(33)},
         {"blinding": SCALAR_ORDER.to_bytes(32, "little")},
         {"reason": "whatever"},
+        {"detail": "whatever"},
     ],
     ids=str,
 )
@@ -387,6 +388,20 @@ def test_a_link_that_is_none_concerns_one_agent(changes: dict[str, Any]) -> None
     assert isinstance(bad, SecretRoundError)
     # Nobody pays for it, whatever a party calls it.
     assert bad.reason is Reason.BAD_SHARE
+
+
+@pytest.mark.parametrize("names", ["ba", "aa", "aba", "abb", "acb"])
+def test_links_have_one_order_and_speak_of_nobody_twice(names: str) -> None:
+    links = codec.decode_as(
+        e.ShareLinks,
+        encode_links({name: make_link(number) for number, name in enumerate("abc")}),
+    )
+    entries = {entry.agent_id: entry for entry in links.entries}
+    blob = codec.encode(e.ShareLinks(entries=tuple(entries[name] for name in names)))
+    with Refused as caught:
+        parse_links(blob)
+    assert caught.value.reason is Reason.MALFORMED_BLOB
+    assert "ascending order" in caught.value.detail
 
 
 # Parts of the sum

@@ -289,6 +289,38 @@ def wrapped_all():
     return [isqrt(SCALAR_ORDER // (NUM_ROWS * ROW_LENGTH))] * (NUM_ROWS * ROW_LENGTH)
 
 
+def find_root(square):
+    """Return a square root modulo r, or None (Tonelli, Shanks)."""
+    if pow(square, (SCALAR_ORDER - 1) // 2, SCALAR_ORDER) != 1:
+        return None
+    odd, twos = SCALAR_ORDER - 1, 0
+    while odd % 2 == 0:
+        odd, twos = odd // 2, twos + 1
+    factor = pow(7, odd, SCALAR_ORDER)  # of order 2^twos: 7 is no square
+    root = pow(square, (odd + 1) // 2, SCALAR_ORDER)
+    rest = pow(square, odd, SCALAR_ORDER)
+    for exponent in reversed(range(twos - 1)):
+        if pow(rest, 2**exponent, SCALAR_ORDER) != 1:
+            root = root * factor % SCALAR_ORDER
+            rest = rest * factor * factor % SCALAR_ORDER
+        factor = factor * factor % SCALAR_ORDER
+    return root
+
+
+def wrapped_root(size, trial):
+    """Return rows with a drawn a, and the b that makes the norm the bound, modulo r."""
+    entropy = SeededEntropy(f"root {size} {trial}")
+    values = [*VALUES]
+    while True:
+        drawn = int.from_bytes(entropy(64), "little") % (size // 2)
+        values[0], values[ROW_LENGTH + 1] = size // 2 + drawn, 0
+        gap = BOUND - sum(value * value for value in values)
+        root = find_root(gap % SCALAR_ORDER)
+        if root is not None:
+            values[ROW_LENGTH + 1] = root
+            return values
+
+
 WRAPPED = {
     "just beyond the limit": wrapped_pair(2 * MAX_PROJECTION + 1),
     "2^120": wrapped_pair(2**120),
@@ -296,6 +328,16 @@ WRAPPED = {
     "half of r": wrapped_pair(SCALAR_ORDER // 2),
     "four of 128 bits": wrapped_four(),
     "all of 123 bits": wrapped_all(),
+    **{
+        f"drawn {name}, and a root, {trial}": wrapped_root(size, trial)
+        for name, size, trials in (
+            ("below 2^116", 2**116, 1),
+            ("below 2^120", 2**120, 1),
+            ("below 2^200", 2**200, 1),
+            ("modulo r", SCALAR_ORDER, 3),
+        )
+        for trial in range(trials)
+    },
 }
 
 
@@ -306,6 +348,22 @@ def make_wrapped(name, **others):
     return make_prover(
         rows=to_rows(values), squares=squares, squared_bound=BOUND, **others
     )
+
+
+DRAWN = SeededEntropy("lies")
+
+
+def draw_projection():
+    return int.from_bytes(DRAWN(16), "little") % 2**114
+
+
+def test_an_attacker_who_takes_a_root_needs_no_squares():
+    rooted = [values for name, values in WRAPPED.items() if "root" in name]
+    assert len(rooted) == 6
+    for values in rooted:
+        norm = sum(value * value for value in values)
+        assert norm % SCALAR_ORDER == BOUND
+        assert norm > 2**230
 
 
 @pytest.mark.parametrize("name", WRAPPED)
@@ -323,8 +381,9 @@ def test_wraparound_is_out_of_range(name):
         lambda w: [max(-MAX_PROJECTION, min(MAX_PROJECTION, v)) for v in w],
         lambda w: [v if abs(v) <= MAX_PROJECTION else v % 2**114 for v in w],
         lambda w: [0] * len(w),
+        lambda w: [v if abs(v) <= MAX_PROJECTION else draw_projection() for v in w],
     ],
-    ids=["saturated", "reduced", "zero"],
+    ids=["saturated", "reduced", "zero", "drawn"],
 )
 def test_wraparound_with_projections_in_range_is_not_proven(name, lie):
     prover = make_wrapped(name)
