@@ -4,8 +4,11 @@ Puppets, whose strings these tests hold, give updates that a test knows, and lie
 audit` is the judge at the end of each test.
 """
 
+import json
 import os
 import random
+import re
+import signal
 import sys
 import time
 from collections import Counter, defaultdict
@@ -25,10 +28,12 @@ from numpy.typing import NDArray
 from adapters.blobs import make_client
 from adapters.kafka import make_consumer
 from adapters.party_log import SAID_FILE
-from cli.processes import kill_owned, spawn_owned
+from cli.processes import kill_owned, last_lines, spawn_owned
 from producers.control import with_parties
 from protocol.aggregation import sum_from_blob
+from protocol.clipping import compute_squared_norm
 from protocol.envelope import TRACEPARENT_HEADER
+from protocol.mpc import MpcShape
 from protocol.plain import compute_max_sum_size
 from protocol.rewards import RECOMMENDED_RULE, Basis
 from schemas import events as e
@@ -38,6 +43,7 @@ from streams.party import party_directory
 from tests.integration.harness import (
     NUM_PARAMETERS,
     ROOT,
+    WAIT_S,
     Federation,
     SecretPuppet,
     World,
@@ -271,14 +277,23 @@ def test_the_round_is_one_trace_through_parties_and_aggregator(secret: Secret) -
 
 def test_who_shares_or_claims_too_much_is_left_out(secret: Secret) -> None:
     started = secret.begin()
-    honest = secret.commit(started, "robin", "wren")
+    honest = secret.commit(started, "wren")
+    # An update like others, and as good as robin's.
+    ordinary = secret.draw.integers(1_000, 1_500, NUM_PARAMETERS)
+    weight = weight_of("robin")
+    secret.puppets["robin"].commit(started, ordinary, num_examples=weight)
+    honest["robin"] = ordinary
     # Within the bound is what it commits to and proves, not what it shares.
-    poison = secret.make_update()
-    secret.puppets["lark"].commit(started, poison, shared=100 * poison)
-    # Twice the bound, proved as if the federation's were as large.
-    bound = 2 * secret.federation.config.norm_bound
-    large = np.full(NUM_PARAMETERS, int(bound / NUM_PARAMETERS**0.5), dtype=np.int64)
-    secret.puppets["merle"].commit(started, large, squared_bound=bound**2)
+    small = secret.make_update()
+    secret.puppets["lark"].commit(started, small, shared=100 * small)
+    # 100 times that, proved as if the federation's bound were as large: nothing but the
+    # norm is wrong with it.
+    poison = 100 * ordinary
+    squared_norm = compute_squared_norm(poison)
+    assert squared_norm > secret.federation.config.norm_bound**2
+    secret.puppets["merle"].commit(
+        started, poison, squared_bound=squared_norm, num_examples=weight
+    )
     secret.prove(started)
     published = secret.wait_published(started.round)
 
@@ -446,8 +461,20 @@ def test_kills_of_parties_change_nothing_that_they_say(secret: Secret) -> None:
     assert secret.find_contradictions() == {(mended.round, mended.party)}
 
 
-def test_an_agent_that_vanishes_is_left_out_after_its_deadline(secret: Secret) -> None:
-    world = secret.world
+@pytest.fixture(scope="module")
+def vanishing(secret: Secret) -> Iterator[Secret]:
+    """A federation with the same parties that does not wait for long."""
+    parties = secret.federation.config.parties
+    with puppet_show(
+        secret.world, "vanishing", parties, round_duration_ms=6_000
+    ) as show:
+        yield show
+
+
+def test_an_agent_that_vanishes_is_left_out_after_its_deadline(
+    vanishing: Secret,
+) -> None:
+    show, world = vanishing, vanishing.world
 
     def lose_a_share(update: e.UpdateCommitted) -> e.UpdateCommitted:
         digest = os.urandom(32)
@@ -459,34 +486,111 @@ def test_an_agent_that_vanishes_is_left_out_after_its_deadline(secret: Secret) -
         )
         return replace(update, shares=(first, replace(second, sealed=lost), third))
 
-    parties = secret.federation.config.parties
-    with puppet_show(world, "vanishing", parties, round_duration_ms=6_000) as show:
-        started = show.begin()
-        honest = show.commit(started, "lark", "merle", "robin")
-        show.puppets["wren"].commit(started, show.make_update(), change=lose_a_share)
-        closed = show.prove(started, "lark", "merle", "wren")
-        published = show.wait_published(started.round)
+    started = show.begin()
+    honest = show.commit(started, "lark", "merle", "robin")
+    show.puppets["wren"].commit(started, show.make_update(), change=lose_a_share)
+    closed = show.prove(started, "lark", "merle", "wren")
+    published = show.wait_published(started.round)
 
-        assert np.array_equal(
-            show.fetch_sum(published), add_up(honest, "lark", "merle")
+    assert np.array_equal(show.fetch_sum(published), add_up(honest, "lark", "merle"))
+    for agent, reason in (
+        ("robin", Reason.MISSING_PROOF),
+        ("wren", Reason.BAD_SHARE),
+    ):
+        assert show.has(
+            e.ContributionRejected, started.round, agent_id=agent, reason=reason
         )
-        for agent, reason in (
-            ("robin", Reason.MISSING_PROOF),
-            ("wren", Reason.BAD_SHARE),
-        ):
-            assert show.has(
-                e.ContributionRejected, started.round, agent_id=agent, reason=reason
-            )
-        leaf = show.federation.leaf_of(
-            show.federation.wait(e.ContributionRejected, agent_id="robin")
-        )
-        assert leaf.sequenced.sequenced_at_ms > closed.proof_deadline_ms
-        cost = show.balance_of(started.round, "robin")
-        assert cost.basis == Basis.MISSED_ASSIGNMENT
-        show.balance_of(started.round, "merle")
-        assert not show.has(e.BalanceChanged, started.round, account="wren")
-        # The share is not there for the audit either.
-        assert show.federation.audit()["num_rounds_recomputed"] == 1
+    leaf = show.federation.leaf_of(
+        show.federation.wait(e.ContributionRejected, agent_id="robin")
+    )
+    assert leaf.sequenced.sequenced_at_ms > closed.proof_deadline_ms
+    cost = show.balance_of(started.round, "robin")
+    assert cost.basis == Basis.MISSED_ASSIGNMENT
+    show.balance_of(started.round, "merle")
+    assert not show.has(e.BalanceChanged, started.round, account="wren")
+    # The share is not there for the audit either.
+    report = show.federation.audit()
+    assert report["num_rounds_recomputed"] == started.round
+
+
+VANISHING = """
+import os
+import signal
+import sys
+
+import producers.training  # torch: once it asks to join, it is quick enough for a round
+from adapters.blobs import BlobStore
+from cli.main import main
+
+store = BlobStore.store
+stored = []
+
+
+def vanish(self, data):
+    if stored:
+        print("vanishing with", stored[0].sha256.hex(), "stored", flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    stored.append(store(self, data))
+    return stored[0]
+
+
+BlobStore.store = vanish
+sys.argv = ["moot", *sys.argv[1:]]
+main()
+"""
+VANISHED = 128 + signal.SIGKILL
+
+
+def test_an_agent_that_vanishes_in_the_middle_of_its_upload_is_left_out(
+    vanishing: Secret,
+) -> None:
+    show, world, federation = vanishing, vanishing.world, vanishing.federation
+    log_path = world.directory / "logs" / "moth.log"
+    process = spawn_owned(
+        [
+            sys.executable, "-c", VANISHING, "agent", "run", "moth",
+            "--federation", federation.name,
+            "--operator-key", world.operator_key.public_key.hex(),
+            "--data-config", json.dumps({"organisation": 0}),
+        ],
+        env={**os.environ, **world.environment, "PYTHONPATH": str(ROOT)},
+        log_path=log_path,
+    )  # fmt: skip
+    try:
+        asked = federation.wait(e.AgentEnrolmentRequested, ROUND_S, agent_id="moth")
+        federation.operator.admit(federation.name, {"moth": asked.public_key})
+        federation.wait(e.AgentAdmitted, agent_id="moth")
+        started = show.begin()
+        assert "moth" in started.cohort
+        updates = show.commit(started)
+        closed = show.prove(started)
+        published = show.wait_published(started.round)
+        # It may have begun to train when everybody else had finished.
+        assert process.wait(WAIT_S) == VANISHED, last_lines(log_path)
+    finally:
+        kill_owned(process)
+
+    assert closed.agent_ids == PUPPETS
+    assert np.array_equal(show.fetch_sum(published), add_up(updates))
+    # Commitments alone are in the store: no share, and not a word on the ledger.
+    [digest] = re.findall(r"vanishing with (\w{64}) stored", last_lines(log_path))
+    shape = MpcShape.of(federation.config)
+    commitments = world.store.fetch(
+        e.BlobRef(
+            uri="",
+            sha256=bytes.fromhex(digest),
+            size_bytes=shape.commitments_size,
+        ),
+        max_size_bytes=shape.commitments_size,
+    )
+    assert len(commitments) == shape.commitments_size
+    for kind in (e.UpdateCommitted, e.UpdateDeclined, e.ContributionRejected):
+        assert not show.has(kind, started.round, agent_id="moth")
+    leaf = federation.leaf_of(closed)
+    assert leaf.sequenced.sequenced_at_ms > started.deadline_ms
+    cost = show.balance_of(started.round, "moth")
+    assert cost.basis == Basis.MISSED_ASSIGNMENT
+    assert federation.audit()["num_rounds_recomputed"] == started.round
 
 
 @pytest.fixture(scope="module")
