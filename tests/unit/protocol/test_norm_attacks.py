@@ -493,7 +493,7 @@ def test_verification_says_what_it_found():
         verify_norm_proof(replace(statement, context=b""), proof, project())
 
 
-# Every byte
+# Bytes of every field; tests/property/test_norm_proof.py flips all that there are
 
 
 def each_byte(proof):
@@ -507,7 +507,7 @@ def each_byte(proof):
                 yield part.name, index, offset
 
 
-def test_every_byte_counts():
+def test_bytes_of_every_field_count():
     statement, proof = prove()
     for name, index, offset in each_byte(proof):
         value = getattr(proof, name)
