@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -24,6 +25,7 @@ import streams.app
 from adapters.party_identity import PartyIdentity
 from adapters.settings import Settings
 from producers.secret_update import Secret, prove, submit_commitment
+from protocol.far_pairs import MIN_COMPARED, encode_far, make_symmetric
 from protocol.log import OpenedLeaf
 from protocol.norm_prover import ProverState
 from protocol.parties import (
@@ -34,6 +36,7 @@ from protocol.parties import (
     find_linked_before,
 )
 from protocol.sealing import SealingSecretKey
+from protocol.sketches import Sketch
 from schemas import codec
 from schemas import events as e
 from streams.party import Party, PartyState, make_step
@@ -117,6 +120,7 @@ class SecretLogBuilder(LogBuilder):
     Args:
         parties: Names of its parties.
         norm_bound: Largest length of an update, in steps.
+        far_threshold: Squared distance above which updates are far; 0: not compared.
         speak: What an agent, a party or the aggregator says for what it means to say.
     """
 
@@ -125,6 +129,7 @@ class SecretLogBuilder(LogBuilder):
     ledger_nodes: Sequence[str] = ()
     parties: Sequence[str] = ("p0", "p1", "p2")
     norm_bound: int = NORM_BOUND
+    far_threshold: int = 0
     speak: Speak = speak_honestly
     silent: set[str] = field(default_factory=set)
     """Agents that do not prove, and parties that say nothing."""
@@ -160,11 +165,22 @@ class SecretLogBuilder(LogBuilder):
 
     def configure(self, initial_model: e.BlobRef) -> e.FederationConfigured:
         """Return what the federation is founded with."""
-        return replace(
+        config = replace(
             super().configure(initial_model),
             aggregation="MPC",
             parties=tuple(map(make_party, self.parties)),
             norm_bound=self.norm_bound,
+        )
+        if not self.far_threshold:
+            return config
+        return replace(
+            config,
+            parties=tuple(
+                replace(party, address=f"{party.name}:7500") for party in config.parties
+            ),
+            min_cohort=max(MIN_COMPARED, config.min_cohort),
+            far_threshold=self.far_threshold,
+            dealer_key=make_key("dealer").public_key,
         )
 
     @property
@@ -225,6 +241,17 @@ class SecretLogBuilder(LogBuilder):
             self.say(said, make_key(agent))
 
     def _hear(self, fact: e.Fact) -> None:
+        if isinstance(fact, e.ComparisonStarted):
+            far = self.compare(fact)
+            for name in self.parties:
+                event = e.UpdatesCompared(
+                    federation_id=self.federation_id,
+                    round=fact.round,
+                    party=name,
+                    far=far,
+                )
+                for said in self.speak(self, name, event):
+                    self.say(said, make_key(name))
         if not isinstance(fact, e.CommitmentsClosed):
             return
         for agent in fact.agent_ids:
@@ -262,6 +289,28 @@ class SecretLogBuilder(LogBuilder):
         for event, _ in aggregation.do(work):
             for said in self.speak(self, "AGGREGATOR", event):
                 self.say(said, make_key("AGGREGATOR"))
+
+    def compare(self, comparison: e.ComparisonStarted) -> bytes:
+        """Return who is far from whom, as parties would find it: from the sketches."""
+        current = self._rounds.current
+        assert current is not None, "it is about the round in progress"
+        assert current.closed is not None, "and comes after all commitments"
+        sketch = Sketch.expand(
+            current.closed.projection_seed, num_values=self.num_parameters
+        )
+        sketches = [
+            sketch.compute(
+                self.secrets[comparison.round, agent].values.astype(np.uint64)
+            ).astype(np.int64)
+            for agent in comparison.agent_ids
+        ]
+        far = [
+            sum(int(x) ** 2 for x in one - other) > comparison.far_threshold
+            for one, other in itertools.combinations(sketches, 2)
+        ]
+        return encode_far(
+            make_symmetric(np.array(far, dtype=np.bool_), num_agents=len(sketches))
+        )
 
     # What becomes of it
 

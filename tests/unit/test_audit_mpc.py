@@ -1029,3 +1029,59 @@ def test_nothing_is_settled_before_the_set_is_closed(reason):
     log.settle()
     assert isinstance(log.leaves[-1], e.ClaimRejected)
     assert audit(log).is_sound
+
+
+# Comparing
+
+
+def point_elsewhere(log, agent):
+    """Return the opposite of what the others would like: as long, and elsewhere."""
+    secret = log.make_secret(agent)
+    return {"secret": replace(secret, values=-3 * secret.values)}
+
+
+@pytest.fixture(scope="module")
+def compared():
+    """One round in which dora's update is far from both others'."""
+    log = start_secret_log(
+        "ada", "bea", "cleo", "dora", cohort_size=4, far_threshold=2 * 10**9
+    )
+    log.request_round()
+    for agent in ("ada", "bea", "cleo"):
+        log.commit(agent)
+    log.commit("dora", **point_elsewhere(log, "dora"))
+    log.settle()
+    log.export()
+    return log
+
+
+def test_who_is_left_out_for_being_far_is_not_in_the_sum(compared):
+    (rejected,) = rejections(compared)
+    assert rejected.reason == Reason.FAR_FROM_OTHERS
+    assert rejected.agent_id == "dora"
+    sealed = only(compared, e.RoundSealed)
+    assert [c.agent_id for c in sealed.contributions] == ["ada", "bea", "cleo"]
+    report = audit(compared)
+    assert report.findings == []
+    assert report.num_rounds_recomputed == 1
+    assert any("word of all parties" in note for note in report.notes)
+    published = only(compared, e.AggregatePublished)
+    total = sum_from_blob(compared.blobs[published.sum.sha256], num_parameters=300)
+    assert np.array_equal(total, compared.compute_sum(sealed))
+
+
+@pytest.mark.parametrize("far", [b"", bytes(2), bytes([1]), bytes([0b11111100])])
+def test_a_party_alone_cannot_leave_anybody_out(far):
+    def speak(log, author, event):
+        if author == "p1" and isinstance(event, e.UpdatesCompared):
+            return [replace(event, far=far), event]
+        return [event]
+
+    log = start(far_threshold=2**62)
+    log.speak = speak
+    log.run_round()
+    assert rejections(log) == []
+    (refused,) = (x for x in log.leaves if isinstance(x, e.ClaimRejected))
+    assert refused.reason == Reason.UNEXPECTED_CLAIM
+    assert audit(log).findings == []
+    assert only(log, e.AggregatePublished)
