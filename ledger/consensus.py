@@ -673,8 +673,8 @@ class Consensus:
     def _is_split(self, height: int) -> bool:
         """Return whether no block of a height can get a quorum in this epoch any more.
 
-        Then f + 1 nodes at least attested another one, whichever block one looks at, and
-        an honest node is among them: f liars alone cannot make it so.
+        Then at least f + 1 nodes attested another one, whichever block one looks at,
+        and an honest one is among them: f liars alone cannot make it so.
         """
         place = self._votes.epoch, height
         if any(
