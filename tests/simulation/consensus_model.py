@@ -245,10 +245,20 @@ class Model:
         """
         kind, *_, place = action
         if kind == "request" and place != state[i].high:
+            node, epoch = state[i], self.rank[place][0]
+            if epoch > node.epoch:
+                # Here a node learns of no epoch before it asks for it. One that asked,
+                # and whom nobody heard, is where this one is.
+                node = node._replace(epoch=epoch, base=None)
+                state = (*state[:i], node, *state[i + 1 :])
             learned = self.follow(state, i, ("learn", place))
             return None if learned is None else self.follow(learned, i, action)
         for move, node in self.moves_of(state, i):
             if move == action:
+                if kind == "attest" and (place - 1) // 2 == state[i].base:
+                    # That others certified its base in this epoch as well it need not
+                    # have seen: it may have been first.
+                    node = node._replace(high=state[i].high)
                 return (*state[:i], node, *state[i + 1 :])
         return None
 

@@ -6,9 +6,9 @@ reorders messages and falls into parts that change, time-outs come at any time, 
 nodes crash at every point between receiving and sending. `World.heal` ends it: one view
 of the log, everybody up, every message arrives, and something must become final.
 
-Dishonest nodes are *twins*, two unmodified nodes with one key in different parts of the
-network (Bano et al., "Twins: BFT Systems Made Robust"), or a *forger*, which signs
-whatever completes somebody's certificate.
+Dishonest nodes are *twins*, two nodes with one key in different parts of the network
+(Bano et al., "Twins: BFT Systems Made Robust"), unmodified or tireless, or a *forger*,
+which signs whatever completes somebody's certificate.
 
 After every step the world checks what must always hold: one final block at a height,
 one root for a cosigned size, and no honest node accused. `World.check_honesty` then
@@ -94,10 +94,13 @@ def make_nodes(names: str, era: int = 0) -> NodeSet:
     return NodeSet(era, CHAIN_ID, tuple(nodes))
 
 
-class Twin(Consensus):
+class TirelessTwin(Consensus):
     """One of two nodes with one key, unmodified but for one thing.
 
-    It does not fall silent when it meets what its twin signed (R6).
+    It does not fall silent when it meets what its twin signed (R6). The unmodified
+    class does, as it should: what its twin signed reaches it in a certificate or an
+    epoch request before long, and from then on until a restart it is only a node that
+    is down. So both kinds are played.
     """
 
     def _may_sign(self) -> bool:
@@ -141,6 +144,7 @@ class World:
         twins: Names of the nodes that are two; one letter each.
         forger: Name of the node that has no code, only a key.
         kind: Class of the honest nodes.
+        twin_kind: Class of the twins: the unmodified one, or `TirelessTwin`.
         watch: Told what an honest node stored, and why.
         max_height: No block is higher while everything goes wrong.
     """
@@ -152,6 +156,7 @@ class World:
         twins: str = "",
         forger: str = "",
         kind: type[Consensus] = Consensus,
+        twin_kind: type[Consensus] = TirelessTwin,
         watch: Callable[[Member, Effects], None] | None = None,
         max_height: int = 8,
     ) -> None:
@@ -174,7 +179,7 @@ class World:
             if name != forger:
                 honest = name not in twins
                 for _ in range(1 if honest else 2):
-                    self._join(make_key(name), honest, kind if honest else Twin)
+                    self._join(make_key(name), honest, kind if honest else twin_kind)
         self.honest = [member for member in self.members if member.honest]
         self.parts = [0] * len(self.members)
 
@@ -315,7 +320,7 @@ class World:
             self.add_block(member, one)
 
     def fork(self) -> None:
-        """Show a block to some nodes, and perhaps another one to the others."""
+        """Show a block to some nodes; to each part of the network its own, perhaps."""
         votes = self.rng.choice(self.members).consensus.votes
         tips = [votes.attested[1], votes.base.block_id, *list(self.pool)[-4:]]
         parent_id = self.rng.choice(tips)
@@ -330,10 +335,12 @@ class World:
             if era > parent.header.era and all(m.era < era for m in self.members):
                 return  # nobody knows yet that the era before is over
         labels = [0, 1] if era + 1 == len(self.node_sets) else [0, 1, CHANGE]
-        block = self.make_block(parent_id, self.rng.choice(labels))
+        label, apart = self.rng.choice(labels), self.rng.random() < HALF
         for member in self.members:
             if self.rng.random() < OFTEN:
-                self.show(member, block)
+                if apart:
+                    label = labels[self.parts[member.index] % len(labels)]
+                self.show(member, self.make_block(parent_id, label))
 
     # The network.
 
