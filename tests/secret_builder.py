@@ -36,6 +36,7 @@ from protocol.parties import (
     find_linked_before,
 )
 from protocol.sealing import SealingSecretKey
+from protocol.secret_round import SecretRound
 from protocol.sketches import Sketch
 from schemas import codec
 from schemas import events as e
@@ -241,17 +242,6 @@ class SecretLogBuilder(LogBuilder):
             self.say(said, make_key(agent))
 
     def _hear(self, fact: e.Fact) -> None:
-        if isinstance(fact, e.ComparisonStarted):
-            far = self.compare(fact)
-            for name in self.parties:
-                event = e.UpdatesCompared(
-                    federation_id=self.federation_id,
-                    round=fact.round,
-                    party=name,
-                    far=far,
-                )
-                for said in self.speak(self, name, event):
-                    self.say(said, make_key(name))
         if not isinstance(fact, e.CommitmentsClosed):
             return
         for agent in fact.agent_ids:
@@ -274,10 +264,25 @@ class SecretLogBuilder(LogBuilder):
 
     def _notice(self, leaf: OpenedLeaf) -> None:
         for name, hands in self.hands.items():
+            before = self.following[name].secret
             state, work = make_step(name)(self.following[name], leaf)
             self.following[name] = state
             if name in self.silent:
                 continue
+            secret = state.secret
+            if (
+                secret is not None
+                and secret.is_comparing
+                and not (before and before.is_comparing)
+            ):
+                compared = e.UpdatesCompared(
+                    federation_id=self.federation_id,
+                    round=secret.started.round,
+                    party=name,
+                    far=self.compare(secret),
+                )
+                for said in self.speak(self, name, compared):
+                    self.say(said, make_key(name))
             for event, _ in hands.do(work):
                 for said in self.speak(self, name, event):
                     self.say(said, make_key(name))
@@ -290,18 +295,18 @@ class SecretLogBuilder(LogBuilder):
             for said in self.speak(self, "AGGREGATOR", event):
                 self.say(said, make_key("AGGREGATOR"))
 
-    def compare(self, comparison: e.ComparisonStarted) -> bytes:
+    def compare(self, secret: SecretRound) -> bytes:
         """Return who is far from whom, as parties would find it: from the sketches."""
-        current = self._rounds.current
-        assert current is not None, "it is about the round in progress"
-        assert current.closed is not None, "and comes after all commitments"
+        assert secret.closed is not None, "it comes after all commitments"
+        assert secret.comparison is not None, "it is about one"
         sketch = Sketch.expand(
-            current.closed.projection_seed, num_values=self.num_parameters
+            secret.closed.projection_seed, num_values=self.num_parameters
         )
+        number, comparison = secret.started.round, secret.comparison
         sketches = [
-            sketch.compute(
-                self.secrets[comparison.round, agent].values.astype(np.uint64)
-            ).astype(np.int64)
+            sketch.compute(self.secrets[number, agent].values.astype(np.uint64)).astype(
+                np.int64
+            )
             for agent in comparison.agent_ids
         ]
         far = [

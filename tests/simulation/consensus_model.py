@@ -258,7 +258,11 @@ class Model:
                 if kind == "attest" and (place - 1) // 2 == state[i].base:
                     # That others certified its base in this epoch as well it need not
                     # have seen: it may have been first.
-                    node = node._replace(high=state[i].high)
+                    return (
+                        *state[:i],
+                        node._replace(high=state[i].high),
+                        *state[i + 1 :],
+                    )
                 return (*state[:i], node, *state[i + 1 :])
         return None
 

@@ -1056,9 +1056,7 @@ def compared():
 
 
 def test_who_is_left_out_for_being_far_is_not_in_the_sum(compared):
-    (rejected,) = rejections(compared)
-    assert rejected.reason == Reason.FAR_FROM_OTHERS
-    assert rejected.agent_id == "dora"
+    assert rejections(compared) == {"dora": Reason.FAR_FROM_OTHERS}
     sealed = only(compared, e.RoundSealed)
     assert [c.agent_id for c in sealed.contributions] == ["ada", "bea", "cleo"]
     report = audit(compared)
@@ -1080,7 +1078,7 @@ def test_a_party_alone_cannot_leave_anybody_out(far):
     log = start(far_threshold=2**62)
     log.speak = speak
     log.run_round()
-    assert rejections(log) == []
+    assert rejections(log) == {}
     (refused,) = (x for x in log.leaves if isinstance(x, e.ClaimRejected))
     assert refused.reason == Reason.UNEXPECTED_CLAIM
     assert audit(log).findings == []
