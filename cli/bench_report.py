@@ -19,7 +19,7 @@ from typing import Final
 
 PACKAGES: Final = (
     "faust-streaming", "aiokafka", "confluent-kafka", "fastavro", "minio", "numpy",
-    "pynacl",
+    "pynacl", "py-arkworks-bls12381", "cryptography",
 )  # fmt: skip
 NUM_HOT_SPOTS: Final = 6
 NUM_REPEATS: Final = 3
@@ -124,7 +124,7 @@ def inspect_machine() -> Machine:
     """Return what this is: nothing that names the machine or its owner."""
     return Machine(
         cpu=_find_cpu(),
-        cores=_count_cores(),
+        cores=count_cores(),
         memory_bytes=_find_memory(),
         system=f"{platform.system()} {platform.machine()}",
         load=os.getloadavg()[0],
@@ -137,7 +137,8 @@ def inspect_machine() -> Machine:
     )
 
 
-def _count_cores() -> int:
+def count_cores() -> int:
+    """Return how many cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
