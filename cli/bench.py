@@ -9,7 +9,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Final
 
-from cli.bench_report import Section, inspect_machine, render_document
+from cli.bench_report import (
+    Section,
+    inspect_machine,
+    render_document,
+    replace_section,
+)
 from cli.processes import StackError
 
 BENCHMARKS: Final = (
@@ -29,21 +34,27 @@ def run_bench(names: Sequence[str], *, quick: bool, write: bool) -> None:
     Args:
         names: Which; all of them if empty.
         quick: Small sizes: to see that it runs, not how fast.
-        write: Write ``docs/benchmarks.md`` instead of printing.
+        write: Write ``docs/benchmarks.md`` instead of printing: all of it, or only the
+            sections of the benchmarks that are named.
 
     Raises:
         StackError: there is no such benchmark, or one of them failed.
     """
     chosen = choose(names)
-    if write and (quick or chosen != BENCHMARKS):
+    if write and quick:
         raise StackError(
             "the document holds every benchmark in its full size",
-            "Leave out --write, or the names and --quick.",
+            "Leave out --write or --quick.",
         )
     machine = inspect_machine()
     sections = [_load(name)(_sayer(name), quick=quick) for name in chosen]
-    command = " ".join(["moot bench", *names, *(["--quick"] if quick else [])])
-    document = render_document(machine, sections, command + " --write" * write)
+    if write and chosen != BENCHMARKS:
+        document = DOCUMENT.read_text(encoding="utf-8")
+        for section in sections:
+            document = replace_section(document, section, machine, BENCHMARKS)
+    else:
+        command = " ".join(["moot bench", *names, *(["--quick"] if quick else [])])
+        document = render_document(machine, sections, command + " --write" * write)
     if write:
         DOCUMENT.write_text(document, encoding="utf-8")
         print(f"wrote {DOCUMENT.name}", file=sys.stderr)

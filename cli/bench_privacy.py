@@ -2,436 +2,325 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import secrets
-import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-import numpy as np
-
-from adapters.blobs import BlobStore
-from cli.bench_federation import (
-    BenchStack,
-    FastProducer,
-    Say,
-    admit,
-    bench_stack,
-    make_agent_keys,
-)
-from cli.bench_report import Section, Table, median, show, show_target
-from cli.bench_rounds import Load
-from cli.processes import StackError
-from producers.secret_update import Secret, prove, submit_commitment
-from protocol.clipping import clip_and_encode
-from protocol.commitments import combine_rows
-from protocol.mpc import encode_links, encode_partial, encode_proof
-from protocol.norm_proof import Projection, verify_norm_proofs
-from protocol.norm_prover import ProverState, commit_update, prove_norm
-from protocol.sealing import SealedPlace, SealingSecretKey, open_share, seal_share
-from protocol.share_link import (
-    SharedProjection,
-    compute_links,
-    compute_party_sum,
-    open_aggregate,
-    verify_party_sum,
-)
-from protocol.shares import ShareShape, parse_share, split_update
-from schemas import events as e
+from cli import bench_privacy_rounds as whole
+from cli import bench_privacy_steps as steps
+from cli.bench_privacy_rounds import Rounds, Size, measure_rounds
+from cli.bench_privacy_steps import NUM_PARTIES, Found, measure_alone
+from cli.bench_report import Section, Table, count_cores, show, show_target
 
 if TYPE_CHECKING:
-    from ledger.signing import SigningKey
+    from cli.bench_federation import Say
 
-NUM_PARTIES: Final = 3
-NUM_TOGETHER: Final = 10
-"""Proofs that are verified, and shares that are linked, together."""
-NORM_BOUND: Final = 2**19 - 1
-SIZES: Final = (100_000, 1_000_000)
-QUICK_SIZES: Final = (1_000,)
-NUM_SUMMED: Final = 100
-ROUND_SIZE: Final = (10, 100_000)
-QUICK_ROUND_SIZE: Final = (3, 1_000)
-NUM_ROUNDS: Final = 3
+#: Length of an update, and agents that really commit and prove.
+SIZES: Final = ((100_000, 10), (1_000_000, 4))
+QUICK_SIZES: Final = ((1_000, 3),)
+HOPS_SIZE: Final = Size(10, 1_000, 3)
+"""Rounds in which next to nothing is computed: what is left is waiting for others."""
+TARGET_SIZE: Final = (10, 100_000)
+ROUND_SIZES: Final = (
+    HOPS_SIZE,
+    Size(*TARGET_SIZE, 3),
+    Size(10, 1_000_000, 1, is_warm=False),
+    Size(100, 100_000, 1, is_warm=False),
+)
+QUICK_ROUND_SIZES: Final = (Size(3, 1_000, 1),)
+LARGEST_COHORT: Final = max(steps.COHORTS)
 TARGETS: Final = {
-    100_000: {"commit": 0.75, "prove": 0.5, "verify": 0.13, "verify, batched": 0.085},
-    1_000_000: {"commit": 5.5, "prove": 3.3, "verify": 0.9, "party sum": 1.0},
+    100_000: {
+        steps.COMMIT: 0.75,
+        steps.PROVE: 0.5,
+        steps.VERIFY: 0.13,
+        steps.VERIFY_BATCH: 0.085,
+    },
+    1_000_000: {
+        steps.COMMIT: 5.5,
+        steps.PROVE: 3.3,
+        steps.VERIFY: 0.9,
+        steps.sum_seeds(LARGEST_COHORT): 1.0,
+        steps.sum_full(LARGEST_COHORT): 1.0,
+    },
 }
 """Processor seconds, one thread."""
 MAX_RATIO: Final = 1.5
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """What one size came to.
-
-    Attributes:
-        num_values: Length of an update.
-        seconds: Processor time of each step, for one agent unless its name says else.
-        sizes: Bytes of what travels, by name, for one agent.
-    """
-
-    num_values: int
-    seconds: dict[str, float]
-    sizes: dict[str, int]
+MEGA: Final = 1e6
 
 
 def run(say: Say, *, quick: bool) -> Section:
     """Measure, and say what was found."""
     found = []
-    for num_values in QUICK_SIZES if quick else SIZES:
-        say(f"{num_values:,} parameters")
-        found.append(_measure(num_values, say))
-    with bench_stack(say) as stack:
-        plain_s, mpc_s = _measure_rounds(stack, say, quick=quick)
-    return report(found, plain_s, mpc_s, QUICK_ROUND_SIZE if quick else ROUND_SIZE)
+    for num_values, num_agents in QUICK_SIZES if quick else SIZES:
+        say(f"steps for {num_values:,} parameters, {num_agents} agents")
+        found.append(measure_alone(num_values, num_agents))
+    rounds = measure_rounds(QUICK_ROUND_SIZES if quick else ROUND_SIZES, say)
+    return report(found, rounds)
 
 
-class _Clock:
-    """Processor time of steps, by name: all threads of this process."""
+@dataclass(frozen=True, slots=True)
+class Path:
+    """The longest way through a round if everybody had a machine of their own.
 
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
+    Computed: the pieces are measured, their sum is not.
 
-    def time(self, name: str, work: Callable[[], Any], *, divide: int = 1) -> Any:
-        began = time.process_time()
-        result = work()
-        self.seconds[name] = (time.process_time() - began) / divide
-        return result
-
-
-def _measure(num_values: int, say: Say) -> Found:
-    clock = _Clock()
-    delta = np.random.default_rng(0).normal(0, 0.01, num_values)
-    bits = 10
-    values = clock.time(
-        "clip and encode",
-        lambda: clip_and_encode(
-            delta,
-            fractional_bits=bits,
-            norm_bound=NORM_BOUND,
-            entropy=secrets.token_bytes,
-        ),
-    )
-
-    def commit() -> Any:
-        return commit_update(
-            values,
-            context=b"bench",
-            squared_bound=NORM_BOUND**2,
-            entropy=secrets.token_bytes,
-        )
-
-    commit()  # the generators, once for each process
-    state = clock.time("commit", commit)
-    say("committed")
-    statement = state.statement
-    projection = clock.time(
-        "expand the projection (once a round)",
-        lambda: Projection.expand(
-            secrets.token_bytes(32),
-            num_rows=statement.num_rows,
-            row_length=statement.row_length,
-        ),
-    )
-    proof = clock.time("prove", lambda: prove_norm(state, projection))
-    say("proved")
-    clock.time("verify", lambda: verify_norm_proofs([(statement, proof)], projection))
-    batch = [(statement, proof)] * NUM_TOGETHER
-    clock.time(
-        "verify, batched",
-        lambda: verify_norm_proofs(batch, projection),
-        divide=NUM_TOGETHER,
-    )
-    say("verified")
-    dealt = clock.time(
-        "share", lambda: split_update(state, NUM_PARTIES, secrets.token_bytes)
-    )
-    key = SealingSecretKey(secrets.token_bytes(32))
-    place = SealedPlace(
-        federation_id="bench",
-        round=1,
-        agent_id="agent",
-        party="party",
-        statement_digest=bytes(32),
-    )
-    sealed = clock.time(
-        "seal all shares",
-        lambda: [seal_share(share.plaintext, key.public_key, place) for share in dealt],
-    )
-    shape = ShareShape(num_values, statement.num_rows)
-
-    def open_one(index: int, *, was_linked: bool = False) -> Any:
-        return parse_share(
-            open_share(sealed[index], key, place),
-            shape=shape,
-            commitment=None if was_linked else dealt[index].commitment,
-        )
-
-    shares = [open_one(index) for index in range(NUM_PARTIES)]
-    seen = SharedProjection.of(projection, num_values=num_values)
-    challenges = [(1,) * (statement.num_rows + 2)] * NUM_TOGETHER
-    links = clock.time(
-        "open and link, a party",
-        lambda: compute_links(
-            [open_one(0) for _ in range(NUM_TOGETHER)], challenges, seen
-        ),
-        divide=NUM_TOGETHER,
-    )
-    clock.time(
-        "party sum",
-        lambda: compute_party_sum(
-            ((open_one(0, was_linked=True), 1) for _ in range(NUM_SUMMED)),
-            shape=shape,
-            projection=seen,
-        ),
-    )
-    say("summed")
-    sums = [
-        compute_party_sum([(share, 1)], shape=shape, projection=seen)
-        for share in shares
-    ]
-    own = compute_links([shares[0]], challenges[:1], seen)
-    clock.time(
-        "verify a party's sum",
-        lambda: verify_party_sum(
-            sums[0],
-            commitments=[dealt[0].commitment],
-            links=own,
-            weights=[1],
-            projection=seen,
-        ),
-    )
-    rows = combine_rows([statement.rows], [1])
-    clock.time("open the sum", lambda: open_aggregate(sums, rows))
-    sizes = {
-        "commitments": len(statement.to_blob()),
-        "norm proof": len(encode_proof(proof)),
-        "sealed seed share": len(sealed[0]),
-        "sealed full share": len(sealed[-1]),
-        "links, a party": len(encode_links({"agent-0000": links[0]})),
-        "partial sum, a party": len(encode_partial(sums[0])),
-        "update of plain": 4 * num_values,
-    }
-    return Found(num_values, clock.seconds, sizes)
-
-
-# Whole rounds
-
-
-def _measure_rounds(stack: BenchStack, say: Say, *, quick: bool) -> tuple[float, float]:
-    """Return the median time of a round of plain, and of one of mpc."""
-    num_agents, num_values = QUICK_ROUND_SIZE if quick else ROUND_SIZE
-    stack.serve("sequencer", "rounds", "aggregator")
-    say("rounds of plain")
-    plain = Load(stack, num_agents, num_values).measure(NUM_ROUNDS, say)
-    names = [f"party-{number}" for number in range(NUM_PARTIES)]
-    parties = stack.supervisor.start_parties(stack.settings, names)
-    say("rounds of mpc")
-    load = SecretLoad(stack, num_agents, num_values, parties)
-    return plain.round_s, median(load.measure(NUM_ROUNDS, say))
-
-
-_STORE: BlobStore | None = None
-_STATES: Final[dict[str, ProverState]] = {}
-
-
-def _start_worker() -> None:
-    global _STORE  # noqa: PLW0603  # one connection for each process
-    from adapters.settings import load_settings
-
-    _STORE = BlobStore(load_settings())
-
-
-def _commit(
-    config: e.FederationConfigured, started: e.RoundStarted, agent_id: str
-) -> e.UpdateCommitted:
-    """Do what an agent does once it has trained."""
-    assert _STORE is not None, "in a worker"
-    delta = np.random.default_rng().normal(0, 0.01, started.num_parameters)
-    state = Secret.make(delta, config).commit(config)
-    _STATES[agent_id] = state
-    return submit_commitment(
-        state,
-        started,
-        config,
-        _STORE,
-        agent_id=agent_id,
-        num_examples=100,
-        loss_micros=500_000,
-    )
-
-
-def _prove(
-    config: e.FederationConfigured,
-    update: e.UpdateCommitted,
-    closed: e.CommitmentsClosed,
-) -> e.NormProofSubmitted:
-    """Do what an agent does once the set is closed."""
-    assert _STORE is not None, "in a worker"
-    blob = prove(_STATES.pop(update.agent_id), update, closed, config)
-    return e.NormProofSubmitted(
-        federation_id=update.federation_id,
-        round=update.round,
-        agent_id=update.agent_id,
-        proof=_STORE.store(blob),
-    )
-
-
-class SecretLoad:
-    """A federation of aggregation MPC whose agents train nothing.
-
-    Args:
-        stack: Where.
-        num_agents: Its agents; all are in every cohort.
-        num_values: The size of its model.
-        parties: Who adds up.
+    Attributes:
+        agent_s: Encode, commit, share, seal; then prove.
+        party_s: Verify all proofs, link all shares, later add them up.
+        opener_s: Verify the parties' sums, combine the commitments, open.
+        hops_s: Waiting for others, as in rounds in which little is computed.
     """
 
-    def __init__(
-        self,
-        stack: BenchStack,
-        num_agents: int,
-        num_values: int,
-        parties: tuple[e.Party, ...],
-    ) -> None:
-        self._stack = stack
-        self._num_values = num_values
-        self._parties = parties
-        self._federation_id = f"secret-{num_agents}-{num_values}"
-        self._agents: dict[str, SigningKey] = make_agent_keys(num_agents)
-        self._producer = FastProducer(stack.settings, stack.registry)
-        self._updates: dict[str, e.UpdateCommitted] = {}
+    agent_s: float
+    party_s: float
+    opener_s: float
+    hops_s: float
 
-    def measure(self, num_rounds: int, say: Say) -> list[float]:
-        """Return how long each round took on the ledger, after a warm-up."""
-        operator = self._stack.found(
-            self._federation_id,
-            self._num_values,
-            len(self._agents),
-            parties=self._parties,
+    @classmethod
+    def compute(cls, found: Found, count: int, hops_s: float) -> Path:
+        """Add the steps of a round of so many agents up."""
+
+        def took(*names: str) -> float:
+            return sum(found.steps[name].seconds for name in names)
+
+        verify_and_link = max(
+            took(steps.VERIFY_BATCH, link)
+            for link in (steps.LINK_SEED, steps.LINK_FULL)
         )
-        offset = admit(self._stack, operator, self._federation_id, self._agents)
-        config = self._read_config()
-        events = self._stack.follow_events(self._federation_id, offset)
-        spawn = multiprocessing.get_context("spawn")
-        # An agent is one process from commitment to proof: it need not commit twice.
-        workers = [
-            ProcessPoolExecutor(1, spawn, _start_worker)
-            for _ in range(os.cpu_count() or 1)
-        ]
-        seconds = []
-        try:
-            for number in range(1, num_rounds + 2):
-                operator.request_round(self._federation_id, number)
-                seconds.append(self._run_round(config, events, workers))
-                say(f"round {number}: {seconds[-1]:.2f} s")
-        finally:
-            for worker in workers:
-                worker.shutdown(cancel_futures=True)
-        return seconds[1:]
-
-    def _read_config(self) -> e.FederationConfigured:
-        for event in self._stack.follow_events(self._federation_id):
-            if isinstance(event, e.FederationConfigured):
-                return event
-        raise StackError("the federation has no genesis", "A bug.")
-
-    def _run_round(
-        self,
-        config: e.FederationConfigured,
-        events: Iterator[e.LedgerEvent],
-        workers: Sequence[ProcessPoolExecutor],
-    ) -> float:
-        began = 0.0
-        future: Future[Any]
-        for event in events:
-            match event:
-                case e.RoundStarted():
-                    self._updates.clear()
-                    began = time.perf_counter()
-                    for index, name in enumerate(self._agents):
-                        worker = workers[index % len(workers)]
-                        future = worker.submit(_commit, config, event, name)
-                        future.add_done_callback(self._send)
-                case e.CommitmentsClosed():
-                    for index, name in enumerate(self._agents):
-                        worker = workers[index % len(workers)]
-                        update = self._updates[name]
-                        future = worker.submit(_prove, config, update, event)
-                        future.add_done_callback(self._send)
-                case e.UpdateCommitted():
-                    self._updates[event.agent_id] = event
-                case e.AggregatePublished():
-                    return time.perf_counter() - began
-                case (
-                    e.EventRejected()
-                    | e.ContributionRejected()
-                    | e.PartialRejected()
-                    | e.RoundAbandoned()
-                    | e.ClaimRejected()
-                ):
-                    raise StackError(f"{event.reason}: {event.detail}", "A bug.")
-                case _:
-                    pass
-        raise StackError("the ledger ended", "A bug.")
-
-    def _send(self, future: Future[Any]) -> None:
-        event = future.result()
-        self._producer.send(event, self._agents[event.agent_id])
-        self._producer.flush()
-
-
-def report(
-    found: Sequence[Found], plain_s: float, mpc_s: float, size: tuple[int, int]
-) -> Section:
-    """Say what was found."""
-    names = list(found[0].seconds)
-    steps = tuple((name, *(_show_step(item, name) for item in found)) for name in names)
-    sizes = tuple(
-        (name, *(f"{item.sizes[name]:,}" for item in found)) for name in found[0].sizes
-    )
-    headings = ("", *(f"{item.num_values:,} parameters" for item in found))
-    num_agents, num_values = size
-    return Section(
-        "privacy",
-        "Privacy: what it costs that nobody sees an update",
-        (
-            f"""\
-Aggregation MPC with {NUM_PARTIES} parties, step by step, in one process and without
-I/O: milliseconds of processor time of all its threads, for one agent unless a name says
-else (*batched* and *link*: per agent, of {NUM_TOGETHER} together; *party sum*: of
-{NUM_SUMMED} agents, opening their shares included). In brackets the target.""",
-            Table(headings, steps),
-            "What travels, in bytes, for one agent:",
-            Table(headings, sizes),
-            f"""\
-Whole rounds with {num_agents} agents and {num_values:,} parameters, on the ledger from
-`RoundStarted` to `AggregatePublished`, training excluded, committing and proving
-included: {show(mpc_s)} s, and {show(plain_s)} s with aggregation PLAIN on the same
-stack in the same run. All agents, parties, services, Kafka and MinIO share
-{os.cpu_count()} cores here, while agents and parties of a real federation have their
-own.""",
-            show_target(
-                value=mpc_s / plain_s,
-                target=MAX_RATIO,
-                unit="times a round of PLAIN",
-                at_least=False,
+        return cls(
+            agent_s=took(
+                steps.ENCODE,
+                steps.COMMIT,
+                steps.SHARE,
+                steps.SEAL,
+                steps.EXPAND,
+                steps.PROVE,
             ),
-            """\
-**Limit**: committing and proving are multiplications of points of BLS12-381, in the
-library; a verifier's work is one such sum for each proof and the expansion of its
-challenges. Agents commit and prove at the same time, each on its own machine.""",
-            """\
-**Next**: an agent can commit to row after row while it still uploads; a party can keep
-opened shares in memory between links and sum.""",
-        ),
+            party_s=(
+                took(steps.EXPAND)
+                + count * verify_and_link
+                + max(took(steps.sum_seeds(count)), took(steps.sum_full(count)))
+            ),
+            opener_s=(
+                count * took(steps.VERIFY_LINKS)
+                + took(
+                    steps.verify_sums(count),
+                    steps.combine(count),
+                    steps.open_sum(count),
+                )
+            ),
+            hops_s=hops_s,
+        )
+
+    @property
+    def total_s(self) -> float:
+        """All of it, one after the other."""
+        return self.agent_s + self.party_s + self.opener_s + self.hops_s
+
+
+def report(found: Sequence[Found], rounds: Sequence[Rounds]) -> Section:
+    """Say what was found."""
+    parts: list[str | Table] = [
+        f"""\
+Aggregation MPC with {NUM_PARTIES} parties. First step by step: milliseconds of
+processor time in a process of its own without I/O, with one thread (BLAS is told so
+before it is loaded; this thread took {min(item.one_thread for item in found):.1%} of
+the process's time). Medians, for one agent or one party unless a name says else. Values
+are normally distributed, as long as the norm bound lets a million of them be. Every
+agent that is named *different* has an update, commitments, a proof and shares of its
+own; cohorts of {" and ".join(map(str, steps.COHORTS))} take them several times, which
+no step can tell."""
+    ]
+    for item in found:
+        parts += _report_steps(item)
+    parts += [
+        """\
+**Limit**: the library alone, for the same sizes, in the same run. *commit*: one
+multiplication of as many points as there are values, by short scalars. *prove*: two of
+a row's points by long scalars, and the largest product of matrices in BLAS. *verify*,
+*combine*, *open*: decoding what was received, tests of the subgroup included, and the
+multiplications. *share*, *expand*: the stream of AES-256 alone; *seal*: AES-256-GCM
+alone. *link*, *verify sums*: the product with the projection in BLAS. *sum*: opening
+what is sealed (seeds: the stream), and numpy adding the arrays.""",
+        "What travels for one update, in bytes, events left out:",
+        _report_sizes(found),
+    ]
+    parts += _report_rounds(found, rounds)
+    parts.append(
+        """\
+**Next**: a party verifies every proof itself, by design, but only once all are there;
+it could do so while others still prove, as the aggregator does. The aggregator decodes
+commitments to verify proofs, and once more to combine them. Proving expands the round's
+projection, which is the same for all agents of a machine."""
+    )
+    return Section(
+        "privacy", "Privacy: what it costs that nobody sees an update", tuple(parts)
     )
 
 
-def _show_step(item: Found, name: str) -> str:
-    target = TARGETS.get(item.num_values, {}).get(name)
-    shown = show(1_000 * item.seconds[name])
-    return shown if target is None else f"{shown} ({1_000 * target:,.0f})"
+def _report_steps(found: Found) -> list[str | Table]:
+    targets = TARGETS.get(found.num_values, {})
+    rows = []
+    for name, step in found.steps.items():
+        target = targets.get(name)
+        limit = step.limit_s
+        rows.append(
+            (
+                name,
+                show(1_000 * step.seconds),
+                "" if target is None else f"{1_000 * target:,.0f}",
+                "" if target is None else _judge(step.seconds, target),
+                "" if limit is None else show(1_000 * limit),
+                "" if not limit else f"{step.seconds / limit:.1f}×",
+            )
+        )
+    missed = [n for n, target in targets.items() if found.steps[n].seconds > target]
+    verdict = f"MISSED: {', '.join(missed)}" if missed else "all met"
+    intro = f"""\
+**{found.num_values:,} parameters**, {found.num_agents} different agents; batches of
+proofs are these {found.num_agents}, shares are linked {steps.LINKED_TOGETHER} at a
+time. numpy alone adds {LARGEST_COHORT} arrays in {show(1_000 * found.add_s)} ms."""
+    if targets:
+        intro += f" **Targets** of steps: {verdict}."
+    headings = ("", "ms", "target", "", "limit, ms", "of limit")
+    return [intro, Table(headings, tuple(rows))]
+
+
+def _judge(value: float, target: float) -> str:
+    return "met" if value <= target else "MISSED"
+
+
+def _report_sizes(found: Sequence[Found]) -> Table:
+    rows = [
+        (name, *(f"{item.sizes[name]:,}" for item in found)) for name in found[0].sizes
+    ]
+    seeds = f"**an agent sends** (seed shares: {NUM_PARTIES - 1})"
+    rows.append((seeds, *(f"{item.sent_bytes:,}" for item in found)))
+    ratios = (item.sent_bytes / item.sizes["update of PLAIN"] for item in found)
+    rows.append(("to PLAIN", *(f"{ratio:.2f}×" for ratio in ratios)))
+    headings = ("", *(f"{item.num_values:,} parameters" for item in found))
+    return Table(headings, tuple(rows))
+
+
+def _report_rounds(
+    found: Sequence[Found], rounds: Sequence[Rounds]
+) -> list[str | Table]:
+    cores = count_cores()
+    parts: list[str | Table] = [
+        f"""\
+Whole rounds, on the ledger from `RoundStarted` to `AggregatePublished`, training
+excluded, committing and proving included; PLAIN on the same stack in the same run. All
+agents ({cores} at a time), parties, services, Kafka and MinIO share {cores} cores here.
+Seconds; medians, or one round without a warm-up where it says 1 round.""",
+        Table(
+            ("agents × parameters", "rounds", "PLAIN", "MPC", "MPC / PLAIN"),
+            tuple(
+                (
+                    _name(item.size),
+                    str(item.size.num_rounds),
+                    show(item.plain_s),
+                    show(item.mpc_s),
+                    f"{item.mpc_s / item.plain_s:.1f}×",
+                )
+                for item in rounds
+            ),
+        ),
+    ]
+    judged = [r for r in rounds if _shape(r.size) == TARGET_SIZE]
+    for item in judged:
+        ratio = item.mpc_s / item.plain_s
+        unit = f"times PLAIN for {_name(item.size)}"
+        target = show_target(value=ratio, target=MAX_RATIO, unit=unit, at_least=False)
+        parts.append(target)
+        if ratio > MAX_RATIO:
+            parts.append(_explain(item, cores))
+    parts += [
+        "Where a round's processor time goes, in seconds, Kafka and MinIO left out:",
+        _report_cpu(rounds, cores),
+    ]
+    return parts + _report_paths(found, rounds)
+
+
+def _explain(item: Rounds, cores: int) -> str:
+    """Say by arithmetic why a round takes so long."""
+    agents = item.cpu_s[whole.COMMIT] + item.cpu_s[whole.PROVE]
+    others = sum(item.cpu_s.values()) - agents
+    allowed = MAX_RATIO * item.plain_s
+    return f"""\
+**Why**: the target allows {show(allowed)} s. The agents' committing and proving alone
+take {show(agents)} s of processor time, all others {show(others)} s: on {cores} cores
+together that is {show((agents + others) / cores)} s at the least, without Kafka, MinIO
+and a moment of waiting. And MPC's round is longer: it has two messages of every agent
+and two of every party, one after the other, where PLAIN has one."""
+
+
+def _report_cpu(rounds: Sequence[Rounds], cores: int) -> Table:
+    names = list(rounds[0].cpu_s)
+    rows = tuple(
+        (
+            _name(item.size),
+            *(show(item.cpu_s[name]) for name in names),
+            show(sum(item.cpu_s.values())),
+            show(sum(item.cpu_s.values()) / cores),
+        )
+        for item in rounds
+    )
+    return Table(("agents × parameters", *names, "all", f"all / {cores} cores"), rows)
+
+
+def _report_paths(
+    found: Sequence[Found], rounds: Sequence[Rounds]
+) -> list[str | Table]:
+    by_size = {item.num_values: item for item in found}
+    hops_s = min(item.mpc_s for item in rounds)
+    rows = []
+    for item in rounds:
+        known = by_size.get(item.size.num_values)
+        if known is None or item.size.num_agents not in steps.COHORTS:
+            continue
+        path = Path.compute(known, item.size.num_agents, hops_s)
+        rows.append(
+            (
+                _name(item.size),
+                show(path.agent_s),
+                show(path.party_s),
+                show(path.opener_s),
+                show(path.hops_s),
+                show(path.total_s),
+                f"{path.total_s / item.plain_s:.1f}×",
+            )
+        )
+    if not rows:
+        return []
+    least = min(rounds, key=lambda item: item.mpc_s).size
+    return [
+        f"""\
+**Computed, not measured**: the longest way through a round if every agent, every party
+and the aggregator had a machine of its own and one thread. It adds up the steps above:
+one agent commits, shares, seals and proves; one party verifies all proofs, links all
+shares and later adds them up; one opener verifies {NUM_PARTIES} sums, combines and
+opens. *hops* is a measured round of {_name(least)}, in which little is computed.
+Transfers are left out. Seconds, and times the PLAIN round that was measured on this
+machine:""",
+        Table(
+            (
+                "agents × parameters",
+                "an agent",
+                "a party",
+                "the opener",
+                "hops",
+                "computed",
+                "to PLAIN",
+            ),
+            tuple(rows),
+        ),
+    ]
+
+
+def _shape(size: Size) -> tuple[int, int]:
+    return size.num_agents, size.num_values
+
+
+def _name(size: Size) -> str:
+    return f"{size.num_agents} × {size.num_values:,}"

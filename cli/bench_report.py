@@ -19,7 +19,7 @@ from typing import Final
 
 PACKAGES: Final = (
     "faust-streaming", "aiokafka", "confluent-kafka", "fastavro", "minio", "numpy",
-    "pynacl",
+    "pynacl", "py-arkworks-bls12381", "cryptography",
 )  # fmt: skip
 NUM_HOT_SPOTS: Final = 6
 NUM_REPEATS: Final = 3
@@ -104,27 +104,31 @@ class Machine:
 
     def render(self) -> str:
         """Return it in Markdown."""
+        return "\n".join(["## Machine", "", *(f"- {line}" for line in self._say())])
+
+    def render_note(self) -> str:
+        """Return it as a paragraph, for a section that was measured by itself."""
+        return _wrap(f"Measured by itself: {'; '.join(self._say())}.")
+
+    def _say(self) -> tuple[str, ...]:
         memory = f"{self.memory_bytes / GIB:.0f} GiB" if self.memory_bytes else "?"
-        lines = [
-            "## Machine",
-            "",
-            f"- {self.cpu}, {self.cores} cores, {memory} of memory, {self.system}",
-            f"- {self.date}; load average before the run {self.load:.1f}"
+        return (
+            f"{self.cpu}, {self.cores} cores, {memory} of memory, {self.system}",
+            f"{self.date}; load average before the run {self.load:.1f}"
             + (
                 ": the machine was not idle, so wall times are too long"
                 if self.load > self.cores / 4
                 else ""
             ),
-            f"- {', '.join(self.versions)}",
-        ]
-        return "\n".join(lines)
+            ", ".join(self.versions),
+        )
 
 
 def inspect_machine() -> Machine:
     """Return what this is: nothing that names the machine or its owner."""
     return Machine(
         cpu=_find_cpu(),
-        cores=_count_cores(),
+        cores=count_cores(),
         memory_bytes=_find_memory(),
         system=f"{platform.system()} {platform.machine()}",
         load=os.getloadavg()[0],
@@ -137,7 +141,8 @@ def inspect_machine() -> Machine:
     )
 
 
-def _count_cores() -> int:
+def count_cores() -> int:
+    """Return how many cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -183,6 +188,37 @@ def render_document(machine: Machine, sections: Iterable[Section], command: str)
     parts = [heading, *map(_wrap, paragraphs), machine.render()]
     parts += [section.render() for section in sections]
     return "\n\n".join(parts) + "\n"
+
+
+def replace_section(
+    document: str, section: Section, machine: Machine, order: Sequence[str]
+) -> str:
+    """Return a document with one section measured anew; all others stay as they are.
+
+    Args:
+        document: As `render_document` made it, and people may have added to it.
+        section: Takes the place of the one before, subsections included; if there was
+            none, it comes before the next in order.
+        machine: What it was measured on: said in the section, since the document's
+            own machine is that of the others.
+        order: Names of all sections.
+    """
+    text = f"{section.render()}\n\n{machine.render_note()}\n"
+    parts = re.split(r"^(?=## )", document, flags=re.MULTILINE)
+    places = {_find_name(part): index for index, part in enumerate(parts)}
+    here = places.get(section.name)
+    if here is None:
+        later = order[order.index(section.name) + 1 :]
+        here = next((places[n] for n in later if n in places), len(parts))
+        parts.insert(here, "")
+    parts[here] = text
+    return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
+
+
+def _find_name(part: str) -> str:
+    """Return the benchmark that a part of the document is about, if any."""
+    found = re.match(r"## .*\n\n`moot bench (\w+)`\n", part)
+    return found[1] if found else ""
 
 
 def measure_rate(work: Callable[[], object], count: int) -> float:

@@ -21,6 +21,7 @@ from cli.bench_report import (
     inspect_machine,
     measure_rate,
     render_document,
+    replace_section,
     show,
     show_target,
 )
@@ -51,14 +52,10 @@ def test_an_unknown_benchmark_is_refused_with_the_names_of_those_there_are() -> 
         bench.choose(("latency",))
 
 
-@pytest.mark.parametrize(
-    ("names", "quick"), [((), True), (("audit",), False), (("audit",), True)]
-)
-def test_a_part_of_the_document_is_not_written(
-    names: tuple[str, ...], quick: bool
-) -> None:
+@pytest.mark.parametrize("names", [(), ("audit",)])
+def test_small_sizes_are_not_written(names: tuple[str, ...]) -> None:
     with pytest.raises(StackError, match="every benchmark in its full size"):
-        bench.run_bench(names, quick=quick, write=True)
+        bench.run_bench(names, quick=True, write=True)
 
 
 def test_the_document_is_written_with_the_command_that_made_it(
@@ -77,6 +74,47 @@ def test_the_document_is_written_with_the_command_that_made_it(
     assert "`moot bench --write` made this page" in text
     assert text.count("## Nothing") == len(bench.BENCHMARKS)
     assert not capsys.readouterr().out
+
+
+@pytest.mark.parametrize("present", ["rounds audit aggregation", "rounds privacy"])
+def test_a_named_benchmark_is_written_into_its_place(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, present: str
+) -> None:
+    document = tmp_path / "benchmarks.md"
+    names = present.split()
+    old = [Section(name, f"Of {name}", ("Old figures.",)) for name in names]
+    machine = Machine("cpu", 2, 2**34, "Linux", 0.1, "2026-01-01", ("Python 3",))
+    before = render_document(machine, old, "moot bench --write")
+    document.write_text(before + "\n### By hand\n\nStays unless it is privacy's.\n")
+    new = Section("privacy", "Anew", ("New figures.",))
+    monkeypatch.setattr(bench, "DOCUMENT", document)
+    monkeypatch.setattr(bench, "_load", lambda _name: lambda _say, *, quick: new)
+
+    bench.run_bench(("privacy",), quick=False, write=True)
+    once = document.read_text()
+    bench.run_bench(("privacy",), quick=False, write=True)
+    text = document.read_text()
+
+    assert text.count("## Anew\n\n`moot bench privacy`\n\nNew figures.") == 1
+    assert text.index("Of rounds") < text.index("Anew")
+    assert text.count("Measured by itself: ") == 1
+    assert once.splitlines()[:-2] == text.splitlines()[:-2]
+    assert text.startswith(before[: before.index("## Of ")])
+    kept = [name for name in names if name != "privacy"]
+    assert text.count("Old figures.") == len(kept)
+    assert ("By hand" in text) is ("privacy" not in names)
+    assert "\n\n\n" not in text
+
+
+def test_a_missing_section_comes_before_the_next() -> None:
+    machine = Machine("cpu", 2, 2**34, "Linux", 0.1, "2026-01-01", ("Python 3",))
+    old = [Section("audit", "Audit", ("Old.",))]
+    document = render_document(machine, old, "moot bench --write")
+    new = Section("rounds", "Rounds", ("New.",))
+
+    text = replace_section(document, new, machine, bench.BENCHMARKS)
+
+    assert text.index("## Machine") < text.index("## Rounds") < text.index("## Audit")
 
 
 def test_a_named_benchmark_is_printed(

@@ -1,0 +1,270 @@
+"""Whole rounds of aggregation MPC, and where their processor time goes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from adapters.blobs import BlobStore
+from cli.bench_federation import (
+    BenchStack,
+    FastProducer,
+    Say,
+    admit,
+    bench_stack,
+    make_agent_keys,
+)
+from cli.bench_privacy_steps import NUM_PARTIES, one_thread
+from cli.bench_report import count_cores, median
+from cli.bench_rounds import SERVICES, Load
+from cli.processes import StackError
+from producers.secret_update import Secret, prove, submit_commitment
+from protocol.commitments import choose_row_length, get_generators
+from protocol.norm_prover import ProverState
+from schemas import events as e
+
+if TYPE_CHECKING:
+    from ledger.signing import SigningKey
+
+COMMIT: Final = "agents: commit, share, seal"
+PROVE: Final = "agents: prove"
+PARTIES: Final = "parties"
+PARTY_NAMES: Final = tuple(f"party-{number}" for number in range(NUM_PARTIES))
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """What is run.
+
+    Attributes:
+        num_agents: Agents; all are in every cohort.
+        num_values: Size of the model.
+        num_rounds: Rounds of MPC that are measured.
+        is_warm: Whether a round that does not count comes first.
+    """
+
+    num_agents: int
+    num_values: int
+    num_rounds: int
+    is_warm: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Rounds:
+    """What rounds of one size came to.
+
+    Attributes:
+        size: What was run.
+        plain_s: Median time of a round of PLAIN.
+        mpc_s: Median time of a round of MPC.
+        cpu_s: Processor time of a round of MPC by what took it, Kafka and MinIO left
+            out; nothing where it is unknown.
+    """
+
+    size: Size
+    plain_s: float
+    mpc_s: float
+    cpu_s: dict[str, float]
+
+
+def measure_rounds(sizes: Sequence[Size], say: Say) -> list[Rounds]:
+    """Run rounds of PLAIN, then of MPC, on a stack of their own."""
+    found = []
+    with bench_stack(say) as stack:
+        stack.serve(*SERVICES)
+        plain = []
+        for size in sizes:
+            say(f"PLAIN: {size.num_agents} agents, {size.num_values:,} parameters")
+            load = Load(stack, size.num_agents, size.num_values)
+            plain.append(load.measure(max(2, size.num_rounds), say).round_s)
+        # Parties that wait take a little time too: plain rounds are over by now.
+        parties = stack.supervisor.start_parties(stack.settings, PARTY_NAMES)
+        for size, plain_s in zip(sizes, plain, strict=True):
+            say(f"MPC: {size.num_agents} agents, {size.num_values:,} parameters")
+            seconds, cpu_s = SecretLoad(stack, size, parties).measure(say)
+            found.append(Rounds(size, plain_s, median(seconds), cpu_s))
+    return found
+
+
+_STORE: BlobStore | None = None
+_STATES: Final[dict[str, ProverState]] = {}
+
+
+def _start_worker(num_values: int) -> None:
+    global _STORE  # noqa: PLW0603  # one connection for each process
+    from adapters.settings import load_settings
+
+    _STORE = BlobStore(load_settings())
+    get_generators(choose_row_length(num_values))  # an agent makes them once
+
+
+def _commit(
+    config: e.FederationConfigured, started: e.RoundStarted, agent_id: str
+) -> tuple[e.UpdateCommitted, float]:
+    """Do what an agent does once it has trained; returns the processor time too."""
+    assert _STORE is not None, "in a worker"
+    delta = np.random.default_rng().normal(0, 0.01, started.num_parameters)
+    began = time.process_time()
+    state = Secret.make(delta, config).commit(config)
+    _STATES[agent_id] = state
+    update = submit_commitment(
+        state,
+        started,
+        config,
+        _STORE,
+        agent_id=agent_id,
+        num_examples=100,
+        loss_micros=500_000,
+    )
+    return update, time.process_time() - began
+
+
+def _prove(
+    config: e.FederationConfigured,
+    update: e.UpdateCommitted,
+    closed: e.CommitmentsClosed,
+) -> tuple[e.NormProofSubmitted, float]:
+    """Do what an agent does once the set is closed; returns the processor time too."""
+    assert _STORE is not None, "in a worker"
+    began = time.process_time()
+    blob = prove(_STATES.pop(update.agent_id), update, closed, config)
+    submitted = e.NormProofSubmitted(
+        federation_id=update.federation_id,
+        round=update.round,
+        agent_id=update.agent_id,
+        proof=_STORE.store(blob),
+    )
+    return submitted, time.process_time() - began
+
+
+class SecretLoad:
+    """A federation of aggregation MPC whose agents train nothing.
+
+    Args:
+        stack: Where.
+        size: What is run.
+        parties: Who adds up.
+    """
+
+    def __init__(
+        self, stack: BenchStack, size: Size, parties: tuple[e.Party, ...]
+    ) -> None:
+        self._stack = stack
+        self._size = size
+        self._parties = parties
+        self._federation_id = f"secret-{size.num_agents}-{size.num_values}"
+        self._agents: dict[str, SigningKey] = make_agent_keys(size.num_agents)
+        self._producer = FastProducer(stack.settings, stack.registry)
+        self._updates: dict[str, e.UpdateCommitted] = {}
+        self._lock = threading.Lock()
+        self._agents_s = {COMMIT: 0.0, PROVE: 0.0}
+
+    def measure(self, say: Say) -> tuple[list[float], dict[str, float]]:
+        """Run rounds; returns how long each took on the ledger, and what took it."""
+        size = self._size
+        operator = self._stack.found(
+            self._federation_id, size.num_values, size.num_agents, parties=self._parties
+        )
+        offset = admit(self._stack, operator, self._federation_id, self._agents)
+        config = self._read_config()
+        events = self._stack.follow_events(self._federation_id, offset)
+        seconds: list[float] = []
+        with ExitStack() as exits:
+            workers = _start_workers(size.num_values, exits)
+            before = self._cpu_s()
+            for number in range(1, size.num_rounds + size.is_warm + 1):
+                if number == size.is_warm + 1:
+                    seconds, before = [], self._cpu_s()
+                operator.request_round(self._federation_id, number)
+                seconds.append(self._run_round(config, events, workers))
+                say(f"round {number}: {seconds[-1]:.2f} s")
+            after = self._cpu_s()
+        rounds = size.num_rounds
+        return seconds, {
+            name: (after[name] - used) / rounds for name, used in before.items()
+        }
+
+    def _cpu_s(self) -> dict[str, float]:
+        used: dict[str, float | None] = dict(self._agents_s)
+        parties = [self._stack.cpu_s(f"party-{name}") for name in PARTY_NAMES]
+        known = [seconds for seconds in parties if seconds is not None]
+        used[PARTIES] = sum(known) if len(known) == len(parties) else None
+        used |= {name: self._stack.cpu_s(name) for name in SERVICES}
+        return {name: value for name, value in used.items() if value is not None}
+
+    def _read_config(self) -> e.FederationConfigured:
+        for event in self._stack.follow_events(self._federation_id):
+            if isinstance(event, e.FederationConfigured):
+                return event
+        raise StackError("the federation has no genesis", "A bug.")
+
+    def _run_round(
+        self,
+        config: e.FederationConfigured,
+        events: Iterator[e.LedgerEvent],
+        workers: Sequence[ProcessPoolExecutor],
+    ) -> float:
+        began = 0.0
+        future: Future[Any]
+        for event in events:
+            match event:
+                case e.RoundStarted():
+                    self._updates.clear()
+                    began = time.perf_counter()
+                    for index, name in enumerate(self._agents):
+                        worker = workers[index % len(workers)]
+                        future = worker.submit(_commit, config, event, name)
+                        future.add_done_callback(partial(self._send, COMMIT))
+                case e.CommitmentsClosed():
+                    for index, name in enumerate(self._agents):
+                        worker = workers[index % len(workers)]
+                        update = self._updates[name]
+                        future = worker.submit(_prove, config, update, event)
+                        future.add_done_callback(partial(self._send, PROVE))
+                case e.UpdateCommitted():
+                    self._updates[event.agent_id] = event
+                case e.AggregatePublished():
+                    return time.perf_counter() - began
+                case (
+                    e.EventRejected()
+                    | e.ContributionRejected()
+                    | e.PartialRejected()
+                    | e.RoundAbandoned()
+                    | e.ClaimRejected()
+                ):
+                    raise StackError(f"{event.reason}: {event.detail}", "A bug.")
+                case _:
+                    pass
+        raise StackError("the ledger ended", "A bug.")
+
+    def _send(self, what: str, future: Future[Any]) -> None:
+        event, seconds = future.result()
+        with self._lock:
+            self._agents_s[what] += seconds
+        self._producer.send(event, self._agents[event.agent_id])
+        self._producer.flush()
+
+
+def _start_workers(num_values: int, exits: ExitStack) -> list[ProcessPoolExecutor]:
+    """Start a process for each core; agents take turns in them."""
+    spawn = multiprocessing.get_context("spawn")
+    workers = []
+    with one_thread():
+        # An agent is one process from commitment to proof: it need not commit twice.
+        for _ in range(count_cores()):
+            worker = ProcessPoolExecutor(1, spawn, _start_worker, (num_values,))
+            exits.callback(worker.shutdown, cancel_futures=True)
+            workers.append(worker)
+        for started in [worker.submit(os.getpid) for worker in workers]:
+            started.result()
+    return workers

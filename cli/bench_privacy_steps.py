@@ -1,0 +1,577 @@
+"""What each step of aggregation MPC costs: no I/O, one thread, no services.
+
+BLAS decides how many threads it has when it is imported, so the steps are measured in a
+process of their own that is told before. `Found.one_thread` says whether it listened.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
+from typing import Final, TypeVar
+
+import numpy as np
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from numpy.typing import NDArray
+from py_arkworks_bls12381 import G1Point, Scalar
+
+from cli.bench_report import NUM_REPEATS, median
+from protocol.clipping import clip_and_encode
+from protocol.commitments import (
+    SCALAR_SIZE,
+    combine_rows,
+    get_blinding_generator,
+    get_generators,
+    get_scalar_generator,
+    parse_points,
+    to_scalar,
+)
+from protocol.encoding import update_to_blob
+from protocol.limbs import NUM_LIMBS
+from protocol.mpc import encode_links, encode_partial, encode_proof
+from protocol.norm_proof import (
+    NUM_PROJECTIONS,
+    NormProof,
+    Projection,
+    compute_blinding_challenges,
+    expand_stream,
+    verify_norm_proofs,
+)
+from protocol.norm_prover import ProverState, commit_update, prove_norm
+from protocol.sealing import (
+    SealedPlace,
+    SealingSecretKey,
+    open_share,
+    seal_share,
+)
+from protocol.share_link import (
+    Link,
+    PartySum,
+    SharedProjection,
+    compute_links,
+    compute_party_sum,
+    open_aggregate,
+    verify_link,
+    verify_party_sum,
+)
+from protocol.shares import DealtShare, Share, ShareShape, parse_share, split_update
+
+NUM_PARTIES: Final = 3
+COHORTS: Final = (10, 100)
+"""Agents whose shares are added up, and whose sum is opened."""
+LINKED_TOGETHER: Final = 10
+NORM_BOUND: Final = 2**19 - 1
+SIGMA: Final = 2**9
+"""Of the encoded values, normally distributed: as long as the bound allows for a
+million, and as in the specification's own figures."""
+NUM_EXAMPLES: Final = 100
+SEED_PARTY: Final = 0
+FULL_PARTY: Final = NUM_PARTIES - 1
+
+# Names of steps
+ENCODE: Final = "clip and encode"
+COMMIT: Final = "commit"
+EXPAND: Final = "expand the projection, once a round"
+PROVE: Final = "prove"
+SHARE: Final = "share"
+SEAL: Final = "seal all shares"
+VERIFY: Final = "verify one proof"
+VERIFY_BATCH: Final = "verify, of a batch"
+LINK_SEED: Final = "open and link a seed share"
+LINK_FULL: Final = "open and link the full share"
+VERIFY_LINKS: Final = "verify an agent's links"
+
+THREAD_VARIABLES: Final = (
+    "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS",
+)  # fmt: skip
+WORD_SIZE: Final = 8
+_BLOCK: Final = 2**14
+"""Columns of a projection that are multiplied at a time."""
+_WORD_HALVES: Final = 2
+"""Words of 64 bits are multiplied in halves, which floats hold exactly."""
+
+T = TypeVar("T")
+
+
+def sum_seeds(count: int) -> str:
+    """Name the step."""
+    return f"sum the seed shares of {count} agents"
+
+
+def sum_full(count: int) -> str:
+    """Name the step."""
+    return f"sum the full shares of {count} agents"
+
+
+def verify_sums(count: int) -> str:
+    """Name the step."""
+    return f"verify all parties' sums, {count} agents"
+
+
+def combine(count: int) -> str:
+    """Name the step."""
+    return f"combine the commitments of {count} agents"
+
+
+def open_sum(count: int) -> str:
+    """Name the step."""
+    return f"open the sum of {count} agents"
+
+
+@dataclass(slots=True)
+class Step:
+    """Processor time of a step.
+
+    Attributes:
+        seconds: Median of what was measured.
+        limit_s: Of what the step can't do without, alone; None if it was not measured.
+    """
+
+    seconds: float
+    limit_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What one size came to.
+
+    Attributes:
+        num_values: Length of an update.
+        num_agents: Agents that really committed, proved and shared.
+        steps: By name.
+        sizes: Bytes of what travels, by name.
+        add_s: What numpy takes to add the largest cohort's arrays, and nothing else.
+        one_thread: The part of the process's time that its one thread took.
+    """
+
+    num_values: int
+    num_agents: int
+    steps: dict[str, Step]
+    sizes: dict[str, int]
+    add_s: float
+    one_thread: float
+
+    @property
+    def sent_bytes(self) -> int:
+        """What an agent stores for one update, events left out."""
+        return (
+            self.sizes["commitments"]
+            + self.sizes["norm proof"]
+            + (NUM_PARTIES - 1) * self.sizes["sealed seed share"]
+            + self.sizes["sealed full share"]
+        )
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Make processes that are started meanwhile compute in one thread each."""
+    saved = {name: os.environ.get(name) for name in THREAD_VARIABLES}
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
+    try:
+        yield
+    finally:
+        for name, value in saved.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def measure_alone(num_values: int, num_agents: int) -> Found:
+    """Measure in a new process that has one thread."""
+    spawn = multiprocessing.get_context("spawn")
+    with one_thread(), ProcessPoolExecutor(1, spawn) as pool:
+        return pool.submit(measure, num_values, num_agents).result()
+
+
+@dataclass(slots=True)
+class _Clock:
+    """Processor time of steps, and of the one thread that should take all of it."""
+
+    steps: dict[str, Step] = field(default_factory=dict)
+    process_s: float = 0.0
+    thread_s: float = 0.0
+
+    def time(
+        self, name: str, works: Sequence[Callable[[], T]], *, divide: int = 1
+    ) -> list[T]:
+        """Measure the median of several works; returns their results."""
+        results: list[T] = []
+        seconds = median([self._measure(work, results) for work in works])
+        self.steps[name] = Step(seconds / divide)
+        return results
+
+    def limit(self, name: str, work: Callable[[], object], *, divide: int = 1) -> None:
+        """Measure what a step can't do without."""
+        self.steps[name].limit_s = self.measure(work) / divide
+
+    def measure(self, work: Callable[[], object]) -> float:
+        """Return the median time of a work."""
+        return median(self._measure(work, []) for _ in range(NUM_REPEATS))
+
+    def _measure(self, work: Callable[[], T], results: list[T]) -> float:
+        process, thread = time.process_time(), time.thread_time()
+        results.append(work())
+        seconds = time.process_time() - process
+        self.thread_s += time.thread_time() - thread
+        self.process_s += seconds
+        return seconds
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Agent:
+    """What one agent made, and what the parties' links say of it."""
+
+    name: str
+    state: ProverState
+    proof: NormProof
+    dealt: tuple[DealtShare, ...]
+    sealed: tuple[bytes, ...]
+    challenges: tuple[int, ...]
+    links: list[Link] = field(default_factory=list)
+
+
+def measure(num_values: int, num_agents: int) -> Found:
+    """Measure every step, in this process.
+
+    Args:
+        num_values: Length of an update.
+        num_agents: Agents that really commit, prove and share; larger cohorts take
+            theirs several times.
+    """
+    clock = _Clock()
+    seats = _Seats()
+    projection, agents = _measure_agents(clock, num_values, num_agents, seats)
+    _measure_proofs(clock, agents, projection)
+    shared = SharedProjection.of(projection, num_values=num_values)
+    _measure_links(clock, agents, shared, seats)
+    add_s = 0.0
+    for count in COHORTS:
+        cohort = [agents[index % num_agents] for index in range(count)]
+        sums = _measure_sums(clock, cohort, shared, seats)
+        add_s = _limit_sums(clock, cohort, seats)
+        _measure_opening(clock, cohort, sums, shared)
+    return Found(
+        num_values=num_values,
+        num_agents=num_agents,
+        steps=clock.steps,
+        sizes=_measure_sizes(agents[0], sums[FULL_PARTY], num_values),
+        add_s=add_s,
+        one_thread=min(1.0, clock.thread_s / clock.process_s),
+    )
+
+
+class _Seats:
+    """The parties' keys, and what is sealed to them where."""
+
+    def __init__(self) -> None:
+        self.keys = [
+            SealingSecretKey(secrets.token_bytes(32)) for _ in range(NUM_PARTIES)
+        ]
+
+    def seal(self, agent_id: str, dealt: Sequence[DealtShare]) -> tuple[bytes, ...]:
+        return tuple(
+            seal_share(share.plaintext, key.public_key, self._place(agent_id, index))
+            for index, (share, key) in enumerate(zip(dealt, self.keys, strict=True))
+        )
+
+    def open(self, agent: _Agent, party: int, *, was_linked: bool) -> Share:
+        statement = agent.state.statement
+        return parse_share(
+            self.decrypt(agent, party),
+            shape=ShareShape(statement.num_values, statement.num_rows),
+            commitment=None if was_linked else agent.dealt[party].commitment,
+        )
+
+    def decrypt(self, agent: _Agent, party: int) -> bytes:
+        place = self._place(agent.name, party)
+        return open_share(agent.sealed[party], self.keys[party], place)
+
+    def _place(self, agent_id: str, party: int) -> SealedPlace:
+        return SealedPlace(
+            federation_id="bench",
+            round=1,
+            agent_id=agent_id,
+            party=f"party-{party}",
+            statement_digest=bytes(32),
+        )
+
+
+def _measure_agents(
+    clock: _Clock, num_values: int, num_agents: int, seats: _Seats
+) -> tuple[Projection, list[_Agent]]:
+    names = [f"agent-{number:04d}" for number in range(num_agents)]
+    generator = np.random.default_rng(0)
+    encode = [
+        partial(
+            clip_and_encode,
+            generator.normal(0, SIGMA, num_values),
+            fractional_bits=0,
+            norm_bound=NORM_BOUND,
+            entropy=secrets.token_bytes,
+        )
+        for _ in names
+    ]
+    updates = clock.time(ENCODE, encode)
+    commit = [
+        partial(
+            commit_update,
+            values,
+            context=name.encode(),
+            squared_bound=NORM_BOUND**2,
+            entropy=secrets.token_bytes,
+        )
+        for name, values in zip(names, updates, strict=True)
+    ]
+    commit[0]()  # the generators, once for each process
+    states = clock.time(COMMIT, commit)
+    statement = states[0].statement
+    length, num_rows = statement.row_length, statement.num_rows
+    expand = partial(Projection.expand, bytes(32), num_rows=num_rows, row_length=length)
+    projection = clock.time(EXPAND, [expand] * NUM_REPEATS)[0]
+    proofs = clock.time(PROVE, [partial(prove_norm, s, projection) for s in states])
+    dealt = clock.time(
+        SHARE,
+        [partial(split_update, s, NUM_PARTIES, secrets.token_bytes) for s in states],
+    )
+    sealed = clock.time(
+        SEAL,
+        [partial(seats.seal, n, d) for n, d in zip(names, dealt, strict=True)],
+    )
+    _limit_agents(clock, states[0], dealt[0])
+    challenges = [
+        compute_blinding_challenges(state.statement, proof, projection.seed)
+        for state, proof in zip(states, proofs, strict=True)
+    ]
+    made = zip(names, states, proofs, dealt, sealed, challenges, strict=True)
+    return projection, [_Agent(*parts) for parts in made]
+
+
+def _limit_agents(
+    clock: _Clock, state: ProverState, dealt: tuple[DealtShare, ...]
+) -> None:
+    statement = state.statement
+    length, num_rows = statement.row_length, statement.num_rows
+    rows = list(get_generators(length)) * num_rows
+    points = rows[: statement.num_values]
+    shift = int(np.abs(state.values).max()) + 1
+    short = [to_scalar(value + shift) for value in state.values.tolist()]
+    clock.limit(COMMIT, lambda: G1Point.multiexp_unchecked(points, short))
+    entries = NUM_PROJECTIONS * (num_rows + 1) * length
+    clock.limit(EXPAND, lambda: expand_stream(bytes(32), entries // 4))
+    generators = list(get_generators(length))
+    long = _make_scalars(length)
+    matrix = np.ones((length, num_rows))
+    lambdas = np.ones((NUM_LIMBS * (num_rows + 1), length))
+
+    def prove_limit() -> None:
+        for _ in range(2):
+            G1Point.multiexp_unchecked(generators, long)
+        np.matmul(lambdas, matrix)
+
+    clock.limit(PROVE, prove_limit)
+    size = WORD_SIZE * statement.num_values
+    clock.limit(
+        SHARE,
+        lambda: [expand_stream(bytes(32), size) for _ in range(NUM_PARTIES - 1)],
+    )
+    cipher = AESGCM(bytes(32))
+    clock.limit(
+        SEAL, lambda: [cipher.encrypt(bytes(12), s.plaintext, None) for s in dealt]
+    )
+
+
+def _measure_proofs(
+    clock: _Clock, agents: Sequence[_Agent], projection: Projection
+) -> None:
+    items = [(agent.state.statement, agent.proof) for agent in agents]
+    verdicts = clock.time(
+        VERIFY, [partial(verify_norm_proofs, [item], projection) for item in items]
+    )
+    batch = partial(verify_norm_proofs, items, projection)
+    verdicts += clock.time(VERIFY_BATCH, [batch] * NUM_REPEATS, divide=len(items))
+    assert not any(error for found in verdicts for error in found), "honest proofs"
+    length = agents[0].state.statement.row_length
+    fixed = [*get_generators(length), get_blinding_generator(), get_scalar_generator()]
+    received = [
+        [*statement.commitments, proof.z_mask, proof.z_prime_mask, *proof.coefficients]
+        for statement, proof in items
+    ]
+    scalars = _make_scalars(len(fixed) + sum(map(len, received)))
+
+    def multiply(encoded: Sequence[Sequence[bytes]]) -> None:
+        points = [*fixed, *chain.from_iterable(map(parse_points, encoded))]
+        G1Point.multiexp_unchecked(points, scalars[: len(points)])
+
+    clock.limit(VERIFY, lambda: multiply(received[:1]))
+    clock.limit(VERIFY_BATCH, lambda: multiply(received), divide=len(items))
+
+
+def _make_scalars(count: int, size: int = SCALAR_SIZE) -> list[Scalar]:
+    stream = bytes(expand_stream(bytes(32), size * count))
+    pieces = (stream[i : i + size] for i in range(0, len(stream), size))
+    return [to_scalar(int.from_bytes(piece, "little")) for piece in pieces]
+
+
+def _measure_links(
+    clock: _Clock, agents: Sequence[_Agent], shared: SharedProjection, seats: _Seats
+) -> None:
+    together = [agents[index % len(agents)] for index in range(LINKED_TOGETHER)]
+    challenges = [agent.challenges for agent in together]
+    found = []
+    for name, party in ((LINK_SEED, SEED_PARTY), (LINK_FULL, FULL_PARTY)):
+
+        def link(party: int = party) -> list[Link]:
+            opened = [seats.open(agent, party, was_linked=False) for agent in together]
+            return compute_links(opened, challenges, shared)
+
+        found.append(clock.time(name, [link] * NUM_REPEATS, divide=LINKED_TOGETHER)[0])
+        product = _make_product(len(shared.values[0]), LINKED_TOGETHER)
+        clock.limit(name, product, divide=LINKED_TOGETHER)
+    for index, agent in enumerate(agents):
+        for party in range(NUM_PARTIES):
+            if party in {SEED_PARTY, FULL_PARTY}:
+                agent.links.append(found[party == FULL_PARTY][index % LINKED_TOGETHER])
+                continue
+            share = seats.open(agent, party, was_linked=False)
+            agent.links.extend(compute_links([share], [agent.challenges], shared))
+    clock.time(VERIFY_LINKS, [partial(_verify_links, agent) for agent in agents])
+
+
+def _verify_links(agent: _Agent) -> None:
+    verify_link(
+        agent.links,
+        projections=agent.proof.projection_values,
+        blinding=int.from_bytes(agent.proof.z_blinding, "little"),
+    )
+
+
+def _make_product(num_values: int, num_vectors: int) -> Callable[[], None]:
+    """Return the multiplication of a projection with vectors, without its reading."""
+    signs = np.ones((_BLOCK, NUM_PROJECTIONS))
+    vectors = np.ones((num_vectors, _BLOCK))
+    whole, rest = divmod(num_values, _BLOCK)
+
+    def multiply() -> None:
+        for _ in range(_WORD_HALVES):
+            for _ in range(whole):
+                np.matmul(vectors, signs)
+            np.matmul(vectors[:, :rest], signs[:rest])
+
+    return multiply
+
+
+def _measure_sums(
+    clock: _Clock, cohort: Sequence[_Agent], shared: SharedProjection, seats: _Seats
+) -> list[PartySum]:
+    statement = cohort[0].state.statement
+    shape = ShareShape(statement.num_values, statement.num_rows)
+
+    def add(party: int) -> PartySum:
+        opened = (seats.open(agent, party, was_linked=True) for agent in cohort)
+        return compute_party_sum(
+            ((share, NUM_EXAMPLES) for share in opened), shape=shape, projection=shared
+        )
+
+    count = len(cohort)
+    names = {SEED_PARTY: sum_seeds(count), FULL_PARTY: sum_full(count)}
+    return [
+        clock.time(names[party], [partial(add, party)] * NUM_REPEATS)[0]
+        if party in names
+        else add(party)
+        for party in range(NUM_PARTIES)
+    ]
+
+
+def _limit_sums(clock: _Clock, cohort: Sequence[_Agent], seats: _Seats) -> float:
+    """Measure cipher and numpy alone; returns what numpy takes."""
+    count = len(cohort)
+    num_values = cohort[0].state.statement.num_values
+    different = {agent.name: agent.state.values.view(np.uint64) for agent in cohort}
+    arrays = [different[agent.name] for agent in cohort]
+    total: NDArray[np.uint64] = np.zeros(num_values, dtype=np.uint64)
+
+    def add() -> None:
+        for array in arrays:
+            np.add(total, array, out=total)
+
+    def expand() -> None:
+        for _ in cohort:
+            expand_stream(bytes(32), WORD_SIZE * num_values)
+
+    def decrypt() -> None:
+        for agent in cohort:
+            seats.decrypt(agent, FULL_PARTY)
+
+    add_s = clock.measure(add)
+    for name, cipher in ((sum_seeds(count), expand), (sum_full(count), decrypt)):
+        clock.steps[name].limit_s = clock.measure(cipher) + add_s
+    return add_s
+
+
+def _measure_opening(
+    clock: _Clock,
+    cohort: Sequence[_Agent],
+    sums: Sequence[PartySum],
+    shared: SharedProjection,
+) -> None:
+    count = len(cohort)
+    weights = [NUM_EXAMPLES] * count
+
+    def verify() -> None:
+        for party, party_sum in enumerate(sums):
+            verify_party_sum(
+                party_sum,
+                commitments=[agent.dealt[party].commitment for agent in cohort],
+                links=[agent.links[party] for agent in cohort],
+                weights=weights,
+                projection=shared,
+            )
+
+    clock.time(verify_sums(count), [verify] * NUM_REPEATS)
+    product = _make_product(len(shared.values[0]), 1)
+    clock.limit(verify_sums(count), lambda: [product() for _ in sums])
+    rows = [agent.state.statement.rows for agent in cohort]
+    (combined,) = clock.time(combine(count), [lambda: combine_rows(rows, weights)])
+    short = [to_scalar(NUM_EXAMPLES)] * count
+    clock.limit(
+        combine(count),
+        lambda: [
+            G1Point.multiexp_unchecked(parse_points(column), short)
+            for column in zip(*rows, strict=True)
+        ],
+    )
+    (total,) = clock.time(open_sum(count), [lambda: open_aggregate(sums, combined)])
+    want = sum(agent.state.values for agent in cohort) * NUM_EXAMPLES
+    assert np.array_equal(total, want), "the sum is exact"
+    generators = list(get_generators(cohort[0].state.statement.row_length))
+    long = _make_scalars(len(generators))
+    weights_of_rows = _make_scalars(len(combined), SCALAR_SIZE // 2)
+
+    def multiply() -> None:
+        G1Point.multiexp_unchecked(generators, long)
+        G1Point.multiexp_unchecked(parse_points(combined), weights_of_rows)
+
+    clock.limit(open_sum(count), multiply)
+
+
+def _measure_sizes(
+    agent: _Agent, party_sum: PartySum, num_values: int
+) -> dict[str, int]:
+    return {
+        "commitments": len(agent.state.statement.to_blob()),
+        "norm proof": len(encode_proof(agent.proof)),
+        "sealed seed share": len(agent.sealed[SEED_PARTY]),
+        "sealed full share": len(agent.sealed[FULL_PARTY]),
+        "links of an agent, a party": len(encode_links({agent.name: agent.links[0]})),
+        "sum of a party": len(encode_partial(party_sum)),
+        "update of PLAIN": len(update_to_blob(np.zeros(num_values, np.int32))),
+    }
