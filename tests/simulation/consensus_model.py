@@ -253,16 +253,12 @@ class Model:
                 state = (*state[:i], node, *state[i + 1 :])
             learned = self.follow(state, i, ("learn", place))
             return None if learned is None else self.follow(learned, i, action)
-        for move, node in self.moves_of(state, i):
+        for move, after in self.moves_of(state, i):
             if move == action:
-                if kind == "attest" and (place - 1) // 2 == state[i].base:
-                    # That others certified its base in this epoch as well it need not
-                    # have seen: it may have been first.
-                    return (
-                        *state[:i],
-                        node._replace(high=state[i].high),
-                        *state[i + 1 :],
-                    )
+                # That others certified its base in this epoch as well a node need not
+                # have seen when it builds on it: it may have been first.
+                on_base = kind == "attest" and (place - 1) // 2 == state[i].base
+                node = after._replace(high=state[i].high) if on_base else after
                 return (*state[:i], node, *state[i + 1 :])
         return None
 
