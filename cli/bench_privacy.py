@@ -129,8 +129,8 @@ before it is loaded; this thread took {min(item.one_thread for item in found):.1
 the process's time). Medians, for one agent or one party unless a name says else. Values
 are normally distributed, as long as the norm bound lets a million of them be. Every
 agent that is named *different* has an update, commitments, a proof and shares of its
-own; cohorts of {" and ".join(map(str, steps.COHORTS))} take them several times, which
-no step can tell."""
+own; cohorts of {" and ".join(map(str, steps.COHORTS))} take them several times: the
+work is the same, but for caches."""
     ]
     for item in found:
         parts += _report_steps(item)
@@ -212,13 +212,13 @@ def _report_rounds(
 Whole rounds, on the ledger from `RoundStarted` to `AggregatePublished`, training
 excluded, committing and proving included; PLAIN on the same stack in the same run. All
 agents ({cores} at a time), parties, services, Kafka and MinIO share {cores} cores here.
-Seconds; medians, or one round without a warm-up where it says 1 round.""",
+Seconds; medians, after a warm-up unless it says that there was none.""",
         Table(
             ("agents × parameters", "rounds", "PLAIN", "MPC", "MPC / PLAIN"),
             tuple(
                 (
                     _name(item.size),
-                    str(item.size.num_rounds),
+                    f"{item.size.num_rounds}{_note_warm_up(item.size)}",
                     show(item.plain_s),
                     show(item.mpc_s),
                     f"{item.mpc_s / item.plain_s:.1f}×",
@@ -234,7 +234,7 @@ Seconds; medians, or one round without a warm-up where it says 1 round.""",
         target = show_target(value=ratio, target=MAX_RATIO, unit=unit, at_least=False)
         parts.append(target)
         if ratio > MAX_RATIO:
-            parts.append(_explain(item, cores))
+            parts.append(_explain(item, min(rounds, key=lambda r: r.mpc_s), cores))
     parts += [
         "Where a round's processor time goes, in seconds, Kafka and MinIO left out:",
         _report_cpu(rounds, cores),
@@ -242,7 +242,7 @@ Seconds; medians, or one round without a warm-up where it says 1 round.""",
     return parts + _report_paths(found, rounds)
 
 
-def _explain(item: Rounds, cores: int) -> str:
+def _explain(item: Rounds, least: Rounds, cores: int) -> str:
     """Say by arithmetic why a round takes so long."""
     agents = item.cpu_s[whole.COMMIT] + item.cpu_s[whole.PROVE]
     others = sum(item.cpu_s.values()) - agents
@@ -251,8 +251,10 @@ def _explain(item: Rounds, cores: int) -> str:
 **Why**: the target allows {show(allowed)} s. The agents' committing and proving alone
 take {show(agents)} s of processor time, all others {show(others)} s: on {cores} cores
 together that is {show((agents + others) / cores)} s at the least, without Kafka, MinIO
-and a moment of waiting. And MPC's round is longer: it has two messages of every agent
-and two of every party, one after the other, where PLAIN has one."""
+and a moment of waiting. And there is more to wait for: every agent and every party
+speaks twice, one after the other, where with PLAIN only agents speak, and once. A round
+of {_name(least.size)}, with little to compute, takes {show(least.mpc_s)} s, and
+{show(least.plain_s)} s with PLAIN."""
 
 
 def _report_cpu(rounds: Sequence[Rounds], cores: int) -> Table:
@@ -316,6 +318,10 @@ machine:""",
             tuple(rows),
         ),
     ]
+
+
+def _note_warm_up(size: Size) -> str:
+    return "" if size.is_warm else ", no warm-up"
 
 
 def _shape(size: Size) -> tuple[int, int]:

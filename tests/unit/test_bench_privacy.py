@@ -114,13 +114,15 @@ def test_a_round_that_takes_too_long_is_said_to_with_its_arithmetic(
 ) -> None:
     monkeypatch.setattr("cli.bench_privacy.count_cores", lambda: 2)
 
-    text = report([found], [make_rounds(10, 100_000, 1.0, 6.0)]).render()
+    rounds = [make_rounds(10, 1_000, 0.5, 1.25), make_rounds(10, 100_000, 1.0, 6.0)]
+    text = report([found], rounds).render()
 
     assert "at most 1.5 times PLAIN for 10 × 100,000: MISSED, 6.00." in text
     why = " ".join(text[text.index("**Why**") :].split())
     assert "the target allows 1.50 s" in why
     assert "take 5.00 s of processor time, all others 5.00 s" in why
     assert "on 2 cores together that is 5.00 s" in why
+    assert "A round of 10 × 1,000, with little to compute, takes 1.25 s" in why
     cpu = "| 10 × 100,000 | 3.00 | 2.00 | 4.00 | 0.25 | 0.25 | 0.50 | 10.0 | 5.00 |"
     assert cpu in text
 
@@ -130,6 +132,15 @@ def test_a_round_that_is_quick_enough_needs_no_excuse(found: Found) -> None:
 
     assert "for 10 × 100,000: met, 1.50." in text
     assert "**Why**" not in text
+
+
+def test_a_round_without_a_warm_up_is_said_to_be_one(found: Found) -> None:
+    cold = Rounds(Size(100, 100_000, 1, is_warm=False), 1.0, 50.0, CPU_S)
+
+    text = report([found], [make_rounds(10, 1_000, 0.5, 1.0), cold]).render()
+
+    assert "| 100 × 100,000 | 1, no warm-up | 1.00 | 50.0 | 50.0× |" in text
+    assert "| 10 × 1,000 | 3 | 0.50 | 1.00 | 2.0× |" in text
 
 
 def test_the_longest_way_is_computed_from_steps(found: Found) -> None:
