@@ -1,4 +1,5 @@
 """A party's identity: its keys, and the memory without which they may not be used.
+And a dealer's, which is a key.
 
 Three files in a directory of its own: ``said.jsonl``, what it has said (see
 `adapters.party_log`); ``party.key``, Ed25519, for what it says; ``sealing.key``, HPKE,
@@ -13,11 +14,22 @@ from typing import Final
 
 from adapters.keys import load_key, load_or_create_key, load_or_create_seed, load_seed
 from adapters.party_log import create_party_log
+from adapters.settings import Settings
 from ledger.signing import SigningKey
 from protocol.sealing import SealingSecretKey
 
 SIGNING_FILE: Final = "party.key"
 SEALING_FILE: Final = "sealing.key"
+
+
+def party_directory(settings: Settings, name: str) -> Path:
+    """Return where a party of this machine keeps its keys and its memory."""
+    return settings.state_directory / "parties" / name
+
+
+def dealer_key_path(settings: Settings, name: str) -> Path:
+    """Return where a dealer of this machine keeps its key, Ed25519."""
+    return settings.state_directory / "dealers" / name / "dealer.key"
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 import threading
-from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -99,13 +98,9 @@ class PartyLog:
         """
         with self._lock:
             refused = find_linked_before(asked, self._said)
-            permitted = tuple(
-                update
-                for place, update in enumerate(asked.updates)
-                if place not in refused
-            )
-            if permitted:
-                self._remember(replace(asked, updates=permitted))
+            permitted = asked.without(refused)
+            if permitted.updates:
+                self._remember(permitted)
             return refused
 
     def permit_comparison(self, asked: Compared, *, min_cohort: int) -> None:

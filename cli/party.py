@@ -6,7 +6,11 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from adapters.keys import load_or_create_key
-from adapters.party_identity import create_party
+from adapters.party_identity import (
+    create_party,
+    dealer_key_path,
+    party_directory,
+)
 from cli.processes import StackError, demand_name
 from protocol.sealing import InvalidSealingKeyError, SealingKey
 from protocol.validation import ADDRESS
@@ -31,7 +35,7 @@ def make_party(settings: Settings, name: str, address: str = "") -> Party:
     """
     demand_name(name, "a party")
     _demand_address(address)
-    identity = create_party(settings.state_directory / "parties" / name)
+    identity = create_party(party_directory(settings, name))
     return Party(
         name=name,
         public_key=identity.key.public_key,
@@ -48,8 +52,7 @@ def make_dealer_key(settings: Settings, name: str) -> bytes:
         KeyFileError: its key file cannot be used.
     """
     demand_name(name, "a dealer")
-    path = settings.state_directory / "dealers" / name / "dealer.key"
-    return load_or_create_key(path).public_key
+    return load_or_create_key(dealer_key_path(settings, name)).public_key
 
 
 def _demand_address(address: str) -> None:

@@ -102,9 +102,7 @@ def run_party(name: str | None, min_cohort: int, listen_host: str | None) -> Non
     Raises:
         StackError: it needs a name.
     """
-    if name is None:
-        msg = "a party has a name"
-        raise StackError(msg, "Name it: --name NAME; `moot party init` makes its keys.")
+    name = _demand_name("party", name, "`moot party init` makes its keys")
     from streams.app import serve
     from streams.party import make_party
 
@@ -117,13 +115,18 @@ def run_dealer(name: str | None) -> None:
     Raises:
         StackError: it needs a name.
     """
-    if name is None:
-        msg = "a dealer has a name"
-        raise StackError(msg, "Name it: --name NAME; `moot dealer init` makes its key.")
+    name = _demand_name("dealer", name, "`moot dealer init` makes its key")
     from streams.app import serve
     from streams.dealer import make_dealer
 
     serve(make_dealer(name))
+
+
+def _demand_name(service: str, name: str | None, how: str) -> str:
+    if name is None:
+        msg = f"a {service} has a name"
+        raise StackError(msg, f"Name it: --name NAME; {how}.")
+    return name
 
 
 def _demand_federation(service: str, federation: str | None) -> str:
@@ -157,9 +160,8 @@ def run_node(service: str, arguments: NodeArguments) -> None:
 
     federation = _demand_federation(service, arguments.federation)
     is_node = service == "ledger-node"
-    if is_node and arguments.name is None:
-        msg = "a ledger node has a name"
-        raise StackError(msg, "Name it: --name NAME; `moot node init` makes its key.")
+    if is_node:
+        _demand_name("ledger node", arguments.name, "`moot node init` makes its key")
     settings = load_settings()
     _log_to_stderr(settings.log_level)
     if settings.has_minio:

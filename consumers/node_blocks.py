@@ -401,8 +401,7 @@ class BlockTree:
             state_root=self._hasher.compute_root(state),
             node_set_hash=NO_NODES_HASH if nodes is None else nodes.hash,
         )
-        secret_before = None if parent is None else parent.secret
-        secret = follow_block(secret_before, replayed)
+        secrets = follow_block(None if parent is None else parent.secret, replayed)
         following = node_sets[-1] if node_sets else None
         changes_nodes = following is not nodes and following != nodes
         return TreeBlock(
@@ -416,10 +415,10 @@ class BlockTree:
             changes_nodes=changes_nodes,
             next_nodes=following,
             next_start=(header.height, header.id) if changes_nodes else start,
-            secret=secret,
+            secret=secrets[-1],
             rechecked=NOTHING_CLAIMED
             if self.rechecker is None
-            else self.rechecker.check(replayed, secret_before, secret),
+            else self.rechecker.check(replayed, secrets),
         )
 
     def _check_founder(self, state: ReplayState) -> None:

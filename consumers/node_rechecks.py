@@ -253,21 +253,19 @@ class Rechecker:
     def check(
         self,
         replayed: Replayed,
-        before: SecretRound | None,
-        after: SecretRound | None,
+        secrets: Sequence[SecretRound | None],
     ) -> Rechecked:
         """Check a block's claims; raises nothing, whatever store and blobs are like.
 
         Args:
             replayed: The block, without faults.
-            before: The secret round in progress before it.
-            after: The one after it: see `follow_block`.
+            secrets: What `follow_block` returns for it.
         """
         age_s = self._clock() - replayed.block.sequenced_at_ms / 1_000
         self._blobs.begin(PATIENCE_S if age_s <= RECENT_S else 0)
         found: list[_Found] = []
-        secret = before
-        for leaf in replayed.leaves:
+        # The last one is after the last leaf.
+        for leaf, secret in zip(replayed.leaves, secrets, strict=False):
             if secret is not None:
                 index = leaf.opened.sequenced.leaf_index
                 place = f"leaf {index}, round {secret.started.round}"
@@ -276,8 +274,7 @@ class Rechecker:
                     for claim in read_claims(leaf.opened.sequenced.event, leaf.facts)
                     for verdict, detail in self._try(claim, secret)
                 ]
-            secret = follow(secret, leaf.rounds, leaf.opened.sequenced)
-        self._verify_ahead(before, after)
+        self._verify_ahead(secrets[0], secrets[-1])
         by_verdict = {
             verdict: tuple(detail for this, detail in found if this is verdict)
             for verdict in _Verdict
@@ -449,13 +446,16 @@ def _cannot_know(name: str, claimed: str) -> _Found:
     return _Verdict.UNCHECKED, f"{detail} cannot be known"
 
 
-def follow_block(secret: SecretRound | None, replayed: Replayed) -> SecretRound | None:
-    """Return the secret round in progress after a block.
+def follow_block(
+    secret: SecretRound | None, replayed: Replayed
+) -> list[SecretRound | None]:
+    """Return the secret round in progress before each leaf, and after the last.
 
     Args:
-        secret: The one before it.
+        secret: The one before the block.
         replayed: The block, without faults.
     """
+    secrets = [secret]
     for leaf in replayed.leaves:
-        secret = follow(secret, leaf.rounds, leaf.opened.sequenced)
-    return secret
+        secrets.append(follow(secrets[-1], leaf.rounds, leaf.opened.sequenced))
+    return secrets

@@ -27,7 +27,7 @@ Source: DESIGN.md section 6.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final, TypeAlias
@@ -73,6 +73,17 @@ class Linked:
 
     projection_seed: bytes
     updates: tuple[tuple[bytes, bytes], ...]
+
+    def without(self, places: Container[int]) -> Linked:
+        """Return the same without the updates at some places."""
+        return replace(
+            self,
+            updates=tuple(
+                update
+                for place, update in enumerate(self.updates)
+                if place not in places
+            ),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -109,17 +109,15 @@ def _write_other(value: Any, out: bytearray) -> None:
             out += b"n"
         case bool():
             out += b"t" if value else b"f"
+        # Of subclasses of those above, such as enumerations, what they are made of.
         case int():
-            out += b"i%d;" % value
+            _write(int(value), out)
         case str():
-            data = value.encode()
-            out += b"s%d:" % len(data) + data
+            _write(str.__str__(value), out)
         case bytes():
-            out += b"b%d:" % len(value) + value
+            _write(bytes(value), out)
         case tuple():
-            out += b"l%d:" % len(value)
-            for item in value:
-                _write(item, out)
+            _write(tuple(value), out)
         case frozenset():
             out += b"x%d:" % len(value)
             out += b"".join(sorted(map(encode, value)))

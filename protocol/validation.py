@@ -12,6 +12,7 @@ from dataclasses import astuple
 from typing import Final
 
 from ledger.policy import BFT_GROUP, NO_QUORUM
+from ledger.signing import PUBLIC_KEY_SIZE
 from protocol.clipping import compute_min_norm_bound
 from protocol.far_pairs import MAX_FAR_THRESHOLD, MIN_COMPARED, compute_num_pairs
 from protocol.tensors import compute_json_depth
@@ -85,7 +86,6 @@ SEALING_KEY_SIZES: Final = frozenset({32, 1_216})
 """X25519 (RFC 7748), and ML-KEM-768 with X25519 (X-Wing)."""
 MIN_SECRET_COHORT: Final = 2
 """The sum of one update is that update."""
-KEY_SIZE: Final = 32
 MAX_FAR_SIZE_BYTES: Final = (compute_num_pairs(MAX_AGENTS_IN_COHORT) + 7) // 8
 ROLES: Final = ("OPERATOR", "SEQUENCER", "DECIDER", "AGGREGATOR", "EXPORTER", "TIMER")
 
@@ -280,7 +280,7 @@ def _comparison_problem(config: e.FederationConfigured) -> str | None:
         return "only aggregation MPC compares updates; far_threshold must be 0"
     if not 1 <= config.far_threshold <= MAX_FAR_THRESHOLD:
         return f"far_threshold must be 0, or 1 to {MAX_FAR_THRESHOLD}"
-    if len(config.dealer_key) != KEY_SIZE or any(
+    if len(config.dealer_key) != PUBLIC_KEY_SIZE or any(
         party.public_key == config.dealer_key for party in config.parties
     ):
         return "comparing updates needs a dealer with a key of its own, 32 bytes"

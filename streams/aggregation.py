@@ -24,7 +24,7 @@ from adapters.round_blobs import make_fetch
 from protocol.decider import step
 from protocol.encoding import UpdateRefusedError, parse_update
 from protocol.log import OpenedLeaf
-from protocol.mpc import RoundVerifier, SecretRoundError
+from protocol.mpc import SecretRoundError
 from protocol.plain import (
     RoundResult,
     compute_max_model_size,
@@ -39,7 +39,7 @@ from schemas import events as e
 from schemas import topics
 from streams.app import Source, fail_stop, make_service, serve
 from streams.following import Follower
-from streams.verifying import ProofPool
+from streams.verifying import Verifying
 
 log = logging.getLogger(__name__)
 
@@ -142,10 +142,8 @@ class Aggregator:
 
     def __init__(self, store: BlobStore) -> None:
         self._store = store
-        self._fetch = make_fetch(store.fetch)
         self._pool = ThreadPoolExecutor(NUM_FETCHERS, "fetch")
-        self._proofs = ProofPool()
-        self._verifier: tuple[bytes, RoundVerifier] | None = None
+        self._verifying = Verifying(make_fetch(store.fetch))
 
     def check(self, batch: list[ToCheck]) -> Iterator[tuple[e.UpdatesChecked, str]]:
         """Yield claims about the blobs of updates of one round."""
@@ -205,7 +203,7 @@ class Aggregator:
         agents = {agent_id for item in work for agent_id in item.proofs}
         if latest.closed is not None and agents:
             here = sorted(agents & latest.proofs.keys())
-            self._proofs.verify(self._get_verifier(latest), latest, here)
+            self._verifying.verify_proofs(latest, here)
 
     def settle(self, secret: SecretRound) -> Iterator[e.Event]:
         """Yield the claims that a secret round waits for."""
@@ -216,9 +214,9 @@ class Aggregator:
             yield from self._add_partials(secret, secret.sealed)
 
     def _check_commitments(self, secret: SecretRound) -> Iterator[e.UpdatesChecked]:
-        verifier = self._get_verifier(secret)
-        self._proofs.verify(verifier, secret, sorted(secret.waiting))
-        reasons = verifier.find_reasons(secret, sorted(secret.waiting))
+        agents = sorted(secret.waiting)
+        self._verifying.verify_proofs(secret, agents)
+        reasons = self._verifying.get(secret).find_reasons(secret, agents)
         results = sorted(
             (
                 _make_check(secret.commitments[agent_id].leaf_index, *_explain(reason))
@@ -236,7 +234,7 @@ class Aggregator:
     def _add_partials(
         self, secret: SecretRound, sealed: e.RoundSealed
     ) -> Iterator[e.Event]:
-        verifier = self._get_verifier(secret)
+        verifier = self._verifying.get(secret)
         parts = {
             party.name: verifier.find_partial_problem(secret, party.name)
             for party in secret.config.parties
@@ -260,14 +258,6 @@ class Aggregator:
         good = [part for part in parts.values() if isinstance(part, PartySum)]
         result = verifier.compute_result(secret, good, base)
         yield self._make_claim(sealed, result)
-
-    def _get_verifier(self, secret: SecretRound) -> RoundVerifier:
-        """Return what checks a round; it remembers the proofs that it has verified."""
-        assert secret.closed is not None, "nothing is checked before"
-        seed = secret.closed.projection_seed
-        if self._verifier is None or self._verifier[0] != seed:
-            self._verifier = (seed, RoundVerifier(secret, self._fetch))
-        return self._verifier[1]
 
     def _fetch_in_order(self, work: ToAggregate) -> Iterator[bytes]:
         """Fetch a few blobs ahead of the sum, never all of them."""

@@ -7,12 +7,12 @@ follows the log only to know when it is needed, and says nothing on it.
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from adapters import telemetry
 from adapters.keys import load_key
-from adapters.settings import Settings, load_settings
+from adapters.party_identity import dealer_key_path
+from adapters.settings import load_settings
 from protocol.secret_round import SecretRound
 from schemas import topics
 from streams.app import Service, fail_stop, make_service_with_key
@@ -20,13 +20,6 @@ from streams.comparing import Comparer, make_link_plan
 from streams.following import Follower
 from streams.party import PartyState, follow_secret
 from streams.robustness import run_dealer
-
-KEY_FILE: Final = "dealer.key"
-
-
-def dealer_directory(settings: Settings, name: str) -> Path:
-    """Return where a dealer of this machine keeps its key."""
-    return settings.state_directory / "dealers" / name
 
 
 def make_dealer(name: str) -> Service:
@@ -36,7 +29,7 @@ def make_dealer(name: str) -> Service:
         KeyFileError: it has no key.
     """
     settings = load_settings()
-    key = load_key(dealer_directory(settings, name) / KEY_FILE)
+    key = load_key(dealer_key_path(settings, name))
     service = make_service_with_key(f"dealer-{name}", settings, key)
     follower: Follower[PartyState, None] = Follower(
         service,

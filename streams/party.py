@@ -19,7 +19,6 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -27,10 +26,10 @@ import numpy as np
 from adapters import telemetry
 from adapters.blobs import BlobStore
 from adapters.kafka import Publisher
-from adapters.party_identity import PartyIdentity, load_party
+from adapters.party_identity import PartyIdentity, load_party, party_directory
 from adapters.party_log import PartyLog
 from adapters.round_blobs import make_fetch
-from adapters.settings import Settings, load_settings
+from adapters.settings import load_settings
 from protocol.decider import step
 from protocol.envelope import TRACEPARENT_HEADER
 from protocol.far_pairs import encode_far
@@ -63,7 +62,7 @@ from streams.app import Service, Source, fail_stop, make_service_with_key
 from streams.comparing import Comparer, make_link_plan
 from streams.following import Follower
 from streams.robustness import run_find_far
-from streams.verifying import ProofPool
+from streams.verifying import Verifying
 
 log = logging.getLogger(__name__)
 
@@ -152,8 +151,7 @@ class Party:
         self._fetch = make_fetch(store.fetch)
         self._min_cohort = min_cohort
         self._listen_host = listen_host
-        self._verifier: tuple[bytes, RoundVerifier] | None = None
-        self._proofs = ProofPool()
+        self._verifying = Verifying(self._fetch)
 
     def do(self, work: list[Work]) -> list[tuple[e.Event, str]]:
         """Return what rounds wait for from this party, each with its trace."""
@@ -233,14 +231,14 @@ class Party:
         )
 
     def _link(self, secret: SecretRound) -> e.SharesLinked:
-        verifier = self._get_verifier(secret)
+        verifier = self._verifying.get(secret)
         agents = sorted(secret.waiting)
         entries: dict[str, Link | SecretRoundError] = {}
         proven: list[Proven] = []
         # A link under this projection beside a proof under another would show the
         # update. Whoever holds the decider's key can make an agent prove under any: so
         # nothing is linked but what this party itself found proved.
-        self._proofs.verify(verifier, secret, agents)
+        self._verifying.verify_proofs(secret, agents)
         for agent_id in agents:
             found = verifier.get_proven(agent_id)
             if isinstance(found, SecretRoundError):
@@ -307,7 +305,7 @@ class Party:
     def _sum(
         self, secret: SecretRound, sealed: e.RoundSealed
     ) -> e.PartialAggregateSubmitted:
-        verifier = self._get_verifier(secret)
+        verifier = self._verifying.get(secret)
         self._memory.permit_sum(
             Summed.of(sealed),
             min_cohort=max(self._min_cohort, secret.config.min_cohort),
@@ -351,19 +349,6 @@ class Party:
             shape,
             was_linked=was_linked,
         )
-
-    def _get_verifier(self, secret: SecretRound) -> RoundVerifier:
-        """Return the round's projection; expanded once."""
-        assert secret.closed is not None, "there is no projection before"
-        seed = secret.closed.projection_seed
-        if self._verifier is None or self._verifier[0] != seed:
-            self._verifier = (seed, RoundVerifier(secret, self._fetch))
-        return self._verifier[1]
-
-
-def party_directory(settings: Settings, name: str) -> Path:
-    """Return where a party of this machine keeps its keys and its memory."""
-    return settings.state_directory / "parties" / name
 
 
 class Debts:

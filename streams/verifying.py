@@ -1,4 +1,4 @@
-"""Verifying norm proofs on all cores.
+"""Verifying secret rounds, as parties and the aggregator do; norm proofs on all cores.
 
 Multiplying points, which is most of the work, leaves Python's lock to others. A batch
 of proofs costs less than the proofs one by one, so each core gets one batch.
@@ -14,30 +14,42 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
-from protocol.mpc import RoundVerifier
+from protocol.mpc import Fetch, RoundVerifier
 from protocol.secret_round import SecretRound
 
 MIN_TOGETHER: Final = 2
 """Proofs in a batch: fewer are not worth a thread."""
 
 
-class ProofPool:
-    """Threads that fetch and verify norm proofs, one for each core."""
+class Verifying:
+    """The verifier of the round in progress, and a thread for each core.
 
-    def __init__(self, num_threads: int | None = None) -> None:
-        self._num_threads = num_threads or os.cpu_count() or 1
+    Args:
+        fetch: How to fetch blobs.
+    """
+
+    def __init__(self, fetch: Fetch) -> None:
+        self._fetch = fetch
+        self._num_threads = os.cpu_count() or 1
         self._pool = ThreadPoolExecutor(self._num_threads, "verify")
+        self._current: tuple[bytes, RoundVerifier] | None = None
 
-    def verify(
-        self, verifier: RoundVerifier, secret: SecretRound, agent_ids: Sequence[str]
-    ) -> None:
-        """Verify norm proofs; `verifier` remembers what came out.
+    def get(self, secret: SecretRound) -> RoundVerifier:
+        """Return a round's verifier, made once: it remembers what it has verified."""
+        assert secret.closed is not None, "there is no projection before"
+        seed = secret.closed.projection_seed
+        if self._current is None or self._current[0] != seed:
+            self._current = (seed, RoundVerifier(secret, self._fetch))
+        return self._current[1]
+
+    def verify_proofs(self, secret: SecretRound, agent_ids: Sequence[str]) -> None:
+        """Verify norm proofs; the round's verifier remembers what came out.
 
         Args:
-            verifier: Of the round.
             secret: The round.
             agent_ids: Agents that have proved.
         """
+        verifier = self.get(secret)
         new = [agent_id for agent_id in agent_ids if not verifier.has_proven(agent_id)]
         num_batches = min(self._num_threads, len(new) // MIN_TOGETHER) or 1
         batches = [new[first::num_batches] for first in range(num_batches)]

@@ -75,7 +75,7 @@ class Memory:
 
     def permit_links(self, asked: Linked) -> frozenset[int]:
         refused = find_linked_before(asked, self.said)
-        self.said.append(asked)
+        self.said.append(asked.without(refused))
         return refused
 
     def permit_sum(self, asked: Summed, *, min_cohort: int) -> None:

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from adapters.blobs import make_client
 from adapters.kafka import make_consumer
+from adapters.party_identity import party_directory
 from adapters.party_log import SAID_FILE
 from cli.processes import kill_owned, last_lines, spawn_owned
 from producers.control import with_parties
@@ -39,7 +40,6 @@ from protocol.rewards import RECOMMENDED_RULE, Basis
 from schemas import events as e
 from schemas import topics
 from schemas.reasons import Reason
-from streams.party import party_directory
 from tests.integration.harness import (
     NUM_PARAMETERS,
     ROOT,

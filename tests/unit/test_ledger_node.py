@@ -319,6 +319,15 @@ def asks(member):
     return [x.epoch for x in member.node.outbox if isinstance(x, e.EpochRequested)]
 
 
+def demand_patience(member, until):
+    """Let seconds pass from 1 on: a member asks for the next epoch at the last one."""
+    for second in range(1, until):
+        member.node.tick(second)
+        assert not asks(member)
+    member.node.tick(until)
+    assert asks(member) == [1]
+
+
 def test_who_is_busy_with_blocks_is_patient(bus):
     # Each takes a second to replay, and nobody is heard meanwhile.
     for _ in range(12):
@@ -353,12 +362,8 @@ def test_signs_of_life_do_not_count_for_ever(bus):
     member = bus["node0"]
     show_block(member, bus.log.records[0])
     member.node.tree.is_replaying = True
-    for second in range(1, 68):
-        member.node.tick(second)
-        assert not asks(member)
     # Begun at 1: what came in less than 64 seconds counted, the last time at 64.
-    member.node.tick(68)
-    assert asks(member) == [1]
+    demand_patience(member, 68)
 
 
 def test_who_needs_long_for_a_block_gives_the_others_as_much(bus):
@@ -367,33 +372,21 @@ def test_who_needs_long_for_a_block_gives_the_others_as_much(bus):
     for took_s in (0.1, 3.0, 0.1):
         member.node.note_replay(took_s)
     # Begun at 1: four times the longest.
-    for second in range(1, 13):
-        member.node.tick(second)
-        assert not asks(member)
-    member.node.tick(13)
-    assert asks(member) == [1]
+    demand_patience(member, 13)
 
 
 def test_a_quick_replay_does_not_make_anybody_impatient(bus):
     member = bus["node0"]
     show_block(member, bus.log.records[0])
     member.node.note_replay(0.01)
-    for second in range(1, 5):
-        member.node.tick(second)
-        assert not asks(member)
-    member.node.tick(5)
-    assert asks(member) == [1]
+    demand_patience(member, 5)
 
 
 def test_no_replay_makes_anybody_patient_for_ever(bus):
     member = bus["node0"]
     show_block(member, bus.log.records[0])
     member.node.note_replay(1e6)
-    for second in range(1, 65):
-        member.node.tick(second)
-        assert not asks(member)
-    member.node.tick(65)
-    assert asks(member) == [1]
+    demand_patience(member, 65)
     # And it is forgotten, once there were many others.
     for _ in range(ledger_node.RECENT_REPLAYS):
         member.node.note_replay(0.01)

@@ -5,14 +5,12 @@ from typer.testing import CliRunner
 
 import cli.main
 from adapters.keys import KeyFileError, load_key
-from adapters.party_identity import load_party
+from adapters.party_identity import dealer_key_path, load_party, party_directory
 from cli.party import make_dealer_key, make_party, parse_parties, show_party
 from cli.processes import StackError
 from producers.control import InvalidConfigurationError, with_parties
 from protocol.sealing import SealingSecretKey
 from schemas import events as e
-from streams.dealer import KEY_FILE, dealer_directory
-from streams.party import party_directory
 from tests.secret_builder import make_party as make_known_party
 
 
@@ -148,7 +146,6 @@ def test_a_dealers_key_is_made_where_its_service_looks_for_it(tmp_path):
     settings = Settings(tmp_path)
     key = make_dealer_key(settings, "quarry")
     assert make_dealer_key(settings, "quarry") == key
-    path = dealer_directory(settings, "quarry") / KEY_FILE
-    assert load_key(path).public_key == key
+    assert load_key(dealer_key_path(settings, "quarry")).public_key == key
     with pytest.raises(StackError, match="a dealer"):
         make_dealer_key(settings, "../quarry")
