@@ -96,8 +96,8 @@ class SchemaRegistry:
         """
         if value is None:
             raise FramingError(Reason.NO_VALUE, "the record has no value")
-        if len(value) > codec.MAX_EVENT_SIZE_BYTES:
-            detail = f"{len(value)} bytes; at most {codec.MAX_EVENT_SIZE_BYTES}"
+        if len(value) > codec.MAX_VALUE_SIZE_BYTES:
+            detail = f"{len(value)} bytes; at most {codec.MAX_VALUE_SIZE_BYTES}"
             raise FramingError(Reason.TOO_LARGE, detail)
         return self.unframe_trusted(value)
 

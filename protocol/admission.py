@@ -8,11 +8,13 @@ Rules, in order; the first that fails gives the reason:
 - a record read again (its offset is not above the last one) is dropped in silence:
   it is not new;
 - what the adapter could not unframe is refused with the adapter's reason;
-- the event fits its topic and its fields make sense (`protocol.validation`);
+- the event is not too large, is one, and fits its topic;
 - the record's key is its federation;
+- the signature verifies, if it is known whose it must be: what somebody else says in a
+  known author's name is not looked at any closer;
+- its fields make sense (`protocol.validation`);
 - a federation exists once, founded by a configuration that its own operator signed;
 - the author is who may say this: an agent speaks for itself, a principal for its role;
-- the signature verifies;
 - an input is said once; facts of a decider come after their causes, in their order;
 - what claims the ledger nodes' consent carries it: a change of the node set, a final
   checkpoint; and evidence proves what it says.
@@ -48,7 +50,7 @@ from protocol.envelope import (
     compute_input_id,
     verify_event,
 )
-from protocol.validation import find_problem
+from protocol.validation import find_principals_problem, find_problem
 from schemas import codec, topics
 from schemas import events as e
 from schemas.reasons import Reason
@@ -320,6 +322,13 @@ def make_policy(state: AdmissionState) -> Policy:
     )
 
 
+def _find_size_problem(event_bytes: bytes) -> tuple[Reason, str] | None:
+    if len(event_bytes) <= codec.MAX_EVENT_SIZE_BYTES:
+        return None
+    detail = f"{len(event_bytes)} bytes; at most {codec.MAX_EVENT_SIZE_BYTES}"
+    return Reason.TOO_LARGE, detail
+
+
 class _Scratch:
     """An admission state that can be changed in place while a batch is judged."""
 
@@ -383,6 +392,9 @@ class _Scratch:
     def _judge_new(self, received: Received) -> Verdict:
         if received.problem is not None or received.event is None:
             return self._refuse(received, *(received.problem or (Reason.NO_VALUE, "")))
+        refusal = _find_size_problem(received.event)
+        if refusal is not None:
+            return self._refuse(received, *refusal)
         try:
             event = cast("e.LedgerEvent", codec.decode(received.event))
         except codec.CodecError as error:
@@ -416,9 +428,17 @@ class _Scratch:
         self, event_bytes: bytes, event: e.LedgerEvent, signature: bytes | None
     ) -> tuple[Reason, str] | None:
         """Return why an event must not become a leaf now; None if it may."""
-        if len(event_bytes) > codec.MAX_EVENT_SIZE_BYTES:
-            detail = f"{len(event_bytes)} bytes; at most {codec.MAX_EVENT_SIZE_BYTES}"
-            return Reason.TOO_LARGE, detail
+        refusal = _find_size_problem(event_bytes)
+        if refusal is not None:
+            return refusal
+        key = self._find_author_key(event)
+        refusal = (
+            None
+            if isinstance(key, tuple)
+            else self._find_signature_problem(key, event_bytes, signature)
+        )
+        if refusal is not None:
+            return refusal
         problem = find_problem(event)
         if problem is not None:
             reason = (
@@ -427,15 +447,8 @@ class _Scratch:
                 else Reason.INVALID_FIELD
             )
             return reason, problem
-        key = self._find_author_key(event)
         if isinstance(key, tuple):
             return key
-        if signature is None:
-            return Reason.MISSING_SIGNATURE, "no moot-signature header of 64 bytes"
-        try:
-            self._verify(key, event_bytes, signature)
-        except InvalidSignatureError as error:
-            return Reason.BAD_SIGNATURE, str(error)
         refusal = self._find_consent_problem(event)
         if refusal is not None:
             return refusal
@@ -458,6 +471,17 @@ class _Scratch:
             compute_input_id(key, event_bytes)
         ):
             return Reason.DUPLICATE_EVENT, "this very event is on the ledger already"
+        return None
+
+    def _find_signature_problem(
+        self, key: bytes, event_bytes: bytes, signature: bytes | None
+    ) -> tuple[Reason, str] | None:
+        if signature is None:
+            return Reason.MISSING_SIGNATURE, "no moot-signature header of 64 bytes"
+        try:
+            self._verify(key, event_bytes, signature)
+        except InvalidSignatureError as error:
+            return Reason.BAD_SIGNATURE, str(error)
         return None
 
     def find_rejection_problem(
@@ -532,11 +556,14 @@ class _Scratch:
         if isinstance(event, e.FederationConfigured):
             if self._federation_id:
                 return Reason.FEDERATION_EXISTS, "a federation is founded once"
+            problem = find_principals_problem(event)
+            if problem is not None:
+                return Reason.INVALID_CONFIGURATION, problem
             named = {p.role: p.public_key for p in event.principals}["SEQUENCER"]
             if self._sequencer_key not in {None, named}:
                 detail = f"the sequencer here is {self._sequencer_key.hex()}"
                 return Reason.INVALID_CONFIGURATION, detail
-        elif event.federation_id != self._federation_id:
+        elif not self._federation_id or event.federation_id != self._federation_id:
             detail = f"no federation {event.federation_id!r} has been founded"
             return Reason.UNKNOWN_FEDERATION, detail
         match event:

@@ -17,7 +17,12 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from protocol.tensors import MalformedBlobError, tensors_from_blob, tensors_to_blob
+from protocol.tensors import (
+    VECTOR_HEADER_BYTES,
+    MalformedBlobError,
+    tensors_from_blob,
+    tensors_to_blob,
+)
 
 #: The one tensor in a sum's blob.
 SUM_TENSOR: Final = "sum"
@@ -185,7 +190,7 @@ def sum_from_blob(blob: bytes, *, num_parameters: int) -> NDArray[np.int64]:
     Raises:
         MalformedBlobError: It isn't a sum for this model.
     """
-    tensors = tensors_from_blob(blob)
+    tensors = tensors_from_blob(blob, max_header_bytes=VECTOR_HEADER_BYTES)
     total = tensors.get(SUM_TENSOR)
     if (
         total is None

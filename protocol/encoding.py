@@ -19,7 +19,12 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from protocol.tensors import MalformedBlobError, tensors_from_blob, tensors_to_blob
+from protocol.tensors import (
+    VECTOR_HEADER_BYTES,
+    MalformedBlobError,
+    tensors_from_blob,
+    tensors_to_blob,
+)
 
 #: The one tensor in an update's blob.
 UPDATE_TENSOR: Final = "update"
@@ -149,7 +154,7 @@ def parse_update(blob: bytes, *, num_parameters: int) -> NDArray[np.int32]:
             that applies: malformed, not finite, wrong type, wrong shape, out of range.
     """
     try:
-        tensors = tensors_from_blob(blob)
+        tensors = tensors_from_blob(blob, max_header_bytes=VECTOR_HEADER_BYTES)
     except MalformedBlobError as error:
         raise UpdateRefusedError(RefusalReason.MALFORMED_BLOB, str(error)) from error
     if tensors.keys() != {UPDATE_TENSOR}:

@@ -181,6 +181,9 @@ def verify_author(
     Raises:
         ForeignRecordError: these bytes are not a block, or somebody else's.
     """
+    if state.sequencer_key:
+        # Whatever a stranger's bytes are, they cost a signature's check and no more.
+        _verify_block(verify, state.sequencer_key, block_bytes, signature)
     try:
         block = _decode_block(block_bytes)
     except codec.CodecError as error:
@@ -194,15 +197,23 @@ def verify_author(
             expected=state.federation_id,
             found=block.federation_id,
         )
-    sequencer_key = state.sequencer_key or _genesis_key(block)
+    if state.sequencer_key:
+        return block, state.sequencer_key
+    sequencer_key = _genesis_key(block)
+    _verify_block(verify, sequencer_key, block_bytes, signature)
+    return block, sequencer_key
+
+
+def _verify_block(
+    verify: Verify, sequencer_key: bytes, block_bytes: bytes, signature: bytes | None
+) -> None:
     try:
         verify(sequencer_key, block_bytes, signature or b"")
     except InvalidSignatureError as error:
         msg = "the sequencer did not sign this block"
         raise ForeignRecordError(
-            msg, height=block.height, expected="its signature", found=str(error)
+            msg, expected="its signature", found=str(error)
         ) from error
-    return block, sequencer_key
 
 
 @lru_cache(maxsize=2)

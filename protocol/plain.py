@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +15,8 @@ from protocol.aggregation import Accumulator, sum_to_blob
 from protocol.encoding import parse_update
 from protocol.strategies import fedavg
 from protocol.tensors import (
+    MODEL_HEADER_BYTES,
+    VECTOR_HEADER_BYTES,
     flatten,
     manifest_of,
     tensors_from_blob,
@@ -24,25 +25,20 @@ from protocol.tensors import (
 )
 from schemas.events import RoundSealed
 
-HEADER_ALLOWANCE_BYTES: Final = 4_096
-"""What a safetensors header with one tensor may take; ours take under 100 bytes."""
-MODEL_HEADER_ALLOWANCE_BYTES: Final = 2**20
-"""The same for a model: about 100 bytes a tensor."""
-
 
 def compute_max_update_size(num_parameters: int) -> int:
     """Return the most bytes that an update's blob may have."""
-    return 4 * num_parameters + HEADER_ALLOWANCE_BYTES
+    return 4 * num_parameters + VECTOR_HEADER_BYTES
 
 
 def compute_max_sum_size(num_parameters: int) -> int:
     """Return the most bytes that a sum's blob may have."""
-    return 8 * num_parameters + HEADER_ALLOWANCE_BYTES
+    return 8 * num_parameters + VECTOR_HEADER_BYTES
 
 
 def compute_max_model_size(num_parameters: int) -> int:
     """Return the most bytes that a model's blob may have."""
-    return 4 * num_parameters + MODEL_HEADER_ALLOWANCE_BYTES
+    return 4 * num_parameters + MODEL_HEADER_BYTES
 
 
 @dataclass(frozen=True, slots=True)

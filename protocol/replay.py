@@ -325,7 +325,7 @@ class _Replay:
         """Return why it should not have been refused like this; empty if it should."""
         reason, size = refusal.reason, refusal.value_size_bytes
         if reason == Reason.TOO_LARGE:
-            return "" if size > codec.MAX_EVENT_SIZE_BYTES else f"{size} bytes are few"
+            return "" if size > codec.MAX_VALUE_SIZE_BYTES else f"{size} bytes are few"
         if size > admission.MAX_REJECTED_VALUE_BYTES:
             self._num_unchecked += 1
             return ""

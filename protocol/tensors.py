@@ -7,7 +7,8 @@ What this module promises:
 - What it writes, any safetensors reader reads. What it reads, any writer may have
   written: canonical form is asked of our output, not of other people's.
 - Bytes that aren't a valid safetensors file raise `MalformedBlobError`, whatever is
-  wrong with them. Sizes are checked before anything is allocated or viewed.
+  wrong with them. Sizes are checked before anything is allocated or viewed, the
+  header's against what is expected of it: reading takes time and memory in proportion.
 
 It deliberately knows neither files nor object stores, neither torch nor what a tensor
 means.
@@ -43,10 +44,15 @@ _DTYPE_NAMES: Final = {dtype: name for name, dtype in _DTYPES.items()}
 
 _METADATA_KEY: Final = "__metadata__"  # not a tensor: free text, which we ignore
 _PREFIX_BYTES: Final = 8  # the header's length, little-endian
-_MAX_HEADER_BYTES: Final = 100_000_000  # the reference reader's own limit
+VECTOR_HEADER_BYTES: Final = 4_096
+"""What a header with one tensor may take; ours take under 100 bytes."""
+MODEL_HEADER_BYTES: Final = 2**20  # = 1,048,576
+"""The same for a model: about 100 bytes a tensor."""
 _MAX_HEADER_DEPTH: Final = 8  # tensors, fields, shape or offsets: three are used
-_STRING: Final = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
-_BRACKET: Final = re.compile(r"[\[\]{}]")
+#: A string, closed or not: no byte is looked at twice, whatever the text.
+_STRING: Final = re.compile(r'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
+_NO_BRACKETS: Final = bytes(byte for byte in range(256) if byte not in b"[]{}")
+_MAX_SIZE_DIGITS: Final = 19  # 2^63 - 1
 _MAX_DIMENSIONS: Final = 64  # numpy's limit
 _MAX_SPAN: Final = 2**48  # elements; far above any blob, far below numpy's overflow
 
@@ -117,11 +123,15 @@ def tensors_to_blob(tensors: Mapping[str, NDArray[Any]]) -> bytes:
     return b"".join([len(text).to_bytes(_PREFIX_BYTES, "little"), text, *chunks])
 
 
-def tensors_from_blob(blob: bytes) -> dict[str, NDArray[Any]]:
+def tensors_from_blob(
+    blob: bytes, *, max_header_bytes: int = MODEL_HEADER_BYTES
+) -> dict[str, NDArray[Any]]:
     """Read a safetensors file, trusting nothing in it.
 
     Args:
         blob: The file, canonical or not. Its size is the caller's to limit.
+        max_header_bytes: What the header may take: that of a model, or
+            `VECTOR_HEADER_BYTES` where one tensor is expected.
 
     Returns:
         Arrays by name, in name order: read-only views into `blob`, not copies.
@@ -130,7 +140,7 @@ def tensors_from_blob(blob: bytes) -> dict[str, NDArray[Any]]:
         MalformedBlobError: The bytes aren't a valid safetensors file, or hold a type
             that numpy lacks (BF16, the 8-bit floats).
     """
-    header, data = _split(blob)
+    header, data = _split(blob, max_header_bytes)
     entries = {
         name: _Entry.parse(name, fields)
         for name, fields in header.items()
@@ -239,45 +249,51 @@ class _Entry(NamedTuple):
             "dtype",
             "shape",
         }:
-            msg = f"tensor {name!r} doesn't have exactly dtype, shape and data_offsets"
+            msg = (
+                f"tensor {name!r:.100} doesn't have exactly dtype, shape and "
+                "data_offsets"
+            )
             raise MalformedBlobError(msg)
         dtype_name = fields["dtype"]
         if not isinstance(dtype_name, str) or dtype_name not in _DTYPES:
-            msg = f"tensor {name!r} is of a type we can't hold: {dtype_name!r:.20}"
+            msg = f"tensor {name!r:.100} is of a type we can't hold: {dtype_name!r:.20}"
             raise MalformedBlobError(msg)
         shape, offsets = fields["shape"], fields["data_offsets"]
         if not _are_sizes(shape) or len(shape) > _MAX_DIMENSIONS:
-            msg = f"tensor {name!r} has a malformed shape"
+            msg = f"tensor {name!r:.100} has a malformed shape"
             raise MalformedBlobError(msg)
         # Zeros don't make the other dimensions harmless: numpy multiplies those too.
         if math.prod(size or 1 for size in shape) > _MAX_SPAN:
-            msg = f"tensor {name!r} is too large"
+            msg = f"tensor {name!r:.100} is too large"
             raise MalformedBlobError(msg)
         dtype = _DTYPES[dtype_name]
         num_bytes = math.prod(shape) * dtype.itemsize
         if not (_are_sizes(offsets) and offsets) or offsets[1:] != [
             offsets[0] + num_bytes
         ]:
-            msg = f"tensor {name!r} has data offsets that don't fit its shape"
+            msg = f"tensor {name!r:.100} has data offsets that don't fit its shape"
             raise MalformedBlobError(msg)
         return cls(name, dtype, tuple(shape), offsets[0], offsets[1])
 
     def view(self, data: memoryview) -> NDArray[Any]:
         raw = np.frombuffer(data[self.begin : self.end], dtype=np.uint8)
         if self.dtype == np.bool_ and np.any(raw > 1):
-            msg = f"tensor {self.name!r} has booleans other than 0 and 1"
+            msg = f"tensor {self.name!r:.100} has booleans other than 0 and 1"
             raise MalformedBlobError(msg)
         array = raw.view(self.dtype).reshape(self.shape)
         return array.astype(self.dtype.newbyteorder("="), copy=False)
 
 
-def _split(blob: bytes) -> tuple[dict[str, Any], memoryview]:
+def _split(blob: bytes, max_header_bytes: int) -> tuple[dict[str, Any], memoryview]:
     """Separate the parsed header from the data."""
     view = memoryview(blob).toreadonly()
     length = int.from_bytes(view[:_PREFIX_BYTES], "little")
     begin = _PREFIX_BYTES + length
-    if len(view) < _PREFIX_BYTES or length > _MAX_HEADER_BYTES or begin > len(view):
+    if len(view) < _PREFIX_BYTES or begin > len(view):
         msg = f"no header of {length} bytes in a blob of {len(view)}"
+        raise MalformedBlobError(msg)
+    if length > max_header_bytes:
+        msg = f"a header of {length} bytes; at most {max_header_bytes}"
         raise MalformedBlobError(msg)
     text = bytes(view[_PREFIX_BYTES:begin])
     if not text.startswith(b"{"):
@@ -292,6 +308,8 @@ def _split(blob: bytes) -> tuple[dict[str, Any], memoryview]:
             text.decode("utf-8"),
             object_pairs_hook=_without_duplicates,
             parse_constant=_refuse_constant,
+            parse_int=_parse_size,
+            parse_float=str,
         )
         for name in header:
             name.encode("utf-8")  # a lone surrogate can be escaped in JSON
@@ -304,12 +322,21 @@ def _split(blob: bytes) -> tuple[dict[str, Any], memoryview]:
 
 
 def compute_json_depth(text: str) -> int:
-    """Return how deep brackets nest in a text that may be JSON, strings left out."""
-    depth = deepest = 0
-    for bracket in _BRACKET.findall(_STRING.sub("", text)):
-        depth += 1 if bracket in "[{" else -1
-        deepest = max(depth, deepest)
-    return deepest
+    """Return how deep brackets nest in a text that may be JSON, strings left out.
+
+    What comes after the first thing that is not JSON may be counted either way: a
+    parser ends there.
+    """
+    data = _STRING.sub("", text).encode("utf-8", "replace")
+    brackets = np.frombuffer(data.translate(None, _NO_BRACKETS), dtype=np.uint8)
+    is_open = (brackets == ord("[")) | (brackets == ord("{"))
+    depths = np.cumsum(np.where(is_open, 1, -1))
+    return max(0, int(depths.max(initial=0)))
+
+
+def _parse_size(text: str) -> int | str:
+    # Python converts more digits than sizes have in more than linear time.
+    return int(text) if len(text) <= _MAX_SIZE_DIGITS else text
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

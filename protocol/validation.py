@@ -1,7 +1,7 @@
 """What a well-formed event must look like beyond its Avro types.
 
-Runs before anything acts on an event (validate before you parse further), and is the
-same for the sequencer and the audit.
+Runs once an event's signature is checked and before anything acts on it (validate
+before you parse further), and is the same for the sequencer and the audit.
 """
 
 from __future__ import annotations
@@ -166,13 +166,11 @@ def find_problem(event: e.LedgerEvent) -> str | None:
 
 def find_configuration_problem(config: e.FederationConfigured) -> str | None:
     """Return what is wrong with a federation's parameters, for people; None if fine."""
-    roles = tuple(sorted(p.role for p in config.principals))
+    problem = find_principals_problem(config)
+    if problem is not None:
+        return problem
     task = config.task
     rules = (
-        (
-            roles == tuple(sorted(ROLES)),
-            f"principals must be each of {', '.join(ROLES)} once",
-        ),
         (
             config.aggregation in {"PLAIN", "MPC"},
             "aggregation must be PLAIN or MPC",
@@ -220,6 +218,14 @@ def find_configuration_problem(config: e.FederationConfigured) -> str | None:
         or _rewards_problem(config.reward_rule)
         or _blob_problem(config.initial_model)
     )
+
+
+def find_principals_problem(config: e.FederationConfigured) -> str | None:
+    """Return what is wrong with who may sign what, for people; None if nothing is."""
+    roles = sorted(principal.role for principal in config.principals)
+    if roles != sorted(ROLES):
+        return f"principals must be each of {', '.join(ROLES)} once"
+    return None
 
 
 def _nodes_problem(nodes: tuple[e.LedgerNode, ...]) -> str | None:

@@ -46,6 +46,10 @@ HEADER_SIZE: Final = 10  # marker and 8-byte fingerprint
 MAX_EVENT_SIZE_BYTES: Final = 65_000
 """Largest single-object encoding of an event that fits a leaf: entries of a C2SP tiled
 log are at most 65,535 bytes, and a leaf adds a signature and a source position."""
+FRAMING_SIZE: Final = 5
+"""What Confluent's framing has in place of the header: a zero byte, a 4-byte id."""
+MAX_VALUE_SIZE_BYTES: Final = MAX_EVENT_SIZE_BYTES - HEADER_SIZE + FRAMING_SIZE
+"""Largest value of a record, 64,995 bytes, whose event fits a leaf."""
 MAX_LEAF_SIZE_BYTES: Final = 65_535
 
 T = TypeVar("T")

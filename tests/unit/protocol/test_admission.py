@@ -227,6 +227,38 @@ def test_a_configuration_must_make_sense() -> None:
     assert desk.say(CONFIG) is None
 
 
+@pytest.mark.parametrize("changes", [{"signer": "eve"}, {"signature": bytes(64)}])
+@pytest.mark.parametrize(
+    "event", [request(0), update("ana", num_examples=0), enrolment("ANA")]
+)
+def test_what_others_say_in_an_authors_name_is_not_looked_at(
+    event: e.LedgerEvent, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk = founded()
+    monkeypatch.setattr(admission, "find_problem", None)
+    assert desk.say(event, **changes) == Reason.BAD_SIGNATURE
+    assert desk.say(event, signature=None) == Reason.MISSING_SIGNATURE
+    config = replace(CONFIG, min_cohort=0)
+    assert Desk().say(config, **changes) == Reason.BAD_SIGNATURE
+
+
+def test_whose_author_is_not_known_is_told_of_its_fields_first() -> None:
+    # As logs have it on record: a refusal does not keep the signature.
+    desk = founded()
+    assert desk.say(update("eve", num_examples=0)) == Reason.INVALID_FIELD
+    config = replace(CONFIG, min_cohort=0)
+    assert desk.say(config) == Reason.INVALID_CONFIGURATION
+
+
+@pytest.mark.parametrize("event", [event for event in GOOD if event != CONFIG])
+def test_nobody_speaks_for_a_federation_without_a_name(event: e.LedgerEvent) -> None:
+    nameless = replace(event, federation_id="")
+    assert Desk().say(nameless, key=b"") in {
+        Reason.INVALID_FIELD,
+        Reason.UNKNOWN_FEDERATION,
+    }
+
+
 def test_fields_must_make_sense() -> None:
     desk = founded()
     assert desk.say(request(0)) == Reason.INVALID_FIELD

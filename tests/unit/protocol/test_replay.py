@@ -192,6 +192,17 @@ def _stranger(log: LogBuilder) -> None:
     log.say(event, make_key("eve"))
 
 
+def _barely_too_large(log: LogBuilder) -> None:
+    event = e.AgentRevoked(
+        federation_id=log.federation_id, agent_id="ada", explanation=""
+    )
+    room = codec.MAX_EVENT_SIZE_BYTES + 1 - len(codec.encode(event))
+    event = replace(event, explanation="x" * (room - 2))  # its length takes two more
+    assert len(codec.encode(event)) == codec.MAX_EVENT_SIZE_BYTES + 1
+    assert len(frame(event)) <= codec.MAX_EVENT_SIZE_BYTES
+    log.say(event, make_key("mallory"))
+
+
 @pytest.mark.parametrize(
     ("trouble", "reason"),
     [
@@ -205,6 +216,7 @@ def _stranger(log: LogBuilder) -> None:
         (_fact_before_its_cause, Reason.INVALID_FIELD),
         (_wrong_topic, Reason.WRONG_TOPIC),
         (_stranger, Reason.UNKNOWN_AGENT),
+        (_barely_too_large, Reason.TOO_LARGE),
     ],
 )
 def test_an_honest_refusal_is_confirmed(

@@ -12,9 +12,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from protocol.tensors import (
+    MODEL_HEADER_BYTES,
+    VECTOR_HEADER_BYTES,
     MalformedBlobError,
     ManifestMismatchError,
     TensorSpec,
+    compute_json_depth,
     flatten,
     manifest_of,
     num_parameters,
@@ -134,6 +137,7 @@ def test_bad_golden_vector(vector):
         (b"\0" * 7, "no header"),
         (b"\xff" * 8, "no header"),
         ((100_000_001).to_bytes(8, "little") + b"{" * 16, "no header"),
+        (blob(b"{}" + b" " * MODEL_HEADER_BYTES), "at most 1048576"),
         ((9).to_bytes(8, "little") + b"{}", "no header"),
         (blob(b""), "begin with"),
         (blob(b" {}"), "begin with"),
@@ -143,7 +147,8 @@ def test_bad_golden_vector(vector):
         (blob(b'{"\xff":1}'), "JSON"),
         (blob(b'{"\\ud800":1}'), "JSON"),
         (blob(b'{"a":NaN}'), "NaN"),
-        (blob(b'{"a":' + b"9" * 5000 + b"}"), "JSON"),
+        (blob(b'{"a":' + b"9" * 5000 + b"}"), "exactly"),
+        (blob({"a": entry(shape=[10**19])}), "shape"),
         (blob(b'{"a":' + b"[" * 100_000), "JSON"),
         (blob(b'{"a":1,"a":2}'), "twice"),
         (blob(b'{"a":{"dtype":"I8","dtype":"U8"}}'), "twice"),
@@ -178,6 +183,34 @@ def test_bad_golden_vector(vector):
 def test_malformed(malformed, why):
     with pytest.raises(MalformedBlobError, match=why):
         tensors_from_blob(malformed)
+
+
+def test_a_header_may_take_what_is_expected_of_it():
+    header = b"{}".ljust(VECTOR_HEADER_BYTES)
+    assert tensors_from_blob(blob(header), max_header_bytes=VECTOR_HEADER_BYTES) == {}
+    with pytest.raises(MalformedBlobError, match="at most 4096"):
+        tensors_from_blob(blob(header + b" "), max_header_bytes=VECTOR_HEADER_BYTES)
+    assert tensors_from_blob(blob(header + b" ")) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "depth"),
+    [
+        ("", 0),
+        ("1", 0),
+        ("{}", 1),
+        ('{"a":[{"b":[]}]}', 4),
+        ('["[[[[", "\\"[[[", "\\\\", []]', 2),
+        ("[[]][[[]]]", 3),
+        ("]]]]", 0),
+        ("]]]]" + "[" * 100_000, 99_996),
+        ('[["' + "[" * 100, 2),  # a string without an end
+        ('[["\\', 2),
+        ('["\\u005b", "é[", []]', 2),
+    ],
+)
+def test_how_deep_brackets_nest(text, depth):
+    assert compute_json_depth(text) == depth
 
 
 @given(st.binary(max_size=200))
