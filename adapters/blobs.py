@@ -115,7 +115,8 @@ class BlobStore:
             raise BlobError(Reason.MISSING_BLOB, detail) from None
         try:
             # One byte more than promised tells an oversized blob without reading it.
-            data: bytes = response.read(ref.size_bytes + 1)
+            # As it is stored: nothing is unpacked, whatever the answer's headers say.
+            data: bytes = response.read(ref.size_bytes + 1, decode_content=False)
         finally:
             response.close()
             response.release_conn()

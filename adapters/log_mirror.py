@@ -18,7 +18,7 @@ from adapters.blobs import make_client
 from adapters.settings import Settings
 from adapters.tile_store import TileStore, mirror
 from ledger.checkpoint import parse_checkpoint
-from ledger.note import InvalidNoteError, parse_note
+from ledger.note import MAX_NOTE_SIZE_BYTES, InvalidNoteError, parse_note
 from ledger.tiles import CHECKPOINT_PATH
 
 
@@ -70,7 +70,9 @@ class LogMirror:
                 return 0
             raise
         try:
-            return parse_checkpoint(parse_note(answer.read()).text).size
+            # One byte too many is no note.
+            note = answer.read(MAX_NOTE_SIZE_BYTES + 1, decode_content=False)
+            return parse_checkpoint(parse_note(note).text).size
         except InvalidNoteError:
             return 0
         finally:

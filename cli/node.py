@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from adapters.ledger import read_log
 from adapters.settings import Settings
@@ -17,6 +17,9 @@ from ledger.attestations import InvalidNodeSetError, NodeSet, sign_approval
 from protocol.admission import AdmissionState
 from protocol.log import fold_admission
 from schemas.events import LedgerNode, NodeSignature
+
+MAX_PROPOSAL_SIZE_BYTES: Final = 2**17
+"""64 nodes and as many approvals take 40 KB; a URL has 400 characters at most."""
 
 
 def node_directory(settings: Settings, name: str) -> Path:
@@ -129,7 +132,7 @@ def load_proposal(path: Path) -> Proposal:
         StackError: the file is not one.
     """
     try:
-        content: Any = json.loads(path.read_text(encoding="utf-8"))
+        content: Any = json.loads(_read_proposal(path))
         proposal = Proposal(
             federation_id=str(content["federation_id"]),
             chain_id=bytes.fromhex(content["chain_id"]),
@@ -143,10 +146,20 @@ def load_proposal(path: Path) -> Proposal:
             ),
         )
         _ = proposal.node_set  # or the nodes could never be one
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except Exception as error:
+        # Whatever others wrote into it: JSON, hex, names, numbers that are none.
         msg = f"{path} is not a proposal: {error}"
         raise StackError(msg, "`moot node propose` writes one.") from None
     return proposal
+
+
+def _read_proposal(path: Path) -> bytes:
+    with path.open("rb") as file:
+        data = file.read(MAX_PROPOSAL_SIZE_BYTES + 1)
+    if len(data) > MAX_PROPOSAL_SIZE_BYTES:
+        msg = f"more than {MAX_PROPOSAL_SIZE_BYTES} bytes"
+        raise ValueError(msg)
+    return data
 
 
 def list_nodes(settings: Settings, federation_id: str, *, as_json: bool) -> None:

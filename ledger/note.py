@@ -348,11 +348,12 @@ def _parse_note(signed_note: bytes) -> Note:
     text += "\n"
     _check_text(text)
     _check_text(block)
+    num_lines = block.count("\n")
+    if num_lines > MAX_SIGNATURES:
+        msg = f"{num_lines} signatures; at most {MAX_SIGNATURES}"
+        raise InvalidNoteError(msg)
     # Not splitlines: it also splits at characters that are ordinary here.
     lines = block.removesuffix("\n").split("\n")
-    if len(lines) > MAX_SIGNATURES:
-        msg = f"{len(lines)} signatures; at most {MAX_SIGNATURES}"
-        raise InvalidNoteError(msg)
     return Note(text, tuple(map(_parse_line, lines)))
 
 

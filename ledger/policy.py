@@ -224,6 +224,8 @@ class _Parser:
     groups: list[Group] = field(default_factory=list)
     quorum: str | None = None
     free: dict[str, bool] = field(default_factory=dict)  # name: in no group yet
+    # What is there already of either type: public keys; names with key IDs.
+    known: set[tuple[KeyType, object]] = field(default_factory=set)
 
     def take_line(self, line: str) -> None:
         if _FORBIDDEN.search(line):
@@ -246,12 +248,11 @@ class _Parser:
                 raise InvalidPolicyError(f"no keyword {keyword[:80]!r}")
 
     def _take_log(self, vkey: str, url: str = "") -> None:
-        key = self._parse_key(vkey, KeyType.ED25519, [log.key for log in self.logs])
+        key = self._parse_key(vkey, KeyType.ED25519)
         self.logs.append(Log(key, url))
 
     def _take_witness(self, name: str, vkey: str, url: str = "") -> None:
-        known = [witness.key for witness in self.witnesses]
-        key = self._parse_key(vkey, KeyType.COSIGNATURE_V1, known)
+        key = self._parse_key(vkey, KeyType.COSIGNATURE_V1)
         self._define(name)
         self.witnesses.append(Witness(name, key, url))
 
@@ -289,21 +290,22 @@ class _Parser:
             raise InvalidPolicyError(f"no line before defines {name!r}")
         return self.free[name]
 
-    def _parse_key(
-        self, vkey: str, key_type: KeyType, known: list[VerifierKey]
-    ) -> VerifierKey:
+    def _parse_key(self, vkey: str, key_type: KeyType) -> VerifierKey:
         try:
             key = parse_vkey(vkey)
         except InvalidKeyError as error:
             raise InvalidPolicyError(str(error)) from error
         if key.key_type is not key_type:
             raise InvalidPolicyError(f"{vkey} is not of type {key_type.name}")
-        for other in known:
-            if key.public_key == other.public_key:
-                raise InvalidPolicyError(f"the key of {vkey} is there already")
-            # A signature line could not tell which of the two it means.
-            if (key.name, key.key_id) == (other.name, other.key_id):
-                raise InvalidPolicyError(f"another key is called like {vkey}")
+        if (key_type, key.public_key) in self.known:
+            raise InvalidPolicyError(f"the key of {vkey} is there already")
+        # A signature line could not tell which of the two it means.
+        if (key_type, (key.name, key.key_id)) in self.known:
+            raise InvalidPolicyError(f"another key is called like {vkey}")
+        self.known |= {
+            (key_type, key.public_key),
+            (key_type, (key.name, key.key_id)),
+        }
         return key
 
 

@@ -144,6 +144,9 @@ def parse_proof_file(data: bytes) -> ProofFile:
     if index is None:
         msg = "the line 'index <n>', without leading zeros, is missing"
         raise InvalidProofFileError(msg)
+    if len(lines) > MAX_PROOF_HASHES:
+        msg = f"{len(lines)} hashes; at most {MAX_PROOF_HASHES}"
+        raise InvalidProofFileError(msg)
     hashes = tuple(_decode("a hash", line) for line in lines)
     return ProofFile(int(index[1]), hashes, data[end + 2 :], extra)
 

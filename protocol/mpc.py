@@ -377,19 +377,22 @@ def parse_partial(blob: bytes, shape: MpcShape) -> PartySum:
     """
     try:
         partial = codec.decode_as(e.PartialSum, blob)
-        blindings = parse_scalars(partial.row_blindings)
-        opening = parse_scalar(partial.opening)
-    except (codec.CodecError, InvalidEncodingError) as error:
+    except codec.CodecError as error:
         raise SecretRoundError(Reason.WRONG_PARTIAL, str(error)) from error
-    sizes = len(partial.values), len(partial.remainder), len(blindings)
+    sizes = len(partial.values), len(partial.remainder), len(partial.row_blindings)
     expected = (
         shape.num_values * _WORD_SIZE,
         NUM_PROJECTIONS * _WORD_SIZE,
-        shape.num_rows,
+        shape.num_rows * SCALAR_SIZE,
     )
     if sizes != expected:
         detail = f"lengths {sizes}, not {expected}"
         raise SecretRoundError(Reason.WRONG_PARTIAL, detail)
+    try:
+        blindings = parse_scalars(partial.row_blindings)
+        opening = parse_scalar(partial.opening)
+    except InvalidEncodingError as error:
+        raise SecretRoundError(Reason.WRONG_PARTIAL, str(error)) from error
     return PartySum(
         values=np.frombuffer(partial.values, dtype="<u8").astype(np.uint64),
         remainder=np.frombuffer(partial.remainder, dtype="<u8").astype(np.uint64),

@@ -69,6 +69,10 @@ class UnknownSchemaError(CodecError):
 CLASSES: Final[dict[str, type]] = {
     cls.__name__: cls for cls in (*TOPIC_OF, e.Leaf, *get_args(e.BlobRecord))
 }
+_LARGE: Final = frozenset(
+    cls.__name__ for cls in (e.BlockSequenced, *get_args(e.BlobRecord))
+)
+"""What may be larger than a leaf: whoever reads it knows how large."""
 
 
 @cache
@@ -251,6 +255,10 @@ def decode(data: bytes) -> Record:
         msg = "not an Avro single-object encoding (C3 01 and 8 bytes of fingerprint)"
         raise CodecError(msg)
     codec = _codec(event_name(data[2:HEADER_SIZE]))
+    if len(data) > MAX_LEAF_SIZE_BYTES and codec.name not in _LARGE:
+        # What fits no leaf is nobody's: a decoded event takes many times its bytes.
+        msg = f"a {codec.name} of {len(data)} bytes; at most {MAX_LEAF_SIZE_BYTES}"
+        raise CodecError(msg)
     writer_schema = _writer_schema(data[2:HEADER_SIZE])
     body = io.BytesIO(data)
     body.seek(HEADER_SIZE)
