@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections import Counter
-
-    from consumers.audit_report import Finality, Report
+    from consumers.audit_report import Finality, Finding, Report
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +39,7 @@ def render(report: Report, elapsed_s: float) -> str:
               + (" (the one you trust)" if report.is_operator_key_pinned else "")),
         _Line("sequencer", report.sequencer_key),
         _Line("tree root", report.tree_root),
+        _Line("noise", _show_noise(report)),
         _Line("took", f"{elapsed_s:.1f} s"),
     ]  # fmt: skip
     width = max(len(line.name) for line in lines)
@@ -55,18 +55,15 @@ def render(report: Report, elapsed_s: float) -> str:
         rows = list(table)
         if rows:
             out += ["", f"{title}:", *_align(rows)]
-    if report.findings:
-        out += ["", "Findings:"]
-    for number, finding in enumerate(report.findings, start=1):
-        out.append(f"  {number}. {finding.code} at {finding.place}: {finding.message}")
-        for name, value in (
-            ("expected", finding.expected),
-            ("found", finding.found),
-            ("blob", finding.blob_sha256),
-            *(("evidence", message) for message in finding.evidence),
-        ):
-            if value:
-                out.append(f"       {name + ':':<9} {value}")
+    for title, findings, counts in (
+        ("Findings:", report.findings, report.num_findings),
+        (
+            "Said wrongly by single ledger nodes, which counts for nothing:",
+            report.node_faults,
+            report.num_node_faults,
+        ),
+    ):
+        out += _list_findings(title, findings, counts)
     if report.stopped:
         out += ["", f"The audit ended early: {report.stopped}."]
     if report.notes:
@@ -75,10 +72,31 @@ def render(report: Report, elapsed_s: float) -> str:
     return "\n".join(out)
 
 
+def _list_findings(
+    title: str, findings: Sequence[Finding], counts: Counter[str]
+) -> Iterator[str]:
+    if findings:
+        yield ""
+        yield title
+    for number, finding in enumerate(findings, start=1):
+        yield f"  {number}. {finding.code} at {finding.place}: {finding.message}"
+        for name, value in (
+            ("expected", finding.expected),
+            ("found", finding.found),
+            ("blob", finding.blob_sha256),
+            *(("evidence", message) for message in finding.evidence),
+        ):
+            if value:
+                yield f"       {name + ':':<9} {value}"
+    listed = Counter(str(finding.code) for finding in findings)
+    for code, count in sorted((counts - listed).items()):
+        yield f"  and {count:,} more of {code}"
+
+
 def _verdict(report: Report) -> str:
     if report.is_sound:
         return f"SOUND: the log of {report.federation_id} is what it must be."
-    count = len(report.findings)
+    count = report.num_findings.total()
     return (
         f"WRONG: the log of {report.federation_id} is not what it must be, "
         f"{count} finding{'s' if count > 1 else ''}."
@@ -169,6 +187,12 @@ def _show_checkpoints(report: Report) -> str:
     if report.num_unsigned_blocks:
         text += f", the last {report.num_unsigned_blocks:,} blocks are too new for one"
     return text
+
+
+def _show_noise(report: Report) -> str:
+    return ", ".join(
+        f"{noise.count:,} {noise.code} on {noise.topic}" for noise in report.noise
+    )
 
 
 def _show_counts(counts: Counter[str]) -> str:

@@ -15,8 +15,12 @@ Rules:
 - Every block has its checkpoint, and every checkpoint its block.
 - Ledger nodes attest the blocks of this log and no others. Blocks that are not final
   yet are no fault.
+- Whom a finding could be laid to by somebody else is no finding (ADR 0026). Where
+  anybody may write, what anybody could have written is counted and passed over; what
+  few ledger nodes say wrongly is listed as their fault.
 - After a block that does not follow nothing can be believed: the audit ends there.
-  Anything else is noted, and the audit goes on.
+  Anything else is noted, and the audit goes on. Of each kind of finding the first few
+  are listed and the rest counted: none hides another.
 - An audit can go on from where an earlier one ended, if the log still has there what it
   had then, and still begins where it began.
 
@@ -28,7 +32,7 @@ its end: for that compare the report's tree root with what others saw.
 from __future__ import annotations
 
 import re
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
@@ -44,6 +48,7 @@ from consumers.audit_report import (
     Equivocation,
     Finding,
     FindingCode,
+    Noise,
     PendingFact,
     Place,
     RefusedRecord,
@@ -95,6 +100,9 @@ from schemas import events as e
 from schemas.reasons import Reason
 
 MAX_FINDINGS: Final = 100
+"""Findings of each kind that a report lists; the counts go on."""
+MAX_SHOWN: Final = 1_000
+"""Characters of what was expected and what was found."""
 FRAMING_SIZE: Final = 5
 MAX_LISTED: Final = 10_000
 """Refused records that a report lists; the counts go on."""
@@ -174,7 +182,8 @@ def run_audit(
         num_fetches: Blobs fetched at a time.
         jobs: Processes, this one included. The report is the same for any number.
         helpers: Other processes that exist already, instead of `jobs`.
-        max_findings: The audit ends when it has so many.
+        max_findings: How many findings of each kind the report lists; the rest is
+            counted.
         lists_refused: Whether the report lists every refused record, or counts alone.
 
     Returns:
@@ -246,6 +255,7 @@ class _Audit:
         self.report.is_operator_key_pinned = operator_key is not None
         self.report.continued_from = before.replay.log.chain.height
         self.report.pending = []
+        self._noise = {(n.topic, n.code): n for n in self.report.noise}
         self._key = federation_id.encode()
         self._mark = _string_prefix(self._key)
         self._unframe = unframe
@@ -314,7 +324,9 @@ class _Audit:
             return start or AuditState(
                 report=Report(federation_id=self.report.federation_id)
             )
-        report = replace(self.report, findings=[], notes=[])
+        report = replace(
+            self.report, findings=[], num_findings=Counter(), node_faults=[], notes=[]
+        )
         return AuditState(
             positions=self._positions,
             first_offsets=self._own_firsts,
@@ -341,11 +353,31 @@ class _Audit:
             self._blobs.close()
 
     def _add(self, finding: Finding) -> None:
-        if len(self.report.findings) < self._max_findings:
-            self.report.findings.append(finding)
-        if len(self.report.findings) >= self._max_findings:
-            msg = f"{len(self.report.findings)} findings are enough"
-            raise _Stop(msg)
+        counts = self.report.num_findings
+        counts[finding.code] += 1
+        if counts[finding.code] <= self._max_findings:
+            self.report.findings.append(
+                replace(
+                    finding,
+                    expected=_shorten(finding.expected),
+                    found=_shorten(finding.found),
+                )
+            )
+
+    def _pass_over(self, finding: Finding) -> None:
+        """Count what anybody could have written, instead of a finding."""
+        key = (finding.place.topic, finding.code)
+        noise = self._noise.get(key)
+        if noise is None:
+            noise = self._noise[key] = Noise(
+                topic=finding.place.topic,
+                code=finding.code,
+                count=0,
+                first=finding.place,
+                message=_shorten(f"{finding.message}: {finding.found}"),
+            )
+            self.report.noise.append(noise)
+        noise.count += 1
 
     def _stop(
         self,
@@ -550,21 +582,24 @@ class _Audit:
     def _is_ours(self, record: Record, place: Place) -> bool:
         if record.key == self._key:
             return True
+        wrong = self._find_wrong_key(record, place)
+        if wrong is not None:
+            self._add(wrong)
+        return wrong is not None
+
+    def _find_wrong_key(self, record: Record, place: Place) -> Finding | None:
         # Every event on these topics begins with its federation.
         if record.value is None or not record.value.startswith(
             self._mark, FRAMING_SIZE
         ):
-            return False
-        self._add(
-            Finding(
-                code=FindingCode.WRONG_KEY,
-                place=place,
-                message="a record of this federation has another key",
-                expected=repr(self._key),
-                found=repr(record.key),
-            )
+            return None
+        return Finding(
+            code=FindingCode.WRONG_KEY,
+            place=place,
+            message="a record of this federation has another key",
+            expected=repr(self._key),
+            found=repr(record.key),
         )
-        return True
 
     def _check_headers(
         self,
@@ -573,6 +608,7 @@ class _Audit:
         sequencer_key: bytes,
         data: bytes,
         traceparent: str,
+        add: Callable[[Finding], None] | None = None,
     ) -> None:
         # The signature itself was verified, or the block would not have opened.
         expected = (
@@ -581,11 +617,11 @@ class _Audit:
             (TRACEPARENT_HEADER, traceparent.encode()),
         )
         if record.headers != expected:
-            self._add(
+            (add or self._add)(
                 Finding(
                     code=FindingCode.WRONG_HEADERS,
                     place=place,
-                    message="the headers are not what the sequencer writes",
+                    message="the headers are not what the record's author writes",
                     expected=_show_headers(expected),
                     found=_show_headers(record.headers),
                 )
@@ -908,7 +944,11 @@ class _Audit:
     # Attestations
 
     def _read_attestations(self, records: Iterable[Record]) -> None:
-        """Count what the ledger nodes say of the blocks that were read."""
+        """Count what the ledger nodes say of the blocks that were read.
+
+        Every ledger node must be able to write here, so nobody vouches for a record
+        but the node that signed it: whatever else is wrong with one is noise.
+        """
         context = self._finality.context(self._log.sequencer_key)
         hashed = hash_context(context)
         ahead = self._helpers.read_ahead(
@@ -919,7 +959,10 @@ class _Audit:
         )
         for record in ahead:
             place = Place(topic=topics.ATTESTATIONS, offset=record.offset)
-            if not self._is_ours(record, place):
+            if record.key != self._key:
+                wrong = self._find_wrong_key(record, place)
+                if wrong is not None:
+                    self._pass_over(wrong)
                 continue
             self._mark_read(record, topics.ATTESTATIONS)
             signature = record.header(SIGNATURE_HEADER) or b""
@@ -927,7 +970,7 @@ class _Audit:
                 data = self._unframe(record.value or b"")
                 said = self._helpers.verify_record(context, hashed, data, signature)
             except (FramingError, InvalidMessageError) as error:
-                self._add(
+                self._pass_over(
                     Finding(
                         code=FindingCode.ATTESTATION_INVALID,
                         place=place,
@@ -939,7 +982,9 @@ class _Audit:
             trace = record.header(TRACEPARENT_HEADER) or b""
             if _TRACEPARENT.fullmatch(trace) is None:
                 trace = b""
-            self._check_headers(record, place, said.public_key, data, trace.decode())
+            self._check_headers(
+                record, place, said.public_key, data, trace.decode(), self._pass_over
+            )
             self._finality.add(said, place)
             self.report.num_attestations += 1
             self.report.num_signatures += said.num_signatures
@@ -950,7 +995,6 @@ class _Audit:
         """Look at what is left when everything has been read."""
         if self._checkpoints is not None:
             self._finish_checkpoints(self._checkpoints)
-        self._finality.report_unproven(self._state.admission.proven)
         self._check_policy()
         for missing in find_missing(self._state):
             fault = describe_missing(missing, -1, "nothing")
@@ -1029,7 +1073,7 @@ class _Audit:
                     message="no checkpoint of this log satisfies your policy",
                     expected=f"log {origin} and quorum {self._policy.quorum}",
                     found=f"log key {key.hex()} and "
-                    f"{len(self._finality.state.cosigned)} cosigned sizes",
+                    f"{self._finality.num_cosigned} cosigned sizes",
                 )
             )
 
@@ -1050,6 +1094,15 @@ class _Audit:
             report.finality = self._finality.summarise(
                 None if self._policy is None else self._find_policy_size()
             )
+        report.node_faults = sorted(
+            self._finality.list_faults(self._state.admission.proven), key=_sort_key
+        )
+        report.num_node_faults = +self._finality.state.num_faults
+        num_accused = sum(
+            finding.code == FindingCode.EQUIVOCATION for finding in report.node_faults
+        )
+        if num_accused:
+            report.num_node_faults[FindingCode.EQUIVOCATION] = num_accused
         report.findings.sort(key=_sort_key)
         report.notes = list(self._notes())
         return report
@@ -1065,6 +1118,7 @@ class _Audit:
             yield "Blobs were left out: no sum and no model was computed again."
         if not report.has_checkpoints:
             yield "Checkpoints were left out: a cut at the log's end would not show."
+        yield from self._noise_notes()
         yield from self._finality_notes()
         if report.continued_from:
             yield (
@@ -1102,6 +1156,22 @@ class _Audit:
             yield (
                 f"{len(report.pending)} facts follow from the log and are not on it "
                 f"yet, the oldest from leaf {oldest}."
+            )
+
+    def _noise_notes(self) -> Iterator[str]:
+        for topic in sorted({noise.topic for noise in self.report.noise}):
+            kinds = [noise for noise in self.report.noise if noise.topic == topic]
+            count = sum(noise.count for noise in kinds)
+            yield (
+                f"{count} records on {topic} are no ledger node's, or were changed by "
+                "somebody else who may write there, the first at offset "
+                f"{min(noise.first.offset or 0 for noise in kinds)}: they were passed "
+                "over, and change nothing."
+            )
+        if self.report.node_faults:
+            yield (
+                "Of what single ledger nodes said, some is wrong: it counts for "
+                "nothing alone, and says something about those nodes only."
             )
 
     def _finality_notes(self) -> Iterator[str]:
@@ -1152,6 +1222,12 @@ def _string_prefix(text: bytes) -> bytes:
         number >>= 7
     out.append(number)
     return bytes(out) + text
+
+
+def _shorten(text: str) -> str:
+    if len(text) <= MAX_SHOWN:
+        return text
+    return f"{text[:MAX_SHOWN]}… ({len(text) - MAX_SHOWN} characters more)"
 
 
 def _show_headers(headers: Iterable[tuple[str, bytes]]) -> str:

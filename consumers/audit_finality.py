@@ -9,14 +9,17 @@ Rules (ledger specification, section 2.3):
   it and its child are certified in the same epoch, and so is every block before it.
 - An era's last block is followed by closing children, which are on no topic: their
   headers follow from the block's.
-- A node's word about another block than this log's contradicts the log; that of a
-  quorum proves that the log is not the one that the nodes hold.
+- Up to f nodes may say anything, so what they alone say is no finding about the log: it
+  is listed as their fault (ADR 0026). The word of more than f about another block than
+  this log's contradicts the log; that of a quorum proves that it is not the log that
+  the nodes hold.
 - Nobody honest contradicts itself (`ledger.equivocation`): whoever does is named, with
   the messages that prove it.
 
 Everything is looked up by height, so the order of the records does not matter; blocks
 come first. Old attestations are forgotten, the ids of blocks are not: 72 bytes for each
-block are all that a long log needs here.
+block are all that a long log needs here. What is remembered is bounded for each node
+alone, so nobody makes the audit forget what others said.
 
 Deliberately not here: reading Kafka, framing, and what a node may attest when.
 """
@@ -24,8 +27,9 @@ Deliberately not here: reading Kafka, framing, and what a node may attest when.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Final, cast
 
@@ -62,14 +66,22 @@ from schemas import codec
 from schemas import events as e
 
 MAX_REMEMBERED: Final = 16_384
-"""Heights of an epoch whose attestations are remembered, the latest ones. A node that
-contradicts what it said before those is found out by the log alone."""
+"""Attestations of this log's blocks that are remembered of each node in an era, the
+latest ones. A node that contradicts what it said before those is found out by the log
+alone."""
+MAX_OTHERS: Final = 1_024
+"""Heights at which a node's attestations of other blocks are remembered, the latest."""
+MAX_OTHERS_AT_HEIGHT: Final = 16
+"""Attestations of other blocks remembered of one node at one height."""
 MAX_CLOSING: Final = 1_024
 """Closing children that are followed: one for each epoch that failed."""
-MAX_REQUESTS: Final = 1_024
-"""Requests remembered of each node in an era, the latest ones."""
+MAX_REQUESTS: Final = 256
+"""Requests remembered of each node in an era, the latest ones; and the epochs whose
+highest attestations are looked at for a request."""
 MAX_COSIGNED: Final = 1_024
-"""Sizes whose cosigners are remembered, the largest."""
+"""Sizes remembered that a node cosigned, the largest."""
+MAX_FAULTS: Final = 10
+"""Faults of each kind that are listed of one node."""
 
 _SIZE_BYTES: Final = 8
 _HEAD_BYTES: Final = _SIZE_BYTES + HASH_SIZE
@@ -207,13 +219,18 @@ class NodeCount:
     num_cosignatures: int = 0
 
 
-@dataclass(slots=True, kw_only=True)
-class Cosigned:
-    """Who cosigned the checkpoint of one size."""
+@dataclass(slots=True)
+class _Top:
+    """The highest attestations of a node in an epoch.
 
-    height: int
-    keys: list[bytes] = field(default_factory=list)
-    last_at_s: int = 0
+    Attributes:
+        height: The highest.
+        on_certified: The highest whose parent the node attested in this epoch too; -1
+            for none.
+    """
+
+    height: int = -1
+    on_certified: int = -1
 
 
 @dataclass(slots=True, kw_only=True)
@@ -228,12 +245,16 @@ class FinalityState:
         last: Bytes of the last block's header.
         final_height: The last final block; -1 for none.
         epochs: Epochs with certificates, by era.
-        votes: Signatures of attestations to this log's blocks, by era, epoch, height
-            and the node's place in its set.
-        others: Attestations of other blocks; none of a sound log.
+        votes: Signatures of attestations to this log's blocks, by era, the node's place
+            in its set, and epoch and height.
+        others: Signatures of attestations to other blocks, by era, the node's place,
+            height, and epoch and block id.
         requests: Requests by era, the node's place and epoch.
         nodes: Counts by public key in hex.
-        cosigned: Cosigners by size.
+        cosigned: Times of cosignatures, by public key in hex and size.
+        accused: Contradictions, proven on the ledger or not.
+        faults: What nodes said alone, by public key in hex, and era and height.
+        num_faults: How many such faults there were, by code.
     """
 
     eras: list[Era] = field(default_factory=list)
@@ -243,15 +264,20 @@ class FinalityState:
     last: bytes = b""
     final_height: int = -1
     epochs: dict[int, list[int]] = field(default_factory=dict)
-    votes: dict[int, dict[int, dict[int, dict[int, bytes]]]] = field(
+    votes: dict[int, dict[int, dict[tuple[int, int], bytes]]] = field(
         default_factory=dict
     )
-    others: list[e.BlockAttested] = field(default_factory=list)
+    others: dict[int, dict[int, dict[int, dict[tuple[int, bytes], bytes]]]] = field(
+        default_factory=dict
+    )
     requests: dict[int, dict[int, dict[int, e.EpochRequested]]] = field(
         default_factory=dict
     )
     nodes: dict[str, NodeCount] = field(default_factory=dict)
-    cosigned: dict[int, Cosigned] = field(default_factory=dict)
+    cosigned: dict[str, dict[int, int]] = field(default_factory=dict)
+    accused: dict[Contradiction, Finding] = field(default_factory=dict)
+    faults: dict[str, dict[tuple[int, int], Finding]] = field(default_factory=dict)
+    num_faults: Counter[str] = field(default_factory=Counter)
 
 
 class FinalityAuditor:
@@ -273,7 +299,11 @@ class FinalityAuditor:
         self._federation_id = federation_id
         self._add = add
         self._hasher = StateHasher()
-        self._accused: dict[Contradiction, Finding] = {}
+        self._tops: dict[tuple[int, int], dict[int, _Top]] = {}
+        for era, nodes in self.state.votes.items():
+            for position, slots in nodes.items():
+                for slot in slots:
+                    self._raise_top(era, position, slot)
 
     @property
     def num_blocks(self) -> int:
@@ -377,88 +407,170 @@ class FinalityAuditor:
         return count
 
     def _add_attestation(self, message: e.BlockAttested, place: Place) -> None:
-        era, epoch, height = message.era, message.epoch, message.height
+        era, slot = message.era, (message.epoch, message.height)
         position = self._position(era, message.public_key)
-        if message.block_id != self._find_id(era, height):
+        if message.block_id != self._find_id(era, message.height):
             self._add_other(message, position, place)
             return
-        heights = self.state.votes.setdefault(era, {}).setdefault(epoch, {})
-        votes = heights.setdefault(height, {})
-        if position in votes:
-            return  # sent again, byte for byte
-        votes[position] = message.signature
-        if len(heights) > MAX_REMEMBERED:
-            del heights[next(iter(heights))]
+        votes = self.state.votes.setdefault(era, {})
+        mine = votes.setdefault(position, {})
+        if slot in mine:
+            return  # sent again
+        mine[slot] = message.signature
+        if len(mine) > MAX_REMEMBERED:
+            del mine[next(iter(mine))]
+        self._raise_top(era, position, slot)
         count = self._count(message.public_key)
         count.num_attestations += 1
-        count.last_height = max(count.last_height, min(height, self._end_of(era)))
-        if len(votes) == self.state.eras[era].node_set.quorum:
-            self._certify(era, epoch, height)
-        for other in self.state.others:
+        count.last_height = max(
+            count.last_height, min(message.height, self._end_of(era))
+        )
+        quorum = self.state.eras[era].node_set.quorum
+        if sum(slot in said for said in votes.values()) == quorum:
+            self._certify(era, *slot)
+        for other in self._others_at(era, position, slot):
             self._accuse(place, message, other)
         for request in self.state.requests.get(era, {}).get(position, {}).values():
-            for below in (height - 1, height):
-                self._accuse_hiding(place, request, position, (epoch, below))
+            for below in (message.height - 1, message.height):
+                self._accuse_hiding(place, request, position, (message.epoch, below))
+
+    def _raise_top(self, era: int, position: int, slot: tuple[int, int]) -> None:
+        """Keep the highest attestations of a node in an epoch."""
+        epoch, height = slot
+        mine = self.state.votes[era][position]
+        tops = self._tops.setdefault((era, position), {})
+        top = tops.setdefault(epoch, _Top())
+        top.height = max(top.height, height)
+        for upper in (height, height + 1):
+            if (epoch, upper - 1) in mine and (epoch, upper) in mine:
+                top.on_certified = max(top.on_certified, upper)
+        if len(tops) > MAX_REQUESTS:
+            del tops[min(tops)]
+
+    def _others_at(
+        self, era: int, position: int, slot: tuple[int, int]
+    ) -> list[e.BlockAttested]:
+        """Return what a node said of other blocks at a height of an epoch."""
+        epoch, height = slot
+        said = self.state.others.get(era, {}).get(position, {}).get(height, {})
+        return [
+            self._attested(era, position, slot, block_id, signature)
+            for (other_epoch, block_id), signature in said.items()
+            if other_epoch == epoch
+        ]
 
     def _add_other(self, message: e.BlockAttested, position: int, place: Place) -> None:
-        """Report what a node says of another block than this log's."""
+        """Judge what a node says of another block than this log's."""
         era, epoch, height = message.era, message.epoch, message.height
-        others = self.state.others
-        if message in others:
-            return
-        for other in (*others, self._vote(era, position, epoch, height)):
-            if other is not None:
-                self._accuse(place, message, other)
-        others.append(message)
-        same = [other for other in others if _block_of(other) == _block_of(message)]
+        said = (epoch, message.block_id)
+        others = self.state.others.setdefault(era, {})
+        mine = others.setdefault(position, {})
+        at_height = mine.get(height, {})
+        if said in at_height:
+            return  # sent again
+        for other in self._others_at(era, position, (epoch, height)):
+            self._accuse(place, message, other)
+        vote = self._vote(era, position, epoch, height)
+        if vote is not None:
+            self._accuse(place, message, vote)
+        if len(at_height) >= MAX_OTHERS_AT_HEIGHT:
+            return  # who signs so much is accused already
+        mine.setdefault(height, at_height)[said] = message.signature
+        if len(mine) > MAX_OTHERS:
+            del mine[next(iter(mine))]
+        node_set = self.state.eras[era].node_set
+        num_nodes = sum(height in heights for heights in others.values())
+        same = {
+            other: heights[height][said]
+            for other, heights in others.items()
+            if said in heights.get(height, {})
+        }
         ours = self._find_id(era, height)
-        name = self.state.eras[era].node_set.nodes[position].name
         where = (
             "a block that the log does not have" if ours is None else "another block"
         )
-        expected = "none" if ours is None else ours.hex()
-        if len(same) == self.state.eras[era].node_set.quorum:
+        node = node_set.nodes[position]
+        finding = Finding(
+            code=FindingCode.ATTESTATION_DIFFERS,
+            place=place,
+            message=f"{node.name} attests {where} at height {height}",
+            expected="none" if ours is None else ours.hex(),
+            found=message.block_id.hex(),
+        )
+        if num_nodes <= node_set.max_faulty:
+            self._blame(node.public_key, (era, height), finding)
+            return
+        # One of so many is honest: what they say counts, and is no node's fault.
+        for faults in self.state.faults.values():
+            if faults.pop((era, height), None) is not None:
+                self.state.num_faults[FindingCode.ATTESTATION_DIFFERS] -= 1
+        if len(same) == node_set.quorum:
             self._add(
-                Finding(
+                replace(
+                    finding,
                     code=FindingCode.FINAL_BLOCK_DIFFERS,
-                    place=place,
                     message=(
                         f"a quorum of ledger nodes certified {where}: this is not the "
                         "log that they hold"
                     ),
-                    expected=expected,
-                    found=message.block_id.hex(),
-                    evidence=tuple(codec.encode(other).hex() for other in same),
+                    evidence=tuple(
+                        codec.encode(
+                            self._attested(
+                                era, other, (epoch, height), said[1], signature
+                            )
+                        ).hex()
+                        for other, signature in same.items()
+                    ),
                 )
             )
-        else:
-            self._add(
-                Finding(
-                    code=FindingCode.ATTESTATION_DIFFERS,
-                    place=place,
-                    message=f"{name} attests {where} at height {height}",
-                    expected=expected,
-                    found=message.block_id.hex(),
-                )
+        elif len(at_height) == 1 and num_nodes == node_set.max_faulty + 1:
+            message_ = (
+                f"{num_nodes} ledger nodes attest {where} at height {height}, and "
+                f"{node_set.max_faulty} of {len(node_set.nodes)} may lie: the "
+                "sequencer signed a second block"
             )
+            self._add(replace(finding, message=message_))
+
+    def _blame(
+        self, public_key: bytes, where: tuple[int, int], finding: Finding
+    ) -> None:
+        """Note what a node said alone: it says something about the node only."""
+        faults = self.state.faults.setdefault(public_key.hex(), {})
+        if where in faults:
+            return
+        self.state.num_faults[finding.code] += 1
+        if sum(known.code == finding.code for known in faults.values()) < MAX_FAULTS:
+            faults[where] = finding
+
+    def _attested(
+        self,
+        era: int,
+        position: int,
+        slot: tuple[int, int],
+        block_id: bytes,
+        signature: bytes,
+    ) -> e.BlockAttested:
+        """Return an attestation as its node signed it."""
+        return e.BlockAttested(
+            federation_id=self._federation_id,
+            era=era,
+            epoch=slot[0],
+            height=slot[1],
+            block_id=block_id,
+            public_key=self.state.eras[era].node_set.nodes[position].public_key,
+            signature=signature,
+        )
 
     def _vote(
         self, era: int, position: int, epoch: int, height: int
     ) -> e.BlockAttested | None:
         """Return a node's attestation of this log's block, if it is remembered."""
-        votes = self.state.votes.get(era, {}).get(epoch, {}).get(height, {})
+        slot = (epoch, height)
+        signature = self.state.votes.get(era, {}).get(position, {}).get(slot)
         block_id = self._find_id(era, height)
-        if position not in votes or block_id is None:
+        if signature is None or block_id is None:
             return None
-        return e.BlockAttested(
-            federation_id=self._federation_id,
-            era=era,
-            epoch=epoch,
-            height=height,
-            block_id=block_id,
-            public_key=self.state.eras[era].node_set.nodes[position].public_key,
-            signature=votes[position],
-        )
+        return self._attested(era, position, slot, block_id, signature)
 
     def _certify(self, era: int, epoch: int, height: int) -> None:
         """Draw the conclusions from a certificate of one of this log's blocks."""
@@ -472,8 +584,9 @@ class FinalityAuditor:
                 self._finalise(era, lower)
 
     def _is_certified(self, era: int, epoch: int, height: int) -> bool:
-        votes = self.state.votes[era][epoch].get(height, {})
-        return len(votes) >= self.state.eras[era].node_set.quorum
+        votes = self.state.votes[era].values()
+        num_votes = sum((epoch, height) in said for said in votes)
+        return num_votes >= self.state.eras[era].node_set.quorum
 
     def _finalise(self, era: int, height: int) -> None:
         state, last = self.state, self._end_of(era)
@@ -494,13 +607,10 @@ class FinalityAuditor:
         known[message.epoch] = message
         if len(known) > MAX_REQUESTS:
             del known[min(known)]
-        for epoch, heights in self.state.votes.get(message.era, {}).items():
-            said = [height for height, votes in heights.items() if position in votes]
+        for epoch, top in self._tops.get((message.era, position), {}).items():
             # A request that hides any certificate hides the highest.
-            pairs = {*said} & {height + 1 for height in said}
-            for upper in (max(pairs, default=None), max(said, default=None)):
-                if upper is not None:
-                    self._accuse_hiding(place, message, position, (epoch, upper - 1))
+            for upper in {top.on_certified, top.height} - {-1}:
+                self._accuse_hiding(place, message, position, (epoch, upper - 1))
 
     def _accuse_hiding(
         self,
@@ -522,7 +632,12 @@ class FinalityAuditor:
 
     def _accuse(self, place: Place, *messages: Message) -> None:
         contradiction = find_contradiction(messages)
-        if contradiction is None or contradiction in self._accused:
+        accused = self.state.accused
+        if contradiction is None or contradiction in accused:
+            return
+        key, offence = contradiction.public_key, contradiction.offence
+        known = [x for x in accused if (x.public_key, x.offence) == (key, offence)]
+        if len(known) >= MAX_FAULTS:
             return
         proven = prove_equivocation(
             self._federation_id, messages, contradiction.public_key
@@ -531,7 +646,7 @@ class FinalityAuditor:
             contradiction.public_key
         )
         assert node is not None, "only verified records are counted"
-        self._accused[contradiction] = Finding(
+        accused[contradiction] = Finding(
             code=FindingCode.EQUIVOCATION,
             place=place,
             message=(
@@ -544,40 +659,73 @@ class FinalityAuditor:
             evidence=tuple(message.hex() for message in proven.messages),
         )
 
-    def report_unproven(self, proven: frozenset[Contradiction]) -> None:
-        """Report the contradictions that are not on the ledger."""
-        for contradiction, finding in self._accused.items():
-            if contradiction not in proven:
-                self._add(finding)
-        self._accused.clear()
+    def list_faults(self, proven: Iterable[Contradiction]) -> Iterator[Finding]:
+        """Yield what is wrong with nodes, and says nothing about the log.
+
+        Args:
+            proven: Contradictions that the ledger has; those are listed elsewhere.
+        """
+        for faults in self.state.faults.values():
+            yield from faults.values()
+        known = frozenset(proven)
+        for contradiction, finding in self.state.accused.items():
+            if contradiction not in known:
+                yield finding
 
     # Cosignatures
 
     def _add_cosignature(self, said: Said, height: int, place: Place) -> None:
         checkpoint = said.checkpoint
         assert checkpoint is not None, "verify_record parsed it"
-        head = self.head(height)
-        if head != (checkpoint.size, checkpoint.root) or checkpoint.extensions:
+        found, size = (checkpoint.size, checkpoint.root), checkpoint.size
+        # The height is the node's word alone, the rest the sequencer's too.
+        true_height = self._find_height(size)
+        ours = self.head(true_height)
+        if ours != found or checkpoint.extensions:
             self._add(
                 Finding(
                     code=FindingCode.COSIGNATURE_DIFFERS,
                     place=place,
                     message="log and ledger node signed another log than this one",
-                    expected="no such block" if head is None else _show_head(*head),
-                    found=_show_head(checkpoint.size, checkpoint.root),
+                    expected="no such block" if ours is None else _show_head(*ours),
+                    found=_show_head(*found),
                 )
             )
             return
-        cosigned = self.state.cosigned.setdefault(
-            checkpoint.size, Cosigned(height=height)
-        )
-        if said.public_key in cosigned.keys:
+        if height != true_height:
+            finding = Finding(
+                code=FindingCode.COSIGNATURE_MISPLACED,
+                place=place,
+                message="a ledger node cosigned a checkpoint as another block's",
+                expected=f"block {true_height}",
+                found=f"block {height}",
+            )
+            self._blame(said.public_key, (-1, height), finding)
+            return
+        mine = self.state.cosigned.setdefault(said.public_key.hex(), {})
+        if size in mine:
             return
         self._count(said.public_key).num_cosignatures += 1
-        cosigned.keys.append(said.public_key)
-        cosigned.last_at_s = max(cosigned.last_at_s, said.timestamp_s)
-        if len(self.state.cosigned) > MAX_COSIGNED:
-            del self.state.cosigned[min(self.state.cosigned)]
+        mine[size] = said.timestamp_s
+        if len(mine) >= 2 * MAX_COSIGNED:
+            for smaller in sorted(mine)[:-MAX_COSIGNED]:
+                del mine[smaller]
+
+    def _find_height(self, size: int) -> int:
+        """Return the height of the block that ends at a size; -1 if none does."""
+        low, high = 0, self.num_blocks
+        while low < high:
+            middle = (low + high) // 2
+            if (self.head(middle) or (0,))[0] < size:
+                low = middle + 1
+            else:
+                high = middle
+        return low if (self.head(low) or (-1,))[0] == size else -1
+
+    def _list_cosigned(self) -> list[int]:
+        """Return the sizes that anybody cosigned, the largest first."""
+        sizes = {size for mine in self.state.cosigned.values() for size in mine}
+        return sorted(sizes, reverse=True)
 
     def _nodes_at(self, height: int) -> NodeSet:
         """Return the node set that a block belongs to."""
@@ -587,11 +735,21 @@ class FinalityAuditor:
 
     def _find_cosigned(self) -> tuple[int, int]:
         """Return size and time of the largest checkpoint that a quorum cosigned."""
-        for size, cosigned in sorted(self.state.cosigned.items(), reverse=True):
-            nodes = self._nodes_at(cosigned.height)
-            if sum(nodes.find(k) is not None for k in cosigned.keys) >= nodes.quorum:
-                return size, cosigned.last_at_s
+        for size in self._list_cosigned():
+            nodes = self._nodes_at(self._find_height(size))
+            times = sorted(
+                mine[size]
+                for key, mine in self.state.cosigned.items()
+                if size in mine and nodes.find(bytes.fromhex(key)) is not None
+            )
+            if len(times) >= nodes.quorum:
+                return size, times[nodes.quorum - 1]
         return 0, 0
+
+    @property
+    def num_cosigned(self) -> int:
+        """How many sizes anybody cosigned, of those that are remembered."""
+        return len(self._list_cosigned())
 
     def find_accepted(self, policy: Policy, sequencer_key: bytes) -> int:
         """Return the size of the largest checkpoint that a policy accepts; 0 if none.
@@ -603,13 +761,14 @@ class FinalityAuditor:
         log_key = make_log_key(self._federation_id, sequencer_key)
         if log_key not in [log.key for log in policy.logs]:
             return 0
+        cosigned = self.state.cosigned
         vkeys = {key for era in self.state.eras for key in era.node_set.vkeys()}
-        accepted = (
-            size
-            for size, cosigned in self.state.cosigned.items()
-            if policy.is_satisfied(k for k in vkeys if k.public_key in cosigned.keys)
-        )
-        return max(accepted, default=0)
+        for size in self._list_cosigned():
+            if policy.is_satisfied(
+                k for k in vkeys if size in cosigned.get(k.public_key.hex(), {})
+            ):
+                return size
+        return 0
 
     # The end
 
@@ -665,10 +824,6 @@ def hash_context(context: Context) -> bytes:
     for node_set, start in context.eras:
         digest.update(node_set.chain_id + node_set.hash + start[1])
     return digest.digest()
-
-
-def _block_of(message: e.BlockAttested) -> tuple[int, int, int, bytes]:
-    return message.era, message.epoch, message.height, message.block_id
 
 
 def _show_head(size: int, root: bytes) -> str:

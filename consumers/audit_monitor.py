@@ -6,10 +6,11 @@ alert is given once, however long its cause lasts.
 Rules:
 
 - FORK: a block, or what the sequencer or a quorum signed, is of another log than the
-  one that was verified. The word of a few ledger nodes alone is a finding: whoever
-  lies could end everybody's monitor.
+  one that was verified. The word of a few ledger nodes alone is none: whoever lies
+  could end everybody's monitor.
 - TRUNCATION: what was there is not there any more.
 - EQUIVOCATION: somebody signed what contradicts itself.
+- NODE: a few ledger nodes said something else that is wrong.
 - STALE: something waits to become final, and for too long no larger checkpoint was
   cosigned by a quorum; or nothing at all could be read for too long. What the timer
   says to give a quiet log's last block a child waits for nothing itself (ADR 0015).
@@ -34,6 +35,7 @@ class AlertKind(StrEnum):
     FORK = "FORK"
     TRUNCATION = "TRUNCATION"
     EQUIVOCATION = "EQUIVOCATION"
+    NODE = "NODE"
     STALE = "STALE"
     FINDING = "FINDING"
 
@@ -123,9 +125,11 @@ class Monitor:
                 with.
         """
         self._read_at_s, self._is_unreadable = now_s, False
-        alerts = [
-            alert for alert in map(_as_alert, report.findings) if self._is_new(alert)
+        said = [
+            *(_as_alert(finding, AlertKind.FINDING) for finding in report.findings),
+            *(_as_alert(finding, AlertKind.NODE) for finding in report.node_faults),
         ]
+        alerts = [alert for alert in said if self._is_new(alert)]
         alerts += self._find_proven(report)
         alerts += self._find_staleness(report, now_s, at_s)
         return alerts
@@ -206,9 +210,9 @@ class Monitor:
         ]
 
 
-def _as_alert(finding: Finding) -> Alert:
+def _as_alert(finding: Finding, otherwise: AlertKind) -> Alert:
     return Alert(
-        kind=_KINDS.get(finding.code, AlertKind.FINDING),
+        kind=_KINDS.get(finding.code, otherwise),
         code=finding.code,
         place=finding.place,
         message=finding.message,

@@ -270,7 +270,7 @@ class Helpers:
             return {}
         try:
             return future.result()
-        except BrokenExecutor:
+        except Exception:  # noqa: BLE001  # nothing passed there: it is checked here
             return {}
 
 

@@ -51,6 +51,7 @@ class FindingCode(StrEnum):
     ATTESTATION_DIFFERS = "ATTESTATION_DIFFERS"
     ATTESTATION_INVALID = "ATTESTATION_INVALID"
     COSIGNATURE_DIFFERS = "COSIGNATURE_DIFFERS"
+    COSIGNATURE_MISPLACED = "COSIGNATURE_MISPLACED"
     EQUIVOCATION = "EQUIVOCATION"
     POLICY_NOT_MET = "POLICY_NOT_MET"
 
@@ -105,6 +106,25 @@ class Finding:
     found: str = ""
     blob_sha256: str = ""
     evidence: tuple[str, ...] = ()
+
+
+@dataclass(slots=True, kw_only=True)
+class Noise:
+    """Records that anybody could have written: passed over, and no findings.
+
+    Attributes:
+        topic: Where they are.
+        code: What they would be if their topic were one that nobody else writes to.
+        count: How many.
+        first: Where the first one is.
+        message: What is wrong with the first one, for people.
+    """
+
+    topic: str
+    code: FindingCode
+    count: int
+    first: Place
+    message: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,8 +226,8 @@ class Finality:
         num_epochs: Epochs in which blocks of this log were certified.
         cosigned_size: Size of the largest checkpoint that a quorum cosigned; 0 for
             none.
-        cosigned_at_s: Time of the last of its cosignatures, by the nodes' clocks,
-            seconds since 1970-01-01 UTC; 0 for none.
+        cosigned_at_s: When a quorum had cosigned it, by the nodes' clocks, seconds
+            since 1970-01-01 UTC; 0 for none.
         policy_size: Size of the largest checkpoint that the reader's policy accepts; 0
             for none, None if the reader brought no policy.
         eras: The history of node sets.
@@ -269,7 +289,12 @@ class Report:
         continued_from: Number of blocks that an earlier audit had verified; 0 if this
             one began at the beginning.
         pending: Facts not sequenced yet; no fault.
-        findings: What is wrong, in the order of the log.
+        findings: What is wrong with the log, in its order; of each kind the first few.
+        num_findings: How many there were, by code.
+        node_faults: What is wrong with what single ledger nodes said, f of them at
+            most: it counts for nothing, and is no finding about the log.
+        num_node_faults: How many there were, by code.
+        noise: Records that anybody could have written, by topic and kind.
         stopped: Why the audit ended before the end; empty if it did not.
         notes: What the verdict rests on.
     """
@@ -308,6 +333,10 @@ class Report:
     continued_from: int = 0
     pending: list[PendingFact] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
+    num_findings: Counter[str] = field(default_factory=Counter)
+    node_faults: list[Finding] = field(default_factory=list)
+    num_node_faults: Counter[str] = field(default_factory=Counter)
+    noise: list[Noise] = field(default_factory=list)
     stopped: str = ""
     notes: list[str] = field(default_factory=list)
 

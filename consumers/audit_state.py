@@ -35,7 +35,7 @@ from protocol.secret_round import SecretRound
 from schemas import events as e
 from schemas import reasons
 
-FORMAT: Final = "folkmoot-audit-state/v1"
+FORMAT: Final = "folkmoot-audit-state/v2"
 
 
 class StateError(ValueError):
@@ -120,7 +120,11 @@ def hash_record(record: Record) -> bytes:
     parts: Iterable[bytes | None] = (
         record.key,
         record.value,
-        *(part for name, value in record.headers for part in (name.encode(), value)),
+        *(
+            part
+            for name, value in record.headers
+            for part in (name.encode("utf-8", "surrogateescape"), value)
+        ),
     )
     for part in parts:
         size = -1 if part is None else len(part)
@@ -234,7 +238,7 @@ def _types(*modules: ModuleType) -> dict[str, type]:
 
 _ENUMS: Final = {
     name: cls
-    for name, cls in _types(rewards, equivocation, reasons).items()
+    for name, cls in _types(rewards, equivocation, reasons, audit_report).items()
     if issubclass(cls, Enum)
 }
 _CLASSES: Final = {

@@ -870,10 +870,26 @@ def test_a_checkpoint_by_somebody_else_is_found(log):
 # In general
 
 
-def test_an_audit_ends_when_it_has_found_enough(log):
+def test_of_each_kind_the_first_few_are_listed_and_the_rest_counted(log):
+    """However many there are of one kind, they hide none of another."""
+    records = [*log.records]
+    records[-1] = replace(records[-1], headers=())
     report = audit(log, checkpoints=[], max_findings=10)
-    assert len(report.findings) == 10
-    assert "enough" in report.stopped
+    assert codes(report) == ["CHECKPOINT_MISSING"] * 10
+    assert report.num_findings == {"CHECKPOINT_MISSING": len(log.records)}
+    assert not report.stopped
+    text = render(report, 1.0)
+    assert f"{len(log.records)} findings" in text
+    assert f"and {len(log.records) - 10} more of CHECKPOINT_MISSING" in text
+
+
+def test_what_a_finding_quotes_is_bounded(log):
+    first, *records = log.records
+    first = replace(first, headers=(*first.headers, ("x", bytes(2**20))))
+    report = audit(log, records=[first, *records])
+    (finding,) = report.findings
+    assert finding.code == "WRONG_HEADERS"
+    assert len(finding.found) < 1_100
 
 
 def run_command(monkeypatch, outcome, **options):

@@ -5,12 +5,13 @@ from dataclasses import replace
 
 import pytest
 
-from adapters.kafka import make_headers
+from adapters.kafka import Record, make_headers
 from cli.audit_show import render
 from consumers import audit_finality
 from consumers.audit import run_audit
 from consumers.audit_finality import Context, verify_record
 from consumers.audit_report import FindingCode
+from consumers.audit_state import load_state, save_state
 from ledger.attestations import InvalidMessageError
 from ledger.checkpoint import Checkpoint, sign_checkpoint
 from ledger.policy import parse_policy
@@ -45,6 +46,18 @@ def audit(log, attestations, **options):
 
 def codes(report):
     return [finding.code for finding in report.findings]
+
+
+def faults(report):
+    """Return what is wrong with nodes; the log has nothing to do with it."""
+    assert report.is_sound, report.findings
+    return [fault.code for fault in report.node_faults]
+
+
+def noise(report):
+    """Return what was passed over, by code."""
+    assert report.is_sound, report.findings
+    return {item.code: item.count for item in report.noise}
 
 
 def event_of(record):
@@ -164,7 +177,7 @@ def test_closing_children_make_the_last_block_of_an_era_final(log):
     for _ in range(audit_finality.MAX_CLOSING):
         far = far.closing_child()
     nodes.attest(nodes.closing[0], "node0", header=far)
-    assert codes(audit(log, nodes.records)) == [FindingCode.ATTESTATION_DIFFERS]
+    assert faults(audit(log, nodes.records)) == [FindingCode.ATTESTATION_DIFFERS]
 
 
 def test_old_attestations_are_forgotten_and_finality_is_not(log, honest, monkeypatch):
@@ -190,16 +203,50 @@ def other_header(block, name=b"other"):
     return make_header(block.node_set, name, height=block.header.height)
 
 
-def test_a_node_that_attests_another_block_is_found(log):
+def test_one_node_that_attests_another_block_is_named_and_the_log_is_sound(log):
     nodes = Nodes(log)
     block = nodes.blocks[3]
     nodes.attest(block, "node1", header=other_header(block))
     report = audit(log, nodes.records)
+    assert faults(report) == [FindingCode.ATTESTATION_DIFFERS]
+    fault = report.node_faults[0]
+    assert "node1" in fault.message
+    assert fault.expected == block.header.id.hex()
+    assert fault.place.topic == topics.ATTESTATIONS
+    assert report.num_node_faults == {FindingCode.ATTESTATION_DIFFERS: 1}
+    assert "counts for nothing" in render(report, 1.0)
+
+
+def test_more_nodes_than_may_lie_are_a_finding_whatever_they_attest(log):
+    """One of them is honest: the sequencer signed a second block."""
+    nodes = Nodes(log)
+    block = nodes.blocks[3]
+    nodes.attest(block, "node1", header=other_header(block, b"one"))
+    nodes.attest(block, "node1", header=other_header(block, b"other"), epoch=2)
+    nodes.attest(nodes.blocks[4], "node2", header=other_header(nodes.blocks[4]))
+    assert set(faults(audit(log, nodes.records))) == {FindingCode.ATTESTATION_DIFFERS}
+    nodes.attest(block, "node2", header=other_header(block, b"third"), epoch=1)
+    report = audit(log, nodes.records)
     assert codes(report) == [FindingCode.ATTESTATION_DIFFERS]
-    finding = report.findings[0]
-    assert "node1" in finding.message
-    assert finding.expected == block.header.id.hex()
-    assert finding.place.topic == topics.ATTESTATIONS
+    assert "2 ledger nodes" in report.findings[0].message
+    # What counts is nobody's fault any more; what does not still is.
+    assert [fault.expected for fault in report.node_faults] == [
+        nodes.blocks[4].header.id.hex()
+    ]
+
+
+@pytest.mark.parametrize("num_nodes", [1, 2, 3])
+def test_where_no_node_may_lie_the_word_of_one_counts(num_nodes):
+    log = LogBuilder(ledger_nodes=tuple(f"node{i}" for i in range(num_nodes)))
+    log.found()
+    nodes = Nodes(log)
+    nodes.attest(nodes.blocks[0], "node0", header=other_header(nodes.blocks[0]))
+    (code,) = codes(audit(log, nodes.records))
+    assert code == (
+        FindingCode.FINAL_BLOCK_DIFFERS
+        if num_nodes == 1
+        else FindingCode.ATTESTATION_DIFFERS
+    )
 
 
 def test_a_quorum_for_another_block_is_the_strongest_finding(log):
@@ -210,9 +257,10 @@ def test_a_quorum_for_another_block_is_the_strongest_finding(log):
     report = audit(log, nodes.records)
     assert codes(report) == [
         FindingCode.ATTESTATION_DIFFERS,
-        FindingCode.ATTESTATION_DIFFERS,
         FindingCode.FINAL_BLOCK_DIFFERS,
     ]
+    assert not report.node_faults
+    assert not report.num_node_faults
     assert len(report.findings[-1].evidence) == 3
     assert report.to_json()["findings"][-1]["evidence"]
 
@@ -242,12 +290,29 @@ def test_a_log_that_was_cut_is_contradicted_by_its_nodes(log, honest):
 def test_a_cosigned_checkpoint_of_another_log_is_found(log):
     nodes = Nodes(log)
     key = make_key("SEQUENCER")
-    for size, height in ((1, 3), (1, -1), (1, 10_000)):
+    for size, height in ((1, 3), (1, -1), (10**6, 10_000)):
         other = Checkpoint("folkmoot/clinics", size, bytes(32))
         nodes.cosign(height, "node0", note=sign_checkpoint(other, key))
     report = audit(log, nodes.records)
     assert codes(report) == [FindingCode.COSIGNATURE_DIFFERS] * 3
-    assert "no such block" in report.findings[1].expected
+    assert ["no such block" in finding.expected for finding in report.findings] == [
+        False,
+        False,
+        True,
+    ]
+
+
+def test_a_true_checkpoint_that_a_node_gives_another_height_is_its_own_fault(log):
+    """Only the height is the node's word: no log was forked."""
+    nodes = Nodes(log)
+    for height in (3, -1, 10_000):
+        value = unframe(log.checkpoints[5].value)
+        note = codec.decode_as(e.CheckpointSigned, value).checkpoint.encode()
+        nodes.cosign(height, "node0", note=note)
+    report = audit(log, nodes.records)
+    assert faults(report) == [FindingCode.COSIGNATURE_MISPLACED] * 3
+    assert report.node_faults[0].expected == "block 5"
+    assert report.finality.nodes[0].num_cosignatures == 0
 
 
 # Contradictions
@@ -284,14 +349,11 @@ def test_two_blocks_at_one_place_are_proven_whatever_comes_first(young):
         for header in (None, other_header(block))[:: -1 if turn else 1]:
             nodes.attest(block, "node2", header=header)
         report = audit(young, nodes.records)
-        assert codes(report) == [
+        assert sorted(faults(report)) == [
             FindingCode.ATTESTATION_DIFFERS,
             FindingCode.EQUIVOCATION,
-        ] or codes(report) == [
-            FindingCode.EQUIVOCATION,
-            FindingCode.ATTESTATION_DIFFERS,
         ]
-        found = {finding.code: finding for finding in report.findings}
+        found = {fault.code: fault for fault in report.node_faults}
         assert proves(young, found[FindingCode.EQUIVOCATION])
         assert "node2" in found[FindingCode.EQUIVOCATION].message
 
@@ -302,8 +364,9 @@ def test_two_other_blocks_at_one_place_are_proven_too(young):
     for name in (b"one", b"other"):
         nodes.attest(block, "node2", header=other_header(block, name))
     report = audit(young, nodes.records)
-    assert codes(report).count(FindingCode.ATTESTATION_DIFFERS) == 2
-    (finding,) = [f for f in report.findings if f.code == FindingCode.EQUIVOCATION]
+    # Of one node and height the first is listed.
+    assert faults(report).count(FindingCode.ATTESTATION_DIFFERS) == 1
+    (finding,) = [f for f in report.node_faults if f.code == FindingCode.EQUIVOCATION]
     assert proves(young, finding)
 
 
@@ -314,9 +377,10 @@ def test_two_requests_for_one_epoch_are_proven(young):
     assert audit(young, nodes.records).is_sound
     nodes.request(0, "node1", 1, nodes.certify(nodes.blocks[1]))
     report = audit(young, nodes.records)
-    assert codes(report) == [FindingCode.EQUIVOCATION]
-    assert "TWO_REQUESTS" in report.findings[0].message
-    assert proves(young, report.findings[0])
+    assert faults(report) == [FindingCode.EQUIVOCATION]
+    assert "TWO_REQUESTS" in report.node_faults[0].message
+    assert proves(young, report.node_faults[0])
+    assert report.num_node_faults == {FindingCode.EQUIVOCATION: 1}
 
 
 @pytest.mark.parametrize("epoch", [0, 2])
@@ -334,8 +398,8 @@ def test_a_hidden_certificate_is_proven(young, epoch, request_first):
     if request_first:
         attest()
     report = audit(young, nodes.records)
-    assert set(codes(report)) == {FindingCode.EQUIVOCATION}
-    for finding in report.findings:
+    assert set(faults(report)) == {FindingCode.EQUIVOCATION}
+    for finding in report.node_faults:
         assert "HIDDEN_CERTIFICATE" in finding.message
         assert proves(young, finding)
 
@@ -368,13 +432,13 @@ def test_a_contradiction_that_the_ledger_has_is_no_finding(log):
     for data in proven.messages:
         nodes.say(codec.decode(data), make_key("node3"))
     report = audit(log, nodes.records)
-    assert set(codes(report)) == {FindingCode.ATTESTATION_DIFFERS}
+    assert set(faults(report)) == {FindingCode.ATTESTATION_DIFFERS}
 
 
 # Records
 
 
-def test_an_attestation_by_nobody_is_reported_and_the_audit_goes_on(log, honest):
+def test_an_attestation_by_nobody_is_counted_and_changes_nothing(log, honest):
     nodes = Nodes(log)
     stranger = make_key("mallory")
     nodes.attest(nodes.blocks[0], "node0")
@@ -392,30 +456,178 @@ def test_an_attestation_by_nobody_is_reported_and_the_audit_goes_on(log, honest)
         for i, record in enumerate(nodes.records[1:])
     ]
     report = audit(log, [*honest, *bad])
-    assert codes(report) == [FindingCode.ATTESTATION_INVALID] * 7
+    assert noise(report) == {FindingCode.ATTESTATION_INVALID: 7}
     assert report.finality == audit(log, honest).finality
+    assert any("7 records on moot.attestations" in note for note in report.notes)
+    assert "7 ATTESTATION_INVALID on moot.attestations" in render(report, 1.0)
+    assert report.noise[0].first.offset == 10_000
 
 
 def test_an_attestation_of_an_earlier_eras_block_is_invalid(log):
     nodes = Nodes(log)
     block = nodes.blocks[-1]
     nodes.attest(block, "node0", header=replace(block.header, height=3))
-    assert codes(audit(log, nodes.records)) == [FindingCode.ATTESTATION_INVALID]
+    assert noise(audit(log, nodes.records)) == {FindingCode.ATTESTATION_INVALID: 1}
 
 
-def test_another_event_or_nothing_is_invalid(log, honest):
+def test_another_event_or_nothing_is_noise(log, honest):
     other = replace(honest[0], value=log.checkpoints[0].value)
     empty = replace(honest[0], value=None)
     for record in (other, empty):
         report = audit(log, [record, *honest[1:]])
-        assert codes(report) == [FindingCode.ATTESTATION_INVALID]
+        assert noise(report) == {FindingCode.ATTESTATION_INVALID: 1}
 
 
-def test_records_of_others_do_not_matter_and_ours_under_another_key_do(log, honest):
+def test_records_of_others_do_not_matter_and_ours_under_another_key_are_noise(
+    log, honest
+):
     other = replace(honest[0], key=b"banks", value=b"whatever")
-    assert audit(log, [other, *honest]).is_sound
+    assert noise(audit(log, [other, *honest])) == {}
     moved = replace(honest[0], key=b"banks")
-    assert codes(audit(log, [moved, *honest[1:]])) == [FindingCode.WRONG_KEY]
+    report = audit(log, [moved, *honest[1:]])
+    assert noise(report) == {FindingCode.WRONG_KEY: 1}
+    assert report.num_attestations == len(honest) - 1
+
+
+def test_a_nodes_record_that_anybody_sent_again_with_other_headers_counts_once(
+    log, honest
+):
+    signature, event_id, trace = honest[0].headers
+    sent_again = [
+        (signature, event_id, trace, ("x", b"y")),
+        (signature, event_id),
+        (event_id, trace, signature),
+        (signature,),
+        (signature, signature, event_id, trace),
+    ]
+    again = [
+        replace(honest[0], headers=headers, offset=10_000 + i)
+        for i, headers in enumerate(sent_again)
+    ]
+    report = audit(log, [*honest, *again])
+    assert noise(report) == {FindingCode.WRONG_HEADERS: len(again)}
+    assert report.finality == audit(log, honest).finality
+
+
+def junk(number, **fields):
+    return Record(
+        **{
+            "topic": topics.ATTESTATIONS,
+            "partition": 0,
+            "offset": number,
+            "key": b"clinics",
+            "value": b"\0\0\0\0\7junk",
+            "headers": (),
+            **fields,
+        }
+    )
+
+
+def test_no_amount_of_noise_hides_another_log():
+    """The reader is shown one log; the nodes certified another."""
+
+    def make(*agents):
+        log = LogBuilder()
+        log.found()
+        log.admit(*agents)
+        for _ in range(3):
+            log.request_finality()
+        return log
+
+    shown, final = make("ada", "bea"), make("cleo", "dora")
+    said = attest_all(final)
+    expected = audit(shown, said)
+    assert FindingCode.FINAL_BLOCK_DIFFERS in codes(expected)
+    rubbish = [junk(number) for number in range(300)]
+    for records in ([*rubbish, *said], [*said, *rubbish]):
+        report = audit(shown, renumbered(records))
+        assert report.num_findings == expected.num_findings
+        assert report.noise[0].count == 300
+
+
+def test_what_noise_costs_to_remember_does_not_grow(log, honest):
+    def size_after(count):
+        audited = run_audit(
+            log.records,
+            federation_id="clinics",
+            unframe=unframe,
+            attestations=[*honest, *(junk(10_000 + i) for i in range(count))],
+        )
+        assert noise(audited.report) == {FindingCode.ATTESTATION_INVALID: count}
+        return len(save_state(audited.state)), len(str(audited.report))
+
+    # As long as the numbers have as many digits.
+    assert size_after(9_999) == size_after(1_000)
+
+
+def test_one_node_cannot_make_the_audit_forget_what_others_said(log, monkeypatch):
+    """Its own word is all that a node can push out of memory."""
+    monkeypatch.setattr(audit_finality, "MAX_REMEMBERED", 8)
+    monkeypatch.setattr(audit_finality, "MAX_COSIGNED", 2)
+    monkeypatch.setattr(audit_finality, "MAX_OTHERS", 8)
+    names = ("node0", "node1", "node2")
+    expected = audit_young_of(log, names)
+    # The fourth says much between any two words of the others.
+    report = audit_young_of(log, names, liar="node3")
+    assert report.is_sound, report.findings
+    assert report.finality.final_height == expected.finality.final_height > 0
+    assert report.finality.cosigned_size == expected.finality.cosigned_size > 0
+    state = report.node_faults
+    assert 0 < len(state) <= 2 * audit_finality.MAX_FAULTS
+
+
+def audit_young_of(log, names, *, liar=None):
+    """Let nodes attest the blocks of the first era, and one lie in between."""
+    nodes = Nodes(log)
+    blocks = [block for block in nodes.blocks if block.header.era == 0]
+    for block in blocks:
+        for name in names:
+            nodes.attest(block, name)
+            if liar is not None:
+                for epoch in range(4):
+                    for other in blocks[:: len(blocks) // 4]:
+                        nodes.attest(other, liar, epoch=epoch)
+                        nodes.attest(
+                            other, liar, epoch=epoch, header=other_header(other)
+                        )
+    for height in range(4):
+        for name in names:
+            nodes.cosign(height, name)
+    if liar is not None:
+        for height in range(len(blocks)):
+            nodes.cosign(height, liar)
+    return audit(log, nodes.records)
+
+
+def test_the_time_of_a_cosigned_checkpoint_is_not_one_nodes_word(log):
+    nodes = Nodes(log)
+    for name in ("node0", "node1", "node2"):
+        nodes.cosign(0, name)
+    nodes.cosign(0, "node3", at_s=NOW_S + 10**9)
+    assert audit(log, nodes.records).finality.cosigned_at_s == NOW_S
+
+
+def test_an_accused_node_is_still_accused_by_the_next_audit(young):
+    nodes = Nodes(young)
+    nodes.request(0, "node1", 1)
+    nodes.request(0, "node1", 1, nodes.certify(nodes.blocks[1]))
+    first = run_audit(
+        young.records,
+        federation_id="clinics",
+        unframe=unframe,
+        attestations=[*nodes.records, junk(10_000)],
+    )
+    assert faults(first.report) == [FindingCode.EQUIVOCATION]
+    state = load_state(save_state(first.state))
+    second = run_audit(
+        young.records[-1:],
+        federation_id="clinics",
+        unframe=unframe,
+        attestations=[junk(10_000), junk(10_001)],
+        start=state,
+    ).report
+    assert second.node_faults == first.report.node_faults
+    assert noise(second) == {FindingCode.ATTESTATION_INVALID: 2}
 
 
 @pytest.mark.parametrize("trace", [b"", b"00-" + b"a" * 32 + b"-" + b"b" * 16 + b"-01"])
@@ -427,7 +639,7 @@ def test_any_trace_context_will_do_if_it_is_one(log, honest, trace):
 
     assert audit(log, [with_trace(trace), *honest[1:]]).is_sound
     report = audit(log, [with_trace(trace + b"x"), *honest[1:]])
-    assert codes(report) == [FindingCode.WRONG_HEADERS]
+    assert noise(report) == {FindingCode.WRONG_HEADERS: 1}
 
 
 def test_a_cosignature_of_nobody_or_of_two_is_refused(log):

@@ -47,7 +47,6 @@ def report_of(*codes, **fields):
         (FindingCode.COSIGNATURE_DIFFERS, AlertKind.FORK),
         (FindingCode.LOG_TRUNCATED, AlertKind.TRUNCATION),
         (FindingCode.CHECKPOINT_BEYOND_END, AlertKind.TRUNCATION),
-        (FindingCode.EQUIVOCATION, AlertKind.EQUIVOCATION),
         (FindingCode.ATTESTATION_DIFFERS, AlertKind.FINDING),
         (FindingCode.FACT_DIFFERS, AlertKind.FINDING),
     ],
@@ -62,6 +61,24 @@ def test_a_finding_becomes_an_alert_once(code, kind):
     assert str(alert).startswith(f"{kind} {code} at moot.ledger, offset 7: m")
     assert json.loads(json.dumps(alert.to_json()))["place"]["offset"] == 7
     assert monitor.judge(report_of(code), 1.0, NOW_S + 1) == []
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        (FindingCode.ATTESTATION_DIFFERS, AlertKind.NODE),
+        (FindingCode.COSIGNATURE_MISPLACED, AlertKind.NODE),
+        (FindingCode.EQUIVOCATION, AlertKind.EQUIVOCATION),
+    ],
+)
+def test_a_nodes_fault_becomes_an_alert_once_and_ends_no_monitor(code, kind):
+    monitor = Monitor(None)
+    fault = Finding(code=code, place=Place(offset=7), message="m", found="f")
+    report = report_of(node_faults=[fault])
+    (alert,) = monitor.judge(report, 0.0, NOW_S)
+    assert alert.kind is kind
+    assert not alert.is_fatal
+    assert monitor.judge(report, 1.0, NOW_S + 1) == []
 
 
 def test_an_alert_is_one_line_whatever_is_found():

@@ -301,7 +301,7 @@ def test_a_damaged_state_is_refused_or_another_one(half):
     with pytest.raises(StateError):
         load_state(data[: len(data) // 2])
     with pytest.raises(StateError):
-        load_state(data.replace(FORMAT.encode(), b"folkmoot-audit-state/v2"))
+        load_state(data.replace(FORMAT.encode(), b"folkmoot-audit-state/v1"))
 
 
 def test_no_two_classes_of_a_state_have_one_name():
