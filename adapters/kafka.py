@@ -43,14 +43,10 @@ from schemas.events import Event, Fact
 
 log = logging.getLogger(__name__)
 
-MAX_RECORD_SIZE_BYTES: Final = 4 * 2**20
-"""A block of leaves must fit a record: the broker's limit for the ledger."""
-MAX_EVENT_RECORD_SIZE_BYTES: Final = 2**17
-"""The broker's limit for all other topics: no event of ours is half as long, and the
-sequencer holds a batch of whatever is sent."""
+MAX_RECORD_SIZE_BYTES: Final = topics.MAX_RECORD_SIZE_BYTES
+MAX_EVENT_RECORD_SIZE_BYTES: Final = topics.MAX_EVENT_RECORD_SIZE_BYTES
 DELIVERY_TIMEOUT_S: Final = 30.0
 ANSWER_TIMEOUT_S: Final = 10.0
-FOR_EVER: Final = "-1"
 
 
 class KafkaUnavailableError(Exception):
@@ -63,7 +59,7 @@ def create_topics(settings: Settings) -> list[str]:
     Raises:
         KafkaUnavailableError: a topic could not be created.
     """
-    admin = _make_admin(settings)
+    admin = make_admin(settings)
     try:
         existing = set(admin.list_topics(timeout=ANSWER_TIMEOUT_S).topics)
     except KafkaException as error:
@@ -74,7 +70,7 @@ def create_topics(settings: Settings) -> list[str]:
             topic,
             num_partitions=settings.num_partitions,
             replication_factor=settings.replication_factor,
-            config=_topic_config(topic),
+            config=_make_config(topic, settings.replication_factor),
         )
         for topic in topics.EVENTS
         if topic not in existing
@@ -91,19 +87,10 @@ def create_topics(settings: Settings) -> list[str]:
     return [new.topic for new in wanted]
 
 
-def _topic_config(topic: str) -> dict[str, str]:
-    config = {
-        "cleanup.policy": "delete",
-        "max.message.bytes": str(
-            MAX_RECORD_SIZE_BYTES
-            if topic == topics.LEDGER
-            else MAX_EVENT_RECORD_SIZE_BYTES
-        ),
-        # The broker's clock on a record would be a second, unsigned time.
-        "message.timestamp.type": "CreateTime",
-    }
-    if topic in topics.KEPT_FOR_EVER:
-        config |= {"retention.ms": FOR_EVER, "retention.bytes": FOR_EVER}
+def _make_config(topic: str, replication_factor: int) -> dict[str, str]:
+    config = topics.config_of(topic)
+    if replication_factor >= topics.MIN_REPLICAS:
+        config["min.insync.replicas"] = str(topics.MIN_IN_SYNC)
     return config
 
 
@@ -141,6 +128,8 @@ class Publisher:
                 "log_level": 2,
                 # No loss, no reordering, no duplicates by the client's own retries.
                 "enable.idempotence": True,
+                # `moot topics create` makes them, with what they need.
+                "allow.auto.create.topics": False,
                 "acks": "all",
                 "linger.ms": 2,
                 # The topics' limit is one of batches, and this client cuts none.
@@ -360,10 +349,17 @@ def find_end(settings: Settings, topic: str, partition: int) -> int:
     return find_bounds(settings, topic, partition).end
 
 
-def _make_admin(settings: Settings) -> AdminClient:
-    # What fails is in the exception; the client would log it every 50 ms besides.
+def make_admin(settings: Settings) -> AdminClient:
+    """Return an administrative client that is quiet and creates no topic by asking."""
     return AdminClient(
-        {"bootstrap.servers": settings.bootstrap_servers, "log_level": 2}
+        {
+            "bootstrap.servers": settings.bootstrap_servers,
+            # What fails is in the exception; it would be logged every 50 ms besides.
+            "log_level": 2,
+            # By default this client has a broker that is willing make what it asks
+            # about, with the broker's retention.
+            "allow.auto.create.topics": False,
+        }
     )
 
 
@@ -373,7 +369,7 @@ def count_partitions(settings: Settings, topic: str) -> int:
     Raises:
         KafkaUnavailableError: Kafka is away, or has no such topic.
     """
-    admin = _make_admin(settings)
+    admin = make_admin(settings)
     try:
         found = admin.list_topics(topic, timeout=ANSWER_TIMEOUT_S).topics[topic]
     except KafkaException as error:

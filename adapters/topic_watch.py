@@ -2,16 +2,184 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-from confluent_kafka import KafkaException, TopicCollection, TopicPartition
-from confluent_kafka.admin import AdminClient
+from confluent_kafka import (
+    IsolationLevel,
+    KafkaException,
+    TopicCollection,
+    TopicPartition,
+)
+from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its public names
+    AdminClient,
+    OffsetSpec,
+)
 
-from adapters.kafka import KafkaUnavailableError, make_consumer
+from adapters.kafka import KafkaUnavailableError, make_admin, make_consumer
 from adapters.settings import Settings
 
 ANSWER_TIMEOUT_S: Final = 5.0
+HELD_AFTER_S: Final = 10.0
+"""Our own transactions are open for a fraction of a second."""
+
+
+class Place(NamedTuple):
+    """A partition of a topic."""
+
+    topic: str
+    partition: int
+
+    def __str__(self) -> str:
+        """Return it as people write it."""
+        return f"{self.topic}/{self.partition}"
+
+
+class Ends(NamedTuple):
+    """Where a partition begins and ends.
+
+    Attributes:
+        first: Offset of the first record that is left.
+        stable: The last stable offset: whoever reads committed records reads up to it.
+        end: Offset that the next record will have.
+    """
+
+    first: int
+    stable: int
+    end: int
+
+
+def find_ends(admin: AdminClient, places: Iterable[Place]) -> dict[Place, Ends]:
+    """Return where partitions begin and end.
+
+    Raises:
+        KafkaUnavailableError: Kafka does not say.
+    """
+    places = list(places)
+
+    def ask(spec: OffsetSpec, level: IsolationLevel) -> list[int]:
+        asked = {TopicPartition(*place): spec for place in places}
+        answers = admin.list_offsets(
+            asked, isolation_level=level, request_timeout=ANSWER_TIMEOUT_S
+        )
+        offsets = {
+            Place(at.topic, at.partition): answer.result(ANSWER_TIMEOUT_S).offset
+            for at, answer in answers.items()
+        }
+        return [int(offsets[place]) for place in places]
+
+    try:
+        # In this order, what was asked later is not smaller.
+        first = ask(OffsetSpec.earliest(), IsolationLevel.READ_UNCOMMITTED)  # type: ignore[no-untyped-call]
+        stable = ask(OffsetSpec.latest(), IsolationLevel.READ_COMMITTED)  # type: ignore[no-untyped-call]
+        end = ask(OffsetSpec.latest(), IsolationLevel.READ_UNCOMMITTED)  # type: ignore[no-untyped-call]
+    except (KafkaException, TimeoutError) as error:
+        msg = f"Kafka does not say where its partitions end: {error}"
+        raise KafkaUnavailableError(msg) from error
+    return {
+        place: Ends(*found)
+        for place, *found in zip(places, first, stable, end, strict=True)
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """A partition whose readers an open transaction holds up.
+
+    Anybody who may write to a topic in transactions can leave one open, for as long as
+    the broker's `transaction.max.timeout.ms`, and open the next.
+
+    Attributes:
+        place: Where.
+        offset: The first offset of the transaction: the last stable offset.
+        since_s: When it was seen there first, by the watcher's clock.
+    """
+
+    place: Place
+    offset: int
+    since_s: float
+
+    def __str__(self) -> str:
+        """Return what is so as long as it lasts, for people."""
+        return (
+            f"{self.place}: an open transaction holds back everything from offset "
+            f"{self.offset} on"
+        )
+
+    def describe_cure(self, bootstrap_servers: str) -> str:
+        """Return who it is, how it is ended, and how it is kept from coming back."""
+        topic, partition = self.place
+        return (
+            f"`kafka-transactions.sh --bootstrap-server {bootstrap_servers} "
+            f"describe-producers --topic {topic} --partition {partition}` shows whose "
+            f"it is, `… abort --topic {topic} --partition {partition} --start-offset "
+            f"{self.offset}` ends it; who has no right on a transactional id cannot "
+            "open one"
+        )
+
+
+class HoldWatch:
+    """Tells an open transaction that stays from one that is about to end.
+
+    Args:
+        after_s: How long the last stable offset must stand still.
+    """
+
+    def __init__(self, after_s: float = HELD_AFTER_S) -> None:
+        self._after_s = after_s
+        self._standing: dict[Place, Hold] = {}
+
+    def see(self, ends: Mapping[Place, Ends], now_s: float) -> list[Hold]:
+        """Take what Kafka says and return the holds that there are.
+
+        Args:
+            ends: Of every partition that is watched.
+            now_s: Now, seconds of any clock that never goes back.
+        """
+        for place, found in ends.items():
+            known = self._standing.get(place)
+            if found.stable >= found.end:
+                self._standing.pop(place, None)
+            elif known is None or known.offset != found.stable:
+                self._standing[place] = Hold(place, found.stable, now_s)
+        return [
+            hold
+            for hold in self._standing.values()
+            if now_s - hold.since_s >= self._after_s
+        ]
+
+
+class Lost(NamedTuple):
+    """Offsets of a partition that Kafka deleted before anybody had read them."""
+
+    place: Place
+    first: int
+    end: int
+
+    def __str__(self) -> str:
+        """Return it for people."""
+        return (
+            f"{self.place}: offsets {self.first} to {self.end - 1} were deleted before "
+            f"they were sequenced: up to {self.end - self.first} records that Kafka "
+            "had acknowledged are lost (what was aborted, and Kafka's own markers, "
+            "have offsets too)"
+        )
+
+
+def find_lost(ends: Mapping[Place, Ends], nexts: Mapping[Place, int]) -> list[Lost]:
+    """Return what was deleted unread.
+
+    Args:
+        ends: Where the partitions begin now.
+        nexts: The first offset of each that was not read yet; what is not named was
+            not read at all.
+    """
+    return [
+        Lost(place, nexts.get(place, 0), found.first)
+        for place, found in ends.items()
+        if found.first > nexts.get(place, 0)
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +210,7 @@ class TopicWatcher:
         self._topic = topic
         self._partition = TopicPartition(topic, partition)
         self._consumer = make_consumer(settings, "moot-watcher", log_level=2)
-        self._admin = AdminClient(
-            {"bootstrap.servers": settings.bootstrap_servers, "log_level": 2}
-        )
+        self._admin = make_admin(settings)
 
     def look(self) -> PartitionFacts:
         """Return what Kafka says now.
@@ -68,6 +234,15 @@ class TopicWatcher:
             raise KafkaUnavailableError(msg)
         first, end = bounds
         return PartitionFacts(topic_id, first, end)
+
+    def find_ends(self, topics: Iterable[str]) -> dict[Place, Ends]:
+        """Return where the same partition of these topics ends.
+
+        Raises:
+            KafkaUnavailableError: Kafka does not say.
+        """
+        number = self._partition.partition
+        return find_ends(self._admin, [Place(topic, number) for topic in topics])
 
     def close(self) -> None:
         """Let go of Kafka."""

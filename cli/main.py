@@ -8,11 +8,16 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+if TYPE_CHECKING:
+    from adapters.settings import Settings
+    from adapters.topic_config import Problem
+
 EXIT_CANNOT: Final = 2
+NEW_TOPIC_KNOWN_WITHIN_S: Final = 5.0
 OUR_PACKAGES: Final = (
     "adapters", "cli", "consumers", "ledger", "producers", "protocol", "schemas",
 )  # fmt: skip
@@ -303,12 +308,57 @@ def bench(
 
 
 @topics_app.command("create")
-def topics_create() -> None:
-    """Create the topics that do not exist yet."""
-    from adapters.kafka import create_topics
+def topics_create(
+    repair: Annotated[
+        bool,
+        typer.Option(help="Change the configuration of topics that exist, too."),
+    ] = False,
+) -> None:
+    """Create the topics that do not exist yet, and check those that do."""
+    import time
 
-    created = create_topics(_settings())
+    from adapters.kafka import create_topics
+    from adapters.topic_config import check_topics, repair_topics
+
+    settings = _settings()
+    created = create_topics(settings)
     print("\n".join(created) if created else "all topics exist")
+    deadline = time.monotonic() + NEW_TOPIC_KNOWN_WITHIN_S
+    problems = check_topics(settings)
+    # Not every broker knows at once what was just made.
+    while any(p.topic in created for p in problems) and time.monotonic() < deadline:
+        time.sleep(0.2)
+        problems = check_topics(settings)
+    if repair:
+        repair_topics(settings, problems)
+        problems = check_topics(settings)
+    _show_topic_problems(settings, problems)
+
+
+@topics_app.command("check")
+def topics_check(as_json: AsJson = False) -> None:
+    """Compare the topics with what they must be; changes nothing."""
+    from dataclasses import asdict
+
+    from adapters.topic_config import check_topics, is_fatal
+
+    settings = _settings()
+    problems = check_topics(settings)
+    if as_json:
+        print(json.dumps([asdict(problem) for problem in problems]))
+        raise typer.Exit(int(is_fatal(problems)))
+    if not problems:
+        print("all topics are as they must be")
+    _show_topic_problems(settings, problems)
+
+
+def _show_topic_problems(settings: Settings, problems: Sequence[Problem]) -> None:
+    from adapters.topic_config import describe, is_fatal
+
+    if problems:
+        print(describe(problems, settings), file=sys.stderr)
+    if is_fatal(problems):
+        raise typer.Exit(1)
 
 
 @topics_app.command("list")

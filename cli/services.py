@@ -78,9 +78,11 @@ def run_service(
     from adapters import telemetry
     from adapters.keys import key_path, load_or_create_key
     from adapters.settings import load_settings
+    from adapters.topic_config import demand_topics
 
     settings = load_settings()
     _log_to_stderr(settings.log_level)
+    demand_topics(settings)
     telemetry.configure(f"moot-{service}", settings.otlp_endpoint)
     key = load_or_create_key(key_path(settings.state_directory / "keys", service))
     runner: Any
@@ -196,9 +198,12 @@ def run_agent(
 ) -> None:
     """Run an agent in this process until it is told to stop."""
     from adapters import telemetry
+    from adapters.topic_config import warn_of_topics
     from producers.agent import Agent, AgentOptions
 
     _log_to_stderr(settings.log_level)
+    # Not the agent's to mend, and the services refuse to run on them.
+    warn_of_topics(settings)
     telemetry.configure(f"moot-agent-{agent_id}", settings.otlp_endpoint)
     try:
         own_config = json.loads(data_config)

@@ -8,6 +8,11 @@ whoever operates Kafka should hear about it, and whoever relies on it too.
                       height is skipped
     KAFKA_RECREATED   the topic is another one under the same name
     KAFKA_REPLAYED    a block comes again out of its turn
+
+And what does a log no harm yet; these two end with what they are about:
+
+    KAFKA_HELD           an open transaction holds back what was written after it
+    KAFKA_MISCONFIGURED  a topic could lose what is written to it
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import takewhile
@@ -30,7 +30,8 @@ log = logging.getLogger(__name__)
 
 MAX_PER_AUTHOR: Final = 1_024
 """Entries kept of one author, the latest."""
-MAX_ALERTS: Final = 256
+MAX_ALERTS: Final = 64
+"""Kept of each kind: much of one hides no other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +189,8 @@ class AlertCode(StrEnum):
     KAFKA_TRUNCATED = "KAFKA_TRUNCATED"
     KAFKA_RECREATED = "KAFKA_RECREATED"
     KAFKA_REPLAYED = "KAFKA_REPLAYED"
+    KAFKA_HELD = "KAFKA_HELD"
+    KAFKA_MISCONFIGURED = "KAFKA_MISCONFIGURED"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,11 +221,25 @@ class Alerts:
 
     def add(self, code: AlertCode, detail: str) -> None:
         """Report something; once for each code and detail."""
-        if (code, detail) in self._alerts or len(self._alerts) >= MAX_ALERTS:
+        num_alike = sum(known == code for known, _ in self._alerts)
+        if (code, detail) in self._alerts or num_alike >= MAX_ALERTS:
             return
         alert = Alert(code=code, detail=detail, at_s=self._clock())
         self._alerts[code, detail] = alert
         log.error("%s: %s", code, detail)
+
+    def keep(self, code: AlertCode, details: Collection[str]) -> None:
+        """Report what is so now, and forget what of this kind is so no longer."""
+        gone = [
+            (known, detail)
+            for known, detail in self._alerts
+            if known == code and detail not in details
+        ]
+        for alert in gone:
+            del self._alerts[alert]
+            log.warning("no longer %s: %s", *alert)
+        for detail in details:
+            self.add(code, detail)
 
     def all(self) -> tuple[Alert, ...]:
         """Return them, oldest first."""

@@ -10,16 +10,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from adapters.kafka import KafkaUnavailableError, Record, follow_partition
 from adapters.ledger import find_partition
 from adapters.schema_registry import FramingError
 from adapters.settings import Settings
-from adapters.topic_watch import PartitionFacts, TopicWatcher
+from adapters.topic_config import Weight, check_topics
+from adapters.topic_watch import Hold, HoldWatch, PartitionFacts, TopicWatcher
 from consumers.kafka_watch import KafkaWatch
 from consumers.node_blocks import RegistryAwayError
+from consumers.node_feed import AlertCode
 from consumers.node_loop import NodeLoop
 from ledger.blocks import block_hash
 from ledger.signing import InvalidSignatureError
@@ -32,6 +35,7 @@ log = logging.getLogger(__name__)
 TOPICS: Final = frozenset({topics.LEDGER, topics.CHECKPOINTS, topics.ATTESTATIONS})
 RETRY_S: Final = 1.0
 WATCH_S: Final = 2.0
+CONFIG_S: Final = 60.0
 MAX_BLOCKS_AHEAD: Final = 16
 MAX_MESSAGES_AHEAD: Final = 1_024
 """Records that were read and not looked at yet. A block may have 2 MiB."""
@@ -121,6 +125,17 @@ class KafkaIntake:
             except Exception as error:  # noqa: BLE001  # its client's, or HTTP's
                 log.warning("the schema registry does not answer: %s", error)
                 await asyncio.sleep(RETRY_S)
+
+
+class _Seen(NamedTuple):
+    """What Kafka said of the ledger's partition, and what was read before."""
+
+    next_offset: int
+    facts: PartitionFacts
+
+
+_Lasting = dict[AlertCode, tuple[str, ...]]
+"""What is so now, for people: it ends with its cause."""
 
 
 class KafkaSource:
@@ -221,9 +236,11 @@ class KafkaSource:
             if is_ledger:
                 self._watch.start_over()
 
-    def _look(self, put: Callable[[tuple[int, PartitionFacts]], None]) -> None:
+    def _look(self, put: Callable[[_Seen | _Lasting], None]) -> None:
         """Ask about the ledger's partition for ever."""
         watcher: TopicWatcher | None = None
+        holds = HoldWatch()
+        configured_s = -CONFIG_S
         while not self._is_stopping.wait(WATCH_S):
             try:
                 if watcher is None:
@@ -233,17 +250,35 @@ class KafkaSource:
                     watcher = TopicWatcher(self._settings, topics.LEDGER, partition)
                 # What was read before the question was asked must be there.
                 next_offset = self._watch.next_offset
-                put((next_offset, watcher.look()))
+                put(_Seen(next_offset, watcher.look()))
+                # After that: these may be forbidden, and are less.
+                now_s = time.monotonic()
+                found = holds.see(watcher.find_ends(self._topics), now_s)
+                put({AlertCode.KAFKA_HELD: tuple(map(self._describe, found))})
+                if now_s - configured_s >= CONFIG_S:
+                    configured_s = now_s
+                    put({AlertCode.KAFKA_MISCONFIGURED: self._find_misconfigured()})
             except KafkaUnavailableError as error:
                 log.info("%s", error)
         if watcher is not None:
             watcher.close()
 
+    def _describe(self, hold: Hold) -> str:
+        return f"{hold}; {hold.describe_cure(self._settings.bootstrap_servers)}"
+
+    def _find_misconfigured(self) -> tuple[str, ...]:
+        """Return what loses records; the rest is for whoever makes topics."""
+        return tuple(
+            str(problem)
+            for problem in check_topics(self._settings)
+            if problem.weight == Weight.FATAL
+        )
+
     # In the event loop
 
     async def _see_facts(self) -> None:
         loop = asyncio.get_running_loop()
-        queue: asyncio.Queue[tuple[int, PartitionFacts]] = asyncio.Queue()
+        queue: asyncio.Queue[_Seen | _Lasting] = asyncio.Queue()
         self._start_thread(
             lambda: self._look(
                 lambda item: loop.call_soon_threadsafe(queue.put_nowait, item)  # type: ignore[arg-type]  # a handle nobody needs
@@ -251,7 +286,12 @@ class KafkaSource:
             "watch the ledger",
         )
         while True:
-            next_offset, facts = await queue.get()
+            seen = await queue.get()
+            if isinstance(seen, dict):
+                for code, details in seen.items():
+                    self._node.alerts.keep(code, details)
+                continue
+            next_offset, facts = seen
             known = self._watch.topic_id
             if self._watch.see_topic(facts.topic_id) or self._watch.see_bounds(
                 facts.first, facts.end, next_offset

@@ -78,10 +78,58 @@ TOPIC_OF: Final[dict[type[e.Event], str]] = {
     event: topic for topic, events in EVENTS.items() for event in events
 }
 
-# The ledger, its checkpoints and its attestations are the record: they are never
-# compacted or deleted. Everything else is on the ledger as well, so a broker's ordinary
-# retention is enough.
 KEPT_FOR_EVER: Final = (LEDGER, CHECKPOINTS, ATTESTATIONS, REJECTED)
+"""The record: nothing of it is ever deleted. What else there is, is on the ledger as
+well once it was sequenced."""
+
+MAX_RECORD_SIZE_BYTES: Final = 4 * 2**20
+"""A block of leaves must fit a record: the broker's limit for the ledger."""
+MAX_EVENT_RECORD_SIZE_BYTES: Final = 2**17
+"""The broker's limit for all other topics: no event of ours is half as long, and the
+sequencer holds a batch of whatever is sent."""
+
+FOR_EVER: Final = "-1"
+DAY_MS: Final = 86_400_000
+INPUT_RETENTION_MS: Final = 30 * DAY_MS
+"""How long what agents send waits for a sequencer that is away. Not for ever: anybody
+may write there, and a refusal is shorter than what was refused."""
+MIN_KEPT_MS: Final = DAY_MS
+"""With less, a sequencer that is away for a night loses what Kafka acknowledged."""
+
+MIN_REPLICAS: Final = 3
+MIN_IN_SYNC: Final = 2
+"""With so many replicas so many must have a record before it is acknowledged."""
+
+EXPIRING: Final = (AGENTS, UPDATES, PROOFS)
+"""What agents write. The others are written by a federation's own services: little, and
+what is lost of it nobody says again."""
+
+
+def config_of(topic: str) -> dict[str, str]:
+    """Return the configuration that a topic is made with: every key that matters.
+
+    All are named, whatever a broker's defaults are, for those are somebody else's.
+    """
+    is_ledger = topic == LEDGER
+    retention_ms = str(INPUT_RETENTION_MS) if topic in EXPIRING else FOR_EVER
+    return {
+        # Compaction keeps one record of a key, and a federation has one key.
+        "cleanup.policy": "delete",
+        "retention.ms": retention_ms,
+        # By size, whoever writes most would push out what others wrote.
+        "retention.bytes": FOR_EVER,
+        "max.message.bytes": str(
+            MAX_RECORD_SIZE_BYTES if is_ledger else MAX_EVENT_RECORD_SIZE_BYTES
+        ),
+        # How long a record is kept must not follow from its producer's clock. Nothing
+        # reads the stamp: it would be a second, unsigned time (ADR 0027).
+        "message.timestamp.type": "LogAppendTime",
+        # Otherwise the broker unpacks and packs every batch.
+        "compression.type": "producer",
+        # A replica that lags must not become the leader: it would forget what was
+        # acknowledged, and give its offsets again.
+        "unclean.leader.election.enable": "false",
+    }
 
 
 def topic_of(event: e.Event) -> str:

@@ -25,6 +25,7 @@ from adapters.kafka import MAX_RECORD_SIZE_BYTES, count_partitions, make_headers
 from adapters.keys import key_path, load_or_create_key
 from adapters.schema_registry import SchemaRegistry
 from adapters.settings import Settings, load_settings
+from adapters.topic_config import demand_topics
 from ledger.signing import SigningKey
 from schemas import topics
 from schemas.events import Event
@@ -173,7 +174,12 @@ def make_service(name: str, role: str) -> Service:
 
 
 def make_service_with_key(name: str, settings: Settings, key: SigningKey) -> Service:
-    """Return a Faust app that signs with a key of its own; see `make_service`."""
+    """Return a Faust app that signs with a key of its own; see `make_service`.
+
+    Raises:
+        TopicConfigError: Kafka's topics would lose what is written to them.
+    """
+    demand_topics(settings)
     telemetry.configure(f"moot-{name}", settings.otlp_endpoint)
     registry = SchemaRegistry(settings.schema_registry_url)
     directory = settings.state_directory / "faust" / name
