@@ -340,13 +340,29 @@ def find_bounds(settings: Settings, topic: str, partition: int) -> Bounds:
     return Bounds(int(first), int(end))
 
 
-def find_end(settings: Settings, topic: str, partition: int) -> int:
-    """Return the offset that the next record of a partition will have.
+def find_committed(
+    settings: Settings, group: str, places: Iterable[tuple[str, int]]
+) -> dict[tuple[str, int], int]:
+    """Return the offsets that a consumer group goes on from, where it has any.
+
+    Args:
+        settings: Where Kafka is.
+        group: The group; it is not joined.
+        places: Topics and partitions.
 
     Raises:
-        KafkaUnavailableError: Kafka is away, or the partition does not exist.
+        KafkaUnavailableError: Kafka does not say.
     """
-    return find_bounds(settings, topic, partition).end
+    asked = [TopicPartition(*place) for place in places]
+    consumer = make_consumer(settings, group, log_level=3)
+    try:
+        answers = consumer.committed(asked, timeout=DELIVERY_TIMEOUT_S)
+    except KafkaException as error:
+        msg = f"could not find what {group} has read: {error}"
+        raise KafkaUnavailableError(msg) from error
+    finally:
+        consumer.close()
+    return {(at.topic, at.partition): at.offset for at in answers if at.offset >= 0}
 
 
 def make_admin(settings: Settings) -> AdminClient:

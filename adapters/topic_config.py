@@ -30,6 +30,8 @@ from schemas import topics
 
 log = logging.getLogger(__name__)
 
+MAX_SHOWN: Final = 200
+"""Characters of a value; none that is right has so many."""
 _CANNOT_SAY: Final = frozenset(
     {
         KafkaError.TOPIC_AUTHORIZATION_FAILED,
@@ -425,8 +427,17 @@ def _read_configs(
             if error.args[0].code() not in _CANNOT_SAY:
                 raise
         else:
-            found[resource.name] = {name: e.value for name, e in entries.items()}
+            found[resource.name] = {
+                name: _clean(entry.value) for name, entry in entries.items()
+            }
     return found
+
+
+def _clean(value: str | None) -> str | None:
+    """Return a broker's text as a terminal and a log may have it."""
+    if value is None or (value.isascii() and value.isprintable()):
+        return value and value[:MAX_SHOWN]
+    return ascii(value[:MAX_SHOWN])
 
 
 def demand_topics(settings: Settings) -> None:

@@ -257,10 +257,35 @@ class KafkaSource:
     def __init__(
         self, settings: Settings, federation: str, *, with_blobs: bool
     ) -> None:
+        from adapters.topic_watch import HoldWatch
+
         self._settings = settings
         self._federation = federation
         self.unframe: Unframe = _make_unframe(settings)
         self.fetch: FetchBlob | None = _open_store(settings) if with_blobs else None
+        self._holds = HoldWatch()
+        self.held = ""
+
+    def find_held(self) -> None:
+        """See whether an open transaction holds up what is read; `held` says so."""
+        from adapters.kafka import KafkaUnavailableError, make_admin
+        from adapters.ledger import find_partition
+        from adapters.topic_watch import Place, find_ends
+        from schemas import topics
+
+        try:
+            partition = find_partition(self._settings, topics.LEDGER, self._federation)
+            places = [
+                Place(topic, partition)
+                for topic in (topics.LEDGER, topics.CHECKPOINTS, topics.ATTESTATIONS)
+            ]
+            ends = find_ends(make_admin(self._settings), places)
+        except KafkaUnavailableError:
+            return  # reading says so
+        self.held = "; ".join(
+            f"{hold}: {hold.describe_cure(self._settings.bootstrap_servers)}"
+            for hold in self._holds.see(ends, time.monotonic())
+        )
 
     def open(self, positions: Mapping[str, Position]) -> Streams:
         """Return the records up to the present end."""
@@ -439,7 +464,30 @@ def _audit_once(options: Options) -> Report:
         if writer is not None and audited.report.num_blocks:
             _write_bundle(writer, audited, streams)
     _save_state(options.save, audited)
+    if options.bundle is None:
+        audited.report.notes += _note_topics(settings)
     return audited.report
+
+
+def _note_topics(settings: Settings) -> list[str]:
+    """Return what Kafka's operator has to say of the topics now: his word, no more."""
+    from adapters.kafka import KafkaUnavailableError
+    from adapters.topic_config import Weight, check_topics
+
+    try:
+        problems = check_topics(settings)
+    except KafkaUnavailableError as error:
+        return [f"How the topics are configured could not be looked at: {error}"]
+    notes = [
+        f"A topic could lose what is written to it, as it is configured now: {problem}."
+        for problem in problems
+        if problem.weight == Weight.FATAL
+    ]
+    if any(not problem.found for problem in problems):
+        notes.append(
+            "Kafka does not say how all topics are configured: `moot topics check`."
+        )
+    return notes
 
 
 @dataclass(frozen=True, slots=True)
@@ -551,7 +599,7 @@ def follow(options: Options) -> int:
 def _watch(
     options: Options,
     settings: Settings,
-    source: Source,
+    source: KafkaSource,
     state: AuditState | None,
     helpers: Helpers,
     stopped: Event,
@@ -593,7 +641,10 @@ def _watch(
             stopped.wait(INTERVAL_S)
             continue
         state = audited.state
-        for alert in monitor.judge(audited.report, time.monotonic(), time.time()):
+        source.find_held()
+        for alert in monitor.judge(
+            audited.report, time.monotonic(), time.time(), held=source.held
+        ):
             _print_alert(alert, as_json=options.as_json)
             if alert.is_fatal:
                 exit_code = EXIT_WRONG

@@ -115,7 +115,9 @@ class Monitor:
         self._read_at_s: float | None = None
         self._is_unreadable = False
 
-    def judge(self, report: Report, now_s: float, at_s: float) -> list[Alert]:
+    def judge(
+        self, report: Report, now_s: float, at_s: float, *, held: str = ""
+    ) -> list[Alert]:
         """Return the alerts that an audit's report gives rise to.
 
         Args:
@@ -123,6 +125,8 @@ class Monitor:
             now_s: Now, seconds of any clock that never goes back.
             at_s: Now, seconds since 1970-01-01 UTC: what others' stamps are compared
                 with.
+            held: What keeps Kafka from showing what is new, for people; empty if
+                nothing is known to.
         """
         self._read_at_s, self._is_unreadable = now_s, False
         said = [
@@ -131,7 +135,7 @@ class Monitor:
         ]
         alerts = [alert for alert in said if self._is_new(alert)]
         alerts += self._find_proven(report)
-        alerts += self._find_staleness(report, now_s, at_s)
+        alerts += self._find_staleness(report, now_s, at_s, held)
         return alerts
 
     def miss(self, why: str, now_s: float) -> list[Alert]:
@@ -178,7 +182,9 @@ class Monitor:
             for proven in new
         ]
 
-    def _find_staleness(self, report: Report, now_s: float, at_s: float) -> list[Alert]:
+    def _find_staleness(
+        self, report: Report, now_s: float, at_s: float, held: str
+    ) -> list[Alert]:
         finality = report.finality
         if finality is None or self._stale_after_s is None:
             return []
@@ -203,7 +209,8 @@ class Monitor:
                 kind=AlertKind.STALE,
                 code=AlertKind.STALE,
                 place=Place(height=report.num_blocks - 1),
-                message=f"no larger checkpoint became final for {waited_s:.0f} s",
+                message=f"no larger checkpoint became final for {waited_s:.0f} s"
+                + (f"; {held}" if held else ""),
                 expected=f"a quorum's cosignatures up to size {report.awaited_size}",
                 found=f"size {self._size}",
             )

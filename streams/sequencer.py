@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -16,13 +17,16 @@ from typing import Any, Final
 
 from adapters import telemetry
 from adapters.kafka import (
+    KafkaUnavailableError,
     compute_partition,
-    find_end,
+    find_committed,
+    make_admin,
     make_headers,
     read_partition,
 )
 from adapters.ledger import PassingOverForeign
 from adapters.schema_registry import FramingError
+from adapters.topic_watch import Ends, Hold, HoldWatch, Place, find_ends, find_lost
 from ledger.checkpoint import Checkpoint, compute_origin, sign_checkpoint
 from ledger.signing import InvalidSignatureError
 from protocol.admission import Received
@@ -55,6 +59,8 @@ log = logging.getLogger(__name__)
 
 BATCH_WINDOW_S: Final = 0.03
 """How long a block waits for more leaves: less than a transaction's commit."""
+WATCH_S: Final = 2.0
+"""Between two looks at what is held up, or deleted unread."""
 
 
 class InputsReplacedError(Exception):
@@ -67,6 +73,16 @@ class Sequencer:
     def __init__(self, service: Service) -> None:
         self._service = service
         self._states: dict[int, dict[bytes, SequencerState]] = {}
+        self._admin = make_admin(service.settings)
+        self._places = [
+            Place(topic, partition)
+            for partition in range(service.num_partitions)
+            for topic in topics.SEQUENCED_TOPICS
+        ]
+        self._nexts: dict[Place, int] = {}
+        self._said_lost: set[str] = set()
+        self._holds = HoldWatch()
+        self._held: dict[Place, Hold] = {}
 
     async def process(self, batch: Sequence[Any]) -> None:
         """Sequence one batch of Faust events, in the order they were read."""
@@ -79,6 +95,10 @@ class Sequencer:
                 mine = [record for record in here if (record.key or b"") == key]
                 for part in _blocks_of(mine):
                     await self._append(partition, key, part)
+        self._nexts |= {
+            Place(record.topic, record.partition): record.offset + 1
+            for record in received
+        }
 
     def _begin(self, key: bytes) -> SequencerState:
         """Return the state of a log without blocks: only ours can be its first."""
@@ -225,25 +245,92 @@ class Sequencer:
     ) -> None:
         """Refuse to run on inputs that are not the ones the ledger was made from.
 
+        Says what was deleted before it was sequenced, which nothing brings back.
+
         Raises:
             InputsReplacedError: a topic ends before the last record of it that the
                 ledger has: it was made anew, and what it holds would be taken for
                 records read before.
         """
-        ends = {
-            f"{topic}/{partition}": find_end(self._service.settings, topic, partition)
-            for topic in topics.SEQUENCED_TOPICS
-        }
+        places = [place for place in self._places if place.partition == partition]
+        ends = find_ends(self._admin, places)
+        nexts = {place: self._nexts.get(place, 0) for place in places}
         for key, state in states.items():
-            for place, offset in state.admission.offsets.items():
-                if ends.get(place, offset + 1) <= offset:
+            for place in places:
+                offset = state.admission.offsets.get(str(place), -1)
+                nexts[place] = max(nexts[place], offset + 1)
+                if ends[place].stable <= offset:
                     msg = (
-                        f"{place} ends at {ends[place]}, but the ledger of "
+                        f"{place} ends at {ends[place].stable}, but the ledger of "
                         f"{key.decode(errors='replace')} has its record {offset}: the "
                         "topic was made anew. Restore it, or put records before the "
                         "new ones until it is as long as it was."
                     )
                     raise InputsReplacedError(msg)
+        self._say_lost(ends, nexts)
+
+    def _say_lost(self, ends: Mapping[Place, Ends], nexts: Mapping[Place, int]) -> None:
+        """Name what was deleted unread, each once: there is no other trace of it."""
+        for lost in find_lost(ends, nexts):
+            if str(lost) not in self._said_lost:
+                self._said_lost.add(str(lost))
+                log.critical("%s; docs/howto/deploy-services.md has what to do", lost)
+
+    def look_before_start(self) -> None:
+        """Say what expired while nobody read: once it reads, Kafka passes over that.
+
+        Raises:
+            KafkaUnavailableError: Kafka does not say.
+        """
+        group = f"moot-{self._service.name}"
+        self._nexts = {
+            Place(*place): offset
+            for place, offset in find_committed(
+                self._service.settings, group, self._places
+            ).items()
+        }
+        if self._nexts:
+            ends = find_ends(self._admin, self._nexts)
+            self._say_lost(ends, self._nexts)
+
+    def watch(self) -> None:
+        """Look, again and again, at what nothing else would show. For a thread."""
+        while True:
+            time.sleep(WATCH_S)
+            try:
+                self._look(time.monotonic())
+            except KafkaUnavailableError as error:
+                log.info("%s", error)
+            except Exception:
+                log.exception("the inputs could not be looked at")
+
+    def _look(self, now_s: float) -> None:
+        # Before the question: what is read meanwhile is not lost.
+        nexts = {
+            place: offset
+            for place, offset in self._nexts.copy().items()
+            if place.partition in self._states
+        }
+        ends = find_ends(self._admin, self._places)
+        # What another process sequences is known there.
+        own = {place: found for place, found in ends.items() if place in nexts}
+        self._say_lost(own, nexts)
+        held = {hold.place: hold for hold in self._holds.see(ends, now_s)}
+        servers = self._service.settings.bootstrap_servers
+        for place, hold in held.items():
+            if self._held.get(place) != hold:
+                log.critical(
+                    "%s, %d offsets by now, for %.0f s: %s",
+                    hold,
+                    ends[place].end - hold.offset,
+                    now_s - hold.since_s,
+                    hold.describe_cure(servers),
+                )
+        for place, hold in self._held.items():
+            if held.get(place) != hold:
+                waited_s = now_s - hold.since_s
+                log.warning("%s: no longer held, after %.0f s", place, waited_s)
+        self._held = held
 
     def _find_signed_heights(self, partition: int) -> dict[bytes, int]:
         """Return the height of the last checkpoint by key; they come in order."""
@@ -317,6 +404,7 @@ def _blocks_of(batch: Sequence[Received]) -> Iterator[list[Received]]:
 service = make_service("sequencer", "SEQUENCER")
 app = service.app
 sequencer = Sequencer(service)
+sequencer.look_before_start()
 
 
 @app.agent(service.topic(*topics.SEQUENCED_TOPICS), name="sequencer", concurrency=1)
@@ -325,6 +413,12 @@ async def sequence_inputs(stream: Any) -> None:
     async for batch in stream.take_events(MAX_BLOCK_LEAVES, within=BATCH_WINDOW_S):
         with fail_stop(*batch):
             await sequencer.process(batch)
+
+
+@app.task
+async def watch_inputs() -> None:
+    """Look at the inputs beside reading them, until the process ends."""
+    threading.Thread(target=sequencer.watch, name="watch", daemon=True).start()
 
 
 @app.on_partitions_revoked.connect

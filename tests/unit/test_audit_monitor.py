@@ -257,6 +257,10 @@ class GrowingSource:
         self.fetch = None
         self.looks = iter(looks)
         self.num_looks = 0
+        self.held = ""
+
+    def find_held(self):
+        self.held = "moot.attestations/0: an open transaction holds back everything"
 
     def open(self, positions):
         self.num_looks += 1
@@ -377,6 +381,7 @@ def test_a_monitor_looks_for_stale_logs_unless_told_not_to(log, monkeypatch, cap
     assert watch(monkeypatch, [look(log, end=9)] * 2, stale_after_s=None)[0] == 0
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith("STALE STALE at moot.ledger, block 8: ")
+    assert "; moot.attestations/0: an open transaction holds back" in line
     assert watch(monkeypatch, [look(log, end=9)] * 2, stale_after_s=0.0)[0] == 0
     assert capsys.readouterr().out == ""
 

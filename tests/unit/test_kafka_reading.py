@@ -6,7 +6,7 @@ from confluent_kafka import KafkaException
 import adapters.kafka
 import adapters.ledger
 import cli.audit
-from adapters.kafka import Bounds, KafkaUnavailableError, find_bounds, find_end
+from adapters.kafka import Bounds, KafkaUnavailableError, find_bounds
 from adapters.settings import Settings
 from schemas import topics
 
@@ -46,7 +46,6 @@ def broker(monkeypatch):
 
 def test_a_partition_has_a_beginning_and_an_end(broker):
     assert find_bounds(SETTINGS, topics.LEDGER, 0) == Bounds(first=2, end=9)
-    assert find_end(SETTINGS, topics.LEDGER, 0) == 9
     assert broker.num_open == 0
 
 

@@ -207,3 +207,16 @@ def test_services_refuse_what_is_fatal_and_warn_of_the_rest(monkeypatch, caplog)
     assert "max.message.bytes is 1048588" in caplog.text
     with pytest.raises(TopicConfigError, match=r"cleanup\.policy is compact"):
         demand_topics(SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (None, None),
+        ("delete", "delete"),
+        ("\x1b[31mdelete", r"'\x1b[31mdelete'"),
+        ("x" * 10_000, "x" * 200),
+    ],
+)
+def test_a_broker_writes_nothing_to_a_terminal(value, shown):
+    assert adapters.topic_config._clean(value) == shown
