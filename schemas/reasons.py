@@ -11,6 +11,8 @@ class Reason(StrEnum):
     """A reason code."""
 
     # the sequencer, before an event is understood
+    UNREADABLE_RECORD = "UNREADABLE_RECORD"
+    BATCH_TOO_LARGE = "BATCH_TOO_LARGE"
     NO_VALUE = "NO_VALUE"
     TOO_LARGE = "TOO_LARGE"
     NOT_FRAMED = "NOT_FRAMED"

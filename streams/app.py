@@ -20,7 +20,7 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 from faust.transport.drivers import aiokafka
 
-from adapters import telemetry
+from adapters import raw_records, telemetry
 from adapters.kafka import MAX_RECORD_SIZE_BYTES, count_partitions, make_headers
 from adapters.keys import key_path, load_or_create_key
 from adapters.schema_registry import SchemaRegistry
@@ -31,6 +31,9 @@ from schemas import topics
 from schemas.events import Event
 
 log = logging.getLogger(__name__)
+
+# Before any consumer exists: Faust reads through aiokafka.
+raw_records.install()
 
 COMMIT_INTERVAL_S: Final = 0.1
 """Records become visible when their transaction commits, so this is the latency of

@@ -25,6 +25,7 @@ from adapters.kafka import (
     read_partition,
 )
 from adapters.ledger import PassingOverForeign
+from adapters.raw_records import PROBLEM
 from adapters.schema_registry import FramingError
 from adapters.topic_watch import Ends, Hold, HoldWatch, Place, find_ends, find_lost
 from ledger.checkpoint import Checkpoint, compute_origin, sign_checkpoint
@@ -171,9 +172,10 @@ class Sequencer:
         message = event.message
         headers = event.headers
         signature = headers.get(SIGNATURE_HEADER)
-        data, problem = None, None
+        data, problem = None, headers.get(PROBLEM)
         try:
-            data = self._service.registry.unframe(event.value)
+            if problem is None:
+                data = self._service.registry.unframe(event.value)
         except FramingError as error:
             problem = (error.reason, str(error))
         if problem is None and event.key is not None:
