@@ -24,7 +24,7 @@ from __future__ import annotations
 import logging
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from enum import Enum
 from typing import Any, Final, NamedTuple
 
@@ -565,11 +565,6 @@ class FetchResult(fetcher.FetchResult):  # type: ignore[misc]  # aiokafka has no
         return found
 
 
-def is_stand_in(headers: Sequence[tuple[Any, Any]]) -> bool:
-    """Return whether these are the headers of a stand-in."""
-    return len(headers) == 1 and headers[0][0] is PROBLEM
-
-
 def install() -> None:
     """Let every consumer of aiokafka in this process unpack as this module does."""
     fetcher.MemoryRecords = Batches
@@ -592,8 +587,3 @@ def note_unreadable(topic: str, offset: int, problem: Problem) -> None:
             problem.detail,
             number,
         )
-
-
-def count_unreadable() -> dict[str, int]:
-    """Return how many records could not be read, by topic, in this process."""
-    return dict(_num_unreadable)

@@ -257,18 +257,20 @@ class KafkaSource:
     def __init__(
         self, settings: Settings, federation: str, *, with_blobs: bool
     ) -> None:
+        from adapters.kafka import make_admin
         from adapters.topic_watch import HoldWatch
 
         self._settings = settings
         self._federation = federation
         self.unframe: Unframe = _make_unframe(settings)
         self.fetch: FetchBlob | None = _open_store(settings) if with_blobs else None
+        self._admin = make_admin(settings)
         self._holds = HoldWatch()
         self.held = ""
 
     def find_held(self) -> None:
         """See whether an open transaction holds up what is read; `held` says so."""
-        from adapters.kafka import KafkaUnavailableError, make_admin
+        from adapters.kafka import KafkaUnavailableError
         from adapters.ledger import find_partition
         from adapters.topic_watch import Place, find_ends
         from schemas import topics
@@ -279,7 +281,7 @@ class KafkaSource:
                 Place(topic, partition)
                 for topic in (topics.LEDGER, topics.CHECKPOINTS, topics.ATTESTATIONS)
             ]
-            ends = find_ends(make_admin(self._settings), places)
+            ends = find_ends(self._admin, places)
         except KafkaUnavailableError:
             return  # reading says so
         self.held = "; ".join(

@@ -103,7 +103,6 @@ MAX_FINDINGS: Final = 100
 """Findings of each kind that a report lists; the counts go on."""
 MAX_SHOWN: Final = 1_000
 """Characters of what was expected and what was found."""
-FRAMING_SIZE: Final = 5
 MAX_LISTED: Final = 10_000
 """Refused records that a report lists; the counts go on."""
 _TRACEPARENT: Final = re.compile(rb"(?:00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2})?")
@@ -590,7 +589,7 @@ class _Audit:
     def _find_wrong_key(self, record: Record, place: Place) -> Finding | None:
         # Every event on these topics begins with its federation.
         if record.value is None or not record.value.startswith(
-            self._mark, FRAMING_SIZE
+            self._mark, codec.FRAMING_SIZE
         ):
             return None
         return Finding(

@@ -60,7 +60,6 @@ MAX_TEXT_SIZE_BYTES: Final = 2**20
 
 _BLOCK_SIZE: Final = 512  # POSIX ustar
 _NULL: Final = 2**32 - 1
-_PREFIX_SIZE: Final = 5
 _U16: Final = struct.Struct(">H")
 _U32: Final = struct.Struct(">I")
 _U64: Final = struct.Struct(">Q")
@@ -302,7 +301,7 @@ class BundleWriter:
 
         def keeping(value: bytes) -> bytes:
             data = unframe(value)
-            prefix = value[:_PREFIX_SIZE]
+            prefix = value[: codec.FRAMING_SIZE]
             if prefix not in self._schemas:
                 self._schemas[prefix] = data[: codec.HEADER_SIZE]
             return data
@@ -487,15 +486,15 @@ class Bundle:
 
     def unframe(self, value: bytes) -> bytes:
         """Do as `adapters.schema_registry.SchemaRegistry.unframe_trusted`."""
-        prefix = value[:_PREFIX_SIZE]
-        if len(prefix) < _PREFIX_SIZE or prefix[:1] != b"\x00":
+        prefix = value[: codec.FRAMING_SIZE]
+        if len(prefix) < codec.FRAMING_SIZE or prefix[:1] != b"\x00":
             detail = "not Confluent framing: a zero byte and a 4-byte schema id"
             raise FramingError(Reason.NOT_FRAMED, detail)
         header = self.manifest.schemas.get(prefix)
         if header is None:
             detail = f"schema id {int.from_bytes(prefix[1:], 'big')} is none of ours"
             raise FramingError(Reason.UNKNOWN_SCHEMA, detail)
-        return header + value[_PREFIX_SIZE:]
+        return header + value[codec.FRAMING_SIZE :]
 
     def fetch(self, ref: BlobRef, *, max_size_bytes: int) -> bytes:
         """Do as `adapters.blobs.BlobStore.fetch`."""

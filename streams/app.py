@@ -16,12 +16,16 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, NoReturn
 
 import faust
-from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 from faust.transport.drivers import aiokafka
 
 from adapters import raw_records, telemetry
-from adapters.kafka import MAX_RECORD_SIZE_BYTES, count_partitions, make_headers
+from adapters.kafka import (
+    MAX_RECORD_SIZE_BYTES,
+    count_partitions,
+    make_admin,
+    make_headers,
+)
 from adapters.keys import key_path, load_or_create_key
 from adapters.schema_registry import SchemaRegistry
 from adapters.settings import Settings, load_settings
@@ -305,7 +309,7 @@ def serve(service: Service) -> None:
 
 def _ensure_changelog(settings: Settings, topic: str, num_partitions: int) -> None:
     """Create a table's changelog topic, compacted, unless it exists."""
-    admin = AdminClient({"bootstrap.servers": settings.bootstrap_servers})
+    admin = make_admin(settings)
     if topic in admin.list_topics(timeout=30).topics:
         return
     new = NewTopic(
