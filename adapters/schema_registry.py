@@ -29,7 +29,6 @@ logging.getLogger("httpx2").setLevel(logging.WARNING)
 logging.getLogger("httpx").setLevel(logging.WARNING)
 
 MAGIC: Final = b"\x00"
-PREFIX_SIZE: Final = 5
 COMPATIBILITY: Final = ConfigCompatibilityLevel.FULL_TRANSITIVE
 MAX_UNKNOWN_IDS: Final = 4_096
 NOT_FOUND: Final = 404
@@ -103,12 +102,12 @@ class SchemaRegistry:
 
     def unframe_trusted(self, value: bytes) -> bytes:
         """Do as `unframe` for records of any size, such as blocks."""
-        prefix = value[:PREFIX_SIZE]
-        if len(prefix) < PREFIX_SIZE or prefix[:1] != MAGIC:
+        prefix = value[: codec.FRAMING_SIZE]
+        if len(prefix) < codec.FRAMING_SIZE or prefix[:1] != MAGIC:
             detail = "not Confluent framing: a zero byte and a 4-byte schema id"
             raise FramingError(Reason.NOT_FRAMED, detail)
         header = self._headers.get(prefix) or self._look_up(prefix)
-        return header + value[PREFIX_SIZE:]
+        return header + value[codec.FRAMING_SIZE :]
 
     def _find(self, event: type[Event]) -> bytes:
         subject = topics.subject(topics.TOPIC_OF[event], event)
