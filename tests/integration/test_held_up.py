@@ -6,6 +6,7 @@ A stranger leaves a transaction open; records are deleted while nobody reads.
 import json
 import time
 import urllib.request
+from collections.abc import Iterator
 
 import pytest
 from confluent_kafka import KafkaException, Producer, TopicPartition
@@ -14,9 +15,22 @@ from adapters.kafka import find_bounds, make_admin
 from cli.processes import find_free_ports
 from schemas import events as e
 from schemas import topics
-from tests.integration.harness import Federation, Puppet, World, wait_until
+from tests.integration.harness import (
+    Federation,
+    Puppet,
+    World,
+    run_world,
+    wait_until,
+)
 
 NAME = "held"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """A stack of its own: what is deleted here is what others read."""
+    with run_world(tmp_path_factory.mktemp("held")) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
