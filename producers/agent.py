@@ -35,6 +35,7 @@ from adapters.ledger import find_genesis, find_partition, read_log
 from adapters.schema_registry import FramingError, SchemaRegistry
 from adapters.settings import Settings
 from ledger.signing import InvalidSignatureError
+from producers.arguments import ArgumentError
 from producers.receipts import ReceiptKeeper
 from producers.secret_update import (
     Secret,
@@ -347,6 +348,10 @@ class Agent:
             log.warning("round %d: %s", started.round, error)
             detail = "this agent may not run the task's classes, or does not have them"
             return self._decline(started, Reason.TASK_NOT_ALLOWED, detail)
+        except ArgumentError as error:
+            log.warning("round %d: %s", started.round, error)
+            detail = "an argument of the task's classes is out of bounds"
+            return self._decline(started, Reason.TASK_NOT_ALLOWED, detail)
         except NotFiniteError:
             detail = "training diverged: its loss or a parameter is NaN or infinite"
             return self._decline(started, Reason.NOT_FINITE, detail)
@@ -384,6 +389,7 @@ class Agent:
             base=base,
             local_epochs=task.local_epochs,
             seed=_compute_seed(options.agent_id, started.round),
+            timeout_s=started.deadline_ms / 1_000 - time.time(),
         )
         log.info(
             "round %d: trained on %d examples in %.1f s, loss %.4f",

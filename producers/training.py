@@ -20,6 +20,7 @@ Importing this module loads torch.
 
 import logging
 import tempfile
+import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -103,6 +104,7 @@ def train(
     base: Mapping[str, NDArray[np.float32]],
     local_epochs: int,
     seed: int,
+    timeout_s: float | None = None,
     accelerator: str = "cpu",
 ) -> TrainingResult:
     """Train the base model on local data.
@@ -115,6 +117,9 @@ def train(
         base: The round's global model: exactly the module's floating-point entries.
         local_epochs: Passes over the local data, at least 1.
         seed: 0 ≤ seed < 2^32.
+        timeout_s: When to give up, looked at after each batch; None: never. How many
+            epochs there are is the task's to say, so an agent gives up when its round
+            has ended.
         accelerator: Where to train, in Lightning's words; one device.
 
     Returns:
@@ -122,17 +127,20 @@ def train(
 
     Raises:
         StateMismatchError: `base` isn't a model of this class.
-        TrainingError: The training data has no length or no examples, or
-            `training_step` returns no loss.
+        TrainingError: The training data has no length or no examples,
+            `training_step` returns no loss, or it took too long.
     """
     with _quiet(), _reproducible(seed), tempfile.TemporaryDirectory() as folder:
         model = module(**module_config)
         write_state(model, base)
         losses = _EpochLoss()
+        callbacks: list[Callback] = [losses]
+        if timeout_s is not None:
+            callbacks.append(_GiveUp(time.monotonic() + timeout_s))
         trainer = _trainer(
             folder,
             accelerator=accelerator,
-            callbacks=[losses],
+            callbacks=callbacks,
             limit_val_batches=0,
             max_epochs=local_epochs,
         )
@@ -216,6 +224,18 @@ class _EpochLoss(Callback):
             msg = "training_step returned no loss, or there was nothing to train on"
             raise TrainingError(msg)
         return float(np.mean(self._losses))
+
+
+class _GiveUp(Callback):
+    """Ends training that takes too long."""
+
+    def __init__(self, at_s: float) -> None:
+        self._at_s = at_s
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        if time.monotonic() > self._at_s:
+            msg = "training took too long"
+            raise TrainingError(msg)
 
 
 def _trainer(folder: str, **options: Any) -> Trainer:

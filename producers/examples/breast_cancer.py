@@ -17,7 +17,12 @@ import numpy as np
 import torch
 from sklearn.datasets import load_breast_cancer
 
-from producers.examples.classification import Classifier, DividedDataModule
+from producers.arguments import check_int
+from producers.examples.classification import (
+    MAX_HIDDEN,
+    Classifier,
+    DividedDataModule,
+)
 
 _NUM_FEATURES: Final = 30
 _NUM_CLASSES: Final = 2  # 0 malignant, 1 benign
@@ -65,9 +70,13 @@ class BreastCancerModule(Classifier):
         """Build the network.
 
         Args:
-            hidden: Width of the hidden layer; 33 * hidden + 2 parameters.
+            hidden: Width of the hidden layer, 1 to 65,536; 33 * hidden + 2 parameters.
             learning_rate: Of the optimiser.
+
+        Raises:
+            ArgumentError: One is of the wrong kind or out of bounds.
         """
+        check_int("hidden", hidden, 1, MAX_HIDDEN)
         network = torch.nn.Sequential(
             torch.nn.Linear(_NUM_FEATURES, hidden),
             torch.nn.ReLU(),
@@ -96,6 +105,9 @@ class BreastCancerDataModule(DividedDataModule):
             alpha: Evenness of the division; 0.3 leaves most with mainly one label.
             seed: Of the division; the same at every organisation.
             batch_size: For training.
+
+        Raises:
+            ArgumentError: One is of the wrong kind or out of bounds.
         """
         inputs, labels = load_breast_cancer(return_X_y=True)
         means, deviations = np.array(_SCALES).T

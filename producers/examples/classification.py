@@ -10,7 +10,11 @@ from sklearn.model_selection import train_test_split
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
+from producers.arguments import check_float, check_instance, check_int
 from producers.examples.partition import divide_by_label
+
+MAX_HIDDEN: Final = 65_536
+"""Widest hidden layer of an example: with it the largest has 5 million parameters."""
 
 
 class Classifier(LightningModule):
@@ -24,11 +28,16 @@ class Classifier(LightningModule):
 
         Args:
             network: Maps inputs to logits, shape (batch, classes).
-            learning_rate: Of stochastic gradient descent with momentum 0.9.
+            learning_rate: Of stochastic gradient descent with momentum 0.9; 0 to 1,000.
+
+        Raises:
+            ArgumentError: One is of the wrong kind or out of bounds.
         """
         super().__init__()
-        self.network = network
-        self.learning_rate = learning_rate
+        self.network = check_instance("network", network, torch.nn.Module)
+        self.learning_rate = check_float(
+            "learning_rate", learning_rate, 0.0, _MAX_LEARNING_RATE
+        )
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Give the logits."""
@@ -71,12 +80,15 @@ class ArraysDataModule(LightningDataModule):
         Args:
             training: Inputs, shape (n, features), and labels, shape (n,).
             validation: Likewise.
-            batch_size: For training; validation runs in larger batches.
+            batch_size: For training, 1 to 65,536; validation runs in larger batches.
+
+        Raises:
+            ArgumentError: One is of the wrong kind or out of bounds.
         """
         super().__init__()
-        self._training = _dataset(*training)
-        self._validation = _dataset(*validation)
-        self._batch_size = batch_size
+        self._batch_size = check_int("batch_size", batch_size, 1, _MAX_BATCH_SIZE)
+        self._training = _dataset("training", training)
+        self._validation = _dataset("validation", validation)
 
     def train_dataloader(self) -> DataLoader[tuple[torch.Tensor, ...]]:
         """Give the local training data, shuffled anew in every epoch."""
@@ -114,11 +126,23 @@ class DividedDataModule(ArraysDataModule):
             organisation: Whose, 0 ≤ organisation < num_organisations.
             num_organisations: Among how many the training data is divided; with 1,
                 one has all of it.
-            alpha: Evenness of the division; 0.3 leaves each with few labels.
-            seed: Of the division; the same at every organisation.
-            min_examples: What every organisation gets at least.
+            alpha: Evenness of the division, 0.001 to 1,000; 0.3 leaves each with few
+                labels.
+            seed: Of the division, below 2^32; the same at every organisation.
+            min_examples: What every organisation gets at least, 1 or more.
             batch_size: For training.
+
+        Raises:
+            ArgumentError: One is of the wrong kind or out of bounds.
         """
+        for name, value in (("inputs", inputs), ("labels", labels)):
+            check_instance(name, value, np.ndarray)
+        check_int("min_examples", min_examples, 1, len(labels))
+        # What `train_test_split` leaves is less; who is left with nothing is told so.
+        check_int("num_organisations", num_organisations, 1, len(labels))
+        check_int("organisation", organisation, 0, num_organisations - 1)
+        check_int("seed", seed, 0, _MAX_SEED)
+        check_float("alpha", alpha, _MIN_ALPHA, _MAX_ALPHA)
         train_inputs, test_inputs, train_labels, test_labels = train_test_split(
             inputs,
             labels,
@@ -143,9 +167,15 @@ class DividedDataModule(ArraysDataModule):
 _VALIDATION_BATCH_SIZE: Final = 512
 _TEST_FRACTION: Final = 0.2
 _TEST_SEED: Final = 2017  # fixed: the same held-out examples for everybody, always
+_MAX_LEARNING_RATE: Final = 1e3
+_MAX_BATCH_SIZE: Final = 65_536
+_MAX_SEED: Final = 2**32 - 1
+_MIN_ALPHA: Final = 1e-3
+_MAX_ALPHA: Final = 1e3
 
 
-def _dataset(inputs: NDArray[Any], labels: NDArray[Any]) -> TensorDataset:
+def _dataset(name: str, arrays: tuple[NDArray[Any], NDArray[Any]]) -> TensorDataset:
+    inputs, labels = check_instance(name, arrays, tuple)
     return TensorDataset(
         torch.from_numpy(inputs.astype(np.float32)),
         torch.from_numpy(labels.astype(np.int64)),

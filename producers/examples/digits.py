@@ -12,7 +12,12 @@ from typing import Final
 import torch
 from sklearn.datasets import load_digits
 
-from producers.examples.classification import Classifier, DividedDataModule
+from producers.arguments import check_int
+from producers.examples.classification import (
+    MAX_HIDDEN,
+    Classifier,
+    DividedDataModule,
+)
 
 _NUM_PIXELS: Final = 64
 _NUM_CLASSES: Final = 10
@@ -26,9 +31,13 @@ class DigitsModule(Classifier):
         """Build the network.
 
         Args:
-            hidden: Width of the hidden layer; 75 * hidden + 10 parameters.
+            hidden: Width of the hidden layer, 1 to 65,536; 75 * hidden + 10 parameters.
             learning_rate: Of the optimiser.
+
+        Raises:
+            ArgumentError: One is of the wrong kind or out of bounds.
         """
+        check_int("hidden", hidden, 1, MAX_HIDDEN)
         network = torch.nn.Sequential(
             torch.nn.Linear(_NUM_PIXELS, hidden),
             torch.nn.ReLU(),
@@ -57,6 +66,9 @@ class DigitsDataModule(DividedDataModule):
             alpha: Evenness of the division; 0.3 leaves each with a few digits.
             seed: Of the division; the same at every organisation.
             batch_size: For training.
+
+        Raises:
+            ArgumentError: One is of the wrong kind or out of bounds.
         """
         inputs, labels = load_digits(return_X_y=True)
         super().__init__(

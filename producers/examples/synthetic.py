@@ -8,11 +8,15 @@ from typing import Final
 import numpy as np
 import torch
 
+from producers.arguments import check_int
 from producers.examples.classification import ArraysDataModule, Classifier
 
 _NUM_FEATURES: Final = 16
 _NUM_CLASSES: Final = 2
 _PARAMETERS_PER_UNIT: Final = _NUM_FEATURES + 1 + _NUM_CLASSES
+_MIN_PARAMETERS: Final = _PARAMETERS_PER_UNIT + _NUM_CLASSES
+_MAX_PARAMETERS: Final = 2**24
+_MAX_ORGANISATION: Final = 2**31
 _NUM_EXAMPLES: Final = 8
 _NUM_TEST_EXAMPLES: Final = 64
 
@@ -24,10 +28,14 @@ class SyntheticModule(Classifier):
         """Build the network.
 
         Args:
-            num_parameters: Wished-for size, at least 21; the network has at most that
+            num_parameters: Wished-for size, 21 to 2^24; the network has at most that
                 many, and at most 18 fewer.
             learning_rate: Of the optimiser.
+
+        Raises:
+            ArgumentError: One is of the wrong kind or out of bounds.
         """
+        check_int("num_parameters", num_parameters, _MIN_PARAMETERS, _MAX_PARAMETERS)
         hidden = (num_parameters - _NUM_CLASSES) // _PARAMETERS_PER_UNIT
         network = torch.nn.Sequential(
             torch.nn.Linear(_NUM_FEATURES, hidden),
@@ -44,9 +52,13 @@ class SyntheticDataModule(ArraysDataModule):
         """Draw the sample.
 
         Args:
-            organisation: Whose, 0 or more; also the seed.
+            organisation: Whose, 0 to 2^31; also the seed.
             batch_size: For training.
+
+        Raises:
+            ArgumentError: One is of the wrong kind or out of bounds.
         """
+        check_int("organisation", organisation, 0, _MAX_ORGANISATION)
         training = _sample(_NUM_EXAMPLES, seed=organisation + 1)
         super().__init__(training, _sample(_NUM_TEST_EXAMPLES, seed=0), batch_size)
 
