@@ -1,7 +1,8 @@
 """`moot audit`: read a federation's whole log, check it, and say what was found.
 
 Exit codes: 0 the log is sound; 1 it is wrong, and the findings say where; 2 it could
-not be read, and the message says what to do.
+not be read, and the message says what to do; 130 it was interrupted. Whatever goes
+wrong in an audit is no verdict, so 1 means that the log is wrong and nothing else.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import typer
 
 from cli.audit_show import render
+from cli.processes import read_at_most
+from cli.show import say, say_error, say_json
 
 if TYPE_CHECKING:
     from adapters.kafka import Record
@@ -104,24 +106,41 @@ def audit(options: Options) -> None:
     try:
         _check(options)
         if options.is_followed:
-            raise typer.Exit(follow(options))
-        report = _audit_once(options)
-        _demand_log(report)
-    except CannotAuditError as error:
+            exit_code = follow(options)
+        else:
+            report = _audit_once(options)
+            _demand_log(report)
+            exit_code = 0 if report.is_sound else EXIT_WRONG
+    except Exception as error:
+        text = _describe(error, options)
         if options.as_json:
-            print(json.dumps({"is_sound": None, "error": str(error)}, indent=2))
-        print(f"error: {error}", file=sys.stderr)
+            say_json({"is_sound": None, "error": text}, is_wide=True)
+        if os.environ.get("MOOT_DEBUG"):
+            raise
+        say_error(text)
         raise typer.Exit(EXIT_UNREADABLE) from None
-    if options.as_json:
-        print(json.dumps(report.to_json(), indent=2))
+    if options.is_followed:
+        pass  # what there was to say was said
+    elif options.as_json:
+        say_json(report.to_json(), is_wide=True)
     else:
-        print(render(report, time.monotonic() - started))
-    raise typer.Exit(0 if report.is_sound else EXIT_WRONG)
+        say(*render(report, time.monotonic() - started).split("\n"))
+    raise typer.Exit(exit_code)
+
+
+def _describe(error: Exception, options: Options) -> str:
+    """Return why there is no verdict, whatever went wrong."""
+    if isinstance(error, CannotAuditError):
+        return str(error)
+    text = f"The audit could not go on: {type(error).__name__}: {error}."
+    if options.continue_from is not None:
+        text += f" If {options.continue_from} is damaged, audit from the beginning."
+    return text + " MOOT_DEBUG=1 shows where it comes from."
 
 
 def _check(options: Options) -> None:
     """Refuse what cannot be meant together."""
-    if bool(options.federation) == (options.bundle is not None):
+    if not options.federation and options.bundle is None:
         raise CannotAuditError("Name a federation (--federation) or a bundle.")
     if options.write_bundle is not None and (
         options.bundle is not None
@@ -165,12 +184,16 @@ def _parse_key(text: str | None) -> bytes | None:
 
 
 def _load_policy(path: Path | None) -> Policy | None:
-    from ledger.policy import InvalidPolicyError, parse_policy
+    from ledger.policy import (
+        MAX_POLICY_SIZE_BYTES,
+        InvalidPolicyError,
+        parse_policy,
+    )
 
     if path is None:
         return None
     try:
-        return parse_policy(_read_file(path))
+        return parse_policy(_read_file(path, MAX_POLICY_SIZE_BYTES))
     except InvalidPolicyError as error:
         msg = f"{path} is not a policy: {error}. `moot node policy` writes one."
         raise CannotAuditError(msg) from error
@@ -192,9 +215,11 @@ def _load_state(path: Path | None, federation: str) -> AuditState | None:
     return state
 
 
-def _read_file(path: Path) -> bytes:
+def _read_file(path: Path, max_size_bytes: int | None = None) -> bytes:
     try:
-        return path.read_bytes()
+        if max_size_bytes is None:
+            return path.read_bytes()
+        return read_at_most(path, max_size_bytes)
     except OSError as error:
         msg = f"cannot read {path}: {error.strerror}."
         raise CannotAuditError(msg) from error
@@ -207,7 +232,7 @@ def _save_state(path: Path | None, audited: Audited) -> None:
     if path is None:
         return
     if not audited.report.is_sound:
-        print(f"{path} was not written: the log is not sound", file=sys.stderr)
+        say(f"{path} was not written: the log is not sound", is_error=True)
         return
     partial = path.with_name(path.name + ".partial")
     try:
@@ -300,9 +325,14 @@ class KafkaSource:
         # the second, and the ledger is read to an end that is later than all.
         ledger = find_bounds(self._settings, topics.LEDGER, partition)
         time.sleep(SETTLE_S)
+        # What nodes attest has its checkpoint, too: so they come first.
+        attestations = find_bounds(self._settings, topics.ATTESTATIONS, partition)
+        time.sleep(SETTLE_S)
         others = {
-            topic: find_bounds(self._settings, topic, partition)
-            for topic in (topics.CHECKPOINTS, topics.ATTESTATIONS)
+            topics.ATTESTATIONS: attestations,
+            topics.CHECKPOINTS: find_bounds(
+                self._settings, topics.CHECKPOINTS, partition
+            ),
         }
         time.sleep(SETTLE_S)
 
@@ -341,7 +371,7 @@ class BundleSource:
     def __init__(self, bundle: Bundle, *, with_blobs: bool) -> None:
         self._bundle = bundle
         self.unframe: Unframe = bundle.unframe
-        has_blobs = with_blobs and bundle.manifest.has_blobs
+        has_blobs = with_blobs and bundle.has_blobs
         self.fetch: FetchBlob | None = bundle.fetch if has_blobs else None
 
     def open(self, positions: Mapping[str, Position]) -> Streams:
@@ -356,7 +386,9 @@ class BundleSource:
             ledger=read(topics.LEDGER),
             checkpoints=read(topics.CHECKPOINTS),
             attestations=read(topics.ATTESTATIONS),
-            settled_offset=self._bundle.manifest.settled_offset,
+            # Whoever wrote a bundle left out what had no checkpoint yet, so that
+            # nobody has to be believed that something is too new.
+            settled_offset=None,
         )
 
 
@@ -445,6 +477,12 @@ def _audit_once(options: Options) -> Report:
             stack.enter_context(_explained(None))
             bundle = stack.enter_context(Bundle(options.bundle))
             federation = bundle.manifest.federation_id
+            if options.federation not in {"", federation}:
+                msg = (
+                    f"{options.bundle} is of {federation!r}, not of "
+                    f"{options.federation!r}."
+                )
+                raise CannotAuditError(msg)
             source: Source = BundleSource(bundle, with_blobs=options.with_blobs)
         else:
             settings = _load_settings()
@@ -468,7 +506,24 @@ def _audit_once(options: Options) -> Report:
     _save_state(options.save, audited)
     if options.bundle is None:
         audited.report.notes += _note_topics(settings)
+    else:
+        audited.report.notes += _bundle_notes(audited.report, bundle)
     return audited.report
+
+
+def _bundle_notes(report: Report, bundle: Bundle) -> Iterator[str]:
+    """Say what rests on whoever made a bundle."""
+    yield (
+        "A bundle holds what its author put in: the log may go on, and what ledger "
+        "nodes said may have been left out. Demand finality with --policy."
+    )
+    if not bundle.has_blobs:
+        yield "There are no blobs in the bundle: whoever made it left them out."
+    if report.refusals:
+        yield (
+            "What the schema registry knew is the bundle's word: a record that was "
+            "refused for its framing or schema may have been another."
+        )
 
 
 def _note_topics(settings: Settings) -> list[str]:
@@ -524,7 +579,14 @@ def _write_bundle(writer: BundleWriter, audited: Audited, streams: Streams) -> N
         if admission.node_sets
         else None,
         settled_offset=streams.settled_offset,
+        end_offset=None if audited.report.stopped else _find_end(audited),
     )
+
+
+def _find_end(audited: Audited) -> int | None:
+    """Return where the blocks begin that were too new for their checkpoint."""
+    waiting = audited.state.checkpoints
+    return waiting[0].offset if waiting else None
 
 
 def _run(
@@ -590,8 +652,6 @@ def follow(options: Options) -> int:
         )
         start = _load_state(options.continue_from, options.federation)
         return _watch(options, settings, source, start, helpers, stopped)
-    except _StoppedError:
-        return 0
     finally:
         helpers.close()
         for number, handler in previous.items():
@@ -634,9 +694,11 @@ def _watch(
             # A log that is not there, or not there any more, is nothing to watch.
             _demand_log(audited.report)
             trouble = ""
+        except _StoppedError:
+            break  # what was found before stays found
         except CannotAuditError as error:
             if str(error) != trouble:  # not every two seconds
-                print(f"error: {error}", file=sys.stderr, flush=True)
+                say_error(error)
             trouble = str(error)
             for alert in monitor.miss(trouble, time.monotonic()):
                 _print_alert(alert, as_json=options.as_json)
@@ -659,8 +721,7 @@ def _watch(
 
 
 def _print_alert(alert: Alert, *, as_json: bool) -> None:
-    line = json.dumps(alert.to_json()) if as_json else str(alert)
-    print(line, flush=True)
+    say(json.dumps(alert.to_json()) if as_json else alert)
 
 
 @contextmanager

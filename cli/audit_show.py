@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from adapters.log_lines import printable
+
 if TYPE_CHECKING:
     from consumers.audit_report import Finality, Finding, Report
 
@@ -18,7 +20,7 @@ class _Line:
 
 
 def render(report: Report, elapsed_s: float) -> str:
-    """Return a report for people."""
+    """Return a report for people; what others wrote into it stays in its line."""
     lines = [
         _Line("log", f"{report.num_blocks:,} blocks, {report.num_leaves:,} leaves, "
               f"{_show_size(report.log_bytes)}"),
@@ -69,7 +71,7 @@ def render(report: Report, elapsed_s: float) -> str:
     if report.notes:
         out += ["", "What this rests on:"]
         out += [f"  - {note}" for note in report.notes]
-    return "\n".join(out)
+    return "\n".join(map(printable, out))
 
 
 def _list_findings(
@@ -95,7 +97,8 @@ def _list_findings(
 
 def _verdict(report: Report) -> str:
     if report.is_sound:
-        return f"SOUND: the log of {report.federation_id} is what it must be."
+        aside = "" if report.has_blobs else ", its blobs aside: none was looked at"
+        return f"SOUND: the log of {report.federation_id} is what it must be{aside}."
     count = report.num_findings.total()
     return (
         f"WRONG: the log of {report.federation_id} is not what it must be, "
@@ -175,7 +178,7 @@ def _list_refused(report: Report) -> Iterator[Sequence[str]]:
 
 def _align(rows: Iterable[Sequence[str]]) -> Iterator[str]:
     """Yield rows with their columns below each other."""
-    table = list(rows)
+    table = [[*map(printable, row)] for row in rows]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for row in table:
         cells = (f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))

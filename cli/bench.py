@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -16,6 +15,7 @@ from cli.bench_report import (
     replace_section,
 )
 from cli.processes import StackError
+from cli.show import say
 
 BENCHMARKS: Final = (
     "sequencer",
@@ -57,9 +57,9 @@ def run_bench(names: Sequence[str], *, quick: bool, write: bool) -> None:
         document = render_document(machine, sections, command + " --write" * write)
     if write:
         DOCUMENT.write_text(document, encoding="utf-8")
-        print(f"wrote {DOCUMENT.name}", file=sys.stderr)
+        say(f"wrote {DOCUMENT.name}", is_error=True)
     else:
-        print(document, end="")
+        say(*document.splitlines())
 
 
 def choose(names: Sequence[str]) -> tuple[str, ...]:
@@ -85,8 +85,8 @@ def _load(name: str) -> Callable[..., Section]:
 def _sayer(name: str) -> Callable[[str], None]:
     began = time.monotonic()
 
-    def say(message: str) -> None:
+    def say_progress(message: str) -> None:
         elapsed = time.monotonic() - began
-        print(f"{name:>12} {elapsed:6.1f} s  {message}", file=sys.stderr, flush=True)
+        say(f"{name:>12} {elapsed:6.1f} s  {message}", is_error=True)
 
-    return say
+    return say_progress

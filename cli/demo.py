@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Any, Final
 from rich.console import Console
 from rich.status import Status
 from rich.table import Table
+from rich.text import Text
 
+from adapters.log_lines import printable
 from cli.processes import LOOPBACK, StackError, find_free_ports
 from cli.services import Supervisor
 from cli.stack import LocalStack
@@ -172,11 +174,12 @@ class _Demo:
         if self._stack is not None:
             self._stack.stop()
 
-    def say(self, message: str) -> None:
+    def say(self, message: str, *, style: str = "", place: str = "") -> None:
+        """Print a line; what is in a message is no markup."""
         elapsed = time.monotonic() - self.begun
-        self.console.print(
-            f"[dim]{elapsed:6.1f} s[/]  {message}", highlight=False, soft_wrap=True
-        )
+        line = Text().append(f"{elapsed:6.1f} s  {place}", style="dim")
+        line.append(printable(message), style=style)
+        self.console.print(line, highlight=False, soft_wrap=True)
 
     def _prepare(self, settings: Settings) -> None:
         from adapters.blobs import BlobStore
@@ -279,7 +282,7 @@ class _Demo:
         for read in follow_log(settings, make_registry(settings), FEDERATION):
             assert self._supervisor is not None
             for name in self._supervisor.watch():
-                self.say(f"[yellow]{name} had ended and was started again[/]")
+                self.say(f"{name} had ended and was started again", style="yellow")
             if time.monotonic() > deadline:
                 msg = f"nothing was registered for {ROUND_TIMEOUT_S:.0f} s"
                 raise StackError(msg, f"The logs are in {self._supervisor.logs}.")
@@ -342,7 +345,8 @@ class _Demo:
                 if final >= size:
                     waited = time.monotonic() - begun
                     self.say(f"final {waited:.1f} s later; cosigned checkpoint:")
-                    self.console.print(note.decode(), style="dim", highlight=False)
+                    for line in note.decode(errors="replace").splitlines():
+                        self.say(line, style="dim")
                     return
                 problem = f"only {final} of {size} leaves are final"
             time.sleep(0.1)
@@ -400,9 +404,8 @@ class _Demo:
         )
         if isinstance(event, quiet):
             return
-        place = f"[dim]block {height:>3} leaf {leaf_index:>3}[/]"
-        text = describe(event)
-        self.say(f"{place}  [{style}]{text}[/]" if style else f"{place}  {text}")
+        place = f"block {height:>3} leaf {leaf_index:>3}  "
+        self.say(describe(event), style=style or "", place=place)
 
     def _intrude(self, settings: Settings) -> None:
         """Submit an update that nobody admitted signed: the log shows the refusal."""

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cli.processes import Progress, StackError, kill_owned, last_lines, spawn_owned
+from cli.show import say
 
 DEFINITIONS = Path(__file__).resolve().parent.parent / "ops" / "local"
 REGISTRY_ARCHIVE = re.compile(r"apicurio-registry-app-.*-all\.tar\.gz")
@@ -352,7 +353,7 @@ def _write_checksums() -> None:
     ]
     with tempfile.TemporaryDirectory() as scratch:
         destination = Path(scratch) / "jars"
-        _maven(destination, Path(scratch) / "maven.log", lambda _, what: print(what))
+        _maven(destination, Path(scratch) / "maven.log", lambda _, what: say(what))
         kept += [f"{sha256_of(f)}  {f.name}" for f in sorted(destination.iterdir())]
     path.write_text("\n".join(kept) + "\n", encoding="utf-8")
 

@@ -2,27 +2,57 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, cast
 
 import typer
+from typer.core import TyperGroup
+
+from cli.processes import StackError
+from cli.show import prepare, say, say_error, say_json
 
 if TYPE_CHECKING:
     from adapters.settings import Settings
     from adapters.topic_config import Problem
 
 EXIT_CANNOT: Final = 2
+EXIT_INTERRUPTED: Final = 130  # 128 and SIGINT's number, as shells have it
 NEW_TOPIC_KNOWN_WITHIN_S: Final = 5.0
 OUR_PACKAGES: Final = (
     "adapters", "cli", "consumers", "ledger", "producers", "protocol", "schemas",
 )  # fmt: skip
 
+
+class UnwrittenError(Exception):
+    """Nobody took the output."""
+
+
+class _Commands(TyperGroup):
+    """The commands, with one end for what goes wrong in any of them."""
+
+    answer: int | None = None
+    """The exit code that a command gave itself."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run one; typer would end with 1 when nobody takes the output."""
+        try:
+            return super().invoke(ctx)
+        except typer.Exit as end:
+            self.answer = end.exit_code
+            raise
+        except (OSError, EOFError) as error:
+            _explain(error)
+            raise typer.Exit(EXIT_CANNOT) from None
+
+
 app = typer.Typer(
+    cls=_Commands,
     help="Federated learning on the Kafka you already run, replayable bit for bit.",
     no_args_is_help=True,
     add_completion=False,
@@ -68,7 +98,7 @@ def up(directory: StackDirectory = None) -> None:
 
     stack = LocalStack(directory or default_directory(), detached=True)
     stack.start(_say)
-    print(f"up: {stack.endpoints.bootstrap_servers}; `moot down` stops it")
+    say(f"up: {stack.endpoints.bootstrap_servers}; `moot down` stops it")
 
 
 @app.command()
@@ -77,7 +107,7 @@ def down(directory: StackDirectory = None) -> None:
     from cli.stack import default_directory, stop_detached
 
     running = stop_detached(directory or default_directory())
-    print("stopped" if running else "nothing was running")
+    say("stopped" if running else "nothing was running")
 
 
 @app.command()
@@ -96,9 +126,9 @@ def status(
         if found.endpoints is None:
             raise _failure("nothing is running: `moot up` starts it")
         for name, value in found.endpoints.environment().items():
-            print(f"export {name}='{value}'")
+            say(f"export {name}='{value}'")
         state = (directory or default_directory()) / "services"
-        print(f"export MOOT_STATE_DIRECTORY='{state}'")
+        say(f"export MOOT_STATE_DIRECTORY='{state}'")
     elif as_json:
         services = [
             {
@@ -110,12 +140,12 @@ def status(
             }
             for service in found.services
         ]
-        print(json.dumps({"state": found.state, "services": services}))
+        say_json({"state": found.state, "services": services})
     else:
-        print(f"{found.directory}: {found.state}")
+        say(f"{found.directory}: {found.state}")
         for service in found.services:
             word = "healthy" if service.healthy else "NOT HEALTHY"
-            print(f"  {service.name:<10} {word:<12} {service.endpoint}")
+            say(f"  {service.name:<10} {word:<12} {service.endpoint}")
     if found.state not in {StackState.RUNNING, StackState.STOPPED}:
         raise typer.Exit(1)
 
@@ -322,7 +352,7 @@ def topics_create(
 
     settings = _settings()
     created = create_topics(settings)
-    print("\n".join(created) if created else "all topics exist")
+    say(*(created or ["all topics exist"]))
     deadline = time.monotonic() + NEW_TOPIC_KNOWN_WITHIN_S
     problems = check_topics(settings)
     # Not every broker knows at once what was just made.
@@ -345,10 +375,10 @@ def topics_check(as_json: AsJson = False) -> None:
     settings = _settings()
     problems = check_topics(settings)
     if as_json:
-        print(json.dumps([asdict(problem) for problem in problems]))
+        say_json([asdict(problem) for problem in problems])
         raise typer.Exit(int(is_fatal(problems)))
     if not problems:
-        print("all topics are as they must be")
+        say("all topics are as they must be")
     _show_topic_problems(settings, problems)
 
 
@@ -356,7 +386,7 @@ def _show_topic_problems(settings: Settings, problems: Sequence[Problem]) -> Non
     from adapters.topic_config import describe, is_fatal
 
     if problems:
-        print(describe(problems, settings), file=sys.stderr)
+        say(*describe(problems, settings).splitlines(), is_error=True)
     if is_fatal(problems):
         raise typer.Exit(1)
 
@@ -368,10 +398,10 @@ def topics_list(as_json: AsJson = False) -> None:
 
     if as_json:
         table = {t: [c.__name__ for c in cs] for t, cs in topics.EVENTS.items()}
-        print(json.dumps(table))
+        say_json(table)
         return
     for topic, events in topics.EVENTS.items():
-        print(f"{topic:<18} {', '.join(event.__name__ for event in events)}")
+        say(f"{topic:<18} {', '.join(event.__name__ for event in events)}")
 
 
 @schemas_app.command("register")
@@ -381,10 +411,10 @@ def schemas_register(as_json: AsJson = False) -> None:
 
     ids = SchemaRegistry(_settings().schema_registry_url).register_all()
     if as_json:
-        print(json.dumps(ids))
+        say_json(ids)
         return
     for subject, schema_id in ids.items():
-        print(f"{schema_id:>5} {subject}")
+        say(f"{schema_id:>5} {subject}")
 
 
 @schemas_app.command("show")
@@ -394,7 +424,7 @@ def schemas_show(name: str) -> None:
 
     if name not in codec.CLASSES:
         raise _failure(f"no event {name}; `moot topics list` shows them all")
-    print(codec.schema_text(name), end="")
+    say(*codec.schema_text(name).splitlines())
 
 
 @federation_app.command("create")
@@ -496,8 +526,8 @@ def federation_create(
         principals=_parse_principals(principal or ()),
         allowed_prefixes=tuple(allow or ()) or DEFAULT_ALLOWED,
     )
-    print(f"founded {federation}; agents and auditors pin this operator key:")
-    print(operator.hex())
+    say(f"founded {federation}; agents and auditors pin this operator key:")
+    say(operator.hex())
 
 
 @federation_app.command("key")
@@ -516,7 +546,7 @@ def federation_key(
     if role not in ROLES:
         raise _failure(f"no role {role!r}: {', '.join(ROLES)}")
     keys = _settings().state_directory / "keys"
-    print(load_or_create_key(key_path(keys, role)).public_key.hex())
+    say(load_or_create_key(key_path(keys, role)).public_key.hex())
 
 
 @federation_app.command("show")
@@ -538,7 +568,7 @@ def party_init(
     """Make a party's keys and memory, and print it for `federation create`."""
     from cli.party import make_party, show_party
 
-    print(show_party(make_party(_settings(), name, address)))
+    say(show_party(make_party(_settings(), name, address)))
 
 
 @dealer_app.command("init")
@@ -548,7 +578,7 @@ def dealer_init(
     """Make a dealer's key, and print it for `federation create`."""
     from cli.party import make_dealer_key
 
-    print(make_dealer_key(_settings(), name).hex())
+    say(make_dealer_key(_settings(), name).hex())
 
 
 @node_app.command("init")
@@ -561,7 +591,7 @@ def node_init(
     """Make a ledger node's key and vote log, and print it for `federation create`."""
     from cli.node import make_node, show_node
 
-    print(show_node(make_node(_settings(), name, url)))
+    say(show_node(make_node(_settings(), name, url)))
 
 
 @node_app.command("list")
@@ -583,7 +613,7 @@ def node_policy(
     """Print whose cosignatures make a checkpoint final, as a C2SP policy file."""
     from cli.receipts import show_policy
 
-    print(show_policy(_settings(), federation, era), end="")
+    say(*show_policy(_settings(), federation, era).splitlines())
 
 
 @node_app.command("propose")
@@ -635,7 +665,7 @@ def receipt(
     leaf_index, data = get_receipt(_settings(), federation, event, tuple(url or ()))
     path = output or Path(f"{federation}-leaf-{leaf_index}{FILE_EXTENSION}")
     path.write_bytes(data)
-    print(f"wrote {path}: leaf {leaf_index}, {len(data)} bytes")
+    say(f"wrote {path}: leaf {leaf_index}, {len(data)} bytes")
 
 
 @app.command("verify-receipt")
@@ -674,7 +704,7 @@ def round_abandon(
     """Give up the round in progress, so that another can start."""
     from cli.operate import abandon_round
 
-    print(f"gave up round {abandon_round(_settings(), federation, explanation)}")
+    say(f"gave up round {abandon_round(_settings(), federation, explanation)}")
 
 
 @round_app.command("watch")
@@ -744,7 +774,7 @@ def agent_admit(
     from cli.operate import admit_agent
 
     admit_agent(_settings(), federation, agent_id, _parse_key(public_key))
-    print(f"admitted {agent_id}")
+    say(f"admitted {agent_id}")
 
 
 @agent_app.command("revoke")
@@ -757,7 +787,7 @@ def agent_revoke(
     from cli.operate import revoke_agent
 
     revoke_agent(_settings(), federation, agent_id, explanation)
-    print(f"revoked {agent_id}")
+    say(f"revoked {agent_id}")
 
 
 @registry_app.command("list")
@@ -801,7 +831,7 @@ DEFAULT_ALLOWED: Final = ("producers.examples",)
 
 
 def _say(service: str, message: str) -> None:
-    print(f"{service:>16}  {message}", file=sys.stderr, flush=True)
+    say(f"{service:>16}  {message}", is_error=True)
 
 
 def _parse_principals(items: Sequence[str]) -> dict[str, str]:
@@ -851,29 +881,64 @@ def _settings() -> Any:
 
 
 def _failure(message: str) -> typer.Exit:
-    print(f"error: {message}", file=sys.stderr)
+    say_error(message)
     return typer.Exit(EXIT_CANNOT)
 
 
 def main() -> None:
-    """Run a command; what we raise on purpose is printed as a sentence."""
+    """Run a command; whatever goes wrong is said in a sentence.
+
+    Exit code 1 is a command's own answer (a log that is wrong, a receipt that is not
+    valid): nothing else ends with it.
+    """
+    prepare()
+    sys.exit(_finish(_run()))
+
+
+def _run() -> int:
+    commands = cast("_Commands", typer.main.get_command(app))
     try:
-        app()
+        commands()
+    except SystemExit as end:
+        code = 0 if end.code is None else end.code
+        # Libraries end with 1, too: rich does when a pipe is broken.
+        is_answer = isinstance(code, int) and (code != 1 or commands.answer == 1)
+        return int(code) if is_answer else EXIT_CANNOT
     except KeyboardInterrupt:
-        sys.exit(130)
-    except Exception as error:
+        return EXIT_INTERRUPTED
+    except Exception as error:  # the last resort
+        _explain(error)
+    return EXIT_CANNOT
+
+
+def _explain(error: Exception) -> None:
+    """Say what went wrong: what we raise on purpose is a sentence already."""
+    with suppress(OSError):  # nobody listens
         if os.environ.get("MOOT_DEBUG"):
-            raise
-        package = type(error).__module__.split(".", 1)[0]
-        if package in OUR_PACKAGES:
-            print(f"error: {error}", file=sys.stderr)
+            say_error("".join(traceback.format_exception(error)).rstrip("\n"))
+            return
+        if isinstance(error, StackError):
+            say_error(error.message)
+            say(error.hint, is_error=True)
+        elif type(error).__module__.split(".", 1)[0] in OUR_PACKAGES:
+            say_error(error)
         else:
-            print(
-                f"error: {type(error).__name__}: {error}\n"
-                "Set MOOT_DEBUG=1 to see where it comes from.",
-                file=sys.stderr,
-            )
-        sys.exit(EXIT_CANNOT)
+            say_error(f"{type(error).__name__}: {error}")
+            say("Set MOOT_DEBUG=1 to see where it comes from.", is_error=True)
+
+
+def _finish(code: int) -> int:
+    """Write what is still to be written; an answer that nobody gets is none."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except (OSError, ValueError) as error:
+        _explain(UnwrittenError(f"the output could not be written: {error}"))
+        # Or the interpreter tries again, and ends with a code of its own.
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_CANNOT
+    return code
 
 
 if __name__ == "__main__":

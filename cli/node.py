@@ -12,7 +12,8 @@ from adapters.ledger import read_log
 from adapters.settings import Settings
 from adapters.vote_log import create_identity, load_identity
 from cli.operate import await_leaf, make_operator, make_registry
-from cli.processes import StackError, demand_name
+from cli.processes import StackError, demand_name, read_at_most
+from cli.show import say, say_json
 from ledger.attestations import InvalidNodeSetError, NodeSet, sign_approval
 from protocol.admission import AdmissionState
 from protocol.log import fold_admission
@@ -154,8 +155,7 @@ def load_proposal(path: Path) -> Proposal:
 
 
 def _read_proposal(path: Path) -> bytes:
-    with path.open("rb") as file:
-        data = file.read(MAX_PROPOSAL_SIZE_BYTES + 1)
+    data = read_at_most(path, MAX_PROPOSAL_SIZE_BYTES)
     if len(data) > MAX_PROPOSAL_SIZE_BYTES:
         msg = f"more than {MAX_PROPOSAL_SIZE_BYTES} bytes"
         raise ValueError(msg)
@@ -177,12 +177,12 @@ def list_nodes(settings: Settings, federation_id: str, *, as_json: bool) -> None
             }
             for nodes in node_sets
         ]
-        print(json.dumps(eras))
+        say_json(eras)
         return
     for nodes in node_sets:
-        print(f"era {nodes.era}: {nodes.quorum} of {len(nodes.nodes)}")
+        say(f"era {nodes.era}: {nodes.quorum} of {len(nodes.nodes)}")
         for node in nodes.nodes:
-            print(f"  {show_node(node)}")
+            say(f"  {show_node(node)}")
 
 
 def propose(
@@ -202,7 +202,7 @@ def propose(
         msg = f"these cannot be ledger nodes: {error}"
         raise StackError(msg, "`moot node list` shows the present ones.") from None
     proposal.store(path)
-    print(f"wrote {path}: {present.quorum} of the present nodes must approve it")
+    say(f"wrote {path}: {present.quorum} of the present nodes must approve it")
 
 
 def approve(settings: Settings, path: Path, name: str) -> None:
@@ -228,7 +228,7 @@ def approve(settings: Settings, path: Path, name: str) -> None:
         nodes=proposal.nodes,
         approvals=tuple(approvals),
     ).store(path)
-    print(f"{name} approves: {len(approvals)} of {present.quorum}")
+    say(f"{name} approves: {len(approvals)} of {present.quorum}")
 
 
 def change(settings: Settings, path: Path) -> None:
@@ -238,7 +238,7 @@ def change(settings: Settings, path: Path) -> None:
         proposal.federation_id, proposal.era, proposal.nodes, proposal.approvals
     )
     leaf_index = await_leaf(settings, proposal.federation_id, position)
-    print(
+    say(
         f"leaf {leaf_index}: era {proposal.era} begins once its block is final; the "
         "nodes that are no longer named may be stopped then"
     )

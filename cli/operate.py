@@ -17,6 +17,7 @@ from adapters.ledger import ReadBlock, find_genesis, follow_log, read_log
 from adapters.schema_registry import FramingError, SchemaRegistry
 from adapters.settings import Settings
 from cli.processes import StackError
+from cli.show import say, say_json, show_time
 from producers.control import Operator, Parameters, Position, load_principals
 from protocol.admission import AdmissionState, compute_event_id
 from protocol.decider import step
@@ -242,10 +243,9 @@ def await_drawable(settings: Settings, federation_id: str) -> RoundsState:
         if is_drawable(state) or time.monotonic() - begun > DRAWABLE_WITHIN_S:
             break
     if not is_drawable(state):
-        print(
+        say(
             f"nothing became final within {DRAWABLE_WITHIN_S:.0f} s: the cohort will "
             "be drawn from an earlier checkpoint",
-            flush=True,
         )
     return state
 
@@ -275,11 +275,11 @@ def show_federation(settings: Settings, federation_id: str, *, as_json: bool) ->
         ),
     }
     if as_json:
-        print(json.dumps(summary))
+        say_json(summary)
         return
     for name, value in summary.items():
         shown = ", ".join(value) if isinstance(value, list) else value
-        print(f"{name:<16} {shown}")
+        say(f"{name:<16} {shown}")
 
 
 def find_waited_for(config: e.FederationConfigured, current: OpenRound) -> list[str]:
@@ -321,10 +321,10 @@ def list_agents(settings: Settings, federation_id: str, *, as_json: bool) -> Non
                 if entry["agent"] == event.agent_id and entry["state"] == "admitted":
                     entry["state"] = "revoked"
     if as_json:
-        print(json.dumps(list(agents.values())))
+        say_json(list(agents.values()))
         return
     for entry in agents.values():
-        print(f"{entry['state']:<9} {entry['public_key']} {entry['agent']}")
+        say(f"{entry['state']:<9} {entry['public_key']} {entry['agent']}")
 
 
 def start_round(
@@ -337,7 +337,7 @@ def start_round(
         federation_id, number, after_ms=state.last_requested_at_ms
     )
     asked_at = await_leaf(settings, federation_id, position)
-    print(f"round {number} requested", flush=True)
+    say(f"round {number} requested")
     if not wait:
         return 0
     deadline = time.monotonic() + timeout_s
@@ -354,7 +354,7 @@ def start_round(
                 or getattr(event, "round", None) != number
             ):
                 continue
-            print(describe(event), flush=True)
+            say(describe(event))
             if isinstance(event, e.ModelVersionRegistered):
                 return 0
             if isinstance(event, e.RoundAbandoned | e.RoundRefused):
@@ -399,9 +399,9 @@ def watch(
                     "event": type(event).__name__,
                     **to_jsonable(event),
                 }
-                print(json.dumps(line), flush=True)
+                say_json(line)
             else:
-                print(f"{leaf.sequenced.leaf_index:>6}  {describe(event)}", flush=True)
+                say(f"{leaf.sequenced.leaf_index:>6}  {describe(event)}")
 
 
 def list_versions(settings: Settings, federation_id: str, *, as_json: bool) -> None:
@@ -412,14 +412,12 @@ def list_versions(settings: Settings, federation_id: str, *, as_json: bool) -> N
         if isinstance(leaf.sequenced.event, e.ModelVersionRegistered)
     ]
     if as_json:
-        print(json.dumps([to_jsonable(version) for version in versions]))
+        say_json([to_jsonable(version) for version in versions])
         return
-    print("version parent round accuracy   loss registered            model")
+    say("version parent round accuracy   loss registered            model")
     for version in versions:
-        when = time.strftime(
-            "%Y-%m-%d %H:%M:%S", time.gmtime(version.registered_at_ms / 1000)
-        )
-        print(
+        when = show_time(version.registered_at_ms / 1000)
+        say(
             f"{version.version:>7} {version.parent_version:>6} {version.round:>5} "
             f"{version.accuracy_micros / 1e6:>8.4f} {version.loss_micros / 1e6:>6.3f} "
             f"{when}Z {version.model.sha256.hex()[:16]}"
@@ -446,7 +444,7 @@ def get_version(
                 else compute_max_model_size(num_parameters)
             )
             output.write_bytes(BlobStore(settings).fetch(ref, max_size_bytes=size))
-            print(f"wrote {output}: version {version}, {ref.size_bytes} bytes")
+            say(f"wrote {output}: version {version}, {ref.size_bytes} bytes")
             return
     msg = f"federation {federation_id!r} has no version {version}"
     raise StackError(msg, f"`moot registry list -f {federation_id}` shows them.")
@@ -534,8 +532,8 @@ def describe(event: e.LedgerEvent) -> str:
         case e.FinalityRequested():
             return f"block {event.height} waits to become final"
         case e.CheckpointFinalised():
-            _, size, *_ = event.checkpoint.split("\n")
-            return f"the checkpoint of size {size} is final"
+            size = event.checkpoint.split("\n")[1:2] or ["?"]
+            return f"the checkpoint of size {size[0]} is final"
         case e.EquivocationProven():
             return f"{event.public_key.hex()[:16]} contradicts itself: proven"
         case e.BalanceChanged():

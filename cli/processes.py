@@ -143,6 +143,17 @@ def last_lines(path: Path, count: int = 20) -> str:
     return "\n".join(lines[-count:]) or "(empty log)"
 
 
+def read_at_most(path: Path, size_bytes: int) -> bytes:
+    """Return a file's bytes, or one more than there may be: its parser refuses that.
+
+    Args:
+        path: The file, which may have no end.
+        size_bytes: How many there may be.
+    """
+    with path.open("rb") as file:
+        return file.read(size_bytes + 1)
+
+
 def find_free_ports(number: int) -> list[int]:
     """Return TCP ports of this machine that nobody listens on, all different."""
     held = [socket.create_server((LOOPBACK, 0)) for _ in range(number)]

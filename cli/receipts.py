@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +10,22 @@ from adapters.ledger import read_log
 from adapters.log_client import LogUnavailableError, NotFinalYetError, fetch_receipt
 from adapters.settings import Settings
 from cli.operate import describe, make_registry, to_jsonable
-from cli.processes import StackError
+from cli.processes import StackError, read_at_most
+from cli.show import say, say_json, show_time
 from ledger.checkpoint import compute_origin
 from ledger.merkle import InvalidProofError
 from ledger.note import InvalidNoteError
-from ledger.policy import InvalidPolicyError, Policy, parse_policy
-from ledger.proof_file import InvalidProofFileError, verify_receipt
+from ledger.policy import (
+    MAX_POLICY_SIZE_BYTES,
+    InvalidPolicyError,
+    Policy,
+    parse_policy,
+)
+from ledger.proof_file import (
+    MAX_PROOF_FILE_SIZE_BYTES,
+    InvalidProofFileError,
+    verify_receipt,
+)
 from protocol.admission import (
     AdmissionState,
     compute_event_id,
@@ -105,7 +114,9 @@ def check_receipt(receipt: Path, policy_path: Path, *, as_json: bool) -> int:
     """Verify a receipt offline and print what it says; returns an exit code."""
     try:
         policy = _load_policy(policy_path)
-        verified = verify_receipt(receipt.read_bytes(), policy)
+        verified = verify_receipt(
+            read_at_most(receipt, MAX_PROOF_FILE_SIZE_BYTES), policy
+        )
         leaf = codec.decode_as(e.Leaf, verified.leaf)
         event = codec.decode(leaf.event)
     except OSError as error:
@@ -120,9 +131,9 @@ def check_receipt(receipt: Path, policy_path: Path, *, as_json: bool) -> int:
         codec.CodecError,
     ) as error:
         if as_json:
-            print(json.dumps({"is_valid": False, "problem": str(error)}))
+            say_json({"is_valid": False, "problem": str(error)})
         else:
-            print(f"NOT VALID: {error}")
+            say(f"NOT VALID: {error}")
         return 1
     checkpoint = verified.verified.checkpoint
     cosigned = {s.key.name: s.timestamp_s for s in verified.verified.cosignatures}
@@ -137,20 +148,20 @@ def check_receipt(receipt: Path, policy_path: Path, *, as_json: bool) -> int:
             "event": type(event).__name__,
             **to_jsonable(event),
         }
-        print(json.dumps(content))
+        say_json(content)
         return 0
-    print(f"valid: leaf {verified.leaf_index} of {checkpoint.origin}")
-    print(f"  says         {describe(event)}")  # type: ignore[arg-type]  # what leaves hold
-    print(f"  checkpoint   size {checkpoint.size}, root {checkpoint.root.hex()}")
+    say(f"valid: leaf {verified.leaf_index} of {checkpoint.origin}")
+    say(f"  says         {describe(event)}")  # type: ignore[arg-type]  # what leaves hold
+    say(f"  checkpoint   size {checkpoint.size}, root {checkpoint.root.hex()}")
     for name, timestamp_s in cosigned.items():
-        when = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(timestamp_s or 0))
-        print(f"  cosigned by  {name} at {when}Z")
+        when = show_time(timestamp_s or 0)
+        say(f"  cosigned by  {name} at {when}Z")
     return 0
 
 
 def _load_policy(path: Path) -> Policy:
     try:
-        return parse_policy(path.read_bytes())
+        return parse_policy(read_at_most(path, MAX_POLICY_SIZE_BYTES))
     except InvalidPolicyError as error:
         msg = f"{path} is not a policy: {error}"
         raise StackError(msg, "`moot node policy` writes one.") from None

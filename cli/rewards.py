@@ -8,7 +8,6 @@ Also the reward rule as `moot federation create` is told it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields, replace
 from typing import Final
@@ -16,6 +15,7 @@ from typing import Final
 from adapters.settings import Settings
 from cli.operate import read_leaves, to_jsonable
 from cli.processes import StackError
+from cli.show import say, say_json
 from protocol.decider import step
 from protocol.log import OpenedLeaf
 from protocol.rewards import DECIDER, RECOMMENDED_RULE, RewardsState
@@ -64,10 +64,10 @@ def show_rewards(
     """
     state, changes = follow_rewards(read_leaves(settings, federation_id))
     if as_json:
-        print(json.dumps(summarise(state, changes, history=history)))
+        say_json(summarise(state, changes, history=history))
         return
     for line in list_changes(changes) if history else list_balances(state):
-        print(line)
+        say(line)
 
 
 def follow_rewards(

@@ -292,6 +292,7 @@ class _Audit:
     ) -> None:
         """Read everything, or as much as can be believed."""
         report = self.report
+        report.has_blobs = self._blobs is not None
         report.has_checkpoints = checkpoints is not None
         report.has_attestations = attestations is not None
         try:

@@ -16,7 +16,8 @@ A bundle is a plain tar, in this order:
     bytes:    u32 length (2^32-1: null), then as many bytes; numbers are big-endian
 
 The same records give the same bytes. Nothing in a bundle is believed: records and blobs
-are audited like those of a broker, report and policy are not even read. What is read is
+are audited like those of a broker, report and policy are not even read. Blocks that had
+no checkpoint yet are not in it, so every one that is must have its own. What is read is
 bounded: by the file's size, since nothing in it is compressed, and by what a record may
 be. Names are those above and no others, so nothing is ever written anywhere.
 
@@ -30,16 +31,17 @@ import io
 import json
 import os
 import re
+import stat
 import struct
 import tarfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BufferedWriter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
-from typing import IO, Final, Self
+from typing import IO, Any, Final, Self
 
 from adapters.blobs import BlobError
 from adapters.kafka import Record
@@ -183,11 +185,15 @@ def decode_record(topic: str, body: bytes) -> Record:
 class Manifest:
     """What a bundle says about itself.
 
+    Its author's word, and nothing that a verdict may rest on.
+
     Attributes:
-        federation_id: Whose log.
+        federation_id: Whose log; every block says it as well.
         schemas: Single-object header by framing prefix: what the schema registry knew.
-        has_blobs: Whether blobs are in it.
-        settled_offset: From this offset on blocks may be too new for their checkpoint.
+            Signatures are over the header too, so a wrong one makes nothing pass.
+        has_blobs: Whether blobs were fetched. See `Bundle.has_blobs`.
+        settled_offset: From this offset on blocks might have been too new for their
+            checkpoint when it was read; those that were are not in it.
     """
 
     federation_id: str
@@ -216,25 +222,54 @@ class Manifest:
         try:
             content = json.loads(data)
             manifest = cls(
-                federation_id=content["federation_id"],
+                federation_id=_typed(content, "federation_id", str),
                 schemas={
                     bytes.fromhex(prefix): bytes.fromhex(header)
-                    for prefix, header in content["schemas"].items()
+                    for prefix, header in _typed(content, "schemas", dict).items()
                 },
-                has_blobs=content["has_blobs"],
-                settled_offset=content["settled_offset"],
+                has_blobs=_typed(content, "has_blobs", bool),
+                settled_offset=_typed(content, "settled_offset", int, type(None)),
             )
             if manifest.to_bytes() != data:
                 msg = f"it is not of format {FORMAT}"
                 raise BundleError(msg)  # noqa: TRY301  # one handler names the member
-            for header in manifest.schemas.values():
-                if header[:2] != codec.MARKER:
-                    raise BundleError("a schema is not known by a fingerprint")  # noqa: TRY301
-                codec.event_name(header[2:])
-        except Exception as error:
+            manifest.check()
+        except BundleError as error:
             msg = f"manifest.json: {error}"
             raise BundleError(msg) from error
+        except Exception as error:
+            msg = f"manifest.json: {type(error).__name__}: {error}"
+            raise BundleError(msg) from error
         return manifest
+
+    def check(self) -> None:
+        """Check what no type says.
+
+        Raises:
+            BundleError: no writer wrote it.
+        """
+        self.federation_id.encode()  # a lone surrogate has no bytes
+        if self.settled_offset is not None and not 0 <= self.settled_offset < 2**63:
+            msg = "settled_offset is no offset"
+            raise BundleError(msg)
+        for prefix, header in self.schemas.items():
+            if len(prefix) != codec.FRAMING_SIZE or prefix[:1] != b"\0":
+                msg = f"{prefix.hex()!r} is no framing"
+                raise BundleError(msg)
+            if header[:2] != codec.MARKER:
+                raise BundleError("a schema is not known by a fingerprint")
+            codec.event_name(header[2:])
+
+
+def _typed(content: Any, name: str, *types: type) -> Any:
+    """Return a member of JSON's object, if it is of one of these types and no other."""
+    if type(content) is not dict or name not in content:
+        msg = f"{name} is missing"
+        raise BundleError(msg)
+    if type(content[name]) not in types:
+        msg = f"{name} is a {type(content[name]).__name__}"
+        raise BundleError(msg)
+    return content[name]
 
 
 class BundleWriter:
@@ -259,6 +294,7 @@ class BundleWriter:
         self._has_blobs = False
         self._streams: list[_KeptRecords] = []
         self._files: dict[str, BufferedWriter] = {}
+        self._sizes: list[tuple[int, int]] = []
         self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
@@ -294,7 +330,14 @@ class BundleWriter:
         if file is None:
             file = self._kept(_member_of(record.topic)).open("wb")
             self._files[record.topic] = file
-        file.write(encode_record(record))
+        try:
+            data = encode_record(record)
+        except (BundleError, UnicodeError):
+            # Nobody of ours wrote it, and nobody must be able to prevent a bundle.
+            data = encode_record(_stand_in(record))
+        file.write(data)
+        if record.topic == topics.LEDGER:
+            self._sizes.append((record.offset, file.tell()))
 
     def unframe(self, unframe: Unframe) -> Unframe:
         """Return the same function; what it knew of schemas is kept."""
@@ -331,6 +374,7 @@ class BundleWriter:
         *,
         policy: bytes | None,
         settled_offset: int | None,
+        end_offset: int | None = None,
     ) -> None:
         """Write the bundle; an existing file is replaced at the end, or not at all.
 
@@ -341,6 +385,8 @@ class BundleWriter:
             report: What the audit found, JSON.
             policy: The ledger nodes' policy; None if there are none.
             settled_offset: From this offset on blocks may lack their checkpoint.
+            end_offset: From this offset on blocks do lack it: they are left out, so
+                that whoever reads the bundle can demand one of every block.
 
         Raises:
             BundleError: it cannot be written.
@@ -361,6 +407,10 @@ class BundleWriter:
             for _ in stream:
                 pass
         self._end()
+        if end_offset is not None:
+            # Blocks after the end lie at the end of the file.
+            kept = [size for offset, size in self._sizes if offset < end_offset]
+            os.truncate(self._kept(_member_of(topics.LEDGER)), max(kept, default=0))
         partial = self._kept("bundle")
         try:
             with tarfile.open(partial, "w", format=tarfile.GNU_FORMAT) as tar:
@@ -404,6 +454,14 @@ class _KeptRecords:
         return record
 
 
+def _stand_in(record: Record) -> Record:
+    """Return what a bundle holds for a record that cannot be in one."""
+    key = record.key
+    if key is not None and len(key) > MAX_TEXT_SIZE_BYTES:
+        key = None
+    return replace(record, key=key, value=None, headers=())
+
+
 def _member_of(topic: str) -> str:
     return topic.removeprefix("moot.") + ".records"
 
@@ -427,12 +485,16 @@ class Bundle:
 
     def __init__(self, path: Path) -> None:
         try:
-            self._file = os.open(path, os.O_RDONLY)
+            # Not to wait for whoever should write into a pipe.
+            self._file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         except OSError as error:
             msg = f"cannot read {path}: {error.strerror}"
             raise BundleError(msg) from error
         try:
-            self._size = os.fstat(self._file).st_size
+            found = os.fstat(self._file)
+            if not stat.S_ISREG(found.st_mode):
+                raise BundleError("it is no file")  # noqa: TRY301  # named below
+            self._size = found.st_size
             self._members = self._index()
             self.manifest = Manifest.from_bytes(self._read_text("manifest.json"))
         except BundleError as error:
@@ -456,6 +518,13 @@ class Bundle:
     ) -> None:
         """Close the file."""
         self.close()
+
+    @property
+    def has_blobs(self) -> bool:
+        """Whether there are blobs to look at, or should be."""
+        return self.manifest.has_blobs or any(
+            name.startswith("blobs/") for name in self._members
+        )
 
     def records(self, topic: str) -> Iterator[Record]:
         """Yield a topic's records in their order.
@@ -518,7 +587,11 @@ class Bundle:
     def _read(self, start: int, size: int) -> bytes:
         parts = []
         while size:
-            part = os.pread(self._file, min(size, 2**24), start)
+            try:
+                part = os.pread(self._file, min(size, 2**24), start)
+            except OSError as error:
+                msg = f"it cannot be read: {error.strerror}"
+                raise BundleError(msg) from error
             if not part:
                 msg = "the file is shorter than it was"
                 raise BundleError(msg)

@@ -29,6 +29,7 @@ from multiprocessing import get_context, parent_process
 from typing import Any, Final, TypeAlias
 
 from adapters.kafka import Record
+from adapters.log_lines import guard_logs
 from consumers.audit_finality import Context, hash_context, verify_record
 from ledger.attestations import InvalidMessageError
 from ledger.checkpoint import Checkpoint, make_log_key, verify_checkpoint
@@ -142,6 +143,7 @@ def _work(kind: str, context: bytes, items: Sequence[Item]) -> Passed:
 
 def _begin() -> None:
     """Let a helper end with its parent, and not before."""
+    guard_logs()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = parent_process()
     assert parent is not None, "a helper has one"

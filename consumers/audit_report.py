@@ -284,6 +284,7 @@ class Report:
             than `FinalityRequested`: what must become final. Nothing gives a block
             after it a child (ADR 0015).
         awaited_at_ms: That block's stamp.
+        has_blobs: Whether blobs were fetched, and every round computed again.
         has_checkpoints: Whether checkpoints were read.
         has_attestations: Whether ledger nodes' attestations were.
         continued_from: Number of blocks that an earlier audit had verified; 0 if this
@@ -328,6 +329,7 @@ class Report:
     last_block_at_ms: int = 0
     awaited_size: int = 0
     awaited_at_ms: int = 0
+    has_blobs: bool = False
     has_checkpoints: bool = False
     has_attestations: bool = False
     continued_from: int = 0

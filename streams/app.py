@@ -27,6 +27,7 @@ from adapters.kafka import (
     make_headers,
 )
 from adapters.keys import key_path, load_or_create_key
+from adapters.log_lines import guard_logs
 from adapters.schema_registry import SchemaRegistry
 from adapters.settings import Settings, load_settings
 from adapters.topic_config import demand_topics
@@ -297,6 +298,7 @@ def _watch_membership(app: faust.App, loop: asyncio.AbstractEventLoop) -> None:
 
 def serve(service: Service) -> None:
     """Run an app until it is told to stop; ends the process."""
+    guard_logs()
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     # Not a task: Faust would wait for it when it stops.

@@ -29,8 +29,10 @@ what follows.
 from __future__ import annotations
 
 import hashlib
+import logging
 import multiprocessing
 import os
+import sys
 from collections.abc import Callable
 from enum import StrEnum
 from multiprocessing.connection import Connection
@@ -39,9 +41,12 @@ from typing import Any, Final, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from adapters.log_lines import guard_logs
 from adapters.party_link import LinkError, LinkPlan, PartyLink
 from protocol.far_pairs import compute_num_pairs, encode_far, make_symmetric
 from protocol.sketches import NUM_BUCKETS, check_threshold
+
+log = logging.getLogger(__name__)
 
 CONTEXT_DOMAIN: Final = b"folkmoot/robustness/v1\n"
 MAX_AGENTS: Final = 256
@@ -331,11 +336,16 @@ def _answer(
         parent.send(_Ask())
         parent.recv()
 
+    guard_logs()
     # Before torch is loaded: one thread each, since parties of a test share a machine.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     try:
         answer = function(ask, *args)
     except (LinkError, RobustnessError, UnsafeConfigurationError, ValueError) as error:
         parent.send(error)
+    except Exception:
+        # Others' words may be in it, and multiprocessing would print them as they are.
+        log.exception("the process that computes cannot go on")
+        sys.exit(1)
     else:
         parent.send(answer)

@@ -201,3 +201,41 @@ def test_the_core_loads_no_client_of_anything() -> None:
         check=True,
     )
     assert done.stdout.strip() == "[]"
+
+
+MAY_PRINT = {
+    "cli/show.py",
+    "cli/guard.py",  # a process of its own, which says one line of ours
+    "adapters/log_lines.py",  # what nobody caught
+}
+MAY_USE_RICH = {"cli/demo.py", "cli/audit.py"}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [p for p in modules(*PACKAGES) if str(p.relative_to(ROOT)) not in MAY_PRINT],
+    ids=show,
+)
+def test_everything_is_printed_in_one_place(path: Path) -> None:
+    """What others wrote reaches no terminal as it is (`cli.show`)."""
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [name.name for name in node.names]
+            module = getattr(node, "module", None) or ""
+            assert "echo" not in names, ast.unparse(node)
+            if any(n.split(".")[0] == "rich" for n in (module, *names)):
+                assert str(path.relative_to(ROOT)) in MAY_USE_RICH, ast.unparse(node)
+        if isinstance(node, ast.Attribute):
+            name = ast.unparse(node)
+            assert not name.startswith(("sys.stdout.write", "sys.stderr.write"))
+            assert not name.startswith(("sys.__stdout__", "sys.__stderr__"))
+            assert not name.endswith((".echo", ".secho")), name
+            assert not name.startswith(("traceback.print_", "faulthandler.")), name
+        if not isinstance(node, ast.Call):
+            continue
+        name = ast.unparse(node.func)
+        assert name != "print", ast.unparse(node)
+        if name.endswith("console.print") and node.args:
+            # Markup of ours alone: a literal, or something that holds no markup.
+            shown = node.args[0]
+            assert isinstance(shown, ast.Constant | ast.Name), ast.unparse(node)

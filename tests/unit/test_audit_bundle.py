@@ -438,3 +438,163 @@ def test_a_bundle_that_cannot_be_written_is_said(log, attestations, tmp_path):
     (tmp_path / "b.tar").mkdir()
     with pytest.raises(BundleError, match="cannot write"):
         write(tmp_path / "b.tar", log, attestations)
+
+
+# What a bundle says about itself
+
+
+def with_manifest(bundle, path, **changes):
+    """Write a bundle whose manifest says something else, in the writer's own form."""
+    contents = members(bundle)
+    manifest = {**json.loads(contents["manifest.json"]), **changes}
+    contents["manifest.json"] = json.dumps(manifest, indent=1).encode() + b"\n"
+    return make_tar(path, [*contents.items()])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("has_blobs", value) for value in (1, 0, "true", None, [], 1.0)),
+        *(("federation_id", value) for value in (5, None, [], {}, True, "\ud800")),
+        *(("schemas", value) for value in ([], None, "x", {"00": "c301"}, {"": ""})),
+        *(("schemas", {"0000000001": value}) for value in (1, None, "", "c301", [])),
+        *(("schemas", {"0100000001": "c301" + 16 * "0"}) for _ in range(1)),
+        *(
+            ("settled_offset", value)
+            for value in ("x", -1, 10**400, 2**63, 1.5, True, [], float("nan"))
+        ),
+        ("format", 1),
+        ("format", None),
+    ],
+)
+def test_a_manifest_of_wrong_types_is_refused_with_a_sentence(
+    bundle, tmp_path, capsys, name, value
+):
+    path = with_manifest(bundle, tmp_path / "b.tar", **{name: value})
+    assert moot_audit(path, jobs=1) == 2
+    err = capsys.readouterr().err
+    assert "manifest.json" in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"null",
+        b"5",
+        b'"x"',
+        b"\xff\xfe{}",
+        b"[" * 200_000,
+        b'{"a":' * 100_000,
+        b'{"settled_offset": ' + b"9" * 100_000 + b"}",
+        b'{"format": "folkmoot-bundle/v1", "format": "folkmoot-bundle/v1"}',
+        b'{"settled_offset": NaN}',
+    ],
+)
+def test_a_manifest_that_no_writer_wrote_is_refused(bundle, tmp_path, capsys, text):
+    contents = {**members(bundle), "manifest.json": text}
+    path = make_tar(tmp_path / "b.tar", [*contents.items()])
+    assert moot_audit(path, jobs=1) == 2
+    assert "manifest.json: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("settled_offset", [0, 1, 10**9, None])
+def test_no_bundle_can_say_that_its_checkpoints_are_still_to_come(
+    bundle, tmp_path, capsys, settled_offset
+):
+    path = with_manifest(bundle, tmp_path / "a.tar", settled_offset=settled_offset)
+    assert moot_audit(path, jobs=1) == 0
+    contents = members(path)
+    records = contents["checkpoints.records"]
+    first = int.from_bytes(records[:4], "big") + 4
+    for left in (b"", records[:first]):
+        changed = {**contents, "checkpoints.records": left}
+        path = make_tar(tmp_path / "b.tar", [*changed.items()])
+        assert moot_audit(path, jobs=1) == 1
+        assert "CHECKPOINT_MISSING" in capsys.readouterr().out
+
+
+def test_blocks_that_were_too_new_for_a_checkpoint_are_left_out(log, tmp_path):
+    """So that every block that is in a bundle can be asked for one."""
+    path = tmp_path / "b.tar"
+    with BundleWriter(path) as writer:
+        source = LogSource(log, ())
+        streams = replace(
+            source.open({}),
+            checkpoints=iter(log.checkpoints[:40]),
+            settled_offset=log.records[40].offset,
+        )
+        kept, streams = cli.audit._keep(writer, source, streams)
+        audited = cli.audit._run(
+            Options(federation="clinics", jobs=1), "clinics", kept, streams, None
+        )
+        assert audited.report.is_sound
+        assert audited.report.num_unsigned_blocks == len(log.records) - 40
+        cli.audit._write_bundle(writer, audited, streams)
+    with Bundle(path) as bundle:
+        assert len(list(bundle.records(topics.LEDGER))) == 40
+    assert moot_audit(path, jobs=1) == 0
+
+
+@pytest.mark.parametrize("has_blobs", [True, False])
+def test_blobs_that_were_left_out_show_in_the_verdict(
+    bundle, tmp_path, capsys, has_blobs
+):
+    path = with_manifest(bundle, tmp_path / "a.tar", has_blobs=has_blobs)
+    # Blobs that are there are looked at, whatever the manifest says.
+    assert moot_audit(path, jobs=1, as_json=True) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["num_rounds_recomputed"] == 3
+    assert report["has_blobs"]
+    without = [item for item in members(path).items() if "blobs/" not in item[0]]
+    code = moot_audit(make_tar(tmp_path / "b.tar", without), jobs=1)
+    out = capsys.readouterr().out
+    if has_blobs:
+        assert code == 1
+        assert "MISSING_BLOB" in out
+    else:
+        verdict, *_ = out.split("\n")
+        assert verdict.endswith("blobs aside: none was looked at.")
+        assert "whoever made it left them out" in out
+
+
+def test_without_what_nodes_said_a_policy_is_not_met(bundle, tmp_path, capsys):
+    contents = {**members(bundle), "attestations.records": b""}
+    path = make_tar(tmp_path / "b.tar", [*contents.items()])
+    policy = tmp_path / "policy"
+    policy.write_bytes(contents["policy.txt"])
+    assert moot_audit(path, jobs=1) == 0
+    assert "Demand finality with --policy" in capsys.readouterr().out
+    assert moot_audit(path, policy=policy, jobs=1) == 1
+    assert "POLICY_NOT_MET" in capsys.readouterr().out
+
+
+def test_the_reader_may_say_whose_log_is_expected(bundle, capsys):
+    assert moot_audit(bundle, federation="clinics", jobs=1) == 0
+    assert moot_audit(bundle, federation="banks", jobs=1) == 2
+    assert "is of 'clinics', not of 'banks'" in capsys.readouterr().err
+
+
+def test_a_manifest_cannot_rename_a_log(bundle, tmp_path, capsys):
+    path = with_manifest(bundle, tmp_path / "b.tar", federation_id="banks")
+    assert moot_audit(path, jobs=1) in {1, 2}
+
+
+def test_nobodys_record_prevents_a_bundle(log, attestations, tmp_path):
+    """Noise that is too large for a bundle, or no text, is there as noise."""
+    noise = Record(topics.ATTESTATIONS, 0, 10**6, b"clinics", b"x", ())
+    many = tuple((str(i), b"") for i in range(1_000))
+    junk = [
+        noise,
+        replace(noise, headers=many),
+        replace(noise, headers=(("\udcff", b""),)),
+        replace(noise, value=bytes(9 * 2**20)),
+        replace(noise, key=bytes(9 * 2**20)),
+    ]
+    junk = [replace(r, offset=r.offset + i) for i, r in enumerate(junk)]
+    path = tmp_path / "b.tar"
+    report = write(path, log, [*attestations, *junk])
+    assert report.is_sound
+    assert [item.count for item in report.noise] == [4]
+    assert [item.count for item in read(path).noise] == [4]

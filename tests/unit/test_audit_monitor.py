@@ -340,6 +340,22 @@ def test_a_monitor_that_keeps_going_says_it_once_and_goes_on(log, monkeypatch, c
     ]
 
 
+def test_a_monitor_that_is_stopped_while_it_reads_forgets_nothing(log, monkeypatch):
+    run, num_runs = cli.audit._run, 0
+
+    def stop(*args, **options):
+        nonlocal num_runs
+        num_runs += 1
+        if num_runs == 3:
+            raise cli.audit._StoppedError
+        return run(*args, **options)
+
+    monkeypatch.setattr(cli.audit, "_run", stop)
+    looks = [look(log, end=9), look(log, end=5), look(log)]
+    assert watch(monkeypatch, looks, keeps_going=True)[0] == 1
+    assert num_runs == 3
+
+
 def test_a_monitor_sees_that_the_beginning_was_deleted(log, monkeypatch, capsys):
     cut = {**look(log, end=9), topics.LEDGER: log.records[1:9]}
     code, source = watch(monkeypatch, [look(log, end=9), cut, look(log)])
