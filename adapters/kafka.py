@@ -7,15 +7,20 @@ whoever acts on it.
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final, NamedTuple
 
+import aiokafka
+from aiokafka.errors import KafkaConnectionError as AioKafkaConnectionError
+from aiokafka.errors import KafkaError as AioKafkaError
+from aiokafka.errors import UnknownTopicOrPartitionError
 from aiokafka.partitioner import murmur2
 from confluent_kafka import (
-    OFFSET_BEGINNING,
     Consumer,
     KafkaError,
     KafkaException,
@@ -26,7 +31,7 @@ from confluent_kafka import (
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
-from adapters import telemetry
+from adapters import alive, raw_records, telemetry
 from adapters.schema_registry import SchemaRegistry
 from adapters.settings import Settings
 from ledger.signing import SigningKey
@@ -43,10 +48,15 @@ from schemas.events import Event, Fact
 
 log = logging.getLogger(__name__)
 
+# Before any consumer exists, Faust's too.
+raw_records.install()
+
 MAX_RECORD_SIZE_BYTES: Final = topics.MAX_RECORD_SIZE_BYTES
 MAX_EVENT_RECORD_SIZE_BYTES: Final = topics.MAX_EVENT_RECORD_SIZE_BYTES
 DELIVERY_TIMEOUT_S: Final = 30.0
 ANSWER_TIMEOUT_S: Final = 10.0
+POLL_S: Final = 0.1
+FETCH_WAIT_MS: Final = 100
 
 
 class KafkaUnavailableError(Exception):
@@ -204,6 +214,150 @@ class Record:
         return next((v for n, v in reversed(self.headers) if n == name), None)
 
 
+class PartitionReader:
+    """Reads the committed records of one partition; for one thread.
+
+    Not librdkafka: it stops for ever at batches that it cannot unpack, and believes
+    records about their offsets. This unpacks as the services do (ADR 0023). What cannot
+    be read is passed over, with a warning and a count. A thread of all readers keeps
+    the connections while nobody polls.
+
+    Args:
+        settings: Where Kafka is.
+        topic: The topic.
+        partition: The partition.
+        start: First offset, if there is no group.
+        group: Where to begin instead: after what this group has committed.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        topic: str,
+        partition: int,
+        *,
+        start: int = 0,
+        group: str | None = None,
+    ) -> None:
+        self._settings = settings
+        self._place = aiokafka.TopicPartition(topic, partition)
+        self._start = start
+        self._group = group
+        self._consumer: aiokafka.AIOKafkaConsumer | None = None
+        self._asked: Future[list[Any]] | None = None
+        self.position = -1
+        """Offset of the next record; -1 before Kafka has said anything."""
+        self.end = -1
+        """Where what was committed ended when Kafka last said so; -1 before that."""
+
+    @property
+    def is_at_end(self) -> bool:
+        """Whether all was read that was committed when Kafka last said something."""
+        return 0 <= self.end <= self.position
+
+    def poll(self, timeout_s: float) -> list[Record]:
+        """Return the next records, none if none come in time or Kafka is away.
+
+        Raises:
+            KafkaUnavailableError: the topic does not exist, or may not be read.
+        """
+        asked = self._asked or alive.run_in_background(self._read())
+        self._asked = asked
+        wait({asked}, timeout_s)
+        if not asked.done():
+            return []  # it is asked already, for the next time
+        self._asked = None
+        try:
+            found = asked.result()
+        except (AioKafkaConnectionError, TimeoutError) as error:
+            log.info("Kafka does not answer: %s", error)
+            time.sleep(timeout_s)
+            return []
+        except AioKafkaError as error:
+            msg = f"could not read {self._place.topic}: {error!r}"
+            raise KafkaUnavailableError(msg) from error
+        return [
+            Record(
+                topic=record.topic,
+                partition=record.partition,
+                offset=record.offset,
+                key=record.key,
+                value=record.value,
+                headers=record.headers,
+            )
+            for record in found
+            if not raw_records.is_stand_in(record.headers)
+        ]
+
+    def commit(self, record: Record) -> None:
+        """Let the group begin after this record.
+
+        Raises:
+            KafkaUnavailableError: Kafka is away.
+        """
+        assert self._consumer is not None, "the record was read"
+        offsets = {self._place: record.offset + 1}
+        work = alive.run_in_background(self._consumer.commit(offsets))
+        try:
+            work.result(DELIVERY_TIMEOUT_S)
+        except (AioKafkaError, TimeoutError) as error:
+            msg = f"could not commit to {self._place.topic}: {error!r}"
+            raise KafkaUnavailableError(msg) from error
+
+    def close(self) -> None:
+        """Let go of Kafka, without waiting for it."""
+        if not sys.is_finalizing():  # the background ends first then
+            alive.run_in_background(self._close(self._asked))
+
+    async def _read(self) -> list[Any]:
+        if self._consumer is None:
+            self._consumer = await self._connect()
+        consumer, place = self._consumer, self._place
+        found = await consumer.getmany(place, timeout_ms=FETCH_WAIT_MS)
+        # aiokafka has no other way to say that it fetches nothing more.
+        fetching = consumer._fetcher.error_future  # noqa: SLF001
+        if fetching.done():
+            msg = f"aiokafka stopped: {alive.describe_end(fetching)}"
+            raise AioKafkaError(msg)
+        end = consumer.last_stable_offset(place)
+        if end is not None:  # Kafka has said something
+            self.position = await consumer.position(place)
+            self.end = end
+        return list(found.get(place, ()))
+
+    async def _close(self, asked: Future[list[Any]] | None) -> None:
+        if asked is not None:
+            asked.cancel()
+        if self._consumer is not None:
+            await self._consumer.stop()
+
+    async def _connect(self) -> aiokafka.AIOKafkaConsumer:
+        consumer = aiokafka.AIOKafkaConsumer(
+            bootstrap_servers=self._settings.bootstrap_servers.split(","),
+            group_id=self._group,
+            enable_auto_commit=False,
+            isolation_level="read_committed",
+            auto_offset_reset="earliest",
+            fetch_max_wait_ms=FETCH_WAIT_MS,
+            max_partition_fetch_bytes=MAX_RECORD_SIZE_BYTES,
+        )
+        try:
+            await consumer.start()
+            await self._demand_topic(consumer)
+            consumer.assign([self._place])
+            if self._group is None:
+                consumer.seek(self._place, max(self._start, 0))
+        except BaseException:
+            await consumer.stop()
+            raise
+        return consumer
+
+    async def _demand_topic(self, consumer: aiokafka.AIOKafkaConsumer) -> None:
+        if self._place.topic not in await consumer.topics():
+            msg = f"there is no topic {self._place.topic}"
+            raise UnknownTopicOrPartitionError(msg)
+
+
 def make_consumer(settings: Settings, group: str, **config: Any) -> Consumer:
     """Return a consumer that sees committed records only and commits by hand."""
     return Consumer(
@@ -225,7 +379,7 @@ def read_partition(
     topic: str,
     partition: int,
     *,
-    start: int = OFFSET_BEGINNING,
+    start: int = 0,
     timeout_s: float = DELIVERY_TIMEOUT_S,
 ) -> Iterator[Record]:
     """Yield the committed records of a partition in order, up to its present end.
@@ -240,16 +394,20 @@ def read_partition(
     Raises:
         KafkaUnavailableError: Kafka is away, or the partition does not exist.
     """
-    heard = time.monotonic()
-    for record in follow_partition(settings, topic, partition, start=start):
-        if record is END:
-            return
-        if isinstance(record, Record):
-            heard = time.monotonic()
-            yield record
-        elif time.monotonic() - heard > timeout_s:
-            msg = f"Kafka was silent for {timeout_s:.0f} s reading {topic}"
-            raise KafkaUnavailableError(msg)
+    reader = PartitionReader(settings, topic, partition, start=start)
+    end, position, heard = -1, -1, time.monotonic()
+    try:
+        while not 0 <= end <= position:
+            yield from reader.poll(POLL_S)
+            # The end as it was first: a writer may be faster than this reader.
+            end = reader.end if end < 0 else end
+            if reader.position > position:
+                position, heard = reader.position, time.monotonic()
+            elif time.monotonic() - heard > timeout_s:
+                msg = f"Kafka was silent for {timeout_s:.0f} s reading {topic}"
+                raise KafkaUnavailableError(msg)
+    finally:
+        reader.close()
 
 
 class Pause(Enum):
@@ -270,7 +428,7 @@ def follow_partition(
     topic: str,
     partition: int,
     *,
-    start: int = OFFSET_BEGINNING,
+    start: int = 0,
 ) -> Iterator[Record | Pause]:
     """Yield the committed records of a partition for ever, with pauses between.
 
@@ -280,29 +438,19 @@ def follow_partition(
     Raises:
         KafkaUnavailableError: the partition cannot be read.
     """
-    # No group: offsets are assigned and never committed.
-    consumer = make_consumer(settings, "moot-reader", log_level=3)
+    reader = PartitionReader(settings, topic, partition, start=start)
+    was_at_end = False
     try:
-        consumer.assign([TopicPartition(topic, partition, start)])
         while True:
-            # consume() with a timeout waits for its full number; a lone record would
-            # come late by all of it.
-            first = consumer.poll(0.1)
-            if first is None:
+            found = reader.poll(POLL_S)
+            yield from found
+            if reader.is_at_end and (found or not was_at_end):
+                yield END
+            elif not found:
                 yield IDLE
-                continue
-            messages = [first, *consumer.consume(499, timeout=0)]
-            for message in messages:
-                error = message.error()
-                if error is None:
-                    yield to_record(message)
-                elif error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001  # its public name
-                    yield END
-                elif not error.retriable():
-                    msg = f"could not read {topic}: {error.str()}"
-                    raise KafkaUnavailableError(msg)
+            was_at_end = reader.is_at_end
     finally:
-        consumer.close()
+        reader.close()
 
 
 class Bounds(NamedTuple):
@@ -395,22 +543,3 @@ def count_partitions(settings: Settings, topic: str) -> int:
         msg = f"there is no topic {topic}: `moot topics create` makes it"
         raise KafkaUnavailableError(msg)
     return len(found.partitions)
-
-
-def to_record(message: Message) -> Record:
-    """Return a client's message as a record."""
-    return Record(
-        topic=message.topic() or "",
-        partition=message.partition() or 0,
-        offset=message.offset() or 0,
-        key=_as_bytes(message.key()),
-        value=_as_bytes(message.value()),
-        headers=tuple(
-            (header[0], _as_bytes(header[1]) or b"")
-            for header in message.headers() or []
-        ),
-    )
-
-
-def _as_bytes(value: Any) -> bytes | None:
-    return value.encode() if isinstance(value, str) else value

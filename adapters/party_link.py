@@ -37,7 +37,6 @@ import math
 import secrets
 import ssl
 import tempfile
-import threading
 from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -61,6 +60,8 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import NameOID
 from numpy.typing import NDArray
+
+from adapters import alive
 
 LINK_MAGIC: Final = b"folkmoot-link/v1\n"
 READY: Final = b"R"
@@ -252,10 +253,7 @@ class PartyLink:
         self._connections: dict[int, _Connection] = {}
         # A thread of its own, so that what was sent leaves while we compute.
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(
-            target=self._loop.run_forever, name=f"link-{plan.rank}", daemon=True
-        )
-        self._thread.start()
+        self._thread = alive.start_thread(self._loop.run_forever, f"link-{plan.rank}")
         try:
             self._run(_Connecting(plan, self._connections).connect())
         except BaseException:

@@ -3,8 +3,8 @@
 Kafka stores what clients would never make: names of headers that are not UTF-8, records
 whose lengths and offsets lie, a gigabyte of zeros in 30 KB. aiokafka's own unpacking
 raises on the first two, below everybody who could do something about it and again after
-every restart, and unpacks the last. So it is replaced here, for every service that
-runs on Faust (ADR 0023). Readers on librdkafka do not come by here.
+every restart, and unpacks the last. So it is replaced here, for every reader of ours,
+in Faust's processes and outside of them (ADR 0023).
 
 Rules:
 
@@ -24,7 +24,7 @@ from __future__ import annotations
 import logging
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from enum import Enum
 from typing import Any, Final, NamedTuple
 
@@ -177,10 +177,10 @@ class Batch:
         """Whether it says that a transaction was aborted."""
         try:
             body = self.unpack(MAX_UNPACKED_BYTES)
-            key = _parse(body, *_frame(body, 0)).key or b""
+            key = _parse(body, *_frame(body, 0))[2]
         except UnreadableError:
             return False
-        return key[:4] == _ABORT
+        return key is not None and key[:4] == _ABORT
 
     def unpack(self, limit: int) -> bytes:
         """Return the records' bytes, decompressed.
@@ -207,8 +207,7 @@ class Batch:
                 yield self.stand_in(error.problem)
                 return
             try:
-                found = _parse(body, begin, at)
-                delta = found.offset
+                delta, time_delta, key, value, headers = _parse(body, begin, at)
                 if (is_whole and delta != index) or not last < delta <= self.last_delta:
                     raise UnreadableError("the record lies about its offset")  # noqa: TRY301  # one way out for every problem
             except UnreadableError as error:
@@ -218,11 +217,8 @@ class Batch:
                 last = index
                 continue
             last = delta
-            stamp = self._timestamp_ms + found.timestamp_ms
-            yield found._replace(
-                offset=self.base_offset + delta,
-                timestamp_ms=min(max(stamp, 0), _MAX_TIMESTAMP_MS),
-            )
+            stamp = min(max(self._timestamp_ms + time_delta, 0), _MAX_TIMESTAMP_MS)
+            yield Unpacked(self.base_offset + delta, stamp, key, value, headers)
         if at != len(body):
             log.warning("a batch has bytes after its last record")
 
@@ -272,7 +268,14 @@ def _frame(data: bytes, at: int) -> tuple[int, int]:
 
 def _field(data: bytes, at: int, end: int) -> tuple[bytes | None, int]:
     """Return a nullable byte string, and where it ends."""
-    size, at = _varint(data, at)
+    try:
+        byte = data[at]
+    except IndexError:
+        raise UnreadableError("a batch ends within a record") from None
+    if byte < 0x80 and not byte & 1:  # noqa: PLR2004  # the usual case: up to 63 bytes
+        size, at = byte >> 1, at + 1
+    else:
+        size, at = _varint(data, at)
     if size < 0:
         return None, at
     stop = at + size
@@ -281,8 +284,10 @@ def _field(data: bytes, at: int, end: int) -> tuple[bytes | None, int]:
     return data[at:stop], stop
 
 
-def _parse(data: bytes, at: int, end: int) -> Unpacked:
-    """Return a record, with its offset and time still relative to its batch."""
+def _parse(
+    data: bytes, at: int, end: int
+) -> tuple[int, int, bytes | None, bytes | None, tuple[tuple[str, bytes], ...]]:
+    """Return a record: offset and time relative to its batch, key, value, headers."""
     time_delta, at = _varint(data, at + 1)  # after the attributes, which mean nothing
     offset_delta, at = _varint(data, at)
     key, at = _field(data, at, end)
@@ -295,14 +300,14 @@ def _parse(data: bytes, at: int, end: int) -> Unpacked:
         name, at = _field(data, at, end)
         content, at = _field(data, at, end)
         try:
-            headers.append(((name or b"").decode(), content or b""))
+            headers.append((str(name or b"", "utf-8"), content or b""))
         except UnicodeDecodeError:
             raise UnreadableError("the name of a header is not UTF-8") from None
     if at != end:
         raise UnreadableError("a record's length does not fit its fields")
     if key is not None and len(key) > MAX_KEY_BYTES:
         raise UnreadableError(f"a key of {len(key)} bytes; at most {MAX_KEY_BYTES}")
-    return Unpacked(offset_delta, time_delta, key, value, tuple(headers))
+    return offset_delta, time_delta, key, value, tuple(headers)
 
 
 # Compression
@@ -498,47 +503,49 @@ class PartitionRecords(Iterator[Any]):
             body = batch.unpack(self._limit)
         except UnreadableError as error:
             self.cost_bytes += self._limit  # the work of finding out
-            yield from self._give(batch.stand_in(error.problem))
-            return
-        self.cost_bytes += len(body)
-        for record in batch.records(body):
-            yield from self._give(record)
+            records = iter((batch.stand_in(error.problem),))
+        else:
+            self.cost_bytes += len(body)
+            records = batch.records(body)
+        yield from filter(None, map(self._give, records))
 
     def _pass_batch(self, data: memoryview, problem: Problem) -> Iterator[Any]:
-        """Get past what is no batch: its header is believed as far as it makes sense.
+        """Get past what is no batch; its header is believed if it agrees with itself.
 
-        The broker writes the base offset, and the last delta of what it stores.
+        Then the broker has looked at it: it wrote the offset, and counted.
         """
         last = self.next_fetch_offset
         if len(data) >= _HEADER.size and data[_MAGIC_AT] == _MAGIC:
             fields = _HEADER.unpack_from(data)
-            if 0 <= fields[6] <= len(data):
+            if fields[12] == fields[6] + 1 > 0:
                 last = max(last, fields[0] + fields[6])
-        yield from self._give(_stand_in(last, problem))
+        yield from filter(None, [self._give(_stand_in(last, problem))])
 
-    def _give(self, record: Unpacked) -> Iterator[Any]:
-        if record.offset < self.next_fetch_offset:
-            return  # of a batch of which a part was read before
-        self.next_fetch_offset = record.offset + 1
+    def _give(self, record: Unpacked) -> Any:
+        """Return what the consumer gets for a record; None if that is nothing."""
+        offset, timestamp_ms, key, value, headers, problem = record
+        if offset < self.next_fetch_offset:
+            return None  # of a batch of which a part was read before
+        self.next_fetch_offset = offset + 1
         self.cost_bytes += RECORD_COST_BYTES
-        headers: tuple[Any, ...] = record.headers
-        if record.problem is not None:
-            note_unreadable(self._tp.topic, record.offset, record.problem)
-            headers = ((PROBLEM, record.problem),)
-        if not self._is_event_topic and record.key is None:
-            return  # a table that is filled again has no use for it
-        yield ConsumerRecord(
+        named: tuple[Any, ...] = headers
+        if problem is not None:
+            note_unreadable(self._tp.topic, offset, problem)
+            named = ((PROBLEM, problem),)
+        if not self._is_event_topic and key is None:
+            return None  # a table that is filled again has no use for it
+        return ConsumerRecord(
             self._tp.topic,
             self._tp.partition,
-            record.offset,
-            record.timestamp_ms,
+            offset,
+            timestamp_ms,
             0,
-            record.key,
-            record.value,
+            key,
+            value,
             None,
-            -1 if record.key is None else len(record.key),
-            -1 if record.value is None else len(record.value),
-            headers,
+            -1 if key is None else len(key),
+            -1 if value is None else len(value),
+            named,
         )
 
 
@@ -563,6 +570,11 @@ class FetchResult(fetcher.FetchResult):  # type: ignore[misc]  # aiokafka has no
         self._update_position()
         self._partition_records = None
         return found
+
+
+def is_stand_in(headers: Sequence[tuple[Any, Any]]) -> bool:
+    """Return whether these are the headers of a stand-in."""
+    return len(headers) == 1 and headers[0][0] is PROBLEM
 
 
 def install() -> None:

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
+from adapters import alive
 from adapters.log_lines import printable
 from cli.processes import LOOPBACK, StackError, find_free_ports
 from cli.services import Supervisor
@@ -120,11 +120,10 @@ class _Demo:
 
     def run(self) -> int:
         # torch loads while the services start: both take their time.
-        loader = threading.Thread(target=_load_torch, daemon=True)
         self._stack = LocalStack(self.work / "stack")
         with self.console.status("starting Kafka, schema registry and MinIO") as status:
             endpoints = self._stack.start(self._make_progress(status))
-        loader.start()
+        loader = alive.start_thread(_load_torch, "load torch")
         self.say(f"Kafka {endpoints.bootstrap_servers}, schema registry, MinIO are up")
         environment = {
             **endpoints.environment(),

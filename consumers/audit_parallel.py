@@ -18,7 +18,6 @@ import hashlib
 import os
 import pickle
 import signal
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
@@ -28,6 +27,7 @@ from functools import lru_cache
 from multiprocessing import get_context, parent_process
 from typing import Any, Final, TypeAlias
 
+from adapters import alive
 from adapters.kafka import Record
 from adapters.log_lines import guard_logs
 from consumers.audit_finality import Context, hash_context, verify_record
@@ -152,7 +152,7 @@ def _begin() -> None:
         parent.join()
         os._exit(1)
 
-    threading.Thread(target=end, daemon=True).start()
+    alive.start_thread(end, "end with the parent")
 
 
 class Helpers:

@@ -30,6 +30,7 @@ from typing import Any, Final
 
 from aiohttp import web
 
+from adapters import alive
 from adapters.block_store import StoredBlock
 from adapters.peers import (
     ERA_HEADER,
@@ -115,7 +116,9 @@ class NodeServer:
         await self._runner.setup()
         site = web.TCPSite(self._runner, host, port)
         await site.start()
-        self._janitor = asyncio.create_task(self._close_connections(self._runner))
+        self._janitor = alive.start_task(
+            self._close_connections(self._runner), "close connections"
+        )
         return int(self._runner.addresses[0][1])
 
     async def stop(self) -> None:
@@ -131,10 +134,10 @@ class NodeServer:
         while runner.server is not None:
             await asyncio.sleep(1)
             now_s = asyncio.get_running_loop().time()
-            alive = [c.transport for c in runner.server.connections if c.transport]
-            born = {transport: born.get(transport, now_s) for transport in alive}
+            open_now = [c.transport for c in runner.server.connections if c.transport]
+            born = {transport: born.get(transport, now_s) for transport in open_now}
             by_address: Counter[str] = Counter()
-            for count, transport in enumerate(reversed(alive)):
+            for count, transport in enumerate(reversed(open_now)):
                 address = (transport.get_extra_info("peername") or ("",))[0]
                 by_address[address] += 1
                 if (

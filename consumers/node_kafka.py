@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Final, NamedTuple, Protocol
 
+from adapters import alive
 from adapters.kafka import KafkaUnavailableError, Record, follow_partition
 from adapters.ledger import find_partition
 from adapters.schema_registry import FramingError
@@ -167,16 +168,14 @@ class KafkaSource:
 
     async def run(self) -> None:
         """Bring what is read to the node, until cancelled."""
-        tasks = [asyncio.create_task(self._bring(topic)) for topic in self._topics]
+        work = [self._bring(topic) for topic in self._topics]
         if topics.LEDGER in self._topics:
-            tasks.append(asyncio.create_task(self._see_facts()))
+            work.append(self._see_facts())
         try:
             # With nothing to read, too, only whoever cancels ends it.
-            await asyncio.gather(asyncio.Event().wait(), *tasks)
+            await alive.run_together(asyncio.Event().wait(), *work)
         finally:
             self._is_stopping.set()
-            for task in tasks:
-                task.cancel()
 
     def close(self) -> None:
         """Wait for the threads to end, after `run`."""
@@ -205,9 +204,7 @@ class KafkaSource:
             room.release()
 
     def _start_thread(self, target: Callable[[], None], name: str) -> None:
-        thread = threading.Thread(target=target, name=name, daemon=True)
-        self._threads.append(thread)
-        thread.start()
+        self._threads.append(alive.start_thread(target, name))
 
     # In threads
 

@@ -40,6 +40,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, TypeAlias
 
+from adapters import alive
 from adapters.blobs import BlobError
 from adapters.round_blobs import make_fetch
 from consumers.audit_blobs import FetchBlob
@@ -190,8 +191,7 @@ class PatientFetcher:
                 answers.put(error)
 
         # Not of a pool: a thread that hangs must not keep the process.
-        thread = threading.Thread(target=work, name="recheck-fetch", daemon=True)
-        thread.start()
+        thread = alive.start_thread(work, "recheck-fetch")
         answer = self._wait(answers, FETCH_S + ref.size_bytes / MIN_RATE)
         if thread.is_alive():
             self._hanging.append(thread)

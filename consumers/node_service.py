@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from adapters import alive
 from adapters.blobs import BlobStore
 from adapters.block_store import BlockStore
 from adapters.kafka import Publisher
@@ -179,15 +180,9 @@ class NodeService:
             work.append(self._publish(self._votes, loop))
         if options.is_mirrored:
             work.append(self._mirror(loop))
-        tasks = [asyncio.create_task(item) for item in (_poll(should_stop), *work)]
         try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
+            await alive.run_together(_poll(should_stop), *work)
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
             if self._rechecker is not None:
                 self._rechecker.stop()  # the thread that replays may wait for a blob
             await server.stop()

@@ -15,7 +15,6 @@ import hashlib
 import json
 import logging
 import math
-import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,13 +22,12 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias, cast
 
 import numpy as np
-from confluent_kafka import OFFSET_STORED, KafkaError, Message, TopicPartition
 from numpy.typing import NDArray
 
-from adapters import telemetry
+from adapters import alive, telemetry
 from adapters.blobs import STORE_ERRORS, BlobError, BlobStore
 from adapters.imports import ImportRefusedError, load_class
-from adapters.kafka import Publisher, Record, make_consumer, to_record
+from adapters.kafka import PartitionReader, Publisher, Record
 from adapters.keys import load_or_create_key
 from adapters.ledger import find_genesis, find_partition, read_log
 from adapters.schema_registry import FramingError, SchemaRegistry
@@ -141,30 +139,23 @@ class Agent:
             public_key=self._key.public_key,
             directory=self._options.directory / "receipts",
         )
-        threading.Thread(target=keeper.run, args=(should_stop,), daemon=True).start()
+        alive.start_thread(lambda: keeper.run(should_stop), "receipts")
 
         federation_id = self._options.federation_id
         group = f"moot-agent-{federation_id}-{self._options.agent_id}"
-        consumer = make_consumer(self._settings, group)
         # Assigned, not subscribed: the only member of its group need not wait until
         # Kafka believes that its killed predecessor is gone.
         partition = find_partition(self._settings, topics.ROUNDS, federation_id)
-        consumer.assign([TopicPartition(topics.ROUNDS, partition, OFFSET_STORED)])
+        reader = PartitionReader(self._settings, topics.ROUNDS, partition, group=group)
         try:
             while not should_stop():
-                message = consumer.poll(POLL_S)
-                if message is None or not self._is_record(message):
-                    continue
-                self._act_on(to_record(message))
-                consumer.commit(message=message, asynchronous=False)
+                for record in reader.poll(POLL_S):
+                    if should_stop():
+                        break
+                    self._act_on(record)
+                    reader.commit(record)
         finally:
-            consumer.close()
-
-    def _is_record(self, message: Message) -> bool:
-        error = message.error()
-        if error is not None and error.code() != KafkaError._PARTITION_EOF:  # noqa: SLF001  # its public name
-            log.warning("Kafka: %s", error.str())
-        return error is None
+            reader.close()
 
     def _join(self, should_stop: Callable[[], bool]) -> bool:
         """Wait for the federation, learn whom to believe, ask to be admitted."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Final
 
 from adapters.kafka import Pause, Publisher, Record, follow_partition
@@ -45,6 +46,8 @@ from schemas.events import (
 
 log = logging.getLogger(__name__)
 
+MAX_COLLECTED: Final = 1_000
+"""Attestations between two looks at the clock; they come from many."""
 REPEAT_AFTER_MS: Final = 2_000
 MAX_REPEAT_AFTER_MS: Final = 60_000
 """If the sequencer's clock is behind ours, the first announcement was too early; if
@@ -161,7 +164,8 @@ class Timer:
     def _collect(self, attestations: Iterator[Record | Pause]) -> None:
         """Keep the cosignatures that came, of checkpoints that matter."""
         cosigned = self._collector()
-        for record in attestations:
+        # Bounded: whoever fills the topic does not keep us from the deadlines.
+        for record in islice(attestations, MAX_COLLECTED):
             if not isinstance(record, Record):
                 return
             if record.key != self._federation_id.encode():

@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Awaitable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple, NoReturn
+from typing import Any, Final, NamedTuple
 
 import faust
 from confluent_kafka.cimpl import NewTopic
 from faust.transport.drivers import aiokafka
 
-from adapters import raw_records, telemetry
+from adapters import alive, telemetry
 from adapters.kafka import (
     MAX_RECORD_SIZE_BYTES,
     count_partitions,
@@ -37,15 +36,11 @@ from schemas.events import Event
 
 log = logging.getLogger(__name__)
 
-# Before any consumer exists: Faust reads through aiokafka.
-raw_records.install()
-
 COMMIT_INTERVAL_S: Final = 0.1
 """Records become visible when their transaction commits, so this is the latency of
 every hop between processors. Shorter costs more transactions than it saves time."""
 TABLE: Final = "states"
-EXIT_FAILED: Final = 70  # EX_SOFTWARE of sysexits.h
-MEMBERSHIP_INTERVAL_S: Final = 5.0
+LOOK_INTERVAL_S: Final = 5.0
 
 
 class Source(NamedTuple):
@@ -249,51 +244,48 @@ def fail_stop(*events: Any) -> Iterator[None]:
         yield
     except Exception:
         log.critical("cannot go on, nothing was committed", exc_info=True)
-        end_process()
+        alive.end_process()
     for event in events:
         event.ack()
 
 
-def end_process() -> NoReturn:
-    """End at once, committing nothing: whoever runs the services starts it again."""
-    logging.shutdown()
-    os._exit(EXIT_FAILED)
-
-
-def find_membership_problem(consumer: Any) -> str | None:
+def find_reading_problem(consumer: Any) -> str | None:
     """Return why a Faust consumer can never read again, if so.
 
-    Kafka expels a member whose static id another process took. aiokafka 0.14 has no
-    name for that error (its pull request 1188): the task that keeps the membership
-    ends, or waits for somebody to take the error, and Faust asks for neither, so that
-    the process would sit there without a word.
+    Its client's task that fetches may have ended. Or Kafka expels a member whose
+    static id another process took. aiokafka 0.14 has no name for that error (its pull
+    request 1188): the task that keeps the membership ends, or waits for somebody to
+    take the error, and Faust asks for neither, so that the process would sit there
+    without a word.
     """
     # Neither library has a public name for any of this.
-    coordinator = getattr(consumer._thread._consumer, "_coordinator", None)  # noqa: SLF001
+    client = consumer._thread._consumer  # noqa: SLF001
+    coordinator = getattr(client, "_coordinator", None)
     if coordinator is None:
         return None  # not joined yet
+    fetching = client._fetcher.error_future  # noqa: SLF001  # its task, by that name
+    if fetching.done():
+        return f"its reading ended: {alive.describe_end(fetching)}"
     pending = coordinator._pending_exception  # noqa: SLF001
     if pending is not None:
         return str(pending)
     task = coordinator._coordination_task  # noqa: SLF001
-    if task.done():
-        return str(None if task.cancelled() else task.exception())
-    return None
+    return alive.describe_end(task) if task.done() else None
 
 
-def _watch_membership(app: faust.App, loop: asyncio.AbstractEventLoop) -> None:
+def _watch_reading(app: faust.App, loop: asyncio.AbstractEventLoop) -> None:
     """Look again and again, from before the app is ready until it stops."""
     if app.should_stop:
         return
-    problem = find_membership_problem(app.consumer)
+    problem = find_reading_problem(app.consumer)
     if problem is not None:
         log.critical(
-            "Kafka expelled this process from its group (is there another one with "
-            "the same MOOT_INSTANCE_ID?): %s",
+            "this process reads nothing more from Kafka (if it was expelled from its "
+            "group, is there another one with the same MOOT_INSTANCE_ID?): %s",
             problem,
         )
-        end_process()
-    loop.call_later(MEMBERSHIP_INTERVAL_S, _watch_membership, app, loop)
+        alive.end_process()
+    loop.call_later(LOOK_INTERVAL_S, _watch_reading, app, loop)
 
 
 def serve(service: Service) -> None:
@@ -302,7 +294,7 @@ def serve(service: Service) -> None:
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     # Not a task: Faust would wait for it when it stops.
-    loop.call_later(MEMBERSHIP_INTERVAL_S, _watch_membership, service.app, loop)
+    loop.call_later(LOOK_INTERVAL_S, _watch_reading, service.app, loop)
     worker = faust.Worker(
         service.app, loglevel=service.settings.log_level, redirect_stdouts=False
     )

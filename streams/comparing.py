@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple, NoReturn
 
-from adapters import telemetry
+from adapters import alive, telemetry
 from adapters.kafka import KafkaUnavailableError
 from adapters.party_link import LinkError, LinkPlan, Peer
 from protocol.envelope import TRACEPARENT_HEADER
@@ -31,7 +31,6 @@ from protocol.mpc import SecretRoundError
 from protocol.parties import PartyRefusesError
 from protocol.secret_round import SecretRound
 from schemas.events import FederationConfigured
-from streams.app import end_process
 from streams.robustness import RobustnessError
 
 log = logging.getLogger(__name__)
@@ -81,10 +80,7 @@ class Comparer:
             self._waiting[key] = _Waiting(secret, traceparent)
             self._changed.notify()
             if self._thread is None:
-                self._thread = threading.Thread(
-                    target=self._run, name="compare", daemon=True
-                )
-                self._thread.start()
+                self._thread = alive.start_thread(self._run, "compare")
 
     def _run(self) -> NoReturn:
         while True:
@@ -99,9 +95,6 @@ class Comparer:
                 # Whoever asks has to live without it; the round waits for ever.
                 log.error("%s: not compared: %s", _name(waiting.secret), error)  # noqa: TRY400
                 self._refused.add(_cause(waiting.secret))
-            except Exception:
-                log.critical("cannot go on", exc_info=True)
-                end_process()
             self._not_before[key] = time.monotonic() + pause_s
 
     def _wait_for_next(self) -> tuple[bytes, _Waiting]:

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from adapters import telemetry
+from adapters import alive, telemetry
 from adapters.kafka import (
     KafkaUnavailableError,
     compute_partition,
@@ -50,7 +49,6 @@ from schemas.reasons import Reason
 from streams.app import (
     Service,
     Source,
-    end_process,
     fail_stop,
     make_service,
     serve,
@@ -360,7 +358,7 @@ class Sequencer:
         """
         if self._states:
             log.warning("partitions were revoked: starting again from the ledger")
-            end_process()
+            alive.end_process()
 
 
 def _source(partition: int) -> Source:
@@ -420,7 +418,7 @@ async def sequence_inputs(stream: Any) -> None:
 @app.task
 async def watch_inputs() -> None:
     """Look at the inputs beside reading them, until the process ends."""
-    threading.Thread(target=sequencer.watch, name="watch", daemon=True).start()
+    alive.start_thread(sequencer.watch, "watch")
 
 
 @app.on_partitions_revoked.connect

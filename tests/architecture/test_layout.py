@@ -140,6 +140,25 @@ def agents() -> list[tuple[str, ast.AsyncFunctionDef]]:
     ]
 
 
+STARTERS = {"Thread", "create_task", "ensure_future"}
+MAY_START = {
+    "adapters/alive.py": "everybody else starts through it",
+    "consumers/node_peers.py": "it asks each, every second, how it ended",
+}
+
+
+@every_module
+def test_no_thread_or_task_can_end_unnoticed(path: Path) -> None:
+    if show(path) in MAY_START:
+        return
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.Call):
+            name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            assert name not in STARTERS, (
+                f"line {node.lineno}: adapters/alive.py starts threads and tasks"
+            )
+
+
 def test_there_are_agents() -> None:
     assert len(agents()) >= 3
 

@@ -11,7 +11,7 @@ import pytest
 
 from cli.processes import kill_owned, last_lines, spawn_owned
 from schemas import events as e
-from streams.app import find_membership_problem
+from streams.app import find_reading_problem
 from tests.integration.harness import Federation, Puppet, World, wait_until
 
 SUCCESSOR = "second-sequencer"
@@ -111,8 +111,10 @@ def test_a_rebalance_in_the_middle_of_a_transaction_does_not_fork_the_log(
     assert report["is_sound"], report["findings"] + [last_lines(log, 30)]
 
 
-@pytest.mark.parametrize("state", ["not joined", "well", "told", "ended", "cancelled"])
-def test_a_member_that_kafka_expelled_is_noticed(state: str) -> None:
+@pytest.mark.parametrize(
+    "state", ["not joined", "well", "told", "ended", "cancelled", "fetches nothing"]
+)
+def test_a_member_that_reads_nothing_more_is_noticed(state: str) -> None:
     """aiokafka's own objects; Kafka expels only whom another overtakes in a race."""
     import asyncio
 
@@ -126,10 +128,16 @@ def test_a_member_that_kafka_expelled_is_noticed(state: str) -> None:
         await asyncio.sleep(0.01)
         told = RuntimeError("expelled") if state == "told" else None
         coordinator = SimpleNamespace(_pending_exception=told, _coordination_task=task)
-        joined = {} if state == "not joined" else {"_coordinator": coordinator}
+        fetching = asyncio.get_running_loop().create_future()
+        if state == "fetches nothing":
+            fetching.cancel()
+        fetcher = SimpleNamespace(error_future=fetching)
+        joined = {"_coordinator": coordinator, "_fetcher": fetcher}
+        if state == "not joined":
+            joined = {}
         thread = SimpleNamespace(_consumer=SimpleNamespace(**joined))
         try:
-            return find_membership_problem(SimpleNamespace(_thread=thread))
+            return find_reading_problem(SimpleNamespace(_thread=thread))
         finally:
             task.cancel()
 

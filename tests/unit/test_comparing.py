@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from adapters import alive
 from adapters.party_link import LinkError, LinkFailure
 from protocol.parties import PartyRefusesError, RefusalCode
 from protocol.secret_round import SecretRound
@@ -157,7 +158,7 @@ def test_what_nobody_expected_ends_the_process(monkeypatch):
         ended.set()
         threading.Event().wait()  # as if: nothing comes after it
 
-    monkeypatch.setattr(comparing, "end_process", end)
+    monkeypatch.setattr(alive, "end_process", end)
     Comparer(Attempts(ZeroDivisionError())).look(make_round(), record())
     assert ended.wait(WAIT_S)
 

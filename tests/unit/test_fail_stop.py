@@ -12,7 +12,8 @@ import pytest
 from faust.types.tuples import TP, Message
 from intervaltree import IntervalTree
 
-from streams.app import EXIT_FAILED, GapConsumer, fail_stop
+from adapters.alive import EXIT_FAILED
+from streams.app import GapConsumer, fail_stop
 
 
 @pytest.mark.parametrize("committed", [None, 4])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import repeat
 
 import pytest
 
@@ -548,6 +549,18 @@ def test_run_says_everything_that_is_due(
         e.CheckpointFinalised,
         e.FinalityRequested,
     ]
+
+
+def test_whoever_fills_a_topic_keeps_nobody_from_the_deadlines(
+    timer: Timer,
+    log: LogBuilder,
+    recorder: Recorder,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    log.admit("ada", "bea")
+    log.request_round()
+    run(timer, log, monkeypatch, repeat(cosigned(b"junk")))
+    assert e.DeadlineReached in [type(event) for event in recorder.take()]
 
 
 def run(
