@@ -245,6 +245,7 @@ class PartitionReader:
         self._group = group
         self._consumer: aiokafka.AIOKafkaConsumer | None = None
         self._asked: Future[list[Any]] | None = None
+        self._is_away = False
         self.position = -1
         """Offset of the next record; -1 before Kafka has said anything."""
         self.end = -1
@@ -269,8 +270,9 @@ class PartitionReader:
         self._asked = None
         try:
             found = asked.result()
+            self._is_away = False
         except (AioKafkaConnectionError, TimeoutError) as error:
-            log.info("Kafka does not answer: %s", error)
+            self._say_away(error)
             time.sleep(timeout_s)
             return []
         except AioKafkaError as error:
@@ -308,6 +310,11 @@ class PartitionReader:
         """Let go of Kafka, without waiting for it."""
         if not sys.is_finalizing():  # the background ends first then
             alive.run_in_background(self._close(self._asked))
+
+    def _say_away(self, error: Exception) -> None:
+        level = logging.DEBUG if self._is_away else logging.WARNING
+        log.log(level, "Kafka does not answer, trying again: %s", error)
+        self._is_away = True
 
     async def _read(self) -> list[Any]:
         if self._consumer is None:

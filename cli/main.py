@@ -876,6 +876,8 @@ def _settings() -> Any:
     _load_environment()
     settings = load_settings()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    # Our own readers say that Kafka is away, and say it once.
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     telemetry.configure("moot", settings.otlp_endpoint)
     return settings
 

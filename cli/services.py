@@ -227,6 +227,8 @@ def run_agent(
 
 def _log_to_stderr(level: str) -> None:
     logging.basicConfig(level=level, format=LOG_FORMAT, force=True)
+    # Our own readers say that Kafka is away, and say it once.
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
 
 
 def _stop_on_signal() -> Callable[[], bool]:
