@@ -151,7 +151,7 @@ class PartyLog:
                 break
             try:
                 item, last = _read_line(last, line)
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 msg = (
                     f"{self._path}, line {number}: not what was written there. Restore "
                     "the file; without it this party must not go on."
