@@ -27,6 +27,10 @@ from protocol.parties import (
 )
 
 SAID_FILE: Final = "said.jsonl"
+_NEW_PARTY: Final = (
+    "Its keys must not be used again, and no older copy of the file may take its "
+    "place: make another party (docs/howto/what-may-never-be-restored.md)."
+)
 _START: Final = hashlib.sha256(b"folkmoot-party-log/v1\n").hexdigest()
 
 
@@ -63,8 +67,8 @@ class PartyLog:
             self._file: IO[bytes] = self._path.open("r+b")
         except FileNotFoundError:
             msg = (
-                f"{self._path} is gone: this party cannot know what it has said. Its "
-                "keys must not be used again: make another party."
+                f"{self._path} is gone: this party cannot know what it has said. "
+                f"{_NEW_PARTY}"
             )
             raise PartyLogError(msg) from None
         try:
@@ -151,10 +155,10 @@ class PartyLog:
                 break
             try:
                 item, last = _read_line(last, line)
-            except (ValueError, KeyError, TypeError, RecursionError):
+            except (ValueError, KeyError, TypeError):
                 msg = (
-                    f"{self._path}, line {number}: not what was written there. Restore "
-                    "the file; without it this party must not go on."
+                    f"{self._path}, line {number}: not what was written there, so this "
+                    f"party cannot know what it has said. {_NEW_PARTY}"
                 )
                 raise PartyLogError(msg) from None
             said.append(item)

@@ -53,7 +53,8 @@ _FLAGS: Final = {b"\0": False, b"\1": True}
 _DIGEST_SIZE: Final = hashlib.sha256().digest_size
 _NEW_KEY: Final = (
     "This key must never sign again: make a new one (`moot node init` with another "
-    "name) and have the node set changed (`moot node propose`)."
+    "name) and have the node set changed (`moot node propose`). No older copy of the "
+    "votes may take their place: docs/howto/what-may-never-be-restored.md."
 )
 
 

@@ -6,7 +6,9 @@ federation's decider signed, in a federation that the operator it trusts founded
 runs only code that its own settings allow.
 
 It may be killed at any moment: what it is about to say is on disk before it is said,
-so after a restart it says the very same thing.
+so after a restart it says the very same thing. If the log has something under its key
+that is not on its disk, the disk is an old copy, or somebody else has the key: then it
+says nothing more in that round (`producers.agent_directory`).
 """
 
 from __future__ import annotations
@@ -33,8 +35,9 @@ from adapters.ledger import find_genesis, find_partition, read_log
 from adapters.schema_registry import FramingError, SchemaRegistry
 from adapters.settings import Settings
 from ledger.signing import InvalidSignatureError
+from producers.agent_directory import PAGE, AgentDirectory
 from producers.arguments import ArgumentError
-from producers.receipts import ReceiptKeeper
+from producers.receipts import ANSWERS, ReceiptKeeper
 from producers.secret_update import (
     Secret,
     SecretError,
@@ -50,6 +53,7 @@ from protocol.encoding import (
     update_to_blob,
 )
 from protocol.envelope import SIGNATURE_HEADER, TRACEPARENT_HEADER, verify_event
+from protocol.log import OpenedLeaf
 from protocol.plain import compute_max_model_size
 from protocol.rounds import MPC
 from protocol.tensors import flatten, manifest_of, tensors_from_blob
@@ -113,6 +117,8 @@ class Agent:
     def __init__(self, settings: Settings, options: AgentOptions) -> None:
         self._settings = settings
         self._options = options
+        self._directory = AgentDirectory(options.directory)
+        self._answered_elsewhere: set[int] = set()
         self._key = load_or_create_key(options.directory / "agent.key")
         self._registry = SchemaRegistry(settings.schema_registry_url)
         self._publisher = Publisher(settings, self._registry)
@@ -121,7 +127,7 @@ class Agent:
         self._keeper = SecretKeeper(options.directory)
 
     def run(self, should_stop: Callable[[], bool]) -> None:
-        """Take part until told to stop.
+        """Take part until told to stop; called once.
 
         Raises:
             UntrustedFederationError: the federation is not the trusted operator's.
@@ -138,6 +144,7 @@ class Agent:
             operator_key=self._options.operator_key,
             public_key=self._key.public_key,
             directory=self._options.directory / "receipts",
+            on_answer=self._notice,
         )
         alive.start_thread(lambda: keeper.run(should_stop), "receipts")
 
@@ -156,6 +163,7 @@ class Agent:
                     reader.commit(record)
         finally:
             reader.close()
+            self._directory.close()
 
     def _join(self, should_stop: Callable[[], bool]) -> bool:
         """Wait for the federation, learn whom to believe, ask to be admitted."""
@@ -176,24 +184,37 @@ class Agent:
         return False
 
     def _enrol(self) -> None:
+        """Ask to be admitted, unless that was done; recall what was said, all of it.
+
+        Raises:
+            NameTakenError: another key holds this name.
+        """
         mine = self._key.public_key
+        is_known = False
         for read in read_log(
             self._settings, self._registry, self._options.federation_id
         ):
             for leaf in read.leaves:
                 event = leaf.sequenced.event
+                self._recall(leaf)
                 if (
-                    isinstance(event, AgentEnrolmentRequested | AgentAdmitted)
-                    and event.agent_id == self._options.agent_id
+                    is_known
+                    or not isinstance(event, AgentEnrolmentRequested | AgentAdmitted)
+                    or event.agent_id != self._options.agent_id
                 ):
-                    if event.public_key == mine:
-                        return
-                    if isinstance(event, AgentAdmitted):
-                        msg = (
-                            f"the name {event.agent_id} belongs to the key "
-                            f"{event.public_key.hex()}; this agent's is {mine.hex()}"
-                        )
-                        raise NameTakenError(msg)
+                    continue
+                if event.public_key == mine:
+                    is_known = True
+                elif isinstance(event, AgentAdmitted):
+                    msg = (
+                        f"the name {event.agent_id} belongs to the key "
+                        f"{event.public_key.hex()}; this agent's is {mine.hex()}"
+                    )
+                    raise NameTakenError(msg)
+        if self._answered_elsewhere:
+            self._warn_of_copy()
+        if is_known:
+            return
         request = AgentEnrolmentRequested(
             federation_id=self._options.federation_id,
             agent_id=self._options.agent_id,
@@ -202,6 +223,42 @@ class Agent:
         )
         self._publisher.publish(request, self._key)
         log.info("asked to join with key %s", mine.hex())
+
+    def _notice(self, leaf: OpenedLeaf) -> None:
+        """Say nothing more in a round that was answered from another directory."""
+        if self._recall(leaf):
+            self._warn_of_copy()
+
+    def _recall(self, leaf: OpenedLeaf) -> bool:
+        """Return whether this shows that a round was answered from elsewhere, first."""
+        event = leaf.sequenced.event
+        if (
+            not isinstance(event, ANSWERS)
+            or event.agent_id != self._options.agent_id
+            or event.round in self._answered_elsewhere
+        ):
+            return False
+        try:
+            # Whoever writes the log cannot put words into this agent's mouth.
+            verify_event(self._key.public_key, leaf.leaf.event, leaf.leaf.signature)
+        except InvalidSignatureError:
+            return False
+        if self._directory.knows(leaf.leaf.event):
+            return False
+        self._answered_elsewhere.add(event.round)
+        return True
+
+    def _warn_of_copy(self) -> None:
+        log.critical(
+            "ANSWERED_ELSEWHERE: the log has what this agent's key signed in %d "
+            "rounds, last in round %d, and %s does not know it: the directory was "
+            "restored from a copy, or another process has the key. This one says "
+            "nothing more in those rounds; see %s",
+            len(self._answered_elsewhere),
+            max(self._answered_elsewhere),
+            self._options.directory,
+            PAGE,
+        )
 
     @property
     def _federation(self) -> FederationConfigured:
@@ -230,6 +287,11 @@ class Agent:
         """Do what a fact asks for, unless it is too late."""
         if time.time_ns() // 1_000_000 > deadline_ms:
             log.info("round %d is over, not answering", fact.round)
+            return
+        if fact.round in self._answered_elsewhere:
+            log.error(
+                "round %d: ANSWERED_ELSEWHERE, this agent says nothing", fact.round
+            )
             return
         parent = telemetry.clean(record.header(TRACEPARENT_HEADER))
         with telemetry.span(

@@ -20,7 +20,7 @@ from adapters.settings import Settings
 from ledger.checkpoint import compute_origin
 from ledger.proof_file import FILE_EXTENSION
 from protocol.admission import AdmissionState, make_policy
-from protocol.log import fold_admission
+from protocol.log import OpenedLeaf, fold_admission
 from schemas import codec
 from schemas.events import (
     NormProofSubmitted,
@@ -51,6 +51,7 @@ class ReceiptKeeper:
         operator_key: Who must have founded it, 32 bytes.
         public_key: The agent's key: whose leaves these are.
         directory: Where receipts are kept, one file for each leaf.
+        on_answer: Called with every leaf that is of the agent's key.
     """
 
     def __init__(
@@ -61,7 +62,9 @@ class ReceiptKeeper:
         operator_key: bytes,
         public_key: bytes,
         directory: Path,
+        on_answer: Callable[[OpenedLeaf], None] = lambda _: None,
     ) -> None:
+        self._on_answer = on_answer
         self._settings = settings
         self._federation_id = federation_id
         self._operator_key = operator_key
@@ -106,6 +109,7 @@ class ReceiptKeeper:
             agent = self._admission.agents.get(event.agent_id)
             if agent is None or agent.public_key != self._public_key:
                 continue
+            self._on_answer(item)
             leaf_index = item.sequenced.leaf_index
             path = (
                 self._directory

@@ -1,16 +1,27 @@
 """An agent's side of a round whose updates nobody sees: commit, then prove.
 
 Between the two an agent must not forget what it committed to, and must not prove it
-twice: two proofs under two projections have the same masks, and their difference would
-show the update. So the update and the seed of everything random in it are on disk
-before the commitment leaves the process, readable by their owner alone; which
-projection it is proved under is on disk before there is a proof in the store; the proof
-is on disk before it is said, and only what is on disk is ever said again. What is
-secret is deleted when the round is over.
+twice: two proofs under two projections have the same masks, which were committed to
+with the update, and their difference would show the update. So the update and the seed
+of everything random in it are on disk before the commitment leaves the process,
+readable by their owner alone; which projection it is proved under is on disk before
+there is a proof in the store; the proof is on disk before it is said, and only what is
+on disk is ever said again. What is secret is deleted when the round is over.
+
+A copy of the directory from before the proof knows nothing of the projection. So a
+secret that is bound to no projection yet is of use only in the directory's place where
+it was written, and binding it gives the directory another place
+(`producers.agent_directory`). One that is bound proves the same again, and is harmless
+wherever it turns up.
+
+What is random in commitments and in shares is derived from drawn bytes and the update
+together: should a machine draw the same bytes twice, as one that is put back with its
+memory may, two updates still share no blinding, no mask and no pad.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import secrets
@@ -23,6 +34,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 
 from adapters.blobs import BlobStore
+from producers.agent_directory import PAGE, compute_place, renew_place
 from protocol.clipping import clip_and_encode
 from protocol.mpc import (
     MpcShape,
@@ -45,9 +57,11 @@ from schemas.events import (
 log = logging.getLogger(__name__)
 
 SEED_SIZE: Final = 32
-_MAGIC: Final = b"folkmoot-agent-secret/v1\n"
+_MAGIC: Final = b"folkmoot-agent-secret/v2\n"
 SUFFIX: Final = ".secret"
 SEED_SUFFIX: Final = ".seed"
+_COMMITMENT: Final = b"folkmoot-agent-commitment/v1\n"
+_SHARES: Final = b"folkmoot-agent-shares/v1\n"
 
 
 class SecretError(Exception):
@@ -90,7 +104,7 @@ class Secret:
             self.values,
             context=b"",  # known once the shares are sealed: see `prove`
             squared_bound=config.norm_bound**2,
-            entropy=_Stream(self.seed),
+            entropy=_Stream.hedge(_COMMITMENT, self.seed, self.values),
         )
 
     def to_bytes(self) -> bytes:
@@ -114,6 +128,13 @@ class Secret:
 
 class _Stream:
     """Bytes that a seed stands for: AES-256 in counter mode."""
+
+    @classmethod
+    def hedge(cls, domain: bytes, seed: bytes, values: NDArray[np.int64]) -> _Stream:
+        """Return what a seed stands for beside an update: another for another one."""
+        digest = hashlib.sha512(domain + seed)
+        digest.update(values.astype("<i8").tobytes())
+        return cls(digest.digest()[:SEED_SIZE])
 
     def __init__(self, seed: bytes) -> None:
         cipher = Cipher(algorithms.AES256(seed), modes.CTR(bytes(16)))
@@ -149,7 +170,9 @@ def submit_commitment(
         num_examples=num_examples,
         loss_micros=loss_micros,
     )
-    dealt = split_update(state, len(config.parties), secrets.token_bytes)
+    drawn = secrets.token_bytes(SEED_SIZE)
+    entropy = _Stream.hedge(_SHARES, drawn, state.values)
+    dealt = split_update(state, len(config.parties), entropy)
     shares = []
     for party, share in zip(config.parties, dealt, strict=True):
         place = make_place(update, party.name, share.commitment)
@@ -194,7 +217,12 @@ class SecretKeeper:
 
     def keep(self, stem: str, secret: Secret, state: ProverState) -> None:
         """Remember what is about to be committed to, durably."""
-        write_private(self._directory / f"{stem}{SUFFIX}", secret.to_bytes())
+        place = compute_place(self._directory)
+        path = self._directory / f"{stem}-{place}{SUFFIX}"
+        write_private(path, secret.to_bytes())
+        for other in self._find_files(stem):  # of an attempt that was said nowhere
+            if other != path:
+                other.unlink()
         self._last = (stem, state)
 
     def find(self, stem: str, config: FederationConfigured) -> ProverState:
@@ -205,11 +233,7 @@ class SecretKeeper:
         """
         if self._last is not None and self._last[0] == stem:
             return self._last[1]
-        try:
-            data = (self._directory / f"{stem}{SUFFIX}").read_bytes()
-        except FileNotFoundError:
-            msg = "the secrets of this round's commitment are gone"
-            raise SecretError(msg) from None
+        data = self._find_file(stem).read_bytes()
         return Secret.from_bytes(data).commit(config)
 
     def bind(self, stem: str, seed: bytes) -> None:
@@ -222,14 +246,26 @@ class SecretKeeper:
             seed: Of the projection, 32 bytes.
 
         Raises:
-            SecretError: another projection came first.
+            SecretError: another projection came first, or may have: the secret is a
+                copy.
         """
         path = self._directory / f"{stem}{SEED_SUFFIX}"
-        if not path.exists():
+        if path.exists():
+            if path.read_bytes() != seed:
+                msg = "asked for a second proof under another projection: never"
+                raise SecretError(msg)
+        else:
+            place = compute_place(self._directory)
+            if self._find_file(stem).name != f"{stem}-{place}{SUFFIX}":
+                msg = (
+                    "RESTORED_FROM_COPY: the directory was restored or copied, or the "
+                    "machine started again, after this agent committed. It may have "
+                    "proved that already, and a second proof could show the update. "
+                    f"The next round goes well; see {PAGE}"
+                )
+                raise SecretError(msg)
             write_private(path, seed)
-        elif path.read_bytes() != seed:
-            msg = "asked for a second proof under another projection: never"
-            raise SecretError(msg)
+        renew_place(self._directory)
 
     def forget(self, *, but: str = "") -> None:
         """Delete all secrets: the round is over, or another one begins.
@@ -241,8 +277,18 @@ class SecretKeeper:
         if self._last is not None and self._last[0] != but:
             self._last = None
         for path in self._directory.glob(f"*{SUFFIX}*"):  # drafts too
-            if path.name != f"{but}{SUFFIX}":
+            if not but or path not in self._find_files(but):
                 path.unlink(missing_ok=True)
+
+    def _find_files(self, stem: str) -> list[Path]:
+        return list(self._directory.glob(f"{stem}-*{SUFFIX}"))
+
+    def _find_file(self, stem: str) -> Path:
+        found = self._find_files(stem)
+        if len(found) != 1:
+            msg = "the secrets of this round's commitment are gone"
+            raise SecretError(msg)
+        return found[0]
 
 
 def write_private(path: Path, data: bytes) -> None:

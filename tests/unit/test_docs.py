@@ -239,6 +239,34 @@ def test_the_producers_example_is_right_to_the_byte():
         assert compute_partition("demo", int(number)) == int(place)
 
 
+def test_pages_that_the_code_names_exist():
+    packages = [path.parent for path in ROOT.glob("*/__init__.py")]
+    named = {
+        name
+        for package in packages
+        for path in package.rglob("*.py")
+        for name in re.findall(r"docs/[\w./-]+\.md", path.read_text(encoding="utf-8"))
+    }
+    assert "docs/howto/what-may-never-be-restored.md" in named
+    assert not [name for name in named if not (ROOT / name).is_file()]
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        "README.md",
+        "docs/index.md",
+        "docs/howto/deploy-services.md",
+        "docs/howto/run-ledger-nodes.md",
+        "docs/howto/run-parties.md",
+        "docs/reference/settings.md",
+    ],
+)
+def test_who_may_back_something_up_is_told_what_may_never_be_restored(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert "what-may-never-be-restored.md" in text
+
+
 def test_the_producers_python_signs_what_we_sign():
     """Run the page's own function against a schema registry that is a dictionary."""
     page = (DOCS / "howto" / "plain-producer.md").read_text(encoding="utf-8")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
@@ -21,7 +21,7 @@ from ledger.merkle import leaf_hash
 from ledger.proof_file import FILE_EXTENSION, verify_receipt
 from producers.receipts import ASK_EVERY_S, ReceiptKeeper
 from protocol.admission import make_policy
-from protocol.log import LogError
+from protocol.log import LogError, OpenedLeaf
 from schemas import codec
 from schemas import events as e
 from tests.builders import LogBuilder, make_key, read_blocks
@@ -121,13 +121,16 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-def make_keeper(folder: Path, agent: str = "ada") -> ReceiptKeeper:
+def make_keeper(
+    folder: Path, agent: str = "ada", **options: Callable[[OpenedLeaf], None]
+) -> ReceiptKeeper:
     return ReceiptKeeper(
         SETTINGS,
         "clinics",
         operator_key=make_key("OPERATOR").public_key,
         public_key=make_key(agent).public_key,
         directory=folder,
+        **options,
     )
 
 
@@ -175,6 +178,15 @@ def test_an_agent_keeps_a_receipt_of_what_it_said(
     leaf = codec.decode_as(e.Leaf, verified.leaf)
     assert codec.decode(leaf.event) == log.leaves[leaf_index]
     assert keeper._waiting == {}
+
+
+def test_whoever_wants_to_know_is_told_of_every_answer(
+    log: LogBuilder, folder: Path
+) -> None:
+    told: list[OpenedLeaf] = []
+    keeper = make_keeper(folder, on_answer=told.append)
+    learn(keeper, log)
+    assert [leaf.sequenced.leaf_index for leaf in told] == [leaf_of(log, "ada")]
 
 
 def test_who_said_nothing_has_none(

@@ -1,16 +1,28 @@
 """An agent in a secret round: it says one thing and proves it once, killed or not."""
 
+import contextlib
 import itertools
 import logging
+import os
 import pathlib
+import secrets
+import shutil
 import stat
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+import producers.agent
 from adapters.kafka import Record, make_headers
+from producers import agent_directory
 from producers.agent import Agent, AgentOptions
+from producers.agent_directory import (
+    AgentDirectory,
+    AgentDirectoryError,
+    renew_place,
+)
+from producers.receipts import ANSWERS
 from producers.secret_update import (
     Secret,
     SecretError,
@@ -21,12 +33,13 @@ from producers.secret_update import (
 )
 from protocol import norm_prover
 from protocol.clipping import NormBoundTooSmallError, compute_squared_norm
+from protocol.envelope import sign_event
 from protocol.mpc import MpcShape, open_shares, parse_proof, parse_statement
-from protocol.norm_proof import Projection, verify_norm_proof
+from protocol.norm_proof import InvalidProofError, Projection, verify_norm_proof
 from schemas import codec, topics
 from schemas import events as e
 from schemas.reasons import Reason
-from tests.builders import BlobDict, frame, make_key, unframe
+from tests.builders import BlobDict, frame, make_key, read_blocks, unframe
 from tests.secret_builder import make_sealing_key, start_secret_log
 
 ME = "ada"
@@ -116,6 +129,8 @@ class Process(Agent):
             allowed_prefixes=(),
             data_config={},
         )
+        self._directory = AgentDirectory(directory)
+        self._answered_elsewhere = set()
         self._key = make_key(ME)
         self._registry = Registry()
         self._publisher = Publisher(said)
@@ -137,13 +152,32 @@ class World:
     """What outlives an agent's process: its disk, the store, what was said."""
 
     def __init__(self, directory, config):
+        directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
         self.config = config
         self.blobs = BlobDict()
         self.said = []
+        self.last = None
 
     def start(self, **options):
-        return Process(self.directory, self.config, self.blobs, self.said, **options)
+        if self.last is not None:
+            self.last._directory.close()  # with the process before it
+        self.last = Process(
+            self.directory, self.config, self.blobs, self.said, **options
+        )
+        return self.last
+
+    def copy_to(self, directory):
+        """Return a world with a copy of the directory, and the same store and log."""
+        shutil.copytree(self.directory, directory)
+        copy = World(directory, self.config)
+        copy.blobs, copy.said = self.blobs, self.said
+        return copy
+
+    def restore(self, saved):
+        """Put back what was saved, as from a backup."""
+        shutil.rmtree(self.directory)
+        shutil.copytree(saved, self.directory)
 
     def of(self, kind):
         """Return what was said of a kind, each encoding once."""
@@ -167,7 +201,7 @@ class World:
 
 @pytest.fixture
 def world(tmp_path, log):
-    return World(tmp_path, log.config)
+    return World(tmp_path / "agent", log.config)
 
 
 def check_proof(world, seed=SEED):
@@ -270,7 +304,7 @@ def test_who_is_not_drawn_says_nothing(world, started):
     agent.hear(replace(started, cohort=("bea", "cleo")))
     agent.hear(replace(closed(started), agent_ids=("bea", "cleo")))
     assert world.said == []
-    assert list(world.directory.iterdir()) == []
+    assert [path.name for path in world.directory.iterdir()] == ["lock"]
 
 
 def test_who_is_late_says_nothing(world, started):
@@ -381,10 +415,10 @@ def count_steps(tmp_path, log, facts):
     return 10**6 - fate.left
 
 
-def worlds(tmp_path, log, facts):
+def worlds(tmp_path, log, facts, kinds=(False, True)):
     """Yield a world and a fate for each step, in both kinds."""
     for step, is_done in itertools.product(
-        range(count_steps(tmp_path, log, facts)), (False, True)
+        range(count_steps(tmp_path, log, facts)), kinds
     ):
         directory = tmp_path / f"{step}-{is_done}"
         directory.mkdir(parents=True)
@@ -456,6 +490,286 @@ def test_secrets_that_are_gone_or_damaged_prove_nothing(
     assert "not proving" in caplog.text
 
 
+# Copies
+
+
+def find_proofs(world):
+    """Return which commitment the proofs in the store prove, and which seed under."""
+    found = []
+    for update in world.of(e.UpdateCommitted):
+        blob = world.blobs[update.commitments.sha256]
+        statement = parse_statement(world.config, update, blob)
+        for seed, proof in itertools.product((SEED, OTHER_SEED), world.proofs()):
+            projection = Projection.expand(
+                seed, num_rows=statement.num_rows, row_length=statement.row_length
+            )
+            with contextlib.suppress(InvalidProofError):
+                verify_norm_proof(statement, parse_proof(proof), projection)
+                found.append((update.commitments.sha256, seed, proof))
+    return found
+
+
+def test_a_copy_from_before_the_proof_proves_nothing_of_its_own(
+    tmp_path, world, started, caplog
+):
+    world.start().hear(started)
+    copy = world.copy_to(tmp_path / "copy")
+    world.start().hear(closed(started))
+    copy.start().hear(closed(started, OTHER_SEED))
+    world.restore(copy.directory)
+    world.start().hear(closed(started, OTHER_SEED))
+    assert len(world.proofs()) == 1
+    check_proof(world)
+    assert caplog.text.count("RESTORED_FROM_COPY") == 2
+    assert "docs/howto/what-may-never-be-restored.md" in caplog.text
+
+
+def test_a_copy_proves_nothing_even_if_it_comes_first(tmp_path, world, started):
+    """Which of two is the copy nobody can ask it."""
+    world.start().hear(started)
+    copy = world.copy_to(tmp_path / "copy")
+    copy.start().hear(closed(started, OTHER_SEED))
+    assert world.proofs() == []
+    world.start().hear(closed(started))
+    check_proof(world)
+
+
+def test_a_copy_goes_on_with_the_next_round(tmp_path, world, started):
+    world.start().hear(started)
+    copy = world.copy_to(tmp_path / "copy")
+    agent = copy.start()
+    agent.hear(closed(started))
+    agent.hear(sealed(started))
+    assert copy.secrets() == []
+    following = replace(started, round=2, cause=b"\2" * 32)
+    agent.hear(following)
+    agent.hear(closed(following))
+    assert [proof.round for proof in world.of(e.NormProofSubmitted)] == [2]
+
+
+def copy_by_link(saved, directory):
+    shutil.copytree(saved, directory, copy_function=os.link)
+
+
+def copy_what_differs(saved, directory):
+    """As rsync does: by size and time of change, whatever it finds missing as well."""
+    directory.mkdir(exist_ok=True)
+    for path in saved.iterdir():
+        target, now = directory / path.name, path.stat()
+        then = target.stat() if target.exists() else None
+        if then is None or (then.st_size, then.st_mtime_ns) != (
+            now.st_size,
+            now.st_mtime_ns,
+        ):
+            shutil.copy2(path, target)
+
+
+def copy_secrets_alone(saved, directory):
+    for path in saved.iterdir():
+        target = directory / path.name
+        if path.suffix in {".secret", ".sent"} and not target.exists():
+            shutil.copy2(path, target)
+
+
+@pytest.mark.parametrize("takes", [shutil.copytree, copy_by_link, copy_what_differs])
+@pytest.mark.parametrize("puts_back", [copy_what_differs, copy_secrets_alone])
+@pytest.mark.parametrize("is_over", [False, True])
+def test_whatever_is_put_back_into_a_directory_proves_nothing_again(
+    tmp_path, world, started, takes, puts_back, is_over
+):
+    world.start().hear(started)
+    saved = tmp_path / "saved"
+    takes(world.directory, saved)
+    agent = world.start()
+    agent.hear(closed(started))
+    if is_over:
+        agent.hear(sealed(started))
+        for path in world.directory.glob("*.seed"):
+            path.unlink()  # nothing says so, and nothing forbids it
+        for path in world.directory.glob("proof-*"):
+            path.unlink()
+    puts_back(saved, world.directory)
+    world.start().hear(closed(started, OTHER_SEED))
+    assert len(world.proofs()) <= 1
+    assert {seed for _, seed, _ in find_proofs(world)} <= {SEED}
+
+
+def test_a_disk_that_is_put_back_beneath_a_machine_that_starts_again_proves_nothing(
+    tmp_path, world, started, monkeypatch, caplog
+):
+    """Its files are the very same then, times and all."""
+    world.start().hear(started)
+    boot = tmp_path / "boot_id"
+    boot.write_text("another one")
+    monkeypatch.setattr(agent_directory, "_BOOT_ID", boot)
+    world.start().hear(closed(started))
+    assert world.proofs() == []
+    assert "RESTORED_FROM_COPY" in caplog.text
+
+
+def test_a_copy_of_what_was_proved_proves_the_same_again(tmp_path, world, started):
+    world.start().hear(started)
+    agent = world.start()
+    agent.hear(closed(started))
+    for path in world.directory.glob("proof-*"):
+        path.unlink()  # as if it had been killed before it was written down
+    copy = world.copy_to(tmp_path / "copy").start()
+    copy.hear(closed(started, OTHER_SEED))
+    copy.hear(closed(started))
+    check_proof(world)
+    assert len(world.proofs()) == 1
+
+
+@pytest.mark.parametrize("is_put_back", [False, True])
+def test_no_copy_of_any_moment_proves_a_commitment_twice(
+    tmp_path, log, started, is_put_back
+):
+    facts = [started, closed(started)]
+    lies = [started, closed(started, OTHER_SEED)]
+    has_two = False
+    after = worlds(tmp_path / "x", log, facts, kinds=(True,))
+    for number, (world, _) in enumerate(after):
+        agent = world.start()
+        for fact in facts:
+            try:
+                agent.hear(fact)
+            except Killed:
+                break
+        copy = world.copy_to(tmp_path / f"copy-{number}")
+        live(world, facts)
+        if is_put_back:
+            world.restore(copy.directory)
+            copy = world
+        live(copy, lies)
+        assert world.proofs()
+        if len(world.proofs()) > 1:
+            # A copy from before the commitment commits anew, and proves that.
+            has_two = True
+            proved = [commitment for commitment, _, _ in find_proofs(world)]
+            assert len(proved) == len(set(proved)) == 2, number
+    assert has_two
+
+
+def test_a_directory_is_for_one_process_at_a_time(world):
+    agent = world.start()
+    with pytest.raises(AgentDirectoryError, match="another process uses"):
+        AgentDirectory(world.directory)
+    agent._directory.close()
+    agent._directory.close()
+    AgentDirectory(world.directory).close()
+
+
+def test_a_directory_without_times_of_change_is_refused(tmp_path, monkeypatch):
+    AgentDirectory(tmp_path).close()
+    monkeypatch.setattr(agent_directory, "_RENEWED_WITHIN_S", 0.0)
+    monkeypatch.setattr(os, "utime", lambda _: None)
+    with pytest.raises(OSError, match="keeps no times of change"):
+        renew_place(tmp_path)
+
+
+# What the log has under the agent's key
+
+
+def make_leaves(log, *, signer=ME):
+    """Return the opened leaves of a log, as if one had signed all answers."""
+    for read in read_blocks(log):
+        for leaf in read.leaves:
+            if not isinstance(leaf.sequenced.event, ANSWERS):
+                yield leaf
+                continue
+            signature = sign_event(make_key(signer), leaf.leaf.event)
+            yield replace(leaf, leaf=replace(leaf.leaf, signature=signature))
+
+
+@pytest.fixture(scope="module")
+def answered():
+    """A log on which everybody has committed in the first round."""
+    log = start_secret_log()
+    for agent in log.request_round():
+        log.commit(agent)
+    log.settle()
+    return log
+
+
+def recall(agent, leaves):
+    for leaf in leaves:
+        agent._notice(leaf)
+
+
+def test_an_agent_says_nothing_more_in_a_round_that_another_copy_answered(
+    world, answered, started, caplog
+):
+    agent = world.start()
+    recall(agent, make_leaves(answered))
+    assert caplog.text.count("ANSWERED_ELSEWHERE") == 1
+    assert "last in round 1" in caplog.text
+    agent.hear(started)
+    agent.hear(closed(started))
+    assert world.said == []
+    following = replace(started, round=2, cause=b"\2" * 32)
+    agent.hear(following)
+    assert [event.round for event in world.said] == [2]
+
+
+def test_what_is_in_the_journal_is_the_agents_own(world, answered, started, caplog):
+    agent = world.start()
+    number = 0
+    for leaf in make_leaves(answered):
+        event = leaf.sequenced.event
+        if isinstance(event, ANSWERS) and event.agent_id == ME:
+            suffix = ("avro", "sent")[number % 2]
+            name = f"answer-{number}.{suffix}"
+            (world.directory / name).write_bytes(leaf.leaf.event)
+            number += 1
+        agent._notice(leaf)
+    assert number > 1
+    assert "ANSWERED_ELSEWHERE" not in caplog.text
+    agent.hear(started)
+    assert len(world.said) == 1
+
+
+def test_nobody_puts_words_into_an_agents_mouth(world, answered, started, caplog):
+    """Who writes the log can make up leaves, but no signature."""
+    agent = world.start()
+    recall(agent, make_leaves(answered, signer="SEQUENCER"))
+    others = (
+        leaf
+        for leaf in make_leaves(answered)
+        if getattr(leaf.sequenced.event, "agent_id", ME) != ME
+    )
+    recall(agent, others)
+    assert "ANSWERED_ELSEWHERE" not in caplog.text
+    agent.hear(started)
+    assert len(world.said) == 1
+
+
+def test_an_agent_recalls_the_log_before_it_speaks(
+    tmp_path, world, answered, started, monkeypatch, caplog
+):
+    """The copy of a real directory, with the log as it is by now."""
+    reads = list(read_blocks(answered))
+    monkeypatch.setattr(producers.agent, "read_log", lambda *_: iter(reads))
+    world.start()._enrol()
+    assert caplog.text.count("ANSWERED_ELSEWHERE") == 1
+    world.last.hear(started)
+    assert world.said == []  # it did not ask to join either: the log has that
+
+
+def test_what_another_process_says_meanwhile_is_noticed_too(world, started, caplog):
+    agent = world.start()
+    log = start_secret_log()
+    log.request_round()
+    recall(agent, make_leaves(log))
+    agent.hear(started)
+    log.commit(ME)
+    log.settle()
+    recall(agent, make_leaves(log))
+    assert "ANSWERED_ELSEWHERE" in caplog.text
+    agent.hear(closed(started))
+    assert len(world.said) == 1
+    assert world.proofs() == []
+
+
 # The parts
 
 
@@ -487,7 +801,7 @@ def test_a_secret_commits_the_same_again_and_from_its_file(secret, log):
         lambda data: data[:-1],
         lambda data: data[: 25 + 32],
         lambda data: b"X" + data[1:],
-        lambda data: data.replace(b"/v1", b"/v2"),
+        lambda data: data.replace(b"/v2", b"/v1"),
     ],
 )
 def test_a_damaged_secret_is_none(secret, change):
@@ -519,13 +833,69 @@ def test_a_proof_is_the_same_again(secret, log, started):
     assert prove(state, update, closed(started, OTHER_SEED), log.config) != proof
 
 
-def test_a_commitment_is_bound_to_its_first_projection(tmp_path):
+def test_a_commitment_is_bound_to_its_first_projection(tmp_path, secret, log):
+    state = secret.commit(log.config)
+    SecretKeeper(tmp_path).keep("round-1", secret, state)
     SecretKeeper(tmp_path).bind("round-1", SEED)
     keeper = SecretKeeper(tmp_path)
     keeper.bind("round-1", SEED)
-    keeper.bind("round-2", OTHER_SEED)
     with pytest.raises(SecretError, match="never"):
         keeper.bind("round-1", OTHER_SEED)
+    keeper.keep("round-2", secret, state)
+    keeper.bind("round-2", OTHER_SEED)
+    with pytest.raises(SecretError, match="gone"):
+        keeper.bind("round-3", SEED)
+
+
+def test_an_attempt_that_was_said_nowhere_leaves_no_secret(tmp_path, secret, log):
+    """Killed before it was written down what is said, and then moved."""
+    keeper = SecretKeeper(tmp_path)
+    keeper.keep("round-1", secret, secret.commit(log.config))
+    renew_place(tmp_path)
+    other = Secret.make(np.zeros(log.num_parameters), log.config)
+    keeper.keep("round-1", other, other.commit(log.config))
+    (path,) = tmp_path.glob("*.secret")
+    assert Secret.from_bytes(path.read_bytes()).seed == other.seed
+    keeper.bind("round-1", SEED)
+
+
+def test_bytes_that_are_drawn_twice_give_no_mask_twice(log, started, monkeypatch):
+    """A machine that is put back with its memory may draw what it drew before."""
+    deltas = (np.linspace(-0.001, 0.001, log.num_parameters), np.zeros(1))
+    monkeypatch.setattr(secrets, "token_bytes", lambda n: b"\7" * n)
+    made = []
+    for delta in deltas:
+        secret = Secret.make(np.resize(delta, log.num_parameters), log.config)
+        state = secret.commit(log.config)
+        blobs = BlobDict()
+        update = submit_commitment(
+            state,
+            started,
+            log.config,
+            blobs,
+            agent_id=ME,
+            num_examples=1,
+            loss_micros=0,
+        )
+        shares = [
+            open_shares(
+                update,
+                share.party,
+                blobs[share.sealed.sha256],
+                make_sealing_key(share.party),
+                MpcShape.of(log.config),
+            )
+            for share in update.shares
+        ]
+        made.append((secret, state, shares))
+    (one, state, shares), (other, other_state, other_shares) = made
+    assert one.seed == other.seed
+    assert not np.array_equal(one.values, other.values)
+    assert not set(state.masks) & set(other_state.masks)
+    assert not set(state.blindings) & set(other_state.blindings)
+    assert state.nonce_key != other_state.nonce_key
+    for share, other_share in zip(shares, other_shares, strict=True):
+        assert not np.any(share.values == other_share.values)
 
 
 def test_a_keeper_forgets_all_but_what_it_is_told(tmp_path, secret, log):
