@@ -89,6 +89,8 @@ class BlockStore:
         try:
             self._connection.execute("PRAGMA journal_mode = WAL")
             self._connection.execute("PRAGMA synchronous = FULL")
+            # No files later on: there may be no descriptor for them.
+            self._connection.execute("PRAGMA temp_store = MEMORY")
             self._connection.executescript(_SCHEMA)
         except sqlite3.DatabaseError as error:
             self._connection.close()

@@ -8,7 +8,8 @@ integers go to and fro.
   signed. It is for a key that lives as long as the link, so the peer's own key never
   leaves the process (`ssl` takes private keys from files only). Nothing in a
   certificate counts but that signature. Who shows none of a known key is refused, as is
-  who speaks no TLS, and cannot keep others from coming.
+  who speaks no TLS, and cannot keep others from coming: connections that have not shown
+  yet whose they are are few, and for a short time (`adapters.listening`).
 - **What is said.** First, both ends: a magic and a digest of all peers' keys in the
   order of their ranks, so that ranks mean the same to both; and, when all its peers are
   there, that it is ready. So a link is there for all or for nobody, and until then who
@@ -42,6 +43,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self, TypeVar
@@ -62,6 +64,7 @@ from cryptography.x509.oid import NameOID
 from numpy.typing import NDArray
 
 from adapters import alive
+from adapters.listening import Guest, Limits, Listener
 
 LINK_MAGIC: Final = b"folkmoot-link/v1\n"
 READY: Final = b"R"
@@ -71,6 +74,10 @@ TIMEOUT_S: Final = 60.0
 """For one send or receive: as long as the other peers may compute in between."""
 HANDSHAKE_TIMEOUT_S: Final = 10.0
 CLOSE_TIMEOUT_S: Final = 2.0
+MAX_CONNECTIONS: Final = 128
+MAX_CONNECTIONS_PER_ADDRESS: Final = 64
+RESERVED_DESCRIPTORS: Final = 64
+"""For what a peer opens itself: connections to other peers, to Kafka, and files."""
 MAX_DIMENSIONS: Final = 8
 _WORD_SIZE: Final = 8
 _RETRY_S: Final = 0.1
@@ -434,7 +441,7 @@ class _Connecting:
 
     async def connect(self) -> None:
         plan = self._plan
-        server = await self._listen() if self._higher else None
+        listener = await self._listen() if self._higher else None
         dialing = [self._dial(rank) for rank in range(plan.rank)]
         others = self._higher | set(range(plan.rank))
         try:
@@ -453,8 +460,8 @@ class _Connecting:
             raise self._explain(min(missing)) from error
         finally:
             self._is_over = True
-            if server is not None:
-                server.close()
+            if listener is not None:
+                await listener.close()
 
     async def _wait_until_ready(self, rank: int) -> None:
         reader, writer = self._connections[rank]
@@ -482,26 +489,42 @@ class _Connecting:
         )
         return LinkError(LinkFailure.NOT_REACHED, missing, detail)
 
-    async def _listen(self) -> asyncio.Server:
+    async def _listen(self) -> Listener:
         plan = self._plan
         own = plan.peers[plan.rank]
         keys = [plan.peers[rank].public_key for rank in sorted(self._higher)]
+        listener = Listener(
+            self._make_protocol,
+            Limits(
+                connections=MAX_CONNECTIONS,
+                per_address=MAX_CONNECTIONS_PER_ADDRESS,
+                reserve=RESERVED_DESCRIPTORS,
+                idle_s=HANDSHAKE_TIMEOUT_S,
+                age_s=math.inf,
+            ),
+            {
+                "ssl": self._certificate.make_context(ssl.PROTOCOL_TLS_SERVER, keys),
+                "ssl_handshake_timeout": HANDSHAKE_TIMEOUT_S,
+                "ssl_shutdown_timeout": CLOSE_TIMEOUT_S,
+            },
+        )
         try:
-            return await asyncio.start_server(
-                self._accept,
-                plan.listen_host or own.host,
-                own.port,
-                ssl=self._certificate.make_context(ssl.PROTOCOL_TLS_SERVER, keys),
-                ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S,
-                ssl_shutdown_timeout=CLOSE_TIMEOUT_S,
-                limit=_BUFFER_BYTES,
-            )
+            await listener.start(plan.listen_host or own.host, own.port)
         except OSError as error:
             detail = f"we can't listen at port {own.port}: {error}"
             raise LinkError(LinkFailure.CANNOT_LISTEN, plan.rank, detail) from error
+        return listener
+
+    def _make_protocol(self, guest: Guest) -> asyncio.StreamReaderProtocol:
+        return asyncio.StreamReaderProtocol(
+            asyncio.StreamReader(limit=_BUFFER_BYTES), partial(self._accept, guest)
+        )
 
     async def _accept(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self,
+        guest: Guest,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
     ) -> None:
         peer = _identify(
             writer, {rank: self._plan.peers[rank].public_key for rank in self._higher}
@@ -522,6 +545,7 @@ class _Connecting:
         if self._is_over:
             writer.close()
             return
+        guest.begin()  # not in a stranger's favour is it put out
         before = self._connections.get(peer)
         if before is not None:  # it has begun again
             before.writer.transport.abort()

@@ -25,6 +25,8 @@ LONG_POLL_S: Final = 20
 MAX_FEED_SIZE_BYTES: Final = 4 * 2**20
 MAX_BLOCK_SIZE_BYTES: Final = 4 * 2**20
 MAX_PROOF_SIZE_BYTES: Final = 2**16
+MAX_CONNECTIONS_OUT: Final = 96
+"""All together: a feed and a bit for each of the 63 other nodes that there may be."""
 FINAL_HEIGHT_HEADER: Final = "moot-final-height"
 ERA_HEADER: Final = "moot-era"
 TIP_HEADER: Final = "moot-tip"
@@ -202,5 +204,5 @@ def make_session() -> aiohttp.ClientSession:
         auto_decompress=False,
         headers={"Accept-Encoding": "identity"},
         cookie_jar=aiohttp.DummyCookieJar(),
-        connector=aiohttp.TCPConnector(limit=256, limit_per_host=8),
+        connector=aiohttp.TCPConnector(limit=MAX_CONNECTIONS_OUT, limit_per_host=8),
     )

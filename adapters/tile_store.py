@@ -23,10 +23,12 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from typing import Final
 
+from adapters.descriptors import SPARES
 from ledger import tiles
 from ledger.checkpoint import parse_checkpoint
 from ledger.merkle import (
@@ -203,7 +205,9 @@ class TileStore:
         directory.mkdir(parents=True, exist_ok=True)
 
     def _write(self, name: str, data: bytes) -> None:
-        path = self._directory / name
+        SPARES.call(lambda: self._write_file(self._directory / name, data))
+
+    def _write_file(self, path: Path, data: bytes) -> None:
         self._make_directory(path.parent)
         temporary = path.with_name(path.name + _TEMPORARY)
         with temporary.open("wb") as file:
@@ -217,11 +221,7 @@ class TileStore:
     def _sync_directories(self) -> None:
         if self._sync:
             for directory in self._unsynced_directories:
-                descriptor = os.open(directory, os.O_RDONLY)
-                try:
-                    os.fsync(descriptor)
-                finally:
-                    os.close(descriptor)
+                SPARES.call(partial(_sync_directory, directory))
         self._unsynced_directories = set()
 
     # Reading
@@ -254,7 +254,7 @@ class TileStore:
 
     def _read_file(self, name: str) -> bytes | None:
         with suppress(FileNotFoundError):
-            return (self._directory / name).read_bytes()
+            return SPARES.call((self._directory / name).read_bytes)
         return None
 
     def checkpoint(self) -> bytes | None:
@@ -391,6 +391,14 @@ class TileStore:
             msg = f"a log of size {self.size} had never a tree of size {size}"
             raise ValueError(msg)
         return tiles.tree_from_tiles(self.read_tile, size)
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def mirror(store: TileStore, put: Put, *, old_size: int = 0) -> int:

@@ -37,6 +37,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import IO, Final
 
+from adapters.descriptors import SPARES
 from adapters.keys import KeyFileError, load_key, load_or_create_key
 from ledger.signing import PUBLIC_KEY_SIZE, SigningKey
 from ledger.votes import VotesLostError, VoteState
@@ -225,7 +226,12 @@ class VoteLog:
         votes = votes or self._votes
         is_retired = is_retired or self._is_retired
         public_key = self._key.public_key
-        _write(self._path, public_key, chain_id, votes, is_retired=is_retired)
+        # Without a descriptor the node would have to stop.
+        SPARES.call(
+            lambda: _write(
+                self._path, public_key, chain_id, votes, is_retired=is_retired
+            )
+        )
         self._chain_id, self._votes, self._is_retired = chain_id, votes, is_retired
 
 

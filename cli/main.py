@@ -206,6 +206,7 @@ def serve(
     ] = None,
 ) -> None:
     """Run one service until it is told to stop."""
+    from adapters.descriptors import raise_limit
     from cli.processes import LOOPBACK
     from cli.services import (
         NODE_PORTS,
@@ -217,6 +218,7 @@ def serve(
     )
 
     _load_environment()
+    raise_limit()
     if service == "party":
         run_party(name, min_cohort, host)
         return

@@ -121,6 +121,11 @@ class Feed:
             case e.CheckpointCosigned():
                 return self.add(event, author, size_of(event.checkpoint), data=data)
 
+    def has_news(self, after: int) -> bool:
+        """Return whether there is anything after a number."""
+        last = next(reversed(self._entries), None)
+        return last is not None and last > after
+
     def read(self, after: int, max_size_bytes: int) -> list[Entry]:
         """Return what came after a number, oldest first, at least one if there is any.
 

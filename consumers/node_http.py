@@ -13,8 +13,16 @@
     GET  /status                          how the node is: JSON
 
 Nothing else is served, and no path reaches the file system: `ledger.tiles.parse_path`
-decides what a tile is. Everybody may read everything; nobody is trusted. One address
-cannot hold all connections, no connection lives long, and bodies are small.
+decides what a tile is. Everybody may read everything; nobody is trusted. Rules:
+
+- Connections are bounded when they are accepted, and none lives long; who does not get
+  done with a request, less so (`adapters.listening`).
+- What came in and was not looked at yet is bounded for each connection, whatever it is:
+  slow bodies, requests sent ahead. Nothing is decompressed.
+- What is on its way out is bounded for all together. Who reads slowly is cut off when
+  others need the room.
+- Answers are found one at a time, and whatever else there is to do has a turn between
+  any two. Who has gone is no longer worked for.
 """
 
 from __future__ import annotations
@@ -22,20 +30,22 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import logging
 import re
-from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any, Final
 
 from aiohttp import web
 
-from adapters import alive
 from adapters.block_store import StoredBlock
+from adapters.listening import Guest, Limits, Listener
 from adapters.peers import (
     ERA_HEADER,
     FINAL_HEIGHT_HEADER,
     LONG_POLL_S,
+    MAX_CONNECTIONS_OUT,
     TIP_HEADER,
 )
 from adapters.tile_store import TileStoreError
@@ -56,8 +66,19 @@ MAX_BODY_SIZE_BYTES: Final = 2**16
 MAX_PAGE_SIZE_BYTES: Final = 2**20
 MAX_CONNECTIONS: Final = 256
 MAX_CONNECTIONS_PER_ADDRESS: Final = 64
+IDLE_S: Final = 2.0 * LONG_POLL_S
+"""From one answer to the last byte of the next request, however they trickle in."""
 MAX_CONNECTION_AGE_S: Final = 300.0
 """After that it is closed whatever it does: who reads slowly comes again."""
+RESERVED_DESCRIPTORS: Final = MAX_CONNECTIONS_OUT + 32
+"""For what a node opens itself: connections to other nodes, to Kafka, the registry and
+MinIO, and files. What is open when it begins to listen is not counted."""
+MAX_UNREAD_BYTES: Final = MAX_BODY_SIZE_BYTES + 2**14
+"""Of one connection: the largest request."""
+MAX_UNSENT_BYTES: Final = 2**25
+"""Of all connections together: the largest bundle of entries has 2^24."""
+MAX_LINE_SIZE_BYTES: Final = 1_024
+MAX_HEADERS: Final = 64
 SHUTDOWN_S: Final = 1.0
 RETRY_AFTER_S: Final = "2"
 BINARY: Final = "application/octet-stream"
@@ -67,6 +88,11 @@ _HEX: Final = re.compile(r"[0-9a-f]{64}")
 _NUMBER: Final = re.compile(r"0|[1-9][0-9]{0,17}")
 _IMMUTABLE: Final = {"Cache-Control": "public, max-age=31536000, immutable"}
 _FRESH: Final = {"Cache-Control": "no-cache"}
+
+log = logging.getLogger(__name__)
+# It has a traceback for every request that is none. What is ours is logged here.
+_unheard = logging.getLogger(f"{__name__}.aiohttp")
+_unheard.setLevel(logging.CRITICAL)
 
 
 class NodeServer:
@@ -92,7 +118,9 @@ class NodeServer:
         self._changed = changed
         self._describe = describe
         self._runner: web.AppRunner | None = None
-        self._janitor: asyncio.Task[None] | None = None
+        self._listener: Listener | None = None
+        self._turn = asyncio.Lock()
+        self._unsent: dict[_Door, int] = {}  # in the order in which they began
 
     async def start(self, host: str, port: int) -> int:
         """Listen; returns the port.
@@ -102,55 +130,93 @@ class NodeServer:
             port: 0 for any that is free.
 
         Raises:
-            OSError: the port is taken.
+            OSError: the port is taken, or the process may not have as many open files
+                as it takes.
         """
         app = web.Application(client_max_size=MAX_BODY_SIZE_BYTES)
-        app.router.add_get("/{path:.*}", self._get)
-        app.router.add_post("/{path:.*}", self._post)
-        self._runner = web.AppRunner(
+        app.router.add_get("/{path:.*}", self._serve)
+        app.router.add_post("/{path:.*}", self._serve)
+        runner = self._runner = web.AppRunner(
             app,
             access_log=None,
-            keepalive_timeout=2.0 * LONG_POLL_S,
+            logger=_unheard,
+            keepalive_timeout=IDLE_S,
             shutdown_timeout=SHUTDOWN_S,  # a long poll does not keep us
+            handler_cancellation=True,  # nor those who have gone
+            auto_decompress=False,
+            max_line_size=MAX_LINE_SIZE_BYTES,
+            max_headers=MAX_HEADERS,
         )
-        await self._runner.setup()
-        site = web.TCPSite(self._runner, host, port)
-        await site.start()
-        self._janitor = alive.start_task(
-            self._close_connections(self._runner), "close connections"
+        await runner.setup()
+        assert runner.server is not None
+        make_protocol = runner.server
+        listener = self._listener = Listener(
+            lambda guest: _Door(make_protocol(), guest),
+            Limits(
+                connections=MAX_CONNECTIONS,
+                per_address=MAX_CONNECTIONS_PER_ADDRESS,
+                reserve=RESERVED_DESCRIPTORS,
+                idle_s=IDLE_S,
+                age_s=MAX_CONNECTION_AGE_S,
+            ),
         )
-        return int(self._runner.addresses[0][1])
+        return await listener.start(host, port)
 
     async def stop(self) -> None:
         """Stop listening, and end every connection."""
-        if self._janitor is not None:
-            self._janitor.cancel()
+        if self._listener is not None:
+            await self._listener.close()
         if self._runner is not None:
             await self._runner.cleanup()
 
-    async def _close_connections(self, runner: web.AppRunner) -> None:
-        """Close what is too old or too much, the oldest first."""
-        born: dict[Any, float] = {}
-        while runner.server is not None:
-            await asyncio.sleep(1)
-            now_s = asyncio.get_running_loop().time()
-            open_now = [c.transport for c in runner.server.connections if c.transport]
-            born = {transport: born.get(transport, now_s) for transport in open_now}
-            by_address: Counter[str] = Counter()
-            for count, transport in enumerate(reversed(open_now)):
-                address = (transport.get_extra_info("peername") or ("",))[0]
-                by_address[address] += 1
-                if (
-                    count >= MAX_CONNECTIONS
-                    or by_address[address] > MAX_CONNECTIONS_PER_ADDRESS
-                    or now_s - born[transport] > MAX_CONNECTION_AGE_S
-                ):
-                    transport.abort()
+    async def _serve(self, request: web.Request) -> web.StreamResponse:
+        """Answer a request, and see to it that the answer leaves."""
+        door = None if request.transport is None else request.transport.get_protocol()
+        if not isinstance(door, _Door):
+            msg = "it has gone"
+            raise ConnectionResetError(msg)
+        door.take(_head_size(request))
+        try:
+            # Until its body is there, it is we who wait.
+            body = await request.read()
+            door.take(len(body))
+            door.guest.begin()
+            if request.path == "/attestations":
+                await self._await_news(request)
+            async with self._turn:
+                answer = self._find_answer(request, body)
+                await asyncio.sleep(0)
+            self._hold(door, answer)
+            await answer.prepare(request)
+            await answer.write_eof()
+        finally:
+            door.guest.end()
+            self._unsent.pop(door, None)
+        return answer
 
-    async def _post(self, request: web.Request) -> web.Response:
+    def _hold(self, door: _Door, answer: web.Response) -> None:
+        """Make room for an answer: those that have been on their way longest go."""
+        size = len(answer.body) if isinstance(answer.body, bytes) else 0
+        while self._unsent and sum(self._unsent.values()) + size > MAX_UNSENT_BYTES:
+            slow = next(iter(self._unsent))
+            del self._unsent[slow]
+            slow.guest.put_out()
+        self._unsent[door] = size
+
+    def _find_answer(self, request: web.Request, body: bytes) -> web.Response:
+        try:
+            if request.method == "POST":
+                return self._post(request, body)
+            return self._get(request)
+        except OSError as error:
+            # Of a file that is read for the asker alone. Who asks again may be lucky;
+            # nobody else must suffer.
+            log.warning("no answer to %r: %r", request.rel_url.raw_path[:200], error)
+            return web.Response(status=503, headers={"Retry-After": RETRY_AFTER_S})
+
+    def _post(self, request: web.Request, body: bytes) -> web.Response:
         if request.rel_url.raw_path != f"/{ADD_CHECKPOINT_PATH}" or request.query:
             return _not_found()
-        body = await request.read()
         answer = self._step(lambda: self._node.add_checkpoint(body))
         if isinstance(answer, Refusal):
             headers = {"Content-Type": answer.content_type}
@@ -159,12 +225,12 @@ class NodeServer:
             return web.Response(status=answer.status, body=answer.body, headers=headers)
         return _answer(answer, TEXT_CONTENT_TYPE, _FRESH)
 
-    async def _get(self, request: web.Request) -> web.Response:
+    def _get(self, request: web.Request) -> web.Response:
         # As it was sent: what is escaped is nothing that we serve.
         name, *rest = request.rel_url.raw_path.removeprefix("/").split("/")
         queries = {"attestations": self._feed, "finality": self._find_finality}
         if not rest and name in queries and (request.query or name == "attestations"):
-            return await queries[name](request)
+            return queries[name](request)
         if request.query:
             return _not_found()
         match name, rest:
@@ -227,7 +293,7 @@ class NodeServer:
             return make_policy(state).to_text().encode()
         return Policy((Log(key),), (), (), NO_QUORUM).to_text().encode()
 
-    async def _find_finality(self, request: web.Request) -> web.Response:
+    def _find_finality(self, request: web.Request) -> web.Response:
         asked = _numbers(request, "era", "height")
         if asked is None or len(asked) != 2:  # noqa: PLR2004  # both
             return _not_found()
@@ -235,19 +301,22 @@ class NodeServer:
         proof = blocks.first_proof(era, asked["height"]) or blocks.last_proof(era)
         return _answer(proof, BINARY, _FRESH)
 
-    async def _feed(self, request: web.Request) -> web.Response:
+    async def _await_news(self, request: web.Request) -> None:
+        """Wait, as long as is asked, until the feed has something after a number."""
+        asked = _numbers(request, "after", "wait") or {}
+        after, feed = asked.get("after", 0), self._node.feed
+        if after > feed.last:
+            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(min(asked.get("wait", 0), LONG_POLL_S)):
+                while not feed.has_news(after):
+                    await self._changed()
+
+    def _feed(self, request: web.Request) -> web.Response:
         asked = _numbers(request, "after", "wait")
         if asked is None:
             return _not_found()
         after, feed = asked.get("after", 0), self._node.feed
-        wait_s = min(asked.get("wait", 0), LONG_POLL_S)
-        if after <= feed.last and not feed.read(after, 1):
-            try:
-                async with asyncio.timeout(wait_s):
-                    while not feed.read(after, 1):
-                        await self._changed()
-            except TimeoutError:
-                pass
         nodes, tip = self._node.nodes, self._node.tree.tip
         headers = {
             **_FRESH,
@@ -261,6 +330,51 @@ class NodeServer:
             for entry in feed.read(after, MAX_PAGE_SIZE_BYTES)
         )
         return _answer("".join(lines).encode(), JSON_LINES, headers)
+
+
+class _Door(asyncio.Protocol):
+    """Stands between a socket and aiohttp's protocol, and counts what comes in."""
+
+    def __init__(self, inner: asyncio.Protocol, guest: Guest) -> None:
+        self._inner = inner
+        self.guest = guest
+        self._transport: asyncio.Transport | None = None
+        self._unread = 0
+
+    def take(self, size: int) -> None:
+        """Note that so many bytes have been looked at."""
+        self._unread = max(0, self._unread - size)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._inner.connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._unread += len(data)
+        if self._unread > MAX_UNREAD_BYTES:
+            assert self._transport is not None
+            self._transport.abort()
+            return
+        self._inner.data_received(data)
+
+    def eof_received(self) -> bool | None:
+        return self._inner.eof_received()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._inner.connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        self._inner.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._inner.resume_writing()
+
+
+def _head_size(request: web.Request) -> int:
+    """Return how many bytes a request's line and headers take, as clients write it."""
+    line = len(request.method) + len(request.raw_path) + len("  HTTP/1.1\r\n\r\n")
+    return line + sum(len(n) + len(v) + len(": \r\n") for n, v in request.raw_headers)
 
 
 @lru_cache(maxsize=256)  # every other node asks for it

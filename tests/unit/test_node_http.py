@@ -349,7 +349,8 @@ def test_old_and_many_connections_are_closed(bus, monkeypatch):
         readers = [reader for reader, _ in pairs]
         assert all([await ends(reader) for reader in readers[:2]])  # the oldest
         assert not await ends(readers[4], within_s=1.5)
-        monkeypatch.setattr(node_http, "MAX_CONNECTION_AGE_S", 0.0)
+        listener = shell.server._listener
+        listener._limits = replace(listener._limits, age_s=0.0)
         assert await ends(readers[4])
         for _, writer in pairs:
             writer.close()

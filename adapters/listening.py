@@ -1,0 +1,263 @@
+"""Listening where everybody may come: as many connections as may be open, and no more.
+
+asyncio accepts whatever waits, a hundred at a time, before any code of ours is asked.
+Here connections are accepted one by one:
+
+- **How many.** When one more comes than may be open, somebody is put out before the
+  next is accepted. So there is never more than one too many.
+- **Who is put out.** One of the address that has most connections, so that a few
+  addresses cannot keep out the others. Of its connections the oldest on which nothing
+  is being done, or else the oldest. A network of IPv6 addresses that one customer gets
+  (/64) counts as one address.
+- **How long.** Who does not say what it wants, in whatever way it drags that out, is
+  put out after a while; the others after a longer one.
+- **Descriptors.** Some are left for others: see `adapters.descriptors`.
+
+A flood from very many addresses still makes strangers put each other out, and takes
+processor time; that is for a firewall.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import ipaddress
+import logging
+import socket
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Final
+
+from adapters import alive
+from adapters.descriptors import WANTED, find_room
+
+MIN_CONNECTIONS: Final = 8
+"""Who cannot have as many need not begin."""
+_BACKLOG: Final = 128
+_IPV6_NETWORK_BITS: Final = 64
+_WAIT_S: Final = 0.05
+_LOOK_S: Final = 0.25
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How many may come, and for how long.
+
+    Attributes:
+        connections: All together.
+        per_address: From one address.
+        reserve: How many descriptors connections leave for others.
+        idle_s: After how long who has not said what it wants is put out.
+        age_s: After how long everybody is.
+    """
+
+    connections: int
+    per_address: int
+    reserve: int
+    idle_s: float
+    age_s: float
+
+
+@dataclass(slots=True, eq=False)
+class Guest:
+    """A connection that was accepted.
+
+    Attributes:
+        socket: What it came by.
+        address: Whose it is; see `compute_group`.
+        came_s: When it came, in the loop's time.
+        idle_since_s: Since when nothing is being done for it; None while something is.
+    """
+
+    socket: socket.socket
+    address: str
+    came_s: float
+    idle_since_s: float | None
+    _task: asyncio.Task[Any] | None = field(default=None, repr=False)
+    _transport: asyncio.Transport | None = field(default=None, repr=False)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it has a descriptor."""
+        return self.socket.fileno() >= 0
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether something is being done for it: others are put out before it."""
+        return self.idle_since_s is None
+
+    def begin(self) -> None:
+        """Note that something is being done for it."""
+        self.idle_since_s = None
+
+    def end(self) -> None:
+        """Note that nothing is being done for it any longer."""
+        self.idle_since_s = asyncio.get_running_loop().time()
+
+    def welcome(self, make: Callable[[], asyncio.BaseProtocol], **tls: Any) -> None:
+        """Agree with it upon TLS, if any is asked for, and let a protocol have it."""
+        self._task = alive.start_task(self._connect(make, tls), "welcome")
+        self._task.add_done_callback(self._leave)
+
+    def put_out(self) -> None:
+        """Close it, whatever is going on; its descriptor is free a moment later."""
+        if self._transport is not None:
+            self._transport.abort()
+        elif self._task is not None:
+            self._task.cancel()
+
+    async def _connect(
+        self, make: Callable[[], asyncio.BaseProtocol], tls: dict[str, Any]
+    ) -> None:
+        connect = asyncio.get_running_loop().connect_accepted_socket
+        try:
+            self._transport, _ = await connect(make, self.socket, **tls)
+        except Exception as error:  # noqa: BLE001  # whatever a stranger's bytes do
+            log.debug("somebody came and went: %r", error)
+
+    def _leave(self, _: asyncio.Task[Any]) -> None:
+        if self._transport is None:
+            self.socket.close()  # asyncio did so too, if it got so far
+
+
+class Listener:
+    """Accepts connections. Made and used in one event loop.
+
+    Args:
+        make_protocol: Makes what speaks with a guest.
+        limits: How many may come.
+        tls: Arguments of `loop.connect_accepted_socket` that begin with ``ssl``.
+    """
+
+    def __init__(
+        self,
+        make_protocol: Callable[[Guest], asyncio.BaseProtocol],
+        limits: Limits,
+        tls: dict[str, Any] | None = None,
+    ) -> None:
+        self._make_protocol = make_protocol
+        self._limits = limits
+        self._tls = tls or {}
+        self._most = limits.connections
+        self._guests: list[Guest] = []
+        self._sockets: list[socket.socket] = []
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self, host: str, port: int) -> int:
+        """Listen; returns the port.
+
+        Args:
+            host: A name or an address; empty for every address that we have.
+            port: 0 for any that is free.
+
+        Raises:
+            OSError: the port is taken, there is no such host, or the process may not
+                have as many open files as it takes.
+        """
+        room = find_room(self._limits.reserve)
+        if room < MIN_CONNECTIONS:
+            msg = (
+                f"too few open files: {MIN_CONNECTIONS - room} more are needed at least"
+                f" (`ulimit -n {WANTED}`, or LimitNOFILE= of systemd)"
+            )
+            raise OSError(errno.EMFILE, msg)
+        self._most = min(room, self._limits.connections)
+        loop = asyncio.get_running_loop()
+        found = await loop.getaddrinfo(
+            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        try:
+            for family, _, _, _, address in dict.fromkeys(found):
+                listening = socket.create_server(
+                    address, family=family, backlog=_BACKLOG
+                )
+                listening.setblocking(False)  # noqa: FBT003  # the standard library's
+                self._sockets.append(listening)
+        except OSError:
+            self._close_sockets()
+            raise
+        work = [self._accept_all(listening) for listening in self._sockets]
+        self._tasks = [alive.start_task(w, "listen") for w in (self._watch(), *work)]
+        return int(self._sockets[0].getsockname()[1])
+
+    @property
+    def guests(self) -> list[Guest]:
+        """Who is here, in the order in which they came."""
+        self._guests = [guest for guest in self._guests if guest.is_open]
+        return self._guests
+
+    async def close(self) -> None:
+        """Stop listening, and put out those for whom nothing is being done."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._close_sockets()
+        for guest in self.guests:
+            if not guest.is_busy:
+                guest.put_out()
+
+    def _close_sockets(self) -> None:
+        while self._sockets:
+            self._sockets.pop().close()
+
+    async def _accept_all(self, listening: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                accepted, address = await loop.sock_accept(listening)
+            except OSError as error:  # the system has no more for anybody, or it left
+                log.warning("a connection cannot be accepted: %s", error)
+                await asyncio.sleep(_WAIT_S)
+                continue
+            now_s = loop.time()
+            guest = Guest(accepted, compute_group(str(address[0])), now_s, now_s)
+            self._guests.append(guest)
+            guest.welcome(partial(self._make_protocol, guest), **self._tls)
+            await asyncio.sleep(0)  # others have their turn between any two
+            while (excess := self._find_excess(guest.address)) is not None:
+                excess.put_out()
+                await asyncio.sleep(0)
+
+    def _find_excess(self, address: str) -> Guest | None:
+        """Return who has to go now that somebody has come from an address."""
+        guests = self.guests
+        counts = Counter(guest.address for guest in guests)
+        if counts[address] <= self._limits.per_address:
+            if len(guests) <= self._most:
+                return None
+            address, _ = counts.most_common(1)[0]
+        same = [guest for guest in guests if guest.address == address]
+        return min(same, key=lambda guest: guest.is_busy)  # of equals the oldest
+
+    async def _watch(self) -> None:
+        """Put out whoever has been here for too long."""
+        loop = asyncio.get_running_loop()
+        while True:
+            now_s = loop.time()
+            for guest in self.guests:
+                idle_since_s = guest.idle_since_s or now_s
+                is_idle = now_s - idle_since_s > self._limits.idle_s
+                if is_idle or now_s - guest.came_s > self._limits.age_s:
+                    guest.put_out()
+            await asyncio.sleep(_LOOK_S)
+
+
+def compute_group(address: str) -> str:
+    """Return as whose an address counts: itself, or its network.
+
+    Args:
+        address: Of IPv4, of IPv6, or of IPv4 written as IPv6.
+    """
+    try:
+        found = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(found, ipaddress.IPv4Address):
+        return str(found)
+    if found.ipv4_mapped is not None:
+        return str(found.ipv4_mapped)
+    return str(ipaddress.ip_network((found, _IPV6_NETWORK_BITS), strict=False))
