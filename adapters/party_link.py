@@ -79,6 +79,8 @@ MAX_CONNECTIONS_PER_ADDRESS: Final = 64
 RESERVED_DESCRIPTORS: Final = 64
 """For what a peer opens itself: connections to other peers, to Kafka, and files."""
 MAX_DIMENSIONS: Final = 8
+MAX_SPAN: Final = 2**48
+"""Elements, no dimension counted as 0: far above any array, far below numpy's limit."""
 _WORD_SIZE: Final = 8
 _RETRY_S: Final = 0.1
 _BUFFER_BYTES: Final = 2**20
@@ -409,6 +411,10 @@ async def _read_kind(reader: asyncio.StreamReader, peer: int) -> ArrayKind:
         raise LinkError(LinkFailure.UNEXPECTED, peer, detail)
     sizes = await reader.readexactly(num_dimensions * _WORD_SIZE)
     shape = np.frombuffer(sizes, dtype="<u8").tolist()
+    # Zeros don't make the other dimensions harmless: numpy multiplies those too.
+    if math.prod(size or 1 for size in shape) > MAX_SPAN:
+        detail = f"an array of shape {shape} is no frame"
+        raise LinkError(LinkFailure.UNEXPECTED, peer, detail)
     return ArrayKind(_TYPES[kind], tuple(shape))
 
 

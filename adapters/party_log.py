@@ -155,7 +155,7 @@ class PartyLog:
                 break
             try:
                 item, last = _read_line(last, line)
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 msg = (
                     f"{self._path}, line {number}: not what was written there, so this "
                     f"party cannot know what it has said. {_NEW_PARTY}"

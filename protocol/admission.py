@@ -44,7 +44,7 @@ from ledger.equivocation import (
 from ledger.merkle import leaf_hash
 from ledger.note import InvalidNoteError, parse_note
 from ledger.policy import Policy, make_bft_policy
-from ledger.signing import InvalidSignatureError
+from ledger.signing import SIGNATURE_SIZE, InvalidSignatureError
 from protocol.envelope import (
     compute_fact_id,
     compute_input_id,
@@ -210,7 +210,7 @@ def judge_again(
     """
     scratch = _Scratch(state, verify=_believe)
     scratch.begin_block(before)
-    return scratch.judge(replace(received, signature=b""))
+    return scratch.judge(replace(received, signature=bytes(SIGNATURE_SIZE)))
 
 
 def _believe(_public_key: bytes, _event_bytes: bytes, _signature: bytes) -> None:
