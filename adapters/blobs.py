@@ -99,6 +99,8 @@ class BlobStore:
         Raises:
             BlobError: MISSING_BLOB, OVERSIZED_BLOB (more than promised or allowed) or
                 CORRUPT_BLOB (not the promised bytes).
+            Exception: the store is away, or went away (one of `STORE_ERRORS`); nothing
+                is known about the blob then.
         """
         if ref.size_bytes > max_size_bytes:
             detail = f"{ref.size_bytes} bytes; at most {max_size_bytes} are allowed"
@@ -114,9 +116,7 @@ class BlobStore:
             detail = f"no blob {ref.sha256.hex()} in the store"
             raise BlobError(Reason.MISSING_BLOB, detail) from None
         try:
-            # One byte more than promised tells an oversized blob without reading it.
-            # As it is stored: nothing is unpacked, whatever the answer's headers say.
-            data: bytes = response.read(ref.size_bytes + 1, decode_content=False)
+            data = _read(response, ref.size_bytes + 1)
         finally:
             response.close()
             response.release_conn()
@@ -128,3 +128,22 @@ class BlobStore:
             detail = f"expected SHA-256 {ref.sha256.hex()}, found {found.hex()}"
             raise BlobError(Reason.CORRUPT_BLOB, detail)
         return data
+
+
+def _read(response: urllib3.BaseHTTPResponse, size_bytes: int) -> bytes:
+    """Return a body, or as much of a longer one: one byte too many is enough to tell.
+
+    As it is stored: nothing is unpacked, whatever the answer's headers say.
+
+    Raises:
+        HTTPError: it ended before its end.
+    """
+    data = bytearray()
+    while len(data) < size_bytes:
+        # What is cut off shows only when nothing more comes: a body that ended early
+        # is first returned as far as it goes.
+        part = response.read(size_bytes - len(data), decode_content=False)
+        if not part:
+            break
+        data += part
+    return bytes(data)

@@ -31,6 +31,8 @@ logging.getLogger("httpx").setLevel(logging.WARNING)
 MAGIC: Final = b"\x00"
 COMPATIBILITY: Final = ConfigCompatibilityLevel.FULL_TRANSITIVE
 MAX_UNKNOWN_IDS: Final = 4_096
+NO_ERROR_CODE: Final = -1
+"""The client's, for an answer that is not JSON."""
 NOT_FOUND: Final = 404
 NUM_CALLERS: Final = 8
 
@@ -135,7 +137,10 @@ class SchemaRegistry:
         try:
             text = self._client.get_schema(schema_id).schema_str or ""
         except SchemaRegistryError as error:
-            if error.http_status_code != NOT_FOUND:
+            # No registry answers without a code of its own: a gateway does, or another
+            # server at this address.
+            has_code = error.error_code not in {None, NO_ERROR_CODE}
+            if error.http_status_code != NOT_FOUND or not has_code:
                 raise
             self._remember_unknown(prefix)
             raise unknown from None

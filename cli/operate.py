@@ -359,7 +359,7 @@ def start_round(
                 return 0
             if isinstance(event, e.RoundAbandoned | e.RoundRefused):
                 return 1
-    return 1
+    raise AssertionError("a log that is followed does not end")
 
 
 def abandon_round(settings: Settings, federation_id: str, explanation: str) -> int:

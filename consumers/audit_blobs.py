@@ -71,7 +71,8 @@ class BlobAuditor:
         add: Callable[[Finding], None],
         jobs: int,
     ) -> None:
-        self._fetch = fetch
+        self._fetch_any = fetch
+        self._trouble: Exception | None = None
         self._report = report
         self._add = add
         self._window = jobs
@@ -79,6 +80,20 @@ class BlobAuditor:
         self._tasks: deque[tuple[Future[int], Callable[[Future[int]], None]]] = deque()
         self._model: tuple[bytes, bytes] = (b"", b"")  # digest and bytes of the last
         self._verifier: tuple[bytes, RoundVerifier] | None = None
+
+    def _fetch(self, ref: BlobRef, *, max_size_bytes: int) -> bytes:
+        try:
+            return self._fetch_any(ref, max_size_bytes=max_size_bytes)
+        except BlobError:
+            raise
+        except Exception as error:
+            self._trouble = error
+            raise
+
+    def _demand_cause(self, error: Exception) -> None:
+        """Raise an error again that says nothing about what was to be computed."""
+        if self._trouble is not None or isinstance(error, MemoryError):
+            raise error
 
     def close(self) -> None:
         """End the threads; what was not looked at stays so."""
@@ -308,6 +323,7 @@ class BlobAuditor:
                 return None
             problem = str(error)
         except Exception as error:  # noqa: BLE001  # whatever it is, it does not compute
+            self._demand_cause(error)
             problem = f"{type(error).__name__}: {error}"
         self._add(
             Finding(
@@ -390,6 +406,7 @@ class BlobAuditor:
         except (BlobError, UpdateRefusedError) as error:
             self._add(_update_finding(error, current[0], place))
         except Exception as error:  # noqa: BLE001  # whatever it is, it does not compute
+            self._demand_cause(error)
             self._add(
                 Finding(
                     code=FindingCode.NOT_COMPUTABLE,

@@ -405,6 +405,8 @@ class _Replay:
             for fact in facts:
                 topic = topics.topic_of(fact)
                 self._expected[topic].append(ExpectedFact(fact, codec.encode(fact)))
+        except MemoryError:
+            raise  # which says nothing about a leaf
         except Exception as error:
             # Only a leaf that should not be there can do this.
             msg = f"{type(error).__name__}: {error}"

@@ -13,6 +13,7 @@ import pytest
 import typer
 
 import cli.audit
+import protocol.replay
 from adapters.kafka import make_headers
 from adapters.schema_registry import SchemaRegistry
 from cli.audit import Options
@@ -34,12 +35,14 @@ def log():
     return build_log()
 
 
-def audit(log, *, records=None, checkpoints=None, blobs=None, **options):
+def audit(
+    log, *, records=None, checkpoints=None, blobs=None, fetch_blob=None, **options
+):
     return run_audit(
         log.records if records is None else records,
         federation_id=log.federation_id,
         unframe=unframe,
-        fetch_blob=(log.blobs if blobs is None else blobs).fetch,
+        fetch_blob=fetch_blob or (log.blobs if blobs is None else blobs).fetch,
         checkpoints=log.checkpoints if checkpoints is None else checkpoints,
         **options,
     ).report
@@ -753,6 +756,44 @@ def test_a_store_that_is_away_is_not_a_finding(log):
         run_audit(
             log.records, federation_id="clinics", unframe=unframe, fetch_blob=fetch
         )
+
+
+@pytest.mark.parametrize("error", [ConnectionError("away"), MemoryError()])
+def test_nor_is_one_that_is_away_for_a_moment(log, error):
+    fetched = []
+
+    def serve(failing):
+        fetched.clear()
+
+        def fetch(ref, *, max_size_bytes):
+            fetched.append(ref)
+            if len(fetched) == failing:
+                raise error
+            return log.blobs.fetch(ref, max_size_bytes=max_size_bytes)
+
+        return fetch
+
+    assert audit(log, fetch_blob=serve(None)).is_sound
+    num_fetched = len(fetched)
+    assert num_fetched > 10
+    for number in range(1, num_fetched + 1):
+        with pytest.raises(type(error)):
+            audit(log, fetch_blob=serve(number))
+
+
+@pytest.mark.parametrize("error", [ValueError("odd"), MemoryError()])
+def test_only_a_leaf_that_no_decider_reads_is_a_finding(log, monkeypatch, error):
+    """A machine without memory says nothing about a leaf."""
+
+    def step(*_):
+        raise error
+
+    monkeypatch.setattr(protocol.replay, "step", step)
+    if isinstance(error, MemoryError):
+        with pytest.raises(MemoryError):
+            audit(log)
+    else:
+        assert codes(audit(log)) == [FindingCode.DECIDER_FAILED]
 
 
 def test_few_blobs_are_in_memory_at_a_time(log):

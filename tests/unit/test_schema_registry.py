@@ -115,6 +115,18 @@ def test_that_there_is_no_such_id_is_believed(registry, client):
     assert client.num_asked == 1
 
 
+@pytest.mark.parametrize("code", [None, -1])
+def test_a_gateway_knows_nothing_of_a_schema(registry, client, monkeypatch, code):
+    """It has no route, or another server is at this address: no record is refused."""
+
+    def get_schema(_number):
+        raise SchemaRegistryError(404, code, "Not Found")
+
+    monkeypatch.setattr(client, "get_schema", get_schema)
+    with pytest.raises(SchemaRegistryError):
+        registry.unframe(b"\0" + (9_999).to_bytes(4, "big") + b"..")
+
+
 @pytest.mark.parametrize("status", [401, 429, 500, 503])
 def test_any_other_answer_is_none(registry, client, status):
     """Nothing is refused for what the registry did not say."""
