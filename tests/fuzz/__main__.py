@@ -182,6 +182,7 @@ class Child:
             os._exit(0)
 
     def _work(self, options: argparse.Namespace, seconds: float) -> None:
+        tempfile.tempdir = self.folder.name  # what is made is removed with it
         worker = Worker(self.target, self.board)
         if options.runs or atheris is None:
             until_s = time.monotonic() + seconds
@@ -189,7 +190,9 @@ class Child:
             return
         # What libFuzzer says is of no use to anybody here.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-        worker.run_guided(seconds, options.seed, Path(self.folder.name))
+        folder = Path(self.folder.name) / "corpus"
+        folder.mkdir()
+        worker.run_guided(seconds, options.seed, folder)
 
     def has_ended(self) -> bool:
         """Look after it; what it was doing when it was lost is a finding."""
@@ -212,19 +215,30 @@ class Child:
 
     def keep(self) -> None:
         """Keep what reaches new lines, the shortest first, and not too much of it."""
+        # In a process of its own: what parsers make once is not for two.
+        pid = os.fork()
+        if pid == 0:
+            self._choose()
+            os._exit(0)
+        os.waitpid(pid, 0)
+
+    def _choose(self) -> None:
         before = read_corpus(self.target.name)
-        files = [path.read_bytes() for path in Path(self.folder.name).iterdir()]
-        found = sorted({*files, *before}, key=len)
+        folder = Path(self.folder.name) / "corpus"
+        files = [path.read_bytes() for path in folder.glob("*")]
         reached: set[tuple[str, int]] = set()
-        for data in self.target.seeds():
+        for data in (*self.target.seeds(), *before):
             reached |= trace(self.target, data)
-        kept = []
-        for data in found:
+        kept = list(before)
+        for data in sorted(files, key=len):
+            if len(kept) == KEEP_AT_MOST:
+                break
             lines = trace(self.target, data)
             if lines - reached and len(zlib.compress(data, 9)) <= MAX_KEPT_BYTES:
                 kept.append(data)
                 reached |= lines
-        write_corpus(self.target.name, kept[:KEEP_AT_MOST])
+        if kept:
+            write_corpus(self.target.name, kept)
 
 
 def trace(target: Target, data: bytes) -> set[tuple[str, int]]:

@@ -9,11 +9,12 @@ grows.
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import struct
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -25,6 +26,7 @@ from urllib.parse import quote_from_bytes
 import numpy as np
 from aiohttp import StreamReader as HttpReader
 from aiohttp.test_utils import make_mocked_request
+from aiohttp.web import Request
 from aiokafka.record.util import calc_crc32c
 from aiokafka.structs import TopicPartition
 
@@ -33,6 +35,8 @@ from adapters.block_store import BlockStore
 from adapters.imports import ImportRefusedError, load_class
 from adapters.kafka import Record
 from adapters.keys import KeyFileError, load_seed
+from adapters.ledger import PassingOverForeign
+from adapters.ledger import _read as read_log_record
 from adapters.party_link import LinkError, PartyLink
 from adapters.party_log import PartyLog, PartyLogError
 from adapters.peers import Peer, PeerError, parse_feed
@@ -40,10 +44,11 @@ from adapters.raw_records import Batches, PartitionRecords
 from adapters.schema_registry import FramingError, SchemaRegistry
 from adapters.tile_store import TileStore
 from adapters.vote_log import VoteLogError
-from cli.audit import CannotAuditError, _parse_key
+from cli.audit import CannotAuditError, _load_policy, _load_state, _parse_key
 from cli.node import load_proposal, parse_ledger_nodes
-from cli.party import _parse_party
+from cli.party import parse_parties
 from cli.processes import StackError
+from cli.receipts import check_receipt
 from cli.rewards import parse_reward_rule
 from consumers.audit import run_audit
 from consumers.audit_bundle import (
@@ -55,10 +60,12 @@ from consumers.audit_bundle import (
     encode_record,
 )
 from consumers.audit_finality import Context, verify_record
-from consumers.audit_parallel import CheckpointContext, open_checkpoint
-from consumers.audit_state import StateError, load_state, save_state
+from consumers.audit_parallel import CheckpointContext, _check_blocks, open_checkpoint
+from consumers.audit_state import save_state
 from consumers.ledger_node import LedgerNode
-from consumers.node_http import NodeServer
+from consumers.node_http import NodeServer, _head_size
+from consumers.node_kafka import KafkaIntake
+from consumers.node_loop import NodeLoop
 from ledger import checkpoint as ledger_checkpoint
 from ledger import note as ledger_note
 from ledger.attestations import (
@@ -114,7 +121,9 @@ from ledger.tiles import (
 )
 from ledger.votes import VotesLostError, VoteState
 from ledger.witness import InvalidRequestError, format_request, judge, parse_request
+from producers.agent import Agent
 from producers.secret_update import Secret, SecretError
+from producers.timer import Timer
 from protocol import admission, validation
 from protocol.admission import AdmissionState, Received
 from protocol.aggregation import sum_from_blob, sum_to_blob
@@ -122,7 +131,7 @@ from protocol.commitments import InvalidEncodingError, parse_points, parse_scala
 from protocol.encoding import UpdateRefusedError, parse_update, update_to_blob
 from protocol.envelope import SIGNATURE_HEADER, sign_event
 from protocol.far_pairs import MalformedBitsError, parse_far
-from protocol.log import LogError, fold_admission, open_block
+from protocol.log import LogError, LogState, fold_admission, open_block
 from protocol.mpc import (
     MpcShape,
     SecretRoundError,
@@ -132,6 +141,7 @@ from protocol.mpc import (
 )
 from protocol.norm_proof import NormStatement, Projection, verify_norm_proofs
 from protocol.replay import DeciderError, ReplayState, replay_block
+from protocol.rounds import DECIDER
 from protocol.sealing import (
     InvalidSealingKeyError,
     SealedPlace,
@@ -140,6 +150,12 @@ from protocol.sealing import (
     SealingSecretKey,
     open_share,
     seal_share,
+)
+from protocol.share_link import (
+    Link,
+    SharesDifferError,
+    WrongPartialError,
+    WrongSumError,
 )
 from protocol.shares import ShareRefusedError, ShareShape, parse_share
 from protocol.tensors import MalformedBlobError, tensors_from_blob, tensors_to_blob
@@ -150,6 +166,7 @@ from tests.builders import LogBuilder, make_key, unframe
 from tests.fuzz.mutations import mutate, mutate_event
 from tests.hostile.batches import Codec, RawBatch, RawRecord, bomb, many_records
 from tests.unit.ledger import nodes as made
+from tests.unit.protocol import test_party_vectors as party_vectors
 
 Parse = Callable[[bytes], object]
 FEDERATION: Final = "clinics"
@@ -260,7 +277,13 @@ def log() -> LogBuilder:
     built = LogBuilder(federation_id=FEDERATION)
     built.found()
     built.admit("ada", "bea", "cleo", "dora")
+    built.request_round(7)  # refused
     built.run_round()
+    revoked = e.AgentRevoked(
+        federation_id=FEDERATION, agent_id="dora", explanation="she asked for it"
+    )
+    built.say(revoked, make_key("mallory"))  # likewise
+    built.settle()
     built.request_finality()
     return built
 
@@ -589,20 +612,32 @@ def _unframe_refused(value: bytes) -> Any:
         return error.reason
 
 
+async def _nothing_comes() -> None:
+    raise TimeoutError
+
+
 def _serve(data: bytes) -> None:
     """Ask a node's HTTP server for a path and a query, as it gets them."""
     server = NodeServer(
-        _node(), step=lambda call: call(), changed=asyncio.Event().wait, describe=dict
+        _node(), step=lambda call: call(), changed=_nothing_comes, describe=dict
     )
     path, _, query = data[:8_000].partition(b"?")
     target = "/" + quote_from_bytes(path, safe="/%.:@!$&'()*+,;=~-_")
     if query:
         target += "?" + quote_from_bytes(query, safe="/%.:@!$&'()*+,;=~-_?")
-    with suppress(ValueError):  # aiohttp answers 400 before we are asked
-        request = make_mocked_request("GET", target)
+
+    async def answer(request: Request) -> None:
+        _head_size(request)
         if request.path == "/attestations":
-            _loop().run_until_complete(server._await_news(request))
+            await server._await_news(request)
         server._find_answer(request, b"")
+
+    for method in ("GET", "POST"):
+        try:
+            request = make_mocked_request(method, target)
+        except ValueError:  # aiohttp answers 400 before we are asked
+            return
+        _loop().run_until_complete(answer(request))
 
 
 def _paths() -> list[bytes]:
@@ -747,8 +782,25 @@ def _said() -> list[bytes]:
     liar = made.KEYS[3]
     messages = (made.attest(liar, chain[1], 2), made.attest(liar, fork[1], 2))
     proven = prove_equivocation(FEDERATION, messages, made.KEYS[0].public_key)
+    key = made.make_key("sequencer")
+    heads = (
+        sign_checkpoint(
+            Checkpoint(LOG_KEY.name, 7, root * HASH_SIZE), key, LOG_KEY.name
+        )
+        for root in (b"a", b"b")
+    )
+    signed = sorted(
+        codec.encode(
+            e.CheckpointSigned(
+                federation_id=FEDERATION, height=0, checkpoint=note.decode()
+            )
+        )
+        for note in heads
+    )
+    forked = replace(proven, public_key=key.public_key, messages=tuple(signed))
     events = [
         messages[0],
+        forked,
         made.request(liar, 4, made.certify(chain[1], 2)),
         proven,
     ]
@@ -873,8 +925,10 @@ def _audit(data: bytes) -> None:
 def _logs() -> list[bytes]:
     made_log = log()
     short = [*made_log.records[:3], *made_log.checkpoints[:3], *said_by_nodes()[:12]]
+    marked = replace(short[1], headers=(*short[1].headers, ("x", b"\xff")))
     return [
         _pack_records(short),
+        _pack_records([short[0], marked, *short[2:]]),
         _pack_records([*made_log.records, *made_log.checkpoints, *said_by_nodes()]),
     ]
 
@@ -993,6 +1047,7 @@ def _verify_record(data: bytes) -> None:
     )
     with suppress(InvalidSignatureError, InvalidNoteError, codec.CodecError):
         open_checkpoint(sequencer, data, sign_event(SEQUENCER, data))
+    _check_blocks(admitted(), [(data, sign_event(SEQUENCER, data))])
 
 
 # Privacy
@@ -1080,6 +1135,127 @@ def many_links(n: int) -> bytes:
         e.ShareLink(agent_id=f"{number:08}", **excuse) for number in range(n // 14)
     )
     return codec.encode(e.ShareLinks(entries=entries))
+
+
+def _verify_party_sum(data: bytes) -> None:
+    """Verify a party's part of the sum, and open it with those of the others."""
+    party_sum = parse_partial(data, SHAPE)
+    with suppress(WrongPartialError):
+        party_vectors.verify_sum("cairn", party_sum)
+    with suppress(WrongSumError):
+        party_vectors.open_sums({"cairn": data})
+
+
+def _verify_links(data: bytes) -> None:
+    """Verify a party's links with those of the others."""
+    if isinstance(parse_links(data).get("ann"), Link):
+        with suppress(SharesDifferError):
+            party_vectors.verify_links("ann", {"cairn": data})
+
+
+# What comes from Kafka, as each process reads it
+
+
+class _KnownSchemas:
+    """A schema registry that knows ours, and whose answers are at hand."""
+
+    unframe = staticmethod(unframe)
+    unframe_trusted = staticmethod(unframe)
+
+
+def _take_record(data: bytes) -> None:
+    """Let every process that reads one record of a topic do so."""
+    name = SIGNATURE_HEADER
+    for topic in _TOPICS:
+        for signer in (SEQUENCER, make_key("DECIDER")):
+            with suppress(FramingError):
+                signature = sign_event(signer, unframe(data))
+                _read_record(Record(
+                    topic=topic, partition=0, offset=7, key=FEDERATION.encode(),
+                    value=data, headers=((name, signature),),
+                ))  # fmt: skip
+        for headers in ((), ((name, data), (name, b""))):
+            _read_record(Record(
+                topic=topic, partition=0, offset=7, key=FEDERATION.encode(),
+                value=data, headers=headers,
+            ))  # fmt: skip
+
+
+def _read_record(record: Record) -> None:
+    intake, timer, agent = _readers()
+    _loop().run_until_complete(intake.take(record))
+    if record.topic == topics.ATTESTATIONS:
+        timer._collect(iter([record]))
+    agent._believe(record)
+    if record.topic == topics.LEDGER:
+        for state in (LogState(), _replayed().log):
+            with suppress(LogError, FramingError), PassingOverForeign(record.offset):
+                read_log_record(state, record, _KnownSchemas())  # type: ignore[arg-type]
+
+
+@cache
+def _readers() -> tuple[KafkaIntake, Timer, Agent]:
+    registry: Any = _KnownSchemas()
+    timer, agent = Timer.__new__(Timer), Agent.__new__(Agent)
+    timer._federation_id, timer._registry = FEDERATION, registry
+    timer._admission, timer._rounds = admitted(), DECIDER.initial
+    timer._open_size = timer._nodes = timer._cosigned = None
+    agent._registry, agent._config = registry, log().leaves[0]  # type: ignore[assignment]
+    return KafkaIntake(registry, NodeLoop(_node())), timer, agent
+
+
+def _framed() -> list[bytes]:
+    records = (*log().records[:2], *log().checkpoints[:1], *said_by_nodes()[:9])
+    return [record.value or b"" for record in records]
+
+
+def change_framed(data: bytes, random: Random) -> bytes:
+    """Mutate an event within its framing."""
+    try:
+        return data[:5] + change_block(unframe(data), random)[codec.HEADER_SIZE :]
+    except FramingError:
+        return mutate(data, random)
+
+
+def _greet(data: bytes) -> None:
+    """Listen to what a party says before it is linked."""
+
+    async def listen() -> None:
+        reader = asyncio.StreamReader()
+        reader.feed_data(data)
+        reader.feed_eof()
+        desk = party_link._Connecting.__new__(party_link._Connecting)
+        desk._greeting, desk._ready = party_link.LINK_MAGIC + bytes(32), set()
+        desk._plan = SimpleNamespace(connect_timeout_s=60.0)  # type: ignore[assignment]
+        writer: Any = SimpleNamespace(write=lambda _: None)
+        desk._connections = {1: party_link._Connection(reader, writer)}
+        with party_link._naming(1, 60.0):
+            await desk._greet(reader, writer, 1)
+        await desk._wait_until_ready(1)
+
+    _loop().run_until_complete(listen())
+
+
+def _check_receipt(path: Path) -> None:
+    policy_path = _scratch() / "policy"
+    policy_path.write_bytes(policy())
+    with redirect_stdout(io.StringIO()):
+        for as_json in (False, True):
+            check_receipt(path, policy_path, as_json=as_json)
+
+
+def _leaf_receipts() -> list[bytes]:
+    """Return receipts of the log's leaves."""
+    entries = [codec.encode(item.leaf) for item in log().opened]
+    hashes = [*map(leaf_hash, entries)]
+    root = CompactRange().extend(hashes).root()
+    note = sign_checkpoint(Checkpoint(LOG_KEY.name, len(hashes), root), SEQUENCER)
+    for name in NODE_NAMES:
+        note = cosign_checkpoint(note, name, make_key(name), NOW_S)
+    return [
+        make_receipt(entries[at], at, prove_inclusion(at, hashes), note)
+        for at in (0, 3, len(hashes) - 1)
+    ]
 
 
 # Text
@@ -1437,6 +1613,27 @@ TARGETS: Final[tuple[Target, ...]] = (
         max_bytes=2**19,
     ),
     Target(
+        name="links-of-round",
+        parse=_verify_links,
+        errors=(SecretRoundError,),
+        seeds=lambda: [
+            bytes.fromhex(vectors("parties/links.json")["parties"]["cairn"]["blob"])
+        ],
+        change=mutate_event,
+        max_bytes=2**19,
+        max_memory_mb=256,
+    ),
+    Target(
+        name="sum-of-round",
+        parse=_verify_party_sum,
+        errors=(SecretRoundError,),
+        seeds=lambda: [
+            bytes.fromhex(vectors("parties/partial.json")["parties"]["cairn"]["blob"])
+        ],
+        change=mutate_event,
+        max_bytes=2**19,
+    ),
+    Target(
         name="scalars",
         parse=parse_scalars,
         errors=(InvalidEncodingError,),
@@ -1534,7 +1731,7 @@ TARGETS: Final[tuple[Target, ...]] = (
     ),
     Target(
         name="traceparent",
-        parse=telemetry.clean,
+        parse=lambda data: telemetry._context(telemetry.clean(data)),
         errors=(),
         seeds=lambda: [b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"],
     ),
@@ -1543,6 +1740,12 @@ TARGETS: Final[tuple[Target, ...]] = (
         parse=_receive_frame,
         errors=(LinkError,),
         seeds=_frames,
+    ),
+    Target(
+        name="party-greeting",
+        parse=_greet,
+        errors=(LinkError,),
+        seeds=lambda: [party_link.LINK_MAGIC + bytes(32) + party_link.READY],
     ),
     Target(
         name="party-log",
@@ -1595,8 +1798,8 @@ TARGETS: Final[tuple[Target, ...]] = (
     ),
     Target(
         name="audit-state",
-        parse=load_state,
-        errors=(StateError,),
+        parse=in_file(lambda path: _load_state(path, FEDERATION)),
+        errors=(CannotAuditError,),
         seeds=lambda: [*_states()],
     ),
     Target(
@@ -1613,8 +1816,21 @@ TARGETS: Final[tuple[Target, ...]] = (
         name="attestation-record",
         parse=_verify_record,
         errors=(),
-        seeds=lambda: [*attestations(), unframe(log().checkpoints[0].value or b"")],
-        change=mutate_event,
+        seeds=lambda: [
+            *attestations(),
+            unframe(log().checkpoints[0].value or b""),
+            *_blocks(),
+        ],
+        change=change_block,
+    ),
+    Target(
+        name="kafka-record",
+        parse=_take_record,
+        errors=(),
+        seeds=_framed,
+        change=change_framed,
+        max_bytes=2**14,
+        max_seconds=3.0,
     ),
     Target(
         name="node-hears",
@@ -1666,7 +1882,7 @@ TARGETS: Final[tuple[Target, ...]] = (
     ),
     Target(
         name="party-text",
-        parse=as_text(_parse_party),
+        parse=as_text(lambda text: parse_parties([text])),
         errors=(StackError,),
         seeds=lambda: [
             b"cairn="
@@ -1681,6 +1897,20 @@ TARGETS: Final[tuple[Target, ...]] = (
         parse=as_text(lambda text: parse_reward_rule([text])),
         errors=(StackError,),
         seeds=lambda: [b"accepted=7", b"none=0"],
+    ),
+    Target(
+        name="receipt-command",
+        parse=_fresh(in_file(_check_receipt)),
+        errors=(StackError,),
+        seeds=_leaf_receipts,
+        max_bytes=10**6,
+    ),
+    Target(
+        name="audit-policy",
+        parse=in_file(_load_policy),
+        errors=(CannotAuditError,),
+        seeds=lambda: [policy()],
+        max_bytes=10**6,
     ),
     Target(
         name="key-text",

@@ -12,7 +12,7 @@ import pytest
 from tests.fuzz.__main__ import CORPUS, read_corpus
 from tests.fuzz.targets import BY_NAME, TARGETS
 
-NUM_RUNS = 40
+NUM_RUNS = 20
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,120 @@
+"""Whatever takes bytes of strangers apart is fuzzed, or it is said why it is not."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Final
+
+import pytest
+
+from tests.architecture.parsers import find_parsers
+
+OWN: Final = "reads what this machine wrote, or what its operator types"
+HANDS_ON: Final = "hands on to parsers that are fuzzed, and takes nothing apart itself"
+OURS: Final = "makes values of random bytes, or of seeds that are 32 bytes by schema"
+OTHERS_CODE: Final = "bounds what another's parser reads; tests show the bounds"
+
+EXEMPT: Final = {
+    # The command line: benchmarks, the local stack, an operator's arguments.
+    "cli/bench": OWN,
+    "cli/fetch.py": OWN,
+    "cli/stack.py": OWN,
+    "cli/processes.py": OWN,
+    "cli/demo.py": OWN,
+    "cli/services.py:run_agent": OWN,
+    "cli/operate.py:create_federation": OWN,
+    "cli/main.py:_parse_principals": OWN,
+    "cli/main.py:_parse_key": OWN,
+    "cli/main.py:verify_receipt": HANDS_ON,
+    "cli/operate.py": HANDS_ON,
+    "cli/node.py:read_": HANDS_ON,
+    "cli/audit.py": HANDS_ON,
+    # Blobs and proofs of secret rounds.
+    "protocol/mpc.py": HANDS_ON,
+    "streams/aggregation.py:_make_check": HANDS_ON,
+    "streams/verifying.py": HANDS_ON,
+    "protocol/clipping.py:clip_and_encode": OURS,
+    "protocol/commitments.py:_commit_small": OURS,
+    "protocol/norm_prover.py": OURS,
+    "protocol/shares.py:split_update": OURS,
+    "protocol/sketches.py": OURS,
+    "streams/crypten_alias.py": "takes frames of known size and type off the link",
+    "streams/robustness.py:_demand_same": "takes a frame of known size off the link",
+    # Kafka's records, once they are unpacked.
+    "protocol/log.py:read_block": HANDS_ON,
+    "adapters/ledger.py:read_log": HANDS_ON,
+    "adapters/kafka.py:read_partition": HANDS_ON,
+    "streams/following.py": HANDS_ON,
+    "streams/sequencer.py": HANDS_ON,
+    "producers/timer.py:Timer._announce_final": HANDS_ON,
+    "consumers/audit.py:_Audit._open_item": HANDS_ON,
+    "consumers/node_kafka.py": HANDS_ON,
+    "consumers/node_service.py:NodeService._unframe_refused": HANDS_ON,
+    "adapters/topic_config.py:_read_configs": "reads a broker's answers",
+    # HTTP and TLS.
+    "consumers/node_peers.py:PeerPuller._take_part": HANDS_ON,
+    "adapters/log_client.py:LogClient.fetch": OTHERS_CODE,
+    "adapters/party_link.py:_identify": "reads a certificate that OpenSSL has verified",
+    "adapters/party_link.py:_Certificate.make_context": OWN,
+    # What a process keeps for itself.
+    "adapters/block_store.py": OWN,
+    "adapters/keys.py:load_": OWN,
+    "adapters/party_identity.py:load_party": OWN,
+    "adapters/vote_log.py:load_identity": OWN,
+    "adapters/vote_log.py:_load": OWN,
+    "producers/control.py:load_principals": OWN,
+    "producers/secret_update.py:SecretKeeper": OWN,
+    "producers/agent.py": OWN,
+    "producers/agent_directory.py": OWN,
+    "consumers/audit_parallel.py:_load": "a pickle of the parent process, by a pipe",
+    "consumers/audit_state.py:_to_plain": OWN,
+    "consumers/ledger_node.py:LedgerNode._resume": OWN,
+    "consumers/ledger_node.py:LedgerNode._publish_cosigned": OWN,
+    # Models of ours, and configurations that admission has judged.
+    "consumers/artifacts.py:_runner": "runs the model that it has just exported",
+    "consumers/exporter.py": "reads JSON that admission has judged",
+}
+"""By the beginning of a function's path and name, why it is not fuzzed."""
+
+
+@pytest.fixture(scope="module")
+def reached() -> frozenset[str]:
+    """What is called while all parsers read their seeds: in a process of its own, for
+    what is remembered from other tests would not be called again.
+    """
+    command = [sys.executable, "-m", "tests.architecture.parsers"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return frozenset(json.loads(done.stdout))
+
+
+def test_every_parser_is_fuzzed_or_exempt(reached: frozenset[str]) -> None:
+    forgotten = [
+        name
+        for name in find_parsers()
+        if name not in reached and not name.startswith(tuple(EXEMPT))
+    ]
+    assert not forgotten, "add them to tests/fuzz/targets.py, or say why not"
+
+
+def test_no_exemption_is_out_of_date(reached: frozenset[str]) -> None:
+    unreached = set(find_parsers()) - reached
+    stale = [
+        beginning
+        for beginning in EXEMPT
+        if not any(name.startswith(beginning) for name in unreached)
+    ]
+    assert not stale
+
+
+def test_parsers_are_found_by_what_they_do_and_by_what_they_are_called() -> None:
+    found = set(find_parsers())
+    assert {
+        "adapters/raw_records.py:Batch.__init__",  # struct
+        "adapters/peers.py:_parse_tip",  # a regular expression, and hex
+        "protocol/encoding.py:parse_update",  # its name
+        "schemas/codec.py:decode",
+        "consumers/node_http.py:NodeServer._get",  # a request
+    } <= found
+    assert "ledger/merkle.py:node_hash" not in found
