@@ -37,6 +37,8 @@ LINK = re.compile(r"\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+ +(.*)$", re.MULTILINE)
 MOOT = re.compile(r"(?:^\s*|\$\()moot\s+([^|>&\n]*)", re.MULTILINE)
 MAKE = re.compile(r"\bmake ([a-z][a-z-]*)")
+SECURITY = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+SHOWN = re.compile(r"\]\((tests/[^)]*)\)(?:\s+\(((?:`\w+`(?:,\s+)?)+)\))?")
 VARIABLE = re.compile(r"\bMOOT_[A-Z_]*[A-Z]\b")
 
 
@@ -179,6 +181,35 @@ def test_every_relative_link_resolves(page):
         target = (page.parent / file).resolve() if file else page
         assert target.exists(), link
         assert not anchor or anchor in anchors(target), link
+
+
+def shown_by() -> Iterator[tuple[str, str]]:
+    """Yield the tests that stand beside the claims on security."""
+    for file, names in SHOWN.findall(SECURITY):
+        for name in re.findall(r"\w+", names) or ("no test is named",):
+            yield file, name
+
+
+@pytest.mark.parametrize(("file", "name"), sorted(set(shown_by())))
+def test_every_test_beside_a_claim_on_security_exists(file, name):
+    text = (ROOT / file).read_text(encoding="utf-8")
+    assert re.search(rf"^def {name}\(", text, re.MULTILINE)
+
+
+def test_beside_every_component_stands_what_shows_its_claims():
+    _, _, rest = SECURITY.partition("\n## Component by component\n\n")
+    components: dict[str, str] = {}
+    for paragraph in rest.partition("\n## ")[0].split("\n\n"):
+        name = re.match(r"\*\*(.*?)\*\*", paragraph, re.DOTALL)
+        if name is not None:
+            last = name[1]
+            components[last] = ""
+        components[last] += f"{paragraph}\n\n"
+    assert len(components) > 15
+    for name, text in components.items():
+        shown = re.search(r"^\*Shown by:\* (.+)", text, re.MULTILINE | re.DOTALL)
+        assert shown, name
+        assert SHOWN.search(shown[1]) or "assumed" in shown[1], name
 
 
 def test_every_page_can_be_reached_from_the_index():

@@ -284,6 +284,39 @@ def test_an_agent_declines_arguments_out_of_bounds(
     assert "/etc/passwd" not in caplog.text
 
 
+@pytest.mark.parametrize("path", ["os:PathLike", "models_of_nobody:Net"])
+def test_why_an_agent_does_not_run_a_class_stays_with_it(alone, caplog, path):
+    """Not allowed, or allowed and not there: everybody reads the same words."""
+    allowed = (*DEFAULT_ALLOWED, "models_of_nobody")
+    alone._options = replace(alone._options, allowed_prefixes=allowed)
+    started = start(alone, {}, {})
+    answer = alone.answer(replace(started, task=replace(started.task, module=path)))
+    assert answer.reason == Reason.TASK_NOT_ALLOWED
+    assert answer.detail == (
+        "this agent may not run the task's classes, or does not have them"
+    )
+    assert path.partition(":")[0] in caplog.text
+
+
+def test_of_an_error_in_training_others_see_the_type_alone(alone, caplog, monkeypatch):
+    def fail(_started):
+        raise LookupError("patient 17 has no birthday")
+
+    monkeypatch.setattr(alone, "_train", fail)
+    answer = alone.answer(start(alone, {}, {}))
+    assert (answer.reason, answer.detail) == (Reason.TRAINING_FAILED, "LookupError")
+    assert "patient 17" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("own", "is_trained"), [({"batch_size": 4}, True), ({}, False)]
+)
+def test_an_agents_own_data_config_wins(alone, own, is_trained):
+    alone._options = replace(alone._options, data_config=own)
+    answer = alone.answer(start(alone, {"num_parameters": 100}, {"batch_size": -1}))
+    assert isinstance(answer, e.UpdateSubmitted) == is_trained
+
+
 def test_an_agent_trains_no_longer_than_its_round(alone, caplog):
     started = start(alone, {"num_parameters": 100}, {}, local_epochs=2**31 - 1)
     answer = alone.answer(replace(started, deadline_ms=1))

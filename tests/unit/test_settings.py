@@ -85,6 +85,14 @@ def test_secrets_are_not_shown(set_only):
     assert settings.minio_secret_key.get_secret_value() == "hush-secret"
 
 
+@pytest.mark.parametrize("name", ["MOOT_NUM_PARTITIONS", "MOOT_MINIO_SECURE"])
+def test_a_wrong_setting_is_named_and_not_shown(set_only, name):
+    set_only(KAFKA, MINIO, {name: "hush-value"})
+    with pytest.raises(SettingsError, match=name) as error:
+        load_settings()
+    assert "hush" not in str(error.value)
+
+
 def test_an_audit_with_blobs_says_how_to_do_without(set_only):
     set_only(KAFKA)
     with pytest.raises(cli.audit.CannotAuditError) as error:

@@ -1,8 +1,12 @@
 """What is told from where a partition begins, may be read, and ends."""
 
+from typing import Any
+
 import pytest
 
+from adapters.topic_config import Problem, Weight
 from adapters.topic_watch import Ends, HoldWatch, Place, find_lost
+from consumers import node_kafka
 from consumers.node_feed import AlertCode, Alerts
 
 UPDATES, PROOFS = Place("moot.updates", 0), Place("moot.proofs", 3)
@@ -77,3 +81,22 @@ def test_many_alerts_of_a_kind_hide_no_other():
     alerts.add(AlertCode.FORK, "one")
     assert AlertCode.FORK in alerts.codes()
     assert len(alerts.all()) < 100
+
+
+def test_ledger_nodes_tell_of_configurations_that_lose_records(monkeypatch):
+    def problem(topic, weight):
+        return Problem(
+            topic=topic,
+            name="cleanup.policy",
+            found="compact",
+            wanted="delete",
+            why="compaction keeps the last record alone",
+            weight=weight,
+        )
+
+    found = [problem("moot.ledger", Weight.FATAL)]
+    found.append(problem("moot.proofs", Weight.WARNING))
+    monkeypatch.setattr(node_kafka, "check_topics", lambda _: found)
+    source: Any = object.__new__(node_kafka.KafkaSource)
+    source._settings = None
+    assert source._find_misconfigured() == (str(found[0]),)

@@ -138,6 +138,22 @@ def test_a_refusal_before_the_genesis_is_published_only() -> None:
     assert made.state == SequencerState()
 
 
+def test_a_federation_that_names_another_sequencer_is_not_founded() -> None:
+    """Its own readers would refuse its first block."""
+    made = Log()
+    principals = tuple(
+        replace(p, public_key=make_key("eve").public_key)
+        if p.role == "SEQUENCER"
+        else p
+        for p in CONFIG.principals
+    )
+    other = replace(CONFIG, principals=principals)
+    (refusal,) = made.append(made.make.record(other))
+    assert refusal.reason == Reason.INVALID_CONFIGURATION
+    assert made.blocks == []
+    made.say(CONFIG)
+
+
 def test_leaves_come_in_the_order_they_were_read() -> None:
     made = founded()
     batch = [

@@ -1,0 +1,90 @@
+"""How the deciders follow the ledger: what they pass over, and what ends them."""
+
+import asyncio
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+import streams.following
+from adapters.kafka import Record, make_headers
+from adapters.schema_registry import FramingError
+from protocol.log import LogError
+from schemas import codec
+from schemas.reasons import Reason
+from streams.following import Follower
+from tests.builders import LogBuilder, make_key, unframe
+from tests.unit.test_schema_registry import Client, make_registry
+
+
+@pytest.fixture
+def log():
+    log = LogBuilder()
+    log.found()
+    log.admit("ada", "bea")
+    return log
+
+
+def follow(records, monkeypatch):
+    """Return the indexes of the leaves that a decider sees in these records."""
+
+    def read(_settings, _topic, _partition, *, start):
+        return records[start:]
+
+    monkeypatch.setattr(streams.following, "read_partition", read)
+    service = SimpleNamespace(
+        table=dict, registry=make_registry(Client()), settings=None
+    )
+    follower = Follower(
+        service, int, 0, lambda seen, leaf: (seen + 1, [leaf.sequenced.leaf_index])
+    )
+    found = []
+    for record in records:
+        event = SimpleNamespace(
+            key=record.key,
+            value=record.value,
+            headers=dict(record.headers),
+            message=SimpleNamespace(partition=0, offset=record.offset),
+        )
+        found += asyncio.run(follower.follow(event))
+    return found
+
+
+def signed_by(name: str, record: Record) -> Record:
+    event = codec.decode(unframe(record.value))
+    headers = make_headers(event, codec.encode(event), make_key(name), "")
+    return replace(record, headers=tuple(headers))
+
+
+def renumbered(records):
+    return [replace(record, offset=i) for i, record in enumerate(records)]
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        lambda record: replace(record, value=None),
+        lambda record: replace(record, value=b"\1 not our framing"),
+        lambda record: replace(record, headers=()),
+        lambda record: signed_by("mallory", record),
+    ],
+    ids=["tombstone", "framing", "unsigned", "stranger"],
+)
+@pytest.mark.parametrize("place", [1, 2])
+def test_a_strangers_record_changes_nothing_and_stops_nobody(
+    log, foreign, place, monkeypatch, caplog
+):
+    records = [*log.records]
+    records.insert(place, foreign(records[1]))
+    found = follow(renumbered(records), monkeypatch)
+    assert found == [*range(len(log.leaves))]
+    assert "passing over offset" in caplog.text
+
+
+def test_an_unknown_id_or_a_block_that_does_not_fit_ends_the_service(log, monkeypatch):
+    unknown = replace(log.records[1], value=b"\0\xff\xff\xff\xff..")
+    with pytest.raises(FramingError) as error:
+        follow(renumbered([*log.records, unknown]), monkeypatch)
+    assert error.value.reason == Reason.UNKNOWN_SCHEMA
+    with pytest.raises(LogError):
+        follow(renumbered([*log.records, log.records[1]]), monkeypatch)

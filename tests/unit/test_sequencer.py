@@ -1,0 +1,89 @@
+"""What the sequencer demands of its topics before it writes."""
+
+import importlib
+import sys
+from unittest.mock import MagicMock
+
+import pytest
+
+import adapters.kafka
+import streams.app
+from adapters.settings import Settings
+from adapters.topic_watch import Ends
+from schemas import topics
+from tests.builders import LogBuilder, make_key
+from tests.unit import test_ledger_reading
+from tests.unit.test_following import signed_by
+from tests.unit.test_schema_registry import Client, make_registry
+
+SETTINGS = Settings(
+    bootstrap_servers="127.0.0.1:1", schema_registry_url="http://127.0.0.1:1"
+)
+
+
+@pytest.fixture
+def module(monkeypatch):
+    """Return the module; its service has neither Kafka nor a registry."""
+    service = MagicMock(
+        settings=SETTINGS,
+        num_partitions=1,
+        key=make_key("SEQUENCER"),
+        registry=make_registry(Client()),
+    )
+    monkeypatch.setattr(streams.app, "make_service", lambda *_: service)
+    monkeypatch.setattr(adapters.kafka, "find_committed", lambda *_: {})
+    monkeypatch.delitem(sys.modules, "streams.sequencer", raising=False)
+    yield importlib.import_module("streams.sequencer")
+    del sys.modules["streams.sequencer"]
+
+
+@pytest.fixture
+def log():
+    log = LogBuilder()
+    log.found()
+    log.admit("ada", "bea")
+    return log
+
+
+forged = test_ledger_reading.forged
+
+
+@pytest.fixture
+def start(module, log, monkeypatch):
+    """Start on this ledger, and inputs that end there; returns the logs by key."""
+
+    def start(records, changes=()):
+        offsets = log.state.admission.offsets
+        ends = {
+            place: Ends(0, end, end)
+            for place in module.sequencer._places
+            for end in [dict(changes).get(place.topic, offsets.get(str(place), -1) + 1)]
+        }
+        monkeypatch.setattr(module, "find_ends", lambda *_: ends)
+        monkeypatch.setattr(module, "read_partition", lambda *_, **__: records)
+        states, _ = module.sequencer._recover(0)
+        return states
+
+    return start
+
+
+def test_it_goes_on_where_the_ledger_ends(start, log):
+    states = start(log.records, {topics.AGENTS: 10**6})
+    assert states[b"clinics"].log == log.state.log
+    assert states[b"clinics"].admission.offsets == log.state.admission.offsets
+
+
+@pytest.mark.parametrize("topic", [topics.CONTROL, topics.AGENTS])
+def test_an_input_topic_that_is_shorter_than_the_ledger_has_it_is_refused(
+    module, start, log, topic
+):
+    last = log.state.admission.offsets[f"{topic}/0"]
+    with pytest.raises(module.InputsReplacedError, match=f"{topic}/0 ends at {last},"):
+        start(log.records, {topic: last})
+
+
+def test_a_strangers_log_of_a_name_does_not_take_it(start, log, forged):
+    """Nor does a block that another signed stop a living log."""
+    assert start([forged]) == {}
+    states = start([forged, *log.records, signed_by("mallory", log.records[1])])
+    assert states[b"clinics"].log == log.state.log
