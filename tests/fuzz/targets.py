@@ -1545,6 +1545,8 @@ TARGETS: Final[tuple[Target, ...]] = (
         parse=_json_text,
         errors=(),
         seeds=lambda: [b'{"a": [1, 2.5, {"b": null}], "c": "\\u00e4"}'],
+        shapes={"quotes": lambda n: b"{" + b'"\\' * (n // 2 - 1)},
+        max_bytes=validation.MAX_CONFIG_SIZE_BYTES,
     ),
     Target(
         name="event-rules",
