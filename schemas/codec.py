@@ -21,7 +21,7 @@ import io
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
-from functools import cache
+from functools import cache, lru_cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from typing import (
@@ -91,7 +91,7 @@ def released_schema_text(name: str, fingerprint_hex: str) -> str:
     return file.read_text(encoding="utf-8")
 
 
-@cache
+@lru_cache(maxsize=256)  # of others' schemas too
 def compute_fingerprint(schema: str) -> bytes:
     """Return the CRC-64-AVRO fingerprint of a schema, 8 bytes as they are written.
 
