@@ -6,7 +6,7 @@ UV_VERSION := 0.13.9
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-interop fuzz lint bench clean uv stack-tools
+.PHONY: help demo test test-interop test-nightly fuzz lint bench clean uv stack-tools
 
 # Kept in step with cli/fetch.py (cache_directory).
 CACHE := $(shell \
@@ -35,6 +35,11 @@ test: uv stack-tools ## Run all tests but test-interop's (ARGS="-k name" for som
 
 test-interop: uv ## Show a log to programs of others: they accept it and refuse forgeries
 	@$(RUN) pytest tests/interop $(ARGS)
+
+test-nightly: uv stack-tools ## Run what takes long: 10,000 hostile records, fuzzing for ten minutes
+	@FOLKMOOT_HOSTILE_RECORDS=$${FOLKMOOT_HOSTILE_RECORDS:-10000} \
+		$(RUN) pytest tests/integration/test_hostile_records.py $(ARGS)
+	@$(MAKE) fuzz SECONDS=$(or $(SECONDS),600)
 
 fuzz: uv ## Feed every parser of others' bytes with bad ones for two minutes (SECONDS=600)
 	@$(RUN) --group fuzz python -m tests.fuzz --seconds $(or $(SECONDS),120) $(ARGS)

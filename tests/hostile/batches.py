@@ -385,21 +385,12 @@ class RawMessage:
 
 
 def encode_message_set(
-    messages: Sequence[RawMessage], codec: int = Codec.NONE, **outer: int
+    messages: Sequence[RawMessage], codec: Codec = Codec.NONE
 ) -> bytes:
-    """Return a message set, in one compressed message if there is a codec.
-
-    Args:
-        messages: The messages.
-        codec: How they are compressed.
-        outer: Fields of the message around them that are to be lies.
-    """
+    """Return a message set, in one compressed message if there is a codec."""
     inner = b"".join(message.encode() for message in messages)
     if codec == Codec.NONE:
         return inner
     magic = messages[0].magic if messages else 1
-    around = RawMessage(
-        value=compress(codec, [inner]),
-        **{"magic": magic, "attributes": codec, **outer},
-    )
-    return around.encode()
+    packed = compress(codec, [inner])
+    return RawMessage(value=packed, magic=magic, attributes=codec).encode()

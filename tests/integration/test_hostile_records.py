@@ -1,0 +1,369 @@
+"""Hostile records by the thousand, on every topic that anybody may write to, while two
+federations run on the same services: all goes on, and everything is accounted for.
+
+One federation is of aggregation PLAIN; the other has parties and ledger nodes. The
+records are batches made by hand (`tests.hostile`), drawn from a seed that is printed.
+Two thousand by default, ten thousand in `make test-nightly`; FOLKMOOT_HOSTILE_RECORDS
+says another number, FOLKMOOT_HOSTILE_SEED a seed that was printed.
+"""
+
+import json
+import os
+import random
+import threading
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from confluent_kafka import Producer
+
+from cli.node import make_node
+from cli.processes import find_free_ports
+from cli.services import FAUST_SERVICES
+from ledger.signing import SigningKey
+from producers.control import with_parties
+from schemas import codec, topics
+from schemas import events as e
+from schemas.reasons import Reason
+from tests.hostile.raw_client import Answer, Produce, RawClient
+from tests.hostile.records import Hostile, Seen, Stranger, generate
+from tests.integration.harness import (
+    NUM_PARAMETERS,
+    Federation,
+    Puppet,
+    SecretPuppet,
+    World,
+    run_world,
+    wait_until,
+)
+
+NUM_RECORDS = int(os.environ.get("FOLKMOOT_HOSTILE_RECORDS", "2000"))
+TARGETS = (*topics.INPUT_TOPICS, *topics.FACT_TOPICS, topics.ATTESTATIONS)
+"""Facts too, which are a decider's to write: whoever reads inputs reads them alike.
+Not the record itself, `moot.ledger` and its like: those are the sequencer's alone."""
+MAX_GROWTH_MB = 200
+PLAIN, SECRET = "meadow", "thicket"
+NODES = ("ash", "beech", "cherry", "dune")
+PARTIES = ("cairn", "dolmen", "menhir")
+AGENTS = ("lark", "merle", "robin")
+CLIP_NORM = 8.0
+ROUND_S = 180 + NUM_RECORDS / 50
+HELD_OPEN_S = 3.0
+STARTUP_S = 240.0
+WHOLE_BATCH = (Reason.UNREADABLE_RECORD, Reason.BATCH_TOO_LARGE)
+"""A refusal for one of these may stand for records before it in its batch."""
+
+
+@dataclass
+class Sent:
+    """A hostile batch that Kafka stores."""
+
+    topic: str
+    kind: str
+    offsets: range
+
+
+@dataclass
+class Siege:
+    world: World
+    seed: int
+    plain: Federation
+    secret: Federation
+    urls: dict[str, str]
+    puppets: dict[str, Puppet]
+    secret_puppets: dict[str, SecretPuppet]
+    sent: list[Sent] = field(default_factory=list)
+    answers: Counter[str] = field(default_factory=Counter)
+    failures: list[BaseException] = field(default_factory=list)
+
+    # Rounds
+
+    def run_rounds(self) -> None:
+        """Run a round of each federation, side by side."""
+        numbers = [f.request_round() for f in (self.plain, self.secret)]
+        started = self.plain.wait(e.RoundStarted, ROUND_S, round=numbers[0])
+        for puppet in self.puppets.values():
+            puppet.submit(started)
+        started = self.secret.wait(e.RoundStarted, ROUND_S, round=numbers[1])
+        draw = np.random.default_rng(numbers[1])
+        for agent in self.secret_puppets.values():
+            agent.commit(started, draw.integers(-40_000, 40_000, NUM_PARAMETERS))
+        closed = self.secret.wait(e.CommitmentsClosed, ROUND_S, round=numbers[1])
+        for agent in self.secret_puppets.values():
+            agent.prove(closed)
+        for federation, number in zip((self.plain, self.secret), numbers, strict=True):
+            federation.wait(e.ModelVersionRegistered, ROUND_S, round=number)
+            sealed = federation.wait(e.RoundSealed, ROUND_S, round=number)
+            assert [c.agent_id for c in sealed.contributions] == sorted(AGENTS)
+
+    # The stranger
+
+    def see(self) -> list[Seen]:
+        """Return what anybody can read."""
+        return [
+            Seen(
+                topic=topic,
+                key=record.key or b"",
+                value=record.value or b"",
+                headers=tuple((n.encode(), v) for n, v in record.headers),
+                event=self.world.registry.unframe_trusted(record.value or b""),
+            )
+            for topic in TARGETS
+            for record in self.world.records(topic)
+        ]
+
+    def draw(self) -> Iterator[tuple[str, Hostile]]:
+        """Yield hostile batches, the topics in turn."""
+        seen = self.see()
+        ids = self.world.registry.register_all()
+        streams = {
+            topic: generate(
+                Stranger(
+                    draw=random.Random(f"{self.seed} {topic}"),
+                    names=(PLAIN, SECRET),
+                    seen=seen,
+                    schema_ids={
+                        subject.rpartition(".")[2]: number
+                        for subject, number in ids.items()
+                    },
+                    key=SigningKey(random.Random(self.seed).randbytes(32)),
+                ),
+                NUM_RECORDS // len(TARGETS),
+            )
+            for topic in TARGETS
+        }
+        while streams:
+            for topic, stream in [*streams.items()]:
+                hostile = next(stream, None)
+                if hostile is None:
+                    del streams[topic]
+                else:
+                    yield topic, hostile
+
+    def attack(self) -> None:
+        """Send them all. For a thread."""
+        try:
+            said: list[tuple[str, Hostile]] = []
+
+            def batches() -> Iterator[Produce]:
+                for topic, hostile in self.draw():
+                    said.append((topic, hostile))
+                    yield Produce(topic, hostile.data)
+
+            with RawClient(self.world.settings.bootstrap_servers) as client:
+                for number, answer in enumerate(client.send_all(batches())):
+                    self._note(*said[number], answer)
+                    said[number] = said[number][0], Hostile("", b"", 0)
+                    if number == 200:
+                        self._hold_open()
+        except BaseException as error:  # noqa: BLE001  # the test raises it again
+            self.failures.append(error)
+
+    def _note(self, topic: str, hostile: Hostile, answer: Answer) -> None:
+        self.answers[answer.name] += 1
+        if answer.is_stored:
+            end = answer.offset + hostile.num_records
+            self.sent.append(Sent(topic, hostile.kind, range(answer.offset, end)))
+
+    def _hold_open(self) -> None:
+        """Keep a transaction open for a while, and abort it."""
+        producer = Producer(
+            {
+                "bootstrap.servers": self.world.settings.bootstrap_servers,
+                "transactional.id": "stranger",
+                "log_level": 2,
+            }
+        )
+        producer.init_transactions(30)
+        producer.begin_transaction()
+        producer.produce(topics.UPDATES, b"never said", key=PLAIN.encode())
+        producer.flush(30)
+        time.sleep(HELD_OPEN_S)
+        producer.abort_transaction(30)
+
+    # What became of it
+
+    def status(self, node: str) -> dict[str, Any]:
+        with urllib.request.urlopen(f"{self.urls[node]}/status", timeout=10) as got:
+            found: dict[str, Any] = json.loads(got.read())
+        return found
+
+    def pids(self) -> dict[str, int]:
+        """Every process that serves these federations, the stack's own included."""
+        services = self.world.services.supervisor._processes
+        stack = self.world.stack._processes
+        return {
+            name: _find_worker(process.pid)
+            for name, process in {**services, **stack}.items()
+        }
+
+
+def _find_worker(pid: int) -> int:
+    """Return what a guard started, if that is what it is: the one that uses memory."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return _find_worker(int(children[0])) if len(children) == 1 else pid
+
+
+def memory_mb(pid: int, field: str) -> int:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) // 1024
+    raise AssertionError(f"no {field} of {pid}")
+
+
+@pytest.fixture(scope="module")
+def siege(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Siege]:
+    with run_world(tmp_path_factory.mktemp("siege")) as world:
+        parties = world.services.start_parties(world.settings, *PARTIES)
+        ports = find_free_ports(len(NODES))
+        urls = {
+            name: f"http://127.0.0.1:{port}"
+            for name, port in zip(NODES, ports, strict=True)
+        }
+        members = tuple(make_node(world.settings, *item) for item in urls.items())
+        plain = world.found(PLAIN, min_cohort=len(AGENTS))
+        world.start_timer(PLAIN)
+        world.start_exporter(PLAIN)
+        secret = world.found(
+            SECRET,
+            min_cohort=len(AGENTS),
+            ledger_nodes=members,
+            **with_parties(parties, CLIP_NORM),
+        )
+        world.start_timer(SECRET)
+        world.start_exporter(SECRET)
+        for name in NODES:
+            world.services.start(
+                name, "serve", "ledger-node", "--federation", SECRET, "--name", name,
+                "--port", urls[name].rpartition(":")[2],
+                "--operator-key", world.operator_key.public_key.hex(),
+            )  # fmt: skip
+        for federation in (plain, secret):
+            federation.wait(e.FederationConfigured, STARTUP_S)
+        puppets = {name: Puppet(world, PLAIN, name) for name in AGENTS}
+        secret_puppets = {name: SecretPuppet(world, SECRET, name) for name in AGENTS}
+        plain.admit(*puppets.values())
+        secret.admit(*secret_puppets.values())
+        seed = os.environ.get("FOLKMOOT_HOSTILE_SEED")
+        yield Siege(
+            world,
+            int(seed) if seed else random.SystemRandom().randrange(2**32),
+            plain,
+            secret,
+            urls,
+            puppets,
+            secret_puppets,
+        )
+
+
+@pytest.mark.timeout(600 + NUM_RECORDS / 20)
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux counts")
+def test_rounds_go_on_and_nothing_grows_or_is_lost(siege: Siege) -> None:
+    world = siege.world
+    print(f"seed {siege.seed}")
+    begun = time.monotonic()
+    siege.run_rounds()
+    siege.run_rounds()
+    pids = siege.pids()
+    before = {name: memory_mb(pid, "VmRSS") for name, pid in pids.items()}
+    for pid in pids.values():
+        Path(f"/proc/{pid}/clear_refs").write_text("5")  # its peak begins anew
+    print(f"{time.monotonic() - begun:.0f} s: warm")
+
+    attacker = threading.Thread(target=siege.attack)
+    attacker.start()
+    num_rounds = 0
+    while attacker.is_alive() or num_rounds < 2:
+        siege.run_rounds()
+        num_rounds += 1
+        print(f"{time.monotonic() - begun:.0f} s: round {num_rounds} under attack")
+    attacker.join()
+    assert not siege.failures, siege.failures
+    siege.run_rounds()
+    print(f"{time.monotonic() - begun:.0f} s: one more round")
+    print(siege.answers)
+    assert sum(len(sent.offsets) for sent in siege.sent) >= NUM_RECORDS / 2
+
+    growth = {
+        name: memory_mb(pid, "VmHWM") - before[name] for name, pid in pids.items()
+    }
+    for name, grown in sorted(growth.items(), key=lambda item: -item[1]):
+        print(f"{name}: {before[name]} MB, grew by {grown} MB at most")
+    assert siege.pids() == pids, "something ended"
+    assert not any(world.services.restarts().values())
+    assert max(growth.values()) < MAX_GROWTH_MB
+
+
+def test_every_record_is_accounted_for_once(siege: Siege) -> None:
+    """As a leaf of a log, or as a refusal with a reason, which may be one for all that
+    cannot be unpacked of a batch.
+    """
+    world = siege.world
+    leaves: Counter[tuple[str, int]] = Counter()
+    refused_on_log: Counter[tuple[str, int]] = Counter()
+    for record in world.records(topics.LEDGER):
+        for data in world.decode(record).leaves:
+            leaf = codec.decode_as(e.Leaf, data)
+            event = codec.decode(leaf.event)
+            if isinstance(event, e.EventRejected):
+                refused_on_log[event.source_topic, event.source_offset] += 1
+            else:
+                leaves[leaf.source_topic, leaf.source_offset] += 1
+    refusals = [world.decode(record) for record in world.records(topics.REJECTED)]
+    refused = Counter((r.source_topic, r.source_offset) for r in refusals)
+    reasons = {(r.source_topic, r.source_offset): Reason(r.reason) for r in refusals}
+
+    lost = []
+    for sent in siege.sent:
+        if sent.topic == topics.ATTESTATIONS or "producer" in sent.kind:
+            continue
+        places = [(sent.topic, offset) for offset in sent.offsets]
+        last = places[-1]
+        if reasons.get(last) in WHOLE_BATCH:
+            places = [last]
+        lost += [(sent.kind, p) for p in places if refused[p] + leaves[p] != 1]
+    assert not lost, (len(lost), lost[:20])
+    assert not refused_on_log - refused
+    assert max((leaves + refused).values()) == 1
+    print(Counter(reasons.values()))
+
+
+@pytest.mark.parametrize("name", [PLAIN, SECRET])
+def test_the_audit_is_sound_and_counts_the_refusals(siege: Siege, name: str) -> None:
+    federation = siege.plain if name == PLAIN else siege.secret
+    on_log = Counter(
+        event.reason
+        for event in federation.events
+        if isinstance(event, e.EventRejected)
+    )
+    assert sum(on_log.values()) > NUM_RECORDS / 10
+
+    report = federation.audit()
+
+    assert report["refusals"] == on_log
+    assert report["num_rounds_recomputed"] == federation.last_round()
+    if name == SECRET:
+        print(report["noise"])
+
+
+def test_everything_became_final_all_the_same(siege: Siege) -> None:
+    height = siege.secret.blocks[-1].height
+    wait_until(
+        lambda: min(siege.status(n)["final_height"] for n in NODES) >= height - 1,
+        "the last blocks are final",
+        ROUND_S,
+    )
+    assert not any(siege.status(name)["alerts"] for name in NODES)
+
+
+def test_no_process_fell_over_a_record(siege: Siege) -> None:
+    """None of them wrote of an error that it had not thought of."""
+    supervisor = siege.world.services.supervisor
+    for name in (*FAUST_SERVICES, *NODES, *(f"timer-{n}" for n in (PLAIN, SECRET))):
+        assert "Traceback" not in supervisor.log_path(name).read_text(), name
