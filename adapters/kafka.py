@@ -56,7 +56,9 @@ MAX_EVENT_RECORD_SIZE_BYTES: Final = topics.MAX_EVENT_RECORD_SIZE_BYTES
 DELIVERY_TIMEOUT_S: Final = 30.0
 ANSWER_TIMEOUT_S: Final = 10.0
 POLL_S: Final = 0.1
-FETCH_WAIT_MS: Final = 100
+FETCH_WAIT_MS: Final = 500
+"""How long Kafka may wait for a record before it says that there is none; what comes is
+not kept waiting. Shorter costs a reader with nothing to read more processor time."""
 
 
 class KafkaUnavailableError(Exception):
