@@ -37,8 +37,7 @@ test-interop: uv ## Show a log to programs of others: they accept it and refuse 
 	@$(RUN) pytest tests/interop $(ARGS)
 
 test-nightly: uv stack-tools ## Run what takes long: 10,000 hostile records, fuzzing for ten minutes
-	@FOLKMOOT_HOSTILE_RECORDS=$${FOLKMOOT_HOSTILE_RECORDS:-10000} \
-		$(RUN) pytest tests/integration/test_hostile_records.py $(ARGS)
+	@$(RUN) pytest -m nightly --ignore=tests/interop $(ARGS)
 	@$(MAKE) fuzz SECONDS=$(or $(SECONDS),600)
 
 fuzz: uv ## Feed every parser of others' bytes with bad ones for two minutes (SECONDS=600)

@@ -1,10 +1,10 @@
-"""Hostile records by the thousand, on every topic that anybody may write to, while two
+"""Ten thousand hostile records, on every topic that anybody may write to, while two
 federations run on the same services: all goes on, and everything is accounted for.
 
 One federation is of aggregation PLAIN; the other has parties and ledger nodes. The
 records are batches made by hand (`tests.hostile`), drawn from a seed that is printed.
-Two thousand by default, ten thousand in `make test-nightly`; FOLKMOOT_HOSTILE_RECORDS
-says another number, FOLKMOOT_HOSTILE_SEED a seed that was printed.
+`make test-nightly` runs it. FOLKMOOT_HOSTILE_RECORDS says another number of records,
+FOLKMOOT_HOSTILE_SEED a seed that was printed.
 """
 
 import json
@@ -43,7 +43,9 @@ from tests.integration.harness import (
     wait_until,
 )
 
-NUM_RECORDS = int(os.environ.get("FOLKMOOT_HOSTILE_RECORDS", "2000"))
+pytestmark = pytest.mark.nightly
+
+NUM_RECORDS = int(os.environ.get("FOLKMOOT_HOSTILE_RECORDS", "10000"))
 TARGETS = (*topics.INPUT_TOPICS, *topics.FACT_TOPICS, topics.ATTESTATIONS)
 """Facts too, which are a decider's to write: whoever reads inputs reads them alike.
 Not the record itself, `moot.ledger` and its like: those are the sequencer's alone."""

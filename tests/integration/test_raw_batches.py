@@ -13,6 +13,8 @@ from tests.hostile.lies import Lie, make_lies
 from tests.hostile.raw_client import RawClient
 from tests.integration.harness import World, wait_until
 
+pytestmark = pytest.mark.nightly
+
 SCRATCH = "scratch-raw-batches"
 """Made as our topics are; no service reads it."""
 LIES = {lie.name: lie for lie in make_lies()}
