@@ -12,8 +12,9 @@ Rules:
   says why: a reader goes on with what comes next.
 - A record's offset is its place in the batch, never its own word: the broker writes the
   batch's and leaves the record's as it came.
-- No batch unpacks to more than `max_unpacked_bytes` of its topic, and one poll hands
-  out no more than about `MAX_POLL_BYTES`.
+- No batch unpacks to more than `max_unpacked_bytes` of its topic, no event's record has
+  more than `MAX_RECORD_BYTES`, and one poll hands out no more than about
+  `MAX_POLL_BYTES`.
 - Work is linear in the bytes of a batch, packed and unpacked.
 
 Layout: Kafka's RecordBatch, magic 2 (KIP-98). A broker of today stores no other.
@@ -24,6 +25,7 @@ from __future__ import annotations
 import logging
 import struct
 import zlib
+from collections import deque
 from collections.abc import Iterator, Sequence
 from enum import Enum
 from typing import Any, Final, NamedTuple
@@ -43,6 +45,9 @@ MAX_UNPACKED_BYTES: Final = 2**20
 and 16 events of the greatest size."""
 MAX_LEDGER_UNPACKED_BYTES: Final = 2**23
 """The same for the ledger, whose blocks have up to 2 MiB, and for tables of state."""
+MAX_RECORD_BYTES: Final = topics.MAX_EVENT_RECORD_SIZE_BYTES
+"""What a record may have, headers and all: only what is compressed could have more, and
+readers hold records by the thousand. Not for the ledger and tables."""
 MAX_POLL_BYTES: Final = 2**20
 """Bytes of one partition that a reader is given at once, or a batch's more."""
 RECORD_COST_BYTES: Final = 512
@@ -194,8 +199,13 @@ class Batch:
         packed = self._data[_HEADER.size :]
         return _decompress(self._attributes & _CODEC_MASK, packed, limit)
 
-    def records(self, body: bytes) -> Iterator[Unpacked]:
-        """Yield the records of an unpacked body, and stand-ins where there are none."""
+    def records(self, body: bytes, max_record_bytes: int) -> Iterator[Unpacked]:
+        """Yield the records of an unpacked body, and stand-ins where there are none.
+
+        Args:
+            body: What `unpack` returned.
+            max_record_bytes: The most that a record may have.
+        """
         # Where nothing was compacted away a record's place is its offset, and another
         # word of its own is a lie. In a compacted topic its word is all there is.
         is_whole = self._count == self.last_delta + 1
@@ -207,6 +217,7 @@ class Batch:
                 yield self.stand_in(error.problem)
                 return
             try:
+                _demand_size(at - begin, max_record_bytes)
                 delta, time_delta, key, value, headers = _parse(body, begin, at)
                 if (is_whole and delta != index) or not last < delta <= self.last_delta:
                     raise UnreadableError("the record lies about its offset")  # noqa: TRY301  # one way out for every problem
@@ -264,6 +275,12 @@ def _frame(data: bytes, at: int) -> tuple[int, int]:
     if length <= 0 or end > len(data):
         raise UnreadableError("a record's length leaves its batch")
     return begin, end
+
+
+def _demand_size(size: int, most: int) -> None:
+    if size > most:
+        msg = f"a record of {size} bytes; at most {most}"
+        raise UnreadableError(msg, Reason.TOO_LARGE)
 
 
 def _field(data: bytes, at: int, end: int) -> tuple[bytes | None, int]:
@@ -459,10 +476,15 @@ class PartitionRecords(Iterator[Any]):
     ) -> None:
         self._tp = tp
         self._batches = records
-        self._aborted = sorted(aborted_transactions or [], key=lambda item: item[1])
+        # Ten thousands of them fit a fetch.
+        self._aborted = deque(
+            sorted(aborted_transactions or [], key=lambda item: item[1])
+        )
         self._aborting: set[int] = set()
         self._is_committed = isolation_level == _READ_COMMITTED
         self._limit = max_unpacked_bytes(tp.topic)
+        is_small = self._limit == MAX_UNPACKED_BYTES
+        self._record_limit = MAX_RECORD_BYTES if is_small else self._limit
         self._is_event_topic = not tp.topic.endswith(_COMPACTED_SUFFIX)
         self.next_fetch_offset = fetch_offset
         self.cost_bytes = 0
@@ -491,7 +513,7 @@ class PartitionRecords(Iterator[Any]):
         if not self._is_committed or batch.producer_id < 0:
             return batch.is_control
         while self._aborted and self._aborted[0][1] <= batch.base_offset:
-            self._aborting.add(self._aborted.pop(0)[0])
+            self._aborting.add(self._aborted.popleft()[0])
         if batch.is_control:
             if batch.is_abort:
                 self._aborting.discard(batch.producer_id)
@@ -506,7 +528,7 @@ class PartitionRecords(Iterator[Any]):
             records = iter((batch.stand_in(error.problem),))
         else:
             self.cost_bytes += len(body)
-            records = batch.records(body)
+            records = batch.records(body, self._record_limit)
         yield from filter(None, map(self._give, records))
 
     def _pass_batch(self, data: memoryview, problem: Problem) -> Iterator[Any]:

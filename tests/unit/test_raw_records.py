@@ -14,6 +14,7 @@ import adapters.kafka
 from adapters import raw_records
 from adapters.raw_records import (
     MAX_POLL_BYTES,
+    MAX_RECORD_BYTES,
     MAX_UNPACKED_BYTES,
     PROBLEM,
     Batches,
@@ -188,14 +189,32 @@ def test_what_unpacks_to_too_much_is_refused_in_little_memory(codec, make):
     assert peak < 4 * MAX_UNPACKED_BYTES + 8 * len(data)
 
 
+@pytest.mark.parametrize(
+    "large",
+    [
+        RawRecord(value=bytes(MAX_RECORD_BYTES)),
+        RawRecord(headers=[(b"h", bytes(MAX_RECORD_BYTES // 2))] * 2),
+    ],
+    ids=["value", "headers"],
+)
+def test_readers_that_hold_records_by_the_thousand_get_no_large_ones(large):
+    records = [RawRecord(value=b"a"), large, RawRecord(value=b"b")]
+    batch = RawBatch(records, codec=Codec.ZSTD)
+    found, _ = unpack(batch)
+    assert problem_of(found[1]) == Reason.TOO_LARGE
+    assert [(r.offset, r.value) for r in found] == [(0, b"a"), (1, None), (2, b"b")]
+    # Blocks are larger.
+    found, _ = unpack(batch, topic=topics.LEDGER)
+    assert not any(raw_records.is_stand_in(r.headers) for r in found)
+
+
 def test_many_batches_within_the_limit_are_handed_out_in_pieces():
-    piece = compress(
-        Codec.ZSTD, [RawRecord(value=bytes(MAX_UNPACKED_BYTES // 2)).encode()]
-    )
-    batches = [RawBatch([RawRecord()], codec=Codec.ZSTD, body=piece, count=1)] * 40
-    _, state = unpack()
+    record = RawRecord(value=bytes(MAX_RECORD_BYTES - 100))
+    piece = compress(Codec.ZSTD, [record.encode(i) for i in range(4)])
+    batches = [RawBatch([record] * 4, codec=Codec.ZSTD, body=piece)] * 40
     data = b"".join(
-        i.to_bytes(8, "big") + batch.encode()[8:] for i, batch in enumerate(batches)
+        (4 * i).to_bytes(8, "big") + batch.encode()[8:]
+        for i, batch in enumerate(batches)
     )
     state = PartitionRecords(
         TopicPartition(topics.CONTROL, 0), Batches(data), [], 0, None, None, True, 1
@@ -211,7 +230,7 @@ def test_many_batches_within_the_limit_are_handed_out_in_pieces():
         found = result.getall()
         assert sum(len(r.value) for r in found) <= MAX_POLL_BYTES + MAX_UNPACKED_BYTES
         offsets += [r.offset for r in found]
-    assert offsets == list(range(40))
+    assert offsets == list(range(160))
 
 
 class Assigned:
