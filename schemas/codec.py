@@ -51,6 +51,9 @@ FRAMING_SIZE: Final = 5
 MAX_VALUE_SIZE_BYTES: Final = MAX_EVENT_SIZE_BYTES - HEADER_SIZE + FRAMING_SIZE
 """Largest value of a record, 64,995 bytes, whose event fits a leaf."""
 MAX_LEAF_SIZE_BYTES: Final = 65_535
+MAX_ITEMS: Final = 4_096
+"""Of an array in an event: a block has at most 1,000 leaves, nothing else as many. An
+item can be a single byte, of which 100 compress to one."""
 
 T = TypeVar("T")
 Record: TypeAlias = e.Event | e.Leaf | e.BlobRecord
@@ -163,11 +166,12 @@ def _dataclass_from_plain(cls: type) -> Callable[[dict[str, Any]], Any]:
 class _Codec:
     """Everything about one schema, computed once."""
 
-    __slots__ = ("from_plain", "header", "name", "schema", "to_plain")
+    __slots__ = ("from_plain", "header", "is_blob", "name", "schema", "to_plain")
 
     def __init__(self, name: str) -> None:
         cls = CLASSES[name]
         self.name = name
+        self.is_blob = cls in get_args(e.BlobRecord)
         self.schema: Any = fastavro.parse_schema(json.loads(schema_text(name)))
         self.header = MARKER + compute_fingerprint(schema_text(name))
         self.to_plain = _dataclass_to_plain(cls)
@@ -244,6 +248,14 @@ def encode(event: Record) -> bytes:
     return out.getvalue()
 
 
+def _has_long_array(plain: Any) -> bool:
+    if isinstance(plain, dict):
+        return any(map(_has_long_array, plain.values()))
+    if isinstance(plain, list):
+        return len(plain) > MAX_ITEMS or any(map(_has_long_array, plain))
+    return False
+
+
 def decode(data: bytes) -> Record:
     """Return the event that these bytes encode.
 
@@ -251,10 +263,7 @@ def decode(data: bytes) -> Record:
         UnknownSchemaError: the fingerprint was never released.
         CodecError: anything else is wrong with the bytes.
     """
-    if data[:2] != MARKER or len(data) < HEADER_SIZE:
-        msg = "not an Avro single-object encoding (C3 01 and 8 bytes of fingerprint)"
-        raise CodecError(msg)
-    codec = _codec(event_name(data[2:HEADER_SIZE]))
+    codec = _codec(kind_of(data).__name__)
     if len(data) > MAX_LEAF_SIZE_BYTES and codec.name not in _LARGE:
         # What fits no leaf is nobody's: a decoded event takes many times its bytes.
         msg = f"a {codec.name} of {len(data)} bytes; at most {MAX_LEAF_SIZE_BYTES}"
@@ -264,6 +273,10 @@ def decode(data: bytes) -> Record:
     body.seek(HEADER_SIZE)
     try:
         plain: Any = fastavro.schemaless_reader(body, writer_schema, None)
+        if not codec.is_blob and _has_long_array(plain):
+            # All that follows takes several times as long as reading did.
+            msg = f"a {codec.name} with an array of more than {MAX_ITEMS} items"
+            raise CodecError(msg)  # noqa: TRY301  # one handler names the event
         validate(plain, writer_schema)  # the reader lets 64 bits pass as an int
         canonical = io.BytesIO()
         fastavro.schemaless_writer(canonical, writer_schema, plain)
@@ -283,16 +296,28 @@ def decode(data: bytes) -> Record:
         raise CodecError(msg) from error
 
 
+def kind_of(data: bytes) -> type[Record]:
+    """Return what these bytes say they are, without decoding them.
+
+    Raises:
+        CodecError: nothing that was ever released.
+    """
+    if data[:2] != MARKER or len(data) < HEADER_SIZE:
+        msg = "not an Avro single-object encoding (C3 01 and 8 bytes of fingerprint)"
+        raise CodecError(msg)
+    return CLASSES[event_name(data[2:HEADER_SIZE])]
+
+
 def decode_as(kind: type[T], data: bytes) -> T:
-    """Return `decode(data)` if it is of this kind.
+    """Return `decode(data)` if it is of this kind; of another it is not decoded.
 
     Raises:
         CodecError: it is not, or not an event at all.
     """
-    event = decode(data)
-    if not isinstance(event, kind):
+    found = kind_of(data)
+    if not issubclass(found, kind):
         # A union of events has no name.
         expected = getattr(kind, "__name__", kind)
-        msg = f"expected {expected}, found {type(event).__name__}"
+        msg = f"expected {expected}, found {found.__name__}"
         raise CodecError(msg)
-    return event
+    return decode(data)  # type: ignore[return-value]  # just looked at

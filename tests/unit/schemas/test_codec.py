@@ -210,3 +210,21 @@ def test_subjects_are_topic_and_record_name() -> None:
 def test_a_reason_is_its_own_name(reason: Reason) -> None:
     assert reason.value == reason.name
     assert re.fullmatch(r"[A-Z_]+", reason)
+
+
+def test_an_array_has_so_many_items_that_a_block_fits() -> None:
+    most = replace(BLOCK, leaves=(b"",) * codec.MAX_ITEMS)
+    assert codec.decode(codec.encode(most)) == most
+    more = codec.encode(replace(most, leaves=(b"",) * (codec.MAX_ITEMS + 1)))
+    with pytest.raises(CodecError, match="an array of more than"):
+        codec.decode(more)
+
+
+def test_what_is_of_another_kind_is_not_decoded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its sender would choose what that costs."""
+    data = codec.encode(replace(BLOCK, leaves=(b"",) * 1_000))
+    monkeypatch.setattr(codec, "decode", None)
+    with pytest.raises(CodecError, match="expected Leaf, found BlockSequenced"):
+        codec.decode_as(e.Leaf, data)
