@@ -31,6 +31,7 @@ raise: then the node must stop, since it cannot remember.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections import OrderedDict, deque
 from collections.abc import Callable
@@ -91,6 +92,8 @@ MAX_HEARD: Final = 2_048
 node; a few seconds' worth is enough, and it is less than what is kept of them."""
 MAX_EARLY: Final = 8_192
 """Messages of eras to come, or from before the first block, that are kept."""
+MAX_EARLY_BYTES: Final = 2**24
+"""How much they may be together: nobody knows yet who may say such things."""
 MAX_OUTBOX: Final = 4_096
 MAX_EVIDENCE: Final = 256
 FEED_MARGIN: Final = 32
@@ -148,7 +151,8 @@ class LedgerNode:
         self._clock = clock
         self._consensus: Consensus | None = None
         self._nodes: NodeSet | None = None
-        self._early: deque[e.Event] = deque(maxlen=MAX_EARLY)
+        self._early: deque[tuple[e.Event, int]] = deque()
+        self._early_bytes = 0
         self._heard: OrderedDict[bytes, None] = OrderedDict()
         self._reported: set[Contradiction] = set()
         self._cosigner = None
@@ -294,8 +298,8 @@ class LedgerNode:
 
     def _receive_early(self) -> None:
         self._heard.clear()  # what was too much to keep may come again
-        early, self._early = self._early, deque(maxlen=MAX_EARLY)
-        for event in early:
+        early, self._early, self._early_bytes = self._early, deque(), 0
+        for event, _ in early:
             with suppress(InvalidMessageError, InvalidNoteError):
                 self.receive(event)
 
@@ -512,18 +516,19 @@ class LedgerNode:
             CodecError: it is no event.
             InvalidMessageError: it is not valid; likewise `InvalidNoteError`.
         """
-        if data in self._heard:
+        if hashlib.sha256(data).digest() in self._heard:
             return
-        event = codec.decode(data)
-        if not isinstance(event, e.Event):
-            msg = f"nobody tells a ledger node a {type(event).__name__}"
+        kind = codec.kind_of(data)
+        if not issubclass(kind, e.Attestation | e.CheckpointSigned):
+            msg = f"nobody tells a ledger node a {kind.__name__}"
             raise InvalidMessageError(msg)
+        event = codec.decode_as(kind, data)
         self.receive(event, data if codec.is_present(event, data) else None)
         self._remember(data)
 
     def _remember(self, data: bytes) -> None:
         """Pass over a message when it comes again."""
-        self._heard[data] = None
+        self._heard[hashlib.sha256(data).digest()] = None
         if len(self._heard) > MAX_HEARD:
             self._heard.popitem(last=False)
 
@@ -544,17 +549,25 @@ class LedgerNode:
         match event:
             case e.BlockAttested() | e.EpochRequested():
                 if self._nodes is None or event.era > self._nodes.era:
-                    self._early.append(event)
+                    self._keep_early(event, data)
                 elif event.era == self._nodes.era and self._consensus is not None:
                     self._apply_message(event, self._consensus, data)
             case e.CheckpointSigned() | e.CheckpointCosigned():
                 if self.desk.log_key is None:
-                    self._early.append(event)
+                    self._keep_early(event, data)
                 else:
                     self._receive_checkpoint(event, data)
             case _:
                 msg = f"nobody tells a ledger node a {type(event).__name__}"
                 raise InvalidMessageError(msg)
+
+    def _keep_early(self, event: e.Event, data: bytes | None) -> None:
+        """Keep what cannot be verified yet, the latest of it."""
+        size = len(codec.encode(event) if data is None else data)
+        self._early.append((event, size))
+        self._early_bytes += size
+        while len(self._early) > MAX_EARLY or self._early_bytes > MAX_EARLY_BYTES:
+            self._early_bytes -= self._early.popleft()[1]
 
     def _apply_message(
         self,

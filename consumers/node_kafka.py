@@ -38,8 +38,9 @@ RETRY_S: Final = 1.0
 WATCH_S: Final = 2.0
 CONFIG_S: Final = 60.0
 MAX_BLOCKS_AHEAD: Final = 16
-MAX_MESSAGES_AHEAD: Final = 1_024
-"""Records that were read and not looked at yet. A block may have 2 MiB."""
+MAX_MESSAGES_AHEAD: Final = 256
+"""Records that were read and not looked at yet. A block may have 2 MiB, whatever is
+under this federation's name on another topic 128 KiB."""
 _TOPIC_ID: Final = "ledger topic id"
 
 

@@ -965,6 +965,43 @@ def test_what_came_before_its_era_may_come_again(bus, monkeypatch):
     assert late.final_height == last_height(bus.log) - 1
 
 
+def test_what_comes_before_its_era_is_bounded_in_bytes(bus, monkeypatch):
+    """Nobody knows yet whose word counts in it: a stranger may say such things."""
+    bus.run()
+    node = bus["node0"].node
+    signature = e.NodeSignature(public_key=bytes(32), signature=bytes(64))
+    high = e.QuorumCertificate(
+        era=9, epoch=0, height=0, block_id=bytes(32), signatures=(signature,) * 100
+    )
+    said = [
+        codec.encode(
+            e.EpochRequested(
+                federation_id=node.federation_id,
+                era=9,
+                epoch=epoch,
+                high=high,
+                public_key=bytes(32),
+                signature=bytes(64),
+            )
+        )
+        for epoch in range(20)
+    ]
+    monkeypatch.setattr(ledger_node, "MAX_EARLY_BYTES", 5 * len(said[0]))
+    for message in said:
+        node.hear(message)
+    assert [event.epoch for event, _ in node._early] == [15, 16, 17, 18, 19]
+    assert all(len(known) == 32 for known in node._heard)
+
+
+def test_a_message_of_another_kind_is_not_decoded(bus, monkeypatch):
+    """A block of a thousand empty leaves, say; its sender chooses what it costs."""
+    bus.run()
+    block = unframe(bus.log.records[0].value)
+    monkeypatch.setattr(codec, "decode", None)
+    with pytest.raises(InvalidMessageError, match="a ledger node a BlockSequenced"):
+        bus["node0"].node.hear(block)
+
+
 def test_without_nodes_a_checkpoint_may_come_before_its_block(tmp_path):
     log = LogBuilder(ledger_nodes=())
     log.found()
