@@ -81,6 +81,7 @@ class Timer:
         self._nodes: NodeSet | None = None
         self._cosigned: CosignatureCollector | None = None
         self._announced_size = 0
+        self._num_passed_over = 0
 
     def run(self, should_stop: Callable[[], bool]) -> None:
         """Announce deadlines until told to stop.
@@ -172,15 +173,26 @@ class Timer:
                 continue
             try:
                 data = self._registry.unframe_trusted(record.value or b"")
-                event = codec.decode(data)
-                if not isinstance(event, CheckpointCosigned):
+                if codec.kind_of(data) is not CheckpointCosigned:
                     continue
+                event = codec.decode_as(CheckpointCosigned, data)
                 note = event.checkpoint.encode()
                 size = parse_checkpoint(parse_note(note).text).size
                 if size == self._rounds.draw_size or size >= (self._open_size or 0):
                     cosigned.add(note)
             except (FramingError, codec.CodecError, InvalidNoteError) as error:
-                log.warning("passing over attestation %d: %s", record.offset, error)
+                self._pass_over(record, error)
+
+    def _pass_over(self, record: Record, error: Exception) -> None:
+        """Warn each time twice as many have come."""
+        self._num_passed_over = number = self._num_passed_over + 1
+        if number & (number - 1) == 0:
+            log.warning(
+                "passing over attestation %d: %s (%d so far)",
+                record.offset,
+                error,
+                number,
+            )
 
     def _collector(self) -> CosignatureCollector:
         """Return what collects cosignatures of the present ledger nodes."""

@@ -1200,6 +1200,7 @@ def _readers() -> tuple[KafkaIntake, Timer, Agent]:
     timer._federation_id, timer._registry = FEDERATION, registry
     timer._admission, timer._rounds = admitted(), DECIDER.initial
     timer._open_size = timer._nodes = timer._cosigned = None
+    timer._num_passed_over = 0
     agent._registry, agent._config = registry, log().leaves[0]  # type: ignore[assignment]
     return KafkaIntake(registry, NodeLoop(_node())), timer, agent
 

@@ -25,8 +25,8 @@ from producers.timer import (
     Timer,
 )
 from protocol.log import LogState
+from schemas import codec, topics
 from schemas import events as e
-from schemas import topics
 from tests.builders import (
     _SCHEMA_IDS,
     LogBuilder,
@@ -561,6 +561,30 @@ def test_whoever_fills_a_topic_keeps_nobody_from_the_deadlines(
     log.request_round()
     run(timer, log, monkeypatch, repeat(cosigned(b"junk")))
     assert e.DeadlineReached in [type(event) for event in recorder.take()]
+
+
+def test_junk_by_the_thousand_is_a_few_lines_in_the_log(
+    timer: Timer,
+    log: LogBuilder,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    log.admit("ada", "bea")
+    run(timer, log, monkeypatch, repeat(cosigned(b"junk"), 1_000))
+    lines = [line for line in caplog.messages if "passing over" in line]
+    assert len(lines) == 10
+    assert "512 so far" in lines[-1]
+
+
+def test_what_is_no_cosignature_is_not_decoded(
+    timer: Timer, log: LogBuilder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A block of a thousand empty leaves, say; its sender chooses what it costs."""
+    log.admit("ada", "bea")
+    monkeypatch.setattr(codec, "decode", None)
+    block = replace(log.records[0], topic=topics.ATTESTATIONS)
+    timer._admission = log.state.admission
+    timer._collect(iter([block, END]))
 
 
 def run(
