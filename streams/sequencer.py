@@ -86,14 +86,17 @@ class Sequencer:
     async def process(self, batch: Sequence[Any]) -> None:
         """Sequence one batch of Faust events, in the order they were read."""
         received = [self._receive(event) for event in batch]
-        for partition in sorted({record.partition for record in received}):
+        # Anybody can name a federation: a batch may have as many keys as records.
+        groups: dict[tuple[int, bytes], list[Received]] = {}
+        for record in received:
+            place = record.partition, record.key or b""
+            groups.setdefault(place, []).append(record)
+        for (partition, key), mine in groups.items():
             if partition not in self._states:
                 self._states[partition] = await self._start(partition)
-            here = [record for record in received if record.partition == partition]
-            for key in dict.fromkeys(record.key or b"" for record in here):
-                mine = [record for record in here if (record.key or b"") == key]
-                for part in _blocks_of(mine):
-                    await self._append(partition, key, part)
+            for part in _blocks_of(mine):
+                await self._append(partition, key, part)
+        await self._service.confirm()
         self._nexts |= {
             Place(record.topic, record.partition): record.offset + 1
             for record in received
@@ -137,7 +140,6 @@ class Sequencer:
         for refusal in refused:
             log.info("refused %s: %s", refusal.reason, refusal.detail)
             await self._service.send(refusal, "", source)
-        await self._service.confirm()
 
     async def _send(
         self,

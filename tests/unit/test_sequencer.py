@@ -1,8 +1,10 @@
 """What the sequencer demands of its topics before it writes."""
 
+import asyncio
 import importlib
 import sys
-from unittest.mock import MagicMock
+from types import SimpleNamespace
+from unittest.mock import AsyncMock, MagicMock
 
 import pytest
 
@@ -87,3 +89,23 @@ def test_a_strangers_log_of_a_name_does_not_take_it(start, log, forged):
     assert start([forged]) == {}
     states = start([forged, *log.records, signed_by("mallory", log.records[1])])
     assert states[b"clinics"].log == log.state.log
+
+
+def test_a_batch_of_a_thousand_names_is_confirmed_once(module):
+    """Whoever invents names makes nobody wait for as many answers of Kafka."""
+    service = module.sequencer._service
+    service.send, service.send_raw = AsyncMock(), AsyncMock()
+    service.confirm = AsyncMock()
+    module.sequencer._states = {0: {}}
+    events = [
+        SimpleNamespace(
+            key=b"nobody-%d" % number,
+            value=b"junk",
+            headers={},
+            message=SimpleNamespace(topic=topics.AGENTS, partition=0, offset=number),
+        )
+        for number in range(1_000)
+    ]
+    asyncio.run(module.sequencer.process(events))
+    assert service.send.await_count == 1_000
+    assert service.confirm.await_count == 1
