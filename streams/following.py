@@ -13,11 +13,11 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter
 
-from adapters.kafka import read_partition
+from adapters.kafka import MAX_RECORD_SIZE_BYTES, read_partition
 from adapters.ledger import PassingOverForeign
 from protocol.envelope import SIGNATURE_HEADER
 from protocol.log import (
@@ -31,6 +31,10 @@ from schemas import topics
 from streams.app import Service
 
 log = logging.getLogger(__name__)
+
+MAX_SNAPSHOT_BYTES: Final = MAX_RECORD_SIZE_BYTES - 2**16
+"""What Kafka takes of a state: 70,000 agents of one federation are more, and would end
+the service for all the others."""
 
 State = TypeVar("State")
 Output = TypeVar("Output")
@@ -84,7 +88,10 @@ class Follower(Generic[State, Output]):
             before = await self._find_before(event, data, signature)
             after, outputs = self._advance(before, data, signature)
             self._known[event.key] = after
-            self._table[event.key] = self._snapshots.dump_json(after)
+            snapshot = self._snapshots.dump_json(after)
+            if len(snapshot) <= MAX_SNAPSHOT_BYTES:
+                self._table[event.key] = snapshot
+            # What is in the cache now is behind, so after a restart the log is read.
         return outputs
 
     def get_state(self, key: bytes | None) -> State:

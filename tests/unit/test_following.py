@@ -50,6 +50,31 @@ def follow(records, monkeypatch):
     return found
 
 
+def test_a_state_that_kafka_does_not_take_is_not_cached(log, monkeypatch):
+    """One federation's agents, by the ten thousand, would end it for all others."""
+    table = {}
+    service = SimpleNamespace(
+        table=lambda: table, registry=make_registry(Client()), settings=None
+    )
+    follower = Follower(
+        service, str, "", lambda seen, leaf: (seen + "x" * 1_000, [leaf])
+    )
+    size = []
+    for record in renumbered(log.records):
+        event = SimpleNamespace(
+            key=record.key,
+            value=record.value,
+            headers=dict(record.headers),
+            message=SimpleNamespace(partition=0, offset=record.offset),
+        )
+        assert asyncio.run(follower.follow(event))
+        size.append(len(table[record.key]))
+        monkeypatch.setattr(streams.following, "MAX_SNAPSHOT_BYTES", size[0])
+    assert len(size) > 1
+    assert set(size) == {size[0]}
+    assert len(follower.get_state(record.key)) > size[0]
+
+
 def signed_by(name: str, record: Record) -> Record:
     event = codec.decode(unframe(record.value))
     headers = make_headers(event, codec.encode(event), make_key(name), "")
