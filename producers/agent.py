@@ -307,11 +307,16 @@ class Agent:
         keys = {p.role: p.public_key for p in self._federation.principals}
         try:
             data = self._registry.unframe(record.value)
-            event = codec.decode(data)
             signature = record.header(SIGNATURE_HEADER) or b""
             verify_event(keys["DECIDER"], data, signature)
+            # Not a type: mypy cannot follow.
+            event = codec.decode_as(cast("Any", Event), data)
         except (FramingError, codec.CodecError, InvalidSignatureError) as error:
             log.warning("ignoring offset %d of the rounds: %s", record.offset, error)
+            return None
+        # One decider decides in all federations that it serves.
+        if event.federation_id != self._federation.federation_id:
+            log.warning("ignoring another federation's words under this one's name")
             return None
         return cast("Event", event)
 

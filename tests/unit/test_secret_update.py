@@ -217,6 +217,19 @@ def check_proof(world, seed=SEED):
     verify_norm_proof(statement, parse_proof(blob), projection)
 
 
+# Whom it believes
+
+
+def test_another_federations_words_count_nothing_under_this_ones_name(world, started):
+    """One decider signs for all its federations: a record can be written anew."""
+    agent = world.start()
+    elsewhere = record_of(replace(started, federation_id="founded-by-a-stranger"))
+    agent._act_on(replace(elsewhere, key=started.federation_id.encode()))
+    assert not world.said
+    agent.hear(started)
+    assert world.said
+
+
 # A life without accidents
 
 
