@@ -35,6 +35,8 @@ NO_ERROR_CODE: Final = -1
 """The client's, for an answer that is not JSON."""
 NOT_FOUND: Final = 404
 NUM_CALLERS: Final = 8
+MAX_SCHEMA_ID: Final = 2**31 - 1
+"""Registries count with a positive int; what they say of other numbers is their own."""
 
 
 class FramingError(ValueError):
@@ -130,7 +132,7 @@ class SchemaRegistry:
         unknown = FramingError(
             Reason.UNKNOWN_SCHEMA, f"schema id {schema_id} is none of ours"
         )
-        if prefix in self._unknown:
+        if prefix in self._unknown or not 0 < schema_id <= MAX_SCHEMA_ID:
             raise unknown
         # Only "there is no such schema" is an answer. Whatever else is raised here, the
         # HTTP client's errors too, means that nothing is known about the record.

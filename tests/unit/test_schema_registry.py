@@ -110,9 +110,18 @@ def test_a_schema_with_another_default_is_none_of_ours(registry, client):
 
 
 def test_that_there_is_no_such_id_is_believed(registry, client):
-    assert refusal_of(registry, b"\0\xff\xff\xff\xff..") == Reason.UNKNOWN_SCHEMA
-    assert refusal_of(registry, b"\0\xff\xff\xff\xff..") == Reason.UNKNOWN_SCHEMA
+    assert refusal_of(registry, b"\0\x7f\xff\xff\xff..") == Reason.UNKNOWN_SCHEMA
+    assert refusal_of(registry, b"\0\x7f\xff\xff\xff..") == Reason.UNKNOWN_SCHEMA
     assert client.num_asked == 1
+
+
+@pytest.mark.parametrize("number", [0, 2**31, 2**32 - 1])
+def test_a_number_that_is_no_id_is_not_asked_about(registry, client, number):
+    """What a registry would say of it may be anything, also that it failed."""
+    client.texts[number] = 500
+    framed = b"\0" + number.to_bytes(4, "big") + b".."
+    assert refusal_of(registry, framed) == Reason.UNKNOWN_SCHEMA
+    assert client.num_asked == 0
 
 
 @pytest.mark.parametrize("code", [None, -1])
