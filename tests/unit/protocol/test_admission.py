@@ -19,6 +19,7 @@ from protocol.admission import (
     Received,
     Refused,
     Verdict,
+    decide,
 )
 from protocol.envelope import sign_event
 from schemas import codec, topics
@@ -277,6 +278,27 @@ def test_a_records_key_is_its_federation(key: bytes | None) -> None:
 def test_an_event_belongs_on_its_topic(event: e.LedgerEvent, topic: str) -> None:
     expected = None if topic == topics.topic_of(event) else Reason.WRONG_TOPIC
     assert founded().say(event, topic=topic) == expected
+
+
+def test_what_does_not_belong_on_its_topic_is_not_decoded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Blobs and blocks cost more than what does; anybody may send them."""
+    desk = founded()
+    blob = codec.encode(e.ShareLinks(entries=()))
+    monkeypatch.setattr(codec, "decode", None)
+    received = Received(
+        topic=topics.AGENTS,
+        partition=0,
+        offset=10**6,
+        key=FEDERATION.encode(),
+        value=b"",
+        event=blob,
+        signature=None,
+    )
+    [verdict] = decide(desk.state, [received])
+    assert isinstance(verdict, Refused)
+    assert verdict.event.reason == Reason.WRONG_TOPIC
 
 
 def test_what_only_the_sequencer_writes_is_on_no_topic_of_inputs() -> None:
