@@ -11,7 +11,13 @@ from typing import Any, Final
 
 from adapters.blobs import BlobStore
 from adapters.imports import load_class
-from adapters.kafka import END, Publisher, count_partitions, read_partition
+from adapters.kafka import (
+    END,
+    Publisher,
+    count_partitions,
+    find_bounds,
+    read_partition,
+)
 from adapters.keys import key_path, load_key, load_or_create_key
 from adapters.ledger import ReadBlock, find_genesis, follow_log, read_log
 from adapters.schema_registry import FramingError, SchemaRegistry
@@ -36,6 +42,8 @@ DRAWABLE_WITHIN_S: Final = 10.0
 """How long a request for a round waits for the checkpoint that its cohort is drawn
 from; after that, training goes on with the last one."""
 LOOK_FOR_REFUSALS_S: Final = 2.0
+LATEST_REFUSALS: Final = 10_000
+"""So many were made since the event was published, if nobody writes junk."""
 
 
 def make_registry(settings: Settings) -> SchemaRegistry:
@@ -139,6 +147,7 @@ def await_leaf(settings: Settings, federation_id: str, position: Position) -> in
     """
     registry = make_registry(settings)
     begun = looked = time.monotonic()
+    nexts: dict[int, int] = {}
     for read in follow_log(settings, registry, federation_id):
         now = time.monotonic()
         if isinstance(read, ReadBlock):
@@ -153,7 +162,7 @@ def await_leaf(settings: Settings, federation_id: str, position: Position) -> in
         elif now - looked > LOOK_FOR_REFUSALS_S:
             # What no known federation's log holds is refused there alone.
             looked = now
-            _look_for_refusal(settings, registry, position)
+            _look_for_refusal(settings, registry, position, nexts)
         if now - begun > SEQUENCED_WITHIN_S:
             break
     msg = f"nobody sequenced the event within {SEQUENCED_WITHIN_S:.0f} s"
@@ -161,10 +170,29 @@ def await_leaf(settings: Settings, federation_id: str, position: Position) -> in
 
 
 def _look_for_refusal(
-    settings: Settings, registry: SchemaRegistry, position: Position
+    settings: Settings,
+    registry: SchemaRegistry,
+    position: Position,
+    nexts: dict[int, int],
 ) -> None:
+    """Look at the latest refusals: of all, kept for ever, anybody can make many.
+
+    Args:
+        settings: Where Kafka is.
+        registry: How to unframe.
+        position: Of what may have been refused.
+        nexts: Where to go on, by partition; changed in place.
+
+    Raises:
+        StackError: it was refused, and why.
+    """
     for partition in range(count_partitions(settings, topics.REJECTED)):
-        for record in read_partition(settings, topics.REJECTED, partition):
+        if partition not in nexts:
+            bounds = find_bounds(settings, topics.REJECTED, partition)
+            nexts[partition] = max(bounds.first, bounds.end - LATEST_REFUSALS)
+        start = nexts[partition]
+        for record in read_partition(settings, topics.REJECTED, partition, start=start):
+            nexts[partition] = record.offset + 1
             try:
                 event = codec.decode(registry.unframe_trusted(record.value or b""))
             except (FramingError, codec.CodecError):
