@@ -39,6 +39,9 @@ log = logging.getLogger(__name__)
 COMMIT_INTERVAL_S: Final = 0.1
 """Records become visible when their transaction commits, so this is the latency of
 every hop between processors. Shorter costs more transactions than it saves time."""
+MAX_BUFFERED: Final = 1_000
+"""Records that Faust holds ready for a stream: a block's worth. Each may be 128 KiB of
+zeros that came as a hundred bytes."""
 TABLE: Final = "states"
 LOOK_INTERVAL_S: Final = 5.0
 
@@ -207,6 +210,7 @@ def make_service_with_key(name: str, settings: Settings, key: SigningKey) -> Ser
         consumer_max_fetch_size=MAX_RECORD_SIZE_BYTES,
         producer_max_request_size=MAX_RECORD_SIZE_BYTES,
         producer_compression_type="lz4",
+        stream_buffer_maxsize=MAX_BUFFERED,
         # Nothing waits to be joined: process as soon as it arrives.
         stream_wait_empty=False,
         # A static member: a killed process and its successor are the same member, so
