@@ -879,9 +879,11 @@ def change_block(data: bytes, random: Random) -> bytes:
 
 
 def many_leaves(n: int) -> bytes:
-    """Return a block of as many empty leaves as fit."""
+    """Return a block of many leaves, of no more than decode at sizes that are timed."""
     (block,) = (codec.decode_as(e.BlockSequenced, x) for x in _blocks()[:1])
-    several = replace(block, leaves=(b"",) * (n // 2), traceparents=("",) * (n // 2))
+    several = replace(
+        block, leaves=(bytes(30),) * (n // 32), traceparents=("",) * (n // 32)
+    )
     return codec.encode(several)
 
 
