@@ -6,12 +6,13 @@ says only counts in a proof that leads to a verified root.
 
 from __future__ import annotations
 
-import http.client
-import time
-import urllib.request
+import asyncio
 from collections.abc import Iterable
 from typing import Final
 
+import aiohttp
+
+from adapters.peers import make_session
 from ledger.note import MAX_NOTE_SIZE_BYTES
 from ledger.policy import Policy
 from ledger.proof_file import make_receipt, verify_receipt
@@ -19,6 +20,7 @@ from ledger.tiles import inclusion_proof, parse_tile, tile_path
 
 TIMEOUT_S: Final = 5.0
 MAX_TILE_SIZE_BYTES: Final = 256 * 32
+_OK: Final = 200
 
 
 class LogUnavailableError(Exception):
@@ -49,23 +51,14 @@ class LogClient:
             LogUnavailableError: it does not answer, or with something else.
         """
         url = f"{self._url}/{path}"
-        deadline_s = time.monotonic() + TIMEOUT_S
-        data = bytearray()
         try:
-            with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:  # noqa: S310  # http alone, see above
-                # The time-out is one of silence: a byte now and then would never end.
-                while len(data) <= max_size_bytes and (part := answer.read1()):
-                    data += part
-                    if time.monotonic() > deadline_s:
-                        msg = f"no whole answer within {TIMEOUT_S} s"
-                        raise TimeoutError(msg)
-        except (OSError, ValueError, http.client.HTTPException) as error:
+            return asyncio.run(_fetch(url, max_size_bytes))
+        except TimeoutError as error:  # before OSError, of which it is one
+            msg = f"{url}: no whole answer within {TIMEOUT_S:g} s"
+            raise LogUnavailableError(msg) from error
+        except (aiohttp.ClientError, OSError, ValueError) as error:
             msg = f"{url}: {error}"
             raise LogUnavailableError(msg) from error
-        if len(data) > max_size_bytes:
-            msg = f"{url}: more than {max_size_bytes} bytes"
-            raise LogUnavailableError(msg)
-        return bytes(data)
 
     def fetch_checkpoint(self) -> bytes:
         """Return its checkpoint, not verified."""
@@ -76,6 +69,25 @@ class LogClient:
         data = self.fetch(tile_path(level, index, width), MAX_TILE_SIZE_BYTES)
         parse_tile(data, width)
         return data
+
+
+async def _fetch(url: str, max_size_bytes: int) -> bytes:
+    """Return an answer, of which no part may come late, headers included."""
+    limit = aiohttp.ClientTimeout(total=TIMEOUT_S)
+    async with (
+        make_session(trust_env=True) as session,
+        session.get(url, timeout=limit) as answer,
+    ):
+        if answer.status != _OK:
+            msg = f"{url}: status {answer.status}"
+            raise LogUnavailableError(msg)
+        data = bytearray()
+        async for part in answer.content.iter_any():
+            data += part
+            if len(data) > max_size_bytes:
+                msg = f"{url}: more than {max_size_bytes} bytes"
+                raise LogUnavailableError(msg)
+        return bytes(data)
 
 
 def fetch_receipt(

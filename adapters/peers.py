@@ -198,10 +198,15 @@ def _parse_tip(text: str) -> tuple[int, bytes] | None:
     return int(found[1]), bytes.fromhex(found[2])
 
 
-def make_session() -> aiohttp.ClientSession:
-    """Return what connections to peers are made with; close it in the end."""
+def make_session(*, trust_env: bool = False) -> aiohttp.ClientSession:
+    """Return what connections to peers are made with; close it in the end.
+
+    Args:
+        trust_env: Whether to go through the proxies that the environment names.
+    """
     return aiohttp.ClientSession(
         auto_decompress=False,
+        trust_env=trust_env,
         headers={"Accept-Encoding": "identity"},
         cookie_jar=aiohttp.DummyCookieJar(),
         connector=aiohttp.TCPConnector(limit=MAX_CONNECTIONS_OUT, limit_per_host=8),

@@ -317,6 +317,15 @@ def test_nothing_can_be_hidden_in_a_bundle(bundle, tmp_path):
     refuse(path, "hidden behind README")
 
 
+def test_a_bundle_with_a_hole_behind_its_end_is_not_looked_through(bundle, tmp_path):
+    """A file of a few KB on the disk may say that it is as long as it likes."""
+    path = tmp_path / "holes.tar"
+    path.write_bytes(bundle.read_bytes())
+    os.truncate(path, 2**42)
+    with pytest.raises(BundleError, match="hidden behind the end"):
+        Bundle(path)
+
+
 def test_a_size_beyond_the_file_is_refused(bundle, tmp_path):
     contents = [*members(bundle).items()]
     path = make_tar(tmp_path / "b.tar", contents)

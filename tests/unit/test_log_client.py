@@ -263,6 +263,33 @@ def test_an_answer_without_end_is_cut_off() -> None:
         LogClient(url).fetch_checkpoint()
 
 
+@pytest.mark.parametrize("size", ["9" * 13, "9" * 19, "9" * 25, "9" * 5000])
+@pytest.mark.parametrize("is_chunked", [False, True])
+def test_an_answer_that_says_it_is_enormous_is_left(
+    *, size: str, is_chunked: bool, tmp_path: Path
+) -> None:
+    """Nothing is set aside for what was only announced; others are asked."""
+
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        request.protocol_version = "HTTP/1.1"
+        request.send_response(200)
+        if is_chunked:
+            request.send_header("Transfer-Encoding", "chunked")
+        else:
+            request.send_header("Content-Length", size)
+        request.end_headers()
+        if is_chunked:
+            request.wfile.write(f"{size}\r\n".encode())
+        time.sleep(0.1)  # so that the body comes on its own
+        request.wfile.write(b"only this")
+        request.close_connection = True
+
+    with serve(answer) as liar, serve(files(fill(tmp_path))) as good:
+        with pytest.raises(LogUnavailableError):
+            LogClient(liar).fetch_checkpoint()
+        assert fetch(liar, good)
+
+
 def test_a_tile_is_as_wide_as_was_asked(tmp_path: Path) -> None:
     fill(tmp_path)
     tile = tmp_path / "tile" / "0" / "000"
@@ -298,7 +325,23 @@ def _trickling(request: BaseHTTPRequestHandler) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("answer", [_silent, _stuck, _trickling])
+def _trickling_head(request: BaseHTTPRequestHandler) -> None:
+    request.wfile.write(b"HTTP/1.1 200 OK\r\n")
+    for _ in range(100):
+        request.wfile.write(b"x")
+        time.sleep(0.05)
+
+
+def _always_about_to(request: BaseHTTPRequestHandler) -> None:
+    """Says for ever that an answer will follow."""
+    for _ in range(100):
+        request.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    "answer", [_silent, _stuck, _trickling, _trickling_head, _always_about_to]
+)
 def test_a_slow_server_is_left(
     answer: Answer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
