@@ -89,6 +89,10 @@ _PIECE_BYTES: Final = 2**16
 _VALIDITY: Final = timedelta(days=1)
 _TYPES: Final = tuple(np.dtype(name) for name in ("u1", "<i8", "<u8"))
 
+_LEADS_NOWHERE: Final = (ValueError, OverflowError)
+"""What else than an OSError an address gives that no name and no port can be: its
+federation chose it."""
+
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
@@ -516,7 +520,7 @@ class _Connecting:
         )
         try:
             await listener.start(plan.listen_host or own.host, own.port)
-        except OSError as error:
+        except (OSError, *_LEADS_NOWHERE) as error:
             detail = f"we can't listen at port {own.port}: {error}"
             raise LinkError(LinkFailure.CANNOT_LISTEN, plan.rank, detail) from error
         return listener
@@ -581,6 +585,9 @@ class _Connecting:
             except OSError:
                 await asyncio.sleep(_RETRY_S)  # it may not have started
                 continue
+            except _LEADS_NOWHERE as error:
+                detail = f"{peer.host}:{peer.port} leads nowhere: {error}"
+                raise LinkError(LinkFailure.NOT_REACHED, rank, detail) from error
             try:
                 await self._greet(reader, writer, rank)
             except (OSError, EOFError):

@@ -63,6 +63,7 @@ class PartyLog:
     def __init__(self, directory: Path) -> None:
         self._path = directory / SAID_FILE
         self._lock = threading.Lock()
+        self._is_torn = False
         try:
             self._file: IO[bytes] = self._path.open("r+b")
         except FileNotFoundError:
@@ -138,10 +139,17 @@ class PartyLog:
         if asked in self._said:
             return
         line, last = _write_line(self._last, asked)
+        if self._is_torn:
+            msg = f"{self._path} could not be written: start the party again"
+            raise PartyLogError(msg)
+        # After an error part of the line may be there, and the rest in a buffer. The
+        # next start takes it away; a line behind it would make all of it worthless.
+        self._is_torn = True
         self._file.seek(0, os.SEEK_END)
         self._file.write(line)
         self._file.flush()
         os.fsync(self._file.fileno())
+        self._is_torn = False
         self._said.append(asked)
         self._last = last
 

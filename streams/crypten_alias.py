@@ -246,7 +246,11 @@ def _parse_request(request: NDArray[Any]) -> tuple[Any, ...]:
         torch.Size(sizes[num_dimensions:]),
     )
     num_agents = first[0] if first else 0
-    if any(n < 0 for n in sizes) or math.prod(first) > MAX_DEALT_WORDS:
+    # Zeros don't make the other dimensions harmless: numpy multiplies those too.
+    if (
+        any(n < 0 for n in sizes)
+        or math.prod(size or 1 for size in first) > MAX_DEALT_WORDS
+    ):
         raise _refuse(request)
     if code == 0 and num_agents <= MAX_AGENTS:
         # Only products of the sketches by themselves.

@@ -341,9 +341,10 @@ def _answer(
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     try:
         answer = function(ask, *args)
-    except (LinkError, RobustnessError, UnsafeConfigurationError, ValueError) as error:
+    except (LinkError, RobustnessError, UnsafeConfigurationError) as error:
         parent.send(error)
     except Exception:
+        # Other parties' words may have done it, so it ends this process and no other.
         # Others' words may be in it, and multiprocessing would print them as they are.
         log.exception("the process that computes cannot go on")
         sys.exit(1)

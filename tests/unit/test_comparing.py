@@ -11,7 +11,7 @@ from adapters.party_link import LinkError, LinkFailure
 from protocol.parties import PartyRefusesError, RefusalCode
 from protocol.secret_round import SecretRound
 from schemas import events as e
-from streams import comparing
+from streams import comparing, robustness
 from streams.comparing import Comparer, make_link_plan
 from streams.robustness import RobustnessError, RobustnessFailure
 from tests.simulation.federation import BASE, COMPARING_CONFIG, PARTIES, make_key
@@ -149,6 +149,20 @@ def test_a_round_keeps_its_first_trace():
     comparer.look(make_round(), record(trace="b"))
     attempts.wait(3)
     assert attempts.traceparent.startswith("00-aaaa")
+
+
+def fail(_ask, error):
+    raise error
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("a shape"), UnicodeError("a name"), OverflowError("a port")]
+)
+def test_what_others_say_ends_the_process_that_computes_alone(error):
+    """Whoever founds a federation chooses its other parties, and what they say."""
+    with pytest.raises(RobustnessError) as caught:
+        robustness._run_in_process(fail, error)
+    assert caught.value.reason == RobustnessFailure.PROCESS_DIED
 
 
 def test_what_nobody_expected_ends_the_process(monkeypatch):

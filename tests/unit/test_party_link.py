@@ -33,6 +33,7 @@ from adapters.party_link import (
     PartyLink,
     Peer,
 )
+from protocol.validation import ADDRESS
 
 STRANGER = bytes([99]) * 32
 UINT64 = np.dtype("<u8")
@@ -346,6 +347,23 @@ def test_a_peer_that_never_comes_is_named():
     with fails(LinkFailure.NOT_REACHED, 0) as caught:
         PartyLink(plans[2])
     assert f"127.0.0.1:{plans[0].peers[0].port}" in caught.value.detail
+
+
+@pytest.mark.parametrize(
+    "address", [("127.0.0.1", 99_999), ("a..b", 80), (".", 80), ("a" * 64, 80)]
+)
+def test_an_address_that_leads_nowhere_is_an_error_like_others(address):
+    """Whoever founds a federation chooses it, and names whom it likes as its parties:
+    nothing else may come of it, or it would end the process that serves others too.
+    """
+    assert ADDRESS.fullmatch(f"{address[0]}:{address[1]}"), "a federation may have it"
+    plans = make_plans(2, connect_timeout_s=0.5)
+    nowhere = Peer(*address, plans[0].peers[0].public_key)
+    peers = (nowhere, plans[0].peers[1])
+    with fails(LinkFailure.NOT_REACHED, 0):
+        PartyLink(replace(plans[1], peers=peers))
+    with pytest.raises(LinkError):  # who listens there, if it can, waits for the other
+        PartyLink(replace(plans[0], peers=peers))
 
 
 def test_peers_may_come_late_in_any_order():

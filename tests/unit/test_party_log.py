@@ -1,5 +1,6 @@
 """What a party gives, and what it remembers of it."""
 
+import errno
 import itertools
 import os
 from dataclasses import replace
@@ -317,6 +318,29 @@ def test_a_crash_in_the_middle_of_a_line_loses_only_that(directory):
         again = PartyLog(directory)
         assert again.said == (LINKED, asked(4, 5, number=3))
         again.close()
+
+
+def test_a_full_disk_costs_nothing_but_a_start(directory, monkeypatch):
+    """It may have room again while the line that did not fit is there by half."""
+    log = open_linked(directory)
+    real = os.fsync
+
+    def fail(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="space"):
+        log.permit_sum(asked(2, 3, number=2), min_cohort=2)
+    monkeypatch.setattr(os, "fsync", real)
+    with pytest.raises(PartyLogError, match="start the party again"):
+        log.permit_sum(asked(4, 5, number=3), min_cohort=2)
+    log.close()
+    again = PartyLog(directory)
+    again.permit_sum(asked(2, 3, number=2), min_cohort=2)
+    again.permit_sum(asked(4, 5, number=3), min_cohort=2)
+    again.close()
+    said = (LINKED, asked(2, 3, number=2), asked(4, 5, number=3))
+    assert PartyLog(directory).said == said
 
 
 def test_any_changed_byte_is_found(directory):
