@@ -2,6 +2,9 @@
 
 It keeps no state: the log says which models wait for an export. Publishing the same
 claim twice is harmless, so it may be killed at any moment.
+
+A model that cannot be exported is named in the log of this process, and those after it
+are: an agent's update may have made it so. Each start tries again.
 """
 
 from __future__ import annotations
@@ -11,15 +14,16 @@ import logging
 from collections.abc import Callable
 
 from adapters import telemetry
-from adapters.blobs import BlobStore
+from adapters.blobs import BlobError, BlobStore
 from adapters.imports import load_class
 from adapters.kafka import END, Publisher
 from adapters.ledger import ReadBlock, follow_log
+from adapters.models import StateMismatchError
 from adapters.schema_registry import SchemaRegistry
 from adapters.settings import Settings
 from ledger.signing import SigningKey
 from protocol.plain import compute_max_model_size
-from protocol.tensors import tensors_from_blob
+from protocol.tensors import MalformedBlobError, tensors_from_blob
 from schemas.events import (
     AggregatePublished,
     BlobRef,
@@ -80,10 +84,21 @@ class Exporter:
                 self._waiting.pop(event.round, None)
 
     def _export(self, published: AggregatePublished, traceparent: str) -> None:
+        from consumers.artifacts import ExportError  # noqa: PLC0415  # loads torch
+
         with telemetry.span(
             "export", "model", kind=telemetry.INTERNAL, parent=traceparent
         ) as current:
-            claim = self._compute_claim(published)
+            try:
+                claim = self._compute_claim(published)
+            except (
+                ExportError,
+                StateMismatchError,
+                MalformedBlobError,
+                BlobError,
+            ) as error:
+                log.error("round %d: not exported: %s", published.round, error)  # noqa: TRY400
+                return
             self._publisher.publish(claim, self._key, traceparent=current)
         log.info(
             "round %d: exported, accuracy %.4f",
