@@ -88,12 +88,12 @@ REPLAYS_OF_PATIENCE: Final = 4
 replay that block as well, on slower machines or on this one."""
 RECENT_REPLAYS: Final = 32
 MAX_HEARD: Final = 2_048
-"""Messages that are known again by their bytes. Each comes from Kafka and from every
+"""Messages that are known again by their digests. Each comes from Kafka and from every
 node; a few seconds' worth is enough, and it is less than what is kept of them."""
 MAX_EARLY: Final = 8_192
 """Messages of eras to come, or from before the first block, that are kept."""
-MAX_EARLY_BYTES: Final = 2**24
-"""How much they may be together: nobody knows yet who may say such things."""
+MAX_EARLY_SIZE_BYTES: Final = 2**24
+"""Of these all together: nobody's signature is looked at yet."""
 MAX_OUTBOX: Final = 4_096
 MAX_EVIDENCE: Final = 256
 FEED_MARGIN: Final = 32
@@ -151,8 +151,8 @@ class LedgerNode:
         self._clock = clock
         self._consensus: Consensus | None = None
         self._nodes: NodeSet | None = None
-        self._early: deque[tuple[e.Event, int]] = deque()
-        self._early_bytes = 0
+        self._early: deque[bytes] = deque()
+        self._early_size_bytes = 0
         self._heard: OrderedDict[bytes, None] = OrderedDict()
         self._reported: set[Contradiction] = set()
         self._cosigner = None
@@ -298,10 +298,24 @@ class LedgerNode:
 
     def _receive_early(self) -> None:
         self._heard.clear()  # what was too much to keep may come again
-        early, self._early, self._early_bytes = self._early, deque(), 0
-        for event, _ in early:
+        early, self._early, self._early_size_bytes = self._early, deque(), 0
+        for data in early:
+            event = codec.decode(data)
+            assert isinstance(event, e.Event), "it was one"
             with suppress(InvalidMessageError, InvalidNoteError):
-                self.receive(event)
+                self.receive(event, data)
+
+    def _keep_early(self, event: e.Event, data: bytes | None) -> None:
+        """Keep a message for later; the oldest go when there are too many."""
+        # Encoded: what it stands for may take many times the memory.
+        data = data or codec.encode(event)
+        self._early.append(data)
+        self._early_size_bytes += len(data)
+        while (
+            len(self._early) > MAX_EARLY
+            or self._early_size_bytes > MAX_EARLY_SIZE_BYTES
+        ):
+            self._early_size_bytes -= len(self._early.popleft())
 
     def _find_votes(
         self, nodes: NodeSet, start: Start
@@ -560,14 +574,6 @@ class LedgerNode:
             case _:
                 msg = f"nobody tells a ledger node a {type(event).__name__}"
                 raise InvalidMessageError(msg)
-
-    def _keep_early(self, event: e.Event, data: bytes | None) -> None:
-        """Keep what cannot be verified yet, the latest of it."""
-        size = len(codec.encode(event) if data is None else data)
-        self._early.append((event, size))
-        self._early_bytes += size
-        while len(self._early) > MAX_EARLY or self._early_bytes > MAX_EARLY_BYTES:
-            self._early_bytes -= self._early.popleft()[1]
 
     def _apply_message(
         self,

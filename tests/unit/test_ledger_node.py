@@ -3,6 +3,7 @@
 import os
 import shutil
 import sqlite3
+import tracemalloc
 from contextlib import suppress
 from dataclasses import replace
 
@@ -939,6 +940,34 @@ def test_what_is_heard_must_be_a_message(bus):
     for _ in range(2):  # it is refused each time
         with pytest.raises(InvalidMessageError):
             node.hear(bad)
+
+
+def test_what_anybody_says_of_eras_to_come_takes_little_memory(bus, monkeypatch):
+    """No signature of it can be looked at yet."""
+    monkeypatch.setattr(ledger_node, "MAX_EARLY_SIZE_BYTES", 2**20)
+    node = bus["node0"].node
+    signatures = tuple(
+        e.NodeSignature(public_key=bytes([i]) * 32, signature=bytes(64))
+        for i in range(250)
+    )
+    tracemalloc.start()
+    try:
+        for epoch in range(120):
+            said = e.EpochRequested(
+                federation_id=node.federation_id,
+                era=9,
+                epoch=epoch,
+                high=e.QuorumCertificate(
+                    era=9, epoch=0, height=0, block_id=bytes(32), signatures=signatures
+                ),
+                public_key=bytes(32),
+                signature=bytes(64),
+            )
+            node.hear(codec.encode(said))
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 1.5 * 2**20  # of 3 MB that came, and 10 MB that they stand for
 
 
 def test_what_was_heard_is_remembered_for_a_while(bus, monkeypatch):
