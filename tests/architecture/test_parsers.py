@@ -55,7 +55,7 @@ EXEMPT: Final = {
     "adapters/topic_config.py:_read_configs": "reads a broker's answers",
     # HTTP and TLS.
     "consumers/node_peers.py:PeerPuller._take_part": HANDS_ON,
-    "adapters/log_client.py:LogClient.fetch": OTHERS_CODE,
+    "adapters/log_client.py:_fetch": OTHERS_CODE,
     "adapters/party_link.py:_identify": "reads a certificate that OpenSSL has verified",
     "adapters/party_link.py:_Certificate.make_context": OWN,
     # What a process keeps for itself.
@@ -71,6 +71,7 @@ EXEMPT: Final = {
     "consumers/audit_parallel.py:_load": "a pickle of the parent process, by a pipe",
     "consumers/audit_state.py:_to_plain": OWN,
     "consumers/ledger_node.py:LedgerNode._resume": OWN,
+    "consumers/ledger_node.py:LedgerNode._receive_early": HANDS_ON,
     "consumers/ledger_node.py:LedgerNode._publish_cosigned": OWN,
     # Models of ours, and configurations that admission has judged.
     "consumers/artifacts.py:_runner": "runs the model that it has just exported",
