@@ -1015,10 +1015,10 @@ def test_what_comes_before_its_era_is_bounded_in_bytes(bus, monkeypatch):
         )
         for epoch in range(20)
     ]
-    monkeypatch.setattr(ledger_node, "MAX_EARLY_BYTES", 5 * len(said[0]))
+    monkeypatch.setattr(ledger_node, "MAX_EARLY_SIZE_BYTES", 5 * len(said[0]))
     for message in said:
         node.hear(message)
-    assert [event.epoch for event, _ in node._early] == [15, 16, 17, 18, 19]
+    assert [codec.decode(data).epoch for data in node._early] == [15, 16, 17, 18, 19]
     assert all(len(known) == 32 for known in node._heard)
 
 
