@@ -49,7 +49,7 @@ def start_thread(work: Callable[[], object], name: str) -> threading.Thread:
     def run() -> None:
         try:
             work()
-        except Exception:
+        except BaseException:  # libraries in Rust panic with what is no Exception
             log.critical("the thread %r cannot go on", name, exc_info=True)
             end_process()
 
