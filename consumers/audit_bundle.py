@@ -71,6 +71,8 @@ _MEMBER: Final = re.compile(
 )
 _OCTAL: Final = re.compile(rb"[0-7]+[ \0]?")
 _BASE_256: Final = 0x80
+_MAX_PADDING: Final = tarfile.RECORDSIZE + 2 * tarfile.BLOCKSIZE
+"""Two empty blocks are the end, and then a record is filled."""
 
 README: Final = """\
 An audit bundle of the federated learning log {federation_id!r} (Folkmoot).
@@ -643,7 +645,7 @@ class Bundle:
             members[name] = (start, size)
         # Zeros, and few: a file with a hole would take for ever to look through.
         padding = self._size - position
-        if padding > tarfile.RECORDSIZE or any(self._read(position, padding)):
+        if padding > _MAX_PADDING or any(self._read(position, padding)):
             msg = "something is hidden behind the end"
             raise BundleError(msg)
         return members

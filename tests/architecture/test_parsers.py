@@ -71,7 +71,6 @@ EXEMPT: Final = {
     "consumers/audit_parallel.py:_load": "a pickle of the parent process, by a pipe",
     "consumers/audit_state.py:_to_plain": OWN,
     "consumers/ledger_node.py:LedgerNode._resume": OWN,
-    "consumers/ledger_node.py:LedgerNode._receive_early": HANDS_ON,
     "consumers/ledger_node.py:LedgerNode._publish_cosigned": OWN,
     # Models of ours, and configurations that admission has judged.
     "consumers/artifacts.py:_runner": "runs the model that it has just exported",

@@ -326,6 +326,13 @@ def test_a_bundle_with_a_hole_behind_its_end_is_not_looked_through(bundle, tmp_p
         Bundle(path)
 
 
+def test_a_bundle_may_end_wherever_tar_ends_it(bundle, tmp_path):
+    contents = members(bundle)
+    for size in range(0, tarfile.RECORDSIZE, tarfile.BLOCKSIZE):
+        contents["README.txt"] = bytes(size)
+        Bundle(make_tar(tmp_path / "b.tar", [*contents.items()]))
+
+
 def test_a_size_beyond_the_file_is_refused(bundle, tmp_path):
     contents = [*members(bundle).items()]
     path = make_tar(tmp_path / "b.tar", contents)
