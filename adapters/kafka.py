@@ -216,6 +216,17 @@ class Record:
         return next((v for n, v in reversed(self.headers) if n == name), None)
 
 
+def find_fetch_problem(consumer: Any) -> str | None:
+    """Return why a consumer of aiokafka fetches nothing more, if so.
+
+    It has no public way to say that its task for that has ended.
+    """
+    fetching = consumer._fetcher.error_future  # noqa: SLF001  # the task, by that name
+    if not fetching.done():
+        return None
+    return f"aiokafka fetches nothing more: {alive.describe_end(fetching)}"
+
+
 class PartitionReader:
     """Reads the committed records of one partition; for one thread.
 
@@ -323,11 +334,9 @@ class PartitionReader:
             self._consumer = await self._connect()
         consumer, place = self._consumer, self._place
         found = await consumer.getmany(place, timeout_ms=FETCH_WAIT_MS)
-        # aiokafka has no other way to say that it fetches nothing more.
-        fetching = consumer._fetcher.error_future  # noqa: SLF001
-        if fetching.done():
-            msg = f"aiokafka stopped: {alive.describe_end(fetching)}"
-            raise AioKafkaError(msg)
+        problem = find_fetch_problem(consumer)
+        if problem is not None:
+            raise AioKafkaError(problem)
         end = consumer.last_stable_offset(place)
         if end is not None:  # Kafka has said something
             self.position = await consumer.position(place)

@@ -12,7 +12,7 @@ from typing import Final
 
 import aiohttp
 
-from adapters.peers import make_session
+from adapters.peers import make_session, read_at_most
 from ledger.note import MAX_NOTE_SIZE_BYTES
 from ledger.policy import Policy
 from ledger.proof_file import make_receipt, verify_receipt
@@ -81,13 +81,11 @@ async def _fetch(url: str, max_size_bytes: int) -> bytes:
         if answer.status != _OK:
             msg = f"{url}: status {answer.status}"
             raise LogUnavailableError(msg)
-        data = bytearray()
-        async for part in answer.content.iter_any():
-            data += part
-            if len(data) > max_size_bytes:
-                msg = f"{url}: more than {max_size_bytes} bytes"
-                raise LogUnavailableError(msg)
-        return bytes(data)
+        data = await read_at_most(answer, max_size_bytes)
+        if data is None:
+            msg = f"{url}: more than {max_size_bytes} bytes"
+            raise LogUnavailableError(msg)
+        return data
 
 
 def fetch_receipt(

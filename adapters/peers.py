@@ -140,13 +140,11 @@ class Peer:
                 if answer.status != _OK or "Content-Encoding" in answer.headers:
                     msg = f"{url}: status {answer.status}"
                     raise PeerError(msg)
-                data = bytearray()
-                async for chunk in answer.content.iter_any():
-                    data += chunk
-                    if len(data) > max_size_bytes:
-                        msg = f"{url}: more than {max_size_bytes} bytes"
-                        raise PeerError(msg)
-                return bytes(data), answer.headers
+                data = await read_at_most(answer, max_size_bytes)
+                if data is None:
+                    msg = f"{url}: more than {max_size_bytes} bytes"
+                    raise PeerError(msg)
+                return data, answer.headers
         except (TimeoutError, aiohttp.ClientError, OSError, ValueError) as error:
             msg = f"{url}: {error!r}"
             raise PeerError(msg) from error
@@ -196,6 +194,21 @@ def _parse_tip(text: str) -> tuple[int, bytes] | None:
         msg = f"not a height and a hash: {text[:80]!r}"
         raise ValueError(msg)
     return int(found[1]), bytes.fromhex(found[2])
+
+
+async def read_at_most(
+    answer: aiohttp.ClientResponse, max_size_bytes: int
+) -> bytes | None:
+    """Return an answer's body; None, and no more of it is read, if it is larger.
+
+    Memory is taken for what came alone, whatever the answer says of its size.
+    """
+    data = bytearray()
+    async for part in answer.content.iter_any():
+        data += part
+        if len(data) > max_size_bytes:
+            return None
+    return bytes(data)
 
 
 def make_session(*, trust_env: bool = False) -> aiohttp.ClientSession:

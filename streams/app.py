@@ -22,6 +22,7 @@ from adapters import alive, telemetry
 from adapters.kafka import (
     MAX_RECORD_SIZE_BYTES,
     count_partitions,
+    find_fetch_problem,
     make_admin,
     make_headers,
 )
@@ -267,9 +268,9 @@ def find_reading_problem(consumer: Any) -> str | None:
     coordinator = getattr(client, "_coordinator", None)
     if coordinator is None:
         return None  # not joined yet
-    fetching = client._fetcher.error_future  # noqa: SLF001  # its task, by that name
-    if fetching.done():
-        return f"its reading ended: {alive.describe_end(fetching)}"
+    fetching = find_fetch_problem(client)
+    if fetching is not None:
+        return fetching
     pending = coordinator._pending_exception  # noqa: SLF001
     if pending is not None:
         return str(pending)

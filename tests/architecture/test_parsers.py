@@ -14,7 +14,6 @@ from tests.architecture.parsers import find_parsers
 OWN: Final = "reads what this machine wrote, or what its operator types"
 HANDS_ON: Final = "hands on to parsers that are fuzzed, and takes nothing apart itself"
 OURS: Final = "makes values of random bytes, or of seeds that are 32 bytes by schema"
-OTHERS_CODE: Final = "bounds what another's parser reads; tests show the bounds"
 
 EXEMPT: Final = {
     # The command line: benchmarks, the local stack, an operator's arguments.
@@ -55,7 +54,6 @@ EXEMPT: Final = {
     "adapters/topic_config.py:_read_configs": "reads a broker's answers",
     # HTTP and TLS.
     "consumers/node_peers.py:PeerPuller._take_part": HANDS_ON,
-    "adapters/log_client.py:_fetch": OTHERS_CODE,
     "adapters/party_link.py:_identify": "reads a certificate that OpenSSL has verified",
     "adapters/party_link.py:_Certificate.make_context": OWN,
     # What a process keeps for itself.
