@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count, islice
 from pathlib import Path
 from typing import Self
 
@@ -56,9 +57,17 @@ def flood(port: int, *, num_sockets: int = 500, said: bytes = b"") -> Iterator[N
 
 
 @contextmanager
-def open_files_limit(limit: int) -> Iterator[None]:
-    """Let this process have no more open files for as long as a block lasts."""
+def files_left(number: int) -> Iterator[None]:
+    """Let this process open so many more files for as long as a block lasts.
+
+    The system's limit is on the numbers of descriptors, and there may be gaps.
+    """
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = {
+        int(path.name) for path in Path("/proc/self/fd").iterdir() if path.exists()
+    }
+    free = (candidate for candidate in count() if candidate not in taken)
+    limit = next(islice(free, number, None))
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, before[1]))
     try:
         yield
