@@ -12,9 +12,9 @@ Rules:
   says why: a reader goes on with what comes next.
 - A record's offset is its place in the batch, never its own word: the broker writes the
   batch's and leaves the record's as it came.
-- No batch unpacks to more than `max_unpacked_bytes` of its topic, no event's record has
-  more than `MAX_RECORD_BYTES`, and one poll hands out no more than about
-  `MAX_POLL_BYTES`.
+- No batch unpacks to more than `max_unpacked_bytes` of its topic or to more than
+  `MAX_RECORDS`, no event's record has more than `MAX_RECORD_BYTES`, and one poll hands
+  out no more than about `MAX_POLL_BYTES`.
 - Work is linear in the bytes of a batch, packed and unpacked.
 
 Layout: Kafka's RecordBatch, magic 2 (KIP-98). A broker of today stores no other.
@@ -53,6 +53,9 @@ MAX_POLL_BYTES: Final = 2**20
 RECORD_COST_BYTES: Final = 512
 """What a record costs in memory beside its bytes, as a round number: a million empty
 ones are a bomb too."""
+MAX_RECORDS: Final = 10_000
+"""What a batch may hold: as many as librdkafka puts into one unless it is told to. Each
+costs its reader a refusal, and 100,000 empty ones are a few hundred bytes of zstd."""
 MAX_HEADERS: Final = 64
 """Headers of one record; ours have three. Tracing and meshes add a handful."""
 MAX_KEY_BYTES: Final = 2**10
@@ -194,8 +197,11 @@ class Batch:
             limit: The most they may be, bytes.
 
         Raises:
-            UnreadableError: they are more, or cannot be decompressed.
+            UnreadableError: they are more, or too many, or cannot be decompressed.
         """
+        if self._count > MAX_RECORDS:
+            msg = f"a batch of {self._count} records; at most {MAX_RECORDS}"
+            raise UnreadableError(msg, Reason.BATCH_TOO_LARGE)
         packed = self._data[_HEADER.size :]
         return _decompress(self._attributes & _CODEC_MASK, packed, limit)
 

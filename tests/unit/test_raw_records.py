@@ -15,6 +15,7 @@ from adapters import raw_records
 from adapters.raw_records import (
     MAX_POLL_BYTES,
     MAX_RECORD_BYTES,
+    MAX_RECORDS,
     MAX_UNPACKED_BYTES,
     PROBLEM,
     Batches,
@@ -187,6 +188,17 @@ def test_what_unpacks_to_too_much_is_refused_in_little_memory(codec, make):
     assert found[0].offset == last
     assert state.next_fetch_offset == last + 1
     assert peak < 4 * MAX_UNPACKED_BYTES + 8 * len(data)
+
+
+@pytest.mark.parametrize("codec", Codec)
+def test_a_batch_of_too_many_records_costs_one_refusal(codec):
+    found, state = unpack(many_records(codec, MAX_RECORDS))
+    assert len(found) == MAX_RECORDS
+    assert not any(raw_records.is_stand_in(r.headers) for r in found)
+    found, state = unpack(many_records(codec, MAX_RECORDS + 1))
+    assert [problem_of(r) for r in found] == [Reason.BATCH_TOO_LARGE]
+    assert found[0].offset == MAX_RECORDS
+    assert state.next_fetch_offset == MAX_RECORDS + 1
 
 
 @pytest.mark.parametrize(
