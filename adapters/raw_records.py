@@ -12,9 +12,9 @@ Rules:
   says why: a reader goes on with what comes next.
 - A record's offset is its place in the batch, never its own word: the broker writes the
   batch's and leaves the record's as it came.
-- No batch unpacks to more than `max_unpacked_bytes` of its topic or to more than
-  `MAX_RECORDS`, no event's record has more than `MAX_RECORD_BYTES`, and one poll hands
-  out no more than about `MAX_POLL_BYTES`.
+- No batch unpacks to more than `max_unpacked_bytes` of its topic, or to more events
+  than it can have signatures; no event's record has more than `MAX_RECORD_BYTES`, and
+  one poll hands out no more than about `MAX_POLL_BYTES`.
 - Work is linear in the bytes of a batch, packed and unpacked.
 
 Layout: Kafka's RecordBatch, magic 2 (KIP-98). A broker of today stores no other.
@@ -53,9 +53,11 @@ MAX_POLL_BYTES: Final = 2**20
 RECORD_COST_BYTES: Final = 512
 """What a record costs in memory beside its bytes, as a round number: a million empty
 ones are a bomb too."""
-MAX_RECORDS: Final = 10_000
-"""What a batch may hold: as many as librdkafka puts into one unless it is told to. Each
-costs its reader a refusal, and 100,000 empty ones are a few hundred bytes of zstd."""
+FEW_RECORDS: Final = 16
+SIGNATURE_BYTES: Final = 64
+"""Of an event's record that cannot be compressed. A batch that has more than a few
+records and fewer of these bytes for each is refused whole: a refusal for each of the
+100,000 empty ones that a few hundred bytes of zstd hold would take minutes."""
 MAX_HEADERS: Final = 64
 """Headers of one record; ours have three. Tracing and meshes add a handful."""
 MAX_KEY_BYTES: Final = 2**10
@@ -190,6 +192,17 @@ class Batch:
             return False
         return key is not None and key[:4] == _ABORT
 
+    def demand_signatures(self) -> None:
+        """See that its bytes, compressed as they are, have room for signed records.
+
+        Raises:
+            UnreadableError: they have not.
+        """
+        most = FEW_RECORDS + len(self._data) // SIGNATURE_BYTES
+        if self._count > most:
+            msg = f"{self._count} records in {len(self._data)} bytes; at most {most}"
+            raise UnreadableError(msg, Reason.BATCH_TOO_LARGE)
+
     def unpack(self, limit: int) -> bytes:
         """Return the records' bytes, decompressed.
 
@@ -197,11 +210,8 @@ class Batch:
             limit: The most they may be, bytes.
 
         Raises:
-            UnreadableError: they are more, or too many, or cannot be decompressed.
+            UnreadableError: they are more, or cannot be decompressed.
         """
-        if self._count > MAX_RECORDS:
-            msg = f"a batch of {self._count} records; at most {MAX_RECORDS}"
-            raise UnreadableError(msg, Reason.BATCH_TOO_LARGE)
         packed = self._data[_HEADER.size :]
         return _decompress(self._attributes & _CODEC_MASK, packed, limit)
 
@@ -489,8 +499,8 @@ class PartitionRecords(Iterator[Any]):
         self._aborting: set[int] = set()
         self._is_committed = isolation_level == _READ_COMMITTED
         self._limit = max_unpacked_bytes(tp.topic)
-        is_small = self._limit == MAX_UNPACKED_BYTES
-        self._record_limit = MAX_RECORD_BYTES if is_small else self._limit
+        self._is_small = self._limit == MAX_UNPACKED_BYTES
+        self._record_limit = MAX_RECORD_BYTES if self._is_small else self._limit
         self._is_event_topic = not tp.topic.endswith(_COMPACTED_SUFFIX)
         self.next_fetch_offset = fetch_offset
         self.cost_bytes = 0
@@ -528,6 +538,8 @@ class PartitionRecords(Iterator[Any]):
 
     def _unpack_batch(self, batch: Batch) -> Iterator[Any]:
         try:
+            if self._is_small:
+                batch.demand_signatures()
             body = batch.unpack(self._limit)
         except UnreadableError as error:
             self.cost_bytes += self._limit  # the work of finding out

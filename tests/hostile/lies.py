@@ -297,7 +297,7 @@ def _bombs(key: bytes) -> Iterator[Lie]:
         (Codec.ZSTD, 20_000_000),
     ):
         yield lie(f"{count} headers, {codec.name}", header_bomb(codec, count, key=key))
-    yield Lie("2,000 records", many_records(Codec.ZSTD, 2_000, key=key))
+    yield lie("2,000 records", many_records(Codec.ZSTD, 2_000, key=key))
     yield lie("100,000 records", many_records(Codec.ZSTD, 100_000))
     same = RawRecord(key=key, value=None).encode()
     yield Lie(

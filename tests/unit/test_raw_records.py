@@ -1,5 +1,6 @@
 """Whatever is in a batch's bytes, unpacking ends, is bounded, and gets past it."""
 
+import os
 import tracemalloc
 from dataclasses import replace
 
@@ -13,11 +14,12 @@ from hypothesis import strategies as st
 import adapters.kafka
 from adapters import raw_records
 from adapters.raw_records import (
+    FEW_RECORDS,
     MAX_POLL_BYTES,
     MAX_RECORD_BYTES,
-    MAX_RECORDS,
     MAX_UNPACKED_BYTES,
     PROBLEM,
+    SIGNATURE_BYTES,
     Batches,
     FetchResult,
     PartitionRecords,
@@ -191,14 +193,31 @@ def test_what_unpacks_to_too_much_is_refused_in_little_memory(codec, make):
 
 
 @pytest.mark.parametrize("codec", Codec)
-def test_a_batch_of_too_many_records_costs_one_refusal(codec):
-    found, state = unpack(many_records(codec, MAX_RECORDS))
-    assert len(found) == MAX_RECORDS
-    assert not any(raw_records.is_stand_in(r.headers) for r in found)
-    found, state = unpack(many_records(codec, MAX_RECORDS + 1))
+@pytest.mark.parametrize("count", [FEW_RECORDS + 40, 2_000, 100_000])
+def test_more_records_than_signatures_cost_one_refusal(codec, count):
+    found, state = unpack(many_records(codec, count))
     assert [problem_of(r) for r in found] == [Reason.BATCH_TOO_LARGE]
-    assert found[0].offset == MAX_RECORDS
-    assert state.next_fetch_offset == MAX_RECORDS + 1
+    assert found[0].offset == count - 1
+    assert state.next_fetch_offset == count
+
+
+@pytest.mark.parametrize("codec", Codec)
+@pytest.mark.parametrize("count", [1, 16, 500])
+def test_signed_records_are_never_too_many_however_they_compress(codec, count):
+    """Of one event, said again and again with the least that a record can have."""
+    signed = [
+        RawRecord(value=b"", headers=[(b"moot-signature", os.urandom(SIGNATURE_BYTES))])
+        for _ in range(count)
+    ]
+    found, _ = unpack(RawBatch(signed, codec=codec))
+    assert len(found) == count
+    assert not any(raw_records.is_stand_in(r.headers) for r in found)
+
+
+def test_the_ledger_and_tables_are_their_writers_own():
+    for topic in (topics.LEDGER, "moot-rounds-states-changelog"):
+        found, _ = unpack(many_records(Codec.ZSTD, 2_000, key=b"k"), topic=topic)
+        assert len(found) == 2_000
 
 
 @pytest.mark.parametrize(
