@@ -78,7 +78,7 @@ _PORT_ATTEMPTS = 3
 _POLL_S = 0.05
 _PROBE_TIMEOUT_S = 2.0
 
-_KAFKA_JVM = ("-Xms256m", "-Xmx512m", "-XX:-UsePerfData", "-Djava.awt.headless=true")
+_KAFKA_JVM = ("-Xms512m", "-Xmx512m", "-XX:-UsePerfData", "-Djava.awt.headless=true")
 # The registry lives briefly and does little: the first compiler tier and the serial
 # collector halve its start (10 s to 5 s on two cores). Kafka keeps the defaults, which
 # decide its throughput.
