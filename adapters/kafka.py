@@ -227,6 +227,14 @@ def find_fetch_problem(consumer: Any) -> str | None:
     return f"aiokafka fetches nothing more: {alive.describe_end(fetching)}"
 
 
+class _Found(NamedTuple):
+    """What one read of a partition gave, and where it left the reader."""
+
+    records: list[Any]
+    position: int
+    end: int
+
+
 class PartitionReader:
     """Reads the committed records of one partition; for one thread.
 
@@ -257,7 +265,7 @@ class PartitionReader:
         self._start = start
         self._group = group
         self._consumer: aiokafka.AIOKafkaConsumer | None = None
-        self._asked: Future[list[Any]] | None = None
+        self._asked: Future[_Found] | None = None
         self._is_away = False
         self.position = -1
         """Offset of the next record; -1 before Kafka has said anything."""
@@ -283,7 +291,6 @@ class PartitionReader:
         self._asked = None
         try:
             found = asked.result()
-            self._is_away = False
         except (AioKafkaConnectionError, TimeoutError) as error:
             self._say_away(error)
             time.sleep(timeout_s)
@@ -291,6 +298,10 @@ class PartitionReader:
         except AioKafkaError as error:
             msg = f"could not read {self._place.topic}: {error!r}"
             raise KafkaUnavailableError(msg) from error
+        self._is_away = False
+        # Only now: what another thread has read is not yet with whoever polls, and one
+        # who saw the position first would take the partition to be read.
+        self.position, self.end = found.position, found.end
         return [
             Record(
                 topic=record.topic,
@@ -300,7 +311,7 @@ class PartitionReader:
                 value=record.value,
                 headers=record.headers,
             )
-            for record in found
+            for record in found.records
             if not raw_records.is_stand_in(record.headers)
         ]
 
@@ -329,7 +340,7 @@ class PartitionReader:
         log.log(level, "Kafka does not answer, trying again: %s", error)
         self._is_away = True
 
-    async def _read(self) -> list[Any]:
+    async def _read(self) -> _Found:
         if self._consumer is None:
             self._consumer = await self._connect()
         consumer, place = self._consumer, self._place
@@ -338,12 +349,12 @@ class PartitionReader:
         if problem is not None:
             raise AioKafkaError(problem)
         end = consumer.last_stable_offset(place)
-        if end is not None:  # Kafka has said something
-            self.position = await consumer.position(place)
-            self.end = end
-        return list(found.get(place, ()))
+        if end is None:  # Kafka has said nothing yet
+            return _Found(found.get(place, []), self.position, self.end)
+        position = await consumer.position(place)
+        return _Found(found.get(place, []), position, end)
 
-    async def _close(self, asked: Future[list[Any]] | None) -> None:
+    async def _close(self, asked: Future[_Found] | None) -> None:
         if asked is not None:
             asked.cancel()
         if self._consumer is not None:
