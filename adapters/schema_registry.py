@@ -134,18 +134,15 @@ class SchemaRegistry:
         )
         if prefix in self._unknown or not 0 < schema_id <= MAX_SCHEMA_ID:
             raise unknown
-        # Only "there is no such schema" is an answer. Whatever else is raised here, the
-        # HTTP client's errors too, means that nothing is known about the record.
-        try:
-            text = self._client.get_schema(schema_id).schema_str or ""
-        except SchemaRegistryError as error:
-            # No registry answers without a code of its own: a gateway does, or another
-            # server at this address.
-            has_code = error.error_code not in {None, NO_ERROR_CODE}
-            if error.http_status_code != NOT_FOUND or not has_code:
-                raise
+        text = self._ask(schema_id)
+        if text is None:
+            # One that starts answers before it has read all that it keeps: what it does
+            # not have says something only once it has ours, and is asked again.
+            self._demand_ours()
+            text = self._ask(schema_id)
+        if text is None:
             self._remember_unknown(prefix)
-            raise unknown from None
+            raise unknown
         try:
             fingerprint = codec.compute_fingerprint(text)
             codec.event_name(fingerprint)
@@ -156,6 +153,36 @@ class SchemaRegistry:
             raise unknown from None
         self._headers[prefix] = codec.MARKER + fingerprint
         return self._headers[prefix]
+
+    def _ask(self, schema_id: int) -> str | None:
+        """Return an id's schema; None if the registry says that there is none.
+
+        Only that is an answer. Whatever is raised here, the HTTP client's errors too,
+        means that nothing is known about the record.
+        """
+        try:
+            return self._client.get_schema(schema_id).schema_str or ""
+        except SchemaRegistryError as error:
+            # No registry answers without a code of its own: a gateway does, or another
+            # server at this address.
+            has_code = error.error_code not in {None, NO_ERROR_CODE}
+            if error.http_status_code != NOT_FOUND or not has_code:
+                raise
+            return None
+
+    def _demand_ours(self) -> None:
+        """Demand that the registry has every schema of ours.
+
+        Raises:
+            SchemaRegistryError: it is away, has not read them yet, or nobody has
+                registered them.
+        """
+        for event in topics.TOPIC_OF:
+            if event not in self._prefixes:
+                self._find(event)
+        newest = max(self._prefixes, key=lambda event: self._prefixes[event])
+        # Asked each time: what was looked up once the client remembers.
+        self._client.get_versions(topics.subject(topics.TOPIC_OF[newest], newest))
 
     def _remember_unknown(self, prefix: bytes) -> None:
         if len(self._unknown) >= MAX_UNKNOWN_IDS:

@@ -14,7 +14,7 @@ from adapters.schema_registry import (
 )
 from ledger.signing import InvalidSignatureError
 from protocol.envelope import sign_event, verify_event
-from schemas import codec
+from schemas import codec, topics
 from schemas import events as e
 from schemas.reasons import Reason
 from tests.builders import _SCHEMA_IDS, frame, make_key
@@ -33,13 +33,37 @@ class Client:
             for event, number in _SCHEMA_IDS.items()
         }
         self.num_asked = 0
+        self.read = set(self.texts)  # what it has read of all that it keeps
+        self.reads_when_asked = False
 
     def get_schema(self, number):
         self.num_asked += 1
         found = self.texts.get(number, 404)
+        if number in _SCHEMA_IDS.values() and number not in self.read:
+            found = 404
         if isinstance(found, int):
             raise SchemaRegistryError(found, 40403, "no")
         return SimpleNamespace(schema_str=found)
+
+    def lookup_schema(self, subject, schema):
+        number = self.find(subject)
+        assert schema.schema_str == self.texts[number]
+        return SimpleNamespace(schema_id=number)
+
+    def get_versions(self, subject):
+        self.find(subject)
+        return [1]
+
+    def find(self, subject):
+        """Return the id of a subject's schema."""
+        if self.reads_when_asked:
+            self.read = set(_SCHEMA_IDS.values())
+        for event, topic in topics.TOPIC_OF.items():
+            if topics.subject(topic, event) == subject:
+                if _SCHEMA_IDS[event] in self.read:
+                    return _SCHEMA_IDS[event]
+                break
+        raise SchemaRegistryError(404, 40401, "no such subject")
 
 
 @pytest.fixture
@@ -112,7 +136,29 @@ def test_a_schema_with_another_default_is_none_of_ours(registry, client):
 def test_that_there_is_no_such_id_is_believed(registry, client):
     assert refusal_of(registry, b"\0\x7f\xff\xff\xff..") == Reason.UNKNOWN_SCHEMA
     assert refusal_of(registry, b"\0\x7f\xff\xff\xff..") == Reason.UNKNOWN_SCHEMA
-    assert client.num_asked == 1
+    assert client.num_asked == 2
+
+
+def test_a_registry_that_is_starting_is_not_believed(registry, client):
+    """It answers before it has read what it keeps, and nothing it says may last."""
+    ours, others = frame(EVENT), b"\0\x7f\xff\xff\xff.."
+    for read in (set(), client.read - {max(client.read)}):
+        client.read = read - {id_of(ours)}
+        for value in (ours, others):
+            with pytest.raises(SchemaRegistryError):
+                registry.unframe(value)
+    client.read = set(_SCHEMA_IDS.values())
+    assert registry.unframe(ours) == codec.encode(EVENT)
+    assert refusal_of(registry, others) == Reason.UNKNOWN_SCHEMA
+    # It starts again later, when everything of ours is known here.
+    client.read = set()
+    with pytest.raises(SchemaRegistryError):
+        registry.unframe(b"\0\x7f\xff\xff\xfe..")
+
+
+def test_what_the_registry_reads_in_between_is_found(registry, client):
+    client.read, client.reads_when_asked = set(), True
+    assert registry.unframe(frame(EVENT)) == codec.encode(EVENT)
 
 
 @pytest.mark.parametrize("number", [0, 2**31, 2**32 - 1])
