@@ -344,15 +344,15 @@ class PartitionReader:
         if self._consumer is None:
             self._consumer = await self._connect()
         consumer, place = self._consumer, self._place
-        found = await consumer.getmany(place, timeout_ms=FETCH_WAIT_MS)
+        fetched = await consumer.getmany(place, timeout_ms=FETCH_WAIT_MS)
         problem = find_fetch_problem(consumer)
         if problem is not None:
             raise AioKafkaError(problem)
+        records = fetched.get(place, [])
         end = consumer.last_stable_offset(place)
         if end is None:  # Kafka has said nothing yet
-            return _Found(found.get(place, []), self.position, self.end)
-        position = await consumer.position(place)
-        return _Found(found.get(place, []), position, end)
+            return _Found(records, self.position, self.end)
+        return _Found(records, await consumer.position(place), end)
 
     async def _close(self, asked: Future[_Found] | None) -> None:
         if asked is not None:

@@ -21,6 +21,10 @@ from tests.builders import _SCHEMA_IDS, frame, make_key
 
 KEY = make_key("OPERATOR")
 EVENT = e.AgentRevoked(federation_id="clinics", agent_id="ada", explanation="left")
+IDS_BY_SUBJECT = {
+    topics.subject(topic, event): _SCHEMA_IDS[event]
+    for event, topic in topics.TOPIC_OF.items()
+}
 ORDER = '{"type": "record", "name": "Order", "fields": []}'
 
 
@@ -58,11 +62,9 @@ class Client:
         """Return the id of a subject's schema."""
         if self.reads_when_asked:
             self.read = set(_SCHEMA_IDS.values())
-        for event, topic in topics.TOPIC_OF.items():
-            if topics.subject(topic, event) == subject:
-                if _SCHEMA_IDS[event] in self.read:
-                    return _SCHEMA_IDS[event]
-                break
+        number = IDS_BY_SUBJECT[subject]
+        if number in self.read:
+            return number
         raise SchemaRegistryError(404, 40401, "no such subject")
 
 
