@@ -5,14 +5,15 @@ A signed note whose text is
     <origin>                   which log; unique for ever
     <size>                     decimal, without leading zeros
     <base64 root hash>
-    [<extension lines>]        not empty; we write none
 
 Rules (c2sp.org/tlog-checkpoint, c2sp.org/tlog-cosignature):
 
 - The reader knows the origin beforehand. A log that may name itself can pass off
   another log's head as its own.
 - The log's own Ed25519 signature is always required; cosignatures come on top.
-- There is one spelling of a checkpoint: canonical decimal, canonical base64.
+- There is one spelling of a checkpoint: canonical decimal, canonical base64, and none
+  of the extension lines that C2SP leaves room for. So one tree has one text: whoever
+  signs, compares or draws by the text does so by origin, size and root (ADR 0029).
 
 Deliberately not here: whether a checkpoint is consistent with an earlier one
 (`ledger.merkle.verify_consistency`), and how many cosignatures are enough.
@@ -45,7 +46,7 @@ from ledger.signing import SigningKey
 
 _DECIMAL: Final = re.compile(r"0|[1-9][0-9]{0,18}")  # 19 digits hold MAX_TREE_SIZE
 _CONTROL: Final = re.compile(r"[\x00-\x1f]")
-_NUM_FIXED_LINES: Final = 3  # origin, size, root
+_NUM_LINES: Final = 3  # origin, size, root
 _MAX_REMEMBERED_LENGTH: Final = 1_024
 
 
@@ -79,8 +80,6 @@ class Checkpoint:
         origin: Which log: one line, not empty.
         size: Number of leaves, 0 to 2^63-1.
         root: Root hash, 32 bytes.
-        extensions: Further lines, not empty. Monitors cannot audit them and some
-            cosignatures do not cover them: what matters belongs in a leaf.
 
     Raises:
         InvalidCheckpointError: a value is out of range.
@@ -89,16 +88,11 @@ class Checkpoint:
     origin: str
     size: int
     root: bytes
-    extensions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for what, line in (
-            ("the origin", self.origin),
-            *(("an extension line", line) for line in self.extensions),
-        ):
-            if not line or _CONTROL.search(line):
-                msg = f"{what} is one line, not empty: {line!r}"
-                raise InvalidCheckpointError(msg)
+        if not self.origin or _CONTROL.search(self.origin):
+            msg = f"an origin is one line, not empty: {self.origin!r}"
+            raise InvalidCheckpointError(msg)
         if not 0 <= self.size <= MAX_TREE_SIZE:
             msg = f"a tree size is 0 to {MAX_TREE_SIZE}, not {self.size}"
             raise InvalidCheckpointError(msg)
@@ -111,13 +105,7 @@ class Checkpoint:
 
     def to_text(self) -> str:
         """Return the text that is signed, with its final newline."""
-        lines = (
-            self.origin,
-            str(self.size),
-            encode_base64(self.root),
-            *self.extensions,
-        )
-        return "".join(f"{line}\n" for line in lines)
+        return f"{self.origin}\n{self.size}\n{encode_base64(self.root)}\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +124,9 @@ class VerifiedCheckpoint:
 def parse_checkpoint(text: str) -> Checkpoint:
     """Return the checkpoint that a note's text is, *without verifying anything*.
 
+    Every reader of a checkpoint comes by here: what this refuses is signed, cosigned,
+    merged, published, sequenced and drawn from nowhere.
+
     Raises:
         InvalidCheckpointError: it is not one, or not spelled canonically.
     """
@@ -149,10 +140,13 @@ def _parse_checkpoint(text: str) -> Checkpoint:
         msg = "a checkpoint ends in a newline"
         raise InvalidCheckpointError(msg)
     lines = text.removesuffix("\n").split("\n")
-    if len(lines) < _NUM_FIXED_LINES:
-        msg = f"a checkpoint has origin, size and root, not {len(lines)} lines"
+    if len(lines) != _NUM_LINES:
+        msg = (
+            "a checkpoint has origin, size and root, and no extension lines: "
+            f"not {len(lines)} lines"
+        )
         raise InvalidCheckpointError(msg)
-    origin, size, root, *extensions = lines
+    origin, size, root = lines
     if not _DECIMAL.fullmatch(size):
         msg = f"a tree size is a decimal number without leading zeros: {size[:80]!r}"
         raise InvalidCheckpointError(msg)
@@ -161,7 +155,7 @@ def _parse_checkpoint(text: str) -> Checkpoint:
     except ValueError:
         msg = f"a root is canonical base64: {root[:80]!r}"
         raise InvalidCheckpointError(msg) from None
-    return Checkpoint(origin, int(size), root_hash, tuple(extensions))
+    return Checkpoint(origin, int(size), root_hash)
 
 
 _parse_again: Final = lru_cache(maxsize=64)(_parse_checkpoint)

@@ -396,7 +396,7 @@ def compute_cosignature_message(text: str, timestamp_s: int) -> bytes:
     """Return what a cosigner signs (c2sp.org/tlog-cosignature, cosignature/v1).
 
     Args:
-        text: The whole checkpoint text, extension lines and final newline included.
+        text: The whole checkpoint text, final newline included.
         timestamp_s: When, seconds since 1970-01-01 UTC, 0 to 2^63-1.
     """
     return f"cosignature/v1\ntime {timestamp_s}\n{text}".encode()

@@ -262,13 +262,14 @@ def make_response(
         timestamp_s: Now, seconds since 1970-01-01 UTC, 1 or more.
 
     Raises:
-        InvalidNoteError: not a note, or the time is out of range.
+        InvalidNoteError: not a checkpoint, or the time is out of range.
         InvalidKeyError: the name is not valid.
     """
     if timestamp_s < 1:
         msg = f"a witness signs with a time, not {timestamp_s}"
         raise InvalidNoteError(msg)
     text = parse_note(signed_note).text
+    parse_checkpoint(text)
     return sign_cosignature(text, name, key, timestamp_s).to_line().encode()
 
 

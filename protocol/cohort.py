@@ -6,18 +6,20 @@ import hashlib
 from collections.abc import Iterable
 from typing import Final
 
+from ledger.checkpoint import Checkpoint
+
 COHORT_DOMAIN: Final = b"folkmoot/cohort/v1\n"
 CHECKPOINT_DOMAIN: Final = b"folkmoot/cohort-checkpoint/v1\n"
 
 
-def compute_checkpoint_entropy(checkpoint_text: str) -> bytes:
+def compute_checkpoint_entropy(checkpoint: Checkpoint) -> bytes:
     """Return what a final checkpoint gives to the draw, 32 bytes.
 
     Args:
-        checkpoint_text: Origin, size and root, as its log and its cosigners signed
-            them; not the signatures, which whoever collects them may choose among.
+        checkpoint: Origin, size and root, which its log and its cosigners signed; not
+            the signatures, which whoever collects them may choose among.
     """
-    return hashlib.sha256(CHECKPOINT_DOMAIN + checkpoint_text.encode()).digest()
+    return hashlib.sha256(CHECKPOINT_DOMAIN + checkpoint.to_text().encode()).digest()
 
 
 def compute_cohort_seed(entropy: bytes, federation_id: str, round_number: int) -> bytes:

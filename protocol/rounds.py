@@ -233,12 +233,12 @@ def _evolve_input(state: RoundsState, leaf: Sequenced) -> RoundsState:
         case e.NodeSetChanged() if not is_drawable(state):
             return replace(state, draw_size=leaf.tree_size)
         case e.CheckpointFinalised(checkpoint=note):
-            text = parse_note(note.encode()).text
-            if parse_checkpoint(text).size != state.draw_size:
+            checkpoint = parse_checkpoint(parse_note(note.encode()).text)
+            if checkpoint.size != state.draw_size:
                 return state
             return replace(
                 state,
-                draw_entropy=compute_checkpoint_entropy(text),
+                draw_entropy=compute_checkpoint_entropy(checkpoint),
                 drawn_size=state.draw_size,
             )
         case e.AgentAdmitted(agent_id=agent_id):

@@ -173,7 +173,7 @@ def hand_over_at_the_worst_of_times(
     )
     federation.request_round()
     started = federation.wait(e.RoundStarted, round=2)
-    entropy = compute_checkpoint_entropy(parse_note(drawn.checkpoint.encode()).text)
+    entropy = compute_checkpoint_entropy(head_of(drawn.checkpoint))
     assert started.cohort_seed == compute_cohort_seed(entropy, NAME, 2)
 
     # One that was away all the while finds its way, and is needed.
