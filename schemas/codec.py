@@ -10,9 +10,14 @@ Rules:
 - Events are written with the schema in ``avro/``. When one evolves, its last version
   moves to ``avro/released/<event>-<fingerprint>.avsc``: what was written with it is
   read with it, and resolved to the present one (Avro 1.12, "Schema Resolution").
+- A field that the writer did not know is at its default. Nothing is dropped: a schema
+  only grows. So two encodings with one fingerprint are the same bytes if and only if
+  the events that they are read as are equal, whatever has been added since.
 - Only the canonical body is accepted, the one that ``encode`` would write: nothing
   after the last field, minimal varints, one block per array. So an event has one byte
   string, and nobody can send the same event twice under two hashes.
+- Types: int, long, string, bytes, fixed, array, record, and any of these or null, as
+  ``["null", type]``.
 """
 
 from __future__ import annotations
@@ -24,6 +29,7 @@ from dataclasses import fields, is_dataclass
 from functools import cache, lru_cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
+from types import NoneType, UnionType
 from typing import (
     Any,
     Final,
@@ -106,34 +112,37 @@ def compute_fingerprint(schema: str) -> bytes:
     return bytes.fromhex(fingerprint(canonical, "CRC-64-AVRO"))
 
 
-def _to_plain(annotation: Any) -> Callable[[Any], Any] | None:
+Convert: TypeAlias = Callable[[Any], Any]
+
+
+def _to_plain(annotation: Any) -> Convert | None:
     """Return a function from a field's value to what fastavro writes; None: as is."""
-    if is_dataclass(annotation):
-        assert isinstance(annotation, type)
-        return _dataclass_to_plain(annotation)
-    if get_origin(annotation) is tuple:
-        convert = _to_plain(get_args(annotation)[0])
-        if convert is None:
-            return list
-        return lambda value: [convert(item) for item in value]
-    return None
+    return _convert(annotation, list, _dataclass_to_plain)
 
 
-def _from_plain(annotation: Any) -> Callable[[Any], Any] | None:
+def _from_plain(annotation: Any) -> Convert | None:
     """Return the inverse of `_to_plain`; None: as is."""
+    return _convert(annotation, tuple, _dataclass_from_plain)
+
+
+def _convert(
+    annotation: Any, array: type, of_dataclass: Callable[[type], Convert]
+) -> Convert | None:
     if is_dataclass(annotation):
         assert isinstance(annotation, type)
-        return _dataclass_from_plain(annotation)
+        return of_dataclass(annotation)
     if get_origin(annotation) is tuple:
-        convert = _from_plain(get_args(annotation)[0])
-        if convert is None:
-            return tuple
-        return lambda value: tuple(convert(item) for item in value)
+        item = _convert(get_args(annotation)[0], array, of_dataclass)
+        return array if item is None else lambda value: array(map(item, value))
+    if isinstance(annotation, UnionType):
+        (kind,) = (kind for kind in get_args(annotation) if kind is not NoneType)
+        some = _convert(kind, array, of_dataclass)
+        return some and (lambda value: None if value is None else some(value))
     return None
 
 
 @cache
-def _dataclass_to_plain(cls: type) -> Callable[[Any], dict[str, Any]]:
+def _dataclass_to_plain(cls: type) -> Convert:
     hints = get_type_hints(cls)
     plain = [(f.name, _to_plain(hints[f.name])) for f in fields(cls)]
 
@@ -147,7 +156,7 @@ def _dataclass_to_plain(cls: type) -> Callable[[Any], dict[str, Any]]:
 
 
 @cache
-def _dataclass_from_plain(cls: type) -> Callable[[dict[str, Any]], Any]:
+def _dataclass_from_plain(cls: type) -> Convert:
     hints = get_type_hints(cls)
     special = [
         (f.name, to)
@@ -163,16 +172,99 @@ def _dataclass_from_plain(cls: type) -> Callable[[dict[str, Any]], Any]:
     return convert
 
 
+def _named_types(schema: Any) -> dict[str, Any]:
+    match schema:
+        case list():
+            return {k: v for item in schema for k, v in _named_types(item).items()}
+        case {"name": name, "type": "record", "fields": parts}:
+            return {name: schema} | _named_types([part["type"] for part in parts])
+        case {"name": name, "type": "fixed"}:
+            return {name: schema}
+        case {"items": items}:
+            return _named_types(items)
+        case _:
+            return {}
+
+
+class _Completion:
+    """From what an older schema wrote to all fields of the present one."""
+
+    def __init__(self, schema: Any) -> None:
+        self._schema = schema
+        self._named = _named_types(schema)
+
+    def complete(self, plain: Any) -> Any:
+        """Return a record with the fields that its writer did not know, at their
+        defaults.
+
+        Raises:
+            LookupError: there is one without a default, or one that we do not know: no
+                release changes a schema so.
+        """
+        return self._complete(plain, self._schema)
+
+    def _complete(self, plain: Any, schema: Any) -> Any:
+        match self._named.get(schema, schema) if isinstance(schema, str) else schema:
+            case [_, inner]:
+                return None if plain is None else self._complete(plain, inner)
+            case {"type": "array", "items": items}:
+                return [self._complete(item, items) for item in plain]
+            case {"type": "record", "fields": parts}:
+                if not plain.keys() <= {part["name"] for part in parts}:
+                    msg = f"a field was removed: {sorted(plain)}"
+                    raise LookupError(msg)
+                return {
+                    part["name"]: self._complete(plain[part["name"]], part["type"])
+                    if part["name"] in plain
+                    else self._read(part["default"], part["type"])
+                    for part in parts
+                }
+            case _:
+                return plain
+
+    def _read(self, default: Any, schema: Any) -> Any:
+        """Return a default as a value; JSON has no bytes (Avro 1.12, "default")."""
+        match self._named.get(schema, schema) if isinstance(schema, str) else schema:
+            case list():
+                return None
+            case {"type": "array", "items": items}:
+                return [self._read(item, items) for item in default]
+            case {"type": "record", "fields": parts}:
+                return {
+                    part["name"]: self._read(
+                        default[part["name"]]
+                        if part["name"] in default
+                        else part["default"],
+                        part["type"],
+                    )
+                    for part in parts
+                }
+            case "bytes" | {"type": "fixed"}:
+                return default.encode("latin-1")
+            case _:
+                return default
+
+
 class _Codec:
     """Everything about one schema, computed once."""
 
-    __slots__ = ("from_plain", "header", "is_blob", "name", "schema", "to_plain")
+    __slots__ = (
+        "completion",
+        "from_plain",
+        "header",
+        "is_blob",
+        "name",
+        "schema",
+        "to_plain",
+    )
 
     def __init__(self, name: str) -> None:
         cls = CLASSES[name]
         self.name = name
         self.is_blob = cls in get_args(e.BlobRecord)
-        self.schema: Any = fastavro.parse_schema(json.loads(schema_text(name)))
+        schema = json.loads(schema_text(name))
+        self.completion = _Completion(schema)
+        self.schema: Any = fastavro.parse_schema(schema)
         self.header = MARKER + compute_fingerprint(schema_text(name))
         self.to_plain = _dataclass_to_plain(cls)
         self.from_plain = _dataclass_from_plain(cls)
@@ -284,8 +376,7 @@ def decode(data: bytes) -> Record:
             msg = f"not the canonical encoding of {codec.name}"
             raise CodecError(msg)  # noqa: TRY301  # one handler names the event
         if data[:HEADER_SIZE] != codec.header:
-            body.seek(HEADER_SIZE)
-            plain = fastavro.schemaless_reader(body, writer_schema, codec.schema)
+            plain = codec.completion.complete(plain)
         return codec.from_plain(plain)  # type: ignore[no-any-return]  # by construction
     except CodecError:
         raise

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, fields, is_dataclass, replace
 from functools import cache
 from itertools import count
 from pathlib import Path
+from types import UnionType
 from typing import Any, Final, get_args, get_type_hints
 
 from schemas import codec
@@ -42,6 +43,9 @@ def _example(
 ) -> Any:
     if isinstance(schema, str) and schema in known:
         schema = known[schema]
+    if isinstance(schema, list):
+        inner = get_args(annotation)[0]
+        return _example(schema[1], inner, field, numbers, known)
     kind = schema if isinstance(schema, str) else schema["type"]
     number = next(numbers)
     match kind:
@@ -77,6 +81,63 @@ def _example(
             raise NotImplementedError(msg)
 
 
+def leave_out(value: Any) -> Any:
+    """Return an event with nothing in every place that may hold null."""
+    if isinstance(value, tuple):
+        return tuple(map(leave_out, value))
+    if not is_dataclass(value) or isinstance(value, type):
+        return value
+    hints = get_type_hints(type(value))
+    left: Any = {
+        part.name: None
+        if isinstance(hints[part.name], UnionType)
+        else leave_out(getattr(value, part.name))
+        for part in fields(value)
+    }
+    return replace(value, **left)
+
+
+def read_defaults(schema: Any) -> dict[str, Any]:
+    """Return the defaults in a schema as in its file, by record and field."""
+    found: dict[str, Any] = {}
+    if isinstance(schema, list):
+        for item in schema:
+            found |= read_defaults(item)
+    if isinstance(schema, dict):
+        found |= read_defaults(schema.get("items"))
+        for part in schema.get("fields", ()):
+            if "default" in part:
+                found[f"{schema['name']}.{part['name']}"] = part["default"]
+            found |= read_defaults(part["type"])
+    return found
+
+
+def make_messages(name: str) -> dict[str, Any]:
+    """Return what is kept of an event's present schema."""
+    event = make_example(name)
+    kept = {"hex": codec.encode(event).hex(), "fields": to_json(asdict(event))}
+    without = leave_out(event)
+    if without != event:
+        data = codec.encode(without)
+        kept["without"] = {"hex": data.hex(), "fields": to_json(asdict(without))}
+    defaults = read_defaults(json.loads(codec.schema_text(name)))
+    return kept | ({"defaults": defaults} if defaults else {})
+
+
+def forms(message: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return an event with everything in it and, if that is another, with nothing."""
+    return [message, *filter(None, [message.get("without")])]
+
+
+def pick(found: Any, like: Any) -> Any:
+    """Return of a value's fields only those that another one has."""
+    if isinstance(like, dict) and isinstance(found, dict):
+        return {name: pick(found.get(name), value) for name, value in like.items()}
+    if isinstance(like, list) and isinstance(found, list):
+        return [pick(*pair) for pair in zip(found, like, strict=True)]
+    return found
+
+
 def to_json(value: Any) -> Any:
     """Return an event's fields as JSON: bytes in hex, arrays as lists."""
     match value:
@@ -108,11 +169,7 @@ def main() -> None:
             locked[name].append(fingerprint)
         messages = load(name)
         if fingerprint not in messages:
-            event = make_example(name)
-            messages[fingerprint] = {
-                "hex": codec.encode(event).hex(),
-                "fields": to_json(asdict(event)),
-            }
+            messages[fingerprint] = make_messages(name)
             _write(VECTORS / f"{name}.json", messages)
     _write(LOCK, dict(sorted(locked.items())))
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass, replace
 from random import Random
-from typing import Any, Final
+from typing import Any, Final, get_args, get_type_hints
 
 from schemas import codec
 from tests.hostile.batches import encode_varint
@@ -157,12 +157,18 @@ def mutate_event(data: bytes, random: Random) -> bytes:
         return mutate(data, random)
 
 
+def _may_be_null(cls: type, name: str) -> bool:
+    return type(None) in get_args(get_type_hints(cls)[name])
+
+
 def mutate_fields(value: Any, random: Random) -> Any:
     """Return a value of the same type in which something, somewhere, is another."""
     match value:
         case _ if is_dataclass(value):
             name = random.choice([field.name for field in fields(value)])
             changed = mutate_fields(getattr(value, name), random)
+            if random.random() < 0.1 and _may_be_null(type(value), name):
+                changed = None
             return replace(value, **{name: changed})  # type: ignore[type-var]
         case bool():
             return not value

@@ -797,6 +797,8 @@ def values(name, hint):
         case "bytes":
             size = {"signature": 64, "commitment": 48}.get(name, 32)
             return st.binary(min_size=size, max_size=size)
+        case _ if hint.endswith(" | None"):
+            return st.none() | values(name, hint.removesuffix(" | None"))
         case _ if hint.startswith("tuple["):
             inner = hint.removeprefix("tuple[").removesuffix(", ...]")
             return st.lists(values("", inner), max_size=3).map(tuple)

@@ -20,6 +20,10 @@ def strategy_of(schema: Any, annotation: Any, known: Known) -> st.SearchStrategy
     """Return a strategy of values of a field, from its schema and its type."""
     if isinstance(schema, str) and schema in known:
         schema = known[schema]
+    if isinstance(schema, list):
+        null, some = schema
+        assert null == "null"
+        return st.none() | strategy_of(some, get_args(annotation)[0], known)
     kind = schema if isinstance(schema, str) else schema["type"]
     match kind:
         case "string":
