@@ -1005,8 +1005,8 @@ class _Audit:
             )
         self.report.pending.extend(
             PendingFact(
-                event=type(due.fact).__name__,
-                cause_leaf_index=due.fact.cause_leaf_index,
+                event=type(due).__name__,
+                cause_leaf_index=due.cause_leaf_index,
             )
             for due in find_pending(self._state)
         )

@@ -1,10 +1,15 @@
 """Replay: what everybody who believes nobody does with each block of a log.
 
 A block is opened (`protocol.log`), every leaf is judged again (`protocol.admission`),
-the deciders are run again, and each fact on the log must be the very bytes that they
+the deciders are run again, and each fact on the log must be the one that they
 concluded, on its topic, in its turn. The audit reports the faults; a ledger node
 attests to a block only if there are none. Both run `replay_block` and nothing else, so
 what a node lets pass the audit does too.
+
+A fact is compared in its writer's schema: as decoded, where a field that the writer did
+not know is at its default. What the deciders conclude must be so too, or the fact
+differs; and no two encodings with one schema are decoded as the same fact
+(`schemas.codec`), so a writer has no choice left.
 
 A fault does not stop a replay: what should not be there changes no state, and the next
 leaf is judged. After a block that does not follow, or a leaf that the deciders cannot
@@ -92,24 +97,6 @@ class DeciderError(Exception):
         self.leaf_index = leaf_index
 
 
-@dataclass(frozen=True, slots=True)
-class ExpectedFact:
-    """A fact that the deciders concluded and the log does not have yet.
-
-    Attributes:
-        fact: The fact.
-        data: Its encoding: what the leaf must hold.
-    """
-
-    fact: e.Fact
-    data: bytes
-
-    @property
-    def turn(self) -> tuple[int, int]:
-        """Return its place among the facts of its topic."""
-        return self.fact.cause_leaf_index, self.fact.output_index
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplayState:
     """All that a log's leaves lead to.
@@ -120,7 +107,8 @@ class ReplayState:
         rounds: The rounds decider's state.
         registry: The registry decider's.
         rewards: The rewards decider's.
-        expected: Facts to come, in their order, by topic.
+        expected: Facts that the deciders concluded and the log does not have yet, in
+            their order, by topic.
     """
 
     log: LogState = field(default_factory=LogState)
@@ -128,7 +116,7 @@ class ReplayState:
     rounds: rounds.RoundsState = rounds.DECIDER.initial
     registry: registry.RegistryState = registry.DECIDER.initial
     rewards: rewards.RewardsState = rewards.DECIDER.initial
-    expected: Mapping[str, tuple[ExpectedFact, ...]] = field(default_factory=dict)
+    expected: Mapping[str, tuple[e.Fact, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,33 +181,38 @@ def replay_block(
     return _Replay(state, log, block, unframe, verify).run(opened)
 
 
-def find_missing(state: ReplayState) -> Iterator[ExpectedFact]:
+def _turn(fact: e.Fact) -> tuple[int, int]:
+    """Return a fact's place among those of its topic."""
+    return fact.cause_leaf_index, fact.output_index
+
+
+def find_missing(state: ReplayState) -> Iterator[e.Fact]:
     """Yield the expected facts that cannot come any more.
 
     Admission lets no fact pass that is older than the last one of its topic.
     """
     for topic, expected in state.expected.items():
         last = state.admission.last_facts.get(topic, (-1, -1))
-        yield from (item for item in expected if item.turn < last)
+        yield from (fact for fact in expected if _turn(fact) < last)
 
 
-def find_pending(state: ReplayState) -> Iterator[ExpectedFact]:
+def find_pending(state: ReplayState) -> Iterator[e.Fact]:
     """Yield the expected facts that are still to come."""
     for topic, expected in state.expected.items():
         last = state.admission.last_facts.get(topic, (-1, -1))
-        yield from (item for item in expected if item.turn >= last)
+        yield from (fact for fact in expected if _turn(fact) >= last)
 
 
-def describe_missing(missing: ExpectedFact, leaf_index: int, found: str) -> Fault:
+def describe_missing(missing: e.Fact, leaf_index: int, found: str) -> Fault:
     """Return the fault of a fact that is not on the log."""
     return Fault(
         code=FaultCode.FACT_MISSING,
         leaf_index=leaf_index,
         message=(
-            f"a fact that follows from leaf {missing.fact.cause_leaf_index} "
+            f"a fact that follows from leaf {missing.cause_leaf_index} "
             "is not on the log"
         ),
-        expected=str(missing.fact),
+        expected=str(missing),
         found=found,
     )
 
@@ -243,7 +236,7 @@ class _Replay:
         self._rounds = before.rounds
         self._registry = before.registry
         self._rewards = before.rewards
-        self._expected: defaultdict[str, deque[ExpectedFact]] = defaultdict(deque)
+        self._expected: defaultdict[str, deque[e.Fact]] = defaultdict(deque)
         for topic, expected in before.expected.items():
             self._expected[topic].extend(expected)
         self._faults: list[Fault] = []
@@ -360,8 +353,8 @@ class _Replay:
         leaf_index = item.sequenced.leaf_index
         topic = topics.topic_of(fact)
         expected = self._expected[topic]
-        turn = (fact.cause_leaf_index, fact.output_index)
-        place = next((i for i, due in enumerate(expected) if due.turn == turn), None)
+        turn = _turn(fact)
+        place = next((i for i, due in enumerate(expected) if _turn(due) == turn), None)
         if place is None:
             if is_admissible:
                 self._faults.append(
@@ -369,7 +362,7 @@ class _Replay:
                         code=FaultCode.FACT_INVENTED,
                         leaf_index=leaf_index,
                         message="nothing on the log leads to this fact",
-                        expected=f"next: {expected[0].fact}" if expected else "no fact",
+                        expected=f"next: {expected[0]}" if expected else "no fact",
                         found=str(fact),
                     )
                 )
@@ -379,15 +372,15 @@ class _Replay:
             for _ in range(place)
         )
         due = expected.popleft()
-        if due.data != item.leaf.event:
-            ours, theirs = _describe_difference(due.fact, fact)
+        if due != fact:
+            ours, theirs = _describe_difference(due, fact)
             self._faults.append(
                 Fault(
                     code=FaultCode.FACT_DIFFERS,
                     leaf_index=leaf_index,
                     message=(
                         f"leaf {fact.cause_leaf_index} leads to another "
-                        f"{type(due.fact).__name__}"
+                        f"{type(due).__name__}"
                     ),
                     expected=ours,
                     found=theirs,
@@ -403,8 +396,7 @@ class _Replay:
             self._rewards, changes = step(rewards.DECIDER, self._rewards, leaf)
             facts: tuple[e.Fact, ...] = (*started, *versions, *changes)
             for fact in facts:
-                topic = topics.topic_of(fact)
-                self._expected[topic].append(ExpectedFact(fact, codec.encode(fact)))
+                self._expected[topics.topic_of(fact)].append(fact)
         except MemoryError:
             raise  # which says nothing about a leaf
         except Exception as error:
