@@ -43,6 +43,7 @@ Store = Callable[[bytes], e.BlobRef]
 
 BLOCK_INTERVAL_MS: Final = 100
 NUM_EXAMPLES: Final = 100
+METRICS: Final = (e.Metric(name="accuracy", value_micros=900_000, direction="HIGHER"),)
 TRACEPARENT: Final = f"00-{'5' * 32}-{'7' * 16}-01"
 
 
@@ -204,9 +205,9 @@ class LogMaker:
             round=number,
             model_sha256=self._rounds.model.sha256,
             onnx=self._store(b"not really ONNX, round %d" % number),
-            num_examples=NUM_EXAMPLES,
-            accuracy_micros=900_000,
-            loss_micros=100_000,
+            no_onnx="",
+            evaluation=e.Evaluation(num_examples=NUM_EXAMPLES, metrics=METRICS),
+            no_evaluation="",
         )
         self._say(exported, "EXPORTER")
         yield from self._settle()

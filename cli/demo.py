@@ -270,6 +270,7 @@ class _Demo:
         from adapters.ledger import ReadBlock, follow_log
         from cli.operate import DRAWABLE_WITHIN_S, make_operator, make_registry
         from protocol.decider import step
+        from protocol.rewards import find_accuracy
         from protocol.rounds import DECIDER, is_drawable
         from schemas import events as e
 
@@ -309,7 +310,7 @@ class _Demo:
                             wanted, wanted_at = 1, time.monotonic()
                     case e.ModelVersionRegistered():
                         deadline = time.monotonic() + ROUND_TIMEOUT_S
-                        self.accuracies.append(event.accuracy_micros / 1e6)
+                        self.accuracies.append(find_accuracy(event) / 1e6)
                         if event.round == self.rounds:
                             chain = read.state.chain
                             self.say(
@@ -425,7 +426,6 @@ class _Demo:
             base_model_sha256=bytes(32),
             update=blob,
             num_examples=1_000_000,
-            loss_micros=0,
         )
         publisher = Publisher(settings, make_registry(settings))
         publisher.publish(forged, SigningKey(secrets.token_bytes(32)))

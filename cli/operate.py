@@ -442,13 +442,12 @@ def list_versions(settings: Settings, federation_id: str, *, as_json: bool) -> N
     if as_json:
         say_json([to_jsonable(version) for version in versions])
         return
-    say("version parent round accuracy   loss registered            model")
+    say("version parent round registered            model             metrics")
     for version in versions:
         when = show_time(version.registered_at_ms / 1000)
         say(
             f"{version.version:>7} {version.parent_version:>6} {version.round:>5} "
-            f"{version.accuracy_micros / 1e6:>8.4f} {version.loss_micros / 1e6:>6.3f} "
-            f"{when}Z {version.model.sha256.hex()[:16]}"
+            f"{when}Z {version.model.sha256.hex()[:16]}  {describe_metrics(version)}"
         )
 
 
@@ -466,6 +465,9 @@ def get_version(
             num_parameters = event.num_parameters
         if isinstance(event, e.ModelVersionRegistered) and event.version == version:
             ref = event.onnx if form == "onnx" else event.model
+            if ref is None:
+                msg = f"version {version} has no ONNX: {event.no_onnx}"
+                raise StackError(msg, "`--format safetensors` gives its parameters.")
             size = (
                 MAX_ONNX_SIZE_BYTES
                 if form == "onnx"
@@ -507,12 +509,12 @@ def describe(event: e.LedgerEvent) -> str:
         case e.UpdateSubmitted():
             return (
                 f"round {event.round} update of {event.agent_id}: "
-                f"{event.num_examples} examples, loss {event.loss_micros / 1e6:.3f}"
+                f"{event.num_examples} examples{_describe_loss(event.loss_micros)}"
             )
         case e.UpdateCommitted():
             return (
                 f"round {event.round} {event.agent_id} commits to an update: "
-                f"{event.num_examples} examples, loss {event.loss_micros / 1e6:.3f}"
+                f"{event.num_examples} examples{_describe_loss(event.loss_micros)}"
             )
         case e.CommitmentsClosed():
             number = len(event.agent_ids)
@@ -551,8 +553,8 @@ def describe(event: e.LedgerEvent) -> str:
             return f"round {event.round} model {event.model.sha256.hex()[:16]}"
         case e.ModelVersionRegistered():
             return (
-                f"round {event.round} version {event.version}: accuracy "
-                f"{event.accuracy_micros / 1e6:.4f}, loss {event.loss_micros / 1e6:.4f}"
+                f"round {event.round} version {event.version}: "
+                f"{describe_metrics(event)}"
             )
         case e.NodeSetChanged():
             names = ", ".join(node.name for node in event.nodes)
@@ -578,6 +580,20 @@ def describe(event: e.LedgerEvent) -> str:
             return f"round {event.round} checked {len(event.results)}, {bad} bad"
         case e.AggregateSubmitted() | e.ModelExported():
             return f"round {event.round} {type(event).__name__}"
+
+
+def describe_metrics(version: e.ModelVersionRegistered) -> str:
+    """Return a version's metrics for people, or why there are none."""
+    if version.evaluation is None:
+        return version.no_evaluation
+    return ", ".join(
+        f"{metric.name} {metric.value_micros / 1e6:.4f}"
+        for metric in version.evaluation.metrics
+    )
+
+
+def _describe_loss(loss_micros: int | None) -> str:
+    return "" if loss_micros is None else f", loss {loss_micros / 1e6:.3f}"
 
 
 def to_jsonable(value: Any) -> Any:

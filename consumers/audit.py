@@ -787,8 +787,9 @@ class _Audit:
             case e.RoundAbandoned():
                 self._check_unsummed(place)
                 self._end_round()
-            case e.ModelVersionRegistered() if self._blobs is not None:
-                self._blobs.check_onnx(fact.onnx, place)
+            case e.ModelVersionRegistered(onnx=onnx) if self._blobs is not None:
+                if onnx is not None:
+                    self._blobs.check_onnx(onnx, place)
             case _:
                 pass
 

@@ -3,8 +3,9 @@
 It keeps no state: the log says which models wait for an export. Publishing the same
 claim twice is harmless, so it may be killed at any moment.
 
-A model that cannot be exported is named in the log of this process, and those after it
-are: an agent's update may have made it so. Each start tries again.
+A model that cannot be exported is a version without ONNX and metrics: an agent's update
+may have made it so, and those after it are exported. One that cannot be fetched is
+named in the log of this process; each start tries again.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from adapters import telemetry
 from adapters.blobs import BlobError, BlobStore
@@ -22,14 +24,22 @@ from adapters.models import StateMismatchError
 from adapters.schema_registry import SchemaRegistry
 from adapters.settings import Settings
 from ledger.signing import SigningKey
+from protocol.encoding import compute_micros
 from protocol.plain import compute_max_model_size
 from protocol.tensors import MalformedBlobError, tensors_from_blob
+from protocol.validation import Direction
 from schemas.events import (
     AggregatePublished,
     BlobRef,
+    Evaluation,
     FederationConfigured,
+    Metric,
     ModelExported,
 )
+from schemas.reasons import Reason
+
+if TYPE_CHECKING:
+    from consumers.artifacts import ExportedModel
 
 log = logging.getLogger(__name__)
 
@@ -91,20 +101,14 @@ class Exporter:
         ) as current:
             try:
                 claim = self._compute_claim(published)
-            except (
-                ExportError,
-                StateMismatchError,
-                MalformedBlobError,
-                BlobError,
-            ) as error:
+            except BlobError as error:
                 log.error("round %d: not exported: %s", published.round, error)  # noqa: TRY400
                 return
+            except (ExportError, StateMismatchError, MalformedBlobError) as error:
+                log.error("round %d: not exported: %s", published.round, error)  # noqa: TRY400
+                claim = _make_empty_claim(published)
             self._publisher.publish(claim, self._key, traceparent=current)
-        log.info(
-            "round %d: exported, accuracy %.4f",
-            claim.round,
-            claim.accuracy_micros / 1e6,
-        )
+        log.info("round %d: said %s", claim.round, claim.no_onnx or "its metrics")
 
     def _compute_claim(self, published: AggregatePublished) -> ModelExported:
         from consumers.artifacts import export_model  # noqa: PLC0415  # loads torch
@@ -124,7 +128,32 @@ class Exporter:
             round=published.round,
             model_sha256=published.model.sha256,
             onnx=onnx,
-            num_examples=exported.num_examples,
-            accuracy_micros=round(exported.accuracy * 1e6),
-            loss_micros=round(exported.loss * 1e6),
+            no_onnx="",
+            evaluation=_make_evaluation(exported),
+            no_evaluation="",
         )
+
+
+def _make_evaluation(exported: ExportedModel) -> Evaluation:
+    found = (
+        ("accuracy", exported.accuracy, Direction.HIGHER),
+        ("loss", exported.loss, Direction.LOWER),
+    )
+    metrics = [
+        Metric(name=name, value_micros=micros, direction=direction)
+        for name, value, direction in found
+        if (micros := compute_micros(value)) is not None
+    ]
+    return Evaluation(num_examples=exported.num_examples, metrics=tuple(metrics))
+
+
+def _make_empty_claim(published: AggregatePublished) -> ModelExported:
+    return ModelExported(
+        federation_id=published.federation_id,
+        round=published.round,
+        model_sha256=published.model.sha256,
+        onnx=None,
+        no_onnx=Reason.NOT_EXPORTABLE,
+        evaluation=None,
+        no_evaluation=Reason.NOT_MEASURED,
+    )

@@ -49,6 +49,7 @@ from producers.secret_update import (
 from protocol.encoding import (
     NotFiniteError,
     OutOfRangeError,
+    compute_micros,
     encode_update,
     update_to_blob,
 )
@@ -428,7 +429,7 @@ class Agent:
 
     def _train(
         self, started: RoundStarted
-    ) -> tuple[NDArray[np.floating[Any]], int, int]:
+    ) -> tuple[NDArray[np.floating[Any]], int, int | None]:
         """Return the update, the number of examples, and the loss in millionths."""
         from producers.training import train  # noqa: PLC0415  # loads torch
 
@@ -461,14 +462,14 @@ class Agent:
             raise NotFiniteError(msg)
         manifest = manifest_of(base)
         delta = flatten(result.tensors, manifest) - flatten(base, manifest)
-        return delta, result.num_examples, round(result.loss * 1e6)
+        return delta, result.num_examples, compute_micros(result.loss)
 
     def _submit(
         self,
         started: RoundStarted,
         delta: NDArray[np.floating[Any]],
         num_examples: int,
-        loss_micros: int,
+        loss_micros: int | None,
     ) -> UpdateSubmitted:
         update = encode_update(delta, started.fractional_bits)
         return UpdateSubmitted(
@@ -487,7 +488,7 @@ class Agent:
         stem: str,
         delta: NDArray[np.floating[Any]],
         num_examples: int,
-        loss_micros: int,
+        loss_micros: int | None,
     ) -> UpdateCommitted:
         secret = Secret.make(delta, self._federation)
         state = secret.commit(self._federation)

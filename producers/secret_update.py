@@ -152,7 +152,7 @@ def submit_commitment(
     *,
     agent_id: str,
     num_examples: int,
-    loss_micros: int,
+    loss_micros: int | None,
 ) -> UpdateCommitted:
     """Share an update among the parties, seal and store the shares.
 

@@ -13,6 +13,7 @@ exactly in any order; this module is the only place where a float becomes one.
 It deliberately does not clip norms, add noise or hide anything.
 """
 
+import math
 from enum import StrEnum
 from typing import Any, Final
 
@@ -32,6 +33,15 @@ UPDATE_TENSOR: Final = "update"
 ENCODED_LIMIT: Final = 2**31  # = 2,147,483,648
 #: With more, not even 1.0 could be encoded.
 MAX_FRACTIONAL_BITS: Final = 30
+
+_LONG: Final = 2**63
+
+
+def compute_micros(value: float) -> int | None:
+    """Return a number in millionths, rounded; None if no Avro ``long`` holds it."""
+    if not math.isfinite(value) or abs(value) * 1e6 >= _LONG:
+        return None
+    return round(value * 1e6)
 
 
 class NotFiniteError(ValueError):

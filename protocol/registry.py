@@ -50,9 +50,9 @@ def decide(state: RegistryState, leaf: Sequenced) -> Sequence[e.RegistryFact]:
                     parent_version=published.version - 1,
                     model=published.model,
                     onnx=exported.onnx,
-                    num_examples=exported.num_examples,
-                    accuracy_micros=exported.accuracy_micros,
-                    loss_micros=exported.loss_micros,
+                    no_onnx=exported.no_onnx,
+                    evaluation=exported.evaluation,
+                    no_evaluation=exported.no_evaluation,
                     registered_at_ms=leaf.sequenced_at_ms,
                 )
             ]

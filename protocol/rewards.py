@@ -8,9 +8,10 @@ Rules, by basis:
 - ``CONTRIBUTION``: each contribution to a published aggregate earns
   ``per_contribution`` and, for its examples, ``per_thousand_examples`` pro rata,
   rounded down.
-- ``UTILITY``: a registered version that is more accurate than every one before it
-  (than 0, for the first) earns ``per_accuracy_percent`` for each percentage point of
-  the difference, pro rata, rounded down. The points are shared among its round's
+- ``UTILITY``: a registered version that is more accurate, by its metric ``accuracy``,
+  than every one before it (than 0, for the first) earns ``per_accuracy_percent`` for
+  each percentage point of the difference, pro rata, rounded down. One that was not
+  measured earns nothing. The points are shared among its round's
   contributions by their examples, to the last one (`share_out`).
 - ``MISSED_ASSIGNMENT``: who was drawn and had given no answer when the round was
   sealed, or abandoned for want of contributions, pays. An answer that was refused,
@@ -42,7 +43,7 @@ from enum import StrEnum
 from typing import Final, TypeAlias
 
 from protocol.decider import Decider, Sequenced
-from protocol.validation import BLOB_REASONS
+from protocol.validation import ACCURACY, BLOB_REASONS, Direction
 from schemas import events as e
 from schemas.reasons import Reason
 
@@ -182,7 +183,7 @@ def evolve(state: RewardsState, happened: Sequenced | e.RewardFact) -> RewardsSt
             return _remember(state, number, unpaid)
         case e.ModelVersionRegistered(round=number) as version:
             unpaid = replace(_unpaid(state, number), pool=_compute_pool(state, version))
-            best = max(state.best_accuracy_micros, version.accuracy_micros)
+            best = max(state.best_accuracy_micros, find_accuracy(version))
             after = _remember(state, number, unpaid)
             return replace(after, best_accuracy_micros=best)
         case _:
@@ -275,8 +276,17 @@ def _improved(unpaid: UnpaidRound, pool: int) -> Iterator[_Change]:
 
 def _compute_pool(state: RewardsState, version: e.ModelVersionRegistered) -> int:
     """Return what a version earns; 0 if it is not the best so far."""
-    gain_micros = max(0, version.accuracy_micros - state.best_accuracy_micros)
+    gain_micros = max(0, find_accuracy(version) - state.best_accuracy_micros)
     return gain_micros * state.rule.per_accuracy_percent // 10_000
+
+
+def find_accuracy(version: e.ModelVersionRegistered) -> int:
+    """Return a version's accuracy in millionths; 0 if it was not measured."""
+    metrics = () if version.evaluation is None else version.evaluation.metrics
+    for metric in metrics:
+        if (metric.name, metric.direction) == (ACCURACY, Direction.HIGHER):
+            return metric.value_micros
+    return 0
 
 
 def _name_nodes(state: RewardsState, nodes: Iterable[e.LedgerNode]) -> RewardsState:

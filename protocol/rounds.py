@@ -576,7 +576,12 @@ def _why_unexpected(
     current = state.current
     if current is not None and said.round == current.started.round:
         if isinstance(said, e.SharesLinked):
-            is_expected = current.has_all_proofs and said.party not in current.links
+            is_private = current.started.privacy is not None
+            is_expected = (
+                current.has_all_proofs
+                and said.party not in current.links
+                and (said.noise is not None) == is_private
+            )
         else:
             sealed = current.sealed
             is_expected = (

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import astuple
+from enum import StrEnum
 from typing import Final
 
 from ledger.policy import BFT_GROUP, NO_QUORUM
@@ -55,6 +56,12 @@ CHECK_REASONS: Final = BLOB_REASONS | {
     Reason.WRONG_PARTIAL,
 }
 """What it may say about all that it checks."""
+EXPORT_REASONS: Final = frozenset({"", Reason.NOT_EXPORTABLE, Reason.NOT_MEASURED})
+"""Why a version may be without ONNX or metrics."""
+METRIC_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,63}")
+MAX_METRICS: Final = 64
+ACCURACY: Final = "accuracy"
+"""The metric that rewards go by: the fraction of examples answered right."""
 MAX_FRACTIONAL_BITS: Final = 30
 MAX_AGENTS_IN_COHORT: Final = 256
 """256 contributions of at most 2**22 examples keep the ring sum exact: the weights
@@ -87,6 +94,15 @@ SEALING_KEY_SIZES: Final = frozenset({32, 1_216})
 MIN_SECRET_COHORT: Final = 2
 """The sum of one update is that update."""
 MAX_FAR_SIZE_BYTES: Final = (compute_num_pairs(MAX_AGENTS_IN_COHORT) + 7) // 8
+
+
+class Direction(StrEnum):
+    """Which values of a metric are better."""
+
+    HIGHER = "HIGHER"
+    LOWER = "LOWER"
+
+
 ROLES: Final = ("OPERATOR", "SEQUENCER", "DECIDER", "AGGREGATOR", "EXPORTER", "TIMER")
 
 
@@ -113,23 +129,22 @@ def find_problem(event: e.LedgerEvent) -> str | None:
             | e.UpdateCommitted(num_examples=num_examples)
         ) if num_examples < 1:
             return "num_examples must be at least 1"
-        case e.ModelExported(num_examples=num_examples, accuracy_micros=accuracy) if (
-            num_examples < 0 or not 0 <= accuracy <= MILLION
-        ):
-            return "num_examples must be at least 0, accuracy_micros 0 to 1,000,000"
-        case e.UpdateSubmitted(update=blob) | e.ModelExported(onnx=blob):
+        case e.UpdateSubmitted(update=blob):
             return _blob_problem(blob)
+        case e.ModelExported():
+            return _export_problem(event)
         case e.UpdateCommitted(commitments=blob, shares=shares):
             if len(shares) > MAX_PARTIES:
                 return f"at most {MAX_PARTIES} shares"
             problems = (_blob_problem(share.sealed) for share in shares)
             return _blob_problem(blob) or next(filter(None, problems), None)
         case (
-            e.NormProofSubmitted(proof=blob)
-            | e.SharesLinked(links=blob)
-            | e.PartialAggregateSubmitted(partial=blob)
+            e.NormProofSubmitted(proof=blob) | e.PartialAggregateSubmitted(partial=blob)
         ):
             return _blob_problem(blob)
+        case e.SharesLinked(links=blob, noise=noise):
+            blobs = [blob] if noise is None else [blob, noise.commitments, noise.proof]
+            return next(filter(None, map(_blob_problem, blobs)), None)
         case e.UpdatesCompared(far=far) if len(far) > MAX_FAR_SIZE_BYTES:
             return f"far has {len(far)} bytes; at most {MAX_FAR_SIZE_BYTES}"
         case e.AggregateSubmitted(sum=total, model=model):
@@ -327,6 +342,36 @@ def _checks_problem(results: tuple[e.UpdateCheck, ...]) -> str | None:
         return f"a detail is longer than {MAX_TEXT_LENGTH} characters"
     if any(result.reason not in {"", *CHECK_REASONS} for result in results):
         return "a reason must be empty or say what is wrong with a blob"
+    return None
+
+
+def _export_problem(exported: e.ModelExported) -> str | None:
+    for found, reason in (
+        (exported.onnx, exported.no_onnx),
+        (exported.evaluation, exported.no_evaluation),
+    ):
+        if (reason == "") != (found is not None) or reason not in EXPORT_REASONS:
+            return "what is absent has a reason, what is there has none"
+    if exported.onnx is not None and (problem := _blob_problem(exported.onnx)):
+        return problem
+    if exported.evaluation is None:
+        return None
+    metrics = exported.evaluation.metrics
+    names = [metric.name for metric in metrics]
+    if exported.evaluation.num_examples < 1:
+        return "num_examples must be at least 1"
+    if not 1 <= len(names) <= MAX_METRICS or names != sorted(set(names)):
+        return f"metrics must be 1 to {MAX_METRICS}, in ascending order of name"
+    if any(METRIC_NAME.fullmatch(name) is None for name in names):
+        return "a metric's name must be 1 to 64 of A-Z a-z 0-9 . _ / -"
+    if any(metric.direction not in set(Direction) for metric in metrics):
+        return "a metric's direction must be HIGHER or LOWER"
+    for metric in metrics:
+        if metric.name == ACCURACY and (
+            metric.direction != Direction.HIGHER
+            or not 0 <= metric.value_micros <= MILLION
+        ):
+            return f"{ACCURACY} must be 0 to {MILLION} millionths, HIGHER"
     return None
 
 

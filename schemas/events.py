@@ -230,7 +230,7 @@ class UpdateSubmitted:
     base_model_sha256: bytes
     update: BlobRef
     num_examples: int
-    loss_micros: int
+    loss_micros: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -255,7 +255,7 @@ class UpdateCommitted:
     commitments: BlobRef
     shares: tuple[SealedShare, ...]
     num_examples: int
-    loss_micros: int
+    loss_micros: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -271,6 +271,15 @@ class NormProofSubmitted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PartyNoise:
+    """A party's commitment to the noise that it adds to its part of the sum."""
+
+    commitments: BlobRef
+    proof: BlobRef
+    blindings: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SharesLinked:
     """A party's projections of the shares that it opened: with those of all parties
     anybody can check that the shares add up to what was committed to.
@@ -280,6 +289,7 @@ class SharesLinked:
     round: int
     party: str
     links: BlobRef
+    noise: PartyNoise | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -355,18 +365,46 @@ class AggregateSubmitted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """A number that says how good a model is."""
+
+    name: str
+    value_micros: int
+    direction: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """How good a model is on validation data."""
+
+    num_examples: int
+    metrics: tuple[Metric, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelExported:
-    """The exporter's claim: artifacts of a published model and its metrics on the
-    task's validation data.
+    """The exporter's claim: artifacts of a published model and its metrics, or why
+    there are none.
     """
 
     federation_id: str
     round: int
     model_sha256: bytes
-    onnx: BlobRef
-    num_examples: int
-    accuracy_micros: int
-    loss_micros: int
+    onnx: BlobRef | None
+    no_onnx: str
+    evaluation: Evaluation | None
+    no_evaluation: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundPrivacy:
+    """What a round costs each of its agents, by agent-level differential privacy."""
+
+    sigma: int
+    norm_bound: int
+    weight: int
+    inverse_delta: int
+    order: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -386,6 +424,7 @@ class RoundStarted:
     num_parameters: int
     fractional_bits: int
     deadline_ms: int
+    privacy: RoundPrivacy | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -561,10 +600,10 @@ class ModelVersionRegistered:
     version: int
     parent_version: int
     model: BlobRef
-    onnx: BlobRef
-    num_examples: int
-    accuracy_micros: int
-    loss_micros: int
+    onnx: BlobRef | None
+    no_onnx: str
+    evaluation: Evaluation | None
+    no_evaluation: str
     registered_at_ms: int
 
 

@@ -75,3 +75,6 @@ class Reason(StrEnum):
     OUT_OF_RANGE = "OUT_OF_RANGE"
     TRAINING_FAILED = "TRAINING_FAILED"
     TASK_NOT_ALLOWED = "TASK_NOT_ALLOWED"
+    # the exporter, about a model
+    NOT_EXPORTABLE = "NOT_EXPORTABLE"
+    NOT_MEASURED = "NOT_MEASURED"

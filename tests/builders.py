@@ -446,9 +446,14 @@ class LogBuilder:
             round=self._rounds.last_round,
             model_sha256=model.sha256,
             onnx=self.blobs.store(b"onnx of " + model.sha256),
-            num_examples=100,
-            accuracy_micros=900_000,
-            loss_micros=100_000,
+            no_onnx="",
+            evaluation=e.Evaluation(
+                num_examples=100,
+                metrics=(
+                    e.Metric(name="accuracy", value_micros=900_000, direction="HIGHER"),
+                ),
+            ),
+            no_evaluation="",
         )
         self.say(claim, make_key("EXPORTER"))
         self.settle()

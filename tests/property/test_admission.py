@@ -27,6 +27,7 @@ from tests.simulation.federation import (
     deadline,
     declined,
     enrolment,
+    evaluation,
     exported,
     make_key,
     request,
@@ -63,9 +64,9 @@ def other_fact(cause: int, place: int) -> e.ModelVersionRegistered:
         parent_version=0,
         model=BASE,
         onnx=BASE,
-        num_examples=1,
-        accuracy_micros=1,
-        loss_micros=1,
+        no_onnx="",
+        evaluation=evaluation(1),
+        no_evaluation="",
         registered_at_ms=1,
     )
 

@@ -36,6 +36,7 @@ from tests.simulation.federation import (
     checked,
     deadline,
     declined,
+    evaluation,
     exported,
     make_key,
     request,
@@ -178,7 +179,7 @@ def play(log: Log, started: e.RoundStarted, data: st.DataObject) -> None:
         accuracy = data.draw(st.integers(0, 1_000_000))
         model = log.deciders.state.model
         assert model is not None
-        log.say(exported(number, model, accuracy_micros=accuracy))
+        log.say(exported(number, model, evaluation=evaluation(accuracy)))
 
 
 @settings(max_examples=150, deadline=None)
@@ -214,7 +215,9 @@ def expect(
                 )
                 expected[c.agent_id, event.round, Basis.CONTRIBUTION] += amount
         elif isinstance(event, e.ModelVersionRegistered):
-            gain, best = event.accuracy_micros - best, max(best, event.accuracy_micros)
+            assert event.evaluation is not None
+            accuracy = event.evaluation.metrics[0].value_micros
+            gain, best = accuracy - best, max(best, accuracy)
             pool = max(0, gain) * rule.per_accuracy_percent // 10_000
             weights = {
                 c.agent_id: c.num_examples for c in sealed[event.round].contributions
@@ -406,9 +409,9 @@ def test_what_is_remembered_is_bounded(said: list[tuple[int, str]]) -> None:
                 parent_version=0,
                 model=blob,
                 onnx=blob,
-                num_examples=1,
-                accuracy_micros=1,
-                loss_micros=1,
+                no_onnx="",
+                evaluation=evaluation(1),
+                no_evaluation="",
                 registered_at_ms=1,
                 **cause,
             )

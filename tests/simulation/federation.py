@@ -253,6 +253,18 @@ def aggregate(
     return replace(event, **changes)
 
 
+def evaluation(
+    accuracy_micros: int = 900_000, *, num_examples: int = 100
+) -> e.Evaluation:
+    """Return how good a model is."""
+    found = (("accuracy", accuracy_micros, "HIGHER"), ("loss", 300_000, "LOWER"))
+    metrics = tuple(
+        e.Metric(name=name, value_micros=value, direction=direction)
+        for name, value, direction in found
+    )
+    return e.Evaluation(num_examples=num_examples, metrics=metrics)
+
+
 def exported(number: int, model: e.BlobRef, **changes: Any) -> e.ModelExported:
     """Return the exporter's claim about a model."""
     event = e.ModelExported(
@@ -260,9 +272,9 @@ def exported(number: int, model: e.BlobRef, **changes: Any) -> e.ModelExported:
         round=number,
         model_sha256=model.sha256,
         onnx=make_blob(f"onnx {number}"),
-        num_examples=100,
-        accuracy_micros=900_000,
-        loss_micros=300_000,
+        no_onnx="",
+        evaluation=evaluation(),
+        no_evaluation="",
     )
     return replace(event, **changes)
 

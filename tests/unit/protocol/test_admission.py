@@ -36,6 +36,7 @@ from tests.simulation.federation import (
     deadline,
     declined,
     enrolment,
+    evaluation,
     exported,
     find_author,
     make_blob,
@@ -66,9 +67,9 @@ REGISTERED = e.ModelVersionRegistered(
     parent_version=0,
     model=BASE,
     onnx=BASE,
-    num_examples=1,
-    accuracy_micros=1,
-    loss_micros=1,
+    no_onnx="",
+    evaluation=evaluation(1),
+    no_evaluation="",
     registered_at_ms=1,
 )
 

@@ -82,6 +82,12 @@ def test_a_revoked_agent_says_nothing(event: e.LedgerEvent) -> None:
     assert desk.say(event) is Reason.REVOKED_AGENT
 
 
+def noise(**changes: e.BlobRef) -> e.PartyNoise:
+    blob = make_blob("noise")
+    good = e.PartyNoise(commitments=blob, proof=blob, blindings=bytes(48))
+    return replace(good, **changes)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("event", [linked("p0"), partial("p0", 2, 20)])
 def test_a_plain_federation_has_no_parties(event: e.LedgerEvent) -> None:
     assert Desk(CONFIG).say(event) is Reason.UNKNOWN_PARTY
@@ -103,6 +109,8 @@ def with_share(**changes: Any) -> e.UpdateCommitted:
         with_share(sealed=BAD_BLOB),
         proved("ana", proof=BAD_BLOB),
         replace(linked("p0"), links=BAD_BLOB),
+        replace(linked("p0"), noise=noise(commitments=BAD_BLOB)),
+        replace(linked("p0"), noise=noise(proof=BAD_BLOB)),
         compared("p0", bytes(MAX_FAR_SIZE_BYTES + 1)),
         replace(partial("p0", 2, 20), partial=BAD_BLOB),
         proved("ana", 0),

@@ -12,6 +12,7 @@ from tests.simulation.federation import (
     FEDERATION,
     NOW_MS,
     Run,
+    evaluation,
     exported,
     make_blob,
     start,
@@ -52,9 +53,9 @@ def test_an_exported_model_becomes_a_version() -> None:
         parent_version=0,
         model=make_blob("model 3"),
         onnx=export.onnx,
-        num_examples=100,
-        accuracy_micros=900_000,
-        loss_micros=300_000,
+        no_onnx="",
+        evaluation=export.evaluation,
+        no_evaluation="",
         registered_at_ms=NOW_MS + 7,
     )
 
@@ -84,7 +85,7 @@ def test_an_export_of_anything_else_is_void(export: e.ModelExported) -> None:
 
 def test_a_version_is_registered_once() -> None:
     run = founded().given(published(1), exported(1, make_blob("model 1")))
-    assert run.when(exported(1, make_blob("model 1"), accuracy_micros=1)) == []
+    assert run.when(exported(1, make_blob("model 1"), evaluation=evaluation(1))) == []
     assert run.state.waiting == {}
 
 

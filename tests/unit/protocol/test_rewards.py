@@ -35,6 +35,7 @@ from tests.simulation.federation import (
     FEDERATION,
     NOW_MS,
     Run,
+    evaluation,
     make_blob,
     make_key,
     start,
@@ -142,9 +143,9 @@ def registered(number: int, accuracy_micros: int) -> e.ModelVersionRegistered:
         parent_version=number - 1,
         model=make_blob(f"model {number}"),
         onnx=make_blob(f"onnx {number}"),
-        num_examples=100,
-        accuracy_micros=accuracy_micros,
-        loss_micros=0,
+        no_onnx="",
+        evaluation=evaluation(accuracy_micros),
+        no_evaluation="",
         registered_at_ms=NOW_MS,
         cause_leaf_index=4,
         **CAUSE,
@@ -249,6 +250,21 @@ def test_better_versions_earn_the_difference_and_no_others_do() -> None:
         )
     assert pools == [420, 0, 0, 38, 0, 241]
     assert run.state.best_accuracy_micros == 1_000_000
+
+
+def test_a_version_that_nobody_measured_earns_nothing() -> None:
+    run = founded().given(started(1, "ana"), sealed(1, [("ana", 1)]), published(1))
+    bare = replace(registered(1, 0), evaluation=None, no_evaluation="NOT_MEASURED")
+    assert run.when(bare) == []
+    assert run.state.best_accuracy_micros == 0
+
+
+def test_only_accuracy_is_utility_and_higher_is_better() -> None:
+    for name, direction in (("accuracy", "LOWER"), ("f1", "HIGHER")):
+        run = founded().given(started(1, "ana"), sealed(1, [("ana", 1)]), published(1))
+        metric = e.Metric(name=name, value_micros=900_000, direction=direction)
+        found = e.Evaluation(num_examples=1, metrics=(metric,))
+        assert run.when(replace(registered(1, 0), evaluation=found)) == []
 
 
 def test_utility_is_shared_by_examples() -> None:

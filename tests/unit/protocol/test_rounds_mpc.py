@@ -29,6 +29,7 @@ from tests.simulation.federation import (
     deadline,
     declined,
     linked,
+    make_blob,
     partial,
     proved,
     request,
@@ -450,3 +451,19 @@ def test_who_is_revoked_while_it_is_compared_is_no_contribution() -> None:
     run.given(revoked("dan"))
     facts = run.when(revoked("ana"))
     assert kinds(facts) == ["ContributionRejected", "RoundAbandoned"]
+
+
+def test_noise_is_waited_for_where_privacy_is_promised_and_nowhere_else() -> None:
+    noise = e.PartyNoise(
+        commitments=make_blob("noise"), proof=make_blob("proof"), blindings=bytes(48)
+    )
+    run, _ = proven("ana", "bea")
+    assert reasons(run.when(replace(linked("p0"), noise=noise))) == UNEXPECTED
+    assert run.state.current is not None
+    privacy = e.RoundPrivacy(
+        sigma=2**15, norm_bound=9, weight=1, inverse_delta=10**5, order=16
+    )
+    started = replace(run.state.current.started, privacy=privacy)
+    run.state = replace(run.state, current=replace(run.state.current, started=started))
+    assert reasons(run.when(linked("p0"))) == UNEXPECTED
+    assert run.when(replace(linked("p0"), noise=noise)) == []

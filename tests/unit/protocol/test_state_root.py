@@ -94,7 +94,7 @@ STATE = ReplayState(
         balances={"ana": -50, "bea": 120},
     ),
 )
-ROOT = "d445457d03dd6fd4bf09e9645cade0b24fa2c401d2726004b68c75cec77f76ec"
+ROOT = "ba3beb04754bf17728b4e34e52a07d9f2c7216be379b23a13ee62fe07462cbab"
 
 
 def compute_root(state: ReplayState) -> str:

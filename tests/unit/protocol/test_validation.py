@@ -26,6 +26,7 @@ from tests.simulation.federation import (
     deadline,
     declined,
     enrolment,
+    evaluation,
     exported,
     make_blob,
     request,
@@ -49,6 +50,16 @@ BAD_NAMES = ["", "A", "ä", "a b", "a/b", "-a", "a-", ".a", "a\n", "a" * 65, "a\
 GOOD_NAMES = ["a", "0", "a.b_c-d", "a" * 64]
 
 
+def metrics(*found: tuple[str, int, str]) -> e.Evaluation:
+    return e.Evaluation(
+        num_examples=1,
+        metrics=tuple(
+            e.Metric(name=name, value_micros=value, direction=direction)
+            for name, value, direction in found
+        ),
+    )
+
+
 def task(**changes: Any) -> e.Task:
     return replace(CONFIG.task, **changes)
 
@@ -70,8 +81,11 @@ def task(**changes: Any) -> e.Task:
         *(checked(1, reason=reason) for reason in sorted(BLOB_REASONS)),
         aggregate(2, 20),
         exported(1, BASE),
-        exported(1, BASE, num_examples=0, accuracy_micros=0),
-        exported(1, BASE, accuracy_micros=1_000_000),
+        exported(1, BASE, evaluation=evaluation(0, num_examples=1)),
+        exported(1, BASE, evaluation=evaluation(1_000_000)),
+        exported(1, BASE, evaluation=metrics(("val/mse", -(2**63), "LOWER"))),
+        exported(1, BASE, evaluation=None, no_evaluation="NOT_MEASURED"),
+        exported(1, BASE, onnx=None, no_onnx="NOT_EXPORTABLE"),
         replace(CONFIG, round_duration_ms=MAX_ROUND_DURATION_MS),
         replace(CONFIG, cohort_size=256, min_cohort=256),
         replace(CONFIG, fractional_bits=0),
@@ -184,9 +198,27 @@ def test_numbers_in_a_configuration_may_be_of_any_length() -> None:
         checked(1, detail="x" * 501),
         checked(1, reason="DUPLICATE"),
         checked(1, reason="x" * 1_000),
-        exported(1, BASE, num_examples=-1),
-        exported(1, BASE, accuracy_micros=-1),
-        exported(1, BASE, accuracy_micros=1_000_001),
+        exported(1, BASE, evaluation=evaluation(num_examples=0)),
+        exported(1, BASE, evaluation=evaluation(-1)),
+        exported(1, BASE, evaluation=evaluation(1_000_001)),
+        exported(1, BASE, evaluation=metrics(("accuracy", 1, "LOWER"))),
+        exported(1, BASE, evaluation=metrics(("a", 1, "UP"))),
+        exported(1, BASE, evaluation=metrics(("", 1, "LOWER"))),
+        exported(1, BASE, evaluation=metrics(("a b", 1, "LOWER"))),
+        exported(1, BASE, evaluation=metrics(("x" * 65, 1, "LOWER"))),
+        exported(1, BASE, evaluation=metrics()),
+        exported(1, BASE, evaluation=metrics(*[("a", 1, "LOWER")] * 2)),
+        exported(1, BASE, evaluation=metrics(("b", 1, "LOWER"), ("a", 1, "LOWER"))),
+        exported(
+            1,
+            BASE,
+            evaluation=metrics(*((f"m{n:03}", 1, "LOWER") for n in range(65))),
+        ),
+        exported(1, BASE, evaluation=None),
+        exported(1, BASE, no_evaluation="NOT_MEASURED"),
+        exported(1, BASE, evaluation=None, no_evaluation="LATE"),
+        exported(1, BASE, onnx=None),
+        exported(1, BASE, no_onnx="NOT_EXPORTABLE"),
     ],
 )
 def test_bad_fields(event: e.LedgerEvent) -> None:
