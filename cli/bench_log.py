@@ -129,6 +129,7 @@ class LogMaker:
     def _found(self) -> Iterator[tuple[NewBlock, e.CheckpointSigned]]:
         config = e.FederationConfigured(
             federation_id=self.federation_id,
+            nonce=b"n" * 32,
             principals=tuple(
                 e.Principal(role=role, public_key=key.public_key)
                 for role, key in self.keys.items()

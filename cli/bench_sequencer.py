@@ -205,6 +205,7 @@ class Offline:
         founding: list[e.Event] = [
             e.FederationConfigured(
                 federation_id=FEDERATION,
+                nonce=b"n" * 32,
                 principals=tuple(
                     e.Principal(role=role, public_key=self._key.public_key)
                     for role in ROLES

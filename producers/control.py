@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from adapters.blobs import BlobStore
 from adapters.kafka import Publisher
@@ -39,6 +40,8 @@ from schemas.events import (
     RoundRequested,
     Task,
 )
+
+NONCE_SIZE: Final = 32
 
 
 class InvalidConfigurationError(Exception):
@@ -173,6 +176,7 @@ class Operator:
         manifest = manifest_of(tensors_from_blob(initial_model))
         config = FederationConfigured(
             federation_id=federation_id,
+            nonce=secrets.token_bytes(NONCE_SIZE),
             principals=principals,
             aggregation="MPC" if parameters.parties else "PLAIN",
             strategy="FEDAVG",

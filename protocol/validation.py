@@ -190,6 +190,7 @@ def find_configuration_problem(config: e.FederationConfigured) -> str | None:
             config.aggregation in {"PLAIN", "MPC"},
             "aggregation must be PLAIN or MPC",
         ),
+        (any(config.nonce), "nonce must be random bytes, not zeros"),
         (config.strategy == "FEDAVG", "strategy must be FEDAVG"),
         (
             1 <= config.num_parameters <= MAX_NUM_PARAMETERS,

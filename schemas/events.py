@@ -79,6 +79,7 @@ class FederationConfigured:
     """
 
     federation_id: str
+    nonce: bytes
     principals: tuple[Principal, ...]
     aggregation: str
     strategy: str

@@ -170,6 +170,7 @@ class LogBuilder:
 
     Args:
         federation_id: Its name.
+        nonce: What tells this founding from others of the same parameters.
         num_parameters: Size of its models.
         cohort_size: Agents drawn for a round.
         min_cohort: Fewest contributions of a round.
@@ -180,6 +181,7 @@ class LogBuilder:
     """
 
     federation_id: str = "clinics"
+    nonce: bytes = b"n" * 32
     num_parameters: int = 6
     cohort_size: int = 4
     min_cohort: int = 2
@@ -258,6 +260,7 @@ class LogBuilder:
         """Return what the federation is founded with."""
         return e.FederationConfigured(
             federation_id=self.federation_id,
+            nonce=self.nonce,
             principals=tuple(
                 e.Principal(role=role, public_key=make_key(role).public_key)
                 for role in ROLES

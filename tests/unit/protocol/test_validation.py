@@ -126,6 +126,7 @@ def test_bad_names(name: str) -> None:
         {"principals": ()},
         {"aggregation": "plain"},
         {"aggregation": "MPC"},
+        {"nonce": bytes(32)},
         {"strategy": "FEDADAM"},
         {"num_parameters": 0},
         {"num_parameters": 2**31 + 1},
