@@ -22,14 +22,15 @@ from ledger.checkpoint import (
     sign_checkpoint,
 )
 from ledger.signing import SigningKey
-from protocol import registry, rewards, rounds
 from protocol.admission import Received
-from protocol.decider import step
+from protocol.deciders import compute_initial_states, step_all
 from protocol.encoding import update_to_blob
 from protocol.envelope import sign_event
 from protocol.log import LogState, NewBlock, SequencerState, open_block, sequence
 from protocol.plain import compute_result
 from protocol.replay import ReplayState
+from protocol.rewards import RECOMMENDED_RULE
+from protocol.rounds import RoundsState
 from protocol.state_root import StateHasher
 from protocol.validation import MAX_CHECKS, ROLES
 from schemas import codec, topics
@@ -110,9 +111,7 @@ class LogMaker:
         self._model = make_model(num_parameters)
         self._state = SequencerState()
         self._reader = LogState()
-        self._rounds = rounds.DECIDER.initial
-        self._registry = registry.DECIDER.initial
-        self._rewards = rewards.DECIDER.initial
+        self._states = compute_initial_states()
         self._waiting: list[Received] = []
         self._offsets: Counter[str] = Counter()
         self._counter = 0
@@ -148,7 +147,7 @@ class LogMaker:
                 e.LedgerNode(name=name, public_key=key.public_key, url="")
                 for name, key in self.nodes.items()
             ),
-            reward_rule=rewards.RECOMMENDED_RULE,
+            reward_rule=RECOMMENDED_RULE,
         )
         self._say(config, "OPERATOR")
         for name, key in self._agents.items():
@@ -296,9 +295,7 @@ class LogMaker:
         state = ReplayState(
             log=self._state.log,
             admission=self._state.admission,
-            rounds=self._rounds,
-            registry=self._registry,
-            rewards=self._rewards,
+            states=self._states,
         )
         nodes, chain = state.admission.node_sets[-1], state.log.chain
         header = Header(
@@ -328,15 +325,13 @@ class LogMaker:
                 self._said.append((cosigned, key))
         self._header, self._note = header, note
 
+    @property
+    def _rounds(self) -> RoundsState:
+        return self._states["rounds"]  # type: ignore[no-any-return]  # its own
+
     def _follow(self, block: NewBlock) -> None:
         self._reader, _, opened = open_block(self._reader, block.data, block.signature)
         for leaf in opened:
-            self._rounds, facts = step(rounds.DECIDER, self._rounds, leaf.sequenced)
-            self._registry, versions = step(
-                registry.DECIDER, self._registry, leaf.sequenced
-            )
-            self._rewards, changes = step(
-                rewards.DECIDER, self._rewards, leaf.sequenced
-            )
-            for fact in (*facts, *versions, *changes):
+            self._states, facts = step_all(self._states, leaf.sequenced)
+            for fact in facts:
                 self._say(fact, "DECIDER")

@@ -27,11 +27,13 @@ from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Any, Final
 
-from protocol import admission, registry, rewards, rounds
+from protocol import admission
 from protocol.admission import AdmissionState, Received, Refused, Verify
-from protocol.decider import step
+from protocol.deciders import States, compute_initial_states, step_all
 from protocol.envelope import verify_event
 from protocol.log import LogState, OpenedLeaf, open_block
+from protocol.rewards import RewardsState
+from protocol.rounds import RoundsState
 from schemas import codec, topics
 from schemas import events as e
 from schemas.reasons import Reason
@@ -104,19 +106,25 @@ class ReplayState:
     Attributes:
         log: How far it has been read.
         admission: What admission knows.
-        rounds: The rounds decider's state.
-        registry: The registry decider's.
-        rewards: The rewards decider's.
+        states: What each decider knows, by name.
         expected: Facts that the deciders concluded and the log does not have yet, in
             their order, by topic.
     """
 
     log: LogState = field(default_factory=LogState)
     admission: AdmissionState = field(default_factory=AdmissionState)
-    rounds: rounds.RoundsState = rounds.DECIDER.initial
-    registry: registry.RegistryState = registry.DECIDER.initial
-    rewards: rewards.RewardsState = rewards.DECIDER.initial
+    states: States = field(default_factory=compute_initial_states)
     expected: Mapping[str, tuple[e.Fact, ...]] = field(default_factory=dict)
+
+    @property
+    def rounds(self) -> RoundsState:
+        """Return the rounds decider's state."""
+        return self.states["rounds"]  # type: ignore[no-any-return]  # its own
+
+    @property
+    def rewards(self) -> RewardsState:
+        """Return the rewards decider's state."""
+        return self.states["rewards"]  # type: ignore[no-any-return]  # its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +139,7 @@ class ReplayedLeaf:
     """
 
     opened: OpenedLeaf
-    rounds: rounds.RoundsState
+    rounds: RoundsState
     facts: tuple[e.Fact, ...]
     is_admissible: bool
 
@@ -233,9 +241,7 @@ class _Replay:
         self._block = block
         self._unframe = unframe
         self._verify = verify
-        self._rounds = before.rounds
-        self._registry = before.registry
-        self._rewards = before.rewards
+        self._states = before.states
         self._expected: defaultdict[str, deque[e.Fact]] = defaultdict(deque)
         for topic, expected in before.expected.items():
             self._expected[topic].extend(expected)
@@ -260,15 +266,15 @@ class _Replay:
                 is_admissible = number not in faulty
                 self._check_fact(event, item, is_admissible=is_admissible)
             facts = self._decide(item)
-            leaves.append(ReplayedLeaf(item, self._rounds, facts, number not in faulty))
+            leaves.append(
+                ReplayedLeaf(item, self._states["rounds"], facts, number not in faulty)
+            )
         return Replayed(
             state=ReplayState(
                 log=self._log,
                 # What should not be there changes nothing, but it counts.
                 admission=replace(after, num_leaves=self._log.chain.size),
-                rounds=self._rounds,
-                registry=self._registry,
-                rewards=self._rewards,
+                states=self._states,
                 expected={t: tuple(due) for t, due in self._expected.items()},
             ),
             block=self._block,
@@ -391,10 +397,7 @@ class _Replay:
         """Move the deciders by one leaf, and note what must follow."""
         leaf = item.sequenced
         try:
-            self._rounds, started = step(rounds.DECIDER, self._rounds, leaf)
-            self._registry, versions = step(registry.DECIDER, self._registry, leaf)
-            self._rewards, changes = step(rewards.DECIDER, self._rewards, leaf)
-            facts: tuple[e.Fact, ...] = (*started, *versions, *changes)
+            self._states, facts = step_all(self._states, leaf)
             for fact in facts:
                 self._expected[topics.topic_of(fact)].append(fact)
         except MemoryError:

@@ -9,11 +9,16 @@ Encoding, one for each value:
 
     None n · False f · True t · int i<decimal>; · str s<length>:<UTF-8>
     bytes b<length>:<bytes> · tuple l<length>: items · frozenset x<length>: items
-    mapping m<length>: key value … · dataclass d<length of name>:<name> fields in order
+    mapping m<length>: key value … · dataclass d<length>: name value …
 
-Items of sets and keys of mappings come in ascending order of their encodings. The root
-is SHA-256 over ``folkmoot-state/v1\n`` and, for each part of the state in a fixed
-order, SHA-256 of the part's encoding.
+Items of sets, keys of mappings and names of fields (as str) come in ascending order of
+their encodings. A field at its default is left out and does not count. So a class may
+get a field, an event's schema too, and nothing has another encoding until the field is
+used; what a class or a module is called is nothing.
+
+The root is SHA-256 over ``folkmoot/state/v2\n`` and, for each field of each part of the
+state, in ascending order, the encoding of its name, ``part.field``, and SHA-256 of that
+of its value. The parts are ``admission`` and the deciders by their names.
 
 Left out: what only says how far the log was read (the chain is in the header), facts
 still to come (they follow from the rest) and the ids of recent inputs (they follow from
@@ -24,16 +29,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Hashable, Iterator, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from operator import itemgetter
 from typing import Any, Final, cast
 
 from protocol.replay import ReplayState
 
-STATE_DOMAIN: Final = b"folkmoot-state/v1\n"
-PARTS: Final = ("admission", "rounds", "registry", "rewards")
-LEFT_OUT: Final = frozenset({("admission", "recent_ids")})
+STATE_DOMAIN: Final = b"folkmoot/state/v2\n"
+ADMISSION: Final = "admission"
+LEFT_OUT: Final = frozenset({(ADMISSION, "recent_ids")})
 
 
 class StateHasher:
@@ -43,7 +48,7 @@ class StateHasher:
     """
 
     def __init__(self) -> None:
-        self._known: dict[tuple[str, str], tuple[object, bytes]] = {}
+        self._known: dict[bytes, tuple[object, bytes]] = {}
 
     def compute_root(self, state: ReplayState) -> bytes:
         """Return the state root, 32 bytes.
@@ -51,27 +56,49 @@ class StateHasher:
         Raises:
             TypeError: the state holds a type that has no encoding. A bug.
         """
-        digest = hashlib.sha256(STATE_DOMAIN)
-        for part, name, value in _parts(state):
-            known = self._known.get((part, name))
+        digests: list[tuple[bytes, bytes]] = []
+        for name, value in _find_parts(state):
+            known = self._known.get(name)
             if known is None or known[0] is not value:
                 known = (value, hashlib.sha256(encode(value)).digest())
-                self._known[part, name] = known
-            digest.update(known[1])
-        return digest.digest()
+                self._known[name] = known
+            digests.append((name, known[1]))
+        # Names, for it must not matter where a class or the list of deciders has one.
+        parts = b"".join(name + digest for name, digest in sorted(digests))
+        return hashlib.sha256(STATE_DOMAIN + parts).digest()
 
 
-def _parts(state: ReplayState) -> Iterator[tuple[str, str, Any]]:
-    for part in PARTS:
-        value = getattr(state, part)
-        for name in _field_names(value.__class__):
-            if (part, name) not in LEFT_OUT:
-                yield part, name, getattr(value, name)
+def _find_parts(state: ReplayState) -> Iterator[tuple[bytes, Any]]:
+    """Yield the fields that are not at their default, with their encoded names."""
+    for part, content in ((ADMISSION, state.admission), *state.states.items()):
+        for name, key, default in _fields_of(part, content.__class__):
+            value = getattr(content, name)
+            if value != default:
+                yield key, value
 
 
 @cache
-def _field_names(cls: Hashable) -> tuple[str, ...]:
-    return tuple(part.name for part in fields(cast("Any", cls)))
+def _fields_of(part: str, cls: Hashable) -> tuple[tuple[str, bytes, Any], ...]:
+    """Return a part's fields: name, encoding of what it is called, default."""
+    return tuple(
+        (name, encode(f"{part}.{name}"), default)
+        for name, _, default in _encoded_fields(cls)
+        if (part, name) not in LEFT_OUT
+    )
+
+
+@cache
+def _encoded_fields(cls: Hashable) -> tuple[tuple[str, bytes, Any], ...]:
+    """Return a class's fields in order: name, its encoding, default if there is one."""
+    found = [
+        (
+            part.name,
+            encode(part.name),
+            part.default if part.default_factory is MISSING else part.default_factory(),
+        )
+        for part in fields(cast("Any", cls))
+    ]
+    return tuple(sorted(found, key=itemgetter(1)))
 
 
 def encode(value: Any) -> bytes:
@@ -130,11 +157,15 @@ def _write_other(value: Any, out: bytearray) -> None:
                 out += key
                 _write(item, out)
         case _ if is_dataclass(value):
-            cls = value.__class__
-            name = cls.__name__.encode()
-            out += b"d%d:" % len(name) + name
-            for part in _field_names(cls):
-                _write(getattr(value, part), out)
+            known = [
+                (key, item)
+                for name, key, default in _encoded_fields(value.__class__)
+                if (item := getattr(value, name)) != default
+            ]
+            out += b"d%d:" % len(known)
+            for key, item in known:
+                out += key
+                _write(item, out)
         case _:
             msg = f"no encoding of {type(value).__name__}"
             raise TypeError(msg)

@@ -2,13 +2,16 @@
 
 The state is cached in the app's table after every block. The cache is believed only
 if it is exactly at the block before the one that arrives; in any other case (deleted,
-behind, or ahead because a transaction was aborted) the log is read again from its
-beginning, through the same functions.
+behind, ahead because a transaction was aborted, or of a state of another shape, whose
+writer folded other things) the log is read again from its beginning, through the same
+functions.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 import logging
 import time
 from collections.abc import Callable
@@ -74,6 +77,9 @@ class Follower(Generic[State, Output]):
             Followed[state_type],  # type: ignore[valid-type]  # a type argument at run time
             config=ConfigDict(ser_json_bytes="base64", val_json_bytes="base64"),
         )
+        shape = json.dumps(self._snapshots.json_schema(), sort_keys=True)
+        self._shape = hashlib.sha256(shape.encode()).digest()
+        """What snapshots begin with."""
 
     async def follow(self, event: Any) -> list[Output]:
         """Take the next record of the ledger and return what follows from it.
@@ -88,7 +94,7 @@ class Follower(Generic[State, Output]):
             before = await self._find_before(event, data, signature)
             after, outputs = self._advance(before, data, signature)
             self._known[event.key] = after
-            snapshot = self._snapshots.dump_json(after)
+            snapshot = self._shape + self._snapshots.dump_json(after)
             if len(snapshot) <= MAX_SNAPSHOT_BYTES:
                 self._table[event.key] = snapshot
             # What is in the cache now is behind, so after a restart the log is read.
@@ -136,9 +142,9 @@ class Follower(Generic[State, Output]):
 
     def _load(self, key: bytes | None) -> Followed[State]:
         cached = None if key is None else self._table.get(key)
-        if cached is not None:
+        if cached is not None and cached.startswith(self._shape):
             try:
-                return self._snapshots.validate_json(cached)
+                return self._snapshots.validate_json(cached[len(self._shape) :])
             except ValueError as error:
                 log.warning("the cached state is of no use, reading the log: %s", error)
         return self._start(key)

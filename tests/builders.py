@@ -39,10 +39,8 @@ from ledger.checkpoint import (
 from ledger.equivocation import prove_equivocation
 from ledger.note import parse_note
 from ledger.signing import SigningKey
-from protocol import registry as model_registry
-from protocol import rewards, rounds
 from protocol.admission import Received
-from protocol.decider import step
+from protocol.deciders import compute_initial_states, step_all
 from protocol.encoding import UpdateRefusedError, parse_update, update_to_blob
 from protocol.envelope import SIGNATURE_HEADER, sign_event
 from protocol.log import (
@@ -55,6 +53,7 @@ from protocol.log import (
 )
 from protocol.plain import RoundResult, compute_max_update_size, compute_result
 from protocol.rewards import RECOMMENDED_RULE
+from protocol.rounds import RoundsState
 from protocol.tensors import tensors_to_blob
 from protocol.validation import ROLES
 from schemas import codec, topics
@@ -201,9 +200,7 @@ class LogBuilder:
         self.leaves: list[e.LedgerEvent] = []
         self.opened: list[OpenedLeaf] = []
         self._reader = LogState()
-        self._rounds = rounds.DECIDER.initial
-        self._registry = model_registry.DECIDER.initial
-        self._rewards = rewards.DECIDER.initial
+        self._states = compute_initial_states()
         self._waiting: list[Received] = []
         self._offsets: Counter[str] = Counter()
         self._updates: dict[int, e.UpdateSubmitted] = {}
@@ -668,6 +665,10 @@ class LogBuilder:
             )
         )
 
+    @property
+    def _rounds(self) -> RoundsState:
+        return self._states["rounds"]
+
     def _follow(self, block: NewBlock) -> None:
         """Let the deciders conclude, and put their facts on their topics."""
         self._reader, _, opened = open_block(self._reader, block.data, block.signature)
@@ -677,14 +678,8 @@ class LogBuilder:
             self.opened.append(leaf)
             if isinstance(event, e.UpdateSubmitted):
                 self._updates[leaf.sequenced.leaf_index] = event
-            self._rounds, facts = step(rounds.DECIDER, self._rounds, leaf.sequenced)
-            self._registry, versions = step(
-                model_registry.DECIDER, self._registry, leaf.sequenced
-            )
-            self._rewards, changes = step(
-                rewards.DECIDER, self._rewards, leaf.sequenced
-            )
-            for fact in (*facts, *versions, *changes):
+            self._states, facts = step_all(self._states, leaf.sequenced)
+            for fact in facts:
                 if isinstance(fact, e.RoundSealed):
                     self._sealed = fact
                 for sent in self.send_fact(fact):

@@ -1,7 +1,7 @@
 """How the deciders follow the ledger: what they pass over, and what ends them."""
 
 import asyncio
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import pytest
@@ -113,3 +113,52 @@ def test_an_unknown_id_or_a_block_that_does_not_fit_ends_the_service(log, monkey
     assert error.value.reason == Reason.UNKNOWN_SCHEMA
     with pytest.raises(LogError):
         follow(renumbered([*log.records, log.records[1]]), monkeypatch)
+
+
+@dataclass(frozen=True)
+class Before:
+    count: int = 0
+
+
+@dataclass(frozen=True)
+class After:
+    count: int = 0
+    named: int = 0
+
+
+def test_a_state_of_another_version_is_read_from_the_log_again(log, monkeypatch):
+    """What is new in it follows from leaves that the older one had read."""
+    table, records = {}, renumbered(log.records)
+    monkeypatch.setattr(
+        streams.following,
+        "read_partition",
+        lambda _settings, _topic, _partition, *, start: records[start:],
+    )
+    service = SimpleNamespace(
+        table=lambda: table, registry=make_registry(Client()), settings=None
+    )
+
+    def count_before(state, _leaf):
+        return Before(state.count + 1), []
+
+    def count_after(state, leaf):
+        named = state.named + hasattr(leaf.sequenced.event, "agent_id")
+        return After(state.count + 1, named), []
+
+    for state_type, step, part in (
+        (Before, count_before, records[:-1]),
+        (After, count_after, records[-1:]),
+    ):
+        follower = Follower(service, state_type, state_type(), step)
+        for record in part:
+            event = SimpleNamespace(
+                key=record.key,
+                value=record.value,
+                headers=dict(record.headers),
+                message=SimpleNamespace(partition=0, offset=record.offset),
+            )
+            asyncio.run(follower.follow(event))
+    state = follower.get_state(record.key)
+    named = sum(hasattr(event, "agent_id") for event in log.leaves)
+    assert named > 1
+    assert state == After(len(log.leaves), named)

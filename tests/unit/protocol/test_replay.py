@@ -80,9 +80,7 @@ def test_an_honest_log_has_no_fault(nodes: Sequence[str]) -> None:
     # What everybody else makes of the same leaves.
     assert state.log.chain == log.state.log.chain
     assert state.admission == log.state.admission
-    assert state.rounds == log._rounds
-    assert state.registry == log._registry
-    assert state.rewards == log._rewards
+    assert state.states == log._states
     assert list(find_missing(state)) == list(find_pending(state)) == []
     leaves = [leaf for replayed in blocks for leaf in replayed.leaves]
     assert [leaf.opened.sequenced.event for leaf in leaves] == log.leaves

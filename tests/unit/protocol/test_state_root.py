@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from copy import copy
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 from ledger.attestations import NodeSet
 from ledger.equivocation import Contradiction, Offence
 from protocol.admission import AdmissionState, Agent
+from protocol.deciders import DECIDERS
 from protocol.envelope import SIGNATURE_HEADER
 from protocol.registry import RegistryState
 from protocol.replay import ReplayState, replay_block
 from protocol.rewards import RewardsState, UnpaidRound
 from protocol.rounds import OpenRound, PendingUpdate, RoundsState
-from protocol.state_root import LEFT_OUT, PARTS, STATE_DOMAIN, StateHasher, encode
+from protocol.state_root import LEFT_OUT, StateHasher, encode
 from schemas import events as e
 from tests.builders import LogBuilder, build_log, make_nodes, unframe
 from tests.simulation.federation import CONFIG
@@ -55,46 +56,58 @@ STATE = ReplayState(
         finalised_size=30,
         proven=frozenset({Contradiction(b"\x08" * 32, Offence.TWO_BLOCKS, 0, 1, 12)}),
     ),
-    rounds=RoundsState(
-        config=CONFIG,
-        agents=frozenset({"ana", "bea"}),
-        last_round=3,
-        last_requested_at_ms=1_700_000_000_000,
-        version=2,
-        model=CONFIG.initial_model,
-        current=OpenRound(
-            started=STARTED,
-            pending={
-                41: PendingUpdate(
-                    agent_id="ana",
-                    update_sha256=b"\x09" * 32,
-                    num_examples=5,
-                    leaf_hash=b"\x0e" * 32,
-                )
-            },
-            contributions={
-                "bea": e.Contribution(
-                    agent_id="bea", update_sha256=b"\x0a" * 32, num_examples=6
-                )
-            },
-            answered=frozenset({"bea"}),
+    states={
+        "rounds": RoundsState(
+            config=CONFIG,
+            agents=frozenset({"ana", "bea"}),
+            last_round=3,
+            last_requested_at_ms=1_700_000_000_000,
+            version=2,
+            model=CONFIG.initial_model,
+            current=OpenRound(
+                started=STARTED,
+                pending={
+                    41: PendingUpdate(
+                        agent_id="ana",
+                        update_sha256=b"\x09" * 32,
+                        num_examples=5,
+                        leaf_hash=b"\x0e" * 32,
+                    )
+                },
+                contributions={
+                    "bea": e.Contribution(
+                        agent_id="bea", update_sha256=b"\x0a" * 32, num_examples=6
+                    )
+                },
+                answered=frozenset({"bea"}),
+            ),
+            draw_size=30,
+            draw_entropy=b"\x0b" * 32,
+            drawn_size=30,
         ),
-        draw_size=30,
-        draw_entropy=b"\x0b" * 32,
-        drawn_size=30,
-    ),
-    registry=RegistryState(),
-    rewards=RewardsState(
-        sequencer_key=b"\x04" * 32,
-        node_names={b"\x0c" * 32: "node0"},
-        best_accuracy_micros=900_000,
-        drawn_round=3,
-        silent=frozenset({"ana"}),
-        unpaid={2: UnpaidRound(is_published=True, pool=4)},
-        balances={"ana": -50, "bea": 120},
-    ),
+        "registry": RegistryState(),
+        "rewards": RewardsState(
+            sequencer_key=b"\x04" * 32,
+            node_names={b"\x0c" * 32: "node0"},
+            best_accuracy_micros=900_000,
+            drawn_round=3,
+            silent=frozenset({"ana"}),
+            unpaid={2: UnpaidRound(is_published=True, pool=4)},
+            balances={"ana": -50, "bea": 120},
+        ),
+    },
 )
-ROOT = "ba3beb04754bf17728b4e34e52a07d9f2c7216be379b23a13ee62fe07462cbab"
+ROOT = "a4b56c590a6e41bade05e4d32f2e9caeebb05d6aa8220cc333232f78a648e3da"
+
+
+def parts_of(state: ReplayState) -> dict[str, Any]:
+    return {"admission": state.admission, **state.states}
+
+
+def with_part(state: ReplayState, name: str, part: Any) -> ReplayState:
+    if name == "admission":
+        return replace(state, admission=part)
+    return replace(state, states={**state.states, name: part})
 
 
 def compute_root(state: ReplayState) -> str:
@@ -112,22 +125,33 @@ def test_a_state_has_the_root_that_it_always_had() -> None:
 
 
 def test_the_root_is_what_the_documentation_says() -> None:
-    digest = hashlib.sha256(STATE_DOMAIN)
-    for part in PARTS:
-        value = getattr(STATE, part)
-        for field in fields(value):
-            if (part, field.name) != ("admission", "recent_ids"):
-                encoding = encode(getattr(value, field.name))
-                digest.update(hashlib.sha256(encoding).digest())
+    known = {}
+    for part, value in parts_of(STATE).items():
+        for own in fields(value):
+            item = getattr(value, own.name)
+            default = getattr(type(value)(), own.name)
+            if item != default and (part, own.name) != ("admission", "recent_ids"):
+                name = encode(f"{part}.{own.name}")
+                known[name] = hashlib.sha256(encode(item)).digest()
+    content = b"".join(name + known[name] for name in sorted(known))
+    digest = hashlib.sha256(b"folkmoot/state/v2\n" + content)
     assert compute_root(STATE) == digest.hexdigest()
-    assert STATE_DOMAIN == b"folkmoot-state/v1\n"
-    assert PARTS == ("admission", "rounds", "registry", "rewards")
+    assert set(parts_of(STATE)) == {"admission", *DECIDERS}
+    assert b"rounds.current" in content
+    assert b"registry" not in content, "it knows nothing yet"
 
 
 @dataclass(frozen=True)
 class Pair:
     left: Any
     right: Any = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Other:
+    begin: int = 0
+    names: Mapping[str, Pair] = field(default_factory=dict)
+    end: int = -1
 
 
 @pytest.mark.parametrize(
@@ -152,7 +176,17 @@ class Pair:
         ({}, b"m0:"),
         ({"b": 1, "a": None}, b"m2:s1:ans1:bi1;"),
         (MappingProxyType({b"k": True}), b"m1:b1:kt"),
-        (Pair(1), b"d4:Pairi1;n"),
+        (Pair(1), b"d1:s4:lefti1;"),
+        (Pair(None), b"d1:s4:leftn"),
+        # By name, not in the order of the class.
+        (Pair(1, 2), b"d2:s4:lefti1;s5:righti2;"),
+        (Other(end=1), b"d1:s3:endi1;"),
+        (Other(begin=1, end=2), b"d2:s3:endi2;s5:begini1;"),
+        (Other(names={}, end=0), b"d1:s3:endi0;"),
+        (
+            Other(names={"a": Pair(1)}, end=0),
+            b"d2:s3:endi0;s5:namesm1:s1:ad1:s4:lefti1;",
+        ),
     ],
 )
 def test_every_value_has_one_encoding(value: object, encoding: bytes) -> None:
@@ -168,7 +202,7 @@ def test_what_states_are_not_made_of_is_a_bug(value: object) -> None:
 
 
 def test_a_state_with_such_a_value_has_no_root() -> None:
-    state = replace(STATE, rounds=replace(STATE.rounds, version=1.0))
+    state = with_part(STATE, "rounds", replace(STATE.rounds, version=1.0))
     with pytest.raises(TypeError, match="no encoding of float"):
         StateHasher().compute_root(state)
 
@@ -230,10 +264,10 @@ def test_the_order_in_which_things_were_learned_is_nothing() -> None:
             agents=dict(reversed(STATE.admission.agents.items())),
             offsets=dict(reversed(STATE.admission.offsets.items())),
         ),
-        rewards=replace(
-            STATE.rewards, balances=dict(reversed(STATE.rewards.balances.items()))
-        ),
+        states=dict(reversed(STATE.states.items())),
     )
+    balances = dict(reversed(STATE.rewards.balances.items()))
+    state = with_part(state, "rewards", replace(STATE.rewards, balances=balances))
     assert compute_root(state) == ROOT
 
 
@@ -285,19 +319,19 @@ def last_state(log: LogBuilder) -> ReplayState:
     return state
 
 
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("part", ["admission", *DECIDERS])
 @pytest.mark.parametrize("which", ["by hand", "of a log"])
 def test_whatever_changes_in_a_state_changes_its_root(part: str, which: str) -> None:
     state = STATE if which == "by hand" else last_state(build_log())
     hasher, before = StateHasher(), StateHasher().compute_root(state)
-    value, seen = getattr(state, part), 0
-    for field in fields(value):
-        for changed in changes_of(getattr(value, field.name)):
+    value, seen = parts_of(state)[part], 0
+    for own in fields(value):
+        for changed in changes_of(getattr(value, own.name)):
             clone = copy(value)
-            object.__setattr__(clone, field.name, changed)
-            root = hasher.compute_root(replace(state, **{part: clone}))
-            is_left_out = (part, field.name) in LEFT_OUT
-            assert (root == before) == is_left_out, (field.name, changed)
+            object.__setattr__(clone, own.name, changed)
+            root = hasher.compute_root(with_part(state, part, clone))
+            is_left_out = (part, own.name) in LEFT_OUT
+            assert (root == before) == is_left_out, (own.name, changed)
             seen += 1
     assert seen >= len(fields(value))
 
