@@ -1,15 +1,17 @@
 """The shape of every decider: a pure state machine over the ledger.
 
-``decide`` holds every rule and returns its verdict as facts; ``evolve`` folds inputs
-and facts and refuses nothing. Live processors, the audit and recovery all move state
-through `step` and nothing else, on purpose: that is why live and replay agree.
+``decide`` holds every rule and returns its verdict as facts; ``evolve`` folds a leaf
+and the facts that followed from it, and knows no rule: what somebody said counts unless
+a fact refuses it. So two audits hold: the log's inputs, decided again, give the facts
+on it; and its leaves, folded with those facts, give the state, whatever the rules were.
+Live processors, the audit and recovery all move state through `step` and nothing else,
+on purpose: that is why live and replay agree.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
 from typing import Generic, TypeVar
 
 from schemas.events import Fact, LedgerEvent
@@ -47,12 +49,12 @@ class Decider(Generic[State, FactT]):
     Attributes:
         initial: The state before the first leaf of a federation's log.
         decide: Every rule. Must not depend on anything but its arguments.
-        evolve: Folds what happened. Must accept everything that ``decide`` returned.
+        evolve: Folds a leaf and its facts. Must accept all that ``decide`` returned.
     """
 
     initial: State
     decide: Callable[[State, Sequenced], Sequence[FactT]]
-    evolve: Callable[[State, Sequenced | FactT], State]
+    evolve: Callable[[State, Sequenced, Sequence[FactT]], State]
 
 
 def step(
@@ -67,4 +69,4 @@ def step(
         replace(fact, output_index=index)
         for index, fact in enumerate(decider.decide(state, leaf))
     ]
-    return reduce(decider.evolve, facts, decider.evolve(state, leaf)), facts
+    return decider.evolve(state, leaf, facts), facts

@@ -60,12 +60,14 @@ def decide(state: RegistryState, leaf: Sequenced) -> Sequence[e.RegistryFact]:
             return []
 
 
-def evolve(state: RegistryState, happened: Sequenced | e.RegistryFact) -> RegistryState:
-    """Fold an input or a fact; refuses nothing."""
-    if isinstance(happened, e.ModelVersionRegistered):
-        waiting = {k: v for k, v in state.waiting.items() if k != happened.round}
-        return replace(state, waiting=waiting)
-    match happened.event:
+def evolve(
+    state: RegistryState, leaf: Sequenced, facts: Sequence[e.RegistryFact]
+) -> RegistryState:
+    """Fold a leaf and what followed from it; knows no rule."""
+    for fact in facts:
+        waiting = {k: v for k, v in state.waiting.items() if k != fact.round}
+        state = replace(state, waiting=waiting)
+    match leaf.event:
         case e.AggregatePublished() as published:
             version = state.last_version + 1
             model = PublishedModel(

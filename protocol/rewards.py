@@ -87,12 +87,13 @@ class UnpaidRound:
     Attributes:
         contributions: Its contributions; None until it is known to be sealed.
         is_published: Whether its aggregate is.
-        pool: What its version earned, in points; None until that is registered.
+        gain_micros: How much more accurate its version is than the best before, in
+            millionths; None until that is registered.
     """
 
     contributions: tuple[e.Contribution, ...] | None = None
     is_published: bool = False
-    pool: int | None = None
+    gain_micros: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,12 +148,14 @@ def decide(state: RewardsState, leaf: Sequenced) -> Sequence[e.RewardFact]:
     return facts
 
 
-def evolve(state: RewardsState, happened: Sequenced | e.RewardFact) -> RewardsState:
-    """Fold an input or a fact; refuses nothing."""
-    if isinstance(happened, e.BalanceChanged):
-        balances = {**state.balances, happened.account: happened.balance}
-        return replace(state, balances=balances)
-    match happened.event:
+def evolve(
+    state: RewardsState, leaf: Sequenced, facts: Sequence[e.RewardFact]
+) -> RewardsState:
+    """Fold a leaf and what followed from it; knows no rule."""
+    if facts:
+        balances = {fact.account: fact.balance for fact in facts}
+        state = replace(state, balances={**state.balances, **balances})
+    match leaf.event:
         case e.FederationConfigured() as config:
             keys = {p.role: p.public_key for p in config.principals}
             return replace(
@@ -182,7 +185,8 @@ def evolve(state: RewardsState, happened: Sequenced | e.RewardFact) -> RewardsSt
             unpaid = replace(_unpaid(state, number), is_published=True)
             return _remember(state, number, unpaid)
         case e.ModelVersionRegistered(round=number) as version:
-            unpaid = replace(_unpaid(state, number), pool=_compute_pool(state, version))
+            gain_micros = _compute_gain(state, version)
+            unpaid = replace(_unpaid(state, number), gain_micros=gain_micros)
             best = max(state.best_accuracy_micros, find_accuracy(version))
             after = _remember(state, number, unpaid)
             return replace(after, best_accuracy_micros=best)
@@ -225,14 +229,15 @@ def _find_changes(state: RewardsState, event: e.LedgerEvent) -> Iterator[_Change
             yield from _missed(state, number)
             if unpaid.is_published:
                 yield from _contributed(state, unpaid)
-            if unpaid.pool is not None:
-                yield from _improved(unpaid, unpaid.pool)
+            if unpaid.gain_micros is not None:
+                yield from _improved(state, unpaid, unpaid.gain_micros)
         case e.RoundAbandoned(round=number, reason=Reason.NOT_ENOUGH_CONTRIBUTIONS):
             yield from _missed(state, number)
         case e.AggregatePublished(round=number):
             yield from _contributed(state, _unpaid(state, number))
         case e.ModelVersionRegistered(round=number):
-            yield from _improved(_unpaid(state, number), _compute_pool(state, event))
+            gain_micros = _compute_gain(state, event)
+            yield from _improved(state, _unpaid(state, number), gain_micros)
         case e.ContributionRejected(agent_id=agent_id, reason=reason) if (
             reason in _FAILED_PROOFS
             # What an agent says of itself follows from its own leaf.
@@ -267,17 +272,19 @@ def _contributed(state: RewardsState, unpaid: UnpaidRound) -> Iterator[_Change]:
         yield contribution.agent_id, points, Basis.CONTRIBUTION
 
 
-def _improved(unpaid: UnpaidRound, pool: int) -> Iterator[_Change]:
+def _improved(
+    state: RewardsState, unpaid: UnpaidRound, gain_micros: int
+) -> Iterator[_Change]:
+    pool = gain_micros * state.rule.per_accuracy_percent // 10_000
     if unpaid.contributions:
         weights = {c.agent_id: c.num_examples for c in unpaid.contributions}
         for agent_id, points in share_out(pool, weights).items():
             yield agent_id, points, Basis.UTILITY
 
 
-def _compute_pool(state: RewardsState, version: e.ModelVersionRegistered) -> int:
-    """Return what a version earns; 0 if it is not the best so far."""
-    gain_micros = max(0, find_accuracy(version) - state.best_accuracy_micros)
-    return gain_micros * state.rule.per_accuracy_percent // 10_000
+def _compute_gain(state: RewardsState, version: e.ModelVersionRegistered) -> int:
+    """Return how much better a version is than all before; 0 if it is not."""
+    return max(0, find_accuracy(version) - state.best_accuracy_micros)
 
 
 def find_accuracy(version: e.ModelVersionRegistered) -> int:
@@ -301,7 +308,7 @@ def _unpaid(state: RewardsState, number: int) -> UnpaidRound:
 def _remember(state: RewardsState, number: int, unpaid: UnpaidRound) -> RewardsState:
     """Return the state with what is now known of a round; nothing once it is paid."""
     rounds = {**state.unpaid, number: unpaid}
-    if unpaid.contributions is not None and unpaid.pool is not None:
+    if unpaid.contributions is not None and unpaid.gain_micros is not None:
         del rounds[number]
     latest = sorted(rounds)[-MAX_UNPAID_ROUNDS:]
     return replace(state, unpaid={k: rounds[k] for k in latest})

@@ -81,7 +81,8 @@ class OpenRound:
         contributions: Accepted contributions, by agent.
         answered: Agents of the cohort that cannot contribute any more: accepted,
             refused after a check, or declined.
-        deadline_passed: Whether a block's stamp and the timer agree that it has.
+        told_at_ms: Stamp of the last block in which the timer spoke of this round; -1
+            before any.
         closed: With MPC, the fact that closed the set of commitments.
         proofs: With MPC, leaf index of the norm proof, by agent.
         links: With MPC, leaf index of what a party says of the shares, by party.
@@ -95,7 +96,7 @@ class OpenRound:
     pending: Mapping[int, PendingUpdate] = field(default_factory=dict)
     contributions: Mapping[str, e.Contribution] = field(default_factory=dict)
     answered: frozenset[str] = frozenset()
-    deadline_passed: bool = False
+    told_at_ms: int = -1
     closed: e.CommitmentsClosed | None = None
     proofs: Mapping[str, int] = field(default_factory=dict)
     links: Mapping[str, int] = field(default_factory=dict)
@@ -110,6 +111,11 @@ class OpenRound:
         if self.closed is not None:
             return self.closed.proof_deadline_ms
         return self.started.deadline_ms
+
+    @property
+    def deadline_passed(self) -> bool:
+        """Return whether a block's stamp and the timer agree that it has."""
+        return self.told_at_ms > self.deadline_ms
 
     @property
     def has_all_proofs(self) -> bool:
@@ -209,14 +215,26 @@ def decide(state: RoundsState, leaf: Sequenced) -> Sequence[e.RoundFact]:
             return []
 
 
-def evolve(state: RoundsState, happened: Sequenced | e.RoundFact) -> RoundsState:
-    """Fold an input or a fact; refuses nothing."""
-    if isinstance(happened, Sequenced):
-        return _evolve_input(state, happened)
-    return _evolve_fact(state, happened)
+def evolve(
+    state: RoundsState, leaf: Sequenced, facts: Sequence[e.RoundFact]
+) -> RoundsState:
+    """Fold a leaf and what followed from it; knows no rule."""
+    return reduce(_evolve_fact, facts, _evolve_input(state, leaf, facts))
 
 
-def _evolve_input(state: RoundsState, leaf: Sequenced) -> RoundsState:
+def _counts(event: e.LedgerEvent, facts: Sequence[e.RoundFact]) -> bool:
+    """Return whether what somebody said counts: no fact that follows refuses it."""
+    said_by = getattr(event, "agent_id", None)
+    return not any(
+        isinstance(fact, e.ClaimRejected)
+        or (isinstance(fact, e.ContributionRejected) and fact.agent_id == said_by)
+        for fact in facts
+    )
+
+
+def _evolve_input(
+    state: RoundsState, leaf: Sequenced, facts: Sequence[e.RoundFact]
+) -> RoundsState:
     current = state.current
     match leaf.event:
         case e.FederationConfigured() as config:
@@ -250,7 +268,7 @@ def _evolve_input(state: RoundsState, leaf: Sequenced) -> RoundsState:
                 state, last_requested_at_ms=max(at_ms, state.last_requested_at_ms)
             )
         case e.UpdateSubmitted() | e.UpdateCommitted() as update if (
-            current is not None and not _why_not(state, update, leaf)
+            current is not None and _counts(update, facts)
         ):
             blob = (
                 update.update
@@ -270,30 +288,31 @@ def _evolve_input(state: RoundsState, leaf: Sequenced) -> RoundsState:
                 ),
             )
         case e.NormProofSubmitted(agent_id=agent_id) as proof if (
-            current is not None and not _why_no_proof(state, proof, leaf)
+            current is not None and _counts(proof, facts)
         ):
             proofs = {**current.proofs, agent_id: leaf.leaf_index}
             return replace(state, current=replace(current, proofs=proofs))
-        case e.SharesLinked(party=party) as said if (
-            current is not None and not _why_unexpected(state, said, leaf)
+        case e.SharesLinked(party=party) as said if current is not None and _counts(
+            said, facts
         ):
             links = {**current.links, party: leaf.leaf_index}
             return replace(state, current=replace(current, links=links))
         case e.UpdatesCompared(party=party, far=far) as compared if (
-            current is not None and not _why_no_comparison(state, compared)
+            current is not None and _counts(compared, facts)
         ):
             return replace(
                 state, current=replace(current, far={**current.far, party: far})
             )
         case e.PartialAggregateSubmitted(party=party) as said if (
-            current is not None and not _why_unexpected(state, said, leaf)
+            current is not None and _counts(said, facts)
         ):
             partials = {**current.partials, party: leaf.leaf_index}
             return replace(state, current=replace(current, partials=partials))
-        case e.DeadlineReached() if current is not None and _is_past(
-            current, leaf, leaf.event
+        case e.DeadlineReached(round=number) if (
+            current is not None and number == current.started.round
         ):
-            return replace(state, current=replace(current, deadline_passed=True))
+            told = replace(current, told_at_ms=leaf.sequenced_at_ms)
+            return replace(state, current=told)
         case _:
             return state
 
@@ -306,8 +325,7 @@ def _evolve_fact(state: RoundsState, fact: e.RoundFact) -> RoundsState:
                 state, last_round=fact.round, current=OpenRound(started=fact)
             )
         case e.CommitmentsClosed() if current is not None:
-            closed = replace(current, closed=fact, deadline_passed=False)
-            return replace(state, current=closed)
+            return replace(state, current=replace(current, closed=fact))
         case e.ComparisonStarted() if current is not None:
             return replace(state, current=replace(current, comparison=fact))
         case e.PartialRejected() if current is not None:
@@ -627,7 +645,7 @@ def _compared(
     problem = _why_no_comparison(state, compared)
     if problem:
         return [_unexpected(leaf, compared.round, problem)]
-    after = evolve(state, leaf)
+    after = evolve(state, leaf, [])
     current = after.current
     assert current is not None, "the round waits for this"
     assert current.comparison is not None, "the round waits for this"
@@ -741,7 +759,7 @@ def _with_closing(
     """Return the facts, and the end of the round if it follows from them."""
     config = state.config
     assert config is not None, "admission lets nothing pass before the genesis"
-    after = reduce(evolve, facts, evolve(state, leaf))
+    after = evolve(state, leaf, facts)
     current = after.current
     if current is None or current.sealed is not None:
         return facts

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import reduce
 from itertools import pairwise
 
 from hypothesis import given, settings
@@ -296,7 +295,7 @@ def test_facts_are_numbered_fold_to_the_state_and_come_again_to_the_byte(
             assert all(one < two for one, two in pairwise(accounts))
     state = DECIDER.initial
     for leaf, facts in zip(run.leaves, run.facts, strict=True):
-        state = reduce(DECIDER.evolve, facts, DECIDER.evolve(state, leaf))
+        state = DECIDER.evolve(state, leaf, facts)
     assert state == run.state
     assert state.balances == {
         fact.account: fact.balance for facts in run.facts for fact in facts

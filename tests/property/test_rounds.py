@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
-from functools import reduce
 from typing import Any
 
 from hypothesis import given, settings
@@ -255,7 +254,7 @@ def check_fold(run: Run[RoundsState, e.RoundFact]) -> None:
     """Check both audits: the fold of the log, and the replay of its inputs."""
     state = DECIDER.initial
     for leaf, facts in zip(run.leaves, run.facts, strict=True):
-        state = reduce(DECIDER.evolve, facts, DECIDER.evolve(state, leaf))
+        state = DECIDER.evolve(state, leaf, facts)
     assert state == run.state
     again = start(DECIDER)
     for leaf in run.leaves:

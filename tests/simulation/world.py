@@ -17,7 +17,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache, reduce
+from functools import lru_cache
 from typing import Any, Final, Generic, TypeVar
 
 import numpy as np
@@ -569,5 +569,5 @@ class Auditor:
             state = decider.initial
             for leaf in self.leaves:
                 follows = facts.get(leaf.leaf_index, [])
-                state = reduce(decider.evolve, follows, decider.evolve(state, leaf))
+                state = decider.evolve(state, leaf, follows)
             assert state == self.states[name], name

@@ -524,7 +524,9 @@ def test_the_state_survives_the_cache_of_its_service() -> None:
         config=ConfigDict(ser_json_bytes="base64", val_json_bytes="base64"),
     )
     run = founded().given(*ROUND, published(1), started(2))
-    state = replace(run.state, unpaid={**run.state.unpaid, 2: UnpaidRound(pool=3)})
+    state = replace(
+        run.state, unpaid={**run.state.unpaid, 2: UnpaidRound(gain_micros=3)}
+    )
     assert state.balances
     assert state.node_names
     assert snapshots.validate_json(snapshots.dump_json((state,))) == (state,)

@@ -92,12 +92,12 @@ STATE = ReplayState(
             best_accuracy_micros=900_000,
             drawn_round=3,
             silent=frozenset({"ana"}),
-            unpaid={2: UnpaidRound(is_published=True, pool=4)},
+            unpaid={2: UnpaidRound(is_published=True, gain_micros=4)},
             balances={"ana": -50, "bea": 120},
         ),
     },
 )
-ROOT = "a4b56c590a6e41bade05e4d32f2e9caeebb05d6aa8220cc333232f78a648e3da"
+ROOT = "eda9734e088380a788fcb7f85bce14cdd4e9f25b6f550f17ca3a2319669d7b83"
 
 
 def parts_of(state: ReplayState) -> dict[str, Any]:

@@ -1,0 +1,71 @@
+"""All deciders: what the list holds, and what evolve may not do."""
+
+from __future__ import annotations
+
+from types import FunctionType
+from typing import Any, get_args
+
+import pytest
+
+from cli.services import FAUST_SERVICES
+from protocol import registry, rewards, rounds
+from protocol.deciders import DECIDERS
+from schemas import events as e
+from tests.builders import LogBuilder, build_log
+from tests.secret_builder import build_secret_log
+
+MODULES = {"rounds": rounds, "registry": registry, "rewards": rewards}
+KINDS: dict[str, Any] = {
+    "rounds": e.RoundFact,
+    "registry": e.RegistryFact,
+    "rewards": e.RewardFact,
+}
+FOLDING = {
+    # What `evolve` is made of. None of these says what follows from a leaf.
+    "rounds": {"evolve", "_evolve_input", "_evolve_fact", "_counts", "_answer"}
+    | {"is_drawable"},
+    "registry": {"evolve"},
+    "rewards": {"evolve", "_name_nodes", "_unpaid", "_remember", "_compute_gain"}
+    | {"find_accuracy"},
+}
+
+
+def test_every_fact_has_a_decider_and_every_decider_an_app() -> None:
+    assert set(KINDS) == set(DECIDERS) == set(MODULES)
+    concluded = [fact for kind in KINDS.values() for fact in get_args(kind) or (kind,)]
+    assert set(concluded) == set(get_args(e.Fact))
+    assert len(concluded) == len(set(concluded))
+    for name in DECIDERS:
+        assert FAUST_SERVICES[name] == f"streams.{name}"
+
+
+@pytest.mark.parametrize("build", [build_log, build_secret_log])
+@pytest.mark.parametrize("name", DECIDERS)
+def test_the_log_gives_the_state_without_any_rule(
+    name: str, build: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first audit: ``fold(facts) == state``, with what is on the log alone."""
+    log: LogBuilder = build()
+    decider = DECIDERS[name]
+    leaves = [item.sequenced for item in log.opened]
+    facts: dict[int, list[Any]] = {}
+    for leaf in leaves:
+        if isinstance(leaf.event, KINDS[name]):
+            facts.setdefault(leaf.event.cause_leaf_index, []).append(leaf.event)
+
+    def decide_nothing(*_: object, **__: object) -> None:
+        pytest.fail("evolve asks a rule")
+
+    for other, value in list(vars(MODULES[name]).items()):
+        is_own = isinstance(value, FunctionType) and value.__module__ == (
+            MODULES[name].__name__
+        )
+        if is_own and other not in FOLDING[name]:
+            monkeypatch.setattr(MODULES[name], other, decide_nothing)
+    state = decider.initial
+    for leaf in leaves:
+        follows = facts.get(leaf.leaf_index, [])
+        follows.sort(key=lambda fact: fact.output_index)
+        state = decider.evolve(state, leaf, follows)
+    assert state == log._states[name]
+    assert state != decider.initial
