@@ -133,8 +133,6 @@ class LogMaker:
                 e.Principal(role=role, public_key=key.public_key)
                 for role, key in self.keys.items()
             ),
-            aggregation="PLAIN",
-            strategy="FEDAVG",
             task=TASK,
             initial_model=self._store(self._model),
             num_parameters=self._num_parameters,
@@ -143,9 +141,13 @@ class LogMaker:
             cohort_size=len(self._agents),
             min_cohort=len(self._agents),
             round_duration_ms=60_000,
-            ledger_nodes=tuple(
-                e.LedgerNode(name=name, public_key=key.public_key, url="")
-                for name, key in self.nodes.items()
+            strategy="FEDAVG",
+            plain=e.Plain(),
+            ledger_nodes=e.LedgerNodes(
+                nodes=tuple(
+                    e.LedgerNode(name=name, public_key=key.public_key, url="")
+                    for name, key in self.nodes.items()
+                )
             ),
             reward_rule=RECOMMENDED_RULE,
         )

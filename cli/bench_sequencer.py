@@ -210,8 +210,6 @@ class Offline:
                     e.Principal(role=role, public_key=self._key.public_key)
                     for role in ROLES
                 ),
-                aggregation="PLAIN",
-                strategy="FEDAVG",
                 task=e.Task(
                     module="bench.none:Module",
                     module_config="{}",
@@ -226,6 +224,8 @@ class Offline:
                 cohort_size=len(agents),
                 min_cohort=1,
                 round_duration_ms=1_000,
+                strategy="FEDAVG",
+                plain=e.Plain(),
             ),
             *(
                 e.AgentAdmitted(

@@ -446,7 +446,8 @@ def federation_create(
     principal: Annotated[
         list[str] | None,
         typer.Option(
-            help="ROLE=HEX, the public key of a service that keeps its own key."
+            help="ROLE=HEX, the public key of a service that keeps its own key; "
+            "EXPORTER=none for no exporter."
         ),
     ] = None,
     ledger_node: Annotated[
@@ -516,7 +517,7 @@ def federation_create(
         **with_parties(
             parse_parties(party or ()),
             clip_norm,
-            dealer_key=b"" if dealer is None else _parse_key(dealer),
+            dealer_key=None if dealer is None else _parse_key(dealer),
             max_distance=max_distance,
         ),
     )
@@ -837,12 +838,14 @@ def _say(service: str, message: str) -> None:
 
 
 def _parse_principals(items: Sequence[str]) -> dict[str, str]:
+    from cli.operate import NOBODY
+
     principals = {}
     for item in items:
         role, equals, key = item.partition("=")
         if not equals:
             raise _failure(f"not ROLE=HEX: {item!r:.80}")
-        principals[role] = _parse_key(key).hex()
+        principals[role] = key if key == NOBODY else _parse_key(key).hex()
     return principals
 
 

@@ -26,6 +26,7 @@ from cli.processes import StackError
 from cli.show import say, say_json, show_time
 from producers.control import Operator, Parameters, Position, load_principals
 from protocol.admission import AdmissionState, compute_event_id
+from protocol.configuration import list_parties, name_mode
 from protocol.decider import step
 from protocol.log import OpenedLeaf, fold_admission
 from protocol.plain import compute_max_model_size
@@ -37,6 +38,8 @@ from schemas import events as e
 
 FORMATS: Final = ("onnx", "safetensors")
 MAX_ONNX_SIZE_BYTES: Final = 2**31
+NOBODY: Final = "none"
+"""In place of an optional principal's key: the federation has no such principal."""
 SEQUENCED_WITHIN_S: Final = 30.0
 DRAWABLE_WITHIN_S: Final = 10.0
 """How long a request for a round waits for the checkpoint that its cohort is drawn
@@ -93,7 +96,10 @@ def create_federation(
         msg = f"the module's configuration is not JSON: {error}"
         raise StackError(msg, "For example: --module-config '{}'") from None
     operator_key = load_or_create_key(key_path(keys, "OPERATOR"))
-    given = {role: bytes.fromhex(key) for role, key in principals.items()}
+    given = {
+        role: None if key == NOBODY else bytes.fromhex(key)
+        for role, key in principals.items()
+    }
     all_principals = load_principals(keys, given)
     module = load_class(parameters.task.module, allowed_prefixes)
     tensors = initial_tensors(
@@ -295,8 +301,8 @@ def show_federation(settings: Settings, federation_id: str, *, as_json: bool) ->
         "num_parameters": state.config.num_parameters,
         "cohort_size": state.config.cohort_size,
         "min_cohort": state.config.min_cohort,
-        "aggregation": state.config.aggregation,
-        "parties": [party.name for party in state.config.parties],
+        "aggregation": name_mode(state.config),
+        "parties": [party.name for party in list_parties(state.config)],
         "module": state.config.task.module,
         "operator_key": next(
             p.public_key.hex() for p in state.config.principals if p.role == "OPERATOR"
@@ -313,7 +319,7 @@ def show_federation(settings: Settings, federation_id: str, *, as_json: bool) ->
 def find_waited_for(config: e.FederationConfigured, current: OpenRound) -> list[str]:
     """Return whom a round in progress waits for: agents, parties, or the aggregator."""
     pending = {update.agent_id for update in current.pending.values()}
-    parties = [party.name for party in config.parties]
+    parties = [party.name for party in list_parties(config)]
     if current.sealed is not None:
         missing = [f"party {name}" for name in parties if name not in current.partials]
     elif current.closed is not None:

@@ -25,8 +25,9 @@ NOTHING: Final = "none=0"
 MAX_DIGITS: Final = 18  # enough for what validation refuses, too few to exhaust it
 
 
-def parse_reward_rule(texts: Iterable[str]) -> e.RewardRule:
-    """Return the recommended reward rule with these values instead of its own.
+def parse_reward_rule(texts: Iterable[str]) -> e.RewardRule | None:
+    """Return the recommended reward rule with these values instead of its own; None if
+    nothing earns or costs.
 
     Args:
         texts: Each ``NAME=POINTS``, a field of `RewardRule`; ``none=0`` sets all that
@@ -47,7 +48,8 @@ def parse_reward_rule(texts: Iterable[str]) -> e.RewardRule:
             msg = f"{text!r} is not NAME=POINTS, each name once"
             raise StackError(msg, f"The names are {', '.join(names)}; or {NOTHING}.")
         values[name] = int(number)
-    return replace(rule, **values)
+    rule = replace(rule, **values)
+    return None if rule == e.RewardRule() else rule
 
 
 def _is_decimal(text: str) -> bool:
@@ -133,5 +135,5 @@ def list_changes(changes: Sequence[e.BalanceChanged]) -> Iterator[str]:
 
 def _nothing(state: RewardsState) -> str:
     if state.rule == e.RewardRule():
-        return "this federation's reward_rule is all zeros: nothing earns or costs"
+        return "this federation has no reward_rule: nothing earns or costs"
     return "no balance has changed yet"

@@ -93,7 +93,6 @@ from protocol.replay import (
     find_pending,
     replay_block,
 )
-from protocol.rounds import MPC
 from protocol.secret_round import SecretRound, follow
 from schemas import codec, topics
 from schemas import events as e
@@ -804,7 +803,7 @@ class _Audit:
 
     def _is_plain(self) -> bool:
         config = self._rounds.config
-        return config is not None and config.aggregation != MPC
+        return config is not None and config.plain is not None
 
     def _num_parameters(self) -> int:
         config = self._rounds.config

@@ -295,7 +295,7 @@ class BlobAuditor:
         verifier = self._get_verifier(secret)
         base = self._get_model(sealed.base_model, sealed.num_parameters, place)
         parts: list[PartySum] = []
-        for party in secret.config.parties:
+        for party in secret.mpc.parties:
             part = verifier.find_partial_problem(secret, party.name)
             if isinstance(part, PartySum):
                 parts.append(part)
@@ -313,7 +313,7 @@ class BlobAuditor:
                     blob_sha256=_hex(secret.partials[party.name].blob),
                 )
             )
-        if base is None or len(parts) < len(secret.config.parties):
+        if base is None or len(parts) < len(secret.mpc.parties):
             return None
         try:
             return verifier.compute_result(secret, parts, base)

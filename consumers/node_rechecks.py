@@ -367,7 +367,7 @@ class Rechecker:
         verifier = self._get_verifier(secret)
         found: list[_Found] = []
         parts: list[PartySum] = []
-        for party in secret.config.parties:
+        for party in secret.mpc.parties:
             part = verifier.find_partial_problem(secret, party.name)
             if isinstance(part, PartySum):
                 parts.append(part)

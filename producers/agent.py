@@ -56,7 +56,6 @@ from protocol.encoding import (
 from protocol.envelope import SIGNATURE_HEADER, TRACEPARENT_HEADER, verify_event
 from protocol.log import OpenedLeaf
 from protocol.plain import compute_max_model_size
-from protocol.rounds import MPC
 from protocol.tensors import flatten, manifest_of, tensors_from_blob
 from schemas import codec, topics
 from schemas.events import (
@@ -399,7 +398,7 @@ class Agent:
             with telemetry.span(
                 "submit", "update", kind=telemetry.INTERNAL, parent=traceparent
             ):
-                if self._federation.aggregation == MPC:
+                if self._federation.mpc is not None:
                     return self._commit(started, stem, delta, num_examples, loss_micros)
                 return self._submit(started, delta, num_examples, loss_micros)
         except ImportRefusedError as error:

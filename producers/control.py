@@ -28,12 +28,16 @@ from schemas import topics
 from schemas.events import (
     AgentAdmitted,
     AgentRevoked,
+    Comparison,
     Event,
     FederationConfigured,
     LedgerNode,
+    LedgerNodes,
+    Mpc,
     NodeSetChanged,
     NodeSignature,
     Party,
+    Plain,
     Principal,
     RewardRule,
     RoundAbandonRequested,
@@ -52,7 +56,7 @@ class InvalidConfigurationError(Exception):
 class Parameters:
     """What an operator chooses for a federation; units and ranges as in its schema.
 
-    With parties the aggregation is MPC, without PLAIN.
+    With parties nobody sees an update, without the aggregator sees them all.
     """
 
     task: Task
@@ -62,18 +66,15 @@ class Parameters:
     fractional_bits: int = 20
     max_num_examples: int = 2**22
     ledger_nodes: tuple[LedgerNode, ...] = ()
-    reward_rule: RewardRule = RECOMMENDED_RULE
-    parties: tuple[Party, ...] = ()
-    norm_bound: int = 0
-    far_threshold: int = 0
-    dealer_key: bytes = b""
+    reward_rule: RewardRule | None = RECOMMENDED_RULE
+    mpc: Mpc | None = None
 
 
 def with_parties(
     parties: tuple[Party, ...],
     clip_norm: float,
     *,
-    dealer_key: bytes = b"",
+    dealer_key: bytes | None = None,
     max_distance: float = 0.0,
 ) -> dict[str, Any]:
     """Return the parameters of aggregation MPC; none without parties.
@@ -83,21 +84,28 @@ def with_parties(
         clip_norm: The largest L2 norm of an update, above 0: longer ones are shrunk.
             Encoded as finely as integers below 2^19 allow.
         dealer_key: Of who deals the parties what they compare updates with, 32 bytes;
-            empty if they don't.
+            None if they don't.
         max_distance: How many clip norms two updates may be apart before they are far
             from each other, 0 to 2; 0 if updates are not compared.
 
     Raises:
-        InvalidConfigurationError: the distance is out of range.
+        InvalidConfigurationError: the distance is out of range, or there is no dealer
+            for it, or no distance for a dealer.
     """
     if not parties:
+        if dealer_key is not None or max_distance:
+            msg = "only parties compare updates: name them, or leave the dealer out"
+            raise InvalidConfigurationError(msg)
         return {}
     bits = MAX_FRACTIONAL_BITS
     while bits and clip_norm * 2**bits > MAX_NORM_BOUND:
         bits -= 1
     norm_bound = min(MAX_NORM_BOUND, max(1, int(clip_norm * 2**bits)))
-    far_threshold = 0
-    if max_distance:
+    if bool(max_distance) != (dealer_key is not None):
+        msg = "comparing updates takes both a dealer and a distance above 0"
+        raise InvalidConfigurationError(msg)
+    comparison = None
+    if dealer_key is not None:
         numerator, denominator = Fraction(str(max_distance)).as_integer_ratio()
         try:
             far_threshold = compute_threshold(
@@ -105,13 +113,9 @@ def with_parties(
             )
         except ValueError as error:
             raise InvalidConfigurationError(str(error)) from None
-    return {
-        "parties": parties,
-        "fractional_bits": bits,
-        "norm_bound": norm_bound,
-        "far_threshold": far_threshold,
-        "dealer_key": dealer_key,
-    }
+        comparison = Comparison(far_threshold=far_threshold, dealer_key=dealer_key)
+    mpc = Mpc(parties=parties, norm_bound=norm_bound, comparison=comparison)
+    return {"fractional_bits": bits, "mpc": mpc}
 
 
 class Position(NamedTuple):
@@ -123,13 +127,14 @@ class Position(NamedTuple):
 
 
 def load_principals(
-    keys: Path, given: Mapping[str, bytes] = MappingProxyType({})
+    keys: Path, given: Mapping[str, bytes | None] = MappingProxyType({})
 ) -> tuple[Principal, ...]:
     """Return all principals, making the keys that do not exist yet.
 
     Args:
         keys: The directory of keys.
-        given: Public keys, by role, of services that keep their own, 32 bytes each.
+        given: Public keys, by role, of services that keep their own, 32 bytes each;
+            None for a role that nobody shall have.
     """
     return tuple(
         Principal(
@@ -138,6 +143,7 @@ def load_principals(
             or load_or_create_key(key_path(keys, role)).public_key,
         )
         for role in ROLES
+        if given.get(role, b"") is not None
     )
 
 
@@ -178,8 +184,6 @@ class Operator:
             federation_id=federation_id,
             nonce=secrets.token_bytes(NONCE_SIZE),
             principals=principals,
-            aggregation="MPC" if parameters.parties else "PLAIN",
-            strategy="FEDAVG",
             task=parameters.task,
             initial_model=store.store(initial_model),
             num_parameters=num_parameters(manifest),
@@ -188,16 +192,17 @@ class Operator:
             cohort_size=parameters.cohort_size,
             min_cohort=parameters.min_cohort,
             round_duration_ms=parameters.round_duration_ms,
-            ledger_nodes=parameters.ledger_nodes,
+            strategy="FEDAVG",
+            plain=Plain() if parameters.mpc is None else None,
+            mpc=parameters.mpc,
+            ledger_nodes=LedgerNodes(nodes=parameters.ledger_nodes)
+            if parameters.ledger_nodes
+            else None,
             reward_rule=parameters.reward_rule,
-            parties=parameters.parties,
-            norm_bound=parameters.norm_bound,
-            far_threshold=parameters.far_threshold,
-            dealer_key=parameters.dealer_key,
         )
         problem = find_configuration_problem(config)
         if problem is not None:
-            raise InvalidConfigurationError(problem)
+            raise InvalidConfigurationError(": ".join(problem))
         return self._say(config)[0]
 
     def admit(self, federation_id: str, agents: Mapping[str, bytes]) -> list[Position]:

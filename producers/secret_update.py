@@ -36,6 +36,7 @@ from numpy.typing import NDArray
 from adapters.blobs import BlobStore
 from producers.agent_directory import PAGE, compute_place, renew_place
 from protocol.clipping import clip_and_encode
+from protocol.configuration import get_mpc
 from protocol.mpc import (
     MpcShape,
     compute_context,
@@ -93,7 +94,7 @@ class Secret:
         values = clip_and_encode(
             delta,
             fractional_bits=config.fractional_bits,
-            norm_bound=config.norm_bound,
+            norm_bound=get_mpc(config).norm_bound,
             entropy=secrets.token_bytes,
         )
         return cls(values, secrets.token_bytes(SEED_SIZE))
@@ -103,7 +104,7 @@ class Secret:
         return commit_update(
             self.values,
             context=b"",  # known once the shares are sealed: see `prove`
-            squared_bound=config.norm_bound**2,
+            squared_bound=get_mpc(config).norm_bound ** 2,
             entropy=_Stream.hedge(_COMMITMENT, self.seed, self.values),
         )
 
@@ -172,9 +173,10 @@ def submit_commitment(
     )
     drawn = secrets.token_bytes(SEED_SIZE)
     entropy = _Stream.hedge(_SHARES, drawn, state.values)
-    dealt = split_update(state, len(config.parties), entropy)
+    parties = get_mpc(config).parties
+    dealt = split_update(state, len(parties), entropy)
     shares = []
-    for party, share in zip(config.parties, dealt, strict=True):
+    for party, share in zip(parties, dealt, strict=True):
         place = make_place(update, party.name, share.commitment)
         sealed = seal_share(share.plaintext, SealingKey(party.sealing_key), place)
         shares.append(

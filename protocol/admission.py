@@ -45,12 +45,17 @@ from ledger.merkle import leaf_hash
 from ledger.note import InvalidNoteError, parse_note
 from ledger.policy import Policy, make_bft_policy
 from ledger.signing import SIGNATURE_SIZE, InvalidSignatureError
+from protocol.configuration import list_parties
 from protocol.envelope import (
     compute_fact_id,
     compute_input_id,
     verify_event,
 )
-from protocol.validation import find_principals_problem, find_problem
+from protocol.validation import (
+    find_configuration_problem,
+    find_principals_problem,
+    find_problem,
+)
 from schemas import codec, topics
 from schemas import events as e
 from schemas.reasons import Reason
@@ -322,6 +327,18 @@ def make_policy(state: AdmissionState) -> Policy:
     )
 
 
+def _find_field_problem(event: e.LedgerEvent) -> tuple[Reason, str] | None:
+    if isinstance(event, e.FederationConfigured):
+        refusal = find_configuration_problem(event)
+        if refusal is not None:
+            return refusal
+        reason = Reason.INVALID_CONFIGURATION
+    else:
+        reason = Reason.INVALID_FIELD
+    problem = find_problem(event)
+    return None if problem is None else (reason, problem)
+
+
 def _find_size_problem(event_bytes: bytes) -> tuple[Reason, str] | None:
     if len(event_bytes) <= codec.MAX_EVENT_SIZE_BYTES:
         return None
@@ -441,14 +458,9 @@ class _Scratch:
         )
         if refusal is not None:
             return refusal
-        problem = find_problem(event)
-        if problem is not None:
-            reason = (
-                Reason.INVALID_CONFIGURATION
-                if isinstance(event, e.FederationConfigured)
-                else Reason.INVALID_FIELD
-            )
-            return reason, problem
+        refusal = _find_field_problem(event)
+        if refusal is not None:
+            return refusal
         if isinstance(key, tuple):
             return key
         refusal = self._find_consent_problem(event)
@@ -528,10 +540,10 @@ class _Scratch:
             case e.FederationConfigured():
                 self._federation_id = event.federation_id
                 self._principals = {p.role: p.public_key for p in event.principals}
-                self._parties = {p.name: p.public_key for p in event.parties}
-                if event.ledger_nodes:
+                self._parties = {p.name: p.public_key for p in list_parties(event)}
+                if event.ledger_nodes is not None:
                     chain_id = compute_chain_id(leaf_hash(codec.encode(leaf)))
-                    nodes = NodeSet(0, chain_id, event.ledger_nodes)
+                    nodes = NodeSet(0, chain_id, event.ledger_nodes.nodes)
                     self._node_sets = (nodes,)
             case e.NodeSetChanged():
                 chain_id = self._node_sets[-1].chain_id
@@ -560,7 +572,7 @@ class _Scratch:
                 return Reason.FEDERATION_EXISTS, "a federation is founded once"
             problem = find_principals_problem(event)
             if problem is not None:
-                return Reason.INVALID_CONFIGURATION, problem
+                return problem
             named = {p.role: p.public_key for p in event.principals}["SEQUENCER"]
             if self._sequencer_key not in {None, named}:
                 detail = f"the sequencer here is {self._sequencer_key.hex()}"
@@ -601,7 +613,9 @@ class _Scratch:
             ):
                 return Reason.UNKNOWN_LEDGER_NODE, "only a ledger node reports this"
             case _:
-                pass
+                role = _AUTHOR_ROLE.get(type(event), "OPERATOR")
+                if self._federation_id and role not in self._principals:
+                    return Reason.NO_SUCH_PRINCIPAL, f"this federation has no {role}"
         return self.find_author_key(event)
 
     def _find_consent_problem(self, event: e.LedgerEvent) -> tuple[Reason, str] | None:

@@ -37,6 +37,7 @@ from protocol.commitments import (
     parse_scalar,
     parse_scalars,
 )
+from protocol.configuration import get_mpc
 from protocol.norm_proof import (
     NUM_PROJECTIONS,
     InvalidProofError,
@@ -184,7 +185,7 @@ def compute_context(config: e.FederationConfigured, update: e.UpdateCommitted) -
         update.base_model_sha256,
         update.commitments.sha256,
     ]
-    for party, share in zip(config.parties, update.shares, strict=True):
+    for party, share in zip(get_mpc(config).parties, update.shares, strict=True):
         parts += [
             party.name.encode(),
             party.public_key,
@@ -247,7 +248,7 @@ def parse_statement(
         context=compute_context(config, update),
         num_values=shape.num_values,
         row_length=shape.row_length,
-        squared_bound=config.norm_bound**2,
+        squared_bound=get_mpc(config).norm_bound ** 2,
         rows=points[:-2],
         squares=points[-2],
         masks=points[-1],
@@ -565,7 +566,7 @@ class RoundVerifier:
         try:
             links = [
                 self._get_link(secret, party.name, agent_id)
-                for party in secret.config.parties
+                for party in secret.mpc.parties
             ]
             verify_link(
                 links,
@@ -603,7 +604,7 @@ class RoundVerifier:
         assert secret.sealed is not None, "only a sealed round has a sum"
         self._forget_absent()
         accepted = secret.accepted()
-        index = [p.name for p in secret.config.parties].index(party)
+        index = [p.name for p in secret.mpc.parties].index(party)
         try:
             blob = self._fetch(
                 secret.partials[party].blob, self._shape.max_partial_size

@@ -42,6 +42,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Final, TypeAlias
 
+from protocol.configuration import get_reward_rule, list_nodes
 from protocol.decider import Decider, Sequenced
 from protocol.validation import ACCURACY, BLOB_REASONS, Direction
 from schemas import events as e
@@ -159,8 +160,8 @@ def evolve(
         case e.FederationConfigured() as config:
             keys = {p.role: p.public_key for p in config.principals}
             return replace(
-                _name_nodes(state, config.ledger_nodes),
-                rule=config.reward_rule,
+                _name_nodes(state, list_nodes(config)),
+                rule=get_reward_rule(config),
                 sequencer_key=keys["SEQUENCER"],
             )
         case e.NodeSetChanged(nodes=nodes):

@@ -52,13 +52,13 @@ from protocol.cohort import (
     compute_cohort_seed,
     draw_cohort,
 )
+from protocol.configuration import get_comparison, list_parties, name_mode
 from protocol.decider import Decider, Sequenced
 from protocol.far_pairs import MalformedBitsError, flag, parse_far
 from schemas import events as e
 from schemas.reasons import Reason
 
 PROJECTION_DOMAIN: Final = b"folkmoot/projection/v1\n"
-MPC: Final = "MPC"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,7 +175,7 @@ def _has_all(state: RoundsState, by_party: Mapping[str, object] | None) -> bool:
     return (
         config is not None
         and by_party is not None
-        and by_party.keys() == {party.name for party in config.parties}
+        and by_party.keys() == {party.name for party in list_parties(config)}
     )
 
 
@@ -238,7 +238,7 @@ def _evolve_input(
     current = state.current
     match leaf.event:
         case e.FederationConfigured() as config:
-            draw_size = leaf.tree_size if config.ledger_nodes else 0
+            draw_size = 0 if config.ledger_nodes is None else leaf.tree_size
             return replace(
                 state, config=config, model=config.initial_model, draw_size=draw_size
             )
@@ -430,7 +430,9 @@ def _start(
             Reason.NOT_ENOUGH_AGENTS,
             f"{len(state.agents)} active agents, min_cohort is {config.min_cohort}",
         )
-    entropy = state.draw_entropy if config.ledger_nodes else leaf.previous_block_hash
+    entropy = (
+        leaf.previous_block_hash if config.ledger_nodes is None else state.draw_entropy
+    )
     seed = compute_cohort_seed(entropy, config.federation_id, request.round)
     return e.RoundStarted(
         round=request.round,
@@ -514,14 +516,14 @@ def _why_not(
                 Reason.TOO_MANY_EXAMPLES,
                 f"max_num_examples is {config.max_num_examples}",
             )
-        elif isinstance(update, e.UpdateCommitted) != (config.aggregation == MPC):
+        elif isinstance(update, e.UpdateCommitted) != (config.mpc is not None):
             problem = (
                 Reason.WRONG_AGGREGATION,
-                f"the federation's aggregation is {config.aggregation}",
+                f"the federation's aggregation is {name_mode(config)}",
             )
         elif isinstance(update, e.UpdateCommitted) and (
             [share.party for share in update.shares]
-            != [party.name for party in config.parties]
+            != [party.name for party in list_parties(config)]
         ):
             problem = (
                 Reason.WRONG_PARTIES,
@@ -763,7 +765,7 @@ def _with_closing(
     current = after.current
     if current is None or current.sealed is not None:
         return facts
-    is_committing = config.aggregation == MPC and current.closed is None
+    is_committing = config.mpc is not None and current.closed is None
     num_possible = len(current.contributions) + len(current.pending)
     if is_committing:
         committed = {pending.agent_id for pending in current.pending.values()}
@@ -793,15 +795,16 @@ def _with_closing(
         ]
     if is_committing:
         return [*facts, _close(current, config, leaf)]
-    if config.far_threshold and current.comparison is None:
-        comparison = e.ComparisonStarted(
+    comparison = get_comparison(config)
+    if comparison is not None and current.comparison is None:
+        started = e.ComparisonStarted(
             round=number,
             agent_ids=tuple(sorted(current.contributions)),
-            far_threshold=config.far_threshold,
+            far_threshold=comparison.far_threshold,
             **_cause(leaf),
         )
-        return [*facts, comparison]
-    if config.far_threshold and not has_all_comparisons(after):
+        return [*facts, started]
+    if comparison is not None and not has_all_comparisons(after):
         return facts
     contributions = tuple(
         current.contributions[agent_id] for agent_id in sorted(current.contributions)

@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
+from protocol.configuration import get_mpc
 from protocol.decider import Sequenced
 from protocol.rounds import (
-    MPC,
     RoundsState,
     has_all_comparisons,
     has_all_links,
@@ -113,6 +113,11 @@ class SecretRound:
             return Owed.RESULT if self.has_all_partials else None
         return Owed.CHECKS if self.has_all_links and self.waiting else None
 
+    @property
+    def mpc(self) -> e.Mpc:
+        """Return the federation's parameters of its parties."""
+        return get_mpc(self.config)
+
     def accepted(self) -> list[Committed]:
         """Return the commitments of the sealed set, in its order."""
         assert self.sealed is not None, "only a sealed round has a sum"
@@ -135,7 +140,7 @@ def follow(
         The round after it; None if none is in progress.
     """
     config, current = rounds.config, rounds.current
-    if config is None or config.aggregation != MPC or current is None:
+    if config is None or config.mpc is None or current is None:
         return None
     if secret is None or secret.started != current.started:
         secret = SecretRound(config=config, started=current.started)

@@ -10,11 +10,17 @@ import json
 import re
 from dataclasses import astuple
 from enum import StrEnum
-from typing import Final
+from typing import Final, TypeAlias
 
 from ledger.policy import BFT_GROUP, NO_QUORUM
-from ledger.signing import PUBLIC_KEY_SIZE
 from protocol.clipping import compute_min_norm_bound
+from protocol.configuration import (
+    MODES,
+    get_comparison,
+    get_reward_rule,
+    list_modes,
+    list_parties,
+)
 from protocol.far_pairs import MAX_FAR_THRESHOLD, MIN_COMPARED, compute_num_pairs
 from protocol.tensors import compute_json_depth
 from schemas import events as e
@@ -94,6 +100,10 @@ SEALING_KEY_SIZES: Final = frozenset({32, 1_216})
 MIN_SECRET_COHORT: Final = 2
 """The sum of one update is that update."""
 MAX_FAR_SIZE_BYTES: Final = (compute_num_pairs(MAX_AGENTS_IN_COHORT) + 7) // 8
+REQUIRED_ROLES: Final = ("OPERATOR", "SEQUENCER", "DECIDER", "AGGREGATOR", "TIMER")
+OPTIONAL_ROLES: Final = ("EXPORTER",)
+"""Without an exporter no model is registered, so none is exported or earns by it."""
+ROLES: Final = REQUIRED_ROLES + OPTIONAL_ROLES
 
 
 class Direction(StrEnum):
@@ -103,9 +113,6 @@ class Direction(StrEnum):
     LOWER = "LOWER"
 
 
-ROLES: Final = ("OPERATOR", "SEQUENCER", "DECIDER", "AGGREGATOR", "EXPORTER", "TIMER")
-
-
 def find_problem(event: e.LedgerEvent) -> str | None:
     """Return what is wrong with an event's fields, for people; None if nothing is."""
     name_problem = _names_problem(event)
@@ -113,7 +120,8 @@ def find_problem(event: e.LedgerEvent) -> str | None:
         return name_problem
     match event:
         case e.FederationConfigured():
-            return find_configuration_problem(event)
+            problem = find_configuration_problem(event)
+            return None if problem is None else problem[1]
         case e.AgentEnrolmentRequested(display_name=text) if (
             len(text) > MAX_NAME_LENGTH
         ):
@@ -179,17 +187,55 @@ def find_problem(event: e.LedgerEvent) -> str | None:
             return None
 
 
-def find_configuration_problem(config: e.FederationConfigured) -> str | None:
-    """Return what is wrong with a federation's parameters, for people; None if fine."""
+Problem: TypeAlias = tuple[Reason, str]
+"""Which rule, and what is wrong, for people."""
+
+
+def find_configuration_problem(config: e.FederationConfigured) -> Problem | None:
+    """Return what is wrong with a federation's parameters; None if nothing is."""
     problem = find_principals_problem(config)
     if problem is not None:
         return problem
-    task = config.task
+    sections = (
+        (Reason.NOT_ONE_MODE, _modes_problem),
+        (Reason.INVALID_CONFIGURATION, _numbers_problem),
+        (Reason.INVALID_TASK, _task_problem),
+        (Reason.INVALID_LEDGER_NODES, _first_nodes_problem),
+        (Reason.INVALID_PARTIES, _parties_problem),
+        (Reason.INVALID_COMPARISON, _comparison_problem),
+        (Reason.INVALID_REWARD_RULE, _rewards_problem),
+        (Reason.INVALID_CONFIGURATION, lambda c: _blob_problem(c.initial_model)),
+    )
+    for reason, find in sections:
+        detail = find(config)
+        if detail is not None:
+            return reason, detail
+    return None
+
+
+def find_principals_problem(config: e.FederationConfigured) -> Problem | None:
+    """Return what is wrong with who may sign what; None if nothing is."""
+    roles = [principal.role for principal in config.principals]
+    unknown = {*roles} - {*ROLES}
+    missing = [role for role in REQUIRED_ROLES if role not in roles]
+    if unknown or missing or len({*roles}) != len(roles):
+        detail = (
+            f"principals must be each of {', '.join(REQUIRED_ROLES)} once, and may be "
+            f"each of {', '.join(OPTIONAL_ROLES)} once"
+        )
+        return Reason.INVALID_PRINCIPALS, detail
+    return None
+
+
+def _modes_problem(config: e.FederationConfigured) -> str | None:
+    found = list_modes(config)
+    if len(found) != 1:
+        return f"exactly one of {', '.join(MODES)} must be there; found {found}"
+    return None
+
+
+def _numbers_problem(config: e.FederationConfigured) -> str | None:
     rules = (
-        (
-            config.aggregation in {"PLAIN", "MPC"},
-            "aggregation must be PLAIN or MPC",
-        ),
         (any(config.nonce), "nonce must be random bytes, not zeros"),
         (config.strategy == "FEDAVG", "strategy must be FEDAVG"),
         (
@@ -213,35 +259,28 @@ def find_configuration_problem(config: e.FederationConfigured) -> str | None:
             1 <= config.round_duration_ms <= MAX_ROUND_DURATION_MS,
             f"round_duration_ms must be 1 to {MAX_ROUND_DURATION_MS}",
         ),
-        (task.local_epochs >= 1, "local_epochs must be at least 1"),
-        (
-            IMPORT_PATH.fullmatch(task.module) is not None
-            and IMPORT_PATH.fullmatch(task.data_module) is not None,
-            "module and data_module must be import paths, package.module:Class",
-        ),
-        (
-            _is_json_object(task.module_config) and _is_json_object(task.data_config),
-            _CONFIG_RULE,
-        ),
     )
-    for holds, message in rules:
-        if not holds:
-            return message
-    return (
-        _nodes_problem(config.ledger_nodes)
-        or _parties_problem(config)
-        or _comparison_problem(config)
-        or _rewards_problem(config.reward_rule)
-        or _blob_problem(config.initial_model)
-    )
+    return next((message for holds, message in rules if not holds), None)
 
 
-def find_principals_problem(config: e.FederationConfigured) -> str | None:
-    """Return what is wrong with who may sign what, for people; None if nothing is."""
-    roles = sorted(principal.role for principal in config.principals)
-    if roles != sorted(ROLES):
-        return f"principals must be each of {', '.join(ROLES)} once"
+def _task_problem(config: e.FederationConfigured) -> str | None:
+    task = config.task
+    if task.local_epochs < 1:
+        return "local_epochs must be at least 1"
+    if any(
+        IMPORT_PATH.fullmatch(path) is None for path in (task.module, task.data_module)
+    ):
+        return "module and data_module must be import paths, package.module:Class"
+    if not (_is_json_object(task.module_config) and _is_json_object(task.data_config)):
+        return _CONFIG_RULE
     return None
+
+
+def _first_nodes_problem(config: e.FederationConfigured) -> str | None:
+    if config.ledger_nodes is None:
+        return None
+    nodes = config.ledger_nodes.nodes
+    return _nodes_problem(nodes) if nodes else "ledger_nodes must name some, or be null"
 
 
 def _nodes_problem(nodes: tuple[e.LedgerNode, ...]) -> str | None:
@@ -262,11 +301,10 @@ def _nodes_problem(nodes: tuple[e.LedgerNode, ...]) -> str | None:
 
 
 def _parties_problem(config: e.FederationConfigured) -> str | None:
-    parties, bound = config.parties, config.norm_bound
-    if config.aggregation != "MPC":
-        if parties or bound:
-            return "only aggregation MPC has parties and a norm_bound"
+    mpc = config.mpc
+    if mpc is None:
         return None
+    parties = mpc.parties
     names = [party.name for party in parties]
     keys = {party.public_key for party in parties}
     sealing_keys = {party.sealing_key for party in parties}
@@ -278,10 +316,14 @@ def _parties_problem(config: e.FederationConfigured) -> str | None:
         return "every party has keys of its own"
     if any(len(party.sealing_key) not in SEALING_KEY_SIZES for party in parties):
         return "a party's sealing_key must have 32 or 1,216 bytes"
+    if any(
+        party.address and ADDRESS.fullmatch(party.address) is None for party in parties
+    ):
+        return "a party's address must be host:port"
     if not 1 <= config.num_parameters <= MAX_SECRET_PARAMETERS:
         return f"num_parameters must be 1 to {MAX_SECRET_PARAMETERS} with MPC"
     smallest = compute_min_norm_bound(config.num_parameters)
-    if not smallest <= bound <= MAX_NORM_BOUND:
+    if not smallest <= mpc.norm_bound <= MAX_NORM_BOUND:
         return (
             f"norm_bound must be {smallest} to {MAX_NORM_BOUND} for "
             f"{config.num_parameters} parameters, or rounding alone exceeds it"
@@ -293,28 +335,25 @@ def _parties_problem(config: e.FederationConfigured) -> str | None:
 
 def _comparison_problem(config: e.FederationConfigured) -> str | None:
     """Return what is wrong with how the parties compare updates, if they do."""
-    addresses = {party.address for party in config.parties}
-    if any(a and ADDRESS.fullmatch(a) is None for a in addresses):
-        return "a party's address must be host:port"
-    if config.far_threshold == 0:
-        return "a dealer is for comparing updates" if config.dealer_key else None
-    if config.aggregation != "MPC":
-        return "only aggregation MPC compares updates; far_threshold must be 0"
-    if not 1 <= config.far_threshold <= MAX_FAR_THRESHOLD:
-        return f"far_threshold must be 0, or 1 to {MAX_FAR_THRESHOLD}"
-    if len(config.dealer_key) != PUBLIC_KEY_SIZE or any(
-        party.public_key == config.dealer_key for party in config.parties
-    ):
-        return "comparing updates needs a dealer with a key of its own, 32 bytes"
-    if "" in addresses or len(addresses) != len(config.parties):
+    comparison, parties = get_comparison(config), list_parties(config)
+    if comparison is None:
+        return None
+    if not 1 <= comparison.far_threshold <= MAX_FAR_THRESHOLD:
+        return f"far_threshold must be 1 to {MAX_FAR_THRESHOLD}"
+    if any(party.public_key == comparison.dealer_key for party in parties):
+        return "comparing updates needs a dealer with a key of its own"
+    addresses = {party.address for party in parties}
+    if "" in addresses or len(addresses) != len(parties):
         return "to compare updates every party needs an address of its own"
     if config.min_cohort < MIN_COMPARED:
         return f"min_cohort must be at least {MIN_COMPARED} to compare updates"
     return None
 
 
-def _rewards_problem(rule: e.RewardRule) -> str | None:
-    if any(not 0 <= points <= MAX_POINTS for points in astuple(rule)):
+def _rewards_problem(config: e.FederationConfigured) -> str | None:
+    if any(
+        not 0 <= points <= MAX_POINTS for points in astuple(get_reward_rule(config))
+    ):
         return f"every value of reward_rule must be 0 to {MAX_POINTS}"
     return None
 

@@ -7,7 +7,7 @@ is ``bytes``, and there are no floats: everything here is hashed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeAlias
 
 
@@ -51,8 +51,15 @@ class LedgerNode:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerNodes:
+    """Who attests to blocks from the first one on."""
+
+    nodes: tuple[LedgerNode, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RewardRule:
-    """What contributions earn and failures cost, in points; all zeros: nothing."""
+    """What contributions earn and failures cost, in points."""
 
     per_contribution: int = 0
     per_thousand_examples: int = 0
@@ -73,6 +80,30 @@ class Party:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """How the parties compare updates, each of which stays shared."""
+
+    far_threshold: int
+    dealer_key: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plain:
+    """Aggregation in the clear: the aggregator sees every update."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mpc:
+    """Aggregation of secret shares: nobody sees an update, unless all parties
+    collude.
+    """
+
+    parties: tuple[Party, ...]
+    norm_bound: int
+    comparison: Comparison | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FederationConfigured:
     """The operator founds a federation: its parameters and the keys of its principals.
     The first leaf of the federation's log.
@@ -81,8 +112,6 @@ class FederationConfigured:
     federation_id: str
     nonce: bytes
     principals: tuple[Principal, ...]
-    aggregation: str
-    strategy: str
     task: Task
     initial_model: BlobRef
     num_parameters: int
@@ -91,12 +120,11 @@ class FederationConfigured:
     cohort_size: int
     min_cohort: int
     round_duration_ms: int
-    ledger_nodes: tuple[LedgerNode, ...] = ()
-    reward_rule: RewardRule = field(default_factory=RewardRule)
-    parties: tuple[Party, ...] = ()
-    norm_bound: int = 0
-    far_threshold: int = 0
-    dealer_key: bytes = b""
+    strategy: str
+    plain: Plain | None = None
+    mpc: Mpc | None = None
+    ledger_nodes: LedgerNodes | None = None
+    reward_rule: RewardRule | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -237,7 +237,7 @@ class Aggregator:
         verifier = self._verifying.get(secret)
         parts = {
             party.name: verifier.find_partial_problem(secret, party.name)
-            for party in secret.config.parties
+            for party in secret.mpc.parties
         }
         wrong = tuple(
             _make_check(secret.partials[party].leaf_index, *_explain(part))

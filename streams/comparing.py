@@ -26,6 +26,7 @@ from typing import Any, Final, NamedTuple, NoReturn
 from adapters import alive, telemetry
 from adapters.kafka import KafkaUnavailableError
 from adapters.party_link import LinkError, LinkPlan, Peer
+from protocol.configuration import get_mpc
 from protocol.envelope import TRACEPARENT_HEADER
 from protocol.mpc import SecretRoundError
 from protocol.parties import PartyRefusesError
@@ -132,8 +133,10 @@ def make_link_plan(
     Returns:
         Parties in their order, and the dealer last; None if this is none of them.
     """
-    peers = [Peer(*_split(party.address), party.public_key) for party in config.parties]
-    peers.append(Peer("", 0, config.dealer_key))  # nobody comes to the dealer
+    mpc = get_mpc(config)
+    assert mpc.comparison is not None, "its parties compare"
+    peers = [Peer(*_split(party.address), party.public_key) for party in mpc.parties]
+    peers.append(Peer("", 0, mpc.comparison.dealer_key))  # nobody comes to the dealer
     keys = [peer.public_key for peer in peers]
     if public_key not in keys:
         return None

@@ -169,8 +169,7 @@ class Party:
         self, secret: SecretRound
     ) -> e.SharesLinked | e.PartialAggregateSubmitted | None:
         """Return what the round waits for from this party; None if it says nothing."""
-        config = secret.config
-        mine = next((p for p in config.parties if p.name == self._name), None)
+        mine = next((p for p in secret.mpc.parties if p.name == self._name), None)
         if mine is None or mine.public_key != self._identity.key.public_key:
             return None
         try:
@@ -199,7 +198,7 @@ class Party:
         assert closed is not None, "it was closed before"
         key = self._identity.key
         plan = make_link_plan(config, key.public_key, key.seed, self._listen_host)
-        if plan is None or config.parties[plan.rank].name != self._name:
+        if plan is None or secret.mpc.parties[plan.rank].name != self._name:
             return None
         committed = [secret.commitments[name] for name in comparison.agent_ids]
         shape = MpcShape.of(config)

@@ -185,7 +185,7 @@ class LogBuilder:
     cohort_size: int = 4
     min_cohort: int = 2
     ledger_nodes: Sequence[str] = ("node0", "node1", "node2", "node3")
-    reward_rule: e.RewardRule = RECOMMENDED_RULE
+    reward_rule: e.RewardRule | None = RECOMMENDED_RULE
     send_fact: Callable[[e.Fact], Sequence[e.Fact]] = _as_said
     result: Callable[[RoundResult], RoundResult] = _as_computed
     records: list[Record] = field(default_factory=list)
@@ -262,8 +262,6 @@ class LogBuilder:
                 e.Principal(role=role, public_key=make_key(role).public_key)
                 for role in ROLES
             ),
-            aggregation="PLAIN",
-            strategy="FEDAVG",
             task=TASK,
             initial_model=initial_model,
             num_parameters=self.num_parameters,
@@ -272,7 +270,11 @@ class LogBuilder:
             cohort_size=self.cohort_size,
             min_cohort=self.min_cohort,
             round_duration_ms=ROUND_DURATION_MS,
-            ledger_nodes=make_nodes(self.ledger_nodes),
+            strategy="FEDAVG",
+            plain=e.Plain(),
+            ledger_nodes=e.LedgerNodes(nodes=make_nodes(self.ledger_nodes))
+            if self.ledger_nodes
+            else None,
             reward_rule=self.reward_rule,
         )
 

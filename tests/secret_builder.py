@@ -25,6 +25,7 @@ import streams.app
 from adapters.party_identity import PartyIdentity
 from adapters.settings import Settings
 from producers.secret_update import Secret, prove, submit_commitment
+from protocol.configuration import get_mpc
 from protocol.far_pairs import MIN_COMPARED, encode_far, make_symmetric
 from protocol.log import OpenedLeaf
 from protocol.norm_prover import ProverState
@@ -168,20 +169,29 @@ class SecretLogBuilder(LogBuilder):
         """Return what the federation is founded with."""
         config = replace(
             super().configure(initial_model),
-            aggregation="MPC",
-            parties=tuple(map(make_party, self.parties)),
-            norm_bound=self.norm_bound,
+            plain=None,
+            mpc=e.Mpc(
+                parties=tuple(map(make_party, self.parties)),
+                norm_bound=self.norm_bound,
+            ),
         )
         if not self.far_threshold:
             return config
+        mpc = get_mpc(config)
         return replace(
             config,
-            parties=tuple(
-                replace(party, address=f"{party.name}:7500") for party in config.parties
+            mpc=replace(
+                mpc,
+                parties=tuple(
+                    replace(party, address=f"{party.name}:7500")
+                    for party in mpc.parties
+                ),
+                comparison=e.Comparison(
+                    far_threshold=self.far_threshold,
+                    dealer_key=make_key("dealer").public_key,
+                ),
             ),
             min_cohort=max(MIN_COMPARED, config.min_cohort),
-            far_threshold=self.far_threshold,
-            dealer_key=make_key("dealer").public_key,
         )
 
     @property
@@ -223,8 +233,9 @@ class SecretLogBuilder(LogBuilder):
             share: What it shares, given what it committed to.
         """
         secret = secret or self.make_secret(agent)
-        bound = norm_bound or self.config.norm_bound
-        state = secret.commit(replace(self.config, norm_bound=bound))
+        mpc = get_mpc(self.config)
+        mpc = replace(mpc, norm_bound=norm_bound or mpc.norm_bound)
+        state = secret.commit(replace(self.config, mpc=mpc))
         seed = hashlib.sha256(f"{agent} {self.started.round}".encode()).digest()
         update = submit_commitment(
             share(state),

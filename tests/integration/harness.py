@@ -49,6 +49,7 @@ from cli.stack import Endpoints, LocalStack
 from ledger.signing import SigningKey
 from producers.control import Operator, Parameters, load_principals
 from producers.secret_update import prove, submit_commitment
+from protocol.configuration import get_mpc
 from protocol.encoding import update_to_blob
 from protocol.envelope import sign_event
 from protocol.log import OpenedLeaf
@@ -557,7 +558,7 @@ class SecretPuppet(Puppet):
         state = commit_update(
             values,
             context=b"",
-            squared_bound=squared_bound or config.norm_bound**2,
+            squared_bound=squared_bound or get_mpc(config).norm_bound ** 2,
             entropy=os.urandom,
         )
         update = submit_commitment(

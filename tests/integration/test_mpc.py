@@ -33,6 +33,7 @@ from cli.processes import kill_owned, last_lines, spawn_owned
 from producers.control import with_parties
 from protocol.aggregation import sum_from_blob
 from protocol.clipping import compute_squared_norm
+from protocol.configuration import get_mpc
 from protocol.envelope import TRACEPARENT_HEADER
 from protocol.mpc import MpcShape
 from protocol.plain import compute_max_sum_size
@@ -290,7 +291,7 @@ def test_who_shares_or_claims_too_much_is_left_out(secret: Secret) -> None:
     # norm is wrong with it.
     poison = 100 * ordinary
     squared_norm = compute_squared_norm(poison)
-    assert squared_norm > secret.federation.config.norm_bound**2
+    assert squared_norm > get_mpc(secret.federation.config).norm_bound ** 2
     secret.puppets["merle"].commit(
         started, poison, squared_bound=squared_norm, num_examples=weight
     )
@@ -464,7 +465,7 @@ def test_kills_of_parties_change_nothing_that_they_say(secret: Secret) -> None:
 @pytest.fixture(scope="module")
 def vanishing(secret: Secret) -> Iterator[Secret]:
     """A federation with the same parties that does not wait for long."""
-    parties = secret.federation.config.parties
+    parties = get_mpc(secret.federation.config).parties
     with puppet_show(
         secret.world, "vanishing", parties, round_duration_ms=6_000
     ) as show:
@@ -598,7 +599,7 @@ def comparing(secret: Secret) -> Iterator[Secret]:
     """A federation with the same parties, which compare updates with a dealer."""
     world = secret.world
     dealer_key = world.services.start_dealer(world.settings, DEALER)
-    parties = secret.federation.config.parties
+    parties = get_mpc(secret.federation.config).parties
     distance = {"dealer_key": dealer_key, "max_distance": MAX_DISTANCE}
     with puppet_show(world, "comparing", parties, min_cohort=3, **distance) as show:
         yield show

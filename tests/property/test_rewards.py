@@ -96,7 +96,7 @@ def live(rule: e.RewardRule, data: st.DataObject) -> Log:
     config = replace(
         CONFIG,
         reward_rule=rule,
-        ledger_nodes=nodes,
+        ledger_nodes=e.LedgerNodes(nodes=nodes),
         min_cohort=data.draw(st.integers(1, 2)),
         max_num_examples=MAX_NUM_EXAMPLES,
     )

@@ -10,6 +10,7 @@ from typing import Any, Final, Generic, TypeVar
 from ledger.merkle import leaf_hash
 from ledger.signing import SigningKey
 from protocol.admission import Received
+from protocol.configuration import get_comparison
 from protocol.decider import Decider, Sequenced, step
 from protocol.envelope import sign_event
 from protocol.validation import ROLES
@@ -47,8 +48,6 @@ CONFIG: Final = e.FederationConfigured(
     principals=tuple(
         e.Principal(role=role, public_key=make_key(role).public_key) for role in ROLES
     ),
-    aggregation="PLAIN",
-    strategy="FEDAVG",
     task=e.Task(
         module="package.module:Module",
         module_config="{}",
@@ -63,14 +62,14 @@ CONFIG: Final = e.FederationConfigured(
     cohort_size=4,
     min_cohort=2,
     round_duration_ms=DURATION_MS,
+    strategy="FEDAVG",
+    plain=e.Plain(),
 )
 
 
 PARTIES: Final = ("p0", "p1", "p2")
 
-MPC_CONFIG: Final = replace(
-    CONFIG,
-    aggregation="MPC",
+MPC: Final = e.Mpc(
     parties=tuple(
         e.Party(
             name=name,
@@ -81,17 +80,40 @@ MPC_CONFIG: Final = replace(
     ),
     norm_bound=100_000,
 )
+COMPARISON: Final = e.Comparison(
+    far_threshold=10**10, dealer_key=make_key("dealer").public_key
+)
+MPC_CONFIG: Final = replace(CONFIG, plain=None, mpc=MPC)
 COMPARING_CONFIG: Final = replace(
     MPC_CONFIG,
-    parties=tuple(
-        replace(party, address=f"{party.name}.example.org:7500")
-        for party in MPC_CONFIG.parties
+    mpc=replace(
+        MPC,
+        parties=tuple(
+            replace(party, address=f"{party.name}.example.org:7500")
+            for party in MPC.parties
+        ),
+        comparison=COMPARISON,
     ),
     min_cohort=3,
-    far_threshold=10**10,
-    dealer_key=make_key("dealer").public_key,
 )
 """Whose parties compare updates before they are sealed."""
+
+
+def edit(config: e.FederationConfigured, **changes: Any) -> e.FederationConfigured:
+    """Return a configuration with other values, also in its section of the parties."""
+
+    def take(section: Any) -> dict[str, Any]:
+        names = () if section is None else section.__slots__
+        return {name: changes.pop(name) for name in names if name in changes}
+
+    if config.mpc is not None:
+        comparison = get_comparison(config)
+        if compared := take(comparison):
+            assert comparison is not None, "taken from it"
+            changes["comparison"] = replace(comparison, **compared)
+        if shared := take(config.mpc):
+            changes["mpc"] = replace(config.mpc, **shared)
+    return replace(config, **changes)
 
 
 def admitted(agent_id: str) -> e.AgentAdmitted:

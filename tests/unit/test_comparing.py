@@ -8,13 +8,21 @@ import pytest
 
 from adapters import alive
 from adapters.party_link import LinkError, LinkFailure
+from protocol.configuration import list_parties
 from protocol.parties import PartyRefusesError, RefusalCode
 from protocol.secret_round import SecretRound
 from schemas import events as e
 from streams import comparing, robustness
 from streams.comparing import Comparer, make_link_plan
 from streams.robustness import RobustnessError, RobustnessFailure
-from tests.simulation.federation import BASE, COMPARING_CONFIG, PARTIES, make_key
+from tests.simulation.federation import (
+    BASE,
+    COMPARING_CONFIG,
+    COMPARISON,
+    PARTIES,
+    edit,
+    make_key,
+)
 
 AWAY = LinkError(LinkFailure.NOT_REACHED, 1, "away")
 BROKEN = RobustnessError(RobustnessFailure.OTHER_BITS, "party 1")
@@ -185,15 +193,15 @@ def test_parties_have_their_order_and_the_dealer_the_last_rank():
         assert plan.rank == rank
         assert plan.peers[0].host == "p0.example.org"
         assert {peer.port for peer in plan.peers[:-1]} == {7500}
-        assert plan.peers[-1].public_key == COMPARING_CONFIG.dealer_key
+        assert plan.peers[-1].public_key == COMPARISON.dealer_key
     stranger = make_key("stranger")
     plan = make_link_plan(COMPARING_CONFIG, stranger.public_key, stranger.seed)
     assert plan is None
 
 
 def test_an_ip_v6_address_is_an_address():
-    first, *others = COMPARING_CONFIG.parties
-    config = replace(
+    first, *others = list_parties(COMPARING_CONFIG)
+    config = edit(
         COMPARING_CONFIG, parties=(replace(first, address="[::1]:7500"), *others)
     )
     key = make_key("p0")

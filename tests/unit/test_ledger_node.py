@@ -842,7 +842,7 @@ def test_a_message_of_another_federation_or_kind_is_refused(bus):
 
 
 def test_the_votes_of_another_log_stop_the_node(tmp_path):
-    log, other = short_log(), short_log(reward_rule=e.RewardRule())
+    log, other = short_log(), short_log(reward_rule=None)
     member = Member(tmp_path, "node0", log)
     show_block(member, log.records[0])
     member.stop()

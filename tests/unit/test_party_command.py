@@ -96,20 +96,40 @@ def test_what_is_no_address_is_refused(address, tmp_path):
 
 @pytest.mark.parametrize(
     ("distance", "threshold"),
-    [(0.0, 0), (1.0, 2**36), (1.41, 141**2 * 2**36 // 100**2), (2.0, 2**38)],
+    [(1.0, 2**36), (1.41, 141**2 * 2**36 // 100**2), (2.0, 2**38)],
 )
 def test_a_distance_is_squared_in_encoded_units(distance, threshold):
     parties = (make_known_party("p0"), make_known_party("p1"))
-    options = with_parties(parties, 1.0, dealer_key=b"d", max_distance=distance)
-    assert options["norm_bound"] == 2**18
-    assert options["far_threshold"] == threshold
-    assert options["dealer_key"] == b"d"
+    mpc = with_parties(parties, 1.0, dealer_key=b"d", max_distance=distance)["mpc"]
+    assert mpc.norm_bound == 2**18
+    assert mpc.comparison == e.Comparison(far_threshold=threshold, dealer_key=b"d")
+
+
+def test_without_a_dealer_nothing_is_compared():
+    parties = (make_known_party("p0"), make_known_party("p1"))
+    assert with_parties(parties, 1.0)["mpc"].comparison is None
+    assert with_parties((), 1.0) == {}
+
+
+@pytest.mark.parametrize(
+    ("number", "options"),
+    [
+        (2, {"dealer_key": b"d"}),
+        (2, {"max_distance": 1.0}),
+        (0, {"dealer_key": b"d", "max_distance": 1.0}),
+        (0, {"max_distance": 1.0}),
+    ],
+)
+def test_comparing_takes_parties_a_dealer_and_a_distance(number, options):
+    parties = tuple(make_known_party(f"p{i}") for i in range(number))
+    with pytest.raises(InvalidConfigurationError, match="dealer"):
+        with_parties(parties, 1.0, **options)
 
 
 def test_a_distance_of_next_to_nothing_is_refused():
     parties = (make_known_party("p0"), make_known_party("p1"))
     with pytest.raises(InvalidConfigurationError, match="threshold"):
-        with_parties(parties, 1.0, max_distance=1e-9)
+        with_parties(parties, 1.0, dealer_key=b"d", max_distance=1e-9)
 
 
 def test_a_long_text_is_quoted_in_part():

@@ -33,6 +33,7 @@ from producers.secret_update import (
 )
 from protocol import norm_prover
 from protocol.clipping import NormBoundTooSmallError, compute_squared_norm
+from protocol.configuration import get_mpc
 from protocol.envelope import sign_event
 from protocol.mpc import MpcShape, open_shares, parse_proof, parse_statement
 from protocol.norm_proof import InvalidProofError, Projection, verify_norm_proof
@@ -41,6 +42,7 @@ from schemas import events as e
 from schemas.reasons import Reason
 from tests.builders import BlobDict, frame, make_key, read_blocks, unframe
 from tests.secret_builder import make_sealing_key, start_secret_log
+from tests.simulation.federation import edit
 
 ME = "ada"
 LATER_MS = 2**50
@@ -258,13 +260,13 @@ def test_an_agent_commits_shares_and_proves(world, started):
     values = sum(share.values for share in shares).view(np.int64)
     secret = Secret.from_bytes(world.secrets()[0].read_bytes())
     assert np.array_equal(values, secret.values)
-    assert 0 < compute_squared_norm(values) <= world.config.norm_bound**2
+    assert 0 < compute_squared_norm(values) <= get_mpc(world.config).norm_bound ** 2
 
 
 def test_an_update_that_is_too_long_is_clipped(world, started):
     world.start(delta=np.full(started.num_parameters, 10.0)).hear(started)
     secret = Secret.from_bytes(world.secrets()[0].read_bytes())
-    assert compute_squared_norm(secret.values) <= world.config.norm_bound**2
+    assert compute_squared_norm(secret.values) <= get_mpc(world.config).norm_bound ** 2
     assert (secret.values > 0).all()
 
 
@@ -346,7 +348,7 @@ def test_who_remembers_no_commitment_does_not_prove(world, started, caplog):
 
 
 def test_a_bound_that_is_too_small_is_declined(tmp_path, log, started):
-    world = World(tmp_path, replace(log.config, norm_bound=3))
+    world = World(tmp_path, edit(log.config, norm_bound=3))
     world.start().hear(started)
     (declined,) = world.said
     assert isinstance(declined, e.UpdateDeclined)

@@ -225,8 +225,21 @@ def test_a_configuration_must_make_sense() -> None:
     desk = Desk()
     assert desk.say(replace(CONFIG, min_cohort=0)) == Reason.INVALID_CONFIGURATION
     roles = CONFIG.principals[1:]  # no OPERATOR
-    assert desk.say(replace(CONFIG, principals=roles)) == Reason.INVALID_CONFIGURATION
+    assert desk.say(replace(CONFIG, principals=roles)) == Reason.INVALID_PRINCIPALS
+    no_mode = replace(CONFIG, plain=None)
+    assert desk.say(no_mode) == Reason.NOT_ONE_MODE
+    no_name = replace(CONFIG, federation_id="A")
+    assert desk.say(no_name) == Reason.INVALID_CONFIGURATION
     assert desk.say(CONFIG) is None
+
+
+def test_nobody_speaks_for_a_principal_that_is_not_there() -> None:
+    roles = tuple(p for p in CONFIG.principals if p.role != "EXPORTER")
+    desk = Desk(replace(CONFIG, principals=roles))
+    event = exported(1, BASE)
+    for signer in ("EXPORTER", "OPERATOR", "eve"):
+        assert desk.say(event, signer=signer) == Reason.NO_SUCH_PRINCIPAL
+    assert Desk(CONFIG).say(event, signer="EXPORTER") is None
 
 
 @pytest.mark.parametrize("changes", [{"signer": "eve"}, {"signature": bytes(64)}])

@@ -9,12 +9,14 @@ import pytest
 
 from protocol.clipping import compute_min_norm_bound
 from protocol.commitments import choose_row_length
+from protocol.configuration import list_parties
 from protocol.norm_proof import NormStatement
 from protocol.validation import (
     MAX_FAR_SIZE_BYTES,
     MAX_NORM_BOUND,
     MAX_PARTIES,
     MAX_SECRET_PARAMETERS,
+    find_configuration_problem,
     find_problem,
 )
 from schemas import events as e
@@ -23,11 +25,13 @@ from tests.simulation.federation import (
     BASE,
     COMPARING_CONFIG,
     CONFIG,
+    MPC,
     MPC_CONFIG,
     admitted,
     checked,
     committed,
     compared,
+    edit,
     linked,
     make_blob,
     make_key,
@@ -44,7 +48,7 @@ GOOD = [
     compared("p1", b"\0"),
     partial("p2", 2, 20),
 ]
-PARTY = MPC_CONFIG.parties[0]
+PARTY = MPC.parties[0]
 BAD_BLOB = replace(BASE, size_bytes=0)
 
 
@@ -160,22 +164,20 @@ def parties(number: int) -> tuple[e.Party, ...]:
         {
             "parties": (
                 replace(PARTY, sealing_key=bytes(1_216)),
-                *MPC_CONFIG.parties[1:],
+                *MPC.parties[1:],
             )
         },
     ],
 )
 def test_good_configurations(changes: dict[str, Any]) -> None:
-    assert find_problem(replace(MPC_CONFIG, **changes)) is None
+    assert find_problem(edit(MPC_CONFIG, **changes)) is None
 
 
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
-        ({"aggregation": "HE"}, "aggregation"),
-        ({"aggregation": "PLAIN"}, "only aggregation MPC"),
-        ({"aggregation": "PLAIN", "norm_bound": 0}, "only aggregation MPC"),
-        ({"aggregation": "PLAIN", "parties": ()}, "only aggregation MPC"),
+        ({"mpc": None}, "exactly one of plain, mpc"),
+        ({"plain": e.Plain()}, "exactly one of plain, mpc"),
         ({"norm_bound": 0}, "norm_bound"),
         ({"norm_bound": compute_min_norm_bound(4) - 1}, "rounding"),
         ({"num_parameters": MAX_SECRET_PARAMETERS + 1}, "num_parameters"),
@@ -199,7 +201,7 @@ def test_good_configurations(changes: dict[str, Any]) -> None:
             {
                 "parties": (
                     replace(PARTY, sealing_key=bytes(31)),
-                    *MPC_CONFIG.parties[1:],
+                    *MPC.parties[1:],
                 )
             },
             "sealing_key",
@@ -207,27 +209,28 @@ def test_good_configurations(changes: dict[str, Any]) -> None:
     ],
 )
 def test_bad_configurations(changes: dict[str, Any], word: str) -> None:
-    problem = find_problem(replace(MPC_CONFIG, **changes))
+    bad = edit(MPC_CONFIG, **changes)
+    assert word in (find_problem(bad) or "")
+    problem = find_configuration_problem(bad)
     assert problem is not None
-    assert word in problem
+    is_mode = {"plain", "mpc"} & changes.keys()
+    assert problem[0] == (Reason.NOT_ONE_MODE if is_mode else Reason.INVALID_PARTIES)
 
 
 def test_a_configuration_that_compares_is_fine() -> None:
     assert find_problem(COMPARING_CONFIG) is None
-    assert find_problem(replace(COMPARING_CONFIG, far_threshold=2**62)) is None
+    assert find_problem(edit(COMPARING_CONFIG, far_threshold=2**62)) is None
 
 
-FIRST, *OTHERS = COMPARING_CONFIG.parties
+FIRST, *OTHERS = list_parties(COMPARING_CONFIG)
 
 
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
-        ({"far_threshold": 0}, "a dealer"),
+        ({"far_threshold": 0}, "far_threshold"),
         ({"far_threshold": -1}, "far_threshold"),
         ({"far_threshold": 2**62 + 1}, "far_threshold"),
-        ({"dealer_key": b""}, "a dealer with a key of its own"),
-        ({"dealer_key": bytes(31)}, "a dealer with a key of its own"),
         ({"dealer_key": FIRST.public_key}, "a dealer with a key of its own"),
         ({"min_cohort": 2}, "min_cohort"),
         ({"parties": (replace(FIRST, address=""), *OTHERS)}, "an address of its own"),
@@ -237,16 +240,14 @@ FIRST, *OTHERS = COMPARING_CONFIG.parties
         ),
         ({"parties": (replace(FIRST, address="example.org"), *OTHERS)}, "host:port"),
         ({"parties": (replace(FIRST, address="a b:80"), *OTHERS)}, "host:port"),
-        (
-            {"aggregation": "PLAIN", "parties": (), "norm_bound": 0},
-            "only aggregation MPC",
-        ),
     ],
 )
 def test_bad_ways_to_compare(changes: dict[str, Any], word: str) -> None:
-    problem = find_problem(replace(COMPARING_CONFIG, **changes))
+    bad = edit(COMPARING_CONFIG, **changes)
+    assert word in (find_problem(bad) or "")
+    problem = find_configuration_problem(bad)
     assert problem is not None
-    assert word in problem
+    assert problem[0] in {Reason.INVALID_PARTIES, Reason.INVALID_COMPARISON}
 
 
 def test_a_blob_is_named_by_its_digest() -> None:

@@ -51,7 +51,9 @@ def request(number: int) -> e.RoundRequested:
 
 def founded(*, with_nodes: bool = True) -> Rounds:
     """A federation with agents; its genesis block ends at size 1."""
-    config = replace(CONFIG, ledger_nodes=NODES if with_nodes else ())
+    config = replace(
+        CONFIG, ledger_nodes=e.LedgerNodes(nodes=NODES) if with_nodes else None
+    )
     run = start(DECIDER).given(config)
     return run.given(*map(admitted, AGENTS))
 

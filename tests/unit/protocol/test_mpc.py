@@ -12,6 +12,7 @@ import pytest
 
 from adapters.round_blobs import make_fetch
 from protocol.commitments import SCALAR_ORDER, encode_scalar
+from protocol.configuration import list_parties
 from protocol.mpc import (
     MAX_DETAIL_LENGTH,
     BadBlob,
@@ -57,6 +58,7 @@ from tests.simulation.federation import (
     PARTIES,
     admitted,
     committed,
+    edit,
     make_blob,
     request,
     start,
@@ -69,7 +71,7 @@ Refused = pytest.raises(SecretRoundError)
 
 
 def configured(num_values: int = 300) -> e.FederationConfigured:
-    return replace(MPC_CONFIG, num_parameters=num_values, norm_bound=NORM_BOUND)
+    return edit(MPC_CONFIG, num_parameters=num_values, norm_bound=NORM_BOUND)
 
 
 def entropy_of(number: int) -> Callable[[int], bytes]:
@@ -189,8 +191,9 @@ def test_a_proof_fits_no_other_update(changes: dict[str, Any]) -> None:
 def test_a_proof_fits_no_other_parties(name: str) -> None:
     config = configured()
     value = "p9" if name == "name" else b"k" * 32
-    parties = (*config.parties[:2], replace(config.parties[2], **{name: value}))
-    assert context_of(config=replace(config, parties=parties)) != context_of()
+    first, second, third = list_parties(config)
+    parties = (first, second, replace(third, **{name: value}))
+    assert context_of(config=edit(config, parties=parties)) != context_of()
     bits = replace(config, fractional_bits=config.fractional_bits + 1)
     assert context_of(config=bits) != context_of()
 

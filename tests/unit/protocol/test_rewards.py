@@ -166,7 +166,9 @@ def nodes_changed(*nodes: e.LedgerNode) -> e.NodeSetChanged:
 
 
 def founded(rule: e.RewardRule = RULE) -> Run[RewardsState, e.RewardFact]:
-    return start(DECIDER).given(replace(CONFIG, reward_rule=rule, ledger_nodes=NODES))
+    return start(DECIDER).given(
+        replace(CONFIG, reward_rule=rule, ledger_nodes=e.LedgerNodes(nodes=NODES))
+    )
 
 
 def changes(facts: Iterable[e.RewardFact]) -> list[tuple[str, int, str]]:

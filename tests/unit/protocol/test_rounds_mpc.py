@@ -15,6 +15,7 @@ from schemas.reasons import Reason
 from tests.simulation.federation import (
     AGENTS,
     COMPARING_CONFIG,
+    COMPARISON,
     CONFIG,
     DURATION_MS,
     MPC_CONFIG,
@@ -363,17 +364,14 @@ ALL_ARE_FAR = bytes([0b11111100])
 
 
 def comparing() -> Rounds:
-    changes = {
-        name: getattr(COMPARING_CONFIG, name)
-        for name in ("parties", "min_cohort", "far_threshold", "dealer_key")
-    }
+    changes = {name: getattr(COMPARING_CONFIG, name) for name in ("mpc", "min_cohort")}
     run, indexes = linked_by_all(**changes)
     facts = run.when(checked(*indexes.values()))
     assert kinds(facts) == ["ContributionAccepted"] * 4 + ["ComparisonStarted"]
     fact = facts[-1]
     assert isinstance(fact, e.ComparisonStarted)
     assert fact.agent_ids == AGENTS
-    assert fact.far_threshold == COMPARING_CONFIG.far_threshold
+    assert fact.far_threshold == COMPARISON.far_threshold
     return run
 
 

@@ -61,7 +61,7 @@ class Followed:
         """Compare with the decider's state, and with the leaves that it points to."""
         state, secret = self.run.state, self.secret
         current, config = state.current, state.config
-        is_secret = config is not None and config.aggregation == "MPC"
+        is_secret = config is not None and config.mpc is not None
         assert (secret is not None) == (is_secret and current is not None)
         if secret is None or current is None:
             return

@@ -12,14 +12,21 @@ from protocol.validation import (
     MAX_CHECKS,
     MAX_CONFIG_SIZE_BYTES,
     MAX_ROUND_DURATION_MS,
+    OPTIONAL_ROLES,
+    REQUIRED_ROLES,
+    find_configuration_problem,
     find_problem,
 )
 from schemas import codec
 from schemas import events as e
+from schemas.reasons import Reason
 from tests.simulation.federation import (
     AGENTS,
     BASE,
+    COMPARING_CONFIG,
     CONFIG,
+    MPC,
+    MPC_CONFIG,
     admitted,
     aggregate,
     checked,
@@ -48,6 +55,19 @@ BAD_BLOBS = [
 ]
 BAD_NAMES = ["", "A", "ä", "a b", "a/b", "-a", "a-", ".a", "a\n", "a" * 65, "a\0"]
 GOOD_NAMES = ["a", "0", "a.b_c-d", "a" * 64]
+
+
+KEY = bytes(32)
+REASONS = {
+    "principals": Reason.INVALID_PRINCIPALS,
+    "plain": Reason.NOT_ONE_MODE,
+    "mpc": Reason.NOT_ONE_MODE,
+    "task": Reason.INVALID_TASK,
+}
+
+
+def without(role: str) -> tuple[e.Principal, ...]:
+    return tuple(p for p in CONFIG.principals if p.role != role)
 
 
 def metrics(*found: tuple[str, int, str]) -> e.Evaluation:
@@ -93,6 +113,9 @@ def task(**changes: Any) -> e.Task:
         replace(CONFIG, task=task(module_config='{"a": "[[[{{{", "b": [1, {}]}')),
         replace(CONFIG, task=task(module_config='{"a": ' + "[" * 31 + "]" * 31 + "}")),
         replace(CONFIG, principals=CONFIG.principals[::-1]),
+        *(replace(CONFIG, principals=without(role)) for role in OPTIONAL_ROLES),
+        MPC_CONFIG,
+        COMPARING_CONFIG,
     ],
 )
 def test_good_events_have_no_problem(event: e.LedgerEvent) -> None:
@@ -120,13 +143,14 @@ def test_bad_names(name: str) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"principals": CONFIG.principals[:-1]},
+        *({"principals": without(role)} for role in REQUIRED_ROLES),
+        {"principals": (*CONFIG.principals, e.Principal(role="X", public_key=KEY))},
         {"principals": (*CONFIG.principals, CONFIG.principals[0])},
         {"principals": (*CONFIG.principals[:-1], CONFIG.principals[0])},
         {"principals": ()},
-        {"aggregation": "plain"},
-        {"aggregation": "MPC"},
         {"nonce": bytes(32)},
+        {"plain": None},
+        {"mpc": MPC},
         {"strategy": "FEDADAM"},
         {"num_parameters": 0},
         {"num_parameters": 2**31 + 1},
@@ -165,7 +189,12 @@ def test_bad_names(name: str) -> None:
     ],
 )
 def test_bad_configurations(changes: dict[str, Any]) -> None:
-    assert find_problem(replace(CONFIG, **changes)) is not None
+    bad = replace(CONFIG, **changes)
+    assert find_problem(bad) is not None
+    (changed,) = changes
+    problem = find_configuration_problem(bad)
+    assert problem is not None
+    assert problem[0] == REASONS.get(changed, Reason.INVALID_CONFIGURATION)
 
 
 def test_numbers_in_a_configuration_may_be_of_any_length() -> None:
