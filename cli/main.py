@@ -560,6 +560,75 @@ def federation_show(federation: Federation, as_json: AsJson = False) -> None:
     show_federation(_settings(), federation, as_json=as_json)
 
 
+@federation_app.command("change")
+def federation_change(
+    federation: Federation,
+    round_duration_s: Annotated[int | None, typer.Option(min=1)] = None,
+    cohort_size: Annotated[int | None, typer.Option(min=1)] = None,
+    min_cohort: Annotated[
+        int | None, typer.Option(min=1, help="May only become larger.")
+    ] = None,
+    max_num_examples: Annotated[
+        int | None, typer.Option(min=1, help="May only become smaller.")
+    ] = None,
+    norm_bound: Annotated[
+        int | None,
+        typer.Option(min=1, help="In encoded units; may only become smaller."),
+    ] = None,
+    local_epochs: Annotated[int | None, typer.Option(min=1)] = None,
+    reward: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=POINTS, as for `create`: the whole rule anew."),
+    ] = None,
+    module: Annotated[
+        str | None, typer.Option(help="Agents run it once they accept it.")
+    ] = None,
+    module_config: Annotated[str | None, typer.Option(help="JSON.")] = None,
+    data_module: Annotated[
+        str | None, typer.Option(help="Agents run it once they accept it.")
+    ] = None,
+    data_config: Annotated[str | None, typer.Option(help="JSON.")] = None,
+    is_agreed: Annotated[
+        bool, typer.Option("--yes", help="Sign without asking.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Change a federation from the next round on, after showing what changes.
+
+    With --json and without --yes it only shows.
+    """
+    from cli.operate import change_federation, propose_change, show_change
+    from cli.rewards import parse_reward_rule
+
+    asked: dict[str, Any] = {
+        "round_duration_ms": None
+        if round_duration_s is None
+        else round_duration_s * 1000,
+        "cohort_size": cohort_size,
+        "min_cohort": min_cohort,
+        "max_num_examples": max_num_examples,
+        "mpc.norm_bound": norm_bound,
+        "task.local_epochs": local_epochs,
+        "task.module": module,
+        "task.module_config": module_config,
+        "task.data_module": data_module,
+        "task.data_config": data_config,
+    }
+    changes = {name: value for name, value in asked.items() if value is not None}
+    if reward:
+        changes["reward_rule"] = parse_reward_rule(reward)
+    settings = _settings()
+    change, differences = propose_change(settings, federation, changes)
+    show_change(change, differences, as_json=as_json)
+    if as_json and not is_agreed:
+        return
+    if not is_agreed:
+        typer.confirm("Sign it?", abort=True)
+    change_federation(settings, change)
+    if not as_json:
+        say(f"change {change.number} is on the ledger")
+
+
 @party_app.command("init")
 def party_init(
     name: Annotated[str, typer.Argument(help="Its name among the parties.")],

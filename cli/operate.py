@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, is_dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,11 +26,23 @@ from cli.processes import StackError
 from cli.show import say, say_json, show_time
 from producers.control import Operator, Parameters, Position, load_principals
 from protocol.admission import AdmissionState, compute_event_id
+from protocol.changes import (
+    Difference,
+    find_change_problem,
+    list_differences,
+    make_change,
+)
 from protocol.configuration import list_parties, name_mode
 from protocol.decider import step
 from protocol.log import OpenedLeaf, fold_admission
 from protocol.plain import compute_max_model_size
-from protocol.rounds import DECIDER, OpenRound, RoundsState, is_drawable
+from protocol.rounds import (
+    DECIDER,
+    OpenRound,
+    RoundsState,
+    find_newest,
+    is_drawable,
+)
 from protocol.tensors import tensors_to_blob
 from protocol.validation import ROLES
 from schemas import codec, topics
@@ -133,6 +145,71 @@ def revoke_agent(
     demand_federation(settings, federation_id)
     position = make_operator(settings).revoke(federation_id, agent_id, explanation)
     await_leaf(settings, federation_id, position)
+
+
+def propose_change(
+    settings: Settings, federation_id: str, changes: Mapping[str, Any]
+) -> tuple[e.FederationChanged, list[Difference]]:
+    """Return a change of a federation's newest configuration, and in what it differs.
+
+    Args:
+        settings: Where Kafka is.
+        federation_id: The federation.
+        changes: New values, by name; of a section or the task with the dot, as
+            ``mpc.norm_bound``.
+
+    Raises:
+        StackError: there is no such federation, or this may not be changed.
+    """
+    state, _ = read_rounds(settings, federation_id)
+    config, number = find_newest(state)
+    assert config is not None, "a log begins with a configuration"
+    changed = config
+    for name, value in changes.items():
+        section, _, inner = name.rpartition(".")
+        if section:
+            part = getattr(changed, section)
+            if part is None:
+                msg = f"this federation has no {section}"
+                raise StackError(msg, f"Leave {name} out.")
+            value = replace(part, **{inner: value})  # noqa: PLW2901  # its section
+        changed = replace(changed, **{section or name: value})
+    change = make_change(changed, number + 1)
+    problem = find_change_problem(config, number, change)
+    if problem is not None:
+        raise StackError(
+            ": ".join(problem),
+            "docs/howto/change-a-federation.md says what may change.",
+        )
+    return change, list(list_differences(config, changed))
+
+
+def show_change(
+    change: e.FederationChanged, differences: Iterable[Difference], *, as_json: bool
+) -> None:
+    """Print what a change changes."""
+    shown = [(d.name, to_jsonable(d.before), to_jsonable(d.after)) for d in differences]
+    if as_json:
+        say_json(
+            {
+                "federation": change.federation_id,
+                "number": change.number,
+                "changes": [
+                    {"parameter": name, "before": before, "after": after}
+                    for name, before, after in shown
+                ],
+            }
+        )
+        return
+    say(f"change {change.number} of {change.federation_id}, from the next round on:")
+    for name, before, after in shown:
+        say(f"  {name}: {before} -> {after}")
+
+
+def change_federation(settings: Settings, change: e.FederationChanged) -> None:
+    """Sign a change, and see that it is on the ledger."""
+    position = make_operator(settings).change(change)
+    await_leaf(settings, change.federation_id, position)
 
 
 def demand_federation(settings: Settings, federation_id: str) -> None:
@@ -298,6 +375,7 @@ def show_federation(settings: Settings, federation_id: str, *, as_json: bool) ->
         "waits_for": [] if current is None else find_waited_for(state.config, current),
         "model_version": state.version,
         "model_sha256": state.model.sha256.hex() if state.model else "",
+        "change": find_newest(state)[1],
         "num_parameters": state.config.num_parameters,
         "cohort_size": state.config.cohort_size,
         "min_cohort": state.config.min_cohort,
@@ -494,6 +572,8 @@ def describe(event: e.LedgerEvent) -> str:
                 f"federation {event.federation_id}: {event.num_parameters} parameters, "
                 f"cohorts of {event.min_cohort} to {event.cohort_size}"
             )
+        case e.FederationChanged():
+            return f"change {event.number} of the federation, from the next round on"
         case e.AgentEnrolmentRequested():
             return f"{event.agent_id} asks to join"
         case e.AgentAdmitted():

@@ -30,6 +30,7 @@ from schemas.events import (
     AgentRevoked,
     Comparison,
     Event,
+    FederationChanged,
     FederationConfigured,
     LedgerNode,
     LedgerNodes,
@@ -204,6 +205,10 @@ class Operator:
         if problem is not None:
             raise InvalidConfigurationError(": ".join(problem))
         return self._say(config)[0]
+
+    def change(self, change: FederationChanged) -> Position:
+        """Change what may be changed in a federation, from the next round on."""
+        return self._say(change)[0]
 
     def admit(self, federation_id: str, agents: Mapping[str, bytes]) -> list[Position]:
         """Bind agents, by name, to their keys, 32 bytes each."""

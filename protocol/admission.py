@@ -16,6 +16,8 @@ Rules, in order; the first that fails gives the reason:
 - a federation exists once, founded by a configuration that its own operator signed;
 - the author is who may say this: an agent speaks for itself, a principal for its role;
 - an input is said once; facts of a decider come after their causes, in their order;
+- a change of the configuration is the next one, changes only what may be changed, and
+  loosens nothing that protects agents (`protocol.changes`);
 - what claims the ledger nodes' consent carries it: a change of the node set, a final
   checkpoint; and evidence proves what it says.
 """
@@ -45,6 +47,7 @@ from ledger.merkle import leaf_hash
 from ledger.note import InvalidNoteError, parse_note
 from ledger.policy import Policy, make_bft_policy
 from ledger.signing import SIGNATURE_SIZE, InvalidSignatureError
+from protocol.changes import apply_change, find_change_problem
 from protocol.configuration import list_parties
 from protocol.envelope import (
     compute_fact_id,
@@ -67,6 +70,7 @@ MAX_REJECTED_VALUE_BYTES: Final = 4_096
 
 _AUTHOR_ROLE: Final[dict[type[e.Event], str]] = {
     e.FederationConfigured: "OPERATOR",
+    e.FederationChanged: "OPERATOR",
     e.AgentAdmitted: "OPERATOR",
     e.AgentRevoked: "OPERATOR",
     e.NodeSetChanged: "OPERATOR",
@@ -156,6 +160,8 @@ class AdmissionState:
     Attributes:
         federation_id: Empty before the genesis.
         principals: Public key by role.
+        config: What the federation was founded with and changed to.
+        change: Number of the last change; 0 if there was none.
         parties: Public key by name, of aggregation MPC.
         agents: Agents by id.
         offsets: Last offset read, by ``topic/partition``.
@@ -170,6 +176,8 @@ class AdmissionState:
 
     federation_id: str = ""
     principals: Mapping[str, bytes] = field(default_factory=dict)
+    config: e.FederationConfigured | None = None
+    change: int = 0
     parties: Mapping[str, bytes] = field(default_factory=dict)
     agents: Mapping[str, Agent] = field(default_factory=dict)
     offsets: Mapping[str, int] = field(default_factory=dict)
@@ -359,6 +367,8 @@ class _Scratch:
         self._verify = verify
         self._federation_id = state.federation_id
         self._principals = state.principals
+        self._config = state.config
+        self._change = state.change
         self._parties = state.parties
         self._agents = state.agents
         self._offsets = dict(state.offsets)
@@ -379,6 +389,8 @@ class _Scratch:
         return AdmissionState(
             federation_id=self._federation_id,
             principals=self._principals,
+            config=self._config,
+            change=self._change,
             parties=self._parties,
             agents=self._agents,
             offsets=self._offsets,
@@ -463,6 +475,9 @@ class _Scratch:
             return refusal
         if isinstance(key, tuple):
             return key
+        refusal = self._find_reconfiguration_problem(event)
+        if refusal is not None:
+            return refusal
         refusal = self._find_consent_problem(event)
         if refusal is not None:
             return refusal
@@ -539,12 +554,17 @@ class _Scratch:
         match event:
             case e.FederationConfigured():
                 self._federation_id = event.federation_id
+                self._config = event
                 self._principals = {p.role: p.public_key for p in event.principals}
                 self._parties = {p.name: p.public_key for p in list_parties(event)}
                 if event.ledger_nodes is not None:
                     chain_id = compute_chain_id(leaf_hash(codec.encode(leaf)))
                     nodes = NodeSet(0, chain_id, event.ledger_nodes.nodes)
                     self._node_sets = (nodes,)
+            case e.FederationChanged():
+                changed = apply_change(self._config, self._change, event)
+                if changed is not None:
+                    self._config, self._change = changed, event.number
             case e.NodeSetChanged():
                 chain_id = self._node_sets[-1].chain_id
                 nodes = NodeSet(event.era, chain_id, event.nodes)
@@ -617,6 +637,14 @@ class _Scratch:
                 if self._federation_id and role not in self._principals:
                     return Reason.NO_SUCH_PRINCIPAL, f"this federation has no {role}"
         return self.find_author_key(event)
+
+    def _find_reconfiguration_problem(
+        self, event: e.LedgerEvent
+    ) -> tuple[Reason, str] | None:
+        if not isinstance(event, e.FederationChanged):
+            return None
+        assert self._config is not None, "its federation has been founded"
+        return find_change_problem(self._config, self._change, event)
 
     def _find_consent_problem(self, event: e.LedgerEvent) -> tuple[Reason, str] | None:
         """Return why the ledger nodes' word is not what an event says it is."""

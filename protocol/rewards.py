@@ -23,6 +23,9 @@ Rules, by basis:
 - ``EQUIVOCATION``: a proven contradiction, paid by the ledger node that signed it, or
   by the sequencer.
 
+A round is paid by the rule that was in force when it was asked for, a contradiction
+by the newest one.
+
 Balances start at 0 and may be negative. They stop at the ends of Avro's ``long``: a
 fact's amount is what was really added.
 
@@ -42,6 +45,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Final, TypeAlias
 
+from protocol.changes import read_configuration
 from protocol.configuration import get_reward_rule, list_nodes
 from protocol.decider import Decider, Sequenced
 from protocol.validation import ACCURACY, BLOB_REASONS, Direction
@@ -90,11 +94,13 @@ class UnpaidRound:
         is_published: Whether its aggregate is.
         gain_micros: How much more accurate its version is than the best before, in
             millionths; None until that is registered.
+        rule: What it is paid by.
     """
 
     contributions: tuple[e.Contribution, ...] | None = None
     is_published: bool = False
     gain_micros: int | None = None
+    rule: e.RewardRule = field(default_factory=e.RewardRule)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +108,10 @@ class RewardsState:
     """What the rewards decider knows of a federation.
 
     Attributes:
-        rule: What earns and costs how much.
+        rule: What earns and costs how much, by the newest configuration.
+        rules: What rounds to come may be paid by, by number of the change that the
+            configuration came with.
+        drawn_rule: What the last round that started is paid by.
         sequencer_key: Public key of the sequencer; empty before the first leaf.
         node_names: Names of all ledger nodes so far, by public key.
         best_accuracy_micros: Accuracy of the best version so far; 0 before any.
@@ -114,6 +123,8 @@ class RewardsState:
     """
 
     rule: e.RewardRule = field(default_factory=e.RewardRule)
+    rules: Mapping[int, e.RewardRule] = field(default_factory=dict)
+    drawn_rule: e.RewardRule = field(default_factory=e.RewardRule)
     sequencer_key: bytes = b""
     node_names: Mapping[bytes, str] = field(default_factory=dict)
     best_accuracy_micros: int = 0
@@ -162,12 +173,23 @@ def evolve(
             return replace(
                 _name_nodes(state, list_nodes(config)),
                 rule=get_reward_rule(config),
+                rules={0: get_reward_rule(config)},
                 sequencer_key=keys["SEQUENCER"],
             )
+        case e.FederationChanged(number=number) as change:
+            rule = get_reward_rule(read_configuration(change))
+            return replace(state, rule=rule, rules={**state.rules, number: rule})
         case e.NodeSetChanged(nodes=nodes):
             return _name_nodes(state, nodes)
-        case e.RoundStarted(round=number, cohort=cohort):
-            return replace(state, drawn_round=number, silent=frozenset(cohort))
+        case e.RoundStarted(round=number, cohort=cohort, change=change):
+            return replace(
+                state,
+                drawn_round=number,
+                drawn_rule=state.rules.get(change, state.rule),
+                # No later round goes back to what was in force before this one.
+                rules={k: v for k, v in state.rules.items() if k >= change},
+                silent=frozenset(cohort),
+            )
         case (
             e.ContributionAccepted(round=number, agent_id=agent_id)
             | e.ContributionRejected(round=number, agent_id=agent_id)
@@ -229,25 +251,26 @@ def _find_changes(state: RewardsState, event: e.LedgerEvent) -> Iterator[_Change
             unpaid = replace(_unpaid(state, number), contributions=contributions)
             yield from _missed(state, number)
             if unpaid.is_published:
-                yield from _contributed(state, unpaid)
+                yield from _contributed(unpaid)
             if unpaid.gain_micros is not None:
-                yield from _improved(state, unpaid, unpaid.gain_micros)
+                yield from _improved(unpaid, unpaid.gain_micros)
         case e.RoundAbandoned(round=number, reason=Reason.NOT_ENOUGH_CONTRIBUTIONS):
             yield from _missed(state, number)
         case e.AggregatePublished(round=number):
-            yield from _contributed(state, _unpaid(state, number))
+            yield from _contributed(_unpaid(state, number))
         case e.ModelVersionRegistered(round=number):
             gain_micros = _compute_gain(state, event)
-            yield from _improved(state, _unpaid(state, number), gain_micros)
+            yield from _improved(_unpaid(state, number), gain_micros)
         case e.ContributionRejected(agent_id=agent_id, reason=reason) if (
             reason in _FAILED_PROOFS
             # What an agent says of itself follows from its own leaf.
             and event.update_leaf_index != event.cause_leaf_index
         ):
-            yield agent_id, -state.rule.failed_proof, Basis.FAILED_PROOF
+            cost = _unpaid(state, event.round).rule.failed_proof
+            yield agent_id, -cost, Basis.FAILED_PROOF
         case e.PartialRejected(party=party):
-            account = PARTY_PREFIX + party
-            yield account, -state.rule.failed_proof, Basis.FAILED_PROOF
+            cost = _unpaid(state, event.round).rule.failed_proof
+            yield PARTY_PREFIX + party, -cost, Basis.FAILED_PROOF
         case e.EquivocationProven(public_key=key):
             if key in state.node_names:
                 account = NODE_PREFIX + state.node_names[key]
@@ -261,22 +284,20 @@ def _find_changes(state: RewardsState, event: e.LedgerEvent) -> Iterator[_Change
 def _missed(state: RewardsState, number: int) -> Iterator[_Change]:
     if number == state.drawn_round:
         for agent_id in sorted(state.silent):
-            yield agent_id, -state.rule.missed_assignment, Basis.MISSED_ASSIGNMENT
+            yield agent_id, -state.drawn_rule.missed_assignment, Basis.MISSED_ASSIGNMENT
 
 
-def _contributed(state: RewardsState, unpaid: UnpaidRound) -> Iterator[_Change]:
+def _contributed(unpaid: UnpaidRound) -> Iterator[_Change]:
     for contribution in unpaid.contributions or ():  # in ascending order of agent_id
         points = (
-            state.rule.per_contribution
-            + contribution.num_examples * state.rule.per_thousand_examples // 1_000
+            unpaid.rule.per_contribution
+            + contribution.num_examples * unpaid.rule.per_thousand_examples // 1_000
         )
         yield contribution.agent_id, points, Basis.CONTRIBUTION
 
 
-def _improved(
-    state: RewardsState, unpaid: UnpaidRound, gain_micros: int
-) -> Iterator[_Change]:
-    pool = gain_micros * state.rule.per_accuracy_percent // 10_000
+def _improved(unpaid: UnpaidRound, gain_micros: int) -> Iterator[_Change]:
+    pool = gain_micros * unpaid.rule.per_accuracy_percent // 10_000
     if unpaid.contributions:
         weights = {c.agent_id: c.num_examples for c in unpaid.contributions}
         for agent_id, points in share_out(pool, weights).items():
@@ -303,7 +324,9 @@ def _name_nodes(state: RewardsState, nodes: Iterable[e.LedgerNode]) -> RewardsSt
 
 
 def _unpaid(state: RewardsState, number: int) -> UnpaidRound:
-    return state.unpaid.get(number, UnpaidRound())
+    # One that nothing is known of yet is the round in progress: its start and its end
+    # are on one topic, so they come in their order.
+    return state.unpaid.get(number, UnpaidRound(rule=state.drawn_rule))
 
 
 def _remember(state: RewardsState, number: int, unpaid: UnpaidRound) -> RewardsState:

@@ -26,6 +26,8 @@ Rules:
   flagged is rejected, and the rest is sealed.
 - A partial sum that contradicts its party's own links is rejected, which names the
   party; it may give another. A round whose party is gone waits.
+- A change of the configuration is in force from the next round on that is asked for
+  (`protocol.changes`); an open round goes on with what it began with.
 - The operator may abandon a round at any time: nothing else ends one whose aggregator
   is gone for good.
 - The claim about the sum must fit the sealed set; the audit recomputes the sum itself.
@@ -47,6 +49,7 @@ from typing import Any, Final
 
 from ledger.checkpoint import parse_checkpoint
 from ledger.note import parse_note
+from protocol.changes import apply_change, read_configuration
 from protocol.cohort import (
     compute_checkpoint_entropy,
     compute_cohort_seed,
@@ -130,7 +133,10 @@ class RoundsState:
     """What the rounds decider knows of a federation.
 
     Attributes:
-        config: Its parameters; None before the first leaf.
+        config: Its parameters, of the round in progress if there is one; None before
+            the first leaf.
+        change: Number of the change that they came with; 0 as founded.
+        waiting: The last change, if it waits for the end of the round in progress.
         agents: Active agents.
         last_round: Number of the last round that started; 0 if none.
         last_requested_at_ms: Latest clock of a request for a round; -1 before any.
@@ -144,6 +150,8 @@ class RoundsState:
     """
 
     config: e.FederationConfigured | None = None
+    change: int = 0
+    waiting: e.FederationChanged | None = None
     agents: frozenset[str] = frozenset()
     last_round: int = 0
     last_requested_at_ms: int = -1
@@ -242,6 +250,8 @@ def _evolve_input(
             return replace(
                 state, config=config, model=config.initial_model, draw_size=draw_size
             )
+        case e.FederationChanged() as change:
+            return _change(state, change)
         # The round's end as the log has it, which is later than when it followed.
         case e.AggregatePublished() | e.RoundAbandoned() if state.draw_size:
             return replace(state, draw_size=leaf.tree_size)
@@ -338,11 +348,9 @@ def _evolve_fact(state: RoundsState, fact: e.RoundFact) -> RoundsState:
         case e.RoundSealed() if current is not None:
             return replace(state, current=replace(current, sealed=fact))
         case e.RoundAbandoned():
-            return replace(state, current=None)
+            return _end(state)
         case e.AggregatePublished():
-            return replace(
-                state, version=state.version + 1, model=fact.model, current=None
-            )
+            return _end(replace(state, version=state.version + 1, model=fact.model))
         case e.ContributionAccepted() if current is not None:
             contribution = e.Contribution(
                 agent_id=fact.agent_id,
@@ -395,6 +403,27 @@ def _answer(current: OpenRound, agent_id: str) -> OpenRound:
     return replace(current, pending=pending, answered=current.answered | {agent_id})
 
 
+def find_newest(state: RoundsState) -> tuple[e.FederationConfigured | None, int]:
+    """Return the configuration of the next round, and the number of its change."""
+    if state.waiting is None:
+        return state.config, state.change
+    return read_configuration(state.waiting), state.waiting.number
+
+
+def _change(state: RoundsState, change: e.FederationChanged) -> RoundsState:
+    """Note a change; it does not touch an open round."""
+    if apply_change(*find_newest(state), change) is None:
+        return state
+    waiting = replace(state, waiting=change)
+    return waiting if state.current is not None else _end(waiting)
+
+
+def _end(state: RoundsState) -> RoundsState:
+    """Return the state without a round; what waited for that is in force."""
+    config, number = find_newest(state)
+    return replace(state, current=None, config=config, change=number, waiting=None)
+
+
 def _cause(leaf: Sequenced) -> dict[str, Any]:
     return {
         "cause": leaf.leaf_hash,
@@ -444,6 +473,7 @@ def _start(
         num_parameters=config.num_parameters,
         fractional_bits=config.fractional_bits,
         deadline_ms=leaf.sequenced_at_ms + config.round_duration_ms,
+        change=state.change,
         **_cause(leaf),
     )
 

@@ -122,6 +122,8 @@ def find_problem(event: e.LedgerEvent) -> str | None:
         case e.FederationConfigured():
             problem = find_configuration_problem(event)
             return None if problem is None else problem[1]
+        case e.FederationChanged(number=number) if number < 1:
+            return "number must be at least 1"
         case e.AgentEnrolmentRequested(display_name=text) if (
             len(text) > MAX_NAME_LENGTH
         ):

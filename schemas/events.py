@@ -128,6 +128,17 @@ class FederationConfigured:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FederationChanged:
+    """The operator changes what may be changed in a federation, from the next round on
+    that is asked for.
+    """
+
+    federation_id: str
+    number: int
+    configuration: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AgentEnrolmentRequested:
     """An agent asks to join, signed with the key it names: proof that it holds it."""
 
@@ -453,6 +464,7 @@ class RoundStarted:
     num_parameters: int
     fractional_bits: int
     deadline_ms: int
+    change: int = 0
     privacy: RoundPrivacy | None = None
 
 
@@ -807,6 +819,7 @@ Fact: TypeAlias = RoundFact | RegistryFact | RewardFact
 
 Input: TypeAlias = (
     FederationConfigured
+    | FederationChanged
     | AgentEnrolmentRequested
     | AgentAdmitted
     | AgentRevoked

@@ -28,6 +28,7 @@ EVENTS: Final[dict[str, tuple[type[e.Event], ...]]] = {
     AGENTS: (e.AgentEnrolmentRequested,),
     CONTROL: (
         e.FederationConfigured,
+        e.FederationChanged,
         e.AgentAdmitted,
         e.AgentRevoked,
         e.NodeSetChanged,

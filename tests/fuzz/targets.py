@@ -127,6 +127,7 @@ from producers.timer import Timer
 from protocol import admission, validation
 from protocol.admission import AdmissionState, Received
 from protocol.aggregation import sum_from_blob, sum_to_blob
+from protocol.changes import apply_change, find_change_problem
 from protocol.commitments import InvalidEncodingError, parse_points, parse_scalars
 from protocol.encoding import UpdateRefusedError, parse_update, update_to_blob
 from protocol.envelope import SIGNATURE_HEADER, sign_event
@@ -165,6 +166,7 @@ from tests.attesting import attest_all
 from tests.builders import LogBuilder, make_key, unframe
 from tests.fuzz.mutations import mutate, mutate_event
 from tests.hostile.batches import Codec, RawBatch, RawRecord, bomb, many_records
+from tests.simulation.federation import CONFIG
 from tests.unit.ledger import nodes as made
 from tests.unit.protocol import test_party_vectors as party_vectors
 
@@ -827,6 +829,14 @@ def _judge(data: bytes) -> None:
         for state in (AdmissionState(), admitted()):
             admission.decide(state, [received])
             admission.judge_again(state, state, received)
+
+
+def _change(data: bytes) -> None:
+    change = e.FederationChanged(
+        federation_id=CONFIG.federation_id, number=1, configuration=data
+    )
+    find_change_problem(CONFIG, 0, change)
+    apply_change(CONFIG, 0, change)
 
 
 def _find_problem(event: Any) -> None:
@@ -1558,6 +1568,17 @@ TARGETS: Final[tuple[Target, ...]] = (
         parse=as_event(_find_problem),
         errors=(),
         seeds=lambda: [*events_of_log(), *all_events()],
+        shapes={"text": configuration},
+        change=mutate_event,
+    ),
+    Target(
+        name="changed-configuration",
+        parse=_change,
+        errors=(),
+        seeds=lambda: [
+            codec.encode(replace(CONFIG, cohort_size=5)),
+            *golden_events()["FederationConfigured"],
+        ],
         shapes={"text": configuration},
         change=mutate_event,
     ),

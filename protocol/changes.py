@@ -1,0 +1,164 @@
+"""What an operator may change in a federation, and what never.
+
+A `FederationChanged` carries the whole configuration as it shall be from then on, so
+nothing of it depends on what whoever signs it believed before.
+
+Rules:
+
+- Changes are numbered from 1, without gaps: of two that were made for the same
+  configuration the second is refused, and one that is sent again counts no more.
+- What is changed is one of `RULES`; everything else is as it was. So what a later
+  version adds to a configuration stays as it is until it has a rule.
+- What protects agents, the fewest contributions of a sum and the bounds on what one
+  agent may add, is only ever tightened. What cannot be ordered, as the mode or the
+  parties, cannot be changed.
+- A change is in force from the round on that is asked for after it: it never touches
+  an open one.
+
+What agents run may be changed; each agent decides whether it runs it.
+
+Source: DESIGN.md sections 11 and 12, ADR 0034.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, Final
+
+from protocol.validation import Problem, find_configuration_problem
+from schemas import codec
+from schemas import events as e
+from schemas.reasons import Reason
+
+
+def _anyhow(_before: Any, _after: Any) -> bool:
+    return True
+
+
+def _up(before: int, after: int) -> bool:
+    return after >= before
+
+
+def _down(before: int, after: int) -> bool:
+    return after <= before
+
+
+RULES: Final[dict[str, Callable[[Any, Any], bool]]] = {
+    "task": _anyhow,
+    "cohort_size": _anyhow,
+    "round_duration_ms": _anyhow,
+    "reward_rule": _anyhow,
+    "min_cohort": _up,
+    "max_num_examples": _down,
+    "mpc.norm_bound": _down,
+}
+"""What may be changed, and how; a name stands for all that is inside, too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A parameter that two configurations have otherwise.
+
+    Attributes:
+        name: Its name, with the sections that it is in, as mpc.norm_bound.
+        before: Its value in the first.
+        after: Its value in the second.
+    """
+
+    name: str
+    before: Any
+    after: Any
+
+
+def list_differences(before: Any, after: Any, name: str = "") -> Iterator[Difference]:
+    """Yield in what two configurations differ, in the order of their fields."""
+    if before == after:
+        return
+    if is_dataclass(before) and type(before) is type(after):
+        for part in fields(before):
+            yield from list_differences(
+                getattr(before, part.name),
+                getattr(after, part.name),
+                f"{name}.{part.name}" if name else part.name,
+            )
+    else:
+        yield Difference(name, before, after)
+
+
+def make_change(config: e.FederationConfigured, number: int) -> e.FederationChanged:
+    """Return the change that puts a configuration into force.
+
+    Args:
+        config: The configuration.
+        number: One more than the last change's.
+    """
+    return e.FederationChanged(
+        federation_id=config.federation_id,
+        number=number,
+        configuration=codec.encode(config),
+    )
+
+
+def read_configuration(change: e.FederationChanged) -> e.FederationConfigured:
+    """Return the configuration that a change puts into force.
+
+    Raises:
+        codec.CodecError: it has none.
+    """
+    return codec.decode_as(e.FederationConfigured, change.configuration)
+
+
+def find_change_problem(
+    config: e.FederationConfigured, number: int, change: e.FederationChanged
+) -> Problem | None:
+    """Return which rule a change breaks; None if it may be made.
+
+    Args:
+        config: What the changes before it led to.
+        number: Of the last one of them; 0 if there was none.
+        change: The change; its configuration may be any bytes.
+    """
+    if change.number != number + 1:
+        detail = f"it is change {change.number}; the next one is {number + 1}"
+        return Reason.STALE_CHANGE, detail
+    try:
+        changed = read_configuration(change)
+    except codec.CodecError as error:
+        return Reason.INVALID_CONFIGURATION, f"configuration: {error}"
+    differences = list(list_differences(config, changed))
+    if not differences:
+        return Reason.NOTHING_CHANGES, "the configuration is in force already"
+    for difference in differences:
+        name = difference.name
+        rule = next(
+            (rule for of, rule in RULES.items() if f"{name}.".startswith(f"{of}.")),
+            None,
+        )
+        if rule is None:
+            return Reason.NOT_CHANGEABLE, f"{name} is as it was founded, for good"
+        if not rule(difference.before, difference.after):
+            detail = (
+                f"{name} protects agents: it may become "
+                f"{'larger' if rule is _up else 'smaller'} than {difference.before}, "
+                f"not {difference.after}"
+            )
+            return Reason.LOOSENS_PROTECTION, detail
+    return find_configuration_problem(changed)
+
+
+def apply_change(
+    config: e.FederationConfigured | None, number: int, change: e.FederationChanged
+) -> e.FederationConfigured | None:
+    """Return what a change leads to; None if it may not be made: then to nothing.
+
+    Whoever follows a log asks this too, whether or not somebody judged its leaves.
+
+    Args:
+        config: What the changes before it led to; None before the genesis.
+        number: Of the last one of them; 0 if there was none.
+        change: The change.
+    """
+    if config is None or find_change_problem(config, number, change) is not None:
+        return None
+    return read_configuration(change)
