@@ -1,8 +1,9 @@
 """`moot audit`: read a federation's whole log, check it, and say what was found.
 
 Exit codes: 0 the log is sound; 1 it is wrong, and the findings say where; 2 it could
-not be read, and the message says what to do; 130 it was interrupted. Whatever goes
-wrong in an audit is no verdict, so 1 means that the log is wrong and nothing else.
+not be read, and the message says what to do; 3 it follows rules that this version does
+not know, and nothing is wrong with what comes before; 130 it was interrupted. Whatever
+goes wrong in an audit is no verdict, so 1 means that the log is wrong and nothing else.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 EXIT_WRONG: Final = 1
 EXIT_UNREADABLE: Final = 2
+EXIT_UNKNOWN: Final = 3
 READ_TIMEOUT_S: Final = 15.0
 SETTLE_S: Final = 0.5
 """A transaction's records appear on its topics within moments of each other."""
@@ -111,6 +113,8 @@ def audit(options: Options) -> None:
             report = _audit_once(options)
             _demand_log(report)
             exit_code = 0 if report.is_sound else EXIT_WRONG
+            if report.is_unknown:
+                exit_code = EXIT_UNKNOWN
     except Exception as error:
         text = _describe(error, options)
         if options.as_json:
@@ -161,13 +165,18 @@ def _check(options: Options) -> None:
 
 
 def _demand_log(report: Report) -> None:
-    if report.num_blocks or report.findings:
+    if report.num_blocks or report.findings or report.unjudged:
         return
     msg = (
         f"There is no federation {report.federation_id!r} on this Kafka. Check the "
         "name, and that MOOT_BOOTSTRAP_SERVERS is the right one."
     )
     raise CannotAuditError(msg)
+
+
+def _demand_judged(report: Report) -> None:
+    if report.is_unknown:
+        raise CannotAuditError(report.unjudged)
 
 
 def _parse_key(text: str | None) -> bytes | None:
@@ -693,6 +702,7 @@ def _watch(
                 )
             # A log that is not there, or not there any more, is nothing to watch.
             _demand_log(audited.report)
+            _demand_judged(audited.report)
             trouble = ""
         except _StoppedError:
             break  # what was found before stays found

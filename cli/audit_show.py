@@ -99,6 +99,11 @@ def _verdict(report: Report) -> str:
     if report.is_sound:
         aside = "" if report.has_blobs else ", its blobs aside: none was looked at"
         return f"SOUND: the log of {report.federation_id} is what it must be{aside}."
+    if report.is_unknown:
+        return (
+            f"UNKNOWN: the log of {report.federation_id} follows rules that this "
+            "version does not know; nothing is wrong with what comes before."
+        )
     count = report.num_findings.total()
     return (
         f"WRONG: the log of {report.federation_id} is not what it must be, "

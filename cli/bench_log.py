@@ -31,6 +31,7 @@ from protocol.plain import compute_result
 from protocol.replay import ReplayState
 from protocol.rewards import RECOMMENDED_RULE
 from protocol.rounds import RoundsState
+from protocol.rules import LATEST_VERSION
 from protocol.state_root import StateHasher
 from protocol.validation import MAX_CHECKS, ROLES
 from schemas import codec, topics
@@ -129,6 +130,7 @@ class LogMaker:
         config = e.FederationConfigured(
             federation_id=self.federation_id,
             nonce=b"n" * 32,
+            rules_version=LATEST_VERSION,
             principals=tuple(
                 e.Principal(role=role, public_key=key.public_key)
                 for role, key in self.keys.items()

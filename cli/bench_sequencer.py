@@ -33,6 +33,7 @@ from cli.processes import StackError, kill_owned, spawn_owned
 from protocol.admission import Received
 from protocol.envelope import sign_event, verify_event
 from protocol.log import SequencerState, sequence
+from protocol.rules import LATEST_VERSION
 from schemas import codec, topics
 from schemas import events as e
 
@@ -206,6 +207,7 @@ class Offline:
             e.FederationConfigured(
                 federation_id=FEDERATION,
                 nonce=b"n" * 32,
+                rules_version=LATEST_VERSION,
                 principals=tuple(
                     e.Principal(role=role, public_key=self._key.public_key)
                     for role in ROLES

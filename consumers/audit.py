@@ -93,6 +93,7 @@ from protocol.replay import (
     find_pending,
     replay_block,
 )
+from protocol.rules import UnknownRulesError
 from protocol.secret_round import SecretRound, follow
 from schemas import codec, topics
 from schemas import events as e
@@ -569,6 +570,9 @@ class _Audit:
                 error.expected,
                 error.found,
             ) from error
+        except UnknownRulesError as error:
+            self.report.unjudged = f"block {height}, {error}"
+            raise _Stop(self.report.unjudged) from error
         except DeciderError as error:
             raise self._stop(
                 FindingCode.DECIDER_FAILED,

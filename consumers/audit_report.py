@@ -297,6 +297,8 @@ class Report:
         num_node_faults: How many there were, by code.
         noise: Records that anybody could have written, by topic and kind.
         stopped: Why the audit ended before the end; empty if it did not.
+        unjudged: From where on this version cannot judge the log, and why; empty if it
+            judged all of it.
         notes: What the verdict rests on.
     """
 
@@ -340,12 +342,18 @@ class Report:
     num_node_faults: Counter[str] = field(default_factory=Counter)
     noise: list[Noise] = field(default_factory=list)
     stopped: str = ""
+    unjudged: str = ""
     notes: list[str] = field(default_factory=list)
 
     @property
     def is_sound(self) -> bool:
-        """Whether there is a log and nothing is wrong with it."""
-        return self.num_blocks > 0 and not self.findings
+        """Whether there is a log, all of it was judged, and nothing is wrong."""
+        return self.num_blocks > 0 and not self.findings and not self.unjudged
+
+    @property
+    def is_unknown(self) -> bool:
+        """Whether nothing is wrong with what was judged, which is not all of it."""
+        return bool(self.unjudged) and not self.findings
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON's types."""
@@ -357,4 +365,5 @@ class Report:
                 values[name] = [v if isinstance(v, str) else asdict(v) for v in value]
             elif isinstance(value, Finality):
                 values[name] = asdict(value)
-        return {"is_sound": self.is_sound, **values}
+        is_sound = None if self.is_unknown else self.is_sound
+        return {"is_sound": is_sound, **values}

@@ -35,6 +35,7 @@ from ledger.blocks import GENESIS_HASH, block_hash
 from protocol.envelope import verify_event
 from protocol.log import ForeignRecordError, LogError, LogState, verify_author
 from protocol.replay import DeciderError, ReplayState, Unframe, replay_block
+from protocol.rules import UnknownRulesError
 from protocol.secret_round import SecretRound
 from protocol.state_root import StateHasher
 
@@ -119,6 +120,10 @@ class RegistryAwayError(Exception):
 
 class UnfitBlockError(Exception):
     """A block that the sequencer signed is not what follows from the log."""
+
+
+class UnjudgedBlockError(UnfitBlockError):
+    """It may be, by rules that this version does not know: nobody attests it here."""
 
 
 class BlockTree:
@@ -364,6 +369,8 @@ class BlockTree:
         except LogError as error:
             detail = f"{error}: expected {error.expected}, found {error.found}"
             raise UnfitBlockError(detail) from error
+        except UnknownRulesError as error:
+            raise UnjudgedBlockError(str(error)) from error
         except DeciderError as error:
             detail = f"leaf {error.leaf_index} cannot be read: {error}"
             raise UnfitBlockError(detail) from error
@@ -486,7 +493,12 @@ class BlockTree:
         except UnfitBlockError as error:
             height = 0 if parent is None else parent.header.height + 1
             detail = f"block {height}, {item.digest.hex()}: {error}"
-            self._alerts.add(AlertCode.BLOCK_INVALID, detail)
+            self._alerts.add(
+                AlertCode.RULES_UNKNOWN
+                if isinstance(error, UnjudgedBlockError)
+                else AlertCode.BLOCK_INVALID,
+                detail,
+            )
             self._reject(item.digest)
             return None
         if len(siblings) >= MAX_SIBLINGS and not any(

@@ -185,6 +185,7 @@ class AlertCode(StrEnum):
     """What somebody must look at. None of them stops a node."""
 
     BLOCK_INVALID = "BLOCK_INVALID"
+    RULES_UNKNOWN = "RULES_UNKNOWN"
     FORK = "FORK"
     OTHER_GENESIS = "OTHER_GENESIS"
     EQUIVOCATION = "EQUIVOCATION"

@@ -16,6 +16,7 @@ from adapters.kafka import Publisher
 from adapters.keys import key_path, load_or_create_key
 from ledger.signing import SigningKey
 from protocol.rewards import RECOMMENDED_RULE
+from protocol.rules import LATEST_VERSION
 from protocol.sketches import compute_threshold
 from protocol.tensors import manifest_of, num_parameters, tensors_from_blob
 from protocol.validation import (
@@ -184,6 +185,7 @@ class Operator:
         config = FederationConfigured(
             federation_id=federation_id,
             nonce=secrets.token_bytes(NONCE_SIZE),
+            rules_version=LATEST_VERSION,
             principals=principals,
             task=parameters.task,
             initial_model=store.store(initial_model),

@@ -54,6 +54,7 @@ from protocol.envelope import (
     compute_input_id,
     verify_event,
 )
+from protocol.rules import find_rules_problem
 from protocol.validation import (
     find_configuration_problem,
     find_principals_problem,
@@ -587,6 +588,10 @@ class _Scratch:
 
     def _find_author_key(self, event: e.LedgerEvent) -> bytes | tuple[Reason, str]:
         """Return the key that must have signed, or why nobody may say this now."""
+        unknown = find_rules_problem(event)
+        if unknown is not None and self._sequencer_key is not None:
+            # Only whoever would write it: on a log it is a newer version's word.
+            return Reason.UNKNOWN_RULES, unknown
         if isinstance(event, e.FederationConfigured):
             if self._federation_id:
                 return Reason.FEDERATION_EXISTS, "a federation is founded once"

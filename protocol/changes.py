@@ -49,6 +49,7 @@ RULES: Final[dict[str, Callable[[Any, Any], bool]]] = {
     "cohort_size": _anyhow,
     "round_duration_ms": _anyhow,
     "reward_rule": _anyhow,
+    "rules_version": _up,
     "min_cohort": _up,
     "max_num_examples": _down,
     "mpc.norm_bound": _down,

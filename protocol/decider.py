@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
+from protocol.rules import verify_rules
 from schemas.events import Fact, LedgerEvent
 
 
@@ -64,7 +65,11 @@ def step(
 
     Returns:
         The next state and the facts that follow, numbered in order.
+
+    Raises:
+        UnknownRulesError: from this leaf on other rules hold than are known.
     """
+    verify_rules(leaf.event, leaf.leaf_index)
     facts = [
         replace(fact, output_index=index)
         for index, fact in enumerate(decider.decide(state, leaf))

@@ -19,11 +19,14 @@ Source: ADR 0020.
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+COMPARISON_DOMAIN: Final = b"folkmoot/comparison/v1\n"
 MAX_FAR_THRESHOLD: Final = 2**62
 """Of squared distances: below it nothing wraps; see `protocol.sketches`."""
 MIN_COMPARED: Final = 3
@@ -118,3 +121,24 @@ def _check_far(far: NDArray[np.bool_]) -> None:
     if far.diagonal().any() or (far != far.T).any():
         msg = "who is far from whom must be symmetric, and nobody far from themselves"
         raise ValueError(msg)
+
+
+def compute_comparison_id(
+    fact_id: bytes, updates: Sequence[bytes], far_threshold: int
+) -> bytes:
+    """Return what parties that compare the same updates have in common, 32 bytes.
+
+    Of digests of what was received, and of no fact as one's own version writes it: the
+    parties' versions may differ.
+
+    Args:
+        fact_id: Id of the fact that had them compared, 32 bytes.
+        updates: Digest of each update's commitments, 32 bytes each, in order.
+        far_threshold: The threshold.
+    """
+    return hashlib.sha256(
+        COMPARISON_DOMAIN
+        + fact_id
+        + far_threshold.to_bytes(8, "big")
+        + b"".join(updates)
+    ).digest()

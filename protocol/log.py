@@ -19,6 +19,7 @@ from protocol import admission
 from protocol.admission import AdmissionState, Admitted, Received, Refused, Verify
 from protocol.decider import Sequenced
 from protocol.envelope import sign_event, verify_event
+from protocol.rules import verify_rules
 from schemas import codec
 from schemas import events as e
 
@@ -331,8 +332,12 @@ def read_block(
 
     Raises:
         LogError: it is not the next block of this log.
+        UnknownRulesError: the log follows rules that are not known: whoever writes it
+            would refuse what a newer version admits.
     """
     log, _, opened = open_block(state.log, block_bytes, signature)
+    for item in opened:
+        verify_rules(item.sequenced.event, item.sequenced.leaf_index)
     return SequencerState(log=log, admission=fold_admission(state.admission, opened))
 
 

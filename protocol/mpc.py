@@ -418,7 +418,8 @@ def parse_proof(blob: bytes) -> NormProof:
         proof = codec.decode_as(e.NormProof, blob)
     except codec.CodecError as error:
         raise SecretRoundError(Reason.INVALID_PROOF, str(error)) from error
-    return NormProof(**{part.name: getattr(proof, part.name) for part in fields(proof)})
+    names = (part.name for part in fields(NormProof))
+    return NormProof(**{name: getattr(proof, name) for name in names})
 
 
 # What follows

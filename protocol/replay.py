@@ -34,6 +34,7 @@ from protocol.envelope import verify_event
 from protocol.log import LogState, OpenedLeaf, open_block
 from protocol.rewards import RewardsState
 from protocol.rounds import RoundsState
+from protocol.rules import UnknownRulesError
 from schemas import codec, topics
 from schemas import events as e
 from schemas.reasons import Reason
@@ -43,7 +44,7 @@ FRAMING_REASONS: Final = frozenset(
 )
 UNSEEN_REASONS: Final = frozenset(
     # They depend on the record's signature, key, partition or order, or on what the
-    # schema registry knew: a refusal does not keep those.
+    # schema registry or the sequencer's version knew: a refusal does not keep those.
     {
         Reason.MISSING_SIGNATURE,
         Reason.BAD_SIGNATURE,
@@ -51,6 +52,7 @@ UNSEEN_REASONS: Final = frozenset(
         Reason.WRONG_PARTITION,
         Reason.WRONG_KEY,
         Reason.UNKNOWN_SCHEMA,
+        Reason.UNKNOWN_RULES,
     }
 )
 
@@ -184,6 +186,7 @@ def replay_block(
     Raises:
         LogError: it is not the next block of this log.
         DeciderError: the deciders cannot read it.
+        UnknownRulesError: from one of its leaves on other rules hold than are known.
     """
     log, block, opened = open_block(state.log, block_bytes, signature, verify=verify)
     return _Replay(state, log, block, unframe, verify).run(opened)
@@ -265,7 +268,7 @@ class _Replay:
             elif isinstance(event, e.Fact):
                 is_admissible = number not in faulty
                 self._check_fact(event, item, is_admissible=is_admissible)
-            facts = self._decide(item)
+            facts = self._decide(item, is_admissible=number not in faulty)
             leaves.append(
                 ReplayedLeaf(item, self._states["rounds"], facts, number not in faulty)
             )
@@ -393,7 +396,7 @@ class _Replay:
                 )
             )
 
-    def _decide(self, item: OpenedLeaf) -> tuple[e.Fact, ...]:
+    def _decide(self, item: OpenedLeaf, *, is_admissible: bool) -> tuple[e.Fact, ...]:
         """Move the deciders by one leaf, and note what must follow."""
         leaf = item.sequenced
         try:
@@ -403,6 +406,8 @@ class _Replay:
         except MemoryError:
             raise  # which says nothing about a leaf
         except Exception as error:
+            if isinstance(error, UnknownRulesError) and is_admissible:
+                raise  # which says nothing about a leaf either
             # Only a leaf that should not be there can do this.
             msg = f"{type(error).__name__}: {error}"
             raise DeciderError(msg, leaf.leaf_index) from error

@@ -239,6 +239,7 @@ def _modes_problem(config: e.FederationConfigured) -> str | None:
 def _numbers_problem(config: e.FederationConfigured) -> str | None:
     rules = (
         (any(config.nonce), "nonce must be random bytes, not zeros"),
+        (config.rules_version >= 1, "rules_version must be at least 1"),
         (config.strategy == "FEDAVG", "strategy must be FEDAVG"),
         (
             1 <= config.num_parameters <= MAX_NUM_PARAMETERS,

@@ -111,6 +111,7 @@ class FederationConfigured:
 
     federation_id: str
     nonce: bytes
+    rules_version: int
     principals: tuple[Principal, ...]
     task: Task
     initial_model: BlobRef

@@ -15,7 +15,6 @@ was refused is mended by mending it and starting it again.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -31,8 +30,8 @@ from adapters.party_log import PartyLog
 from adapters.round_blobs import make_fetch
 from adapters.settings import load_settings
 from protocol.decider import step
-from protocol.envelope import TRACEPARENT_HEADER
-from protocol.far_pairs import encode_far
+from protocol.envelope import TRACEPARENT_HEADER, compute_fact_id
+from protocol.far_pairs import compute_comparison_id, encode_far
 from protocol.log import OpenedLeaf
 from protocol.mpc import (
     MpcShape,
@@ -55,8 +54,8 @@ from protocol.secret_round import SecretRound, follow
 from protocol.share_link import Link, compute_links, compute_party_sum
 from protocol.shares import Share
 from protocol.sketches import Sketch
-from schemas import codec, topics
 from schemas import events as e
+from schemas import topics
 from schemas.reasons import Reason
 from streams.app import Service, Source, fail_stop, make_service_with_key
 from streams.comparing import Comparer, make_link_plan
@@ -216,7 +215,9 @@ class Party:
                 ]
             ),
             comparison.far_threshold,
-            context=hashlib.sha256(codec.encode(comparison)).digest(),
+            context=compute_comparison_id(
+                compute_fact_id(comparison), asked.updates, comparison.far_threshold
+            ),
             permit=lambda: self._memory.permit_comparison(
                 asked, min_cohort=max(self._min_cohort, config.min_cohort)
             ),

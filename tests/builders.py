@@ -54,6 +54,7 @@ from protocol.log import (
 from protocol.plain import RoundResult, compute_max_update_size, compute_result
 from protocol.rewards import RECOMMENDED_RULE
 from protocol.rounds import RoundsState
+from protocol.rules import LATEST_VERSION
 from protocol.tensors import tensors_to_blob
 from protocol.validation import ROLES
 from schemas import codec, topics
@@ -258,6 +259,7 @@ class LogBuilder:
         return e.FederationConfigured(
             federation_id=self.federation_id,
             nonce=self.nonce,
+            rules_version=LATEST_VERSION,
             principals=tuple(
                 e.Principal(role=role, public_key=make_key(role).public_key)
                 for role in ROLES

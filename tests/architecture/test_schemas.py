@@ -306,6 +306,12 @@ def test_a_schema_only_grows(name: str) -> None:
         assert find_changes(old, new, name) == []
 
 
+@pytest.mark.parametrize("name", ["Leaf", "BlockSequenced"])
+def test_what_everything_is_in_never_changes(name: str) -> None:
+    """Receipts, chain ids and block hashes are over a leaf or block written again."""
+    assert len(codec.lock()[name]) == 1
+
+
 def test_what_a_schema_may_not_do_is_found() -> None:
     old = inline(codec.schema_text("FederationConfigured"))
 

@@ -45,6 +45,7 @@ BASE: Final = make_blob("the initial model")
 CONFIG: Final = e.FederationConfigured(
     federation_id=FEDERATION,
     nonce=b"n" * 32,
+    rules_version=1,
     principals=tuple(
         e.Principal(role=role, public_key=make_key(role).public_key) for role in ROLES
     ),

@@ -4,13 +4,16 @@ A fact's bytes hold every word of its detail, so a sentence that is reworded in 
 decider makes every older log look forged. The same goes for what ledger nodes sign: a
 header that is computed otherwise makes every older attestation one of another block.
 When this test fails, the change is a new protocol version, not a new recording.
-``python -m tests.unit.test_recorded_logs NAME`` adds a recording; it replaces none.
+``python -m tests.unit.test_recorded_logs VERSION`` adds a recording of every kind; it
+replaces none.
 """
 
+import hashlib
 import json
 import sys
 import tempfile
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,11 +31,14 @@ from protocol.envelope import SIGNATURE_HEADER
 from schemas import codec, topics
 from schemas import events as e
 from schemas.reasons import Reason
-from tests.builders import BlobDict, build_log, frame, make_key
+from tests.builders import BlobDict, LogBuilder, build_log, frame, make_key
 from tests.builders import unframe as builders_unframe
+from tests.secret_builder import build_secret_log, lie_once, start_secret_log
 from tests.unit.test_ledger_node import NAMES, NOW_S, Bus
 
 FOLDER = Path(__file__).parents[1] / "vectors" / "log"
+SUMS = FOLDER / "SHA256SUMS"
+"""As `sha256sum --check` reads it. It only grows."""
 PREFIX_SIZE = 5
 
 
@@ -86,29 +92,95 @@ def to_record(offset, name, event):
     )
 
 
-def write(name):
-    path = FOLDER / f"{name}.json"
-    assert not path.exists(), "a recording is never replaced"
+def build_plain():
+    return build_log(ledger_nodes=())
+
+
+def build_nodes():
     log = build_log()
     log.finalise()  # by the new nodes
     log.run_round()
     log.request_finality()
-    with tempfile.TemporaryDirectory() as directory:
-        bus = run_nodes(log, Path(directory))
-        said = [(n, x) for n, x in bus.said if isinstance(x, e.Attestation)]
-        node = bus["node0"].node
-        nodes = {
-            "attestations": [
-                record_to_json(to_record(i, *item)) for i, item in enumerate(said)
-            ],
-            "proofs": [node.blocks.last_proof(era).hex() for era in (0, 1)],
-            "votes": {
-                name: member.votes.votes.to_bytes().hex()
-                for name, member in bus.members.items()
-            },
-            "final_id": node.tree.final.header.id.hex(),
-            "final_height": node.tree.final_height,
-        }
+    return log
+
+
+def build_secret():
+    return build_secret_log(num_parameters=SMALL)
+
+
+def build_compared():
+    """One agent is far from the others, and a party gives a wrong part first."""
+    agents = ("ada", "bea", "cleo", "dora")
+    log = start_secret_log(
+        *agents, cohort_size=4, far_threshold=2 * 10**9, num_parameters=SMALL
+    )
+    log.speak = lie_once("p1")
+    log.request_round()
+    for agent in agents[:-1]:
+        log.commit(agent)
+    secret = log.make_secret("dora")
+    log.commit("dora", secret=replace(secret, values=-3 * secret.values))
+    log.settle()
+    log.export()
+    kinds = {type(event) for event in log.leaves}
+    assert {e.ComparisonStarted, e.PartialRejected, e.AggregatePublished} <= kinds
+    reasons = {getattr(event, "reason", "") for event in log.leaves}
+    assert Reason.FAR_FROM_OTHERS in reasons
+    return log
+
+
+def build_changed():
+    """The operator changes the federation, and so do its rewards and its cohorts."""
+    log = LogBuilder(ledger_nodes=())
+    log.found()
+    log.admit("ada", "bea", "cleo", "dora")
+    log.run_round()
+    config = log.leaves[0]
+    changed = replace(
+        config,
+        cohort_size=config.min_cohort,
+        round_duration_ms=config.round_duration_ms + 1,
+        reward_rule=e.RewardRule(per_contribution=7),
+    )
+    change = e.FederationChanged(
+        federation_id=log.federation_id, number=1, configuration=codec.encode(changed)
+    )
+    log.say(change, make_key("OPERATOR"))
+    log.settle()
+    log.run_round()
+    assert log.leaves.count(change) == 1
+    started = [event for event in log.leaves if isinstance(event, e.RoundStarted)]
+    durations = {config.round_duration_ms, changed.round_duration_ms}
+    stamps = {item.sequenced.leaf_hash: item.sequenced for item in log.opened}
+    found = {x.deadline_ms - stamps[x.cause].sequenced_at_ms for x in started}
+    assert found == durations
+    return log
+
+
+SMALL = 24
+"""Parameters of a model whose proofs a recording holds."""
+KINDS = {
+    "plain": build_plain,
+    "nodes": build_nodes,
+    "mpc": build_secret,
+    "compared": build_compared,
+    "changed": build_changed,
+}
+
+
+def write(version):
+    """Record a log of every kind, as this version writes it."""
+    for kind, build in KINDS.items():
+        write_one(f"{version}-{kind}", build())
+
+
+def write_one(name, log):
+    path = FOLDER / f"{name}.json"
+    assert not path.exists(), "a recording is never replaced"
+    nodes = None
+    if log.ledger_nodes:
+        with tempfile.TemporaryDirectory() as directory:
+            nodes = record_nodes(run_nodes(log, Path(directory)))
     # Every framing that a record, or a refusal's quotation in one, may need.
     schemas = {}
     for schema_id in range(1, 2 * len(codec.CLASSES)):
@@ -133,10 +205,35 @@ def write(name):
             unframe=builders_unframe,
             fetch_blob=log.blobs.fetch,
         ).balances,
-        "nodes": nodes,
     }
+    if nodes is not None:
+        plain["nodes"] = nodes
+    FOLDER.mkdir(exist_ok=True)
     path.write_text(json.dumps(plain, indent=1) + "\n")
-    print(f"{path.name}: {len(log.records)} blocks, {len(said)} attestations")
+    with SUMS.open("a") as sums:
+        sums.write(f"{hash_file(path)}  {path.name}\n")
+    print(f"{path.name}: {len(log.records)} blocks, {path.stat().st_size} bytes")
+
+
+def record_nodes(bus):
+    said = [(n, x) for n, x in bus.said if isinstance(x, e.Attestation)]
+    node = bus["node0"].node
+    return {
+        "attestations": [
+            record_to_json(to_record(i, *item)) for i, item in enumerate(said)
+        ],
+        "proofs": [node.blocks.last_proof(era).hex() for era in (0, 1)],
+        "votes": {
+            name: member.votes.votes.to_bytes().hex()
+            for name, member in bus.members.items()
+        },
+        "final_id": node.tree.final.header.id.hex(),
+        "final_height": node.tree.final_height,
+    }
+
+
+def hash_file(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def audit_records(ledger, checkpoints, attestations=None, **options):
@@ -276,8 +373,17 @@ def test_recorded_votes_are_still_read(path):
 
 
 def test_there_are_recordings():
+    kinds = {path.stem.rpartition("-")[2] for path in PATHS}
+    assert kinds == set(KINDS)
     assert WITH_NODES
-    assert len(PATHS) > len(WITH_NODES)
+
+
+def test_no_recording_ever_changes_or_goes():
+    """When this fails, put the recording back: no version may need another one."""
+    listed = [line.split("  ") for line in SUMS.read_text().splitlines()]
+    assert len({name for _, name in listed}) == len(listed)
+    found = {path.name: hash_file(path) for path in PATHS}
+    assert {name: digest for digest, name in listed} == found
 
 
 if __name__ == "__main__":

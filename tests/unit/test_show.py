@@ -316,18 +316,18 @@ def make_hostile(kind):
     """Return an event whose every text is hostile."""
 
     def value(name, hint):
-        match hint:
+        match hint.removesuffix(" | None"):
             case "int":
                 return 2**62 if name.endswith("_ms") else 2**30
             case "str":
                 return HOSTILE.encode("utf-8", "replace").decode()
             case "bytes":
                 return bytes({"signature": 64, "commitment": 48}.get(name, 32))
-            case _ if hint.startswith("tuple["):
-                inner = hint.removeprefix("tuple[").removesuffix(", ...]")
+            case some if some.startswith("tuple["):
+                inner = some.removeprefix("tuple[").removesuffix(", ...]")
                 return (value("", inner), value("", inner))
-            case _:
-                return make_hostile(getattr(e, hint))
+            case some:
+                return make_hostile(getattr(e, some))
 
     return kind(**{field.name: value(field.name, field.type) for field in fields(kind)})
 

@@ -97,7 +97,7 @@ STATE = ReplayState(
         ),
     },
 )
-ROOT = "eda9734e088380a788fcb7f85bce14cdd4e9f25b6f550f17ca3a2319669d7b83"
+ROOT = "26dd02962be2dd18b22bd263a85bed9d091401cec2be703d931ac5aee9d13694"
 
 
 def parts_of(state: ReplayState) -> dict[str, Any]:
