@@ -39,6 +39,7 @@ from protocol.envelope import (
     EVENT_ID_HEADER,
     SIGNATURE_HEADER,
     TRACEPARENT_HEADER,
+    choose_genesis,
     compute_fact_id,
     compute_input_id,
     sign_event,
@@ -112,15 +113,24 @@ def compute_partition(federation_id: str, num_partitions: int) -> int:
 
 
 def make_headers(
-    event: Event, data: bytes, key: SigningKey, traceparent: str
+    event: Event, data: bytes, key: SigningKey, genesis: bytes, traceparent: str
 ) -> list[tuple[str, bytes]]:
-    """Return the headers of a record: signature, event id, trace context."""
+    """Return the headers of a record: signature, event id, trace context.
+
+    Args:
+        event: What it says.
+        data: The event's single-object bytes.
+        key: Its author's.
+        genesis: Genesis hash of the log that it is said in, 32 bytes.
+        traceparent: W3C trace context, may be empty.
+    """
+    signature = sign_event(key, choose_genesis(event, genesis), data)
     if isinstance(event, Fact):
         event_id = compute_fact_id(event)
     else:
         event_id = compute_input_id(key.public_key, data)
     return [
-        (SIGNATURE_HEADER, sign_event(key, data)),
+        (SIGNATURE_HEADER, signature),
         (EVENT_ID_HEADER, event_id),
         (TRACEPARENT_HEADER, traceparent.encode()),
     ]
@@ -153,9 +163,15 @@ class Publisher:
         )
 
     def publish(
-        self, event: Event, key: SigningKey, *, traceparent: str = ""
+        self, event: Event, key: SigningKey, genesis: bytes, *, traceparent: str = ""
     ) -> tuple[int, int]:
         """Sign and publish one event, and wait until Kafka has it.
+
+        Args:
+            event: The event.
+            key: Its author's.
+            genesis: Genesis hash of the log that it is said in, 32 bytes.
+            traceparent: W3C trace context.
 
         Returns:
             Its partition and offset.
@@ -164,10 +180,15 @@ class Publisher:
             KafkaUnavailableError: Kafka did not confirm it in time. It may have
                 arrived all the same: publish the same event again, that is harmless.
         """
-        return self.publish_all([event], key, traceparent=traceparent)[0]
+        return self.publish_all([event], key, genesis, traceparent=traceparent)[0]
 
     def publish_all(
-        self, events: Iterable[Event], key: SigningKey, *, traceparent: str = ""
+        self,
+        events: Iterable[Event],
+        key: SigningKey,
+        genesis: bytes,
+        *,
+        traceparent: str = "",
     ) -> list[tuple[int, int]]:
         """Publish several events in order, and wait for all of them."""
         confirmed: list[tuple[int, int]] = []
@@ -189,7 +210,7 @@ class Publisher:
                     topic,
                     key=event.federation_id.encode(),
                     value=value,
-                    headers=make_headers(event, data, key, current),  # type: ignore[arg-type]  # the stubs want a union of lists
+                    headers=make_headers(event, data, key, genesis, current),  # type: ignore[arg-type]  # the stubs want a union of lists
                     on_delivery=on_delivery,
                 )
         remaining = self._producer.flush(DELIVERY_TIMEOUT_S)

@@ -27,7 +27,22 @@ log = logging.getLogger(__name__)
 
 
 class UntrustedFederationError(Exception):
-    """The log exists, but its founder is not the operator that the reader trusts."""
+    """The log exists, but it is not of the operator, or not the founding, that the
+    reader trusts.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class Genesis:
+    """How a federation was founded.
+
+    Attributes:
+        config: With what parameters.
+        hash: What everything said in its log is signed with, 32 bytes.
+    """
+
+    config: FederationConfigured
+    hash: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +70,7 @@ def follow_log(
     federation_id: str,
     *,
     operator_key: bytes | None = None,
+    genesis: bytes | None = None,
 ) -> Iterator[ReadBlock | Pause]:
     """Yield a federation's blocks from the genesis on, verified, for ever.
 
@@ -66,10 +82,12 @@ def follow_log(
         federation_id: The federation.
         operator_key: Whom the reader trusts to have founded it, 32 bytes; None takes
             the log's own word, which is enough only for looking at it.
+        genesis: Hash of the founding that the reader takes part in, 32 bytes; None
+            takes any of that operator's.
 
     Raises:
         LogError: the log is broken; says where.
-        UntrustedFederationError: somebody else founded it.
+        UntrustedFederationError: somebody else founded it, or it was founded anew.
         KafkaUnavailableError: it cannot be read.
     """
     partition = find_partition(settings, topics.LEDGER, federation_id)
@@ -84,8 +102,8 @@ def follow_log(
                 read = _read(state, record, registry)
             if read is None:
                 continue
-            if state.sequencer_key == b"" and operator_key is not None:
-                _check_founder(read.leaves, federation_id, operator_key)
+            if state.genesis == b"":
+                _check_founding(read, federation_id, operator_key, genesis)
             state = read.state
             yield read
 
@@ -96,10 +114,15 @@ def read_log(
     federation_id: str,
     *,
     operator_key: bytes | None = None,
+    genesis: bytes | None = None,
 ) -> Iterator[ReadBlock]:
     """Yield what `follow_log` does, up to the present end."""
     for read in follow_log(
-        settings, registry, federation_id, operator_key=operator_key
+        settings,
+        registry,
+        federation_id,
+        operator_key=operator_key,
+        genesis=genesis,
     ):
         if read is END:
             return
@@ -113,15 +136,19 @@ def find_genesis(
     federation_id: str,
     *,
     operator_key: bytes | None = None,
-) -> FederationConfigured | None:
-    """Return the configuration that founded a federation; None if there is none yet."""
-    blocks = read_log(settings, registry, federation_id, operator_key=operator_key)
+    genesis: bytes | None = None,
+) -> Genesis | None:
+    """Return how a federation was founded; None if it was not yet.
+
+    Arguments and errors as of `follow_log`.
+    """
+    blocks = read_log(
+        settings, registry, federation_id, operator_key=operator_key, genesis=genesis
+    )
     first = next(blocks, None)
     if first is None:
         return None
-    genesis = first.leaves[0].sequenced.event
-    assert isinstance(genesis, FederationConfigured), "open_block demands it"
-    return genesis
+    return Genesis(_config_of(first), first.state.genesis)
 
 
 class PassingOverForeign:
@@ -163,15 +190,32 @@ def _read(state: LogState, record: Record, registry: SchemaRegistry) -> ReadBloc
     return ReadBlock(record.offset, block, leaves, after)
 
 
-def _check_founder(
-    leaves: list[OpenedLeaf], federation_id: str, operator_key: bytes
+def _config_of(first: ReadBlock) -> FederationConfigured:
+    config = first.leaves[0].sequenced.event
+    assert isinstance(config, FederationConfigured), "open_block demands it"
+    return config
+
+
+def _check_founding(
+    first: ReadBlock,
+    federation_id: str,
+    operator_key: bytes | None,
+    genesis: bytes | None,
 ) -> None:
-    genesis = leaves[0].sequenced.event
-    assert isinstance(genesis, FederationConfigured), "open_block demands it"
-    founder = next(p.public_key for p in genesis.principals if p.role == "OPERATOR")
-    if founder != operator_key:
+    principals = _config_of(first).principals
+    founder = next((p.public_key for p in principals if p.role == "OPERATOR"), b"")
+    if operator_key not in {None, founder}:
+        assert operator_key is not None
         msg = (
             f"federation {federation_id} was founded by {founder.hex()}, "
             f"you trust {operator_key.hex()}"
+        )
+        raise UntrustedFederationError(msg)
+    found = first.state.genesis
+    if genesis not in {None, found}:
+        assert genesis is not None
+        msg = (
+            f"federation {federation_id} was founded anew: the log has genesis "
+            f"{found.hex()}, you take part in {genesis.hex()}"
         )
         raise UntrustedFederationError(msg)

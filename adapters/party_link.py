@@ -10,10 +10,10 @@ integers go to and fro.
   certificate counts but that signature. Who shows none of a known key is refused, as is
   who speaks no TLS, and cannot keep others from coming: connections that have not shown
   yet whose they are are few, and for a short time (`adapters.listening`).
-- **What is said.** First, both ends: a magic and a digest of all peers' keys in the
-  order of their ranks, so that ranks mean the same to both; and, when all its peers are
-  there, that it is ready. So a link is there for all or for nobody, and until then who
-  gave up may come again. Then frames:
+- **What is said.** First, both ends: a magic and a digest of the federation's genesis
+  and of all peers' keys in the order of their ranks, so that both mean the same; and,
+  when all its peers are there, that it is ready. So a link is there for all or for
+  nobody, and until then who gave up may come again. Then frames:
 
       type (u8) | number of dimensions (u8) | each dimension (u64) | the elements
 
@@ -112,7 +112,7 @@ class LinkFailure(StrEnum):
     REFUSED = "REFUSED"
     """A peer breaks off whenever we come: it does not know our key."""
     OTHER_PEERS = "OTHER_PEERS"
-    """A peer has other peers in mind, or in another order."""
+    """A peer has another federation or other peers in mind, or in another order."""
     LOST = "LOST"
     """A peer is gone: it died, or gave up because another peer had."""
     TIMED_OUT = "TIMED_OUT"
@@ -164,6 +164,7 @@ class LinkPlan:
         rank: Our own.
         peers: All of us, in the order of ranks.
         seed: Of our Ed25519 key, 32 bytes. **Secret.**
+        genesis: Genesis hash of the federation that the link is for, 32 bytes.
         listen_host: Where to wait for peers of higher ranks; by default, our own host.
         connect_timeout_s: How long all of connecting may take.
         timeout_s: How long one send or receive may take.
@@ -172,6 +173,7 @@ class LinkPlan:
     rank: int
     peers: tuple[Peer, ...]
     seed: bytes = field(repr=False)
+    genesis: bytes
     listen_host: str | None = None
     connect_timeout_s: float = CONNECT_TIMEOUT_S
     timeout_s: float = TIMEOUT_S
@@ -194,8 +196,11 @@ class LinkPlan:
 
     @property
     def digest(self) -> bytes:
-        """A digest of all peers' keys in their order, 32 bytes."""
-        return hashlib.sha256(b"".join(p.public_key for p in self.peers)).digest()
+        """A digest of what all must agree on, 32 bytes: which federation the link is
+        for, and all peers' keys in their order.
+        """
+        keys = b"".join(peer.public_key for peer in self.peers)
+        return hashlib.sha256(self.genesis + keys).digest()
 
 
 class _Connection(NamedTuple):
@@ -608,7 +613,7 @@ class _Connecting:
             detail = "it speaks another protocol or version"
             raise LinkError(LinkFailure.UNEXPECTED, peer, detail)
         if greeting != self._greeting:
-            detail = "its list of peers is not ours, or in another order"
+            detail = "its federation or its list of peers is not ours"
             raise LinkError(LinkFailure.OTHER_PEERS, peer, detail)
 
 

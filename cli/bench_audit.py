@@ -35,7 +35,7 @@ from consumers.audit_bundle import BundleWriter
 from ledger.signing import SigningKey
 from protocol import rounds
 from protocol.decider import step
-from protocol.envelope import SIGNATURE_HEADER, sign_event, verify_event
+from protocol.envelope import NO_GENESIS, SIGNATURE_HEADER, sign_event, verify_event
 from protocol.log import LogState, SequencerState, open_block, read_block
 from schemas import codec, topics
 from schemas import events as e
@@ -146,7 +146,9 @@ def make_bundle(path: Path, num_leaves: int) -> None:
                     offset=offsets[topic],
                     key=event.federation_id.encode(),
                     value=prefix + data[codec.HEADER_SIZE :],
-                    headers=tuple(make_headers(event, data, key, traceparent)),
+                    headers=tuple(
+                        make_headers(event, data, key, maker.genesis, traceparent)
+                    ),
                 )
             )
             offsets[topic] += 1
@@ -250,6 +252,7 @@ def _publish(stack: BenchStack, maker: LogMaker, num_leaves: int) -> None:
     key = maker.keys["SEQUENCER"]
     for block, checkpoint in maker.make(num_leaves):
         traceparent = next(filter(None, block.event.traceparents), "")
+        producer.genesis = maker.genesis
         producer.send(block.event, key, traceparent)
         producer.send(checkpoint, key, traceparent)
     producer.flush()
@@ -258,11 +261,11 @@ def _publish(stack: BenchStack, maker: LogMaker, num_leaves: int) -> None:
 def _measure_verification() -> float:
     key = SigningKey(bytes(32))
     messages = [b"%0256d" % number for number in range(NUM_SIGNATURES)]
-    signatures = [sign_event(key, message) for message in messages]
+    signatures = [sign_event(key, NO_GENESIS, message) for message in messages]
 
     def verify() -> None:
         for message, signature in zip(messages, signatures, strict=True):
-            verify_event(key.public_key, message, signature)
+            verify_event(key.public_key, NO_GENESIS, message, signature)
 
     return measure_rate(verify, NUM_SIGNATURES)
 

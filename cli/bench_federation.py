@@ -43,6 +43,7 @@ from cli.services import Supervisor
 from cli.stack import LocalStack
 from ledger.signing import SigningKey
 from producers.control import Operator, Parameters, load_principals, with_parties
+from protocol.envelope import NO_GENESIS
 from protocol.tensors import tensors_to_blob
 from schemas import codec, topics
 from schemas import events as e
@@ -106,7 +107,10 @@ def make_update_event(
 class FastProducer:
     """Sends signed events without waiting for each; `flush` waits for all."""
 
-    def __init__(self, settings: Settings, registry: SchemaRegistry) -> None:
+    def __init__(
+        self, settings: Settings, registry: SchemaRegistry, genesis: bytes = NO_GENESIS
+    ) -> None:
+        self.genesis = genesis
         self._registry = registry
         self._failures: list[str] = []
         self._producer = Producer(
@@ -125,7 +129,7 @@ class FastProducer:
     def send(self, event: e.Event, key: SigningKey, traceparent: str = "") -> None:
         """Sign and send one event."""
         data, value = self._registry.frame(event)
-        headers = make_headers(event, data, key, traceparent)
+        headers = make_headers(event, data, key, self.genesis, traceparent)
         self.send_raw(
             topics.topic_of(event), event.federation_id.encode(), value, headers
         )
@@ -178,6 +182,8 @@ class BenchStack:
     registry: SchemaRegistry
     store: BlobStore
     supervisor: Supervisor
+    genesis: bytes = NO_GENESIS
+    """Of the federation that was founded last."""
 
     @property
     def keys(self) -> Path:
@@ -215,6 +221,7 @@ class BenchStack:
             make_model(num_parameters),
             self.store,
         )
+        self.genesis = operator.genesis
         return operator
 
     def serve(self, *services: str) -> None:

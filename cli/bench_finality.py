@@ -123,7 +123,7 @@ class _Watch:
     def __init__(self, stack: BenchStack, nodes: tuple[LedgerNode, ...]) -> None:
         self._stack = stack
         self._collector = CosignatureCollector(
-            make_log_key(FEDERATION, stack.key("SEQUENCER").public_key),
+            make_log_key(FEDERATION, stack.genesis, stack.key("SEQUENCER").public_key),
             [
                 VerifierKey(node.name, KeyType.COSIGNATURE_V1, node.public_key)
                 for node in nodes
@@ -187,7 +187,7 @@ def _is_only_a_child(block: e.BlockSequenced) -> bool:
 def _measure_latency(
     stack: BenchStack, watch: _Watch, agents: dict[str, SigningKey], count: int
 ) -> tuple[float, ...]:
-    producer = FastProducer(stack.settings, stack.registry)
+    producer = FastProducer(stack.settings, stack.registry, stack.genesis)
     name, key = next(iter(agents.items()))
     first = watch.size
     for number in range(count):
@@ -210,7 +210,7 @@ def _measure_throughput(
     stack: BenchStack, watch: _Watch, agents: dict[str, SigningKey], count: int
 ) -> tuple[float, float | None]:
     before = watch.size
-    producer = FastProducer(stack.settings, stack.registry)
+    producer = FastProducer(stack.settings, stack.registry, stack.genesis)
     names = list(agents)
     load = []
     # Signed before the time is taken: the first is on the log before the last is sent.
@@ -218,7 +218,7 @@ def _measure_throughput(
         name = names[number % len(names)]
         event = make_update_event(FEDERATION, name, 1_000_000 + number)
         data, value = stack.registry.frame(event)
-        load.append((value, make_headers(event, data, agents[name], "")))
+        load.append((value, make_headers(event, data, agents[name], stack.genesis, "")))
     cpu_before = stack.cpu_s("node-node0")
     began = time.perf_counter()
     for value, headers in load:
@@ -315,7 +315,7 @@ the inclusion proof) takes {1e6 / per_s:.0f} µs; four signatures alone take
 def _measure_receipt(num_leaves: int) -> tuple[int, float, float]:
     """Return a receipt's size, its verifications and Ed25519's a second."""
     log_key = SigningKey(bytes(32))
-    origin = compute_origin(FEDERATION)
+    origin = compute_origin(FEDERATION, bytes(32))
     leaf = bytes(500)
     hashes = [leaf_hash(n.to_bytes(8, "big")) for n in range(num_leaves)]
     index = num_leaves // 3
@@ -325,7 +325,7 @@ def _measure_receipt(num_leaves: int) -> tuple[int, float, float]:
     for number, key in enumerate(nodes[:3]):
         note = cosign_checkpoint(note, f"node{number}", key, 1_760_000_000)
     policy = make_bft_policy(
-        make_log_key(FEDERATION, log_key.public_key).to_vkey(),
+        make_log_key(FEDERATION, bytes(32), log_key.public_key).to_vkey(),
         [
             (
                 f"node{n}",

@@ -25,7 +25,12 @@ from ledger.signing import SigningKey
 from protocol.admission import Received
 from protocol.deciders import compute_initial_states, step_all
 from protocol.encoding import update_to_blob
-from protocol.envelope import sign_event
+from protocol.envelope import (
+    NO_GENESIS,
+    choose_genesis,
+    compute_genesis_hash,
+    sign_event,
+)
 from protocol.log import LogState, NewBlock, SequencerState, open_block, sequence
 from protocol.plain import compute_result
 from protocol.replay import ReplayState
@@ -113,6 +118,7 @@ class LogMaker:
         self._state = SequencerState()
         self._reader = LogState()
         self._states = compute_initial_states()
+        self.genesis = NO_GENESIS
         self._waiting: list[Received] = []
         self._offsets: Counter[str] = Counter()
         self._counter = 0
@@ -243,6 +249,8 @@ class LogMaker:
     def _say(self, event: e.Event, author: str | SigningKey) -> None:
         key = self.keys[author] if isinstance(author, str) else author
         data = codec.encode(event)
+        if isinstance(event, e.FederationConfigured):
+            self.genesis = compute_genesis_hash(data)
         topic = topics.topic_of(event)
         self._waiting.append(
             Received(
@@ -252,7 +260,7 @@ class LogMaker:
                 key=self.federation_id.encode(),
                 value=data,
                 event=data,
-                signature=sign_event(key, data),
+                signature=sign_event(key, choose_genesis(event, self.genesis), data),
                 traceparent=TRACEPARENT,
             )
         )
@@ -271,7 +279,7 @@ class LogMaker:
             assert not refused, "the benchmark's load is admissible"
             chain = self._state.log.chain
             checkpoint = Checkpoint(
-                origin=compute_origin(self.federation_id),
+                origin=compute_origin(self.federation_id, self.genesis),
                 size=chain.size,
                 root=chain.tree.root(),
             )

@@ -160,7 +160,9 @@ class MadeLog:
             offset=self._offsets[topic] - 1,
             key=FEDERATION.encode(),
             value=value,
-            headers=tuple(make_headers(event, data, key, traceparent)),
+            headers=tuple(
+                make_headers(event, data, key, self.maker.genesis, traceparent)
+            ),
         )
 
     @property

@@ -109,7 +109,10 @@ def _start_worker(num_values: int) -> None:
 
 
 def _commit(
-    config: e.FederationConfigured, started: e.RoundStarted, agent_id: str
+    config: e.FederationConfigured,
+    genesis: bytes,
+    started: e.RoundStarted,
+    agent_id: str,
 ) -> tuple[e.UpdateCommitted, float]:
     """Do what an agent does once it has trained; returns the processor time too."""
     assert _STORE is not None, "in a worker"
@@ -121,6 +124,7 @@ def _commit(
         state,
         started,
         config,
+        genesis,
         _STORE,
         agent_id=agent_id,
         num_examples=100,
@@ -131,13 +135,14 @@ def _commit(
 
 def _prove(
     config: e.FederationConfigured,
+    genesis: bytes,
     update: e.UpdateCommitted,
     closed: e.CommitmentsClosed,
 ) -> tuple[e.NormProofSubmitted, float]:
     """Do what an agent does once the set is closed; returns the processor time too."""
     assert _STORE is not None, "in a worker"
     began = time.process_time()
-    blob = prove(_STATES.pop(update.agent_id), update, closed, config)
+    blob = prove(_STATES.pop(update.agent_id), update, closed, config, genesis)
     submitted = e.NormProofSubmitted(
         federation_id=update.federation_id,
         round=update.round,
@@ -223,13 +228,17 @@ class SecretLoad:
                     began = time.perf_counter()
                     for index, name in enumerate(self._agents):
                         worker = workers[index % len(workers)]
-                        future = worker.submit(_commit, config, event, name)
+                        future = worker.submit(
+                            _commit, config, self._stack.genesis, event, name
+                        )
                         future.add_done_callback(partial(self._send, COMMIT))
                 case e.CommitmentsClosed():
                     for index, name in enumerate(self._agents):
                         worker = workers[index % len(workers)]
                         update = self._updates[name]
-                        future = worker.submit(_prove, config, update, event)
+                        future = worker.submit(
+                            _prove, config, self._stack.genesis, update, event
+                        )
                         future.add_done_callback(partial(self._send, PROVE))
                 case e.UpdateCommitted():
                     self._updates[event.agent_id] = event
@@ -251,6 +260,7 @@ class SecretLoad:
         event, seconds = future.result()
         with self._lock:
             self._agents_s[what] += seconds
+        self._producer.genesis = self._stack.genesis
         self._producer.send(event, self._agents[event.agent_id])
         self._producer.flush()
 

@@ -297,6 +297,7 @@ class _Seats:
 
     def _place(self, agent_id: str, party: int) -> SealedPlace:
         return SealedPlace(
+            genesis=bytes(32),
             federation_id="bench",
             round=1,
             agent_id=agent_id,

@@ -213,6 +213,7 @@ class Load:
             num_examples=100,
             loss_micros=500_000,
         )
+        self._producer.genesis = self._stack.genesis
         self._producer.send(submitted, key)
 
     def _measure_limit(self) -> Limit:

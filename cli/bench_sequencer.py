@@ -31,7 +31,12 @@ from cli.bench_report import (
 )
 from cli.processes import StackError, kill_owned, spawn_owned
 from protocol.admission import Received
-from protocol.envelope import sign_event, verify_event
+from protocol.envelope import (
+    choose_genesis,
+    compute_genesis_hash,
+    sign_event,
+    verify_event,
+)
 from protocol.log import SequencerState, sequence
 from protocol.rules import LATEST_VERSION
 from schemas import codec, topics
@@ -92,7 +97,7 @@ def _prepare(stack: BenchStack, agents: dict[str, SigningKey]) -> int:
 
 
 def _produce(stack: BenchStack, agents: dict[str, SigningKey], count: int) -> None:
-    producer = FastProducer(stack.settings, stack.registry)
+    producer = FastProducer(stack.settings, stack.registry, stack.genesis)
     names = list(agents)
     for number in range(count):
         name = names[number % len(names)]
@@ -121,7 +126,7 @@ def _measure_latency(
     stack: BenchStack, agents: dict[str, SigningKey], count: int
 ) -> list[float]:
     """Return the time from one update's sending to its leaf, milliseconds."""
-    producer = FastProducer(stack.settings, stack.registry)
+    producer = FastProducer(stack.settings, stack.registry, stack.genesis)
     name, key = next(iter(agents.items()))
     reader = stack.follow_ledger(FEDERATION)
     known = {NUM_LEAVES * 10 + number for number in range(count)}
@@ -236,7 +241,11 @@ class Offline:
                 for name, key in agents.items()
             ),
         ]
-        first = [_receive(event, i, self._key) for i, event in enumerate(founding)]
+        self._genesis = compute_genesis_hash(codec.encode(founding[0]))
+        first = [
+            _receive(event, i, self._key, self._genesis)
+            for i, event in enumerate(founding)
+        ]
         self._founded, _, refused = sequence(
             SequencerState(), first, key=self._key, now_ms=1
         )
@@ -247,6 +256,7 @@ class Offline:
                 make_update_event(FEDERATION, names[number % len(names)], number),
                 number,
                 agents[names[number % len(names)]],
+                self._genesis,
             )
             for number in range(count)
         ]
@@ -257,7 +267,12 @@ class Offline:
     def verify(self) -> None:
         """Verify every signature, and do nothing else."""
         for public_key, record in zip(self._authors, self.batch, strict=True):
-            verify_event(public_key, record.event or b"", record.signature or b"")
+            verify_event(
+                public_key,
+                self._genesis,
+                record.event or b"",
+                record.signature or b"",
+            )
 
     def decode(self) -> None:
         """Decode every event, and do nothing else."""
@@ -273,7 +288,7 @@ class Offline:
             assert not refused, "the benchmark's load is admissible"
 
 
-def _receive(event: e.Event, offset: int, key: SigningKey) -> Received:
+def _receive(event: e.Event, offset: int, key: SigningKey, genesis: bytes) -> Received:
     data = codec.encode(event)
     return Received(
         topic=topics.topic_of(event),
@@ -282,7 +297,7 @@ def _receive(event: e.Event, offset: int, key: SigningKey) -> Received:
         key=FEDERATION.encode(),
         value=data,
         event=data,
-        signature=sign_event(key, data),
+        signature=sign_event(key, choose_genesis(event, genesis), data),
     )
 
 

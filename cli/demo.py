@@ -274,7 +274,7 @@ class _Demo:
         from protocol.rounds import DECIDER, is_drawable
         from schemas import events as e
 
-        operator = make_operator(settings)
+        operator = make_operator(settings, FEDERATION)
         admitted: set[str] = set()
         state = DECIDER.initial
         wanted, wanted_at = 0, 0.0
@@ -412,6 +412,7 @@ class _Demo:
         import secrets
 
         from adapters.kafka import Publisher
+        from adapters.ledger import find_genesis
         from cli.operate import make_registry
         from ledger.signing import SigningKey
         from schemas.events import BlobRef, UpdateSubmitted
@@ -428,7 +429,9 @@ class _Demo:
             num_examples=1_000_000,
         )
         publisher = Publisher(settings, make_registry(settings))
-        publisher.publish(forged, SigningKey(secrets.token_bytes(32)))
+        found = find_genesis(settings, make_registry(settings), FEDERATION)
+        assert found is not None, "rounds are asked for"
+        publisher.publish(forged, SigningKey(secrets.token_bytes(32)), found.hash)
 
     def _compare(self) -> None:
         """Train each organisation alone, and all data in one place; print a table."""

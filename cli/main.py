@@ -84,6 +84,10 @@ OperatorKey = Annotated[
     str | None,
     typer.Option("--operator-key", help="Public key of the operator you trust, hex."),
 ]
+GenesisHash = Annotated[
+    str | None,
+    typer.Option("--genesis", help="Hash of the founding that you take part in, hex."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 StackDirectory = Annotated[
     Path | None,
@@ -200,6 +204,7 @@ def serve(
         typer.Option(help="7400 for a ledger node, 7480 for the log; 0: a free one."),
     ] = None,
     operator_key: OperatorKey = None,
+    genesis: GenesisHash = None,
     peer: Annotated[
         list[str] | None,
         typer.Option(help="URL of a ledger node, besides those that the log names."),
@@ -232,6 +237,7 @@ def serve(
             host=host or LOOPBACK,
             port=port,
             operator_key=None if operator_key is None else _parse_key(operator_key),
+            genesis=None if genesis is None else _parse_key(genesis),
             peers=tuple(peer or ()),
         )
         run_node(service, arguments)
@@ -529,8 +535,9 @@ def federation_create(
         principals=_parse_principals(principal or ()),
         allowed_prefixes=tuple(allow or ()) or DEFAULT_ALLOWED,
     )
-    say(f"founded {federation}; agents and auditors pin this operator key:")
-    say(operator.hex())
+    say(f"founded {federation}, genesis {operator.genesis.hex()}")
+    say("agents and auditors pin this operator key:")
+    say(operator.public_key.hex())
 
 
 @federation_app.command("key")
@@ -798,6 +805,7 @@ def agent_run(
     operator_key: Annotated[
         str, typer.Option(help="Public key of the operator you trust, hex.")
     ],
+    genesis: GenesisHash = None,
     directory: Annotated[
         Path | None, typer.Option(help="Its key and what it has said.")
     ] = None,
@@ -816,6 +824,7 @@ def agent_run(
         federation=federation,
         agent_id=agent_id,
         operator_key=_parse_key(operator_key),
+        genesis=None if genesis is None else _parse_key(genesis),
         directory=directory,
         data_config=data_config,
         allowed_prefixes=tuple(allow or ()) or DEFAULT_ALLOWED,
@@ -923,8 +932,8 @@ def _parse_key(text: str) -> bytes:
         key = bytes.fromhex(text)
     except ValueError:
         key = b""
-    if len(key) != 32:  # noqa: PLR2004  # an Ed25519 public key
-        raise _failure(f"not a public key: {text!r:.80}; expected 64 hex digits")
+    if len(key) != 32:  # noqa: PLR2004  # an Ed25519 public key, or SHA-256
+        raise _failure(f"not a key or hash: {text!r:.80}; expected 64 hex digits")
     return key
 
 

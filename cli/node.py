@@ -234,7 +234,7 @@ def approve(settings: Settings, path: Path, name: str) -> None:
 def change(settings: Settings, path: Path) -> None:
     """Publish an approved proposal, and see that it is on the ledger."""
     proposal = load_proposal(path)
-    position = make_operator(settings).change_nodes(
+    position = make_operator(settings, proposal.federation_id).change_nodes(
         proposal.federation_id, proposal.era, proposal.nodes, proposal.approvals
     )
     leaf_index = await_leaf(settings, proposal.federation_id, position)

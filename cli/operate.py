@@ -66,14 +66,20 @@ def make_registry(settings: Settings) -> SchemaRegistry:
     return SchemaRegistry(settings.schema_registry_url)
 
 
-def make_operator(settings: Settings) -> Operator:
-    """Return the operator whose key lies in the state directory.
+def make_operator(settings: Settings, federation_id: str) -> Operator:
+    """Return the operator of a federation, whose key lies in the state directory.
 
     Raises:
         KeyFileError: there is no such key: `moot federation create` makes it.
+        StackError: there is no such federation.
+        UntrustedFederationError: another operator founded it.
     """
     key = load_key(key_path(settings.state_directory / "keys", "OPERATOR"))
-    return Operator(key, Publisher(settings, make_registry(settings)))
+    registry = make_registry(settings)
+    found = find_genesis(settings, registry, federation_id, operator_key=key.public_key)
+    if found is None:
+        raise _no_federation(federation_id)
+    return Operator(key, Publisher(settings, registry), found.hash)
 
 
 def create_federation(
@@ -84,8 +90,8 @@ def create_federation(
     seed: int,
     principals: Mapping[str, str],
     allowed_prefixes: tuple[str, ...],
-) -> bytes:
-    """Found a federation and return the operator's public key.
+) -> Operator:
+    """Found a federation and return its operator.
 
     Keys of principals that are not given are made in the state directory, for
     services that run on this machine.
@@ -126,15 +132,15 @@ def create_federation(
         federation_id, parameters, all_principals, tensors_to_blob(tensors), store
     )
     await_leaf(settings, federation_id, position)
-    return operator.public_key
+    return operator
 
 
 def admit_agent(
     settings: Settings, federation_id: str, agent_id: str, public_key: bytes
 ) -> None:
     """Admit an agent, and see that it is on the ledger."""
-    demand_federation(settings, federation_id)
-    (position,) = make_operator(settings).admit(federation_id, {agent_id: public_key})
+    operator = make_operator(settings, federation_id)
+    (position,) = operator.admit(federation_id, {agent_id: public_key})
     await_leaf(settings, federation_id, position)
 
 
@@ -142,8 +148,8 @@ def revoke_agent(
     settings: Settings, federation_id: str, agent_id: str, explanation: str
 ) -> None:
     """Revoke an agent, and see that it is on the ledger."""
-    demand_federation(settings, federation_id)
-    position = make_operator(settings).revoke(federation_id, agent_id, explanation)
+    operator = make_operator(settings, federation_id)
+    position = operator.revoke(federation_id, agent_id, explanation)
     await_leaf(settings, federation_id, position)
 
 
@@ -208,18 +214,8 @@ def show_change(
 
 def change_federation(settings: Settings, change: e.FederationChanged) -> None:
     """Sign a change, and see that it is on the ledger."""
-    position = make_operator(settings).change(change)
+    position = make_operator(settings, change.federation_id).change(change)
     await_leaf(settings, change.federation_id, position)
-
-
-def demand_federation(settings: Settings, federation_id: str) -> None:
-    """Do nothing if there is such a federation.
-
-    Raises:
-        StackError: there is not.
-    """
-    if find_genesis(settings, make_registry(settings), federation_id) is None:
-        raise _no_federation(federation_id)
 
 
 def await_leaf(settings: Settings, federation_id: str, position: Position) -> int:
@@ -366,8 +362,10 @@ def show_federation(settings: Settings, federation_id: str, *, as_json: bool) ->
     state, size = read_rounds(settings, federation_id)
     assert state.config is not None, "a log begins with a configuration"
     current = state.current
+    genesis = next(read_leaves(settings, federation_id)).sequenced.genesis
     summary = {
         "federation": federation_id,
+        "genesis": genesis.hex(),
         "leaves": size,
         "agents": sorted(state.agents),
         "last_round": state.last_round,
@@ -445,7 +443,7 @@ def start_round(
     """Ask for the next round and print what becomes of it; returns an exit code."""
     state = await_drawable(settings, federation_id)
     number = state.last_round + 1
-    position = make_operator(settings).request_round(
+    position = make_operator(settings, federation_id).request_round(
         federation_id, number, after_ms=state.last_requested_at_ms
     )
     asked_at = await_leaf(settings, federation_id, position)
@@ -485,7 +483,8 @@ def abandon_round(settings: Settings, federation_id: str, explanation: str) -> i
         msg = f"no round of {federation_id!r} is in progress"
         raise StackError(msg, "`moot federation show` tells where it stands.")
     number = state.current.started.round
-    position = make_operator(settings).abandon_round(federation_id, number, explanation)
+    operator = make_operator(settings, federation_id)
+    position = operator.abandon_round(federation_id, number, explanation)
     await_leaf(settings, federation_id, position)
     return number
 

@@ -91,7 +91,7 @@ def get_receipt(
         msg = f"no leaf of {federation_id!r} is the event {event_id}"
         raise StackError(msg, "`moot round watch --json` shows leaves and ids.")
     _demand_nodes(state)
-    policy, origin = make_policy(state), compute_origin(federation_id)
+    policy, origin = make_policy(state), compute_origin(federation_id, state.genesis)
     urls = urls or tuple(n.url for n in state.node_sets[-1].nodes if n.url)
     leaf_index, leaf = found.sequenced.leaf_index, codec.encode(found.leaf)
     deadline = time.monotonic() + WAIT_S

@@ -147,6 +147,7 @@ class NodeArguments:
     host: str
     port: int | None
     operator_key: bytes | None
+    genesis: bytes | None
     peers: tuple[str, ...]
 
 
@@ -179,6 +180,7 @@ def run_node(service: str, arguments: NodeArguments) -> None:
         host=arguments.host,
         port=NODE_PORTS[service] if arguments.port is None else arguments.port,
         operator_key=arguments.operator_key,
+        genesis=arguments.genesis,
         peers=arguments.peers,
         is_mirrored=not is_node and settings.has_minio,
         rechecks=is_node and settings.has_minio,
@@ -192,6 +194,7 @@ def run_agent(
     federation: str,
     agent_id: str,
     operator_key: bytes,
+    genesis: bytes | None,
     directory: Path | None,
     data_config: str,
     allowed_prefixes: tuple[str, ...],
@@ -216,6 +219,7 @@ def run_agent(
         federation_id=federation,
         agent_id=agent_id,
         operator_key=operator_key,
+        genesis=genesis,
         directory=directory
         or settings.state_directory / "agents" / federation / agent_id,
         allowed_prefixes=allowed_prefixes,

@@ -485,6 +485,7 @@ class _Audit:
         ):
             self._authors = AdmissionState(
                 federation_id=state.federation_id,
+                genesis=state.genesis,
                 principals=state.principals,
                 agents=state.agents,
             )
@@ -837,6 +838,7 @@ class _Audit:
         if self._checkpoint_context is None and self._log.sequencer_key:
             self._checkpoint_context = CheckpointContext(
                 federation_id=self.report.federation_id,
+                genesis=self._log.genesis,
                 sequencer_key=self._log.sequencer_key,
             )
         return self._checkpoint_context
@@ -847,7 +849,9 @@ class _Audit:
             event, checkpoint = self._helpers.open_checkpoint(
                 self._find_checkpoint_context()
                 or CheckpointContext(
-                    federation_id=self.report.federation_id, sequencer_key=b""
+                    federation_id=self.report.federation_id,
+                    genesis=b"",
+                    sequencer_key=b"",
                 ),
                 data,
                 record.header(SIGNATURE_HEADER) or b"",
@@ -949,7 +953,7 @@ class _Audit:
         Every ledger node must be able to write here, so nobody vouches for a record
         but the node that signed it: whatever else is wrong with one is noise.
         """
-        context = self._finality.context(self._log.sequencer_key)
+        context = self._finality.context(self._log.genesis, self._log.sequencer_key)
         hashed = hash_context(context)
         ahead = self._helpers.read_ahead(
             self._continue(records, topics.ATTESTATIONS),
@@ -1065,7 +1069,7 @@ class _Audit:
             return
         key = self._log.sequencer_key
         if self._find_policy_size() == 0:
-            origin = compute_origin(self.report.federation_id)
+            origin = compute_origin(self.report.federation_id, self._log.genesis)
             self._add(
                 Finding(
                     code=FindingCode.POLICY_NOT_MET,
@@ -1081,7 +1085,7 @@ class _Audit:
         key = self._log.sequencer_key
         if self._policy is None or not key:
             return 0
-        return self._finality.find_accepted(self._policy, key)
+        return self._finality.find_accepted(self._policy, self._log.genesis, key)
 
     def summarise(self) -> Report:
         """Return the report with everything that the verdict rests on."""

@@ -108,11 +108,13 @@ class Context:
 
     Attributes:
         federation_id: The federation.
+        genesis: Hash of the log's genesis, 32 bytes.
         sequencer_key: Who signs checkpoints, 32 bytes.
         eras: Node set and start of every era.
     """
 
     federation_id: str
+    genesis: bytes
     sequencer_key: bytes
     eras: tuple[tuple[NodeSet, Start], ...]
 
@@ -164,7 +166,7 @@ def verify_record(context: Context, data: bytes, signature: bytes) -> Said:
             msg = f"it is of federation {event.federation_id!r}"
             raise InvalidMessageError(msg)
         said = _open(context, event)
-        verify_event(said.public_key, data, signature)
+        verify_event(said.public_key, context.genesis, data, signature)
     except (codec.CodecError, InvalidNoteError, InvalidSignatureError) as error:
         raise InvalidMessageError(str(error)) from error
     return said
@@ -188,7 +190,9 @@ def _open(context: Context, event: e.Attestation) -> Said:
 
 
 def _open_cosigned(context: Context, event: e.CheckpointCosigned) -> Said:
-    log_key = make_log_key(context.federation_id, context.sequencer_key)
+    log_key = make_log_key(
+        context.federation_id, context.genesis, context.sequencer_key
+    )
     cosigners = _list_cosigners(tuple(nodes for nodes, _ in context.eras))
     note = event.checkpoint.encode()
     verified = verify_checkpoint(note, log_key, log_key.name, cosigners)
@@ -310,10 +314,11 @@ class FinalityAuditor:
         """How many blocks were added."""
         return len(self.state.heads) // _HEAD_BYTES
 
-    def context(self, sequencer_key: bytes) -> Context:
+    def context(self, genesis: bytes, sequencer_key: bytes) -> Context:
         """Return what it takes to verify records now."""
         return Context(
             federation_id=self._federation_id,
+            genesis=genesis,
             sequencer_key=sequencer_key,
             eras=tuple((era.node_set, era.start) for era in self.state.eras),
         )
@@ -751,14 +756,17 @@ class FinalityAuditor:
         """How many sizes anybody cosigned, of those that are remembered."""
         return len(self._list_cosigned())
 
-    def find_accepted(self, policy: Policy, sequencer_key: bytes) -> int:
+    def find_accepted(
+        self, policy: Policy, genesis: bytes, sequencer_key: bytes
+    ) -> int:
         """Return the size of the largest checkpoint that a policy accepts; 0 if none.
 
         Args:
             policy: The reader's.
+            genesis: Hash of the log's genesis, 32 bytes.
             sequencer_key: Who signs the log's checkpoints, 32 bytes.
         """
-        log_key = make_log_key(self._federation_id, sequencer_key)
+        log_key = make_log_key(self._federation_id, genesis, sequencer_key)
         if log_key not in [log.key for log in policy.logs]:
             return 0
         cosigned = self.state.cosigned
@@ -820,7 +828,9 @@ class FinalityAuditor:
 
 def hash_context(context: Context) -> bytes:
     """Return what tells contexts apart, 32 bytes."""
-    digest = hashlib.sha256(context.sequencer_key + context.federation_id.encode())
+    digest = hashlib.sha256(
+        context.genesis + context.sequencer_key + context.federation_id.encode()
+    )
     for node_set, start in context.eras:
         digest.update(node_set.chain_id + node_set.hash + start[1])
     return digest.digest()

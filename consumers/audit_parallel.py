@@ -37,7 +37,7 @@ from ledger.note import InvalidNoteError
 from ledger.signing import InvalidSignatureError
 from protocol import admission
 from protocol.admission import AdmissionState
-from protocol.envelope import verify_event
+from protocol.envelope import choose_genesis, verify_event
 from schemas import codec
 from schemas import events as e
 
@@ -63,7 +63,13 @@ class CheckpointContext:
     """What it takes to verify a checkpoint's record."""
 
     federation_id: str
+    genesis: bytes
     sequencer_key: bytes
+
+    @property
+    def identity(self) -> bytes:
+        """Under which its checks are known by name."""
+        return self.genesis + self.sequencer_key
 
 
 def open_checkpoint(
@@ -75,8 +81,8 @@ def open_checkpoint(
         CodecError, InvalidSignatureError, InvalidNoteError: it is not one.
     """
     event = codec.decode_as(e.CheckpointSigned, data)
-    verify_event(context.sequencer_key, data, signature)
-    key = make_log_key(context.federation_id, context.sequencer_key)
+    verify_event(context.sequencer_key, context.genesis, data, signature)
+    key = make_log_key(context.federation_id, context.genesis, context.sequencer_key)
     note = event.checkpoint.encode()
     return event, verify_checkpoint(note, key, key.name).checkpoint
 
@@ -85,22 +91,23 @@ def _check_blocks(state: AdmissionState, items: Sequence[Item]) -> Passed:
     """Check the signatures of blocks and of everything in them."""
     passed: Passed = {}
 
-    def check(key: bytes | None, data: bytes, signature: bytes) -> None:
+    def check(key: bytes | None, genesis: bytes, data: bytes, signature: bytes) -> None:
         if key is not None:
             with suppress(InvalidSignatureError):
-                verify_event(key, data, signature)
-                passed[name_check(b"event", key, signature, data)] = None
+                verify_event(key, genesis, data, signature)
+                passed[name_check(b"event", genesis + key, signature, data)] = None
 
     for data, signature in items:
         # What cannot be read here is the audit's to report.
         with suppress(codec.CodecError):
             block = codec.decode_as(e.BlockSequenced, data)
-            check(state.principals.get("SEQUENCER"), data, signature)
+            check(state.principals.get("SEQUENCER"), state.genesis, data, signature)
             for leaf_data in block.leaves:
                 leaf = codec.decode_as(e.Leaf, leaf_data)
                 event: Any = codec.decode(leaf.event)
                 author = admission.find_author(state, event)
-                check(author, leaf.event, leaf.signature)
+                genesis = choose_genesis(event, state.genesis)
+                check(author, genesis, leaf.event, leaf.signature)
     return passed
 
 
@@ -109,7 +116,7 @@ def _check_checkpoints(context: CheckpointContext, items: Sequence[Item]) -> Pas
     for data, signature in items:
         with suppress(codec.CodecError, InvalidSignatureError, InvalidNoteError):
             opened = open_checkpoint(context, data, signature)
-            name = name_check(b"checkpoint", context.sequencer_key, signature, data)
+            name = name_check(b"checkpoint", context.identity, signature, data)
             passed[name] = opened
     return passed
 
@@ -176,19 +183,19 @@ class Helpers:
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def verify(self, key: bytes, data: bytes, signature: bytes) -> None:
+    def verify(self, key: bytes, genesis: bytes, data: bytes, signature: bytes) -> None:
         """Do as `protocol.envelope.verify_event`."""
         if (
             not self._passed
-            or name_check(b"event", key, signature, data) not in self._passed
+            or name_check(b"event", genesis + key, signature, data) not in self._passed
         ):
-            verify_event(key, data, signature)
+            verify_event(key, genesis, data, signature)
 
     def open_checkpoint(
         self, context: CheckpointContext, data: bytes, signature: bytes
     ) -> tuple[e.CheckpointSigned, Checkpoint]:
         """Do as the function."""
-        name = name_check(b"checkpoint", context.sequencer_key, signature, data)
+        name = name_check(b"checkpoint", context.identity, signature, data)
         return self._passed.get(name) or open_checkpoint(context, data, signature)
 
     def verify_record(

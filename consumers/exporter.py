@@ -62,6 +62,7 @@ class Exporter:
         self._publisher = Publisher(settings, self._registry)
         self._store = BlobStore(settings)
         self._max_model_size = 0
+        self._genesis = b""
         self._waiting: dict[int, tuple[AggregatePublished, str]] = {}
 
     def run(self, should_stop: Callable[[], bool]) -> None:
@@ -84,6 +85,7 @@ class Exporter:
                     self._export(*self._waiting.pop(number))
 
     def _learn(self, read: ReadBlock) -> None:
+        self._genesis = read.state.genesis
         for leaf in read.leaves:
             event = leaf.sequenced.event
             if isinstance(event, FederationConfigured):
@@ -107,7 +109,9 @@ class Exporter:
             except (ExportError, StateMismatchError, MalformedBlobError) as error:
                 log.error("round %d: not exported: %s", published.round, error)  # noqa: TRY400
                 claim = _make_empty_claim(published)
-            self._publisher.publish(claim, self._key, traceparent=current)
+            self._publisher.publish(
+                claim, self._key, self._genesis, traceparent=current
+            )
         log.info("round %d: said %s", claim.round, claim.no_onnx or "its metrics")
 
     def _compute_claim(self, published: AggregatePublished) -> ModelExported:

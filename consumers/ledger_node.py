@@ -115,6 +115,7 @@ class LedgerNode:
         unframe: From a refused record's value to single-object bytes.
         clock: Seconds since 1970-01-01 UTC: for cosignatures and alerts, nothing else.
         operator_key: Who must have founded the federation; None takes its word.
+        genesis: Hash of the founding, 32 bytes; None takes any of that operator's.
         rechecker: What checks the blobs of secret rounds; None, or an observer, looks
             at none.
 
@@ -133,6 +134,7 @@ class LedgerNode:
         unframe: Unframe,
         clock: Callable[[], float],
         operator_key: bytes | None = None,
+        genesis: bytes | None = None,
         rechecker: Rechecker | None = None,
     ) -> None:
         self.federation_id = federation_id
@@ -144,7 +146,11 @@ class LedgerNode:
         self.blocks = blocks
         self.tiles = tiles
         self.tree = BlockTree(
-            federation_id, unframe, self.alerts, operator_key=operator_key
+            federation_id,
+            unframe,
+            self.alerts,
+            operator_key=operator_key,
+            genesis=genesis,
         )
         self.desk = CheckpointDesk(federation_id, tiles, self.alerts)
         self._votes = votes
@@ -260,7 +266,8 @@ class LedgerNode:
         again, by their proof: so what was not cosigned before a crash is now.
         """
         if last.next_nodes is None:
-            self.desk.begin(last.state.log.sequencer_key, None)
+            known = last.state.log
+            self.desk.begin(known.genesis, known.sequencer_key, None)
             return
         first, *rest = finals
         self._open_era(last, first)
@@ -285,7 +292,8 @@ class LedgerNode:
         self._consensus = Consensus(
             nodes, self.federation_id, start, key=key, votes=votes, final=final
         )
-        self.desk.begin(last.state.log.sequencer_key, nodes)
+        known = last.state.log
+        self.desk.begin(known.genesis, known.sequencer_key, nodes)
         self._patience_s, self._waits_since_s = PATIENCE_S, None
         if final is not None and self._cosigner is not None:
             self._cosigner.add(final)
@@ -367,7 +375,8 @@ class LedgerNode:
             self._store_block(block)
         if block.next_nodes is None:
             if block.header.height == 0:
-                self.desk.begin(block.state.log.sequencer_key, None)
+                known = block.state.log
+                self.desk.begin(known.genesis, known.sequencer_key, None)
                 self._receive_early()
             self._make_final(block, None)
             self._publish()

@@ -30,7 +30,7 @@ from consumers.node_rechecks import (
     Rechecker,
     follow_block,
 )
-from ledger.attestations import START, Header, NodeSet, Start, compute_chain_id
+from ledger.attestations import START, Header, NodeSet, Start
 from ledger.blocks import GENESIS_HASH, block_hash
 from protocol.envelope import verify_event
 from protocol.log import ForeignRecordError, LogError, LogState, verify_author
@@ -101,7 +101,7 @@ class _Waiting:
         digest: Its own hash.
         data: Single-object encoding, as received.
         signature: The sequencer's.
-        sequencer_key: By which it is good.
+        log: Whose it is: by whose key, and in which log, it is good.
     """
 
     previous: bytes
@@ -109,7 +109,7 @@ class _Waiting:
     digest: bytes
     data: bytes
     signature: bytes
-    sequencer_key: bytes
+    log: LogState
 
 
 class RegistryAwayError(Exception):
@@ -136,6 +136,7 @@ class BlockTree:
         alerts: Where to report what the sequencer should not have signed.
         operator_key: Who must have founded the federation, 32 bytes; None takes the
             log's own word.
+        genesis: Hash of the founding, 32 bytes; None takes any of that operator's.
     """
 
     def __init__(
@@ -145,11 +146,13 @@ class BlockTree:
         alerts: Alerts,
         *,
         operator_key: bytes | None = None,
+        genesis: bytes | None = None,
     ) -> None:
         self._root = ReplayState(log=LogState(federation_id=federation_id))
         self._unframe = unframe
         self._alerts = alerts
         self._operator_key = operator_key
+        self._genesis = genesis
         self._hasher = StateHasher()
         self._final: TreeBlock | None = None
         self._blocks: dict[bytes, TreeBlock] = {}
@@ -312,33 +315,34 @@ class BlockTree:
         if self._final is None and self._blocks:
             state = next(iter(self._blocks.values())).state
         item = self._looked
-        if item is None or (item.digest, item.signature, item.sequencer_key) != (
+        if item is None or (item.digest, item.signature, item.log.genesis) != (
             digest,
             signature,
-            state.log.sequencer_key,
+            state.log.genesis,
         ):
-            block, key = verify_author(state.log, data, signature)
+            block, known = verify_author(state.log, data, signature)
             item = self._looked = _Waiting(
                 previous=block.previous_block_hash,
                 height=block.height,
                 digest=digest,
                 data=data,
                 signature=signature,
-                sequencer_key=key,
+                log=known,
             )
         return None if item.height <= self.final_height else item
 
     def _verify_signature(
-        self, public_key: bytes, data: bytes, signature: bytes
+        self, public_key: bytes, genesis: bytes, data: bytes, signature: bytes
     ) -> None:
         """Check a signature, unless it is that of the block looked at last."""
         item = self._looked
-        if item is None or (item.sequencer_key, item.signature, item.data) != (
-            public_key,
-            signature,
-            data,
-        ):
-            verify_event(public_key, data, signature)
+        if item is None or (
+            item.log.sequencer_key,
+            item.log.genesis,
+            item.signature,
+            item.data,
+        ) != (public_key, genesis, signature, data):
+            verify_event(public_key, genesis, data, signature)
 
     def verify(
         self, parent: TreeBlock | None, data: bytes, signature: bytes
@@ -386,19 +390,15 @@ class BlockTree:
             )
             raise UnfitBlockError(detail)
         state, leaves = replayed.state, replayed.leaves
-        first_hash = leaves[0].opened.sequenced.leaf_hash
         if parent is None:
             self._check_founder(state)
-        chain_id = (
-            compute_chain_id(first_hash) if parent is None else parent.header.chain_id
-        )
         node_sets = state.admission.node_sets
         nodes = node_sets[0] if parent is None and node_sets else None
         start: Start = (-1, START)
         if parent is not None:
             nodes, start = parent.next_nodes, parent.next_start
         header = Header(
-            chain_id=chain_id,
+            chain_id=state.log.genesis,
             era=0 if nodes is None else nodes.era,
             height=replayed.block.height,
             previous_id=START if parent is None else parent.header.id,
@@ -435,6 +435,15 @@ class BlockTree:
             detail = (
                 f"{state.log.federation_id} was founded by {founder.hex()}; this node "
                 f"trusts {self._operator_key.hex()}"
+            )
+            self._alerts.add(AlertCode.OTHER_GENESIS, detail)
+            raise ForeignRecordError(detail, height=0)
+        found = state.log.genesis
+        if self._genesis not in {None, found}:
+            assert self._genesis is not None
+            detail = (
+                f"{state.log.federation_id} was founded anew: the log has genesis "
+                f"{found.hex()}; this node takes part in {self._genesis.hex()}"
             )
             self._alerts.add(AlertCode.OTHER_GENESIS, detail)
             raise ForeignRecordError(detail, height=0)

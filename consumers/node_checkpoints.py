@@ -18,7 +18,6 @@ from consumers.node_feed import AlertCode, Alerts
 from ledger.attestations import NodeSet
 from ledger.checkpoint import (
     Checkpoint,
-    compute_origin,
     make_log_key,
     parse_checkpoint,
     verify_checkpoint,
@@ -44,7 +43,8 @@ class CheckpointDesk:
 
     def __init__(self, federation_id: str, tiles: TileStore, alerts: Alerts) -> None:
         self._federation_id = federation_id
-        self._origin = compute_origin(federation_id)
+        self._genesis = b""
+        self._origin = ""
         self._tiles = tiles
         self._alerts = alerts
         self._log_key: VerifierKey | None = None
@@ -57,22 +57,32 @@ class CheckpointDesk:
 
     @property
     def origin(self) -> str:
-        """The log's origin."""
+        """The log's origin; empty before the first block names it."""
         return self._origin
+
+    @property
+    def genesis(self) -> bytes:
+        """Hash of the log's genesis; empty before the first block."""
+        return self._genesis
 
     @property
     def log_key(self) -> VerifierKey | None:
         """The log's key; None before the first block names it."""
         return self._log_key
 
-    def begin(self, sequencer_key: bytes, nodes: NodeSet | None) -> None:
+    def begin(
+        self, genesis: bytes, sequencer_key: bytes, nodes: NodeSet | None
+    ) -> None:
         """Say who signs and who cosigns from now on.
 
         Args:
+            genesis: Hash of the log's genesis, 32 bytes.
             sequencer_key: The log's key, 32 bytes.
             nodes: Whose cosignatures count; None if the log's signature is enough.
         """
-        self._log_key = make_log_key(self._federation_id, sequencer_key)
+        self._genesis = genesis
+        self._log_key = make_log_key(self._federation_id, genesis, sequencer_key)
+        self._origin = self._log_key.name
         self._cosigner_keys = () if nodes is None else nodes.vkeys()
         self._collector = None
         if nodes is not None:

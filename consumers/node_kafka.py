@@ -105,7 +105,7 @@ class KafkaIntake:
             self.watch.see_block(offset, known.header.height, digest)
             return
         try:
-            verify_event(key.public_key, data, signature)
+            verify_event(key.public_key, self._node.desk.genesis, data, signature)
             height = codec.decode_as(e.BlockSequenced, data).height
         except (InvalidSignatureError, codec.CodecError):
             return

@@ -57,6 +57,7 @@ class NodeOptions:
         port: 0 for any that is free.
         operator_key: Who must have founded the federation, 32 bytes; None takes its
             word.
+        genesis: Hash of the founding, 32 bytes; None takes any of that operator's.
         peers: URLs of nodes to pull from, besides those that the log names.
         is_mirrored: Whether the tiles are copied to the object store.
         rechecks: Whether the blobs of secret rounds are checked before a block is
@@ -71,6 +72,7 @@ class NodeOptions:
     host: str = "127.0.0.1"
     port: int = 0
     operator_key: bytes | None = None
+    genesis: bytes | None = None
     peers: tuple[str, ...] = ()
     is_mirrored: bool = False
     rechecks: bool = False
@@ -132,6 +134,7 @@ class NodeService:
             unframe=self._unframe_refused,
             clock=time.time,
             operator_key=self._options.operator_key,
+            genesis=self._options.genesis,
             rechecker=self._rechecker,
         )
 
@@ -210,7 +213,11 @@ class NodeService:
                 publisher = publisher or Publisher(self._settings, self._registry)
                 try:
                     await asyncio.get_running_loop().run_in_executor(
-                        pool, publisher.publish_all, batch, votes.key
+                        pool,
+                        publisher.publish_all,
+                        batch,
+                        votes.key,
+                        self._node.desk.genesis,
                     )
                     batch = []
                 except Exception as error:  # noqa: BLE001  # Kafka's, the registry's

@@ -50,7 +50,6 @@ CLOSING_HASH: Final = bytes(32)
 _ATTEST: Final = b"folkmoot-attest/v1\n"
 _NEW_EPOCH: Final = b"folkmoot-newepoch/v1\n"
 _NODE_SET: Final = b"folkmoot-nodeset/v1\n"
-_CHAIN: Final = b"folkmoot-chain/v1\n"
 _HEADER_DOMAIN: Final = b"folkmoot-header/v1\n"
 _NAME: Final = re.compile(r"[a-z0-9._-]{1,64}")
 _U64: Final = struct.Struct(">q")
@@ -127,7 +126,7 @@ class NodeSet:
 
     Attributes:
         era: From 0.
-        chain_id: Which federation's log, 32 bytes; see `compute_chain_id`.
+        chain_id: Which federation's log: the hash of its genesis, 32 bytes.
         nodes: 1 to 64, in ascending order of name; names and keys are unique.
         hash: Stands for era and nodes in headers and approvals, 32 bytes.
 
@@ -192,16 +191,6 @@ class NodeSet:
             VerifierKey(node.name, KeyType.COSIGNATURE_V1, node.public_key)
             for node in self.nodes
         )
-
-
-def compute_chain_id(genesis_leaf_hash: bytes) -> bytes:
-    """Return what tells this federation's log from all others, 32 bytes.
-
-    Args:
-        genesis_leaf_hash: RFC 9162 hash of the log's first leaf, which holds the
-            `FederationConfigured`.
-    """
-    return hashlib.sha256(_CHAIN + genesis_leaf_hash).digest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

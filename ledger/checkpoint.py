@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
@@ -50,22 +51,50 @@ _NUM_LINES: Final = 3  # origin, size, root
 _MAX_REMEMBERED_LENGTH: Final = 1_024
 
 
-def compute_origin(federation_id: str) -> str:
-    """Return the origin of a federation's log, which is also its key's name."""
-    return f"folkmoot/{federation_id}"
+def compute_origin(federation_id: str, genesis: bytes) -> str:
+    """Return the origin of a federation's log, which is also its key's name.
+
+    C2SP wants it to be unique for ever: so it names the founding as well. What was
+    cosigned in one log of that name, and receipts of it, say nothing about another.
+
+    Args:
+        federation_id: The federation.
+        genesis: Hash of its genesis, 32 bytes.
+    """
+    return f"folkmoot/{federation_id}/{genesis.hex()}"
 
 
-def make_log_key(federation_id: str, sequencer_key: bytes) -> VerifierKey:
+def parse_origin(origin: str) -> tuple[str, bytes]:
+    """Return the federation, and the hash of its genesis, that an origin names.
+
+    Raises:
+        InvalidCheckpointError: it is no origin of ours.
+    """
+    _, _, rest = origin.partition("/")
+    federation_id, _, genesis = rest.rpartition("/")
+    with suppress(ValueError):
+        found = federation_id, bytes.fromhex(genesis)
+        if compute_origin(*found) == origin and len(found[1]) == HASH_SIZE:
+            return found
+    msg = f"{origin[:200]!r} names no federation and genesis"
+    raise InvalidCheckpointError(msg)
+
+
+def make_log_key(
+    federation_id: str, genesis: bytes, sequencer_key: bytes
+) -> VerifierKey:
     """Return the key that signs the checkpoints of a federation's log.
 
     Args:
         federation_id: The federation.
+        genesis: Hash of its genesis, 32 bytes.
         sequencer_key: Its sequencer's public key, 32 bytes.
 
     Raises:
         InvalidKeyError: the federation's name is not one, or the key not 32 bytes.
     """
-    return VerifierKey(compute_origin(federation_id), KeyType.ED25519, sequencer_key)
+    origin = compute_origin(federation_id, genesis)
+    return VerifierKey(origin, KeyType.ED25519, sequencer_key)
 
 
 class InvalidCheckpointError(InvalidNoteError):

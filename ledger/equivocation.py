@@ -164,6 +164,7 @@ def identify_contradiction(proven: e.EquivocationProven) -> Contradiction:
 
 def verify_equivocation(
     node_sets: Iterable[NodeSet],
+    genesis: bytes,
     sequencer_key: bytes,
     proven: e.EquivocationProven,
 ) -> Contradiction:
@@ -171,6 +172,7 @@ def verify_equivocation(
 
     Args:
         node_sets: Those of all eras so far.
+        genesis: Hash of the log's genesis, 32 bytes.
         sequencer_key: The key that signs checkpoints, 32 bytes.
         proven: The accusation.
 
@@ -179,7 +181,7 @@ def verify_equivocation(
     """
     contradiction, messages = _open(proven)
     if contradiction.offence is Offence.TWO_TREES:
-        _verify_checkpoints(sequencer_key, proven)
+        _verify_checkpoints(genesis, sequencer_key, proven)
         return contradiction
     for node_set in node_sets:
         if node_set.era == contradiction.era:
@@ -249,14 +251,16 @@ def _compare_checkpoints(
     return Contradiction(proven.public_key, Offence.TWO_TREES, 0, 0, one.size)
 
 
-def _verify_checkpoints(sequencer_key: bytes, proven: e.EquivocationProven) -> None:
+def _verify_checkpoints(
+    genesis: bytes, sequencer_key: bytes, proven: e.EquivocationProven
+) -> None:
     if proven.public_key != sequencer_key:
         msg = f"{proven.public_key.hex()} signs no checkpoints"
         raise InvalidMessageError(msg)
     for data in proven.messages:
         note = codec.decode_as(e.CheckpointSigned, data).checkpoint.encode()
         try:
-            key = make_log_key(proven.federation_id, sequencer_key)
+            key = make_log_key(proven.federation_id, genesis, sequencer_key)
             verify_checkpoint(note, key, key.name)
         except ValueError as error:  # not a key's name, or not that key's signature
             raise InvalidMessageError(str(error)) from None

@@ -28,10 +28,11 @@ from numpy.typing import NDArray
 
 from adapters import alive, telemetry
 from adapters.blobs import STORE_ERRORS, BlobError, BlobStore
+from adapters.genesis import remember_genesis
 from adapters.imports import ImportRefusedError, load_class
 from adapters.kafka import PartitionReader, Publisher, Record
 from adapters.keys import load_or_create_key
-from adapters.ledger import find_genesis, find_partition, read_log
+from adapters.ledger import Genesis, find_genesis, find_partition, read_log
 from adapters.schema_registry import FramingError, SchemaRegistry
 from adapters.settings import Settings
 from ledger.signing import InvalidSignatureError
@@ -98,6 +99,8 @@ class AgentOptions:
         federation_id: The federation.
         agent_id: Its name in it.
         operator_key: Who must have founded the federation, 32 bytes.
+        genesis: Hash of the founding that it takes part in, 32 bytes; None for the
+            one that it finds first, and from then on for that alone.
         directory: Where it keeps its key and what it has said; private.
         allowed_prefixes: Modules whose classes a task may name.
         data_config: Its own keyword arguments for the data module; never published.
@@ -109,6 +112,7 @@ class AgentOptions:
     directory: Path
     allowed_prefixes: tuple[str, ...]
     data_config: Mapping[str, Any]
+    genesis: bytes | None = None
 
 
 class Agent:
@@ -123,7 +127,7 @@ class Agent:
         self._registry = SchemaRegistry(settings.schema_registry_url)
         self._publisher = Publisher(settings, self._registry)
         self._store = BlobStore(settings)
-        self._config: FederationConfigured | None = None
+        self._genesis: Genesis | None = None
         self._keeper = SecretKeeper(options.directory)
 
     def run(self, should_stop: Callable[[], bool]) -> None:
@@ -142,6 +146,7 @@ class Agent:
             self._settings,
             self._options.federation_id,
             operator_key=self._options.operator_key,
+            genesis=self._founding.hash,
             public_key=self._key.public_key,
             directory=self._options.directory / "receipts",
             on_answer=self._notice,
@@ -174,11 +179,13 @@ class Agent:
                 self._registry,
                 options.federation_id,
                 operator_key=options.operator_key,
+                genesis=options.genesis,
             )
             if genesis is None:
                 time.sleep(WAIT_FOR_FEDERATION_S)
                 continue
-            self._config = genesis
+            remember_genesis(options.directory, options.federation_id, genesis.hash)
+            self._genesis = genesis
             self._enrol()
             return True
         return False
@@ -192,7 +199,10 @@ class Agent:
         mine = self._key.public_key
         is_known = False
         for read in read_log(
-            self._settings, self._registry, self._options.federation_id
+            self._settings,
+            self._registry,
+            self._options.federation_id,
+            genesis=self._founding.hash,
         ):
             for leaf in read.leaves:
                 event = leaf.sequenced.event
@@ -221,7 +231,7 @@ class Agent:
             public_key=mine,
             display_name=self._options.agent_id,
         )
-        self._publisher.publish(request, self._key)
+        self._publisher.publish(request, self._key, self._founding.hash)
         log.info("asked to join with key %s", mine.hex())
 
     def _notice(self, leaf: OpenedLeaf) -> None:
@@ -240,7 +250,12 @@ class Agent:
             return False
         try:
             # Whoever writes the log cannot put words into this agent's mouth.
-            verify_event(self._key.public_key, leaf.leaf.event, leaf.leaf.signature)
+            verify_event(
+                self._key.public_key,
+                leaf.sequenced.genesis,
+                leaf.leaf.event,
+                leaf.leaf.signature,
+            )
         except InvalidSignatureError:
             return False
         if self._directory.knows(leaf.leaf.event):
@@ -261,9 +276,13 @@ class Agent:
         )
 
     @property
+    def _founding(self) -> Genesis:
+        assert self._genesis is not None, "nothing is done before joining"
+        return self._genesis
+
+    @property
     def _federation(self) -> FederationConfigured:
-        assert self._config is not None, "nothing is done before joining"
-        return self._config
+        return self._founding.config
 
     def _act_on(self, record: Record) -> None:
         if record.key != self._options.federation_id.encode():
@@ -308,7 +327,7 @@ class Agent:
         try:
             data = self._registry.unframe(record.value)
             signature = record.header(SIGNATURE_HEADER) or b""
-            verify_event(keys["DECIDER"], data, signature)
+            verify_event(keys["DECIDER"], self._founding.hash, data, signature)
             # Not a type: mypy cannot follow.
             event = codec.decode_as(cast("Any", Event), data)
         except (FramingError, codec.CodecError, InvalidSignatureError) as error:
@@ -341,7 +360,9 @@ class Agent:
         else:
             answer = compute()
             write_private(draft, codec.encode(answer))
-        self._publisher.publish(answer, self._key, traceparent=traceparent)
+        self._publisher.publish(
+            answer, self._key, self._founding.hash, traceparent=traceparent
+        )
         draft.rename(sent)
         log.info("round %d: %s", answer.round, type(answer).__name__)
 
@@ -359,7 +380,9 @@ class Agent:
             ):
                 state = self._keeper.find(stem, self._federation)
                 self._keeper.bind(stem, closed.projection_seed)
-                blob = prove(state, update, closed, self._federation)
+                blob = prove(
+                    state, update, closed, self._federation, self._founding.hash
+                )
             return NormProofSubmitted(
                 federation_id=closed.federation_id,
                 round=closed.round,
@@ -496,6 +519,7 @@ class Agent:
             state,
             started,
             self._federation,
+            self._founding.hash,
             self._store,
             agent_id=self._options.agent_id,
             num_examples=num_examples,

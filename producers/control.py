@@ -15,6 +15,7 @@ from adapters.blobs import BlobStore
 from adapters.kafka import Publisher
 from adapters.keys import key_path, load_or_create_key
 from ledger.signing import SigningKey
+from protocol.envelope import NO_GENESIS, compute_genesis_hash
 from protocol.rewards import RECOMMENDED_RULE
 from protocol.rules import LATEST_VERSION
 from protocol.sketches import compute_threshold
@@ -25,7 +26,7 @@ from protocol.validation import (
     ROLES,
     find_configuration_problem,
 )
-from schemas import topics
+from schemas import codec, topics
 from schemas.events import (
     AgentAdmitted,
     AgentRevoked,
@@ -150,11 +151,28 @@ def load_principals(
 
 
 class Operator:
-    """Signs as the operator of federations."""
+    """Signs as the operator of federations.
 
-    def __init__(self, key: SigningKey, publisher: Publisher) -> None:
+    Args:
+        key: The operator's.
+        publisher: Where to say it.
+        genesis: Genesis hash of the log that it is said in, 32 bytes; one who founds
+            needs none.
+    """
+
+    def __init__(
+        self, key: SigningKey, publisher: Publisher, genesis: bytes = NO_GENESIS
+    ) -> None:
         self._key = key
         self._publisher = publisher
+        self._genesis = genesis
+
+    @property
+    def genesis(self) -> bytes:
+        """The genesis hash that agents and auditors pin, 32 bytes; after `found` that
+        of the new federation.
+        """
+        return self._genesis
 
     @property
     def public_key(self) -> bytes:
@@ -206,7 +224,9 @@ class Operator:
         problem = find_configuration_problem(config)
         if problem is not None:
             raise InvalidConfigurationError(": ".join(problem))
-        return self._say(config)[0]
+        position = self._say(config)[0]
+        self._genesis = compute_genesis_hash(codec.encode(config))
+        return position
 
     def change(self, change: FederationChanged) -> Position:
         """Change what may be changed in a federation, from the next round on."""
@@ -278,7 +298,7 @@ class Operator:
         return self._say(event)[0]
 
     def _say(self, *events: Event) -> list[Position]:
-        published = self._publisher.publish_all(events, self._key)
+        published = self._publisher.publish_all(events, self._key, self._genesis)
         return [
             Position(topics.topic_of(event), *place)
             for event, place in zip(events, published, strict=True)

@@ -49,6 +49,7 @@ class ReceiptKeeper:
         settings: Where Kafka is.
         federation_id: The federation.
         operator_key: Who must have founded it, 32 bytes.
+        genesis: Hash of that founding, 32 bytes.
         public_key: The agent's key: whose leaves these are.
         directory: Where receipts are kept, one file for each leaf.
         on_answer: Called with every leaf that is of the agent's key.
@@ -60,6 +61,7 @@ class ReceiptKeeper:
         federation_id: str,
         *,
         operator_key: bytes,
+        genesis: bytes,
         public_key: bytes,
         directory: Path,
         on_answer: Callable[[OpenedLeaf], None] = lambda _: None,
@@ -68,6 +70,7 @@ class ReceiptKeeper:
         self._settings = settings
         self._federation_id = federation_id
         self._operator_key = operator_key
+        self._genesis = genesis
         self._public_key = public_key
         self._directory = directory
         self._registry = SchemaRegistry(settings.schema_registry_url)
@@ -92,6 +95,7 @@ class ReceiptKeeper:
             self._registry,
             self._federation_id,
             operator_key=self._operator_key,
+            genesis=self._genesis,
         ):
             if should_stop():
                 return
@@ -127,7 +131,7 @@ class ReceiptKeeper:
         nodes = self._admission.node_sets[-1].nodes
         urls = [node.url for node in nodes if node.url]
         policy = make_policy(self._admission)
-        origin = compute_origin(self._federation_id)
+        origin = compute_origin(self._federation_id, self._genesis)
         for path, (leaf_index, leaf) in list(self._waiting.items()):
             try:
                 receipt = fetch_receipt(urls, policy, origin, leaf_index, leaf)

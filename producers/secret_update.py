@@ -149,6 +149,7 @@ def submit_commitment(
     state: ProverState,
     started: RoundStarted,
     config: FederationConfigured,
+    genesis: bytes,
     store: BlobStore,
     *,
     agent_id: str,
@@ -177,7 +178,7 @@ def submit_commitment(
     dealt = split_update(state, len(parties), entropy)
     shares = []
     for party, share in zip(parties, dealt, strict=True):
-        place = make_place(update, party.name, share.commitment)
+        place = make_place(genesis, update, party.name, share.commitment)
         sealed = seal_share(share.plaintext, SealingKey(party.sealing_key), place)
         shares.append(
             SealedShare(
@@ -194,6 +195,7 @@ def prove(
     update: UpdateCommitted,
     closed: CommitmentsClosed,
     config: FederationConfigured,
+    genesis: bytes,
 ) -> bytes:
     """Return the blob of the norm proof: always the same for the same arguments."""
     shape = MpcShape.of(config)
@@ -201,7 +203,7 @@ def prove(
         closed.projection_seed, num_rows=shape.num_rows, row_length=shape.row_length
     )
     statement: NormStatement = replace(
-        state.statement, context=compute_context(config, update)
+        state.statement, context=compute_context(genesis, config, update)
     )
     return encode_proof(prove_norm(replace(state, statement=statement), projection))
 

@@ -38,6 +38,7 @@ from schemas.events import (
     CheckpointFinalised,
     CommitmentsClosed,
     DeadlineReached,
+    Event,
     FinalityRequested,
     RoundAbandoned,
     RoundSealed,
@@ -142,10 +143,14 @@ class Timer:
             round=started.round,
             observed_at_ms=now_ms,
         )
-        self._publisher.publish(event, self._key, traceparent=traceparent)
+        self._publish(event, traceparent)
         self._due_ms = now_ms + self._repeat_after_ms
         self._repeat_after_ms = min(2 * self._repeat_after_ms, MAX_REPEAT_AFTER_MS)
         log.info("round %d: deadline announced", started.round)
+
+    def _publish(self, event: Event, traceparent: str = "") -> None:
+        genesis = self._admission.genesis
+        self._publisher.publish(event, self._key, genesis, traceparent=traceparent)
 
     def _request_finality(self) -> None:
         """Give the last block that says something a child, until it is final."""
@@ -158,7 +163,7 @@ class Timer:
         event = FinalityRequested(
             federation_id=self._federation_id, height=self._last_height
         )
-        self._publisher.publish(event, self._key)
+        self._publish(event)
         self._child_due_s = time.monotonic() + self._next_wait_s
         self._next_wait_s = min(2 * self._next_wait_s, MAX_FINAL_AFTER_S)
 
@@ -201,7 +206,9 @@ class Timer:
             sequencer_key = self._admission.principals["SEQUENCER"]
             self._nodes = nodes
             self._cosigned = CosignatureCollector(
-                make_log_key(self._federation_id, sequencer_key),
+                make_log_key(
+                    self._federation_id, self._admission.genesis, sequencer_key
+                ),
                 nodes.vkeys(),
                 nodes.quorum,
             )
@@ -218,6 +225,6 @@ class Timer:
         event = CheckpointFinalised(
             federation_id=self._federation_id, checkpoint=merged.decode()
         )
-        self._publisher.publish(event, self._key)
+        self._publish(event)
         self._announced_size = size
         log.info("the checkpoint of size %d is final", size)

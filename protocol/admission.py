@@ -34,7 +34,6 @@ from typing import Final, TypeAlias, cast
 from ledger.attestations import (
     InvalidMessageError,
     NodeSet,
-    compute_chain_id,
     verify_node_set_change,
 )
 from ledger.checkpoint import make_log_key, parse_checkpoint, verify_checkpoint
@@ -43,14 +42,15 @@ from ledger.equivocation import (
     identify_contradiction,
     verify_equivocation,
 )
-from ledger.merkle import leaf_hash
 from ledger.note import InvalidNoteError, parse_note
 from ledger.policy import Policy, make_bft_policy
 from ledger.signing import SIGNATURE_SIZE, InvalidSignatureError
 from protocol.changes import apply_change, find_change_problem
 from protocol.configuration import list_parties
 from protocol.envelope import (
+    choose_genesis,
     compute_fact_id,
+    compute_genesis_hash,
     compute_input_id,
     verify_event,
 )
@@ -90,7 +90,7 @@ _AUTHOR_ROLE: Final[dict[type[e.Event], str]] = {
 }
 
 
-Verify = Callable[[bytes, bytes, bytes], None]
+Verify = Callable[[bytes, bytes, bytes, bytes], None]
 """`protocol.envelope.verify_event`, or what knows its answer already."""
 
 
@@ -160,6 +160,7 @@ class AdmissionState:
 
     Attributes:
         federation_id: Empty before the genesis.
+        genesis: Hash of the genesis; empty before it.
         principals: Public key by role.
         config: What the federation was founded with and changed to.
         change: Number of the last change; 0 if there was none.
@@ -176,6 +177,7 @@ class AdmissionState:
     """
 
     federation_id: str = ""
+    genesis: bytes = b""
     principals: Mapping[str, bytes] = field(default_factory=dict)
     config: e.FederationConfigured | None = None
     change: int = 0
@@ -227,7 +229,9 @@ def judge_again(
     return scratch.judge(replace(received, signature=bytes(SIGNATURE_SIZE)))
 
 
-def _believe(_public_key: bytes, _event_bytes: bytes, _signature: bytes) -> None:
+def _believe(
+    _public_key: bytes, _genesis: bytes, _event_bytes: bytes, _signature: bytes
+) -> None:
     """Do as `protocol.envelope.verify_event` does with a good signature."""
 
 
@@ -325,7 +329,9 @@ def make_policy(state: AdmissionState) -> Policy:
     Args:
         state: Of a federation that has ledger nodes; the present ones count.
     """
-    log_key = make_log_key(state.federation_id, state.principals["SEQUENCER"])
+    log_key = make_log_key(
+        state.federation_id, state.genesis, state.principals["SEQUENCER"]
+    )
     nodes = state.node_sets[-1]
     return make_bft_policy(
         log_key.to_vkey(),
@@ -367,6 +373,7 @@ class _Scratch:
         self._sequencer_key = sequencer_key
         self._verify = verify
         self._federation_id = state.federation_id
+        self._genesis = state.genesis
         self._principals = state.principals
         self._config = state.config
         self._change = state.change
@@ -389,6 +396,7 @@ class _Scratch:
     def freeze(self) -> AdmissionState:
         return AdmissionState(
             federation_id=self._federation_id,
+            genesis=self._genesis,
             principals=self._principals,
             config=self._config,
             change=self._change,
@@ -467,7 +475,7 @@ class _Scratch:
         refusal = (
             None
             if isinstance(key, tuple)
-            else self._find_signature_problem(key, event_bytes, signature)
+            else self._find_signature_problem(key, event, event_bytes, signature)
         )
         if refusal is not None:
             return refusal
@@ -504,14 +512,21 @@ class _Scratch:
         return None
 
     def _find_signature_problem(
-        self, key: bytes, event_bytes: bytes, signature: bytes | None
+        self,
+        key: bytes,
+        event: e.LedgerEvent,
+        event_bytes: bytes,
+        signature: bytes | None,
     ) -> tuple[Reason, str] | None:
         if signature is None:
             return Reason.MISSING_SIGNATURE, "no moot-signature header of 64 bytes"
+        genesis = choose_genesis(event, self._genesis)
         try:
-            self._verify(key, event_bytes, signature)
+            self._verify(key, genesis, event_bytes, signature)
         except InvalidSignatureError as error:
-            return Reason.BAD_SIGNATURE, str(error)
+            # What was signed for another founding is such a one: say for which it is.
+            detail = f"{error}; it must cover the genesis hash {genesis.hex()}"
+            return Reason.BAD_SIGNATURE, detail
         return None
 
     def find_rejection_problem(
@@ -520,7 +535,7 @@ class _Scratch:
         """Return what is wrong with a refusal on the ledger; None if nothing is."""
         key = self._principals.get("SEQUENCER", b"")
         try:
-            self._verify(key, leaf.event, leaf.signature)
+            self._verify(key, self._genesis, leaf.event, leaf.signature)
         except InvalidSignatureError as error:
             return Reason.BAD_SIGNATURE, str(error)
         source = (event.source_topic, event.source_partition, event.source_offset)
@@ -556,19 +571,18 @@ class _Scratch:
             case e.FederationConfigured():
                 self._federation_id = event.federation_id
                 self._config = event
+                self._genesis = compute_genesis_hash(leaf.event)
                 self._principals = {p.role: p.public_key for p in event.principals}
                 self._parties = {p.name: p.public_key for p in list_parties(event)}
                 if event.ledger_nodes is not None:
-                    chain_id = compute_chain_id(leaf_hash(codec.encode(leaf)))
-                    nodes = NodeSet(0, chain_id, event.ledger_nodes.nodes)
+                    nodes = NodeSet(0, self._genesis, event.ledger_nodes.nodes)
                     self._node_sets = (nodes,)
             case e.FederationChanged():
                 changed = apply_change(self._config, self._change, event)
                 if changed is not None:
                     self._config, self._change = changed, event.number
             case e.NodeSetChanged():
-                chain_id = self._node_sets[-1].chain_id
-                nodes = NodeSet(event.era, chain_id, event.nodes)
+                nodes = NodeSet(event.era, self._genesis, event.nodes)
                 self._node_sets = (*self._node_sets, nodes)
             case e.CheckpointFinalised():
                 note = event.checkpoint.encode()
@@ -668,7 +682,9 @@ class _Scratch:
             case e.EquivocationProven():
                 sequencer_key = self._principals["SEQUENCER"]
                 try:
-                    verify_equivocation(self._node_sets, sequencer_key, event)
+                    verify_equivocation(
+                        self._node_sets, self._genesis, sequencer_key, event
+                    )
                 except InvalidMessageError as error:
                     return Reason.NOT_PROVEN, str(error)
                 if identify_contradiction(event) in self._proven:
@@ -690,7 +706,9 @@ class _Scratch:
         self, event: e.CheckpointFinalised
     ) -> tuple[Reason, str] | None:
         nodes = self._node_sets[-1]
-        log_key = make_log_key(self._federation_id, self._principals["SEQUENCER"])
+        log_key = make_log_key(
+            self._federation_id, self._genesis, self._principals["SEQUENCER"]
+        )
         try:
             verified = verify_checkpoint(
                 event.checkpoint.encode(), log_key, log_key.name, nodes.vkeys()

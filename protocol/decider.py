@@ -29,6 +29,7 @@ class Sequenced:
         sequenced_at_ms: The stamp of its block: the only clock deciders know.
         previous_block_hash: Hash of the block before its own, 32 bytes.
         tree_size: Number of leaves after its block: the size of the block's checkpoint.
+        genesis: Hash of the log's genesis, 32 bytes.
     """
 
     event: LedgerEvent
@@ -37,6 +38,7 @@ class Sequenced:
     sequenced_at_ms: int
     previous_block_hash: bytes
     tree_size: int
+    genesis: bytes
 
 
 State = TypeVar("State")

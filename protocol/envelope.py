@@ -1,5 +1,11 @@
 """What is signed, and what an event is called.
 
+A signature is good in one log. What authors sign is the event's single-object bytes
+and the *genesis hash* of the log that they say it in: SHA-256, with a domain, over the
+single-object bytes of the `FederationConfigured` that founded it. That event has a
+nonce, so two foundings differ in their hash even if all their parameters are the same.
+What is in no log yet, the founding itself, is signed with `NO_GENESIS` (ADR 0029).
+
 Ids are derived from content, so a redelivered event has the id it had before and
 nothing needs to remember which ids it gave out (DESIGN.md section 3).
 """
@@ -10,9 +16,10 @@ import hashlib
 from typing import Final
 
 from ledger.signing import SigningKey, verify_signature
-from schemas.events import Fact
+from schemas.events import Event, EventRejected, Fact, FederationConfigured
 
 EVENT_DOMAIN: Final = b"folkmoot/event/v1\n"
+GENESIS_DOMAIN: Final = b"folkmoot/genesis/v1\n"
 INPUT_ID_DOMAIN: Final = b"folkmoot/input/v1\n"
 FACT_ID_DOMAIN: Final = b"folkmoot/fact/v1\n"
 
@@ -23,19 +30,57 @@ EVENT_ID_HEADER: Final = "moot-event-id"
 TRACEPARENT_HEADER: Final = "traceparent"
 """Kafka header with the W3C trace context."""
 
+NO_GENESIS: Final = bytes(32)
+"""Stands for the genesis hash in what is signed before there is a log, or outside of
+any: a founding, and a refusal of what names no known federation. No event is admitted
+with it but a founding."""
 
-def sign_event(key: SigningKey, event_bytes: bytes) -> bytes:
-    """Return the author's signature over an event's single-object bytes, 64 bytes."""
-    return key.sign(EVENT_DOMAIN + event_bytes)
+
+def compute_genesis_hash(event_bytes: bytes) -> bytes:
+    """Return what tells a federation's log from every other, 32 bytes.
+
+    Args:
+        event_bytes: Single-object bytes of the `FederationConfigured` that founded it,
+            as received.
+    """
+    return hashlib.sha256(GENESIS_DOMAIN + event_bytes).digest()
 
 
-def verify_event(public_key: bytes, event_bytes: bytes, signature: bytes) -> None:
-    """Check an author's signature over an event's single-object bytes.
+def choose_genesis(event: Event, genesis: bytes) -> bytes:
+    """Return the genesis hash that an event's signature covers, 32 bytes.
+
+    Args:
+        event: The event.
+        genesis: That of the log that it is said in.
+    """
+    is_outside = isinstance(event, FederationConfigured) or (
+        isinstance(event, EventRejected) and not event.federation_id
+    )
+    return NO_GENESIS if is_outside else genesis
+
+
+def sign_event(key: SigningKey, genesis: bytes, event_bytes: bytes) -> bytes:
+    """Return the author's signature over an event, 64 bytes.
+
+    Args:
+        key: The author's key.
+        genesis: Genesis hash of the log that it is said in, 32 bytes; `NO_GENESIS` for
+            the founding.
+        event_bytes: The event's single-object bytes.
+    """
+    return key.sign(EVENT_DOMAIN + genesis + event_bytes)
+
+
+def verify_event(
+    public_key: bytes, genesis: bytes, event_bytes: bytes, signature: bytes
+) -> None:
+    """Check an author's signature over an event; arguments as for `sign_event`.
 
     Raises:
-        InvalidSignatureError: it is not this key's signature over these bytes.
+        InvalidSignatureError: it is not this key's signature over these bytes in this
+            log.
     """
-    verify_signature(public_key, EVENT_DOMAIN + event_bytes, signature)
+    verify_signature(public_key, EVENT_DOMAIN + genesis + event_bytes, signature)
 
 
 def compute_input_id(author_public_key: bytes, event_bytes: bytes) -> bytes:

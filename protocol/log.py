@@ -9,7 +9,7 @@ is `protocol.admission`, which the sequencer and the audit run on top.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Final, cast
 
@@ -18,7 +18,7 @@ from ledger.signing import InvalidSignatureError, SigningKey
 from protocol import admission
 from protocol.admission import AdmissionState, Admitted, Received, Refused, Verify
 from protocol.decider import Sequenced
-from protocol.envelope import sign_event, verify_event
+from protocol.envelope import compute_genesis_hash, sign_event, verify_event
 from protocol.rules import verify_rules
 from schemas import codec
 from schemas import events as e
@@ -70,11 +70,13 @@ class LogState:
         federation_id: Whose log it is; empty before the genesis.
         chain: The hash chain and the Merkle tree so far.
         sequencer_key: Who signs blocks; empty before the genesis, which names it.
+        genesis: Hash of its genesis; empty before it.
     """
 
     federation_id: str = ""
     chain: Chain = field(default_factory=Chain)
     sequencer_key: bytes = b""
+    genesis: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +110,7 @@ def open_block(
         ForeignRecordError: the sequencer did not sign it.
         LogError: the sequencer signed it, and it is not the next block of this log.
     """
-    block, sequencer_key = verify_author(state, block_bytes, signature, verify=verify)
+    block, known = verify_author(state, block_bytes, signature, verify=verify)
     height = block.height
     leaves = [
         _open_leaf(data, height, block.first_leaf_index + index)
@@ -143,6 +145,7 @@ def open_block(
                 sequenced_at_ms=block.sequenced_at_ms,
                 previous_block_hash=block.previous_block_hash,
                 tree_size=plan.tree.size,
+                genesis=known.genesis,
             ),
             block.traceparents[index],
         )
@@ -152,12 +155,7 @@ def open_block(
         if item.sequenced.event.federation_id != block.federation_id:
             msg = "a leaf belongs to another federation"
             raise LogError(msg, height=height, leaf_index=item.sequenced.leaf_index)
-    after = LogState(
-        federation_id=block.federation_id,
-        chain=plan.seal(block_bytes),
-        sequencer_key=sequencer_key,
-    )
-    return after, block, opened
+    return replace(known, chain=plan.seal(block_bytes)), block, opened
 
 
 def fold_admission(
@@ -174,17 +172,18 @@ def verify_author(
     signature: bytes | None,
     *,
     verify: Verify = verify_event,
-) -> tuple[e.BlockSequenced, bytes]:
-    """Return a block that the federation's sequencer signed, and the sequencer's key.
+) -> tuple[e.BlockSequenced, LogState]:
+    """Return a block that the federation's sequencer signed, and the state with what
+    is known by it of whose log this is; its chain is as it was.
 
     Says nothing about whether the block is the next one: see `open_block`.
 
     Raises:
         ForeignRecordError: these bytes are not a block, or somebody else's.
     """
-    if state.sequencer_key:
+    if state.genesis:
         # Whatever a stranger's bytes are, they cost a signature's check and no more.
-        _verify_block(verify, state.sequencer_key, block_bytes, signature)
+        _verify_block(verify, state, block_bytes, signature)
     try:
         block = _decode_block(block_bytes)
     except codec.CodecError as error:
@@ -198,18 +197,26 @@ def verify_author(
             expected=state.federation_id,
             found=block.federation_id,
         )
-    if state.sequencer_key:
-        return block, state.sequencer_key
-    sequencer_key = _genesis_key(block)
-    _verify_block(verify, sequencer_key, block_bytes, signature)
-    return block, sequencer_key
+    if state.genesis:
+        return block, state
+    known = _read_genesis(block)
+    if state.sequencer_key not in {b"", known.sequencer_key}:
+        msg = "the genesis names another sequencer"
+        raise ForeignRecordError(
+            msg,
+            height=block.height,
+            expected=state.sequencer_key.hex(),
+            found=known.sequencer_key.hex(),
+        )
+    _verify_block(verify, known, block_bytes, signature)
+    return block, known
 
 
 def _verify_block(
-    verify: Verify, sequencer_key: bytes, block_bytes: bytes, signature: bytes | None
+    verify: Verify, known: LogState, block_bytes: bytes, signature: bytes | None
 ) -> None:
     try:
-        verify(sequencer_key, block_bytes, signature or b"")
+        verify(known.sequencer_key, known.genesis, block_bytes, signature or b"")
     except InvalidSignatureError as error:
         msg = "the sequencer did not sign this block"
         raise ForeignRecordError(
@@ -241,14 +248,18 @@ def _open_leaf(
     return leaf, event
 
 
-def _genesis_key(block: e.BlockSequenced) -> bytes:
-    """Return the sequencer's key as the first leaf of the log names it."""
+def _read_genesis(block: e.BlockSequenced) -> LogState:
+    """Return whose log the first leaf of a first block says that it is."""
     if block.height == 0 and block.leaves:
-        _, genesis = _open_leaf(block.leaves[0], 0, 0)
+        leaf, genesis = _open_leaf(block.leaves[0], 0, 0)
         if isinstance(genesis, e.FederationConfigured):
             for principal in genesis.principals:
                 if principal.role == "SEQUENCER":
-                    return principal.public_key
+                    return LogState(
+                        federation_id=block.federation_id,
+                        sequencer_key=principal.public_key,
+                        genesis=compute_genesis_hash(leaf.event),
+                    )
     msg = "a log begins with FederationConfigured, which names its sequencer"
     raise ForeignRecordError(msg, height=block.height, leaf_index=0)
 
@@ -287,13 +298,21 @@ def sequence(
     """
     verdicts = admission.decide(state.admission, batch, sequencer_key=key.public_key)
     refused = [verdict.event for verdict in verdicts if isinstance(verdict, Refused)]
+    genesis = state.admission.genesis or next(
+        (
+            compute_genesis_hash(verdict.leaf.event)
+            for verdict in verdicts
+            if isinstance(verdict, Admitted)
+        ),
+        b"",
+    )
     leaves: list[tuple[e.Leaf, e.LedgerEvent]] = []
     traceparents: list[str] = []
     for received, verdict in zip(batch, verdicts, strict=True):
         if isinstance(verdict, Admitted):
             leaves.append((verdict.leaf, verdict.event))
         elif isinstance(verdict, Refused) and verdict.event.federation_id:
-            leaves.append((_refusal_leaf(verdict.event, key), verdict.event))
+            leaves.append((_refusal_leaf(verdict.event, key, genesis), verdict.event))
         else:
             continue
         traceparents.append(received.traceparent)
@@ -319,10 +338,11 @@ def sequence(
             federation_id=block.federation_id,
             chain=plan.seal(data),
             sequencer_key=key.public_key,
+            genesis=genesis,
         ),
         admission=admission.evolve(state.admission, leaves),
     )
-    return after, NewBlock(block, data, sign_event(key, data)), refused
+    return after, NewBlock(block, data, sign_event(key, genesis, data)), refused
 
 
 def read_block(
@@ -341,11 +361,11 @@ def read_block(
     return SequencerState(log=log, admission=fold_admission(state.admission, opened))
 
 
-def _refusal_leaf(refusal: e.EventRejected, key: SigningKey) -> e.Leaf:
+def _refusal_leaf(refusal: e.EventRejected, key: SigningKey, genesis: bytes) -> e.Leaf:
     data = codec.encode(refusal)
     return e.Leaf(
         event=data,
-        signature=sign_event(key, data),
+        signature=sign_event(key, genesis, data),
         source_topic=refusal.source_topic,
         source_partition=refusal.source_partition,
         source_offset=refusal.source_offset,

@@ -172,14 +172,17 @@ class MpcShape:
 # What is bound to what
 
 
-def compute_context(config: e.FederationConfigured, update: e.UpdateCommitted) -> bytes:
+def compute_context(
+    genesis: bytes, config: e.FederationConfigured, update: e.UpdateCommitted
+) -> bytes:
     """Return what a norm proof is about, besides numbers and points.
 
-    The federation's whole configuration, round, agent, base model, parties and every
-    share: so a proof fits no other update, nor this one with other shares.
+    The log, by its genesis hash, and the round, which fix the configuration; agent,
+    base model, parties and every share: so a proof fits no other update, nor this one
+    with other shares.
     """
     parts = [
-        hashlib.sha256(codec.encode(config)).digest(),
+        genesis,
         update.federation_id.encode(),
         update.agent_id.encode(),
         update.base_model_sha256,
@@ -201,16 +204,20 @@ def compute_context(config: e.FederationConfigured, update: e.UpdateCommitted) -
     )
 
 
-def make_place(update: e.UpdateCommitted, party: str, commitment: bytes) -> SealedPlace:
+def make_place(
+    genesis: bytes, update: e.UpdateCommitted, party: str, commitment: bytes
+) -> SealedPlace:
     """Return where a party's share of an update counts.
 
     Args:
+        genesis: Genesis hash of the log that the update is said in, 32 bytes.
         update: The update; its shares are not looked at.
         party: The party.
         commitment: The share commitment, 48 bytes.
     """
     stated = update.base_model_sha256 + update.commitments.sha256 + commitment
     return SealedPlace(
+        genesis=genesis,
         federation_id=update.federation_id,
         round=update.round,
         agent_id=update.agent_id,
@@ -220,11 +227,15 @@ def make_place(update: e.UpdateCommitted, party: str, commitment: bytes) -> Seal
 
 
 def parse_statement(
-    config: e.FederationConfigured, update: e.UpdateCommitted, commitments: bytes
+    genesis: bytes,
+    config: e.FederationConfigured,
+    update: e.UpdateCommitted,
+    commitments: bytes,
 ) -> NormStatement:
     """Return what an agent has to prove.
 
     Args:
+        genesis: Hash of the log's genesis, 32 bytes.
         config: Its federation's parameters.
         update: What it committed to.
         commitments: The blob of commitments, digest verified.
@@ -245,7 +256,7 @@ def parse_statement(
         for begin in range(0, len(commitments), POINT_SIZE)
     )
     return NormStatement(
-        context=compute_context(config, update),
+        context=compute_context(genesis, config, update),
         num_values=shape.num_values,
         row_length=shape.row_length,
         squared_bound=get_mpc(config).norm_bound ** 2,
@@ -259,6 +270,7 @@ def parse_statement(
 
 
 def open_shares(
+    genesis: bytes,
     update: e.UpdateCommitted,
     party: str,
     sealed: bytes,
@@ -270,6 +282,7 @@ def open_shares(
     """Return a party's share of an update. **Secret:** the result.
 
     Args:
+        genesis: Hash of the log's genesis, 32 bytes.
         update: What the agent committed to.
         party: The party.
         sealed: Its sealed share, digest verified.
@@ -282,7 +295,7 @@ def open_shares(
             BAD_SHARE.
     """
     (share,) = (share for share in update.shares if share.party == party)
-    place = make_place(update, party, share.commitment)
+    place = make_place(genesis, update, party, share.commitment)
     commitment = None if was_linked else share.commitment
     try:
         plaintext = open_share(sealed, key, place)
@@ -452,7 +465,7 @@ def read_proof(secret: SecretRound, agent_id: str, fetch: Fetch) -> Proven:
     shape = MpcShape.of(secret.config)
     committed = secret.commitments[agent_id]
     blob = fetch(committed.event.commitments, shape.commitments_size)
-    statement = parse_statement(secret.config, committed.event, blob)
+    statement = parse_statement(secret.genesis, secret.config, committed.event, blob)
     proof = parse_proof(fetch(secret.proofs[agent_id], shape.max_proof_size))
     challenges = compute_blinding_challenges(
         statement, proof, secret.closed.projection_seed
@@ -648,6 +661,7 @@ class RoundVerifier:
         rows = combine_rows(
             [
                 parse_statement(
+                    secret.genesis,
                     secret.config,
                     c.event,
                     self._fetch(c.event.commitments, self._shape.commitments_size),

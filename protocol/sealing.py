@@ -1,10 +1,12 @@
 """Shares sealed to their party: HPKE, bound to the one place where they count.
 
 A sealed share lies in a public store; only its party can open it. HPKE's `info` names
-federation, round, agent, party, the party's key and the digest of what the agent states
-beside it, so that a sealed share taken from there opens nowhere else. In bytes:
+the log, federation, round, agent, party, the party's key and the digest of what the
+agent states beside it, so that a sealed share taken from there opens nowhere else. In
+bytes:
 
     "folkmoot-sealed-share/v1" 0A
+    hash of the log's genesis             32 bytes
     federation_id, agent_id, party        each: length (u16), UTF-8
     the party's sealing key               length (u16), bytes
     round                                 u64
@@ -196,6 +198,7 @@ class SealedPlace:
     """Where a sealed share counts; anywhere else it does not open.
 
     Attributes:
+        genesis: Hash of the log's genesis, 32 bytes.
         federation_id: The federation.
         round: The round's number, 0 to 2^64-1.
         agent_id: Whose update it is a share of.
@@ -204,10 +207,11 @@ class SealedPlace:
             commitments, at least.
 
     Raises:
-        ValueError: a digest of another length, a round out of range, or a name of
+        ValueError: a hash of another length, a round out of range, or a name of
             65,536 bytes or more; a bug.
     """
 
+    genesis: bytes
     federation_id: str
     round: int
     agent_id: str
@@ -215,9 +219,10 @@ class SealedPlace:
     statement_digest: bytes
 
     def __post_init__(self) -> None:
-        if len(self.statement_digest) != DIGEST_SIZE:
-            msg = f"a digest is {DIGEST_SIZE} bytes, not {len(self.statement_digest)}"
-            raise ValueError(msg)
+        for digest in (self.genesis, self.statement_digest):
+            if len(digest) != DIGEST_SIZE:
+                msg = f"a hash is {DIGEST_SIZE} bytes, not {len(digest)}"
+                raise ValueError(msg)
         self.compute_info(b"")
 
     def compute_info(self, public_key: bytes) -> bytes:
@@ -226,6 +231,7 @@ class SealedPlace:
         try:
             return (
                 SEALING_DOMAIN
+                + self.genesis
                 + b"".join(_prefixed(text.encode()) for text in texts)
                 + _prefixed(public_key)
                 + self.round.to_bytes(8, "big")

@@ -56,6 +56,8 @@ class SecretRound:
 
     Attributes:
         config: The federation's parameters.
+        genesis: Hash of the log's genesis, 32 bytes: what is secret in one log, and
+            what is said of it, is of no use in another.
         started: The fact that opened it.
         commitments: What agents committed to, by agent; also those rejected since.
         closed: The fact that closed the set, once it is closed.
@@ -72,6 +74,7 @@ class SecretRound:
     """
 
     config: e.FederationConfigured
+    genesis: bytes
     started: e.RoundStarted
     commitments: Mapping[str, Committed] = field(default_factory=dict)
     closed: e.CommitmentsClosed | None = None
@@ -143,7 +146,9 @@ def follow(
     if config is None or config.mpc is None or current is None:
         return None
     if secret is None or secret.started != current.started:
-        secret = SecretRound(config=config, started=current.started)
+        secret = SecretRound(
+            config=config, genesis=leaf.genesis, started=current.started
+        )
     event, index = leaf.event, leaf.leaf_index
     match event:
         case e.UpdateCommitted(agent_id=agent_id) if index in current.pending:

@@ -339,8 +339,9 @@ async def follow_ledger(stream: Any) -> None:
         with fail_stop(event):
             source = Source(topics.LEDGER, event.message.partition)
             work = await follower.follow(event)
+            genesis = follower.get_genesis(event.key)
             for claim, cause in await asyncio.to_thread(do, work):
-                await service.send(claim, cause, source)
+                await service.send(claim, genesis, cause, source)
             await service.confirm()
 
 

@@ -114,17 +114,25 @@ class Service:
             partitions=self.num_partitions,
         )
 
-    async def send(self, event: Event, traceparent: str, cause: Source) -> None:
+    async def send(
+        self, event: Event, genesis: bytes, traceparent: str, cause: Source
+    ) -> None:
         """Sign an event and send it in the transaction of the record that caused it.
 
         `confirm` waits until Kafka has it.
+
+        Args:
+            event: The event.
+            genesis: Genesis hash of the log that it is said in, 32 bytes.
+            traceparent: W3C trace context.
+            cause: Where the record was.
         """
         topic = topics.topic_of(event)
         with telemetry.span(
             "publish", topic, kind=telemetry.PRODUCER, parent=traceparent
         ) as current:
             data, value = self.registry.frame(event)
-            headers = make_headers(event, data, self.key, current)
+            headers = make_headers(event, data, self.key, genesis, current)
             key = event.federation_id.encode()
             await self.send_raw(topic, key, value, headers, cause)
 

@@ -118,6 +118,7 @@ class Comparer:
 
 def make_link_plan(
     config: FederationConfigured,
+    genesis: bytes,
     public_key: bytes,
     seed: bytes,
     listen_host: str | None = None,
@@ -126,6 +127,7 @@ def make_link_plan(
 
     Args:
         config: The federation, which compares updates.
+        genesis: Hash of its log's genesis, 32 bytes.
         public_key: Whose plan it is.
         seed: Of the same key. **Secret.**
         listen_host: Where to wait for others, if not at its own address.
@@ -144,6 +146,7 @@ def make_link_plan(
         rank=keys.index(public_key),
         peers=tuple(peers),
         seed=seed,
+        genesis=genesis,
         listen_host=listen_host,
         connect_timeout_s=CONNECT_TIMEOUT_S,
     )

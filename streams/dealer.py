@@ -39,7 +39,7 @@ def make_dealer(name: str) -> Service:
     )
 
     def deal(secret: SecretRound, traceparent: str) -> None:
-        plan = make_link_plan(secret.config, key.public_key, key.seed)
+        plan = make_link_plan(secret.config, secret.genesis, key.public_key, key.seed)
         # Whoever holds a party's key may not deal as well: then it would see all.
         if plan is None or plan.rank < len(secret.mpc.parties):
             return

@@ -30,9 +30,11 @@ def run_decider(service: Service, decider: Decider[State, FactT]) -> None:
         async for event in stream.events():
             with fail_stop(event):
                 source = Source(topics.LEDGER, event.message.partition)
-                for fact, cause in await follower.follow(event):
+                facts = await follower.follow(event)
+                genesis = follower.get_genesis(event.key)
+                for fact, cause in facts:
                     with telemetry.span(
                         "process", topics.LEDGER, kind=telemetry.CONSUMER, parent=cause
                     ) as current:
-                        await service.send(fact, current, source)
+                        await service.send(fact, genesis, current, source)
                 await service.confirm()

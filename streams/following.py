@@ -16,10 +16,12 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter
 
+from adapters.genesis import OtherGenesisError, remember_genesis
 from adapters.kafka import MAX_RECORD_SIZE_BYTES, read_partition
 from adapters.ledger import PassingOverForeign
 from protocol.envelope import SIGNATURE_HEADER
@@ -59,6 +61,8 @@ class Follower(Generic[State, Output]):
         state_type: Type of the state, a frozen dataclass.
         initial: The state before the first leaf.
         step: Moves the state by one leaf and returns what follows.
+        directory: Where the foundings that it takes part in are remembered; None for
+            a service that keeps nothing of them.
     """
 
     def __init__(
@@ -67,10 +71,13 @@ class Follower(Generic[State, Output]):
         state_type: type[State],
         initial: State,
         step: Callable[[State, OpenedLeaf], tuple[State, list[Output]]],
+        directory: Path | None = None,
     ) -> None:
         self._service = service
         self._initial = initial
         self._step = step
+        self._directory = directory
+        self._refused: set[bytes] = set()
         self._table = service.table()
         self._known: dict[bytes, Followed[State]] = {}
         self._snapshots: TypeAdapter[Followed[State]] = TypeAdapter(
@@ -89,16 +96,26 @@ class Follower(Generic[State, Output]):
         """
         signature = event.headers.get(SIGNATURE_HEADER)
         outputs: list[Output] = []
+        if event.key in self._refused:
+            return outputs
         with PassingOverForeign(event.message.offset):
             data = self._service.registry.unframe_trusted(event.value or b"")
             before = await self._find_before(event, data, signature)
             after, outputs = self._advance(before, data, signature)
+            if event.key not in self._known and not self._takes_part(after.log):
+                self._refused.add(event.key)
+                return []
             self._known[event.key] = after
             snapshot = self._shape + self._snapshots.dump_json(after)
             if len(snapshot) <= MAX_SNAPSHOT_BYTES:
                 self._table[event.key] = snapshot
             # What is in the cache now is behind, so after a restart the log is read.
         return outputs
+
+    def get_genesis(self, key: bytes | None) -> bytes:
+        """Return a federation's genesis hash, by record key; empty before its block."""
+        known = self._known.get(key or b"")
+        return b"" if known is None else known.log.genesis
 
     def get_state(self, key: bytes | None) -> State:
         """Return the state after the last block of a federation, by record key."""
@@ -120,7 +137,7 @@ class Follower(Generic[State, Output]):
             if block.height == known.log.chain.height:
                 return known
         except ForeignRecordError:
-            if known.log.sequencer_key:
+            if known.log.genesis:
                 raise
             # Without a state nobody can say whose it is; the log can.
         message = event.message
@@ -139,6 +156,18 @@ class Follower(Generic[State, Output]):
             state, more = self._step(state, leaf)
             outputs.extend(more)
         return Followed(log=log_state, state=state), outputs
+
+    def _takes_part(self, state: LogState) -> bool:
+        """Return whether a log is of the founding that this directory knows."""
+        if self._directory is None:
+            return True
+        try:
+            remember_genesis(self._directory, state.federation_id, state.genesis)
+        except OtherGenesisError as error:
+            # Others, of other names, are served all the same.
+            log.critical("not following it: %s", error)
+            return False
+        return True
 
     def _load(self, key: bytes | None) -> Followed[State]:
         cached = None if key is None else self._table.get(key)

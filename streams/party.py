@@ -196,7 +196,9 @@ class Party:
         assert comparison is not None, "it is comparing"
         assert closed is not None, "it was closed before"
         key = self._identity.key
-        plan = make_link_plan(config, key.public_key, key.seed, self._listen_host)
+        plan = make_link_plan(
+            config, secret.genesis, key.public_key, key.seed, self._listen_host
+        )
         if plan is None or secret.mpc.parties[plan.rank].name != self._name:
             return None
         committed = [secret.commitments[name] for name in comparison.agent_ids]
@@ -210,7 +212,9 @@ class Party:
             plan,
             np.stack(
                 [
-                    sketch.compute(self._open(c.event, shape, was_linked=True).values)
+                    sketch.compute(
+                        self._open(secret, c.event, shape, was_linked=True).values
+                    )
                     for c in committed
                 ]
             ),
@@ -268,7 +272,7 @@ class Party:
         for item in proven:
             update = item.committed.event
             try:
-                opened.append((item, self._open(update, verifier.shape)))
+                opened.append((item, self._open(secret, update, verifier.shape)))
             except SecretRoundError as error:
                 entries[update.agent_id] = error
         if not opened:
@@ -314,7 +318,7 @@ class Party:
         def shares() -> Iterator[tuple[Share, int]]:
             for committed in secret.accepted():
                 update = committed.event
-                share = self._open(update, verifier.shape, was_linked=True)
+                share = self._open(secret, update, verifier.shape, was_linked=True)
                 yield share, update.num_examples
 
         party_sum = compute_party_sum(
@@ -334,6 +338,7 @@ class Party:
 
     def _open(
         self,
+        secret: SecretRound,
         update: e.UpdateCommitted,
         shape: MpcShape,
         *,
@@ -342,6 +347,7 @@ class Party:
         (share,) = (share for share in update.shares if share.party == self._name)
         sealed = self._fetch(share.sealed, shape.max_sealed_size)
         return open_shares(
+            secret.genesis,
             update,
             self._name,
             sealed,
@@ -406,7 +412,7 @@ def make_party(
         listen_host=listen_host,
     )
     publisher = Publisher(settings, service.registry)
-    follower = Follower(service, PartyState, PartyState(), make_step(name))
+    follower = Follower(service, PartyState, PartyState(), make_step(name), directory)
     debts = Debts(name, follower)
 
     def compare(secret: SecretRound, traceparent: str) -> None:
@@ -415,7 +421,9 @@ def make_party(
         ) as current:
             found = party.compare(secret)
             if found is not None:
-                publisher.publish(found, identity.key, traceparent=current)
+                publisher.publish(
+                    found, identity.key, secret.genesis, traceparent=current
+                )
 
     comparer = Comparer(compare)
 
@@ -425,8 +433,9 @@ def make_party(
             with fail_stop(event):
                 source = Source(topics.LEDGER, event.message.partition)
                 work = await debts.follow(event)
+                genesis = follower.get_genesis(event.key)
                 for said, cause in await asyncio.to_thread(party.do, work):
-                    await service.send(said, cause, source)
+                    await service.send(said, genesis, cause, source)
                 await service.confirm()
                 comparer.look(follower.get_state(event.key).secret, event)
 

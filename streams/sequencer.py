@@ -27,7 +27,14 @@ from adapters.ledger import PassingOverForeign
 from adapters.raw_records import PROBLEM
 from adapters.schema_registry import FramingError
 from adapters.topic_watch import Ends, Hold, HoldWatch, Place, find_ends, find_lost
-from ledger.checkpoint import Checkpoint, compute_origin, sign_checkpoint
+from ledger.checkpoint import (
+    Checkpoint,
+    compute_origin,
+    parse_checkpoint,
+    parse_origin,
+    sign_checkpoint,
+)
+from ledger.note import InvalidNoteError, parse_note
 from ledger.signing import InvalidSignatureError
 from protocol.admission import Received
 from protocol.envelope import (
@@ -116,7 +123,8 @@ class Sequencer:
         states, unsigned = await asyncio.to_thread(self._recover, partition)
         for key, state, traceparent in unsigned:
             checkpoint = self._sign_checkpoint(key, state)
-            await self._send(key, checkpoint, traceparent, _source(partition))
+            genesis = state.log.genesis
+            await self._send(key, checkpoint, genesis, traceparent, _source(partition))
         return states
 
     async def _append(
@@ -134,17 +142,18 @@ class Sequencer:
         if block is not None:
             states[key] = state
             first = _first_traceparent(block.event)
-            await self._send(key, block.event, first, source)
+            await self._send(key, block.event, state.log.genesis, first, source)
             checkpoint = self._sign_checkpoint(key, state)
-            await self._send(key, checkpoint, first, source)
+            await self._send(key, checkpoint, state.log.genesis, first, source)
         for refusal in refused:
             log.info("refused %s: %s", refusal.reason, refusal.detail)
-            await self._service.send(refusal, "", source)
+            await self._service.send(refusal, state.log.genesis, "", source)
 
     async def _send(
         self,
         key: bytes,
         event: BlockSequenced | CheckpointSigned,
+        genesis: bytes,
         traceparent: str,
         source: Source,
     ) -> None:
@@ -154,13 +163,13 @@ class Sequencer:
         block, and the audit can check them all.
         """
         data, value = self._service.registry.frame(event)
-        headers = make_headers(event, data, self._service.key, traceparent)
+        headers = make_headers(event, data, self._service.key, genesis, traceparent)
         topic = topics.topic_of(event)
         await self._service.send_raw(topic, key, value, headers, source)
 
     def _sign_checkpoint(self, key: bytes, state: SequencerState) -> CheckpointSigned:
         chain = state.log.chain
-        origin = compute_origin(key.decode())
+        origin = compute_origin(key.decode(), state.log.genesis)
         checkpoint = Checkpoint(origin=origin, size=chain.size, root=chain.tree.root())
         return CheckpointSigned(
             federation_id=key.decode(),
@@ -227,7 +236,8 @@ class Sequencer:
                     data,
                     record.header(SIGNATURE_HEADER),
                 )
-                if states[key].log.chain.height - 1 > signed.get(key, -1):
+                place = key, states[key].log.genesis
+                if states[key].log.chain.height - 1 > signed.get(place, -1):
                     block = codec.decode_as(BlockSequenced, data)
                     unsigned.append((key, states[key], _first_traceparent(block)))
         self._demand_offsets(partition, states)
@@ -334,20 +344,29 @@ class Sequencer:
                 log.warning("%s: no longer held, after %.0f s", place, waited_s)
         self._held = held
 
-    def _find_signed_heights(self, partition: int) -> dict[bytes, int]:
-        """Return the height of the last checkpoint by key; they come in order."""
+    def _find_signed_heights(self, partition: int) -> dict[tuple[bytes, bytes], int]:
+        """Return the height of the last checkpoint by key and genesis; they come in
+        order.
+        """
         settings, registry = self._service.settings, self._service.registry
-        heights: dict[bytes, int] = {}
+        heights: dict[tuple[bytes, bytes], int] = {}
         for record in read_partition(settings, topics.CHECKPOINTS, partition):
             try:
                 data = registry.unframe_trusted(record.value or b"")
                 signature = record.header(SIGNATURE_HEADER) or b""
-                verify_event(self._service.key.public_key, data, signature)
                 signed = codec.decode_as(CheckpointSigned, data)
-            except (FramingError, InvalidSignatureError, codec.CodecError) as error:
+                text = parse_note(signed.checkpoint.encode()).text
+                _, genesis = parse_origin(parse_checkpoint(text).origin)
+                verify_event(self._service.key.public_key, genesis, data, signature)
+            except (
+                FramingError,
+                InvalidSignatureError,
+                InvalidNoteError,
+                codec.CodecError,
+            ) as error:
                 log.warning("passing over checkpoint %d: %s", record.offset, error)
                 continue
-            heights[record.key or b""] = signed.height
+            heights[record.key or b"", genesis] = signed.height
         return heights
 
     def leave(self) -> None:

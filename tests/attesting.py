@@ -177,7 +177,9 @@ class Nodes:
                 offset=2 * len(self.records),
                 key=event.federation_id.encode(),
                 value=frame(event),
-                headers=tuple(make_headers(event, data, key, traceparent)),
+                headers=tuple(
+                    make_headers(event, data, key, self.log.genesis, traceparent)
+                ),
             )
         )
 

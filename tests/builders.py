@@ -32,6 +32,7 @@ from ledger.attestations import (
 from ledger.blocks import plan_block
 from ledger.checkpoint import (
     Checkpoint,
+    compute_origin,
     cosign_checkpoint,
     parse_checkpoint,
     sign_checkpoint,
@@ -42,7 +43,13 @@ from ledger.signing import SigningKey
 from protocol.admission import Received
 from protocol.deciders import compute_initial_states, step_all
 from protocol.encoding import UpdateRefusedError, parse_update, update_to_blob
-from protocol.envelope import SIGNATURE_HEADER, sign_event
+from protocol.envelope import (
+    NO_GENESIS,
+    SIGNATURE_HEADER,
+    choose_genesis,
+    compute_genesis_hash,
+    sign_event,
+)
 from protocol.log import (
     LogState,
     NewBlock,
@@ -198,6 +205,7 @@ class LogBuilder:
     def __post_init__(self) -> None:
         """Start with an empty log."""
         self.state = SequencerState()
+        self.genesis = NO_GENESIS
         self.leaves: list[e.LedgerEvent] = []
         self.opened: list[OpenedLeaf] = []
         self._reader = LogState()
@@ -224,6 +232,8 @@ class LogBuilder:
         """Put a signed event on its topic."""
         topic = topic or topics.topic_of(event)
         data = codec.encode(event)
+        if isinstance(event, e.FederationConfigured) and self.genesis == NO_GENESIS:
+            self.genesis = compute_genesis_hash(data)
         offset = self._offsets[topic]
         self._offsets[topic] += 1
         number = sum(self._offsets.values())
@@ -235,12 +245,21 @@ class LogBuilder:
                 key=event.federation_id.encode(),
                 value=frame(event) if type(event) in _SCHEMA_IDS else data,
                 event=data,
-                signature=sign_event(key, data),
+                signature=self.sign(event, data, key),
                 traceparent=make_traceparent(number)
                 if traceparent is None
                 else traceparent,
             )
         )
+
+    def sign(self, event: e.Event, data: bytes, key: SigningKey) -> bytes:
+        """Return the signature of an event that is said in this log."""
+        return sign_event(key, choose_genesis(event, self.genesis), data)
+
+    @property
+    def origin(self) -> str:
+        """The log's origin."""
+        return compute_origin(self.federation_id, self.genesis)
 
     def found(self) -> None:
         """Found the federation."""
@@ -595,11 +614,15 @@ class LogBuilder:
         data = codec.encode(event)
         key = make_key("SEQUENCER")
         self.state = SequencerState(
-            log=LogState(chain=plan.seal(data), sequencer_key=key.public_key),
+            log=LogState(
+                chain=plan.seal(data),
+                sequencer_key=key.public_key,
+                genesis=self.genesis,
+            ),
             admission=self.state.admission,
         )
         self._publish(
-            NewBlock(event, data, sign_event(key, data)), is_followed=is_followed
+            NewBlock(event, data, self.sign(event, data, key)), is_followed=is_followed
         )
 
     def copy(self) -> LogBuilder:
@@ -629,7 +652,7 @@ class LogBuilder:
         self._offsets[topic] += 1
         return e.Leaf(
             event=data,
-            signature=sign_event(key, data),
+            signature=self.sign(event, data, key),
             source_topic=topic,
             source_partition=0,
             source_offset=offset,
@@ -640,7 +663,7 @@ class LogBuilder:
         chain = self.state.log.chain
         traceparent = next(filter(None, block.event.traceparents), "")
         checkpoint = Checkpoint(
-            origin=f"folkmoot/{self.federation_id}",
+            origin=self.origin,
             size=chain.size,
             root=chain.tree.root(),
         )
@@ -656,7 +679,9 @@ class LogBuilder:
 
     def _store(self, log: list[Record], event: e.Event, traceparent: str) -> None:
         data = codec.encode(event)
-        headers = make_headers(event, data, make_key("SEQUENCER"), traceparent)
+        headers = make_headers(
+            event, data, make_key("SEQUENCER"), self.genesis, traceparent
+        )
         log.append(
             Record(
                 topic=topics.topic_of(event),

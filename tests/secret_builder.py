@@ -241,6 +241,7 @@ class SecretLogBuilder(LogBuilder):
             share(state),
             self.started,
             self.config,
+            self.genesis,
             self.blobs,  # type: ignore[arg-type]  # it promises the same
             agent_id=agent,
             num_examples=1 + seed[9],
@@ -261,7 +262,9 @@ class SecretLogBuilder(LogBuilder):
 
     def prove(self, agent: str, closed: e.CommitmentsClosed) -> None:
         """Let an agent prove what it committed to."""
-        blob = prove(self.states[agent], self.updates[agent], closed, self.config)
+        blob = prove(
+            self.states[agent], self.updates[agent], closed, self.config, self.genesis
+        )
         event = e.NormProofSubmitted(
             federation_id=self.federation_id,
             round=closed.round,

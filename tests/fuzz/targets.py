@@ -175,7 +175,16 @@ FEDERATION: Final = "clinics"
 VECTORS: Final = Path(__file__).parents[1] / "vectors"
 NOW_S: Final = 1_760_000_000
 SEQUENCER: Final = make_key("SEQUENCER")
-LOG_KEY: Final = make_log_key(FEDERATION, SEQUENCER.public_key)
+
+
+def _found() -> LogBuilder:
+    builder = LogBuilder()
+    builder.found()
+    return builder
+
+
+GENESIS: Final = _found().genesis
+LOG_KEY: Final = make_log_key(FEDERATION, GENESIS, SEQUENCER.public_key)
 NODE_NAMES: Final = ("node0", "node1", "node2", "node3")
 BLOCK_BYTES: Final = 2**20
 
@@ -775,7 +784,7 @@ def _check_said(event: Any) -> None:
             checks = [lambda: verify_node_set_change(nodes, event)]
         case e.EquivocationProven():
             key = made.make_key("sequencer").public_key
-            checks = [lambda: verify_equivocation([nodes], key, event)]
+            checks = [lambda: verify_equivocation([nodes], nodes.chain_id, key, event)]
     for check in checks:
         with suppress(InvalidMessageError, InvalidNodeSetError):
             check()
@@ -824,7 +833,7 @@ def _judge(data: bytes) -> None:
             key=FEDERATION.encode(),
             value=data,
             event=data,
-            signature=sign_event(make_key(role), data),
+            signature=sign_event(make_key(role), GENESIS, data),
         )
         for state in (AdmissionState(), admitted()):
             admission.decide(state, [received])
@@ -851,7 +860,7 @@ def _find_problem(event: Any) -> None:
 def _replay(data: bytes) -> None:
     """Replay a block that a lying sequencer signed."""
     state = _replayed()
-    signature = sign_event(SEQUENCER, data)
+    signature = sign_event(SEQUENCER, GENESIS, data)
     for check in (
         lambda: open_block(state.log, data, signature),
         lambda: replay_block(state, data, signature, unframe=_unframe_refused),
@@ -959,7 +968,12 @@ def change_log(data: bytes, random: Random) -> bytes:
         event = change_block(unframe(value), random)
         signer = SEQUENCER if at % 3 else make_key(random.choice(NODE_NAMES))
         headers = tuple(
-            (name, sign_event(signer, event) if name == SIGNATURE_HEADER else content)
+            (
+                name,
+                sign_event(signer, GENESIS, event)
+                if name == SIGNATURE_HEADER
+                else content,
+            )
             for name, content in record.headers
         )
         changed = replace(
@@ -1051,17 +1065,22 @@ def _states() -> tuple[bytes, ...]:
 def _verify_record(data: bytes) -> None:
     eras = ((node_set(), (-1, START)),)
     context = Context(
-        federation_id=FEDERATION, sequencer_key=SEQUENCER.public_key, eras=eras
+        federation_id=FEDERATION,
+        genesis=GENESIS,
+        sequencer_key=SEQUENCER.public_key,
+        eras=eras,
     )
     for name in NODE_NAMES[:2]:
         with suppress(InvalidMessageError):
-            verify_record(context, data, sign_event(make_key(name), data))
+            verify_record(context, data, sign_event(make_key(name), GENESIS, data))
     sequencer = CheckpointContext(
-        federation_id=FEDERATION, sequencer_key=SEQUENCER.public_key
+        federation_id=FEDERATION,
+        genesis=GENESIS,
+        sequencer_key=SEQUENCER.public_key,
     )
     with suppress(InvalidSignatureError, InvalidNoteError, codec.CodecError):
-        open_checkpoint(sequencer, data, sign_event(SEQUENCER, data))
-    _check_blocks(admitted(), [(data, sign_event(SEQUENCER, data))])
+        open_checkpoint(sequencer, data, sign_event(SEQUENCER, GENESIS, data))
+    _check_blocks(admitted(), [(data, sign_event(SEQUENCER, GENESIS, data))])
 
 
 # Privacy
@@ -1108,6 +1127,7 @@ SHAPE: Final = MpcShape(300, 256, 2)
 _SECRET: Final = SealingSecretKey(bytes(range(32)))
 _HYBRID: Final = SealingSecretKey(bytes(range(32)), is_hybrid=True)
 _PLACE: Final = SealedPlace(
+    genesis=GENESIS,
     federation_id=FEDERATION,
     round=7,
     agent_id="ada",
@@ -1183,7 +1203,7 @@ def _take_record(data: bytes) -> None:
     for topic in _TOPICS:
         for signer in (SEQUENCER, make_key("DECIDER")):
             with suppress(FramingError):
-                signature = sign_event(signer, unframe(data))
+                signature = sign_event(signer, GENESIS, unframe(data))
                 _read_record(Record(
                     topic=topic, partition=0, offset=7, key=FEDERATION.encode(),
                     value=data, headers=((name, signature),),
@@ -1869,7 +1889,9 @@ TARGETS: Final[tuple[Target, ...]] = (
     ),
     Target(
         name="node-block",
-        parse=lambda data: _node().add_block(data, sign_event(SEQUENCER, data)),
+        parse=lambda data: _node().add_block(
+            data, sign_event(SEQUENCER, GENESIS, data)
+        ),
         errors=(),
         seeds=_blocks,
         change=change_block,

@@ -15,7 +15,13 @@ from functools import cached_property
 from typing import Final
 
 from ledger.signing import SigningKey
-from protocol.envelope import SIGNATURE_HEADER, sign_event
+from protocol.envelope import (
+    NO_GENESIS,
+    SIGNATURE_HEADER,
+    choose_genesis,
+    compute_genesis_hash,
+    sign_event,
+)
 from schemas import codec as event_codec
 from schemas import events as e
 from tests.hostile.batches import (
@@ -95,6 +101,19 @@ class Stranger:
         events = [event_codec.decode(seen.event) for seen in self.seen]
         return [x for x in events if isinstance(x, e.FederationConfigured)]
 
+    @cached_property
+    def geneses(self) -> dict[str, bytes]:
+        """Their genesis hashes, by name: anybody can compute them."""
+        return {
+            config.federation_id: compute_genesis_hash(event_codec.encode(config))
+            for config in self.foundings
+        }
+
+    def sign(self, event: e.Event, data: bytes) -> bytes:
+        """Sign what is said in a federation, if it is known."""
+        genesis = self.geneses.get(event.federation_id, NO_GENESIS)
+        return sign_event(self.key, choose_genesis(event, genesis), data)
+
     # Parts
 
     def name(self) -> bytes:
@@ -120,7 +139,7 @@ class Stranger:
         return RawRecord(
             key=event.federation_id.encode(),
             value=b"\0" + number + data[event_codec.HEADER_SIZE :],
-            headers=((SIGNATURE, sign_event(self.key, data)),),
+            headers=((SIGNATURE, self.sign(event, data)),),
         )
 
     # Kinds
@@ -277,7 +296,7 @@ class Stranger:
     def signed_by_a_stranger(self) -> RawRecord:
         """Everything about it is right, but who says it."""
         seen = self.genuine()
-        signature = sign_event(self.key, seen.event)
+        signature = self.sign(event_codec.decode(seen.event), seen.event)
         return _record(seen, headers=((SIGNATURE, signature),))
 
     def asking_to_join(self) -> RawRecord:

@@ -360,10 +360,25 @@ class Federation:
     def __init__(self, world: World, name: str) -> None:
         self.world = world
         self.name = name
-        self.operator = Operator(world.operator_key, world.publisher)
+        self._operator: Operator | None = None
         self.leaves: list[OpenedLeaf] = []
         self.blocks: list[e.BlockSequenced] = []
         self._reader: Generator[Any, None, None] | None = None
+
+    @property
+    def genesis(self) -> bytes:
+        """Hash of its genesis, once that is on the ledger."""
+        if not self.leaves:
+            self.wait(e.FederationConfigured)
+        return self.leaves[0].sequenced.genesis
+
+    @property
+    def operator(self) -> Operator:
+        """Who says what the operator says."""
+        if self._operator is None:
+            world = self.world
+            self._operator = Operator(world.operator_key, world.publisher, self.genesis)
+        return self._operator
 
     @property
     def events(self) -> list[Any]:
@@ -505,9 +520,14 @@ class Puppet:
         )
         return replace(update, **changes)
 
+    @property
+    def genesis(self) -> bytes:
+        """Hash of its federation's genesis."""
+        return self.world.federations[self.federation].genesis
+
     def say(self, event: e.Event) -> int:
         """Sign and publish an event; returns its offset."""
-        return self.world.publisher.publish(event, self.key)[1]
+        return self.world.publisher.publish(event, self.key, self.genesis)[1]
 
     def submit(
         self, started: e.RoundStarted, blob: bytes | None = None, **changes: Any
@@ -520,7 +540,7 @@ class Puppet:
     def frame(self, event: e.Event) -> tuple[bytes, list[tuple[str, bytes]]]:
         """Return an event as it would travel: value and headers."""
         data, value = self.world.registry.frame(event)
-        return value, [("moot-signature", sign_event(self.key, data))]
+        return value, [("moot-signature", sign_event(self.key, self.genesis, data))]
 
 
 @dataclass(frozen=True)
@@ -565,6 +585,7 @@ class SecretPuppet(Puppet):
             state if shared is None else replace(state, values=shared),
             started,
             config,
+            self.genesis,
             self.world.store,
             agent_id=self.name,
             num_examples=num_examples,
@@ -578,7 +599,7 @@ class SecretPuppet(Puppet):
     def prove(self, closed: e.CommitmentsClosed) -> e.NormProofSubmitted:
         """Prove what was committed to."""
         config = self.world.federations[self.federation].config
-        blob = prove(*self.committed[closed.round], closed, config)
+        blob = prove(*self.committed[closed.round], closed, config, self.genesis)
         proof = e.NormProofSubmitted(
             federation_id=self.federation,
             round=closed.round,
@@ -591,7 +612,9 @@ class SecretPuppet(Puppet):
     def answer(self, fact: e.Event, event: e.Event) -> None:
         """Publish an event in the trace of the fact that it answers."""
         leaf = self.world.federations[self.federation].leaf_of(fact)
-        self.world.publisher.publish(event, self.key, traceparent=leaf.traceparent)
+        self.world.publisher.publish(
+            event, self.key, self.genesis, traceparent=leaf.traceparent
+        )
 
 
 def good_blob(size: int = NUM_PARAMETERS) -> bytes:

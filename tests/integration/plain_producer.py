@@ -1,6 +1,8 @@
 """Take part in a round with nothing of Folkmoot installed.
 
-Usage: plain_producer.py BOOTSTRAP_SERVERS REGISTRY_URL MINIO_ENDPOINT FEDERATION AGENT
+Usage: plain_producer.py BOOTSTRAP_SERVERS REGISTRY_URL MINIO_ENDPOINT FEDERATION
+    GENESIS AGENT
+GENESIS is the genesis hash that the operator gave you, in hex.
 MinIO's keys come in MINIO_ACCESS_KEY and MINIO_SECRET_KEY.
 """
 
@@ -23,7 +25,9 @@ from confluent_kafka.serialization import MessageField, SerializationContext
 from minio import Minio
 from nacl.signing import SigningKey
 
-bootstrap_servers, registry_url, minio_endpoint, federation, agent = sys.argv[1:]
+bootstrap_servers, registry_url, minio_endpoint, federation, genesis, agent = sys.argv[
+    1:
+]
 registry = SchemaRegistryClient({"url": registry_url})
 minio = Minio(
     minio_endpoint,
@@ -55,7 +59,9 @@ def publish(topic, event_name, event):
     # fingerprint (little-endian), and the Avro body, which follows 5 bytes of framing.
     canonical = fastavro.schema.to_parsing_canonical_form(json.loads(schema))
     fingerprint = bytes.fromhex(fastavro.schema.fingerprint(canonical, "CRC-64-AVRO"))
-    signed = b"folkmoot/event/v1\n" + b"\xc3\x01" + fingerprint + value[5:]
+    event_bytes = b"\xc3\x01" + fingerprint + value[5:]
+    # And the log that it is said in: it is good in no other.
+    signed = b"folkmoot/event/v1\n" + bytes.fromhex(genesis) + event_bytes
     signature = key.sign(signed).signature
     producer.produce(
         topic, value, key=federation, headers={"moot-signature": signature}

@@ -55,7 +55,6 @@ from tests.integration.harness import (
 )
 
 NAME = "victim"
-ORIGIN = compute_origin(NAME)
 NODES = ("ash", "beech", "cherry", "dune")
 LATE = "dune"
 """The node that never ran before it is served another order."""
@@ -72,6 +71,10 @@ class Siege:
     log_key: SigningKey
     true_records: list[Record] = field(default_factory=list)
     heads: dict[str, Checkpoint] = field(default_factory=dict)
+
+    @property
+    def genesis(self) -> bytes:
+        return self.federation.genesis
 
     @property
     def audit_state(self) -> Path:
@@ -223,7 +226,7 @@ class Siege:
             topics.topic_of(event),
             value,
             key=NAME.encode(),
-            headers=make_headers(event, data, self.log_key, ""),
+            headers=make_headers(event, data, self.log_key, self.genesis, ""),
         )
 
 
@@ -373,7 +376,8 @@ def test_a_rewritten_log_with_good_signatures_is_seen_and_changes_nothing(
         federation_id=NAME,
         height=last.height,
         checkpoint=sign_checkpoint(
-            Checkpoint(ORIGIN, size, last.tree_root), siege.log_key
+            Checkpoint(compute_origin(NAME, siege.genesis), size, last.tree_root),
+            siege.log_key,
         ).decode(),
     )
     with siege.seen_as(

@@ -58,6 +58,7 @@ def test_a_plain_producer_takes_part_in_a_round(world: World) -> None:
             world.settings.schema_registry_url,
             world.settings.minio_endpoint,
             federation.name,
+            federation.genesis.hex(),
             "outsider",
         ),
         env=_plain_environment(world),

@@ -17,6 +17,7 @@ from confluent_kafka.schema_registry import Schema, SchemaRegistryClient
 
 from cli.services import FAUST_SERVICES
 from protocol.encoding import update_to_blob
+from protocol.envelope import NO_GENESIS
 from protocol.tensors import tensors_to_blob
 from schemas import codec, topics
 from schemas import events as e
@@ -373,14 +374,14 @@ def test_a_federation_is_founded_once_and_only_as_it_should_be(
     genesis = aftermath.federation.wait(e.FederationConfigured)
 
     again = replace(genesis, min_cohort=2)
-    _, offset = world.publisher.publish(again, world.operator_key)
+    _, offset = world.publisher.publish(again, world.operator_key, NO_GENESIS)
     refused = aftermath.federation.wait(
         e.EventRejected, source_topic=topics.CONTROL, source_offset=offset
     )
     assert refused.reason == Reason.FEDERATION_EXISTS
 
     bad = replace(genesis, federation_id="bad", min_cohort=0)
-    _, offset = world.publisher.publish(bad, world.operator_key)
+    _, offset = world.publisher.publish(bad, world.operator_key, NO_GENESIS)
 
     def reasons() -> list[str]:
         return [

@@ -59,7 +59,13 @@ def make_plans(num_parties, **settings):
         for key in keys
     )
     return [
-        LinkPlan(rank=rank, peers=peers, seed=key.private_bytes_raw(), **settings)
+        LinkPlan(
+            rank=rank,
+            peers=peers,
+            seed=key.private_bytes_raw(),
+            genesis=bytes(32),
+            **settings,
+        )
         for rank, key in enumerate(keys)
     ]
 

@@ -266,7 +266,9 @@ def test_no_block_can_be_signed_again_with_another_key(number):
     records = [*the_log().records]
     number %= len(records)
     event = codec.decode(unframe(records[number].value))
-    headers = make_headers(event, codec.encode(event), make_key("mallory"), "")
+    headers = make_headers(
+        event, codec.encode(event), make_key("mallory"), the_log().genesis, ""
+    )
     records[number] = replace(records[number], headers=tuple(headers))
     report = audit(records=records)
     assert is_about(report, topics.LEDGER, records[number], None)
@@ -689,7 +691,9 @@ def test_garbage_is_no_bundle_and_never_another_error(folder, garbage):
 
 
 def record_of(value, *, key=b"clinics", signer="SEQUENCER"):
-    headers = (("moot-signature", sign_event(make_key(signer), value[:0])),)
+    headers = (
+        ("moot-signature", sign_event(make_key(signer), the_log().genesis, value[:0])),
+    )
     return Record(
         topic=topics.LEDGER,
         partition=0,
@@ -752,7 +756,7 @@ def test_garbage_that_the_sequencer_signed_is_a_finding_too(leaves, number, is_l
         first_leaf_index=number,
     )
     data = codec.encode(block)
-    headers = make_headers(block, data, make_key("SEQUENCER"), "")
+    headers = make_headers(block, data, make_key("SEQUENCER"), the_log().genesis, "")
     record = replace(
         log.records[-1],
         offset=10_000,

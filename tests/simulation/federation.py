@@ -12,7 +12,12 @@ from ledger.signing import SigningKey
 from protocol.admission import Received
 from protocol.configuration import get_comparison
 from protocol.decider import Decider, Sequenced, step
-from protocol.envelope import sign_event
+from protocol.envelope import (
+    NO_GENESIS,
+    choose_genesis,
+    compute_genesis_hash,
+    sign_event,
+)
 from protocol.validation import ROLES
 from schemas import codec, topics
 from schemas import events as e
@@ -66,6 +71,7 @@ CONFIG: Final = e.FederationConfigured(
     strategy="FEDAVG",
     plain=e.Plain(),
 )
+GENESIS: Final = compute_genesis_hash(codec.encode(CONFIG))
 
 
 PARTIES: Final = ("p0", "p1", "p2")
@@ -337,6 +343,7 @@ class Run(Generic[StateT, FactT]):
             sequenced_at_ms=self.now_ms,
             previous_block_hash=hashlib.sha256(b"%d" % len(self.leaves)).digest(),
             tree_size=len(self.leaves) + 1,
+            genesis=GENESIS,
         )
         self.leaves.append(leaf)
         self.state, facts = step(self.decider, self.state, leaf)
@@ -393,12 +400,16 @@ class Records:
 
     partition: int = 0
     offsets: dict[str, int] = field(default_factory=dict)
+    genesis: bytes = NO_GENESIS
 
     def record(
         self, event: e.LedgerEvent, /, *, signer: str | None = None, **changes: Any
     ) -> Received:
         """Return the next record of the event's topic, signed by its author."""
         data = codec.encode(event)
+        if isinstance(event, e.FederationConfigured) and self.genesis == NO_GENESIS:
+            self.genesis = compute_genesis_hash(data)
+        key = make_key(signer or find_author(event))
         topic = str(changes.pop("topic", None) or topics.topic_of(event))
         offset = self.offsets.get(topic, 0)
         self.offsets[topic] = offset + 1
@@ -409,7 +420,7 @@ class Records:
             key=event.federation_id.encode(),
             value=b"\0\0\0\0\1" + data[codec.HEADER_SIZE :],
             event=data,
-            signature=sign_event(make_key(signer or find_author(event)), data),
+            signature=sign_event(key, choose_genesis(event, self.genesis), data),
         )
         return replace(received, **changes)
 

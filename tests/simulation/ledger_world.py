@@ -528,7 +528,7 @@ class World:
     def check_evidence(self, proven: e.EquivocationProven) -> None:
         if proven.public_key not in self.dishonest:
             raise BrokenWorldError(f"an honest node was accused: {proven}")
-        verify_equivocation(self.node_sets, bytes(32), proven)
+        verify_equivocation(self.node_sets, bytes(32), bytes(32), proven)
         self.evidence.append(proven)
 
     def check_honesty(self) -> None:

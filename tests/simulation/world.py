@@ -27,7 +27,7 @@ from protocol import registry, rewards, rounds
 from protocol.admission import Received
 from protocol.decider import Decider, Sequenced, step
 from protocol.encoding import UpdateRefusedError, parse_update, update_to_blob
-from protocol.envelope import sign_event
+from protocol.envelope import choose_genesis, sign_event
 from protocol.log import (
     LogState,
     NewBlock,
@@ -50,6 +50,7 @@ from tests.simulation.federation import (
     AGENTS,
     CONFIG,
     FEDERATION,
+    GENESIS,
     NOW_MS,
     admitted,
     aggregate,
@@ -71,6 +72,7 @@ DURATIONS_MS: Final = (150, 500, 2_000)
 BASE_BLOB: Final = tensors_to_blob({"w": np.zeros(NUM_PARAMETERS, dtype="f4")})
 GENESIS: Final = replace(
     CONFIG,
+    GENESIS,
     initial_model=make_blob(BASE_BLOB),
     num_parameters=NUM_PARAMETERS,
     max_num_examples=50,
@@ -145,7 +147,11 @@ class Kafka:
                 key=event.federation_id.encode(),
                 value=frame(event),
                 event=data,
-                signature=sign_event(KEYS[signer or find_author(event)], data),
+                signature=sign_event(
+                    KEYS[signer or find_author(event)],
+                    choose_genesis(event, GENESIS),
+                    data,
+                ),
             )
             records.append(received)
 

@@ -236,7 +236,9 @@ def test_a_cut_log_is_found_by_its_checkpoints(log):
 def test_a_block_signed_by_somebody_else_is_found(log):
     record = log.records[7]
     event = codec.decode(unframe(record.value))
-    headers = make_headers(event, codec.encode(event), make_key("mallory"), "")
+    headers = make_headers(
+        event, codec.encode(event), make_key("mallory"), log.genesis, ""
+    )
     records = [*log.records]
     records[7] = replace(record, headers=tuple(headers))
     finding = the_finding(audit(log, records=records), FindingCode.BROKEN_LOG)
@@ -899,7 +901,9 @@ def test_a_checkpoint_of_a_fork_is_found(log):
 def test_a_checkpoint_by_somebody_else_is_found(log):
     record = log.checkpoints[4]
     event = codec.decode(unframe(record.value))
-    headers = make_headers(event, codec.encode(event), make_key("mallory"), "")
+    headers = make_headers(
+        event, codec.encode(event), make_key("mallory"), log.genesis, ""
+    )
     checkpoints = [*log.checkpoints]
     checkpoints[4] = replace(record, headers=tuple(headers))
     assert codes(audit(log, checkpoints=checkpoints)) == [

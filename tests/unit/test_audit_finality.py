@@ -291,7 +291,7 @@ def test_a_cosigned_checkpoint_of_another_log_is_found(log):
     nodes = Nodes(log)
     key = make_key("SEQUENCER")
     for size, height in ((1, 3), (1, -1), (10**6, 10_000)):
-        other = Checkpoint("folkmoot/clinics", size, bytes(32))
+        other = Checkpoint(log.origin, size, bytes(32))
         nodes.cosign(height, "node0", note=sign_checkpoint(other, key))
     report = audit(log, nodes.records)
     assert codes(report) == [FindingCode.COSIGNATURE_DIFFERS] * 3
@@ -449,7 +449,7 @@ def test_an_attestation_by_nobody_is_counted_and_changes_nothing(log, honest):
     nodes.say(replace(event, height=-1), make_key("node0"))
     nodes.say(replace(event, federation_id="banks"), make_key("node0"))
     nodes.cosign(0, "mallory")
-    note = Checkpoint("folkmoot/clinics", 1, bytes(32))
+    note = Checkpoint(log.origin, 1, bytes(32))
     nodes.cosign(0, "node0", note=sign_checkpoint(note, stranger))
     bad = [
         replace(record, offset=10_000 + i, key=b"clinics")
@@ -649,6 +649,7 @@ def test_a_cosignature_of_nobody_or_of_two_is_refused(log):
     nodes.cosign(0, "node1", note=one.encode())
     context = Context(
         federation_id="clinics",
+        genesis=log.genesis,
         sequencer_key=make_key("SEQUENCER").public_key,
         eras=((nodes.blocks[0].node_set, (-1, bytes(32))),),
     )
@@ -660,7 +661,7 @@ def test_a_cosignature_of_nobody_or_of_two_is_refused(log):
     assert said.num_signatures == 3
     event = event_of(nodes.records[1])
     data = codec.encode(event)
-    headers = dict(make_headers(event, data, make_key("node1"), ""))
+    headers = dict(make_headers(event, data, make_key("node1"), log.genesis, ""))
     with pytest.raises(InvalidMessageError, match="2 cosignatures"):
         verify_record(context, data, headers["moot-signature"])
 

@@ -48,6 +48,7 @@ def keys_of(log):
         federation_id=state.federation_id,
         principals=state.principals,
         agents=state.agents,
+        genesis=state.genesis,
     )
 
 
@@ -59,22 +60,23 @@ def test_a_helper_checks_blocks_and_all_their_leaves(log):
     helpers._passed = passed
     data, signature = items(log.records)[3]
     key = make_key("SEQUENCER").public_key
-    audit_parallel.verify_event(key, data, signature)
-    assert name_check(b"event", key, signature, data) in passed
+    audit_parallel.verify_event(key, log.genesis, data, signature)
+    assert name_check(b"event", log.genesis + key, signature, data) in passed
 
 
 def test_what_nobody_checked_is_checked_where_it_is_needed(log):
     helpers = Helpers(0)
     data, signature = items(log.records)[3]
     key = make_key("SEQUENCER").public_key
-    helpers.verify(key, data, signature)
+    helpers.verify(key, log.genesis, data, signature)
     for wrong in (
-        (make_key("x").public_key, data, signature),
-        (key, data + b"x", signature),
-        (key, data, bytes(64)),
+        (make_key("x").public_key, log.genesis, data, signature),
+        (key, bytes(32), data, signature),
+        (key, log.genesis, data + b"x", signature),
+        (key, log.genesis, data, bytes(64)),
     ):
         helpers._passed = work("blocks", keys_of(log), log.records)
-        helpers.verify(key, data, signature)
+        helpers.verify(key, log.genesis, data, signature)
         with pytest.raises(InvalidSignatureError):
             helpers.verify(*wrong)
 
@@ -103,13 +105,16 @@ def test_forged_and_garbled_records_do_not_pass(log, attestations):
     unknown = work("blocks", AdmissionState(), log.records)
     assert 0 < len(unknown) < len(log.leaves)
     context = CheckpointContext(
-        federation_id="clinics", sequencer_key=make_key("SEQUENCER").public_key
+        federation_id="clinics",
+        genesis=log.genesis,
+        sequencer_key=make_key("SEQUENCER").public_key,
     )
     records = [checkpoint, log.records[0], log.checkpoints[5]]
     assert len(work("checkpoints", context, records)) == 1
     nodes = Nodes(log).blocks[0].node_set
     said = Context(
         federation_id="clinics",
+        genesis=log.genesis,
         sequencer_key=context.sequencer_key,
         eras=((nodes, (-1, bytes(32))),),
     )
@@ -119,7 +124,9 @@ def test_forged_and_garbled_records_do_not_pass(log, attestations):
 
 def test_what_a_helper_opened_is_what_the_audit_would_have(log, attestations):
     context = CheckpointContext(
-        federation_id="clinics", sequencer_key=make_key("SEQUENCER").public_key
+        federation_id="clinics",
+        genesis=log.genesis,
+        sequencer_key=make_key("SEQUENCER").public_key,
     )
     item = items(log.checkpoints)[2]
     helpers = Helpers(0)
@@ -127,7 +134,9 @@ def test_what_a_helper_opened_is_what_the_audit_would_have(log, attestations):
     helpers._passed = work("checkpoints", context, log.checkpoints)
     assert helpers.open_checkpoint(context, *item) == alone
     assert alone == open_checkpoint(context, *item)
-    said = Context(federation_id="clinics", sequencer_key=b"", eras=())
+    said = Context(
+        federation_id="clinics", genesis=log.genesis, sequencer_key=b"", eras=()
+    )
     with pytest.raises(InvalidMessageError):
         helpers.verify_record(said, bytes(32), *items(attestations)[0])
 

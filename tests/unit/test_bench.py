@@ -240,7 +240,9 @@ def _make_log(
 
     def put(log: list[Record], event: e.Event) -> None:
         key = maker.keys["SEQUENCER"]
-        headers = make_headers(event, codec.encode(event), key, traceparent)
+        headers = make_headers(
+            event, codec.encode(event), key, maker.genesis, traceparent
+        )
         topic = topics.topic_of(event)
         value = frame(event)
         log.append(Record(topic, 0, len(log), b"bench", value, tuple(headers)))

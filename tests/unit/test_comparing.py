@@ -19,6 +19,7 @@ from tests.simulation.federation import (
     BASE,
     COMPARING_CONFIG,
     COMPARISON,
+    GENESIS,
     PARTIES,
     edit,
     make_key,
@@ -48,7 +49,13 @@ def make_round(name: str = "clinics", number: int = 1, **changes) -> SecretRound
     )  # fmt: skip
     config = replace(COMPARING_CONFIG, federation_id=name)
     return SecretRound(
-        **{"config": config, "started": started, "comparison": comparison, **changes}
+        **{
+            "config": config,
+            "genesis": GENESIS,
+            "started": started,
+            "comparison": comparison,
+            **changes,
+        }
     )
 
 
@@ -188,14 +195,14 @@ def test_what_nobody_expected_ends_the_process(monkeypatch):
 def test_parties_have_their_order_and_the_dealer_the_last_rank():
     for rank, name in enumerate((*PARTIES, "dealer")):
         key = make_key(name)
-        plan = make_link_plan(COMPARING_CONFIG, key.public_key, key.seed)
+        plan = make_link_plan(COMPARING_CONFIG, GENESIS, key.public_key, key.seed)
         assert plan is not None
         assert plan.rank == rank
         assert plan.peers[0].host == "p0.example.org"
         assert {peer.port for peer in plan.peers[:-1]} == {7500}
         assert plan.peers[-1].public_key == COMPARISON.dealer_key
     stranger = make_key("stranger")
-    plan = make_link_plan(COMPARING_CONFIG, stranger.public_key, stranger.seed)
+    plan = make_link_plan(COMPARING_CONFIG, GENESIS, stranger.public_key, stranger.seed)
     assert plan is None
 
 
@@ -205,7 +212,7 @@ def test_an_ip_v6_address_is_an_address():
         COMPARING_CONFIG, parties=(replace(first, address="[::1]:7500"), *others)
     )
     key = make_key("p0")
-    plan = make_link_plan(config, key.public_key, key.seed, "0.0.0.0")
+    plan = make_link_plan(config, GENESIS, key.public_key, key.seed, "0.0.0.0")
     assert plan is not None
     assert (plan.peers[0].host, plan.peers[0].port) == ("::1", 7500)
     assert plan.listen_host == "0.0.0.0"

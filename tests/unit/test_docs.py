@@ -260,7 +260,7 @@ def test_the_producers_example_is_right_to_the_byte():
         f"fingerprint{event[2:10].hex()}",
         f"body{event[10:].hex()}",
         f"S{event[:10].hex()}‖body",
-        f"moot-signature{sign_event(key, event).hex()}",
+        f"moot-signature{sign_event(key, bytes(range(32, 64)), event).hex()}",
         f"moot-event-id{compute_input_id(key.public_key, event).hex()}",
     ):
         assert expected in shown
@@ -316,6 +316,7 @@ def test_the_producers_python_signs_what_we_sign():
 
     names: dict[str, Any] = {
         "REGISTRY": "registry",
+        "GENESIS": bytes(range(32)),
         "fastavro": fastavro,
         "io": io,
         "json": json,
@@ -328,4 +329,4 @@ def test_the_producers_python_signs_what_we_sign():
     )
     data = codec.encode(event)
     assert value == b"\x00\x00\x00\x00\x07" + data[codec.HEADER_SIZE :]
-    assert headers == [("moot-signature", sign_event(key, data))]
+    assert headers == [("moot-signature", sign_event(key, bytes(range(32)), data))]

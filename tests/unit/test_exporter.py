@@ -22,7 +22,7 @@ class Published:
     def __init__(self):
         self.claims = []
 
-    def publish(self, claim, _key, *, traceparent):
+    def publish(self, claim, _key, _genesis, *, traceparent):
         assert traceparent
         assert find_problem(claim) is None
         self.claims.append(claim)

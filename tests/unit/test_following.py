@@ -17,6 +17,15 @@ from tests.builders import LogBuilder, make_key, unframe
 from tests.unit.test_schema_registry import Client, make_registry
 
 
+def found():
+    log = LogBuilder()
+    log.found()
+    return log
+
+
+GENESIS = found().genesis
+
+
 @pytest.fixture
 def log():
     log = LogBuilder()
@@ -77,7 +86,7 @@ def test_a_state_that_kafka_does_not_take_is_not_cached(log, monkeypatch):
 
 def signed_by(name: str, record: Record) -> Record:
     event = codec.decode(unframe(record.value))
-    headers = make_headers(event, codec.encode(event), make_key(name), "")
+    headers = make_headers(event, codec.encode(event), make_key(name), GENESIS, "")
     return replace(record, headers=tuple(headers))
 
 

@@ -243,7 +243,7 @@ def test_a_block_is_final_once_its_child_is_certified(bus):
         assert member.checkpoint.size == member.node.tree.final.header.tree_size
         note = member.node.tiles.checkpoint()
         state = member.node.tree.final.state.admission
-        verified = make_policy(state).verify(note, "folkmoot/clinics")
+        verified = make_policy(state).verify(note, bus.log.origin)
         assert len(verified.cosignatures) >= 3
 
 
@@ -726,7 +726,7 @@ def test_a_witness_is_strict(bus):
     assert node.add_checkpoint(b"old x\n\n" + note).status == 400
     assert ask(node, size + 1, note) == 400
     forged = sign_checkpoint(
-        Checkpoint("folkmoot/clinics", size, bytes(32)), make_key("mallory")
+        Checkpoint(bus.log.origin, size, bytes(32)), make_key("mallory")
     )
     assert ask(node, cosigned, forged) == 403
     other = sign_checkpoint(

@@ -6,7 +6,13 @@ import pytest
 
 import adapters.ledger
 from adapters.kafka import END, make_headers
-from adapters.ledger import UntrustedFederationError, find_genesis, follow_log, read_log
+from adapters.ledger import (
+    Genesis,
+    UntrustedFederationError,
+    find_genesis,
+    follow_log,
+    read_log,
+)
 from adapters.schema_registry import FramingError
 from protocol.log import LogError, SequencerState, sequence
 from schemas import codec
@@ -16,6 +22,15 @@ from tests.unit.test_schema_registry import Client, make_registry
 
 REGISTRY = make_registry(Client())
 OPERATOR = make_key("OPERATOR").public_key
+
+
+def found():
+    log = LogBuilder()
+    log.found()
+    return log
+
+
+GENESIS = found().genesis
 
 
 @pytest.fixture
@@ -43,7 +58,7 @@ def read(monkeypatch, log):
 def signed_by(name, record):
     """Return a record of the same event with somebody else's signature."""
     event = codec.decode(unframe(record.value))
-    headers = make_headers(event, codec.encode(event), make_key(name), "")
+    headers = make_headers(event, codec.encode(event), make_key(name), GENESIS, "")
     return replace(record, headers=tuple(headers))
 
 
@@ -116,7 +131,9 @@ def forged(log):
     _, block, _ = sequence(
         SequencerState(), builder._waiting, key=mallory, now_ms=builder.now_ms
     )
-    headers = make_headers(block.event, codec.encode(block.event), mallory, "")
+    headers = make_headers(
+        block.event, codec.encode(block.event), mallory, builder.genesis, ""
+    )
     return replace(
         log.records[0], offset=77, value=frame(block.event), headers=tuple(headers)
     )
@@ -132,8 +149,10 @@ def test_who_pins_nothing_is_misled_by_whoever_was_first(log, read, forged):
     """And takes the true federation's blocks, which follow, for foreign ones."""
     (only,) = read([forged, *log.records])
     assert only.offset == 77
-    assert read([forged, *log.records], function=find_genesis) != log.leaves[0]
-    assert read(function=find_genesis, operator_key=OPERATOR) == log.leaves[0]
+    misled = read([forged, *log.records], function=find_genesis)
+    assert misled.config != log.leaves[0]
+    found = read(function=find_genesis, operator_key=OPERATOR)
+    assert found == Genesis(log.leaves[0], log.genesis)
 
 
 def test_another_federations_record_does_not_matter(log, read):

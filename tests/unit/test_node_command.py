@@ -15,7 +15,7 @@ import cli.operate
 from adapters import vote_log
 from adapters.kafka import END, Pause
 from adapters.keys import key_path
-from adapters.ledger import ReadBlock
+from adapters.ledger import Genesis, ReadBlock
 from adapters.settings import Settings
 from adapters.vote_log import VoteLogCode, VoteLogError
 from cli.node import (
@@ -64,9 +64,24 @@ class Kafka:
         yield from self.read_log(settings, registry, federation_id)
         yield END
 
+    def find_genesis(
+        self, settings: Settings, registry: object, federation_id: str, **_: object
+    ) -> Genesis | None:
+        for read in self.read_log(settings, registry, federation_id):
+            config = read.leaves[0].sequenced.event
+            assert isinstance(config, e.FederationConfigured)
+            return Genesis(config, read.state.genesis)
+        return None
+
     def publish_all(
-        self, events: Iterable[e.Event], key: SigningKey, *, traceparent: str = ""
+        self,
+        events: Iterable[e.Event],
+        key: SigningKey,
+        genesis: bytes,
+        *,
+        traceparent: str = "",
     ) -> list[tuple[int, int]]:
+        assert genesis == self.log.genesis
         places = []
         for event in events:
             self.log.say(event, key)
@@ -94,6 +109,7 @@ def kafka(monkeypatch: pytest.MonkeyPatch) -> Kafka:
     kafka = Kafka(log)
     monkeypatch.setattr(cli.node, "read_log", kafka.read_log)
     monkeypatch.setattr(cli.operate, "follow_log", kafka.follow_log)
+    monkeypatch.setattr(cli.operate, "find_genesis", kafka.find_genesis)
     monkeypatch.setattr(cli.operate, "Publisher", lambda *_: kafka)
     return kafka
 

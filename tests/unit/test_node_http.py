@@ -106,7 +106,7 @@ def test_the_log_is_served_as_tiles(bus):
         assert headers["Content-Type"] == NOTE
         assert headers["Cache-Control"] == "no-cache"
         status, policy, _ = await get(session, f"{shell.url}/policy")
-        head = parse_policy(policy).verify(note, "folkmoot/clinics").checkpoint
+        head = parse_policy(policy).verify(note, bus.log.origin).checkpoint
         tiles = {}
         for path in (f"0/000.p/{head.size}", f"entries/000.p/{head.size}"):
             status, tiles[path], headers = await get(
@@ -206,7 +206,7 @@ def test_only_what_is_needed_can_be_posted(bus):
 def test_a_checkpoint_can_be_added(bus):
     async def test(shell, session):
         node = shell.node
-        origin = monitoring_path("folkmoot/clinics")
+        origin = monitoring_path(bus.log.origin)
         size, note = signed(bus.log, node.tree.final_height)
         assert size == node.consensus.votes.cosigned_size
         proof = node.tiles.consistency_proof(size, size)
@@ -238,7 +238,7 @@ def test_what_is_not_final_is_asked_for_again(tmp_path):
         async with session.post(f"{shell.url}/add-checkpoint", data=body) as answer:
             assert answer.status == 503
             assert int(answer.headers["Retry-After"]) > 0
-        for path in ("checkpoint", "policy", monitoring_path("folkmoot/clinics")):
+        for path in ("checkpoint", "policy", monitoring_path(bus.log.origin)):
             assert (await get(session, f"{shell.url}/{path}"))[0] == 404
 
     on(bus, "node0", test)
@@ -321,7 +321,7 @@ def test_without_ledger_nodes_the_logs_signature_is_the_policy(tmp_path):
     async def test(shell, session):
         _, policy, _ = await get(session, f"{shell.url}/policy")
         _, note, _ = await get(session, f"{shell.url}/checkpoint")
-        head = parse_policy(policy).verify(note, "folkmoot/clinics").checkpoint
+        head = parse_policy(policy).verify(note, bus.log.origin).checkpoint
         assert head.size == len(log.leaves)
         assert (await get(session, f"{shell.url}/finality"))[0] == 404
         page = await Peer(session, shell.url).read_feed(0, wait_s=0)

@@ -276,7 +276,7 @@ def prove_again(log, secret, agent_id, blobs, *, closed=None):
     """Let an agent prove what the round now says that it committed to."""
     update = secret.commitments[agent_id].event
     closed = closed or secret.closed
-    blob = prove(log.states[agent_id], update, closed, log.config)
+    blob = prove(log.states[agent_id], update, closed, log.config, log.genesis)
     proofs = {**secret.proofs, agent_id: blobs.store(blob)}
     return replace(secret, proofs=proofs, closed=closed)
 

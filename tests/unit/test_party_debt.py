@@ -10,6 +10,7 @@ from schemas import events as e
 from streams.party import PartyState, find_debt
 from tests.simulation.federation import (
     AGENTS,
+    GENESIS,
     MPC_CONFIG,
     admitted,
     make_blob,
@@ -24,7 +25,7 @@ TRACE = "00-0123456789abcdef0123456789abcdef-0123456789abcdef-01"
 def secret() -> SecretRound:
     run = start(DECIDER).given(MPC_CONFIG, *map(admitted, AGENTS)).given(request(1))
     started = run.state.current.started
-    return SecretRound(config=MPC_CONFIG, started=started)
+    return SecretRound(config=MPC_CONFIG, genesis=GENESIS, started=started)
 
 
 def debt(secret: SecretRound | None) -> list[SecretRound]:

@@ -49,12 +49,15 @@ def free_port():
         return probe.getsockname()[1]
 
 
+GENESIS = b"g" * 32
+
+
 def make_plans(num_peers, **settings):
     seeds = [bytes([rank + 1]) * 32 for rank in range(num_peers)]
     peers = tuple(Peer("127.0.0.1", free_port(), public_key(seed)) for seed in seeds)
     settings = {"connect_timeout_s": 20, "timeout_s": 20} | settings
     return [
-        LinkPlan(rank=rank, peers=peers, seed=seed, **settings)
+        LinkPlan(rank=rank, peers=peers, seed=seed, genesis=GENESIS, **settings)
         for rank, seed in enumerate(seeds)
     ]
 
@@ -298,7 +301,9 @@ peers = tuple(
     Peer("127.0.0.1", int(port), bytes.fromhex(key))
     for port, key in zip(ports, keys)
 )
-link = PartyLink(LinkPlan(rank=1, peers=peers, seed=bytes.fromhex(seed)))
+link = PartyLink(
+    LinkPlan(rank=1, peers=peers, seed=bytes.fromhex(seed), genesis=b"g" * 32)
+)
 print("linked", flush=True)
 time.sleep(600)
 """

@@ -25,7 +25,6 @@ from schemas import codec
 from schemas import events as e
 from tests.builders import LogBuilder, make_key, unframe
 
-ORIGIN = "folkmoot/clinics"
 NOW_S = 1_760_000_000  # 2025-10-09 08:53:20 UTC
 NAMES = ("node0", "node1", "node2", "node3")
 
@@ -41,6 +40,7 @@ def founded() -> LogBuilder:
 
 
 LOG = founded()
+ORIGIN = LOG.origin
 
 
 def read_blocks() -> Iterator[ReadBlock]:

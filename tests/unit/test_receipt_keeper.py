@@ -28,7 +28,6 @@ from tests.builders import LogBuilder, make_key, read_blocks
 from tests.serving import serving
 
 NAMES = ("node0", "node1", "node2", "node3")
-ORIGIN = "folkmoot/clinics"
 SETTINGS = Settings(
     bootstrap_servers="127.0.0.1:1",
     schema_registry_url="http://127.0.0.1:1",
@@ -59,7 +58,7 @@ class Node:
         leaves = [leaf for read in read_blocks(log) for leaf in read.block.leaves]
         new = leaves[self._store.size :]
         self._store.append(new, list(map(leaf_hash, new)))
-        head = Checkpoint(ORIGIN, self._store.size, self._store.tree().root())
+        head = Checkpoint(log.origin, self._store.size, self._store.tree().root())
         note = sign_checkpoint(head, make_key("SEQUENCER"))
         for name in NAMES[:cosigners]:
             note = cosign_checkpoint(note, name, make_key(name), 1_760_000_000)
@@ -122,12 +121,17 @@ def folder(tmp_path: Path) -> Path:
 
 
 def make_keeper(
-    folder: Path, agent: str = "ada", **options: Callable[[OpenedLeaf], None]
+    folder: Path,
+    agent: str = "ada",
+    *,
+    log: LogBuilder,
+    **options: Callable[[OpenedLeaf], None],
 ) -> ReceiptKeeper:
     return ReceiptKeeper(
         SETTINGS,
         "clinics",
         operator_key=make_key("OPERATOR").public_key,
+        genesis=log.genesis,
         public_key=make_key(agent).public_key,
         directory=folder,
         **options,
@@ -164,7 +168,7 @@ def leaf_of(log: LogBuilder, agent: str) -> int:
 def test_an_agent_keeps_a_receipt_of_what_it_said(
     node: Node, log: LogBuilder, folder: Path, clock: Clock, agent: str
 ) -> None:
-    keeper = make_keeper(folder, agent)
+    keeper = make_keeper(folder, agent, log=log)
     learn(keeper, log)
     node.publish(log)
     fetch(keeper, clock)
@@ -172,7 +176,7 @@ def test_an_agent_keeps_a_receipt_of_what_it_said(
     [path] = folder.iterdir()
     assert path.name == f"round-1-leaf-{leaf_index}{FILE_EXTENSION}"
     verified = verify_receipt(
-        path.read_bytes(), make_policy(log.state.admission), ORIGIN
+        path.read_bytes(), make_policy(log.state.admission), log.origin
     )
     assert verified.leaf_index == leaf_index
     leaf = codec.decode_as(e.Leaf, verified.leaf)
@@ -184,7 +188,7 @@ def test_whoever_wants_to_know_is_told_of_every_answer(
     log: LogBuilder, folder: Path
 ) -> None:
     told: list[OpenedLeaf] = []
-    keeper = make_keeper(folder, on_answer=told.append)
+    keeper = make_keeper(folder, log=log, on_answer=told.append)
     learn(keeper, log)
     assert [leaf.sequenced.leaf_index for leaf in told] == [leaf_of(log, "ada")]
 
@@ -193,7 +197,7 @@ def test_who_said_nothing_has_none(
     node: Node, log: LogBuilder, folder: Path, clock: Clock
 ) -> None:
     for stranger in ("dora", "OPERATOR", "node0"):
-        keeper = make_keeper(folder, stranger)
+        keeper = make_keeper(folder, stranger, log=log)
         learn(keeper, log)
         node.publish(log)
         fetch(keeper, clock)
@@ -207,7 +211,7 @@ def test_what_was_refused_has_no_receipt(
     log.revoke("ada")
     log.submit("ada", blob=b"too late")
     log.settle()
-    keeper = make_keeper(folder)
+    keeper = make_keeper(folder, log=log)
     learn(keeper, log)
     node.publish(log)
     fetch(keeper, clock)
@@ -217,7 +221,7 @@ def test_what_was_refused_has_no_receipt(
 def test_a_receipt_waits_until_its_leaf_is_final(
     node: Node, log: LogBuilder, folder: Path, clock: Clock
 ) -> None:
-    keeper = make_keeper(folder)
+    keeper = make_keeper(folder, log=log)
     learn(keeper, log)
     early = LogBuilder(ledger_nodes=NAMES)
     early.found()
@@ -237,7 +241,7 @@ def test_a_receipt_waits_for_a_quorum(
     clock: Clock,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    keeper = make_keeper(folder)
+    keeper = make_keeper(folder, log=log)
     learn(keeper, log)
     node.publish(log, cosigners=2)
     with caplog.at_level(logging.WARNING):
@@ -252,7 +256,7 @@ def test_a_receipt_waits_for_a_quorum(
 def test_it_asks_now_and_then_not_all_the_time(
     node: Node, log: LogBuilder, folder: Path, clock: Clock
 ) -> None:
-    keeper = make_keeper(folder)
+    keeper = make_keeper(folder, log=log)
     learn(keeper, log)
     fetch(keeper, clock)  # there is no log yet
     node.publish(log)
@@ -267,20 +271,20 @@ def test_it_asks_now_and_then_not_all_the_time(
 def test_what_is_kept_is_not_fetched_again(
     node: Node, log: LogBuilder, folder: Path, clock: Clock
 ) -> None:
-    keeper = make_keeper(folder)
+    keeper = make_keeper(folder, log=log)
     learn(keeper, log)
     node.publish(log)
     fetch(keeper, clock)
     [path] = folder.iterdir()
     path.write_bytes(b"mine")
-    keeper = make_keeper(folder)
+    keeper = make_keeper(folder, log=log)
     learn(keeper, log)
     assert keeper._waiting == {}
     fetch(keeper, clock)
     assert path.read_bytes() == b"mine"
     # But what was lost is.
     path.unlink()
-    keeper = make_keeper(folder)
+    keeper = make_keeper(folder, log=log)
     learn(keeper, log)
     fetch(keeper, clock)
     assert path.exists()
@@ -293,7 +297,7 @@ def test_a_draft_is_no_receipt(
     leaf_index = leaf_of(log, "ada")
     draft = folder / f"round-1-leaf-{leaf_index}.draft"
     draft.write_bytes(b"half")
-    keeper = make_keeper(folder)
+    keeper = make_keeper(folder, log=log)
     learn(keeper, log)
     node.publish(log)
     fetch(keeper, clock)
@@ -305,7 +309,7 @@ def test_every_round_has_its_own(
 ) -> None:
     log.check()
     log.aggregate()
-    keeper = make_keeper(folder)
+    keeper = make_keeper(folder, log=log)
     learn(keeper, log)
     log.request_round()
     log.submit("ada")
@@ -329,7 +333,7 @@ def test_without_ledger_nodes_nothing_is_asked_for(folder: Path, clock: Clock) -
     log.request_round()
     log.submit("ada")
     log.settle()
-    keeper = make_keeper(folder)
+    keeper = make_keeper(folder, log=log)
     learn(keeper, log)
     fetch(keeper, clock)
     assert names_in(folder) == []
@@ -345,7 +349,9 @@ def follow(
     left = list(lives)
     slept: list[float] = []
 
-    def follow_log(*_: object, operator_key: bytes) -> Iterator[ReadBlock | Pause]:
+    def follow_log(
+        *_: object, operator_key: bytes, genesis: bytes
+    ) -> Iterator[ReadBlock | Pause]:
         assert operator_key == make_key("OPERATOR").public_key
         life = left.pop(0)
         if isinstance(life, Exception):
@@ -368,7 +374,7 @@ def test_it_makes_its_folder_and_survives_whatever_happens(
     ended = LogBuilder(ledger_nodes=NAMES)
     ended.found()
     follow(
-        make_keeper(folder),
+        make_keeper(folder, log=log),
         monkeypatch,
         KafkaUnavailableError("gone"),
         LogError("broken"),
@@ -383,7 +389,7 @@ def test_it_makes_its_folder_and_survives_whatever_happens(
 def test_it_stops_when_told(
     log: LogBuilder, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    keeper = make_keeper(folder)
+    keeper = make_keeper(folder, log=log)
     keeper.run(lambda: True)
     follow(keeper, monkeypatch, log)
     assert keeper._admission.num_leaves == 0

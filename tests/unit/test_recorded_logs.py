@@ -81,14 +81,16 @@ def run_nodes(log, directory):
     return bus
 
 
-def to_record(offset, name, event):
+def to_record(offset, genesis, name, event):
     return Record(
         topic=topics.ATTESTATIONS,
         partition=0,
         offset=offset,
         key=event.federation_id.encode(),
         value=frame(event),
-        headers=tuple(make_headers(event, codec.encode(event), make_key(name), "")),
+        headers=tuple(
+            make_headers(event, codec.encode(event), make_key(name), genesis, "")
+        ),
     )
 
 
@@ -220,7 +222,8 @@ def record_nodes(bus):
     node = bus["node0"].node
     return {
         "attestations": [
-            record_to_json(to_record(i, *item)) for i, item in enumerate(said)
+            record_to_json(to_record(i, bus.log.genesis, *item))
+            for i, item in enumerate(said)
         ],
         "proofs": [node.blocks.last_proof(era).hex() for era in (0, 1)],
         "votes": {

@@ -103,14 +103,14 @@ def test_an_id_of_another_schema_makes_no_other_event_pass(registry, client):
     mean something else decodes, if at all, to what nobody signed.
     """
     asked = e.RoundRequested(federation_id="clinics", round=1, requested_at_ms=5)
-    value, signature = frame(asked), sign_event(KEY, codec.encode(asked))
+    value, signature = frame(asked), sign_event(KEY, bytes(32), codec.encode(asked))
     names = {event.__name__ for event in _SCHEMA_IDS} - {"RoundRequested"}
     num_decoded = 0
     for name in names:
         client.texts[id_of(value)] = codec.schema_text(name)
         data = make_registry(client).unframe(value)
         with pytest.raises(InvalidSignatureError):
-            verify_event(KEY.public_key, data, signature)
+            verify_event(KEY.public_key, bytes(32), data, signature)
         with suppress(codec.CodecError):
             num_decoded += type(codec.decode(data)).__name__ == name
     assert num_decoded  # so it is the signature that tells

@@ -15,6 +15,7 @@ import pytest
 
 import producers.agent
 from adapters.kafka import Record, make_headers
+from adapters.ledger import Genesis
 from producers import agent_directory
 from producers.agent import Agent, AgentOptions
 from producers.agent_directory import (
@@ -42,7 +43,7 @@ from schemas import events as e
 from schemas.reasons import Reason
 from tests.builders import BlobDict, frame, make_key, read_blocks, unframe
 from tests.secret_builder import make_sealing_key, start_secret_log
-from tests.simulation.federation import edit
+from tests.simulation.federation import GENESIS, edit
 
 ME = "ada"
 LATER_MS = 2**50
@@ -92,7 +93,7 @@ def sealed(started):
 
 
 def record_of(fact, signer="DECIDER"):
-    headers = make_headers(fact, codec.encode(fact), make_key(signer), "")
+    headers = make_headers(fact, codec.encode(fact), make_key(signer), GENESIS, "")
     return Record(
         topic=topics.topic_of(fact),
         partition=0,
@@ -114,7 +115,8 @@ class Publisher:
     def __init__(self, said):
         self.said = said
 
-    def publish(self, event, key, *, traceparent=None):
+    def publish(self, event, key, genesis, *, traceparent=None):
+        assert genesis == GENESIS
         self.said.append(event)
 
 
@@ -137,7 +139,7 @@ class Process(Agent):
         self._registry = Registry()
         self._publisher = Publisher(said)
         self._store = blobs
-        self._config = config
+        self._genesis = Genesis(config, GENESIS)
         self._keeper = SecretKeeper(directory)
         self._delta = delta
 
@@ -210,7 +212,7 @@ def check_proof(world, seed=SEED):
     """Check that what was said proves what was said."""
     (update,), (proof,) = world.of(e.UpdateCommitted), world.of(e.NormProofSubmitted)
     statement = parse_statement(
-        world.config, update, world.blobs[update.commitments.sha256]
+        GENESIS, world.config, update, world.blobs[update.commitments.sha256]
     )
     projection = Projection.expand(
         seed, num_rows=statement.num_rows, row_length=statement.row_length
@@ -249,6 +251,7 @@ def test_an_agent_commits_shares_and_proves(world, started):
     shape = MpcShape.of(world.config)
     shares = [
         open_shares(
+            GENESIS,
             update,
             share.party,
             world.blobs[share.sealed.sha256],
@@ -513,7 +516,7 @@ def find_proofs(world):
     found = []
     for update in world.of(e.UpdateCommitted):
         blob = world.blobs[update.commitments.sha256]
-        statement = parse_statement(world.config, update, blob)
+        statement = parse_statement(GENESIS, world.config, update, blob)
         for seed, proof in itertools.product((SEED, OTHER_SEED), world.proofs()):
             projection = Projection.expand(
                 seed, num_rows=statement.num_rows, row_length=statement.row_length
@@ -692,7 +695,9 @@ def make_leaves(log, *, signer=ME):
             if not isinstance(leaf.sequenced.event, ANSWERS):
                 yield leaf
                 continue
-            signature = sign_event(make_key(signer), leaf.leaf.event)
+            signature = sign_event(
+                make_key(signer), leaf.sequenced.genesis, leaf.leaf.event
+            )
             yield replace(leaf, leaf=replace(leaf.leaf, signature=signature))
 
 
@@ -832,6 +837,7 @@ def test_a_proof_is_the_same_again(secret, log, started):
             state,
             started,
             log.config,
+            GENESIS,
             blobs,
             agent_id=ME,
             num_examples=1,
@@ -842,10 +848,12 @@ def test_a_proof_is_the_same_again(secret, log, started):
     # Shares are drawn anew: only what was written down may be said.
     assert update.commitments == other.commitments
     assert all(a != b for a, b in zip(update.shares, other.shares, strict=True))
-    proof = prove(state, update, closed(started), log.config)
-    assert prove(state, update, closed(started), log.config) == proof
-    assert prove(state, other, closed(started), log.config) != proof
-    assert prove(state, update, closed(started, OTHER_SEED), log.config) != proof
+    proof = prove(state, update, closed(started), log.config, GENESIS)
+    assert prove(state, update, closed(started), log.config, GENESIS) == proof
+    assert prove(state, other, closed(started), log.config, GENESIS) != proof
+    assert (
+        prove(state, update, closed(started, OTHER_SEED), log.config, GENESIS) != proof
+    )
 
 
 def test_a_commitment_is_bound_to_its_first_projection(tmp_path, secret, log):
@@ -887,6 +895,7 @@ def test_bytes_that_are_drawn_twice_give_no_mask_twice(log, started, monkeypatch
             state,
             started,
             log.config,
+            GENESIS,
             blobs,
             agent_id=ME,
             num_examples=1,
@@ -894,6 +903,7 @@ def test_bytes_that_are_drawn_twice_give_no_mask_twice(log, started, monkeypatch
         )
         shares = [
             open_shares(
+                GENESIS,
                 update,
                 share.party,
                 blobs[share.sealed.sha256],

@@ -124,6 +124,7 @@ def run_node(monkeypatch, tmp_path, set_only):
             host="127.0.0.1",
             port=None,
             operator_key=None,
+            genesis=None,
             peers=(),
         )
         cli.services.run_node(service, arguments)

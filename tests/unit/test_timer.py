@@ -56,7 +56,7 @@ class Recorder:
     traceparents: list[str] = field(default_factory=list)
 
     def publish(
-        self, event: e.Event, key: SigningKey, *, traceparent: str = ""
+        self, event: e.Event, key: SigningKey, genesis: bytes, *, traceparent: str = ""
     ) -> tuple[int, int]:
         assert key.public_key == KEY.public_key
         self.said.append(event)
@@ -296,7 +296,7 @@ def make_note(
     for read in read_blocks(log):
         if read.state.chain.size <= size:
             tree = read.state.chain.tree
-    head = Checkpoint("folkmoot/clinics", size, tree.root() if root is None else root)
+    head = Checkpoint(log.origin, size, tree.root() if root is None else root)
     note = sign_checkpoint(head, make_key("SEQUENCER"))
     for name in names:
         note = cosign_checkpoint(note, name, make_key(name), NOW_S)

@@ -17,7 +17,6 @@ from ledger.attestations import (
     InvalidNodeSetError,
     NodeSet,
     check_header,
-    compute_chain_id,
     encode_certificate,
     encode_number,
     order,
@@ -123,13 +122,6 @@ def test_the_bounds_of_a_node_set():
     with pytest.raises(InvalidNodeSetError, match="an era is 0 or more"):
         NodeSet(0, CHAIN[1:], (A,))
     assert NodeSet(0, CHAIN, (replace(A, name="n" * 64),))
-
-
-def test_a_chain_id_is_of_its_first_leaf():
-    assert (
-        compute_chain_id(bytes(32))
-        == hashlib.sha256(b"folkmoot-chain/v1\n" + bytes(32)).digest()
-    )
 
 
 def test_a_header_is_216_bytes_and_its_id_their_hash():

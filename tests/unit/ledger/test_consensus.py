@@ -818,7 +818,9 @@ def accusations(*messages, key=ME) -> list[Offence]:
     for message in messages:
         for proven in node.receive(message).contradictions:
             assert proven.reported_by == ME.public_key
-            verdict = verify_equivocation([NODES], STRANGER.public_key, proven)
+            verdict = verify_equivocation(
+                [NODES], NODES.chain_id, STRANGER.public_key, proven
+            )
             assert verdict.public_key == proven.public_key == OTHERS[0].public_key
             found.append(verdict.offence)
     return found

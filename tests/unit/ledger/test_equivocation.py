@@ -7,7 +7,12 @@ from dataclasses import replace
 import pytest
 
 from ledger.attestations import InvalidMessageError, start_certificate
-from ledger.checkpoint import Checkpoint, cosign_checkpoint, sign_checkpoint
+from ledger.checkpoint import (
+    Checkpoint,
+    compute_origin,
+    cosign_checkpoint,
+    sign_checkpoint,
+)
 from ledger.equivocation import (
     Contradiction,
     Offence,
@@ -35,6 +40,7 @@ from tests.unit.ledger.nodes import (
 SEQUENCER = make_key("sequencer")
 LIAR, HONEST = KEYS[3], KEYS[0]
 CHAIN = make_chain(5)
+GENESIS = NODES.chain_id
 FORK = make_chain(5, "fork")
 START = start_certificate(0, BEGIN)
 
@@ -76,7 +82,7 @@ def test_a_contradiction_is_found_proven_and_verified(messages, contradiction):
         HONEST.public_key,
     )
     assert identify_contradiction(proven) == contradiction
-    verdict = verify_equivocation([NODES], SEQUENCER.public_key, proven)
+    verdict = verify_equivocation([NODES], GENESIS, SEQUENCER.public_key, proven)
     assert verdict == contradiction
 
 
@@ -125,7 +131,7 @@ def test_no_contradiction_is_found_where_there_is_none(messages):
     with pytest.raises(InvalidMessageError):
         identify_contradiction(proven)
     with pytest.raises(InvalidMessageError):
-        verify_equivocation([NODES], SEQUENCER.public_key, proven)
+        verify_equivocation([NODES], GENESIS, SEQUENCER.public_key, proven)
 
 
 def test_eras_are_told_apart():
@@ -138,10 +144,10 @@ def test_eras_are_told_apart():
     assert find_contradiction(pair) is None
     other = attest(LIAR, replace(header, tree_size=9), 2, later)
     proven = prove_equivocation(FEDERATION, (there, other), HONEST.public_key)
-    verdict = verify_equivocation([NODES, later], SEQUENCER.public_key, proven)
+    verdict = verify_equivocation([NODES, later], GENESIS, SEQUENCER.public_key, proven)
     assert verdict.era == 1
     with pytest.raises(InvalidMessageError, match="era 1 is not known"):
-        verify_equivocation([NODES], SEQUENCER.public_key, proven)
+        verify_equivocation([NODES], GENESIS, SEQUENCER.public_key, proven)
 
 
 PROVEN = prove_equivocation(FEDERATION, TWO_BLOCKS, HONEST.public_key)
@@ -189,10 +195,10 @@ def forge(*messages: e.Event, **changes) -> e.EquivocationProven:
 )
 def test_what_proves_nothing(proven, says):
     with pytest.raises(InvalidMessageError, match=says):
-        verify_equivocation([NODES], SEQUENCER.public_key, proven)
+        verify_equivocation([NODES], GENESIS, SEQUENCER.public_key, proven)
 
 
-ORIGIN = f"folkmoot/{FEDERATION}"
+ORIGIN = compute_origin(FEDERATION, GENESIS)
 
 
 def sign_tree(size: int, root: int, key=SEQUENCER, origin=ORIGIN) -> e.CheckpointSigned:
@@ -217,7 +223,9 @@ def test_two_trees_of_one_size_convict_the_sequencer():
         proven = accuse(sign_tree(7, 1), other)
         expected = Contradiction(SEQUENCER.public_key, Offence.TWO_TREES, 0, 0, 7)
         assert identify_contradiction(proven) == expected
-        assert verify_equivocation([], SEQUENCER.public_key, proven) == expected
+        assert (
+            verify_equivocation([], GENESIS, SEQUENCER.public_key, proven) == expected
+        )
 
 
 @pytest.mark.parametrize(
@@ -246,7 +254,7 @@ def test_two_trees_of_one_size_convict_the_sequencer():
 )
 def test_checkpoints_that_prove_nothing(proven, says):
     with pytest.raises(InvalidMessageError, match=says):
-        verify_equivocation([NODES], SEQUENCER.public_key, proven)
+        verify_equivocation([NODES], GENESIS, SEQUENCER.public_key, proven)
 
 
 def test_evidence_leaves_out_what_it_does_not_need():

@@ -29,6 +29,7 @@ from tests.simulation.federation import (
     BASE,
     CONFIG,
     FEDERATION,
+    GENESIS,
     Records,
     admitted,
     aggregate,
@@ -89,7 +90,7 @@ def refusal_leaf(event: e.EventRejected, signer: str = "SEQUENCER") -> e.Leaf:
     data = codec.encode(event)
     return e.Leaf(
         event=data,
-        signature=sign_event(make_key(signer), data),
+        signature=sign_event(make_key(signer), GENESIS, data),
         source_topic=event.source_topic,
         source_partition=event.source_partition,
         source_offset=event.source_offset,
@@ -351,7 +352,9 @@ def test_what_only_the_sequencer_writes_is_on_no_topic_of_inputs() -> None:
             desk = founded()
             received = desk.make.record(request(1), topic=topic)
             received = replace(
-                received, event=data, signature=sign_event(make_key("SEQUENCER"), data)
+                received,
+                event=data,
+                signature=sign_event(make_key("SEQUENCER"), GENESIS, data),
             )
             assert desk.judge(received) == Reason.WRONG_TOPIC
 

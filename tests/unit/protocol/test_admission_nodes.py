@@ -22,7 +22,12 @@ from ledger.policy import QuorumError, parse_policy
 from ledger.signing import InvalidSignatureError, SigningKey
 from protocol import admission
 from protocol.admission import compute_event_id, find_faults, make_policy
-from protocol.envelope import EVENT_ID_HEADER, SIGNATURE_HEADER, verify_event
+from protocol.envelope import (
+    EVENT_ID_HEADER,
+    SIGNATURE_HEADER,
+    choose_genesis,
+    verify_event,
+)
 from protocol.log import LogState, open_block
 from protocol.validation import (
     MAX_CHECKPOINT_SIZE_BYTES,
@@ -46,7 +51,6 @@ from tests.builders import (
 from tests.simulation.federation import CONFIG
 
 FEDERATION = "clinics"
-ORIGIN = "folkmoot/clinics"
 NAMES = ("node0", "node1", "node2", "node3")
 NOW_S = 1_760_000_000
 
@@ -191,13 +195,13 @@ def checkpoint(
     log: LogBuilder,
     *cosigners: str,
     size: int | None = None,
-    origin: str = ORIGIN,
+    origin: str = "",
     signer: str = "SEQUENCER",
 ) -> e.CheckpointFinalised:
     """Return a checkpoint of the log's present size, cosigned."""
     chain = log.state.log.chain
     head = Checkpoint(
-        origin=origin,
+        origin=origin or log.origin,
         size=chain.size if size is None else size,
         root=chain.tree.root(),
     )
@@ -280,7 +284,7 @@ def test_sizes_only_grow_and_do_not_run_ahead(log: LogBuilder) -> None:
 
 
 def test_the_empty_tree_is_stale(log: LogBuilder) -> None:
-    empty = Checkpoint(ORIGIN, 0, parse_empty_root())
+    empty = Checkpoint(log.origin, 0, parse_empty_root())
     note = sign_checkpoint(empty, make_key("SEQUENCER"))
     for name in NAMES:
         note = cosign_checkpoint(note, name, make_key(name), NOW_S)
@@ -405,7 +409,7 @@ def test_the_sequencer_is_caught_with_two_trees_of_one_size(log: LogBuilder) -> 
                 federation_id=FEDERATION,
                 height=1,
                 checkpoint=sign_checkpoint(
-                    Checkpoint(ORIGIN, 2, root * 32), make_key("SEQUENCER")
+                    Checkpoint(log.origin, 2, root * 32), make_key("SEQUENCER")
                 ).decode(),
             )
         )
@@ -588,17 +592,17 @@ def test_evidence_is_two_or_three_messages(
 def test_the_policy_is_the_present_nodes(log: LogBuilder) -> None:
     policy = make_policy(log.state.admission)
     assert parse_policy(policy.to_text().encode()) == policy
-    assert [entry.key.name for entry in policy.logs] == [ORIGIN]
+    assert [entry.key.name for entry in policy.logs] == [log.origin]
     assert [witness.name for witness in policy.witnesses] == list(NAMES)
     event = checkpoint(log, *NAMES[:3])
-    verified = policy.verify(event.checkpoint.encode(), ORIGIN)
+    verified = policy.verify(event.checkpoint.encode(), log.origin)
     assert verified.checkpoint.size == log.state.log.chain.size
     with pytest.raises(QuorumError):
-        policy.verify(checkpoint(log, *NAMES[:2]).checkpoint.encode(), ORIGIN)
+        policy.verify(checkpoint(log, *NAMES[:2]).checkpoint.encode(), log.origin)
     log.change_nodes("node5")
     policy = make_policy(log.state.admission)
     assert [witness.name for witness in policy.witnesses] == ["node5"]
-    policy.verify(checkpoint(log, "node5").checkpoint.encode(), ORIGIN)
+    policy.verify(checkpoint(log, "node5").checkpoint.encode(), log.origin)
 
 
 def test_the_policy_says_where_the_nodes_are() -> None:
@@ -620,10 +624,15 @@ SAYERS: Sequence[str] = (
 )
 
 
-def find_signer(leaf: e.Leaf) -> SigningKey:
+def find_signer(leaf: e.Leaf, event: e.LedgerEvent, genesis: bytes) -> SigningKey:
     def is_by(key: SigningKey) -> bool:
         try:
-            verify_event(key.public_key, leaf.event, leaf.signature)
+            verify_event(
+                key.public_key,
+                choose_genesis(event, genesis),
+                leaf.event,
+                leaf.signature,
+            )
         except InvalidSignatureError:
             return False
         return True
@@ -642,7 +651,15 @@ def test_an_events_id_is_that_of_its_records_header() -> None:
         pairs = [(item.leaf, item.sequenced.event) for item in opened]
         state = admission.evolve(state, pairs)
         for leaf, event in pairs:
-            headers = dict(make_headers(event, leaf.event, find_signer(leaf), ""))
+            headers = dict(
+                make_headers(
+                    event,
+                    leaf.event,
+                    find_signer(leaf, event, log.genesis),
+                    log.genesis,
+                    "",
+                )
+            )
             ids.append(compute_event_id(state, leaf, event))
             assert ids[-1] == headers[EVENT_ID_HEADER]
     assert len(set(ids)) == len(ids) == log.state.log.chain.size

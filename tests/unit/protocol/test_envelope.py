@@ -31,25 +31,30 @@ FACT = e.RoundAbandoned(
 )
 
 
+GENESIS = b"g" * 32
+
+
 def test_a_signature_is_over_the_domain_and_the_bytes() -> None:
-    assert sign_event(ANA, DATA) == ANA.sign(b"folkmoot/event/v1\n" + DATA)
-    verify_event(ANA.public_key, DATA, sign_event(ANA, DATA))
+    assert sign_event(ANA, GENESIS, DATA) == ANA.sign(
+        b"folkmoot/event/v1\n" + GENESIS + DATA
+    )
+    verify_event(ANA.public_key, GENESIS, DATA, sign_event(ANA, GENESIS, DATA))
 
 
 def test_a_signature_without_the_domain_does_not_count() -> None:
     with pytest.raises(InvalidSignatureError):
-        verify_event(ANA.public_key, DATA, ANA.sign(DATA))
+        verify_event(ANA.public_key, GENESIS, DATA, ANA.sign(DATA))
 
 
 def test_every_bit_and_the_author_are_signed() -> None:
-    signature = sign_event(ANA, DATA)
+    signature = sign_event(ANA, GENESIS, DATA)
     with pytest.raises(InvalidSignatureError):
-        verify_event(make_key("bea").public_key, DATA, signature)
+        verify_event(make_key("bea").public_key, GENESIS, DATA, signature)
     for index in range(len(DATA)):
         flipped = bytearray(DATA)
         flipped[index] ^= 1
         with pytest.raises(InvalidSignatureError):
-            verify_event(ANA.public_key, bytes(flipped), signature)
+            verify_event(ANA.public_key, GENESIS, bytes(flipped), signature)
 
 
 def test_an_inputs_id_is_over_its_author_and_its_bytes() -> None:

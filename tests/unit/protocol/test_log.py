@@ -29,6 +29,7 @@ from schemas.reasons import Reason
 from tests.simulation.federation import (
     CONFIG,
     FEDERATION,
+    GENESIS,
     NOW_MS,
     Records,
     admitted,
@@ -199,7 +200,7 @@ def forge(
         data = codec.encode(event)
         leaf = e.Leaf(
             event=data,
-            signature=sign_event(SEQUENCER, data),
+            signature=sign_event(SEQUENCER, GENESIS, data),
             source_topic="t",
             source_partition=0,
             source_offset=0,
@@ -217,7 +218,7 @@ def forge(
         traceparents=("",) * len(leaves),
     )
     data = codec.encode(replace(block, **changes))
-    return data, sign_event(make_key(signer), data)
+    return data, sign_event(make_key(signer), GENESIS, data)
 
 
 def fail(made: Log, data: bytes, signature: bytes | None) -> LogError:
@@ -248,13 +249,18 @@ def test_what_the_sequencer_did_not_sign_is_not_decoded(
 
 @pytest.mark.parametrize("data", [b"", b"x", codec.encode(request(1))])
 def test_only_blocks_are_on_the_ledger(data: bytes) -> None:
-    assert fail(founded(), data, sign_event(SEQUENCER, data)).height == -1
+    assert fail(founded(), data, sign_event(SEQUENCER, GENESIS, data)).height == -1
 
 
 def test_every_block_is_the_sequencers() -> None:
     made = founded()
     data, _ = forge(made, [request(1)])
-    for signature in (None, b"", bytes(64), sign_event(make_key("OPERATOR"), data)):
+    for signature in (
+        None,
+        b"",
+        bytes(64),
+        sign_event(make_key("OPERATOR"), GENESIS, data),
+    ):
         error = fail(made, data, signature)
         # What it says is not read: it may be anybody's.
         assert error.height == -1

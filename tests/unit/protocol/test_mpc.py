@@ -54,6 +54,7 @@ from schemas import events as e
 from schemas.reasons import Reason
 from tests.builders import BlobDict
 from tests.simulation.federation import (
+    GENESIS,
     MPC_CONFIG,
     PARTIES,
     admitted,
@@ -118,7 +119,7 @@ def test_what_is_honest_is_not_too_large(num_values: int) -> None:
     dealt = split_update(state, 3, entropy_of(2))
     for share, is_hybrid in itertools.product(dealt, (False, True)):
         key = SealingSecretKey(bytes(32), is_hybrid=is_hybrid)
-        place = make_place(committed("ana"), "p0", share.commitment)
+        place = make_place(GENESIS, committed("ana"), "p0", share.commitment)
         sealed = seal_share(share.plaintext, key.public_key, place)
         assert len(sealed) <= shape.max_sealed_size
     shares = [
@@ -153,7 +154,7 @@ FIRST, SECOND, THIRD = UPDATE.shares
 def context_of(
     update: e.UpdateCommitted = UPDATE, config: e.FederationConfigured | None = None
 ) -> bytes:
-    return compute_context(config or configured(), update)
+    return compute_context(GENESIS, config or configured(), update)
 
 
 @pytest.mark.parametrize(
@@ -203,12 +204,12 @@ def test_the_loss_is_only_said() -> None:
 
 
 def test_a_share_counts_in_one_place() -> None:
-    place = make_place(UPDATE, "p0", b"c" * 48)
+    place = make_place(GENESIS, UPDATE, "p0", b"c" * 48)
     others = [
-        make_place(UPDATE, "p1", b"c" * 48),
-        make_place(UPDATE, "p0", b"d" * 48),
+        make_place(GENESIS, UPDATE, "p1", b"c" * 48),
+        make_place(GENESIS, UPDATE, "p0", b"d" * 48),
         *(
-            make_place(replace(UPDATE, **change), "p0", b"c" * 48)
+            make_place(GENESIS, replace(UPDATE, **change), "p0", b"c" * 48)
             for change in (
                 {"federation_id": "banks"},
                 {"round": 2},
@@ -221,7 +222,7 @@ def test_a_share_counts_in_one_place() -> None:
     infos = {item.compute_info(b"key") for item in (place, *others)}
     assert len(infos) == len(others) + 1
     # Shares are made for a place that does not know them yet.
-    assert make_place(replace(UPDATE, shares=()), "p0", b"c" * 48) == place
+    assert make_place(GENESIS, replace(UPDATE, shares=()), "p0", b"c" * 48) == place
 
 
 # Commitments and proofs
@@ -229,7 +230,7 @@ def test_a_share_counts_in_one_place() -> None:
 
 def test_a_statement_is_what_was_committed_to() -> None:
     config, state = configured(), make_state()
-    found = parse_statement(config, UPDATE, state.statement.to_blob())
+    found = parse_statement(GENESIS, config, UPDATE, state.statement.to_blob())
     assert found == replace(state.statement, context=context_of())
     assert found.squared_bound == NORM_BOUND**2
 
@@ -238,7 +239,7 @@ def test_a_statement_is_what_was_committed_to() -> None:
 def test_commitments_of_another_size_are_none(change: int) -> None:
     blob = make_state().statement.to_blob()
     wrong = blob[:change] if change < 0 else blob + bytes(change)
-    reason = reason_of(lambda: parse_statement(configured(), UPDATE, wrong))
+    reason = reason_of(lambda: parse_statement(GENESIS, configured(), UPDATE, wrong))
     assert reason is Reason.WRONG_SHAPE
 
 
@@ -286,7 +287,9 @@ def test_a_party_opens_its_own_share_and_nothing_else() -> None:
     state, shape = make_state(), MpcShape.of(configured())
     dealt = split_update(state, 3, entropy_of(3))
     sealed = [
-        seal_share(d.plaintext, key.public_key, make_place(UPDATE, name, d.commitment))
+        seal_share(
+            d.plaintext, key.public_key, make_place(GENESIS, UPDATE, name, d.commitment)
+        )
         for d, name in zip(dealt, PARTIES, strict=True)
     ]
     shares = tuple(
@@ -295,7 +298,7 @@ def test_a_party_opens_its_own_share_and_nothing_else() -> None:
     )
     update = replace(UPDATE, shares=shares)
     opened = [
-        open_shares(update, name, data, key, shape)
+        open_shares(GENESIS, update, name, data, key, shape)
         for name, data in zip(PARTIES, sealed, strict=True)
     ]
     total = sum(share.values for share in opened)
@@ -308,7 +311,7 @@ def test_a_party_opens_its_own_share_and_nothing_else() -> None:
     ):
         reason = reason_of(
             lambda party=party, data=data, secret=secret: open_shares(
-                update, party, data, secret, shape
+                GENESIS, update, party, data, secret, shape
             )
         )
         assert reason is Reason.BAD_SHARE
@@ -318,7 +321,7 @@ def test_a_share_of_another_commitment_is_bad_unless_it_was_checked() -> None:
     key, shape = SealingSecretKey(b"\1" * 32), MpcShape.of(configured())
     dealt, other = (split_update(make_state(), 3, entropy_of(n)) for n in (3, 4))
     # The agent seals another share for the very place of this commitment.
-    place = make_place(UPDATE, "p0", dealt[0].commitment)
+    place = make_place(GENESIS, UPDATE, "p0", dealt[0].commitment)
     sealed = seal_share(other[0].plaintext, key.public_key, place)
     shares = (
         replace(UPDATE.shares[0], commitment=dealt[0].commitment),
@@ -326,10 +329,10 @@ def test_a_share_of_another_commitment_is_bad_unless_it_was_checked() -> None:
     )
     update = replace(UPDATE, shares=shares)
     with Refused as caught:
-        open_shares(update, "p0", sealed, key, shape)
+        open_shares(GENESIS, update, "p0", sealed, key, shape)
     assert caught.value.reason is Reason.BAD_SHARE
     assert "WRONG_COMMITMENT" in caught.value.detail
-    share = open_shares(update, "p0", sealed, key, shape, was_linked=True)
+    share = open_shares(GENESIS, update, "p0", sealed, key, shape, was_linked=True)
     assert len(share.values) == 300
 
 
@@ -519,6 +522,7 @@ def closed_round(
         states[agent_id] = state
     secret = SecretRound(
         config=config,
+        genesis=GENESIS,
         started=run.state.current.started,
         commitments=commitments,
         closed=closed,

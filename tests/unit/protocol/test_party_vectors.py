@@ -41,6 +41,7 @@ from protocol.share_link import (
 from protocol.shares import parse_share
 from schemas import codec
 from schemas.reasons import Reason
+from tests.simulation.federation import GENESIS
 from tests.vectors.parties.generate import FOLDER, build_all, make_update
 
 FILES = {name: FOLDER / f"{name}.json" for name in ("links", "partial", "place")}
@@ -341,7 +342,7 @@ def read_place(changes=None):
     for name in ("base_model_sha256", "commitments_sha256", "commitment"):
         update[name] = bytes.fromhex(update[name])
     party, commitment = update.pop("party"), update.pop("commitment")
-    return make_place(make_update(**update), party, commitment)
+    return make_place(GENESIS, make_update(**update), party, commitment)
 
 
 PLACES = [PLACE | {"changes": {}}, *PLACE["others"]]

@@ -266,7 +266,9 @@ def refuse(log: LogBuilder, event: e.LedgerEvent, reason: Reason) -> None:
         [
             (
                 replace(
-                    leaf, event=data, signature=sign_event(make_key("SEQUENCER"), data)
+                    leaf,
+                    event=data,
+                    signature=sign_event(make_key("SEQUENCER"), log.genesis, data),
                 ),
                 refusal,
             )
@@ -497,9 +499,9 @@ def test_signatures_are_checked_as_the_caller_likes(log: LogBuilder) -> None:
     """Whoever verified them ahead need not do it twice."""
     asked: list[tuple[bytes, bytes, bytes]] = []
 
-    def verify(key: bytes, data: bytes, signature: bytes) -> None:
+    def verify(key: bytes, genesis: bytes, data: bytes, signature: bytes) -> None:
         asked.append((key, data, signature))
-        verify_event(key, data, signature)
+        verify_event(key, genesis, data, signature)
 
     record = log.records[0]
     data = unframe(record.value or b"")

@@ -25,6 +25,7 @@ KEY = SealingSecretKey(b"k" * 32)
 HYBRID = SealingSecretKey(b"k" * 32, is_hybrid=True)
 OTHER = SealingSecretKey(b"o" * 32)
 PLACE = SealedPlace(
+    genesis=b"g" * 32,
     federation_id="fed",
     round=1,
     agent_id="a",
@@ -35,8 +36,10 @@ BOTH = pytest.mark.parametrize("key", [KEY, HYBRID], ids=["x25519", "hybrid"])
 
 
 def parse_place(place):
-    digest = bytes.fromhex(place["statement_digest"])
-    return SealedPlace(**place | {"statement_digest": digest})
+    digests = {
+        name: bytes.fromhex(place[name]) for name in ("genesis", "statement_digest")
+    }
+    return SealedPlace(**place | digests)
 
 
 def test_the_generator_gives_the_vectors():

@@ -27,6 +27,7 @@ from protocol.norm_prover import commit_update, prove_norm
 from protocol.shares import ShareShape, parse_share, split_update
 from schemas import codec
 from schemas import events as e
+from tests.simulation.federation import GENESIS
 from tests.vectors.shares.generate import SeededEntropy
 
 FOLDER = Path(__file__).parent
@@ -469,7 +470,7 @@ def make_update(**changes):
 
 def describe_place(update, party, commitment, key):
     """Return a place as it is in the file."""
-    place = make_place(update, party, commitment)
+    place = make_place(GENESIS, update, party, commitment)
     return {
         "statement_digest": place.statement_digest.hex(),
         "info": place.compute_info(key).hex(),

@@ -28,6 +28,7 @@ NUM_VALUES = 5
 NUM_ROWS = 2
 HEADER_SIZE = 31
 PLACE = {
+    "genesis": bytes(range(32, 64)),
     "federation_id": "fed",
     "round": 7,
     "agent_id": "agent-1",
@@ -185,6 +186,7 @@ def build_sealed():
         "changed encapsulated key": (bytes([sealed[0] ^ 1]) + sealed[1:], {}),
         "encapsulated key of small order": (bytes(32) + sealed[32:], {}),
         "changed tag": (sealed[:-1] + bytes([sealed[-1] ^ 1]), {}),
+        "another founding": (sealed, {"genesis": bytes(32)}),
         "another federation": (sealed, {"federation_id": "fee"}),
         "another round": (sealed, {"round": 8}),
         "another agent": (sealed, {"agent_id": "agent-2"}),
@@ -195,7 +197,10 @@ def build_sealed():
     return {
         "secret": secret.hex(),
         "public_key": key.hex(),
-        "place": PLACE | {"statement_digest": PLACE["statement_digest"].hex()},
+        "place": {
+            field: value.hex() if isinstance(value, bytes) else value
+            for field, value in PLACE.items()
+        },
         "info": info.hex(),
         "plaintext": plaintext.hex(),
         "sealed": sealed.hex(),

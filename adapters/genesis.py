@@ -1,0 +1,68 @@
+"""Which founding of a federation a directory takes part in: the first one it saw.
+
+    <directory>/genesis/<SHA-256 of federation_id, hex>      genesis hash, hex
+
+Whoever founds a federation anew, or shows another log under its name, gets nothing more
+from a directory that knows the one before: what it keeps, and what it says, is of that
+one alone. The file is made durable before anything is said.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Final
+
+GENESIS_DIRECTORY: Final = "genesis"
+_SIZE_BYTES: Final = 65
+
+
+class OtherGenesisError(Exception):
+    """A federation was founded anew, or another log is shown under its name."""
+
+
+def remember_genesis(directory: Path, federation_id: str, genesis: bytes) -> None:
+    """Remember a federation's founding, durably; or see that it is the one known.
+
+    Args:
+        directory: Of one agent, party or service.
+        federation_id: The federation.
+        genesis: Hash of its genesis, 32 bytes.
+
+    Raises:
+        OtherGenesisError: the directory knows another one, or its file is damaged.
+    """
+    folder = directory / GENESIS_DIRECTORY
+    path = folder / hashlib.sha256(federation_id.encode()).hexdigest()
+    text = genesis.hex() + "\n"
+    try:
+        with path.open("rb") as file:
+            known = file.read(_SIZE_BYTES + 1)
+    except FileNotFoundError:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        draft = path.with_suffix(".draft")
+        with draft.open("w", encoding="ascii") as file_:
+            file_.write(text)
+            file_.flush()
+            os.fsync(file_.fileno())
+        draft.replace(path)
+        for made in (folder, directory):
+            _sync(made)
+        return
+    if known != text.encode():
+        msg = (
+            f"federation {federation_id} was founded anew: its log has genesis "
+            f"{genesis.hex()}, and {directory} takes part in "
+            f"{known.decode('ascii', 'backslashreplace').strip()} ({path}). Use "
+            "another directory for another founding."
+        )
+        raise OtherGenesisError(msg)
+
+
+def _sync(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
