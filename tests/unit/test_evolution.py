@@ -29,7 +29,6 @@ from protocol.state_root import StateHasher
 from schemas import codec
 from schemas import events as e
 from schemas.reasons import Reason
-from tests.architecture import golden
 from tests.builders import LogBuilder, build_log, make_key, unframe
 from tests.secret_builder import build_secret_log
 from tests.unit.test_recorded_logs import PATHS, Recording
@@ -116,7 +115,8 @@ def evolved(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
             kept = avro / "released" / f"{name}-{fingerprint}.avsc"
             kept.write_text(codec.released_schema_text(name, fingerprint))
         if name not in FRAMES:
-            schema, kind, default = MORE[number % len(MORE)]
+            which = 0 if name == "RoundStarted" else number
+            schema, kind, default = MORE[which % len(MORE)]
             plain = json.loads(text)
             plain["fields"].append(schema)
             text = json.dumps(plain)
@@ -191,17 +191,12 @@ def test_what_the_writer_did_not_know_must_be_at_its_default(
             for fact in rounds.decide(state, leaf)
         ]
 
-    assert type(make_started().more) in {str, type(None)}, "the field is of this type"
     monkeypatch.setitem(DECIDERS, "rounds", replace(DECIDERS["rounds"], decide=decide))
     _, faults, _ = run(log)
     assert {fault.code for fault in faults} == {FaultCode.FACT_DIFFERS}
     assert {(fault.expected, fault.found) for fault in faults} == {
         ("more='much'", "more=None")
     }
-
-
-def make_started() -> Any:
-    return golden.make_example("RoundStarted")
 
 
 # A state, a decider

@@ -113,8 +113,9 @@ def build_secret():
 def build_compared():
     """One agent is far from the others, and a party gives a wrong part first."""
     agents = ("ada", "bea", "cleo", "dora")
+    far = 2 * 10**9 * SMALL // 300  # of 300 parameters 2 * 10**9
     log = start_secret_log(
-        *agents, cohort_size=4, far_threshold=2 * 10**9, num_parameters=SMALL
+        *agents, cohort_size=4, far_threshold=far, num_parameters=SMALL
     )
     log.speak = lie_once("p1")
     log.request_round()
