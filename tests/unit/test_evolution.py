@@ -19,10 +19,12 @@ import pytest
 from cli import audit as audit_command
 from cli.audit_show import render
 from consumers.audit import run_audit
+from consumers.node_feed import AlertCode
 from protocol import admission, replay, rounds, rules, state_root
-from protocol.decider import Decider
+from protocol.decider import Decider, step
 from protocol.deciders import DECIDERS
 from protocol.envelope import SIGNATURE_HEADER
+from protocol.log import SequencerState, read_block
 from protocol.replay import FaultCode, ReplayState, replay_block
 from protocol.rules import UnknownRulesError, choose
 from protocol.state_root import StateHasher
@@ -31,6 +33,9 @@ from schemas import events as e
 from schemas.reasons import Reason
 from tests.builders import LogBuilder, build_log, make_key, unframe
 from tests.secret_builder import build_secret_log
+from tests.unit.test_audit_bundle import write
+from tests.unit.test_exit_codes import moot
+from tests.unit.test_node_parts import make_tree, pairs
 from tests.unit.test_recorded_logs import PATHS, Recording
 
 NODES = ("node0", "node1", "node2", "node3")
@@ -369,3 +374,77 @@ def test_a_sequencer_refuses_rules_that_it_does_not_know() -> None:
     assert isinstance(verdict, admission.Refused)
     assert verdict.event.reason == Reason.UNKNOWN_RULES
     assert Reason.UNKNOWN_RULES in replay.UNSEEN_REASONS
+
+
+@pytest.fixture
+def raised(wiser: pytest.MonkeyPatch) -> LogBuilder:
+    """A log whose operator raised the rules' version, as an older program sees it."""
+    log = LogBuilder()
+    log.found()
+    log.admit("ada", "bea", "cleo")
+    log.run_round()
+    config = log.leaves[0]
+    assert isinstance(config, e.FederationConfigured)
+    changed = codec.encode(replace(config, rules_version=2))
+    change = e.FederationChanged(
+        federation_id=log.federation_id, number=1, configuration=changed
+    )
+    log.say(change, make_key("OPERATOR"))
+    log.settle()
+    log.request_round()
+    assert log.leaves.count(change) == 1
+    wiser.undo()
+    return log
+
+
+def find_raise(log: LogBuilder) -> int:
+    """Return the height of the block that raises the version."""
+    for height, record in enumerate(log.records):
+        block = codec.decode_as(e.BlockSequenced, unframe(record.value or b""))
+        for leaf in block.leaves:
+            event = codec.decode(codec.decode_as(e.Leaf, leaf).event)
+            if isinstance(event, e.FederationChanged):
+                return height
+    raise AssertionError
+
+
+def test_a_node_attests_nothing_from_newer_rules_on(raised: LogBuilder) -> None:
+    tree, found = make_tree(raised)
+    for pair in pairs(raised):
+        tree.add(*pair)
+    assert tree.height == find_raise(raised) - 1
+    [alert] = found.all()
+    assert alert.code is AlertCode.RULES_UNKNOWN
+    assert "run a newer version" in alert.detail
+
+
+def test_deciders_and_a_sequencer_stop_at_newer_rules(raised: LogBuilder) -> None:
+    [leaf] = [
+        item.sequenced
+        for item in raised.opened
+        if isinstance(item.sequenced.event, e.FederationChanged)
+    ]
+    for decider in DECIDERS.values():
+        with pytest.raises(UnknownRulesError, match=f"leaf {leaf.leaf_index}: "):
+            step(decider, decider.initial, leaf)
+    state, blocks, height = SequencerState(), pairs(raised), find_raise(raised)
+    for block in blocks[:height]:
+        state = read_block(state, *block)
+    with pytest.raises(UnknownRulesError, match="run a newer version"):
+        read_block(state, *blocks[height])
+
+
+@pytest.mark.parametrize("is_wrong", [False, True])
+def test_an_audit_of_newer_rules_has_an_exit_code_of_its_own(
+    raised: LogBuilder,
+    is_wrong: bool,  # a case
+    tmp_path: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = tmp_path / "clinics.tar"
+    if is_wrong:
+        # What is wrong before counts, whatever comes after.
+        [published] = [x for x in raised.leaves if isinstance(x, e.AggregatePublished)]
+        raised.blobs[published.sum.sha256] += b"x"
+    write(path, raised, [])
+    assert moot(monkeypatch, "audit", path) == (1 if is_wrong else 3)
