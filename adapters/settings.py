@@ -59,6 +59,17 @@ class Settings(BaseSettings):
     )
     log_level: str = Field(default="INFO", description="Level of the services' logs.")
 
+    min_cohort: int = Field(
+        default=1,
+        ge=1,
+        description="An agent declines, and a party refuses, whatever has fewer "
+        "contributions.",
+    )
+    modes: str = Field(
+        default="",
+        description="The modes that an agent takes part in, with commas; empty: all.",
+    )
+
     @property
     def has_minio(self) -> bool:
         """Whether anything says where MinIO is, or how to open it."""

@@ -191,8 +191,12 @@ def serve(
         str | None, typer.Option(help="The ledger node's, party's or dealer's.")
     ] = None,
     min_cohort: Annotated[
-        int, typer.Option(min=2, help="The fewest contributions that a party sums.")
-    ] = 2,
+        int | None,
+        typer.Option(
+            min=2,
+            help="The fewest contributions that a party sums: 2, or MOOT_MIN_COHORT.",
+        ),
+    ] = None,
     host: Annotated[
         str | None,
         typer.Option(
@@ -583,6 +587,10 @@ def federation_change(
         typer.Option(min=1, help="In encoded units; may only become smaller."),
     ] = None,
     local_epochs: Annotated[int | None, typer.Option(min=1)] = None,
+    rules_version: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of the deciders' rules; may only become larger."),
+    ] = None,
     reward: Annotated[
         list[str] | None,
         typer.Option(help="NAME=POINTS, as for `create`: the whole rule anew."),
@@ -615,6 +623,7 @@ def federation_change(
         "min_cohort": min_cohort,
         "max_num_examples": max_num_examples,
         "mpc.norm_bound": norm_bound,
+        "rules_version": rules_version,
         "task.local_epochs": local_epochs,
         "task.module": module,
         "task.module_config": module_config,
@@ -815,6 +824,21 @@ def agent_run(
     allow: Annotated[
         list[str] | None, typer.Option(help="Modules that a task may name.")
     ] = None,
+    min_cohort: Annotated[
+        int | None,
+        typer.Option(min=1, help="Decline where fewer contributions may be summed."),
+    ] = None,
+    mode: Annotated[
+        list[str] | None,
+        typer.Option(help="Decline where updates are combined otherwise: plain, mpc."),
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="HEX, digest of the task that a first start accepts; the one that it "
+            "finds unless told."
+        ),
+    ] = None,
 ) -> None:
     """Run a training agent until it is told to stop."""
     from cli.services import run_agent
@@ -828,7 +852,30 @@ def agent_run(
         directory=directory,
         data_config=data_config,
         allowed_prefixes=tuple(allow or ()) or DEFAULT_ALLOWED,
+        min_cohort=min_cohort,
+        modes=tuple(mode or ()),
+        task=None if task is None else _parse_key(task),
     )
+
+
+@agent_app.command("accept-task")
+def agent_accept_task(
+    agent_id: str,
+    federation: Federation,
+    task: Annotated[str, typer.Option(help="Digest of the task, hex.")],
+    directory: Annotated[
+        Path | None, typer.Option(help="The agent's, if it is not the usual one.")
+    ] = None,
+) -> None:
+    """Let an agent on this machine run a task that the operator has changed."""
+    from cli.services import agent_directory
+    from producers.agent_terms import accept_task
+
+    settings = _settings()
+    accept_task(
+        directory or agent_directory(settings, federation, agent_id), _parse_key(task)
+    )
+    say(f"{agent_id} runs the task {task}")
 
 
 @agent_app.command("list")

@@ -28,11 +28,12 @@ from producers.control import Operator, Parameters, Position, load_principals
 from protocol.admission import AdmissionState, compute_event_id
 from protocol.changes import (
     Difference,
+    apply_signed_change,
     find_change_problem,
     list_differences,
     make_change,
 )
-from protocol.configuration import list_parties, name_mode
+from protocol.configuration import compute_task_digest, list_parties, name_mode
 from protocol.decider import step
 from protocol.log import OpenedLeaf, fold_admission
 from protocol.plain import compute_max_model_size
@@ -43,6 +44,7 @@ from protocol.rounds import (
     find_newest,
     is_drawable,
 )
+from protocol.rules import find_rules_problem
 from protocol.tensors import tensors_to_blob
 from protocol.validation import ROLES
 from schemas import codec, topics
@@ -167,9 +169,7 @@ def propose_change(
     Raises:
         StackError: there is no such federation, or this may not be changed.
     """
-    state, _ = read_rounds(settings, federation_id)
-    config, number = find_newest(state)
-    assert config is not None, "a log begins with a configuration"
+    config, number = read_newest(settings, federation_id)
     changed = config
     for name, value in changes.items():
         section, _, inner = name.rpartition(".")
@@ -187,7 +187,36 @@ def propose_change(
             ": ".join(problem),
             "docs/howto/change-a-federation.md says what may change.",
         )
+    unknown = find_rules_problem(change)
+    if unknown is not None:
+        # Whoever serves the federation would stop, this program's services first.
+        raise StackError(unknown, "Nothing was signed.")
     return change, list(list_differences(config, changed))
+
+
+def read_newest(
+    settings: Settings, federation_id: str
+) -> tuple[e.FederationConfigured, int]:
+    """Return a federation's newest configuration, and the number of its change.
+
+    Every change is verified: a new one states all parameters anew, so what somebody
+    else slipped in would get the operator's signature.
+
+    Raises:
+        StackError: there is no such federation.
+    """
+    config: e.FederationConfigured | None = None
+    number = 0
+    for leaf in read_leaves(settings, federation_id):
+        event, genesis = leaf.sequenced.event, leaf.sequenced.genesis
+        if isinstance(event, e.FederationConfigured) and config is None:
+            config = event
+        elif isinstance(event, e.FederationChanged) and config is not None:
+            changed = apply_signed_change(config, number, event, leaf.leaf, genesis)
+            if changed is not None:
+                config, number = changed, event.number
+    assert config is not None, "a log begins with a configuration"
+    return config, number
 
 
 def show_change(
@@ -380,6 +409,7 @@ def show_federation(settings: Settings, federation_id: str, *, as_json: bool) ->
         "aggregation": name_mode(state.config),
         "parties": [party.name for party in list_parties(state.config)],
         "module": state.config.task.module,
+        "task": compute_task_digest(state.config.task).hex(),
         "operator_key": next(
             p.public_key.hex() for p in state.config.principals if p.role == "OPERATOR"
         ),

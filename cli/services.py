@@ -98,17 +98,21 @@ def run_service(
     telemetry.shut_down()
 
 
-def run_party(name: str | None, min_cohort: int, listen_host: str | None) -> None:
+def run_party(
+    name: str | None, min_cohort: int | None, listen_host: str | None
+) -> None:
     """Run a party in this process until it is told to stop.
 
     Raises:
         StackError: it needs a name.
     """
     name = _demand_name("party", name, "`moot party init` makes its keys")
+    from adapters.settings import load_settings
     from streams.app import serve
     from streams.party import make_party
 
-    serve(make_party(name, min_cohort=min_cohort, listen_host=listen_host))
+    fewest = max(2, min_cohort or load_settings().min_cohort)
+    serve(make_party(name, min_cohort=fewest, listen_host=listen_host))
 
 
 def run_dealer(name: str | None) -> None:
@@ -198,11 +202,15 @@ def run_agent(
     directory: Path | None,
     data_config: str,
     allowed_prefixes: tuple[str, ...],
+    min_cohort: int | None = None,
+    modes: tuple[str, ...] = (),
+    task: bytes | None = None,
 ) -> None:
     """Run an agent in this process until it is told to stop."""
     from adapters import telemetry
     from adapters.topic_config import warn_of_topics
     from producers.agent import Agent, AgentOptions
+    from producers.agent_terms import Floors
 
     _log_to_stderr(settings.log_level)
     # Not the agent's to mend, and the services refuse to run on them.
@@ -220,13 +228,34 @@ def run_agent(
         agent_id=agent_id,
         operator_key=operator_key,
         genesis=genesis,
-        directory=directory
-        or settings.state_directory / "agents" / federation / agent_id,
+        directory=directory or agent_directory(settings, federation, agent_id),
         allowed_prefixes=allowed_prefixes,
         data_config=own_config,
+        floors=Floors(
+            min_cohort=min_cohort or settings.min_cohort,
+            modes=_parse_modes(modes or settings.modes.split(",")),
+        ),
+        task=task,
     )
     Agent(settings, options).run(_stop_on_signal())
     telemetry.shut_down()
+
+
+def agent_directory(settings: Any, federation: str, agent_id: str) -> Path:
+    """Return where an agent keeps what it has, unless it is told."""
+    directory: Path = settings.state_directory / "agents" / federation / agent_id
+    return directory
+
+
+def _parse_modes(names: Sequence[str]) -> tuple[str, ...]:
+    from protocol.configuration import MODES
+
+    named = tuple(name.strip().lower() for name in names if name.strip())
+    unknown = set(named) - set(MODES)
+    if unknown:
+        msg = f"no such mode: {', '.join(sorted(unknown))}"
+        raise StackError(msg, f"The modes are {', '.join(MODES)}.")
+    return named or MODES
 
 
 def _log_to_stderr(level: str) -> None:

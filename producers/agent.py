@@ -19,7 +19,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeAlias, cast
 
@@ -37,6 +37,7 @@ from adapters.schema_registry import FramingError, SchemaRegistry
 from adapters.settings import Settings
 from ledger.signing import InvalidSignatureError
 from producers.agent_directory import PAGE, AgentDirectory
+from producers.agent_terms import Floors, Terms
 from producers.arguments import ArgumentError
 from producers.receipts import ANSWERS, ReceiptKeeper
 from producers.secret_update import (
@@ -104,6 +105,9 @@ class AgentOptions:
         directory: Where it keeps its key and what it has said; private.
         allowed_prefixes: Modules whose classes a task may name.
         data_config: Its own keyword arguments for the data module; never published.
+        floors: What it demands of every configuration.
+        task: Digest of the only task that a first start accepts, 32 bytes; None for
+            the one that it finds.
     """
 
     federation_id: str
@@ -113,6 +117,8 @@ class AgentOptions:
     allowed_prefixes: tuple[str, ...]
     data_config: Mapping[str, Any]
     genesis: bytes | None = None
+    floors: Floors = field(default_factory=Floors)
+    task: bytes | None = None
 
 
 class Agent:
@@ -128,6 +134,7 @@ class Agent:
         self._publisher = Publisher(settings, self._registry)
         self._store = BlobStore(settings)
         self._genesis: Genesis | None = None
+        self._terms: Terms
         self._keeper = SecretKeeper(options.directory)
 
     def run(self, should_stop: Callable[[], bool]) -> None:
@@ -186,6 +193,7 @@ class Agent:
                 continue
             remember_genesis(options.directory, options.federation_id, genesis.hash)
             self._genesis = genesis
+            self._terms = Terms(options.directory, options.floors, genesis)
             self._enrol()
             return True
         return False
@@ -207,6 +215,7 @@ class Agent:
             for leaf in read.leaves:
                 event = leaf.sequenced.event
                 self._recall(leaf)
+                self._terms.learn(leaf)
                 if (
                     is_known
                     or not isinstance(event, AgentEnrolmentRequested | AgentAdmitted)
@@ -223,6 +232,7 @@ class Agent:
                     raise NameTakenError(msg)
         if self._answered_elsewhere:
             self._warn_of_copy()
+        self._terms.accept_first(self._options.task)
         if is_known:
             return
         request = AgentEnrolmentRequested(
@@ -282,7 +292,7 @@ class Agent:
 
     @property
     def _federation(self) -> FederationConfigured:
-        return self._founding.config
+        return self._terms.config
 
     def _act_on(self, record: Record) -> None:
         if record.key != self._options.federation_id.encode():
@@ -341,9 +351,28 @@ class Agent:
 
     def _answer(self, started: RoundStarted, traceparent: str) -> None:
         stem = _stem(started)
-        self._say_once(
-            stem, lambda: self._compute_answer(started, stem, traceparent), traceparent
-        )
+
+        def compute() -> Answer:
+            problem = self._find_objection(started)
+            if problem is not None:
+                return self._decline(started, *problem)
+            return self._compute_answer(started, stem, traceparent)
+
+        self._say_once(stem, compute, traceparent)
+
+    def _find_objection(self, started: RoundStarted) -> tuple[Reason, str] | None:
+        """Return why this agent does not take part in a round; None if it does."""
+        if not self._terms.knows(started):
+            # The round's start comes on a topic of its own: the log knows more.
+            for read in read_log(
+                self._settings,
+                self._registry,
+                self._options.federation_id,
+                genesis=self._founding.hash,
+            ):
+                for leaf in read.leaves:
+                    self._terms.learn(leaf)
+        return self._terms.find_problem(started)
 
     def _say_once(
         self, stem: str, compute: Callable[[], Answer], traceparent: str

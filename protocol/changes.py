@@ -26,6 +26,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Final
 
+from ledger.signing import InvalidSignatureError
+from protocol.envelope import verify_event
 from protocol.validation import Problem, find_configuration_problem
 from schemas import codec
 from schemas import events as e
@@ -163,3 +165,30 @@ def apply_change(
     if config is None or find_change_problem(config, number, change) is not None:
         return None
     return read_configuration(change)
+
+
+def apply_signed_change(
+    config: e.FederationConfigured,
+    number: int,
+    change: e.FederationChanged,
+    leaf: e.Leaf,
+    genesis: bytes,
+) -> e.FederationConfigured | None:
+    """Do as `apply_change`, if the operator that the configuration names signed it.
+
+    For whoever builds upon a log without judging all of it: who writes a log cannot put
+    words into the operator's mouth.
+
+    Args:
+        config: What the changes before it led to.
+        number: Of the last one of them; 0 if there was none.
+        change: The change.
+        leaf: The leaf that holds it.
+        genesis: Hash of the log's genesis, 32 bytes.
+    """
+    keys = {p.role: p.public_key for p in config.principals}
+    try:
+        verify_event(keys["OPERATOR"], genesis, leaf.event, leaf.signature)
+    except InvalidSignatureError:
+        return None
+    return apply_change(config, number, change)

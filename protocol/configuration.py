@@ -6,12 +6,28 @@ is there; so whoever is asked for the parties of a federation without any gets n
 
 from __future__ import annotations
 
+import hashlib
 from typing import Final
 
 from schemas import events as e
 
 MODES: Final = ("plain", "mpc")
 """Sections of the configuration, of which exactly one is there."""
+
+
+TASK_DOMAIN: Final = b"folkmoot/task/v1\n"
+
+
+def compute_task_digest(task: e.Task) -> bytes:
+    """Return what the owner of an agent accepts before it runs, 32 bytes.
+
+    Import paths and arguments; not how many epochs, which is no code.
+    """
+    parts = (task.module, task.module_config, task.data_module, task.data_config)
+    encoded = [part.encode() for part in parts]
+    return hashlib.sha256(
+        TASK_DOMAIN + b"".join(len(part).to_bytes(4, "big") + part for part in encoded)
+    ).digest()
 
 
 def list_modes(config: e.FederationConfigured) -> list[str]:

@@ -391,6 +391,10 @@ _DECLINES = frozenset(
         Reason.NOT_FINITE,
         Reason.OUT_OF_RANGE,
         Reason.TASK_NOT_ALLOWED,
+        Reason.TASK_NOT_ACCEPTED,
+        Reason.COHORT_TOO_SMALL,
+        Reason.MODE_NOT_ALLOWED,
+        Reason.UNKNOWN_CONFIGURATION,
     }
 )
 """What an agent may say of itself."""

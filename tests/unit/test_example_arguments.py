@@ -218,7 +218,7 @@ class Alone(Agent):
             data_config={},
         )
         self._store = store
-        self._genesis = SimpleNamespace(config=SimpleNamespace(mpc=None))
+        self._terms = SimpleNamespace(config=SimpleNamespace(mpc=None))
 
     def answer(self, started):
         return self._compute_answer(started, "round-1", "")

@@ -23,6 +23,7 @@ from producers.agent_directory import (
     AgentDirectoryError,
     renew_place,
 )
+from producers.agent_terms import Floors, Terms
 from producers.receipts import ANSWERS
 from producers.secret_update import (
     Secret,
@@ -134,6 +135,8 @@ class Process(Agent):
             data_config={},
         )
         self._directory = AgentDirectory(directory)
+        self._terms = Terms(directory, Floors(), Genesis(config, GENESIS))
+        self._terms.accept_first(None)
         self._answered_elsewhere = set()
         self._key = make_key(ME)
         self._registry = Registry()
@@ -322,7 +325,8 @@ def test_who_is_not_drawn_says_nothing(world, started):
     agent.hear(replace(started, cohort=("bea", "cleo")))
     agent.hear(replace(closed(started), agent_ids=("bea", "cleo")))
     assert world.said == []
-    assert [path.name for path in world.directory.iterdir()] == ["lock"]
+    names = {path.name for path in world.directory.iterdir()}
+    assert names == {"lock", "tasks"}
 
 
 def test_who_is_late_says_nothing(world, started):
@@ -768,7 +772,7 @@ def test_an_agent_recalls_the_log_before_it_speaks(
 ):
     """The copy of a real directory, with the log as it is by now."""
     reads = list(read_blocks(answered))
-    monkeypatch.setattr(producers.agent, "read_log", lambda *_: iter(reads))
+    monkeypatch.setattr(producers.agent, "read_log", lambda *_, **__: iter(reads))
     world.start()._enrol()
     assert caplog.text.count("ANSWERED_ELSEWHERE") == 1
     world.last.hear(started)

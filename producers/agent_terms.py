@@ -1,0 +1,157 @@
+"""What an agent takes part under: floors of its own, and tasks that it has accepted.
+
+    <directory>/tasks        digests of the tasks that its owner has accepted, in hex
+
+Rules (ADR 0034):
+
+- A round has the configuration that the trusted operator founded the federation with or
+  changed it to, by `protocol.changes`; the decider's word alone changes nothing, and it
+  does not go back to an earlier one.
+- Below a floor of its own, the fewest contributions of a sum and the modes that it
+  agrees to, an agent declines, whatever the configuration is.
+- It runs a task once its owner has accepted the digest of the code's import paths and
+  arguments. A first start accepts the task that it finds, unless it is told one.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from adapters.ledger import Genesis
+from protocol.changes import apply_signed_change
+from protocol.configuration import MODES, compute_task_digest, list_modes
+from protocol.log import OpenedLeaf
+from schemas import events as e
+from schemas.reasons import Reason
+
+TASKS_FILE: Final = "tasks"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Floors:
+    """What an agent demands of every configuration.
+
+    Attributes:
+        min_cohort: The smallest ``min_cohort`` that it agrees to, at least 1.
+        modes: The modes that it agrees to, of `MODES`.
+    """
+
+    min_cohort: int = 1
+    modes: tuple[str, ...] = MODES
+
+
+def accept_task(directory: Path, digest: bytes) -> None:
+    """Let the agent of a directory run a task, from now on.
+
+    Args:
+        directory: The agent's.
+        digest: Of the task, 32 bytes: `compute_task_digest`.
+    """
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    descriptor = os.open(
+        directory / TASKS_FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600
+    )
+    try:
+        os.write(descriptor, digest.hex().encode() + b"\n")
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class Terms:
+    """What one agent takes part under in one federation.
+
+    Args:
+        directory: The agent's.
+        floors: What the agent demands.
+        genesis: How the federation was founded, by the operator that it trusts.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        floors: Floors,
+        genesis: Genesis,
+    ) -> None:
+        self._directory = directory
+        self._floors = floors
+        self._genesis = genesis.hash
+        self._configs = [genesis.config]
+        self._change = 0
+
+    @property
+    def config(self) -> e.FederationConfigured:
+        """Return the configuration of the last round that began."""
+        return self._configs[self._change]
+
+    def learn(self, leaf: OpenedLeaf) -> None:
+        """Take the next leaf of the log; one that was taken before changes nothing."""
+        event = leaf.sequenced.event
+        if isinstance(event, e.RoundStarted) and event.change < len(self._configs):
+            self._change = max(self._change, event.change)
+        if not isinstance(event, e.FederationChanged):
+            return
+        changed = apply_signed_change(
+            self._configs[-1], len(self._configs) - 1, event, leaf.leaf, self._genesis
+        )
+        if changed is not None:
+            self._configs.append(changed)
+
+    def accept_first(self, task: bytes | None) -> None:
+        """Accept the newest task, if none was accepted yet, or the one that is named.
+
+        Args:
+            task: Digest of the only task that a first start accepts, 32 bytes; None
+                for the one that it finds.
+        """
+        if not (self._directory / TASKS_FILE).exists():
+            accept_task(
+                self._directory, task or compute_task_digest(self._configs[-1].task)
+            )
+
+    def knows(self, started: e.RoundStarted) -> bool:
+        """Return whether the configuration of a round is known."""
+        return started.change < len(self._configs)
+
+    def find_problem(self, started: e.RoundStarted) -> tuple[Reason, str] | None:
+        """Return why the agent declines a round, for the ledger; None if it does not.
+
+        From then on `config` is that of this round.
+        """
+        if not self._change <= started.change < len(self._configs):
+            detail = "the operator signed no such configuration, or a newer one began"
+            return Reason.UNKNOWN_CONFIGURATION, detail
+        config = self._configs[started.change]
+        if (started.task, started.num_parameters, started.fractional_bits) != (
+            config.task,
+            config.num_parameters,
+            config.fractional_bits,
+        ):
+            detail = "the round is not as the operator configured the federation"
+            return Reason.UNKNOWN_CONFIGURATION, detail
+        self._change = started.change
+        if config.min_cohort < self._floors.min_cohort:
+            detail = (
+                f"min_cohort is {config.min_cohort}; this agent takes part from "
+                f"{self._floors.min_cohort} on"
+            )
+            return Reason.COHORT_TOO_SMALL, detail
+        if not set(list_modes(config)) <= set(self._floors.modes):
+            detail = f"this agent takes part in {', '.join(self._floors.modes)} alone"
+            return Reason.MODE_NOT_ALLOWED, detail
+        digest = compute_task_digest(config.task).hex()
+        if digest not in self._read_accepted():
+            detail = (
+                f"this agent's owner has not accepted the task {digest}: "
+                "moot agent accept-task"
+            )
+            return Reason.TASK_NOT_ACCEPTED, detail
+        return None
+
+    def _read_accepted(self) -> set[str]:
+        path = self._directory / TASKS_FILE
+        text = path.read_text(encoding="ascii", errors="replace")
+        return set(text.split())
