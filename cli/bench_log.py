@@ -133,6 +133,10 @@ class LogMaker:
             yield from self._run_round(number)
 
     def _found(self) -> Iterator[tuple[NewBlock, e.CheckpointSigned]]:
+        nodes = tuple(
+            e.LedgerNode(name=name, public_key=key.public_key, url="")
+            for name, key in self.nodes.items()
+        )
         config = e.FederationConfigured(
             federation_id=self.federation_id,
             nonce=b"n" * 32,
@@ -151,12 +155,7 @@ class LogMaker:
             round_duration_ms=60_000,
             strategy="FEDAVG",
             plain=e.Plain(),
-            ledger_nodes=e.LedgerNodes(
-                nodes=tuple(
-                    e.LedgerNode(name=name, public_key=key.public_key, url="")
-                    for name, key in self.nodes.items()
-                )
-            ),
+            ledger_nodes=e.LedgerNodes(nodes=nodes) if nodes else None,
             reward_rule=RECOMMENDED_RULE,
         )
         self._say(config, "OPERATOR")

@@ -37,7 +37,7 @@ def run_exporter(monkeypatch, error):
     """Export two models, of which the first fails."""
     one = Exporter.__new__(Exporter)  # without Kafka
     one._settings = one._registry = one._federation_id = one._key = None
-    one._publisher = Published()
+    one._publisher, one._genesis = Published(), bytes(32)
     one._waiting = {n: (good(n), "") for n in (2, 1)}
 
     def compute(published):

@@ -406,9 +406,9 @@ def test_a_blocks_signature_is_verified_once(bus, monkeypatch):
     asked = []
     real = tree._verify_signature
 
-    def ask(public_key, data, signature):
+    def ask(public_key, genesis, data, signature):
         asked.append(signature)
-        real(public_key, data, signature)
+        real(public_key, genesis, data, signature)
 
     monkeypatch.setattr(tree, "_verify_signature", ask)
     monkeypatch.setattr(node_blocks, "verify_event", lambda *_: asked.append("again"))

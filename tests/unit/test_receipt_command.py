@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -233,7 +234,8 @@ def test_a_policy_of_other_nodes_wants_their_word(
     other = LogBuilder(ledger_nodes=("node0", "node7", "node8", "node9"))
     other.found()
     path = tmp_path / "policy"
-    path.write_text(make_policy(other.state.admission).to_text())
+    state = replace(LOG.state.admission, node_sets=other.state.admission.node_sets)
+    path.write_text(make_policy(state).to_text())
     assert check_receipt(receipt, path, as_json=False) == 1
     assert "node7, node8, node9" in capsys.readouterr().out
 

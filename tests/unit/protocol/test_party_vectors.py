@@ -41,8 +41,7 @@ from protocol.share_link import (
 from protocol.shares import parse_share
 from schemas import codec
 from schemas.reasons import Reason
-from tests.simulation.federation import GENESIS
-from tests.vectors.parties.generate import FOLDER, build_all, make_update
+from tests.vectors.parties.generate import FOLDER, GENESIS, build_all, make_update
 
 FILES = {name: FOLDER / f"{name}.json" for name in ("links", "partial", "place")}
 LINKS, PARTIAL, PLACE = (

@@ -27,7 +27,6 @@ from protocol.norm_prover import commit_update, prove_norm
 from protocol.shares import ShareShape, parse_share, split_update
 from schemas import codec
 from schemas import events as e
-from tests.simulation.federation import GENESIS
 from tests.vectors.shares.generate import SeededEntropy
 
 FOLDER = Path(__file__).parent
@@ -466,6 +465,10 @@ def make_update(**changes):
         loss_micros=0,
     )
     return replace(update, **changes)
+
+
+GENESIS = bytes(range(32, 64))
+"""Hash of the genesis of the log that the places are of."""
 
 
 def describe_place(update, party, commitment, key):
