@@ -62,7 +62,8 @@ def run(say: Say, *, quick: bool) -> Section:
         found.append(_measure(num_agents, num_parameters))
     say("profiling")
     sealed, base, blobs = _make_round(_make_updates(10, found[-1].num_parameters))
-    spots = find_hot_spots(lambda: compute_result(sealed, base, blobs))
+    weights = [NUM_EXAMPLES] * len(blobs)
+    spots = find_hot_spots(lambda: compute_result(sealed, weights, base, blobs))
     rows = [
         (
             f"{item.num_agents} × {item.num_parameters:,}",
@@ -154,7 +155,8 @@ def _measure(num_agents: int, num_parameters: int) -> Found:
     few = [update.astype(np.int64) for update in updates[:10]]
     wide_s = _time(lambda: add_with_numpy(few)) * num_agents / len(few)
     sealed, base, blobs = _make_round(updates)
-    result_s = _time(lambda: compute_result(sealed, base, blobs))
+    weights = [NUM_EXAMPLES] * num_agents
+    result_s = _time(lambda: compute_result(sealed, weights, base, blobs))
     return Found(num_agents, num_parameters, accumulator_s, mixed_s, wide_s, result_s)
 
 
@@ -168,14 +170,8 @@ def _make_round(
         cause=bytes(32),
         cause_leaf_index=0,
         output_index=0,
-        contributions=tuple(
-            e.Contribution(
-                agent_id=f"agent-{number:04d}",
-                update_sha256=bytes(32),
-                num_examples=NUM_EXAMPLES,
-            )
-            for number in range(len(updates))
-        ),
+        num_contributions=len(updates),
+        contributions_sha256=bytes(32),
         num_examples=NUM_EXAMPLES * len(updates),
         base_model=nowhere,
         fractional_bits=20,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -23,6 +23,7 @@ from ledger.checkpoint import (
 )
 from ledger.signing import SigningKey
 from protocol.admission import Received
+from protocol.contributions import Contribution
 from protocol.deciders import compute_initial_states, step_all
 from protocol.encoding import update_to_blob
 from protocol.envelope import (
@@ -206,7 +207,7 @@ class LogMaker:
         current = self._rounds.current
         assert current is not None
         assert current.sealed is not None, "everybody answered"
-        self._say(self._add_up(current.sealed, blobs), "AGGREGATOR")
+        self._say(self._add_up(current.sealed, current.ordered, blobs), "AGGREGATOR")
         yield from self._settle()
         assert self._rounds.model is not None
         exported = e.ModelExported(
@@ -227,11 +228,15 @@ class LogMaker:
         return update_to_blob(self._values)
 
     def _add_up(
-        self, sealed: e.RoundSealed, blobs: Mapping[str, bytes]
+        self,
+        sealed: e.RoundSealed,
+        contributions: Sequence[Contribution],
+        blobs: Mapping[str, bytes],
     ) -> e.AggregateSubmitted:
         if self._is_summed:
-            ordered = [blobs[item.agent_id] for item in sealed.contributions]
-            result = compute_result(sealed, self._model, ordered)
+            ordered = [blobs[item.agent_id] for item in contributions]
+            weights = [item.num_examples for item in contributions]
+            result = compute_result(sealed, weights, self._model, ordered)
             total, self._model = result.sum_blob, result.model_blob
         else:
             total, self._model = b"sum %d" % sealed.round, b"model %d" % sealed.round
@@ -239,7 +244,7 @@ class LogMaker:
             federation_id=self.federation_id,
             round=sealed.round,
             base_model_sha256=sealed.base_model.sha256,
-            num_contributions=len(sealed.contributions),
+            num_contributions=sealed.num_contributions,
             num_examples=sealed.num_examples,
             sum=self._store(total),
             model=self._store(self._model),

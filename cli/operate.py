@@ -424,17 +424,16 @@ def show_federation(settings: Settings, federation_id: str, *, as_json: bool) ->
 
 def find_waited_for(config: e.FederationConfigured, current: OpenRound) -> list[str]:
     """Return whom a round in progress waits for: agents, parties, or the aggregator."""
-    pending = {update.agent_id for update in current.pending.values()}
     parties = [party.name for party in list_parties(config)]
     if current.sealed is not None:
         missing = [f"party {name}" for name in parties if name not in current.partials]
     elif current.closed is not None:
-        missing = sorted(pending - current.proofs.keys())
+        missing = sorted(current.unproven)
         if not missing:
             said = current.far if current.comparison else current.links
             missing = [f"party {name}" for name in parties if name not in said]
     else:
-        missing = sorted({*current.started.cohort} - current.answered - pending)
+        missing = sorted(current.owing)
     return missing or ["aggregator"]
 
 
@@ -614,9 +613,9 @@ def describe(event: e.LedgerEvent) -> str:
         case e.RoundAbandonRequested():
             return f"round {event.round} given up: {event.explanation}"
         case e.RoundStarted():
-            drawn = ", ".join(event.cohort)
             return (
-                f"round {event.round} starts from version {event.base_version}: {drawn}"
+                f"round {event.round} starts from version {event.base_version}: "
+                f"{event.num_drawn} agents drawn"
             )
         case e.RoundRefused() | e.RoundAbandoned() | e.ClaimRejected():
             name = type(event).__name__
@@ -632,7 +631,7 @@ def describe(event: e.LedgerEvent) -> str:
                 f"{event.num_examples} examples{_describe_loss(event.loss_micros)}"
             )
         case e.CommitmentsClosed():
-            number = len(event.agent_ids)
+            number = event.num_commitments
             return f"round {event.round} closed with {number} commitments"
         case e.NormProofSubmitted():
             return f"round {event.round} {event.agent_id} proves its norm"
@@ -661,7 +660,7 @@ def describe(event: e.LedgerEvent) -> str:
             )
         case e.RoundSealed():
             return (
-                f"round {event.round} sealed with {len(event.contributions)} "
+                f"round {event.round} sealed with {event.num_contributions} "
                 f"contributions, {event.num_examples} examples"
             )
         case e.AggregatePublished():

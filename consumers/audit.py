@@ -778,15 +778,16 @@ class _Audit:
                     size = self._num_parameters()
                     self._blobs.check_claim(rejected.update, size, fact.reason, place)
             case e.RoundSealed():
+                assert self._rounds.current is not None, "it is sealed, not over"
                 self._view.sealed = fact
+                self._view.contributions = self._rounds.current.ordered
             case e.AggregatePublished():
                 view = self._view
                 assert view.sealed is not None, "the decider publishes what it sealed"
                 if self._blobs is not None and self._is_plain():
-                    refs = [
-                        view.accepted[c.agent_id] for c in view.sealed.contributions
-                    ]
-                    self._blobs.check_round(view.sealed, refs, fact, place)
+                    refs = [view.accepted[c.agent_id] for c in view.contributions]
+                    weights = [c.num_examples for c in view.contributions]
+                    self._blobs.check_round(view.sealed, weights, refs, fact, place)
                 self._end_round()
             case e.RoundAbandoned():
                 self._check_unsummed(place)

@@ -190,6 +190,7 @@ class BlobAuditor:
     def check_round(
         self,
         sealed: RoundSealed,
+        weights: Sequence[int],
         refs: Sequence[BlobRef],
         published: AggregatePublished,
         place: Place,
@@ -197,13 +198,14 @@ class BlobAuditor:
         """Compute a round again and compare what was published.
 
         Args:
-            sealed: Its contributions.
+            sealed: The round.
+            weights: Of its contributions, in order.
             refs: Their blobs, in order.
             published: What should come out.
             place: Where it was claimed.
         """
         self._compare_round(
-            sealed, self._compute(sealed, refs, place), published, place
+            sealed, self._compute(sealed, weights, refs, place), published, place
         )
 
     def check_commitments(
@@ -386,7 +388,11 @@ class BlobAuditor:
             self._model = (published.model.sha256, result.model_blob)
 
     def _compute(
-        self, sealed: RoundSealed, refs: Sequence[BlobRef], place: Place
+        self,
+        sealed: RoundSealed,
+        weights: Sequence[int],
+        refs: Sequence[BlobRef],
+        place: Place,
     ) -> RoundResult | None:
         size = sealed.num_parameters
         base = self._get_model(sealed.base_model, size, place)
@@ -402,7 +408,7 @@ class BlobAuditor:
 
         try:
             if base is not None:
-                return compute_result(sealed, base, usable())
+                return compute_result(sealed, weights, base, usable())
         except (BlobError, UpdateRefusedError) as error:
             self._add(_update_finding(error, current[0], place))
         except Exception as error:  # noqa: BLE001  # whatever it is, it does not compute

@@ -29,7 +29,18 @@ from consumers import audit_finality, audit_report
 from consumers.audit_finality import FinalityState
 from consumers.audit_report import Report
 from ledger import attestations, blocks, equivocation, merkle
-from protocol import admission, log, registry, replay, rewards, rounds, secret_round
+from protocol import (
+    admission,
+    contributions,
+    log,
+    registry,
+    replay,
+    rewards,
+    rounds,
+    secret_round,
+)
+from protocol.contributions import Contribution
+from protocol.persistent import PersistentMap, PersistentSet
 from protocol.replay import ReplayState
 from protocol.secret_round import SecretRound
 from schemas import events as e
@@ -80,12 +91,14 @@ class RoundView:
         updates: Updates that nobody decided on, by leaf index.
         accepted: Updates that count, by agent.
         sealed: Its end, if it came.
+        contributions: What it was sealed with.
         secret: The round, if nobody sees its updates.
     """
 
     updates: dict[int, e.UpdateSubmitted] = field(default_factory=dict)
     accepted: dict[str, e.BlobRef] = field(default_factory=dict)
     sealed: e.RoundSealed | None = None
+    contributions: tuple[Contribution, ...] = ()
     secret: SecretRound | None = None
 
 
@@ -178,6 +191,14 @@ def _to_plain(value: Any) -> Any:
             return list(map(_to_plain, value))
         case tuple():
             return {"tuple": list(map(_to_plain, value))}
+        case PersistentMap():
+            return {
+                "persistent map": [
+                    [_to_plain(k), _to_plain(v)] for k, v in value.items()
+                ]
+            }
+        case PersistentSet():
+            return {"persistent set": list(map(_to_plain, value))}
         case frozenset():
             return {"set": list(map(_to_plain, value))}
         case Counter():
@@ -213,6 +234,10 @@ def _from_plain(plain: Any) -> Any:
             return tuple(map(_from_plain, content))
         case "set":
             return frozenset(map(_from_plain, content))
+        case "persistent map":
+            return PersistentMap((_from_plain(k), _from_plain(v)) for k, v in content)
+        case "persistent set":
+            return PersistentSet(map(_from_plain, content))
         case "counter":
             return Counter({_from_plain(k): n for k, n in content})
         case "map":
@@ -243,7 +268,8 @@ _CLASSES: Final = {
     name: cls
     for name, cls in (
         *_types(
-            e, admission, log, registry, replay, rewards, rounds, secret_round,
+            e, admission, contributions, log, registry, replay, rewards, rounds,
+            secret_round,
             attestations, blocks, equivocation, merkle, audit_finality, audit_report,
         ).items(),
         *((cls.__name__, cls) for cls in (

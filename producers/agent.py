@@ -48,6 +48,7 @@ from producers.secret_update import (
     submit_commitment,
     write_private,
 )
+from protocol.cohort import is_drawn
 from protocol.encoding import (
     NotFiniteError,
     OutOfRangeError,
@@ -300,10 +301,11 @@ class Agent:
         match self._believe(record):
             case RoundStarted() as started:
                 self._keeper.forget(but=_stem(started))
-                if self._options.agent_id in started.cohort:
+                if is_drawn(started, self._options.agent_id):
                     self._in_time(started, started.deadline_ms, record)
             case CommitmentsClosed() as closed:
-                if self._options.agent_id in closed.agent_ids:
+                # Whether it is in the set is not said; a proof of another is refused.
+                if self._find_commitment(closed.round) is not None:
                     self._in_time(closed, closed.proof_deadline_ms, record)
             case RoundSealed() | RoundAbandoned():
                 self._keeper.forget()
@@ -398,9 +400,7 @@ class Agent:
     def _prove(self, closed: CommitmentsClosed, traceparent: str) -> None:
         """Prove what was committed to in the round that is closed now."""
         found = self._find_commitment(closed.round)
-        if found is None:
-            log.error("round %d: this agent remembers no commitment", closed.round)
-            return
+        assert found is not None, "only who committed proves"
         stem, update = found
 
         def compute() -> NormProofSubmitted:

@@ -23,6 +23,7 @@ from protocol.tensors import manifest_of, num_parameters, tensors_from_blob
 from protocol.validation import (
     MAX_FRACTIONAL_BITS,
     MAX_NORM_BOUND,
+    MAX_WEIGHT,
     ROLES,
     find_configuration_problem,
 )
@@ -209,7 +210,9 @@ class Operator:
             initial_model=store.store(initial_model),
             num_parameters=num_parameters(manifest),
             fractional_bits=parameters.fractional_bits,
-            max_num_examples=parameters.max_num_examples,
+            max_num_examples=min(
+                parameters.max_num_examples, MAX_WEIGHT // parameters.cohort_size
+            ),
             cohort_size=parameters.cohort_size,
             min_cohort=parameters.min_cohort,
             round_duration_ms=parameters.round_duration_ms,

@@ -54,6 +54,7 @@ from protocol.envelope import (
     compute_input_id,
     verify_event,
 )
+from protocol.persistent import PersistentMap
 from protocol.rules import find_rules_problem
 from protocol.validation import (
     find_configuration_problem,
@@ -182,7 +183,7 @@ class AdmissionState:
     config: e.FederationConfigured | None = None
     change: int = 0
     parties: Mapping[str, bytes] = field(default_factory=dict)
-    agents: Mapping[str, Agent] = field(default_factory=dict)
+    agents: PersistentMap[str, Agent] = field(default_factory=PersistentMap)
     offsets: Mapping[str, int] = field(default_factory=dict)
     num_leaves: int = 0
     last_facts: Mapping[str, tuple[int, int]] = field(default_factory=dict)
@@ -591,10 +592,10 @@ class _Scratch:
                 self._proven |= {identify_contradiction(event)}
             case e.AgentAdmitted():
                 agent = Agent(event.public_key)
-                self._agents = {**self._agents, event.agent_id: agent}
+                self._agents = self._agents.insert(event.agent_id, agent)
             case e.AgentRevoked():
                 revoked = Agent(self._agents[event.agent_id].public_key, revoked=True)
-                self._agents = {**self._agents, event.agent_id: revoked}
+                self._agents = self._agents.insert(event.agent_id, revoked)
             case _:
                 pass
         key = self.find_author_key(event)

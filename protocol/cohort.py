@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from functools import partial
 from typing import Final
 
 from ledger.checkpoint import Checkpoint
+from schemas.events import RoundStarted
 
 COHORT_DOMAIN: Final = b"folkmoot/cohort/v1\n"
 CHECKPOINT_DOMAIN: Final = b"folkmoot/cohort-checkpoint/v1\n"
@@ -41,16 +43,26 @@ def compute_cohort_seed(entropy: bytes, federation_id: str, round_number: int) -
     ).digest()
 
 
+def compute_ticket(seed: bytes, agent_id: str) -> bytes:
+    """Return an agent's ticket for a draw, 32 bytes: SHA-256(seed || agent_id)."""
+    return hashlib.sha256(seed + agent_id.encode()).digest()
+
+
 def draw_cohort(seed: bytes, agent_ids: Iterable[str], size: int) -> tuple[str, ...]:
     """Draw at most ``size`` agents without replacement.
 
-    Each agent's ticket is SHA-256(seed || agent_id); the lowest tickets win.
+    The lowest tickets win (`compute_ticket`).
 
     Returns:
-        The agents drawn, in ascending order of agent_id.
+        The agents drawn, in ascending order of their tickets.
     """
+    return tuple(sorted(agent_ids, key=partial(compute_ticket, seed))[:size])
 
-    def ticket(agent_id: str) -> bytes:
-        return hashlib.sha256(seed + agent_id.encode()).digest()
 
-    return tuple(sorted(sorted(agent_ids, key=ticket)[:size]))
+def is_drawn(started: RoundStarted, agent_id: str) -> bool:
+    """Return whether an agent that could be drawn for a round was.
+
+    It could if it had been admitted, and not been revoked, when the round was asked
+    for. One that came later may hold such a ticket too: the deciders refuse its answer.
+    """
+    return compute_ticket(started.cohort_seed, agent_id) <= started.last_ticket

@@ -668,7 +668,7 @@ class RoundVerifier:
                 ).rows
                 for c in secret.accepted()
             ],
-            [c.num_examples for c in sealed.contributions],
+            [c.num_examples for c in secret.contributions],
         )
         try:
             total = open_aggregate(party_sums, rows)

@@ -32,6 +32,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final, TypeAlias
 
+from protocol.contributions import Contribution
 from protocol.far_pairs import MIN_COMPARED
 from schemas.events import RoundSealed
 
@@ -104,15 +105,13 @@ class Summed:
     updates: tuple[tuple[bytes, int], ...]
 
     @classmethod
-    def of(cls, sealed: RoundSealed) -> Summed:
-        """Return what the sum of a sealed round is over."""
+    def of(cls, sealed: RoundSealed, contributions: Iterable[Contribution]) -> Summed:
+        """Return what the sum of a sealed round is over: its contributions."""
         return cls(
             federation_id=sealed.federation_id,
             round=sealed.round,
             cause=sealed.cause,
-            updates=tuple(
-                (c.update_sha256, c.num_examples) for c in sealed.contributions
-            ),
+            updates=tuple((c.update_sha256, c.num_examples) for c in contributions),
         )
 
 

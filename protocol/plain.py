@@ -50,12 +50,16 @@ class RoundResult:
 
 
 def compute_result(
-    sealed: RoundSealed, base_blob: bytes, update_blobs: Iterable[bytes]
+    sealed: RoundSealed,
+    weights: Iterable[int],
+    base_blob: bytes,
+    update_blobs: Iterable[bytes],
 ) -> RoundResult:
     """Add up a sealed round and apply the sum to its base model (FedAvg).
 
     Args:
-        sealed: The round's contributions.
+        sealed: The round.
+        weights: The num_examples of its contributions, in their order.
         base_blob: The base model's blob, digest verified.
         update_blobs: The blobs of its contributions, in their order, digests
             verified; read one at a time.
@@ -66,9 +70,9 @@ def compute_result(
         MalformedBlobError: the base model is not one.
     """
     accumulator = Accumulator(sealed.num_parameters)
-    for contribution, blob in zip(sealed.contributions, update_blobs, strict=True):
+    for weight, blob in zip(weights, update_blobs, strict=True):
         update = parse_update(blob, num_parameters=sealed.num_parameters)
-        accumulator.add(update, contribution.num_examples)
+        accumulator.add(update, weight)
     return apply_sum(accumulator.total, sealed, base_blob)
 
 
@@ -79,7 +83,7 @@ def apply_sum(
 
     Args:
         total: shape (d,) int64.
-        sealed: The round's contributions.
+        sealed: The round.
         base_blob: The base model's blob, digest verified.
 
     Raises:

@@ -13,10 +13,10 @@ Rules, by basis:
   each percentage point of the difference, pro rata, rounded down. One that was not
   measured earns nothing. The points are shared among its round's
   contributions by their examples, to the last one (`share_out`).
-- ``MISSED_ASSIGNMENT``: who was drawn and had given no answer when the round was
-  sealed, or abandoned for want of contributions, pays. An answer that was refused,
-  even as late, is one; so is declining. A commitment without its norm proof is none.
-  Who was revoked before owes none. A round that the operator gives up costs nobody.
+- ``MISSED_ASSIGNMENT``: who was rejected for giving no answer, or no norm proof, pays
+  when the round is sealed, or abandoned for want of contributions. Not so who had
+  another answer refused by then, even as late, or was revoked. A round that the
+  operator gives up costs nobody.
 - ``FAILED_PROOF``: an update that the aggregator refused for what its blob or its norm
   proof is, and a partial sum that contradicts its party's own links. Where agent and
   party accuse each other (shares that do not open, or do not add up) nobody pays.
@@ -47,7 +47,9 @@ from typing import Final, TypeAlias
 
 from protocol.changes import read_configuration
 from protocol.configuration import get_reward_rule, list_nodes
+from protocol.contributions import WITHDRAWN, Contribution
 from protocol.decider import Decider, Sequenced
+from protocol.persistent import PersistentMap, PersistentSet
 from protocol.validation import ACCURACY, BLOB_REASONS, Direction
 from schemas import events as e
 from schemas.reasons import Reason
@@ -75,6 +77,9 @@ PARTY_PREFIX: Final = "party:"
 _FAILED_PROOFS: Final = BLOB_REASONS | {Reason.INVALID_PROOF}
 
 
+_SILENCE: Final = frozenset({Reason.NO_ANSWER, Reason.MISSING_PROOF})
+
+
 class Basis(StrEnum):
     """What a balance changes for."""
 
@@ -97,7 +102,7 @@ class UnpaidRound:
         rule: What it is paid by.
     """
 
-    contributions: tuple[e.Contribution, ...] | None = None
+    contributions: tuple[Contribution, ...] | None = None
     is_published: bool = False
     gain_micros: int | None = None
     rule: e.RewardRule = field(default_factory=e.RewardRule)
@@ -116,7 +121,9 @@ class RewardsState:
         node_names: Names of all ledger nodes so far, by public key.
         best_accuracy_micros: Accuracy of the best version so far; 0 before any.
         drawn_round: The last round that started; 0 if none.
-        silent: Who was drawn for it and owes an answer.
+        silent: Who was rejected in it for giving no answer or no norm proof.
+        heard: Who was accepted or rejected in it for anything else.
+        counted: Its contributions so far, by agent.
         unpaid: Rounds that have not earned everything yet, by number; at most
             `MAX_UNPAID_ROUNDS`.
         balances: Points by account, of those that ever changed.
@@ -129,9 +136,11 @@ class RewardsState:
     node_names: Mapping[bytes, str] = field(default_factory=dict)
     best_accuracy_micros: int = 0
     drawn_round: int = 0
-    silent: frozenset[str] = frozenset()
+    silent: PersistentSet[str] = field(default_factory=PersistentSet)
+    heard: PersistentSet[str] = field(default_factory=PersistentSet)
+    counted: PersistentMap[str, Contribution] = field(default_factory=PersistentMap)
     unpaid: Mapping[int, UnpaidRound] = field(default_factory=dict)
-    balances: Mapping[str, int] = field(default_factory=dict)
+    balances: PersistentMap[str, int] = field(default_factory=PersistentMap)
 
 
 def decide(state: RewardsState, leaf: Sequenced) -> Sequence[e.RewardFact]:
@@ -164,9 +173,10 @@ def evolve(
     state: RewardsState, leaf: Sequenced, facts: Sequence[e.RewardFact]
 ) -> RewardsState:
     """Fold a leaf and what followed from it; knows no rule."""
-    if facts:
-        balances = {fact.account: fact.balance for fact in facts}
-        state = replace(state, balances={**state.balances, **balances})
+    balances = state.balances
+    for fact in facts:
+        balances = balances.insert(fact.account, fact.balance)
+    state = replace(state, balances=balances)
     match leaf.event:
         case e.FederationConfigured() as config:
             keys = {p.role: p.public_key for p in config.principals}
@@ -181,29 +191,43 @@ def evolve(
             return replace(state, rule=rule, rules={**state.rules, number: rule})
         case e.NodeSetChanged(nodes=nodes):
             return _name_nodes(state, nodes)
-        case e.RoundStarted(round=number, cohort=cohort, change=change):
+        case e.RoundStarted(round=number, change=change):
             return replace(
-                state,
+                _forget(state),
                 drawn_round=number,
                 drawn_rule=state.rules.get(change, state.rule),
                 # No later round goes back to what was in force before this one.
                 rules={k: v for k, v in state.rules.items() if k >= change},
-                silent=frozenset(cohort),
             )
-        case (
-            e.ContributionAccepted(round=number, agent_id=agent_id)
-            | e.ContributionRejected(round=number, agent_id=agent_id)
-        ) as answer if (
-            number == state.drawn_round
-            and getattr(answer, "reason", "") != Reason.MISSING_PROOF
+        case e.ContributionAccepted(agent_id=agent_id) as accepted if (
+            accepted.round == state.drawn_round
         ):
-            return replace(state, silent=state.silent - {agent_id})
-        case e.RoundSealed(round=number, contributions=contributions):
-            unpaid = replace(_unpaid(state, number), contributions=contributions)
-            return _remember(replace(state, silent=frozenset()), number, unpaid)
+            contribution = Contribution(
+                agent_id=agent_id,
+                update_sha256=accepted.update_sha256,
+                num_examples=accepted.num_examples,
+            )
+            return replace(
+                state,
+                heard=state.heard.insert(agent_id),
+                counted=state.counted.insert(agent_id, contribution),
+            )
+        case e.ContributionRejected(agent_id=agent_id) as rejected if (
+            rejected.round == state.drawn_round
+        ):
+            if rejected.reason in _SILENCE:
+                return replace(state, silent=state.silent.insert(agent_id))
+            counted = state.counted
+            if rejected.reason in WITHDRAWN:
+                counted = counted.discard(agent_id)
+            heard = state.heard.insert(agent_id)
+            return replace(state, heard=heard, counted=counted)
+        case e.RoundSealed(round=number):
+            unpaid = _sealed(state, number)
+            return _remember(_forget(state), number, unpaid)
         case e.RoundAbandoned(round=number):
             others = {k: v for k, v in state.unpaid.items() if k != number}
-            return replace(state, silent=frozenset(), unpaid=others)
+            return replace(_forget(state), unpaid=others)
         case e.AggregatePublished(round=number):
             unpaid = replace(_unpaid(state, number), is_published=True)
             return _remember(state, number, unpaid)
@@ -247,8 +271,8 @@ _Change: TypeAlias = tuple[str, int, Basis]
 def _find_changes(state: RewardsState, event: e.LedgerEvent) -> Iterator[_Change]:
     """Yield what an event earns and costs by the rule; this is where it is applied."""
     match event:
-        case e.RoundSealed(round=number, contributions=contributions):
-            unpaid = replace(_unpaid(state, number), contributions=contributions)
+        case e.RoundSealed(round=number):
+            unpaid = _sealed(state, number)
             yield from _missed(state, number)
             if unpaid.is_published:
                 yield from _contributed(unpaid)
@@ -283,8 +307,21 @@ def _find_changes(state: RewardsState, event: e.LedgerEvent) -> Iterator[_Change
 
 def _missed(state: RewardsState, number: int) -> Iterator[_Change]:
     if number == state.drawn_round:
-        for agent_id in sorted(state.silent):
+        for agent_id in sorted(state.silent - state.heard):
             yield agent_id, -state.drawn_rule.missed_assignment, Basis.MISSED_ASSIGNMENT
+
+
+def _sealed(state: RewardsState, number: int) -> UnpaidRound:
+    """Return what is known of a round that is sealed with what was counted."""
+    counted = state.counted if number == state.drawn_round else {}
+    contributions = tuple(item for _, item in sorted(counted.items()))
+    return replace(_unpaid(state, number), contributions=contributions)
+
+
+def _forget(state: RewardsState) -> RewardsState:
+    """Return the state without what only counts until a round is sealed."""
+    nobody: PersistentSet[str] = PersistentSet()
+    return replace(state, silent=nobody, heard=nobody, counted=PersistentMap())
 
 
 def _contributed(unpaid: UnpaidRound) -> Iterator[_Change]:

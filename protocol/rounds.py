@@ -12,11 +12,12 @@ Rules:
   model, it was sequenced by the deadline, it is the agent's first answer, and the
   aggregator found its blob good.
 - An agent that is revoked before the round is sealed is excluded, even if accepted.
-- A round is sealed when every member of the cohort answered, or when the deadline has
-  passed and every update that came in time was checked. With fewer than ``min_cohort``
+- Who was drawn and has not answered by the deadline is rejected (``NO_ANSWER``).
+- A round is sealed when every member of the cohort has answered or been rejected, and
+  every update that came in time was checked. With fewer than ``min_cohort``
   contributions it is abandoned instead.
 - With MPC an agent first commits, sharing its update among the parties. The set is
-  closed when everyone answered or the deadline has passed; its hash is the seed of the
+  closed when every member has answered or been rejected; its hash is the seed of the
   projection that the norm proofs and the parties' links are about, so nobody knew it
   when choosing. An agent whose proof is not there by a second deadline is rejected.
 - Once all proofs are there each party links its shares; once all parties have, the
@@ -42,7 +43,7 @@ Rules:
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import Any, Final
@@ -53,11 +54,19 @@ from protocol.changes import apply_change, read_configuration
 from protocol.cohort import (
     compute_checkpoint_entropy,
     compute_cohort_seed,
+    compute_ticket,
     draw_cohort,
+    is_drawn,
 )
 from protocol.configuration import get_comparison, list_parties, name_mode
+from protocol.contributions import (
+    WITHDRAWN,
+    Contribution,
+    compute_contributions_digest,
+)
 from protocol.decider import Decider, Sequenced
 from protocol.far_pairs import MalformedBitsError, flag, parse_far
+from protocol.persistent import PersistentMap, PersistentSet
 from schemas import events as e
 from schemas.reasons import Reason
 
@@ -80,14 +89,14 @@ class OpenRound:
 
     Attributes:
         started: The fact that opened it.
+        cohort: The agents drawn.
+        owing: Those of them that have not answered: what they send may still count.
         pending: Updates to be checked, by leaf index.
+        pending_of: Their leaf indexes, by agent.
         contributions: Accepted contributions, by agent.
-        answered: Agents of the cohort that cannot contribute any more: accepted,
-            refused after a check, or declined.
-        told_at_ms: Stamp of the last block in which the timer spoke of this round; -1
-            before any.
         closed: With MPC, the fact that closed the set of commitments.
         proofs: With MPC, leaf index of the norm proof, by agent.
+        unproven: With MPC, agents with an update to be checked and no norm proof.
         links: With MPC, leaf index of what a party says of the shares, by party.
         comparison: With MPC, the fact that had the updates compared, if they are.
         far: With MPC, which of them are far apart as each party says, by party.
@@ -96,12 +105,16 @@ class OpenRound:
     """
 
     started: e.RoundStarted
-    pending: Mapping[int, PendingUpdate] = field(default_factory=dict)
-    contributions: Mapping[str, e.Contribution] = field(default_factory=dict)
-    answered: frozenset[str] = frozenset()
-    told_at_ms: int = -1
+    cohort: frozenset[str]
+    owing: PersistentSet[str]
+    pending: PersistentMap[int, PendingUpdate] = field(default_factory=PersistentMap)
+    pending_of: PersistentMap[str, int] = field(default_factory=PersistentMap)
+    contributions: PersistentMap[str, Contribution] = field(
+        default_factory=PersistentMap
+    )
     closed: e.CommitmentsClosed | None = None
-    proofs: Mapping[str, int] = field(default_factory=dict)
+    proofs: PersistentMap[str, int] = field(default_factory=PersistentMap)
+    unproven: PersistentSet[str] = field(default_factory=PersistentSet)
     links: Mapping[str, int] = field(default_factory=dict)
     comparison: e.ComparisonStarted | None = None
     far: Mapping[str, bytes] = field(default_factory=dict)
@@ -116,16 +129,14 @@ class OpenRound:
         return self.started.deadline_ms
 
     @property
-    def deadline_passed(self) -> bool:
-        """Return whether a block's stamp and the timer agree that it has."""
-        return self.told_at_ms > self.deadline_ms
-
-    @property
     def has_all_proofs(self) -> bool:
         """Return whether every commitment that may still count has its norm proof."""
-        return self.closed is not None and all(
-            pending.agent_id in self.proofs for pending in self.pending.values()
-        )
+        return self.closed is not None and not self.unproven
+
+    @property
+    def ordered(self) -> tuple[Contribution, ...]:
+        """Return the accepted contributions in ascending order of agent_id."""
+        return tuple(item for _, item in sorted(self.contributions.items()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,7 +163,7 @@ class RoundsState:
     config: e.FederationConfigured | None = None
     change: int = 0
     waiting: e.FederationChanged | None = None
-    agents: frozenset[str] = frozenset()
+    agents: PersistentSet[str] = field(default_factory=PersistentSet)
     last_round: int = 0
     last_requested_at_ms: int = -1
     version: int = 0
@@ -212,7 +223,7 @@ def decide(state: RoundsState, leaf: Sequenced) -> Sequence[e.RoundFact]:
         case e.UpdatesChecked() as checked:
             return _with_closing(state, leaf, list(_checked(state, checked, leaf)))
         case e.DeadlineReached() as reached:
-            return _with_closing(state, leaf, _missing_proofs(state, reached, leaf))
+            return _with_closing(state, leaf, _missing(state, reached, leaf))
         case e.RoundAbandonRequested() as request:
             return [_abandon(state, request, leaf)]
         case e.AgentRevoked() as revoked:
@@ -270,9 +281,9 @@ def _evolve_input(
                 drawn_size=state.draw_size,
             )
         case e.AgentAdmitted(agent_id=agent_id):
-            return replace(state, agents=state.agents | {agent_id})
+            return replace(state, agents=state.agents.insert(agent_id))
         case e.AgentRevoked(agent_id=agent_id):
-            return replace(state, agents=state.agents - {agent_id})
+            return replace(state, agents=state.agents.discard(agent_id))
         case e.RoundRequested(requested_at_ms=at_ms):
             return replace(
                 state, last_requested_at_ms=max(at_ms, state.last_requested_at_ms)
@@ -294,14 +305,25 @@ def _evolve_input(
             return replace(
                 state,
                 current=replace(
-                    current, pending={**current.pending, leaf.leaf_index: pending}
+                    current,
+                    owing=current.owing.discard(update.agent_id),
+                    pending=current.pending.insert(leaf.leaf_index, pending),
+                    pending_of=current.pending_of.insert(
+                        update.agent_id, leaf.leaf_index
+                    ),
                 ),
             )
         case e.NormProofSubmitted(agent_id=agent_id) as proof if (
             current is not None and _counts(proof, facts)
         ):
-            proofs = {**current.proofs, agent_id: leaf.leaf_index}
-            return replace(state, current=replace(current, proofs=proofs))
+            return replace(
+                state,
+                current=replace(
+                    current,
+                    proofs=current.proofs.insert(agent_id, leaf.leaf_index),
+                    unproven=current.unproven.discard(agent_id),
+                ),
+            )
         case e.SharesLinked(party=party) as said if current is not None and _counts(
             said, facts
         ):
@@ -318,11 +340,6 @@ def _evolve_input(
         ):
             partials = {**current.partials, party: leaf.leaf_index}
             return replace(state, current=replace(current, partials=partials))
-        case e.DeadlineReached(round=number) if (
-            current is not None and number == current.started.round
-        ):
-            told = replace(current, told_at_ms=leaf.sequenced_at_ms)
-            return replace(state, current=told)
         case _:
             return state
 
@@ -332,10 +349,12 @@ def _evolve_fact(state: RoundsState, fact: e.RoundFact) -> RoundsState:
     match fact:
         case e.RoundStarted():
             return replace(
-                state, last_round=fact.round, current=OpenRound(started=fact)
+                state, last_round=fact.round, current=_open(state.agents, fact)
             )
         case e.CommitmentsClosed() if current is not None:
-            return replace(state, current=replace(current, closed=fact))
+            unproven = PersistentSet(current.pending_of)
+            closed = replace(current, closed=fact, unproven=unproven)
+            return replace(state, current=closed)
         case e.ComparisonStarted() if current is not None:
             return replace(state, current=replace(current, comparison=fact))
         case e.PartialRejected() if current is not None:
@@ -352,7 +371,7 @@ def _evolve_fact(state: RoundsState, fact: e.RoundFact) -> RoundsState:
         case e.AggregatePublished():
             return _end(replace(state, version=state.version + 1, model=fact.model))
         case e.ContributionAccepted() if current is not None:
-            contribution = e.Contribution(
+            contribution = Contribution(
                 agent_id=fact.agent_id,
                 update_sha256=fact.update_sha256,
                 num_examples=fact.num_examples,
@@ -361,24 +380,19 @@ def _evolve_fact(state: RoundsState, fact: e.RoundFact) -> RoundsState:
                 state,
                 current=replace(
                     _answer(current, fact.agent_id),
-                    contributions={
-                        **current.contributions,
-                        fact.agent_id: contribution,
-                    },
+                    contributions=current.contributions.insert(
+                        fact.agent_id, contribution
+                    ),
                 ),
             )
         case e.ContributionRejected() if current is not None and (
             fact.update_leaf_index in current.pending or fact.reason in _FINAL
         ):
-            contributions = {
-                agent_id: contribution
-                for agent_id, contribution in current.contributions.items()
-                if agent_id != fact.agent_id
-            }
             return replace(
                 state,
                 current=replace(
-                    _answer(current, fact.agent_id), contributions=contributions
+                    _answer(current, fact.agent_id),
+                    contributions=current.contributions.discard(fact.agent_id),
                 ),
             )
         case _:
@@ -398,13 +412,26 @@ _DECLINES = frozenset(
     }
 )
 """What an agent may say of itself."""
-_FINAL = _DECLINES | {Reason.REVOKED_AGENT, Reason.FAR_FROM_OTHERS}
+_FINAL = _DECLINES | WITHDRAWN | {Reason.NO_ANSWER}
 """Rejections after which an agent has no further answer to the round."""
 
 
 def _answer(current: OpenRound, agent_id: str) -> OpenRound:
-    pending = {i: p for i, p in current.pending.items() if p.agent_id != agent_id}
-    return replace(current, pending=pending, answered=current.answered | {agent_id})
+    index = current.pending_of.get(agent_id)
+    answered = replace(current, owing=current.owing.discard(agent_id))
+    if index is None:
+        return answered
+    return replace(
+        answered,
+        pending=current.pending.discard(index),
+        pending_of=current.pending_of.discard(agent_id),
+        unproven=current.unproven.discard(agent_id),
+    )
+
+
+def _open(agents: Iterable[str], started: e.RoundStarted) -> OpenRound:
+    cohort = frozenset(agent_id for agent_id in agents if is_drawn(started, agent_id))
+    return OpenRound(started=started, cohort=cohort, owing=PersistentSet(cohort))
 
 
 def find_newest(state: RoundsState) -> tuple[e.FederationConfigured | None, int]:
@@ -467,10 +494,12 @@ def _start(
         leaf.previous_block_hash if config.ledger_nodes is None else state.draw_entropy
     )
     seed = compute_cohort_seed(entropy, config.federation_id, request.round)
+    cohort = draw_cohort(seed, state.agents, config.cohort_size)
     return e.RoundStarted(
         round=request.round,
-        cohort=draw_cohort(seed, state.agents, config.cohort_size),
+        num_drawn=len(cohort),
         cohort_seed=seed,
+        last_ticket=compute_ticket(seed, cohort[-1]),
         base_version=state.version,
         base_model=state.model,
         task=config.task,
@@ -516,18 +545,16 @@ def _why_no_answer(
         if 1 <= number <= state.last_round:
             return Reason.LATE, f"round {number} is over"
         return Reason.WRONG_ROUND, f"round {number} has not started"
-    if agent_id not in current.started.cohort:
+    if agent_id not in current.cohort:
         return Reason.NOT_IN_COHORT, "this agent was not drawn for the round"
-    if agent_id in current.answered or any(
-        pending.agent_id == agent_id for pending in current.pending.values()
-    ):
-        return Reason.DUPLICATE, "this agent has answered the round already"
     if (
         current.closed is not None
         or current.sealed is not None
         or leaf.sequenced_at_ms > current.started.deadline_ms
     ):
         return Reason.LATE, f"the deadline was {current.started.deadline_ms} ms"
+    if agent_id not in current.owing:
+        return Reason.DUPLICATE, "this agent has answered the round already"
     return None
 
 
@@ -587,7 +614,7 @@ def _why_no_proof(
         problem = (Reason.TOO_EARLY, "the set of commitments is not closed yet")
     elif agent_id in current.proofs:
         problem = (Reason.DUPLICATE, "this agent has proved its commitment already")
-    elif all(pending.agent_id != agent_id for pending in current.pending.values()):
+    elif agent_id not in current.pending_of:
         problem = (Reason.NO_COMMITMENT, "this agent has no commitment in the round")
     elif leaf.sequenced_at_ms > current.deadline_ms:
         problem = (Reason.LATE, f"the deadline was {current.deadline_ms} ms")
@@ -596,28 +623,33 @@ def _why_no_proof(
     return [_rejected(leaf, agent_id, proof.round, *problem)]
 
 
-def _missing_proofs(
+def _missing(
     state: RoundsState, reached: e.DeadlineReached, leaf: Sequenced
 ) -> list[e.RoundFact]:
-    """Reject the commitments that have no proof when its deadline has passed."""
+    """Reject who has not answered, or not proved, when the deadline has passed."""
     current = state.current
-    if (
-        current is None
-        or current.closed is None
-        or not _is_past(current, leaf, reached)
-    ):
+    if current is None or current.sealed is not None:
         return []
+    # The timer may be early or lie; the block's stamp is what everybody can check.
+    number, deadline_ms = current.started.round, current.deadline_ms
+    if reached.round != number or leaf.sequenced_at_ms <= deadline_ms:
+        return []
+    if current.closed is None:
+        detail = f"no answer by the deadline, {deadline_ms} ms"
+        return [
+            _rejected(leaf, agent_id, number, Reason.NO_ANSWER, detail)
+            for agent_id in sorted(current.owing)
+        ]
     return [
         e.ContributionRejected(
-            round=current.started.round,
-            agent_id=pending.agent_id,
-            update_leaf_index=index,
+            round=number,
+            agent_id=agent_id,
+            update_leaf_index=current.pending_of[agent_id],
             reason=Reason.MISSING_PROOF,
-            detail=f"no norm proof by the deadline, {current.deadline_ms} ms",
+            detail=f"no norm proof by the deadline, {deadline_ms} ms",
             **_cause(leaf),
         )
-        for index, pending in sorted(current.pending.items())
-        if pending.agent_id not in current.proofs
+        for agent_id in sorted(current.unproven)
     ]
 
 
@@ -641,7 +673,7 @@ def _why_unexpected(
             is_expected = (
                 sealed is not None
                 and said.party not in current.partials
-                and said.num_contributions == len(sealed.contributions)
+                and said.num_contributions == sealed.num_contributions
                 and said.num_examples == sealed.num_examples
             )
         if is_expected:
@@ -728,7 +760,7 @@ def _revoked(
     if (
         current is None
         or current.sealed is not None
-        or revoked.agent_id not in current.started.cohort
+        or revoked.agent_id not in current.cohort
     ):
         return []
     number, reason = current.started.round, Reason.REVOKED_AGENT
@@ -781,14 +813,6 @@ def _checked(
             )
 
 
-def _is_past(current: OpenRound, leaf: Sequenced, event: e.DeadlineReached) -> bool:
-    # The timer may be early or lie; the block's stamp is what everybody can check.
-    return (
-        event.round == current.started.round
-        and leaf.sequenced_at_ms > current.deadline_ms
-    )
-
-
 def _with_closing(
     state: RoundsState, leaf: Sequenced, facts: list[e.RoundFact]
 ) -> list[e.RoundFact]:
@@ -801,19 +825,12 @@ def _with_closing(
         return facts
     is_committing = config.mpc is not None and current.closed is None
     num_possible = len(current.contributions) + len(current.pending)
-    if is_committing:
-        committed = {pending.agent_id for pending in current.pending.values()}
-        if not (
-            current.deadline_passed
-            or current.answered | committed >= frozenset(current.started.cohort)
-        ):
-            return facts
-    elif current.closed is not None:
+    if current.owing:
+        return facts
+    if current.closed is not None:
         if current.pending and num_possible >= config.min_cohort:
             return facts
-    elif current.pending or not (
-        current.deadline_passed or current.answered >= frozenset(current.started.cohort)
-    ):
+    elif current.pending and not is_committing:
         return facts
     number = current.started.round
     if num_possible < config.min_cohort:
@@ -840,14 +857,13 @@ def _with_closing(
         return [*facts, started]
     if comparison is not None and not has_all_comparisons(after):
         return facts
-    contributions = tuple(
-        current.contributions[agent_id] for agent_id in sorted(current.contributions)
-    )
+    contributions = current.ordered
     return [
         *facts,
         e.RoundSealed(
             round=number,
-            contributions=contributions,
+            num_contributions=len(contributions),
+            contributions_sha256=compute_contributions_digest(contributions),
             num_examples=sum(c.num_examples for c in contributions),
             base_model=current.started.base_model,
             fractional_bits=current.started.fractional_bits,
@@ -864,7 +880,7 @@ def _close(
     committed = sorted(current.pending.values(), key=lambda p: p.agent_id)
     return e.CommitmentsClosed(
         round=number,
-        agent_ids=tuple(pending.agent_id for pending in committed),
+        num_commitments=len(committed),
         projection_seed=compute_projection_seed(
             config.federation_id, number, [pending.leaf_hash for pending in committed]
         ),
@@ -904,7 +920,7 @@ def _publish(
         or sealed is None
         or claim.round != sealed.round
         or claim.base_model_sha256 != sealed.base_model.sha256
-        or claim.num_contributions != len(sealed.contributions)
+        or claim.num_contributions != sealed.num_contributions
         or claim.num_examples != sealed.num_examples
         or not has_all_partials(state)
     ):

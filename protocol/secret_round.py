@@ -15,8 +15,11 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from protocol.configuration import get_mpc
+from protocol.contributions import Contribution
 from protocol.decider import Sequenced
+from protocol.persistent import PersistentMap
 from protocol.rounds import (
+    OpenRound,
     RoundsState,
     has_all_comparisons,
     has_all_links,
@@ -63,12 +66,13 @@ class SecretRound:
         closed: The fact that closed the set, once it is closed.
         proofs: Norm proofs, by agent.
         links: What parties say of their shares, by party.
-        waiting: Agents whose contribution is neither accepted nor rejected.
+        waiting: Leaf indexes of commitments neither accepted nor rejected, by agent.
         has_all_proofs: Whether all of those have proved.
         has_all_links: Whether all parties have linked.
         comparison: The fact that had the updates compared, if they are.
         has_all_comparisons: Whether all parties have said who is far from whom.
         sealed: The fact that sealed it, once it is sealed.
+        contributions: Then its contributions, in ascending order of agent_id.
         partials: Parts of the sum, by party.
         has_all_partials: Whether all parties have given theirs.
     """
@@ -76,16 +80,17 @@ class SecretRound:
     config: e.FederationConfigured
     genesis: bytes
     started: e.RoundStarted
-    commitments: Mapping[str, Committed] = field(default_factory=dict)
+    commitments: PersistentMap[str, Committed] = field(default_factory=PersistentMap)
     closed: e.CommitmentsClosed | None = None
-    proofs: Mapping[str, e.BlobRef] = field(default_factory=dict)
+    proofs: PersistentMap[str, e.BlobRef] = field(default_factory=PersistentMap)
     links: Mapping[str, e.BlobRef] = field(default_factory=dict)
-    waiting: frozenset[str] = frozenset()
+    waiting: PersistentMap[str, int] = field(default_factory=PersistentMap)
     has_all_proofs: bool = False
     has_all_links: bool = False
     comparison: e.ComparisonStarted | None = None
     has_all_comparisons: bool = False
     sealed: e.RoundSealed | None = None
+    contributions: tuple[Contribution, ...] = ()
     partials: Mapping[str, Partial] = field(default_factory=dict)
     has_all_partials: bool = False
 
@@ -124,7 +129,11 @@ class SecretRound:
     def accepted(self) -> list[Committed]:
         """Return the commitments of the sealed set, in its order."""
         assert self.sealed is not None, "only a sealed round has a sum"
-        return [self.commitments[c.agent_id] for c in self.sealed.contributions]
+        return [self.commitments[c.agent_id] for c in self.contributions]
+
+
+def _list_contributions(current: OpenRound) -> tuple[Contribution, ...]:
+    return () if current.sealed is None else current.ordered
 
 
 def follow(
@@ -153,12 +162,13 @@ def follow(
     match event:
         case e.UpdateCommitted(agent_id=agent_id) if index in current.pending:
             committed = Committed(leaf_index=index, event=event)
-            commitments = {**secret.commitments, agent_id: committed}
+            commitments = secret.commitments.insert(agent_id, committed)
             secret = replace(secret, commitments=commitments)
         case e.NormProofSubmitted(agent_id=agent_id) if (
             current.proofs.get(agent_id) == index
         ):
-            secret = replace(secret, proofs={**secret.proofs, agent_id: event.proof})
+            proofs = secret.proofs.insert(agent_id, event.proof)
+            secret = replace(secret, proofs=proofs)
         case e.SharesLinked(party=party) if current.links.get(party) == index:
             secret = replace(secret, links={**secret.links, party: event.links})
         case e.PartialAggregateSubmitted(party=party) if (
@@ -171,12 +181,13 @@ def follow(
     return replace(
         secret,
         closed=current.closed,
-        waiting=frozenset(pending.agent_id for pending in current.pending.values()),
+        waiting=current.pending_of,
         has_all_proofs=current.has_all_proofs,
         has_all_links=has_all_links(rounds),
         comparison=current.comparison,
         has_all_comparisons=has_all_comparisons(rounds),
         sealed=current.sealed,
+        contributions=secret.contributions or _list_contributions(current),
         partials={
             party: partial
             for party, partial in secret.partials.items()

@@ -8,7 +8,7 @@ fact shows it.
 Encoding, one for each value:
 
     None n · False f · True t · int i<decimal>; · str s<length>:<UTF-8>
-    bytes b<length>:<bytes> · tuple l<length>: items · frozenset x<length>: items
+    bytes b<length>:<bytes> · tuple l<length>: items · set x<length>: items
     mapping m<length>: key value … · dataclass d<length>: name value …
 
 Items of sets, keys of mappings and names of fields (as str) come in ascending order of
@@ -34,6 +34,7 @@ from functools import cache
 from operator import itemgetter
 from typing import Any, Final, cast
 
+from protocol.persistent import PersistentSet
 from protocol.replay import ReplayState
 
 STATE_DOMAIN: Final = b"folkmoot/state/v2\n"
@@ -145,7 +146,7 @@ def _write_other(value: Any, out: bytearray) -> None:
             _write(bytes(value), out)
         case tuple():
             _write(tuple(value), out)
-        case frozenset():
+        case frozenset() | PersistentSet():
             out += b"x%d:" % len(value)
             out += b"".join(sorted(map(encode, value)))
         case Mapping():

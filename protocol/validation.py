@@ -40,6 +40,8 @@ MAX_CONFIG_SIZE_BYTES: Final = 8_192
 MAX_CONFIG_DEPTH: Final = 32
 """Every JSON parser can nest this deep; where one gives up must not matter."""
 MAX_CHECKS: Final = 100
+MAX_CHECK_DETAIL_BYTES: Final = 400
+"""So many that a hundred of them fit an event."""
 MAX_ROUND_DURATION_MS: Final = 366 * 24 * 60 * 60 * 1_000  # = 31,622,400,000
 MILLION: Final = 1_000_000
 BLOB_REASONS: Final = frozenset(
@@ -69,9 +71,12 @@ MAX_METRICS: Final = 64
 ACCURACY: Final = "accuracy"
 """The metric that rewards go by: the fraction of examples answered right."""
 MAX_FRACTIONAL_BITS: Final = 30
-MAX_AGENTS_IN_COHORT: Final = 256
-"""256 contributions of at most 2**22 examples keep the ring sum exact: the weights
-stay below 2**31 and every |x| below 2**31, so |sum| < 2**62."""
+MAX_AGENTS_IN_COHORT: Final = 10_000
+MAX_WEIGHT: Final = 2**30
+"""Of all contributions of a round: every |x| is below 2**31, so |sum| < 2**61, and the
+ring sum is exact."""
+MAX_COMPARED: Final = 256
+"""Updates that the parties compare, each with each: what they say has a bit a pair."""
 MAX_NUM_EXAMPLES: Final = 2**22
 MAX_NUM_PARAMETERS: Final = 2**31
 _CONFIG_RULE: Final = (
@@ -99,7 +104,7 @@ SEALING_KEY_SIZES: Final = frozenset({32, 1_216})
 """X25519 (RFC 7748), and ML-KEM-768 with X25519 (X-Wing)."""
 MIN_SECRET_COHORT: Final = 2
 """The sum of one update is that update."""
-MAX_FAR_SIZE_BYTES: Final = (compute_num_pairs(MAX_AGENTS_IN_COHORT) + 7) // 8
+MAX_FAR_SIZE_BYTES: Final = (compute_num_pairs(MAX_COMPARED) + 7) // 8
 REQUIRED_ROLES: Final = ("OPERATOR", "SEQUENCER", "DECIDER", "AGGREGATOR", "TIMER")
 OPTIONAL_ROLES: Final = ("EXPORTER",)
 """Without an exporter no model is registered, so none is exported or earns by it."""
@@ -259,6 +264,10 @@ def _numbers_problem(config: e.FederationConfigured) -> str | None:
             f"cohort_size must be min_cohort to {MAX_AGENTS_IN_COHORT}",
         ),
         (
+            config.cohort_size * config.max_num_examples <= MAX_WEIGHT,
+            f"cohort_size times max_num_examples must be at most {MAX_WEIGHT}",
+        ),
+        (
             1 <= config.round_duration_ms <= MAX_ROUND_DURATION_MS,
             f"round_duration_ms must be 1 to {MAX_ROUND_DURATION_MS}",
         ),
@@ -348,8 +357,11 @@ def _comparison_problem(config: e.FederationConfigured) -> str | None:
     addresses = {party.address for party in parties}
     if "" in addresses or len(addresses) != len(parties):
         return "to compare updates every party needs an address of its own"
-    if config.min_cohort < MIN_COMPARED:
-        return f"min_cohort must be at least {MIN_COMPARED} to compare updates"
+    if config.min_cohort < MIN_COMPARED or config.cohort_size > MAX_COMPARED:
+        return (
+            f"cohorts must be of {MIN_COMPARED} to {MAX_COMPARED} agents to compare "
+            "their updates"
+        )
     return None
 
 
@@ -381,8 +393,11 @@ def _checks_problem(results: tuple[e.UpdateCheck, ...]) -> str | None:
     indexes = [result.leaf_index for result in results]
     if indexes != sorted(set(indexes)):
         return "results must be in ascending order of leaf_index"
-    if any(len(result.detail) > MAX_TEXT_LENGTH for result in results):
-        return f"a detail is longer than {MAX_TEXT_LENGTH} characters"
+    if any(
+        len(result.detail.encode(errors="replace")) > MAX_CHECK_DETAIL_BYTES
+        for result in results
+    ):
+        return f"a detail is longer than {MAX_CHECK_DETAIL_BYTES} bytes"
     if any(result.reason not in {"", *CHECK_REASONS} for result in results):
         return "a reason must be empty or say what is wrong with a blob"
     return None

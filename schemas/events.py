@@ -457,8 +457,9 @@ class RoundStarted:
     cause: bytes
     cause_leaf_index: int
     output_index: int
-    cohort: tuple[str, ...]
+    num_drawn: int
     cohort_seed: bytes
+    last_ticket: bytes
     base_version: int
     base_model: BlobRef
     task: Task
@@ -513,15 +514,6 @@ class ContributionRejected:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Contribution:
-    """A contribution as counted."""
-
-    agent_id: str
-    update_sha256: bytes
-    num_examples: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class CommitmentsClosed:
     """The set of commitments of a round is final: from here on nobody can choose an
     update, and what it is projected on is known.
@@ -532,7 +524,7 @@ class CommitmentsClosed:
     cause: bytes
     cause_leaf_index: int
     output_index: int
-    agent_ids: tuple[str, ...]
+    num_commitments: int
     projection_seed: bytes
     proof_deadline_ms: int
 
@@ -580,7 +572,8 @@ class RoundSealed:
     cause: bytes
     cause_leaf_index: int
     output_index: int
-    contributions: tuple[Contribution, ...]
+    num_contributions: int
+    contributions_sha256: bytes
     num_examples: int
     base_model: BlobRef
     fractional_bits: int

@@ -15,7 +15,7 @@ import asyncio
 import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
 from adapters import telemetry
@@ -25,6 +25,7 @@ from protocol.decider import step
 from protocol.encoding import UpdateRefusedError, parse_update
 from protocol.log import OpenedLeaf
 from protocol.mpc import SecretRoundError
+from protocol.persistent import PersistentMap
 from protocol.plain import (
     RoundResult,
     compute_max_model_size,
@@ -64,6 +65,7 @@ class ToAggregate:
     """A sealed round that waits for its sum."""
 
     sealed: e.RoundSealed
+    weights: tuple[int, ...]
     updates: tuple[e.BlobRef, ...]
     traceparent: str
 
@@ -91,7 +93,7 @@ class AggregatorState:
     """The rounds decider's state, and where the current round's updates are."""
 
     rounds: RoundsState = DECIDER.initial
-    blobs: dict[str, e.BlobRef] | None = None
+    blobs: PersistentMap[str, e.BlobRef] = field(default_factory=PersistentMap)
     secret: SecretRound | None = None
 
 
@@ -103,7 +105,7 @@ def follow_step(
     secret = follow(state.secret, rounds, leaf.sequenced)
     if secret is not None:
         return _follow_secret(state, rounds, secret, leaf)
-    blobs = dict(state.blobs or {})
+    blobs = state.blobs
     work: list[Work] = []
     event = leaf.sequenced.event
     index = leaf.sequenced.leaf_index
@@ -113,15 +115,17 @@ def follow_step(
         and current is not None
         and index in current.pending
     ):
-        blobs[event.agent_id] = event.update
+        blobs = blobs.insert(event.agent_id, event.update)
         size = current.started.num_parameters
         work.append(ToCheck(event, index, size, leaf.traceparent))
     for fact in facts:
         if isinstance(fact, e.RoundStarted):
-            blobs = {}
-        elif isinstance(fact, e.RoundSealed):
-            updates = tuple(blobs[c.agent_id] for c in fact.contributions)
-            work.append(ToAggregate(fact, updates, leaf.traceparent))
+            blobs = PersistentMap()
+        elif isinstance(fact, e.RoundSealed) and current is not None:
+            counted = current.ordered
+            updates = tuple(blobs[c.agent_id] for c in counted)
+            weights = tuple(c.num_examples for c in counted)
+            work.append(ToAggregate(fact, weights, updates, leaf.traceparent))
     return AggregatorState(rounds=rounds, blobs=blobs), work
 
 
@@ -181,7 +185,8 @@ class Aggregator:
             sealed.base_model,
             max_size_bytes=compute_max_model_size(sealed.num_parameters),
         )
-        result = compute_result(sealed, base, self._fetch_in_order(work))
+        blobs = self._fetch_in_order(work)
+        result = compute_result(sealed, work.weights, base, blobs)
         return self._make_claim(sealed, result)
 
     def _make_claim(
@@ -191,7 +196,7 @@ class Aggregator:
             federation_id=sealed.federation_id,
             round=sealed.round,
             base_model_sha256=sealed.base_model.sha256,
-            num_contributions=len(sealed.contributions),
+            num_contributions=sealed.num_contributions,
             num_examples=sealed.num_examples,
             sum=self._store.store(result.sum_blob),
             model=self._store.store(result.model_blob),

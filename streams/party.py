@@ -311,7 +311,7 @@ class Party:
     ) -> e.PartialAggregateSubmitted:
         verifier = self._verifying.get(secret)
         self._memory.permit_sum(
-            Summed.of(sealed),
+            Summed.of(sealed, secret.contributions),
             min_cohort=max(self._min_cohort, secret.config.min_cohort),
         )
 
@@ -326,12 +326,12 @@ class Party:
             shape=verifier.shape.shares,
             projection=verifier.shared_projection,
         )
-        log.info("round %d: summed %d", sealed.round, len(sealed.contributions))
+        log.info("round %d: summed %d", sealed.round, sealed.num_contributions)
         return e.PartialAggregateSubmitted(
             federation_id=sealed.federation_id,
             round=sealed.round,
             party=self._name,
-            num_contributions=len(sealed.contributions),
+            num_contributions=sealed.num_contributions,
             num_examples=sealed.num_examples,
             partial=self._store.store(encode_partial(party_sum)),
         )

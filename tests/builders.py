@@ -349,7 +349,7 @@ class LogBuilder:
         current = self._rounds.current
         if current is None or self._rounds.last_round == before:
             return ()
-        return current.started.cohort
+        return tuple(sorted(current.cohort))
 
     def make_update(
         self, agent: str, *, blob: bytes | None = None
@@ -438,21 +438,21 @@ class LogBuilder:
         sealed = self._sealed
         assert sealed is not None, "no round is sealed"
         refs = {u.update.sha256: u.update for u in self._updates.values()}
+        current = self._rounds.current
+        assert current is not None, "no round is open"
         result = self.result(
             compute_result(
                 sealed,
+                [c.num_examples for c in current.ordered],
                 self.blobs[sealed.base_model.sha256],
-                (
-                    self.blobs[refs[c.update_sha256].sha256]
-                    for c in sealed.contributions
-                ),
+                (self.blobs[refs[c.update_sha256].sha256] for c in current.ordered),
             )
         )
         claim = e.AggregateSubmitted(
             federation_id=self.federation_id,
             round=sealed.round,
             base_model_sha256=sealed.base_model.sha256,
-            num_contributions=len(sealed.contributions),
+            num_contributions=sealed.num_contributions,
             num_examples=sealed.num_examples,
             sum=self.blobs.store(result.sum_blob),
             model=self.blobs.store(result.model_blob),

@@ -26,6 +26,7 @@ from adapters.party_identity import PartyIdentity
 from adapters.settings import Settings
 from producers.secret_update import Secret, prove, submit_commitment
 from protocol.configuration import get_mpc
+from protocol.contributions import Contribution
 from protocol.far_pairs import MIN_COMPARED, encode_far, make_symmetric
 from protocol.log import OpenedLeaf
 from protocol.norm_prover import ProverState
@@ -43,6 +44,7 @@ from schemas import codec
 from schemas import events as e
 from streams.party import Party, PartyState, make_step
 from tests.builders import LogBuilder, make_key
+from tests.sealed import list_contributions
 
 NORM_BOUND = 2**17
 """Of length in steps; the updates here are shorter."""
@@ -256,7 +258,9 @@ class SecretLogBuilder(LogBuilder):
     def _hear(self, fact: e.Fact) -> None:
         if not isinstance(fact, e.CommitmentsClosed):
             return
-        for agent in fact.agent_ids:
+        current = self._rounds.current
+        assert current is not None, "its commitments are closed"
+        for agent in sorted(current.pending_of):
             if agent in self.states and agent not in self.silent:
                 self.prove(agent, fact)
 
@@ -351,12 +355,19 @@ class SecretLogBuilder(LogBuilder):
         if self._rounds.current is None and self._sealed is not None:
             self.export()
 
+    def list_summed(self, sealed: e.RoundSealed) -> tuple[str, ...]:
+        """Return whose updates a sealed round is over."""
+        return tuple(c.agent_id for c in self._list_contributions(sealed))
+
+    def _list_contributions(self, sealed: e.RoundSealed) -> tuple[Contribution, ...]:
+        return list_contributions(self.leaves, sealed)
+
     def compute_sum(self, sealed: e.RoundSealed) -> NDArray[np.int64]:
         """Return what a sealed round must open to, from the updates in the clear."""
         return sum(
             (
                 c.num_examples * self.secrets[sealed.round, c.agent_id].values
-                for c in sealed.contributions
+                for c in self._list_contributions(sealed)
             ),
             start=np.zeros(self.num_parameters, dtype=np.int64),
         )

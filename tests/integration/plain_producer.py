@@ -113,7 +113,8 @@ publish(
     },
 )
 for fact in facts():
-    if agent in fact.get("cohort", ()):
+    ticket = hashlib.sha256(fact.get("cohort_seed", b"") + agent.encode()).digest()
+    if ticket <= fact.get("last_ticket", b""):
         # Train here. An update is the change of each parameter, in steps of
         # 2**-fractional_bits, in the order of the sorted tensor names.
         change = np.full(fact["num_parameters"], 0.125)

@@ -12,10 +12,12 @@ import pytest
 from confluent_kafka.admin import AdminClient
 
 from cli.stack import KAFKA, MINIO, REGISTRY
+from protocol.contributions import Contribution
 from schemas import events as e
 from schemas import topics
 from schemas.reasons import Reason
 from tests.integration.harness import AGENTS, Federation, World, wait_until
+from tests.sealed import list_contributions
 
 NUM_KILLS = 5
 KILL_POINTS = range(9)
@@ -46,8 +48,9 @@ def test_kills_in_the_middle_of_a_round_change_no_fact(
     registered = main.wait(e.ModelVersionRegistered, ROUND_TIMEOUT_S, round=number)
 
     assert registered.version == number
-    assert _only(main, e.RoundSealed, number).contributions == tuple(
-        e.Contribution(
+    sealed = _only(main, e.RoundSealed, number)
+    assert list_contributions(main.events, sealed) == tuple(
+        Contribution(
             agent_id=accepted.agent_id,
             update_sha256=accepted.update_sha256,
             num_examples=accepted.num_examples,
@@ -99,7 +102,9 @@ def test_a_round_survives_an_outage_of_minio(world: World, main: Federation) -> 
 
     main.wait(e.ModelVersionRegistered, ROUND_TIMEOUT_S, round=number)
     sealed = _only(main, e.RoundSealed, number)
-    assert [c.agent_id for c in sealed.contributions] == sorted(AGENTS)
+    assert [c.agent_id for c in list_contributions(main.events, sealed)] == sorted(
+        AGENTS
+    )
 
 
 def test_a_round_survives_an_outage_of_the_schema_registry(

@@ -45,6 +45,7 @@ from tests.integration.harness import (
     run_world,
     wait_until,
 )
+from tests.sealed import list_contributions
 
 pytestmark = pytest.mark.nightly
 
@@ -109,7 +110,8 @@ class Siege:
         for federation, number in zip((self.plain, self.secret), numbers, strict=True):
             federation.wait(e.ModelVersionRegistered, ROUND_S, round=number)
             sealed = federation.wait(e.RoundSealed, ROUND_S, round=number)
-            assert [c.agent_id for c in sealed.contributions] == sorted(AGENTS)
+            counted = list_contributions(federation.events, sealed)
+            assert [c.agent_id for c in counted] == sorted(AGENTS)
 
     # The stranger
 

@@ -30,6 +30,7 @@ from tests.integration.harness import (
     good_blob,
     wait_until,
 )
+from tests.sealed import list_contributions
 
 NAME = "refusing"
 GOOD = ("good-1", "good-2", "good-3")
@@ -271,7 +272,8 @@ def _register_a_foreign_schema(world: World) -> int:
 def test_the_round_completes_with_the_good_updates(aftermath: Aftermath) -> None:
     sealed = aftermath.federation.wait(e.RoundSealed, round=aftermath.round)
 
-    assert [c.agent_id for c in sealed.contributions] == list(GOOD)
+    counted = list_contributions(aftermath.federation.events, sealed)
+    assert [c.agent_id for c in counted] == list(GOOD)
 
 
 def test_each_record_is_refused_for_its_own_reason_as_a_leaf(
@@ -412,6 +414,7 @@ def test_an_update_after_the_deadline_is_late_though_the_round_is_open(
 
     world.start_timer("late")
     sealed = federation.wait(e.RoundSealed, round=number)
-    assert [c.agent_id for c in sealed.contributions] == ["quick"]
+    counted = list_contributions(federation.events, sealed)
+    assert [c.agent_id for c in counted] == ["quick"]
     federation.wait(e.AggregatePublished, round=number)
     world.services.stop("timer-late")

@@ -25,6 +25,7 @@ from protocol.validation import MAX_NUM_EXAMPLES, MAX_POINTS
 from schemas import codec, topics
 from schemas import events as e
 from schemas.reasons import Reason
+from tests.sealed import list_contributions
 from tests.simulation.federation import (
     AGENTS,
     CONFIG,
@@ -127,7 +128,8 @@ def play(log: Log, started: e.RoundStarted, data: st.DataObject) -> None:
     """Play one round to some end."""
     number = started.round
     reasons: dict[int, str] = {}
-    for agent_id in started.cohort:
+    assert log.current is not None
+    for agent_id in sorted(log.current.cohort):
         what = data.draw(answers)
         good = update(
             agent_id,
@@ -165,7 +167,7 @@ def play(log: Log, started: e.RoundStarted, data: st.DataObject) -> None:
         return
     log.say(
         aggregate(
-            len(current.sealed.contributions),
+            current.sealed.num_contributions,
             current.sealed.num_examples,
             number,
             base_model_sha256=current.sealed.base_model.sha256,
@@ -200,14 +202,18 @@ def expect(
 ) -> dict[tuple[str, int, str], int]:
     """Say the rule again, over a finished log: order does not matter any more."""
     expected: Counter[tuple[str, int, str]] = Counter()
-    sealed = {s.round: s for s in events if isinstance(s, e.RoundSealed)}
+    counted = {
+        s.round: list_contributions(events, s)
+        for s in events
+        if isinstance(s, e.RoundSealed)
+    }
     declines = {
         index for index, s in enumerate(events) if isinstance(s, e.UpdateDeclined)
     }
     best = 0
     for event in events:
         if isinstance(event, e.AggregatePublished):
-            for c in sealed[event.round].contributions:
+            for c in counted[event.round]:
                 amount = (
                     rule.per_contribution
                     + rule.per_thousand_examples * c.num_examples // 1_000
@@ -218,9 +224,7 @@ def expect(
             accuracy = event.evaluation.metrics[0].value_micros
             gain, best = accuracy - best, max(best, accuracy)
             pool = max(0, gain) * rule.per_accuracy_percent // 10_000
-            weights = {
-                c.agent_id: c.num_examples for c in sealed[event.round].contributions
-            }
+            weights = {c.agent_id: c.num_examples for c in counted[event.round]}
             for agent_id, share in share_out(pool, weights).items():
                 expected[agent_id, event.round, Basis.UTILITY] += share
         elif isinstance(event, e.ContributionRejected):
@@ -253,6 +257,13 @@ def find_silent(events: list[e.LedgerEvent]) -> Iterator[tuple[int, str]]:
             for answer in events
             if isinstance(answer, e.ContributionAccepted | e.ContributionRejected)
             and answer.round == started.round
+            and getattr(answer, "reason", "") != Reason.NO_ANSWER
+        }
+        silent = {
+            answer.agent_id
+            for answer in events
+            if isinstance(answer, e.ContributionRejected)
+            and (answer.round, answer.reason) == (started.round, Reason.NO_ANSWER)
         }
         if any(
             isinstance(end, e.RoundSealed)
@@ -263,7 +274,7 @@ def find_silent(events: list[e.LedgerEvent]) -> Iterator[tuple[int, str]]:
             for end in events
             if getattr(end, "round", 0) == started.round
         ):
-            for agent_id in set(started.cohort) - answered:
+            for agent_id in silent - answered:
                 yield started.round, agent_id
 
 
@@ -379,11 +390,8 @@ def test_what_is_remembered_is_bounded(said: list[tuple[int, str]]) -> None:
         if kind == "sealed":
             event = e.RoundSealed(
                 round=number,
-                contributions=(
-                    e.Contribution(
-                        agent_id="ana", update_sha256=bytes(32), num_examples=1
-                    ),
-                ),
+                num_contributions=1,
+                contributions_sha256=bytes(32),
                 num_examples=1,
                 base_model=blob,
                 fractional_bits=1,

@@ -16,10 +16,12 @@ from hypothesis.stateful import (
     rule,
 )
 
+from protocol.contributions import Contribution
 from protocol.rounds import DECIDER, RoundsState
 from schemas import codec
 from schemas import events as e
 from schemas.reasons import Reason
+from tests.sealed import list_contributions, list_sealed
 from tests.simulation.federation import (
     AGENTS,
     BASE,
@@ -99,8 +101,9 @@ class AnyLeaves(RuleBasedStateMachine):
     @rule(data=st.data(), examples=st.integers(1, 1_000), everybody=st.booleans())
     def submit(self, data: st.DataObject, examples: int, everybody: bool) -> None:
         started = self.current.started
-        some = [data.draw(st.sampled_from(started.cohort))]
-        for agent in started.cohort if everybody else some:
+        cohort = sorted(self.current.cohort)
+        some = [data.draw(st.sampled_from(cohort))]
+        for agent in cohort if everybody else some:
             self.run.when(
                 update(
                     agent,
@@ -134,7 +137,7 @@ class AnyLeaves(RuleBasedStateMachine):
         assert sealed is not None
         self.run.when(
             aggregate(
-                len(sealed.contributions),
+                sealed.num_contributions,
                 sealed.num_examples,
                 sealed.round,
                 base_model_sha256=sealed.base_model.sha256,
@@ -159,7 +162,7 @@ class AnyLeaves(RuleBasedStateMachine):
             self.run.when(leaf.event)
             after = self.run.state.current
             if before is not None and after is not None:
-                old = before.contributions
+                old = dict(before.contributions)
                 new = after.contributions
                 assert {name: new[name] for name in old} == old
 
@@ -191,10 +194,12 @@ class AnyLeaves(RuleBasedStateMachine):
             return
         waiting = Counter(p.agent_id for p in current.pending.values())
         assert all(count == 1 for count in waiting.values())
-        assert not set(waiting) & current.answered
-        assert set(current.contributions) <= current.answered
-        assert current.answered <= set(current.started.cohort)
-        assert set(waiting) <= set(current.started.cohort)
+        indexes = {p.agent_id: index for index, p in current.pending.items()}
+        assert dict(current.pending_of) == indexes
+        answered = {*waiting, *current.contributions}
+        assert not answered & {*current.owing}
+        assert answered | {*current.owing} <= current.cohort
+        assert not {*waiting} & {*current.contributions}
 
     @invariant()
     def every_leaf_that_asks_gets_an_answer(self) -> None:
@@ -243,11 +248,11 @@ def check_round(facts: list[e.RoundFact], min_cohort: int) -> None:
     for sealed in facts:
         if isinstance(sealed, e.RoundSealed):
             counted = [f for f in accepted if f.agent_id not in excluded]
-            assert [c.agent_id for c in sealed.contributions] == sorted(
+            contributions = list_contributions(facts, sealed)
+            assert [c.agent_id for c in contributions] == sorted(
                 fact.agent_id for fact in counted
             )
-            assert len(sealed.contributions) >= min_cohort
-            assert sealed.num_examples == sum(c.num_examples for c in counted)
+            assert len(contributions) >= min_cohort
 
 
 def check_fold(run: Run[RoundsState, e.RoundFact]) -> None:
@@ -292,8 +297,8 @@ def test_the_order_of_arrival_changes_no_sealed_set(
             facts = run.when(checked(index[agent_id], reason=reason))
     sealed = facts[-1]
     assert isinstance(sealed, e.RoundSealed)
-    assert sealed.contributions == tuple(
-        e.Contribution(
+    assert list_sealed(run.facts) == tuple(
+        Contribution(
             agent_id=agent_id,
             update_sha256=update(agent_id).update.sha256,
             num_examples=10,
@@ -309,17 +314,15 @@ def test_redelivery_changes_no_contribution(
 ) -> None:
     """Each leaf may come again, at once or later: the first answers count."""
 
-    def seal(events: list[e.LedgerEvent]) -> tuple[e.Contribution, ...]:
+    def seal(events: list[e.LedgerEvent]) -> tuple[Contribution, ...]:
         run = start(DECIDER).given(CONFIG, *map(admitted, AGENTS), request(1), *events)
         current = run.state.current
         assert current is not None
         if current.pending:
             run.when(checked(*sorted(current.pending)))
         run.when(deadline(1), at_ms=NOW_MS + DURATION_MS + 1)
-        for facts in run.facts:
-            for fact in facts:
-                if isinstance(fact, e.RoundSealed):
-                    return fact.contributions
+        if any(isinstance(f, e.RoundSealed) for facts in run.facts for f in facts):
+            return list_sealed(run.facts)
         return ()
 
     once: list[e.LedgerEvent] = [update(a, num_examples=n) for a, n in submitted]

@@ -25,9 +25,16 @@ import numpy as np
 from adapters.schema_registry import FramingError
 from protocol import registry, rewards, rounds
 from protocol.admission import Received
+from protocol.cohort import is_drawn
+from protocol.contributions import Contribution
 from protocol.decider import Decider, Sequenced, step
 from protocol.encoding import UpdateRefusedError, parse_update, update_to_blob
-from protocol.envelope import choose_genesis, sign_event
+from protocol.envelope import (
+    NO_GENESIS,
+    choose_genesis,
+    compute_genesis_hash,
+    sign_event,
+)
 from protocol.log import (
     LogState,
     NewBlock,
@@ -50,7 +57,6 @@ from tests.simulation.federation import (
     AGENTS,
     CONFIG,
     FEDERATION,
-    GENESIS,
     NOW_MS,
     admitted,
     aggregate,
@@ -72,7 +78,6 @@ DURATIONS_MS: Final = (150, 500, 2_000)
 BASE_BLOB: Final = tensors_to_blob({"w": np.zeros(NUM_PARAMETERS, dtype="f4")})
 GENESIS: Final = replace(
     CONFIG,
-    GENESIS,
     initial_model=make_blob(BASE_BLOB),
     num_parameters=NUM_PARAMETERS,
     max_num_examples=50,
@@ -133,10 +138,13 @@ class Kafka:
     topics: dict[str, list[Received]] = field(default_factory=dict)
     ledger: list[NewBlock] = field(default_factory=list)
     blobs: dict[bytes, bytes] = field(default_factory=dict)
+    genesis: bytes = NO_GENESIS
 
     def publish(self, event: e.LedgerEvent, signer: str | None = None) -> None:
         """Append an event to its topic; now and then it arrives twice."""
         data = codec.encode(event)
+        if isinstance(event, e.FederationConfigured) and self.genesis == NO_GENESIS:
+            self.genesis = compute_genesis_hash(data)
         topic = topics.topic_of(event)
         records = self.topics.setdefault(topic, [])
         for _ in range(2 if self.faults.happen() else 1):
@@ -149,7 +157,7 @@ class Kafka:
                 event=data,
                 signature=sign_event(
                     KEYS[signer or find_author(event)],
-                    choose_genesis(event, GENESIS),
+                    choose_genesis(event, self.genesis),
                     data,
                 ),
             )
@@ -325,7 +333,8 @@ class World:
             return None, []
         return None, [
             answer
-            for agent_id in started.cohort
+            for agent_id in AGENTS
+            if is_drawn(started, agent_id)
             for answer in self._answer(agent_id, started)
         ]
 
@@ -379,9 +388,9 @@ class World:
             reason = self._check_blob(event.update)
             claims.append(checked(index, number=event.round, reason=reason))
         claims += [
-            self._sum(fact, updates)
+            self._sum(fact, after.current.ordered, updates)
             for fact in facts
-            if isinstance(fact, e.RoundSealed)
+            if isinstance(fact, e.RoundSealed) and after.current is not None
         ]
         return WorkerState(rounds=after, updates=updates), claims
 
@@ -396,20 +405,24 @@ class World:
         return ""
 
     def _sum(
-        self, sealed: e.RoundSealed, updates: dict[int, e.UpdateSubmitted]
+        self,
+        sealed: e.RoundSealed,
+        contributions: tuple[Contribution, ...],
+        updates: dict[int, e.UpdateSubmitted],
     ) -> e.AggregateSubmitted:
         result = compute_result(
             sealed,
+            [c.num_examples for c in contributions],
             self.kafka.blobs[sealed.base_model.sha256],
-            [self.kafka.blobs[c.update_sha256] for c in sealed.contributions],
+            [self.kafka.blobs[c.update_sha256] for c in contributions],
         )
         digests = {update.update.sha256 for update in updates.values()}
-        assert {c.update_sha256 for c in sealed.contributions} <= digests
+        assert {c.update_sha256 for c in contributions} <= digests
         return e.AggregateSubmitted(
             federation_id=FEDERATION,
             round=sealed.round,
             base_model_sha256=sealed.base_model.sha256,
-            num_contributions=len(sealed.contributions),
+            num_contributions=sealed.num_contributions,
             num_examples=sealed.num_examples,
             sum=self.kafka.store(result.sum_blob),
             model=self.kafka.store(result.model_blob),
@@ -537,7 +550,7 @@ class Auditor:
     @property
     def states(self) -> dict[str, Any]:
         """Return the deciders' states."""
-        return {name: getattr(self.state, name) for name in DECIDERS}
+        return dict(self.state.states)
 
     def read(self, ledger: Sequence[NewBlock]) -> None:
         """Read on where it stopped."""

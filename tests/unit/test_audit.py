@@ -669,7 +669,7 @@ def test_an_accepted_update_that_is_none_is_found():
                 federation_id="clinics",
                 round=1,
                 base_model_sha256=sealed.base_model.sha256,
-                num_contributions=len(sealed.contributions),
+                num_contributions=sealed.num_contributions,
                 num_examples=sealed.num_examples,
                 sum=log.blobs.store(sum_to_blob(np.zeros(6, np.int64))),
                 model=log.leaves[0].initial_model,

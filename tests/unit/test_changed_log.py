@@ -58,9 +58,9 @@ def test_a_changed_federation_is_sound(log):
 def test_each_round_has_the_configuration_that_it_began_with(log):
     rounds = of(log, e.RoundStarted)
     assert [started.change for started in rounds] == [0, 1, 2]
-    assert [len(started.cohort) for started in rounds] == [3, 4, 3]
+    assert [started.num_drawn for started in rounds] == [3, 4, 3]
     sealed = of(log, e.RoundSealed)
-    assert [len(fact.contributions) for fact in sealed] == [2, 4, 3]
+    assert [fact.num_contributions for fact in sealed] == [2, 4, 3]
     earned = [x for x in of(log, e.BalanceChanged) if x.basis == "CONTRIBUTION"]
     assert all((x.amount == 7) == (x.round == 2) for x in earned)
     assert {x.round for x in earned} == {1, 2, 3}

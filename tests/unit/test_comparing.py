@@ -39,7 +39,8 @@ def _quick(monkeypatch):
 def make_round(name: str = "clinics", number: int = 1, **changes) -> SecretRound:
     common = {"federation_id": name, "round": number, "output_index": 0}
     started = e.RoundStarted(
-        **common, cause=bytes(32), cause_leaf_index=0, cohort=(), cohort_seed=bytes(32),
+        **common, cause=bytes(32), cause_leaf_index=0, num_drawn=0,
+        cohort_seed=bytes(32), last_ticket=bytes(32),
         base_version=0, base_model=BASE, task=COMPARING_CONFIG.task, num_parameters=4,
         fractional_bits=0, deadline_ms=0,
     )  # fmt: skip

@@ -537,7 +537,7 @@ def lying_log(**options):
 
     def lie(fact):
         if isinstance(fact, e.RoundStarted):
-            return [replace(fact, cohort=fact.cohort[:-1])]
+            return [replace(fact, num_drawn=fact.num_drawn - 1)]
         return [fact]
 
     log = LogBuilder(send_fact=lie, **options)

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from protocol.persistent import PersistentMap
 from protocol.rounds import DECIDER
 from protocol.secret_round import SecretRound
 from schemas import events as e
@@ -18,6 +19,7 @@ from tests.simulation.federation import (
     start,
 )
 
+WAITING = PersistentMap((name, 0) for name in AGENTS)
 TRACE = "00-0123456789abcdef0123456789abcdef-0123456789abcdef-01"
 
 
@@ -40,11 +42,11 @@ def test_nothing_without_a_secret_round():
 
 def test_nothing_while_agents_answer(secret):
     assert debt(secret) == []
-    assert debt(replace(secret, waiting=frozenset(AGENTS))) == []
+    assert debt(replace(secret, waiting=WAITING)) == []
 
 
 def test_links_until_they_are_on_the_ledger(secret):
-    proved = replace(secret, waiting=frozenset(AGENTS), has_all_proofs=True)
+    proved = replace(secret, waiting=WAITING, has_all_proofs=True)
     assert debt(proved) == [proved]
     others = replace(proved, links={"p0": make_blob("links")})
     assert debt(others) == [others]
@@ -58,7 +60,8 @@ def test_its_part_until_it_counts(secret):
         cause=bytes(32),
         cause_leaf_index=9,
         output_index=0,
-        contributions=(),
+        num_contributions=0,
+        contributions_sha256=bytes(32),
         num_examples=0,
         base_model=MPC_CONFIG.initial_model,
         fractional_bits=MPC_CONFIG.fractional_bits,

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from adapters.party_log import SAID_FILE, PartyLog, PartyLogError, create_party_log
+from protocol.contributions import Contribution
 from protocol.parties import (
     MAX_COMPARISONS,
     Compared,
@@ -72,16 +73,18 @@ def test_a_sum_is_over_the_sealed_set():
         cause=b"c" * 32,
         cause_leaf_index=3,
         output_index=1,
-        contributions=(
-            e.Contribution(agent_id="ana", update_sha256=b"a" * 32, num_examples=4),
-            e.Contribution(agent_id="bea", update_sha256=b"b" * 32, num_examples=5),
-        ),
+        num_contributions=2,
+        contributions_sha256=bytes(32),
         num_examples=9,
         base_model=BASE,
         fractional_bits=16,
         num_parameters=4,
     )
-    assert Summed.of(sealed) == Summed(
+    contributions = (
+        Contribution(agent_id="ana", update_sha256=b"a" * 32, num_examples=4),
+        Contribution(agent_id="bea", update_sha256=b"b" * 32, num_examples=5),
+    )
+    assert Summed.of(sealed, contributions) == Summed(
         federation_id="clinics",
         round=7,
         cause=b"c" * 32,

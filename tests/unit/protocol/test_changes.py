@@ -257,7 +257,7 @@ def test_without_a_round_a_change_is_in_force_at_once() -> None:
     run.given(make_change(replace(CONFIG, cohort_size=2, round_duration_ms=7), 1))
     (started,) = run.when(request(1), at_ms=NOW_MS)
     assert isinstance(started, e.RoundStarted)
-    assert (len(started.cohort), started.change) == (2, 1)
+    assert (started.num_drawn, started.change) == (2, 1)
     assert started.deadline_ms == NOW_MS + 7
 
 
@@ -313,12 +313,11 @@ def test_a_round_is_paid_by_the_rule_that_it_began_with() -> None:
     run.given(make_change(replace(config, reward_rule=second), 1))
     assert run.state.rule == second
     run.given(started)
-    sealed = make_sealed(1)
-    run.given(sealed)
+    run.given(make_accepted(1), make_sealed(1))
     facts = run.when(make_published(1))
     assert [fact.amount for fact in facts] == [1]
     (started,) = [replace(started, round=2, change=1)]
-    run.given(started, make_sealed(2))
+    run.given(started, make_accepted(2), make_sealed(2))
     facts = run.when(make_published(2))
     assert [fact.amount for fact in facts] == [50]
     assert run.state.rules == {1: second}
@@ -332,13 +331,22 @@ COMMON: dict[str, Any] = {
 }
 
 
-def make_sealed(number: int) -> e.RoundSealed:
-    contribution = e.Contribution(
-        agent_id="ana", update_sha256=bytes(32), num_examples=1
+def make_accepted(number: int) -> e.ContributionAccepted:
+    return e.ContributionAccepted(
+        round=number,
+        agent_id="ana",
+        update_leaf_index=0,
+        update_sha256=bytes(32),
+        num_examples=1,
+        **COMMON,
     )
+
+
+def make_sealed(number: int) -> e.RoundSealed:
     return e.RoundSealed(
         round=number,
-        contributions=(contribution,),
+        num_contributions=1,
+        contributions_sha256=bytes(32),
         num_examples=1,
         base_model=CONFIG.initial_model,
         fractional_bits=CONFIG.fractional_bits,

@@ -28,7 +28,7 @@ def test_the_draw_is_what_the_documentation_says() -> None:
         name: hashlib.sha256(seed + name.encode()).hexdigest() for name in "abcd"
     }
     lowest = sorted("abcd", key=tickets.__getitem__)[:2]
-    assert draw_cohort(seed, "dcba", 2) == tuple(sorted(lowest))
+    assert draw_cohort(seed, "dcba", 2) == tuple(lowest)
 
 
 def test_every_part_of_the_seed_counts() -> None:
@@ -47,7 +47,7 @@ def test_a_cohort_is_drawn_without_replacement_in_any_order_of_the_agents(
 ) -> None:
     cohort = draw_cohort(seed, agents, size)
     assert cohort == draw_cohort(seed, sorted(agents, reverse=True), size)
-    assert list(cohort) == sorted(set(cohort))
+    assert len(set(cohort)) == len(cohort)
     assert len(cohort) == min(size, len(agents))
     assert agents.issuperset(cohort)
 

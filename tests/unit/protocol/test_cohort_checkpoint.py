@@ -77,7 +77,8 @@ def seed_of(run: Rounds, number: int = 1) -> bytes:
     [started] = run.when(request(number))
     assert isinstance(started, e.RoundStarted)
     drawn = draw_cohort(started.cohort_seed, AGENTS, CONFIG.cohort_size)
-    assert started.cohort == drawn
+    assert run.state.current is not None
+    assert run.state.current.cohort == set(drawn)
     return started.cohort_seed
 
 

@@ -38,6 +38,7 @@ from protocol.norm_proof import (
     compute_blinding_challenges,
 )
 from protocol.norm_prover import ProverState, commit_update, prove_norm
+from protocol.persistent import PersistentMap
 from protocol.rounds import DECIDER
 from protocol.sealing import SealingSecretKey, seal_share
 from protocol.secret_round import Committed, SecretRound
@@ -497,7 +498,7 @@ def closed_round(
         cause=bytes(32),
         cause_leaf_index=1,
         output_index=0,
-        agent_ids=agents,
+        num_commitments=len(agents),
         projection_seed=SEED,
         proof_deadline_ms=1,
     )
@@ -524,10 +525,10 @@ def closed_round(
         config=config,
         genesis=GENESIS,
         started=run.state.current.started,
-        commitments=commitments,
+        commitments=PersistentMap(commitments),
         closed=closed,
-        proofs=proofs,
-        waiting=frozenset(agents),
+        proofs=PersistentMap(proofs),
+        waiting=PersistentMap((name, 0) for name in agents),
         has_all_proofs=True,
     )
     return secret, states

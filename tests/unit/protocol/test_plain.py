@@ -29,22 +29,15 @@ BLOBS = {name: update_to_blob(vector) for name, (vector, _) in UPDATES.items()}
 
 
 def sealed(*names: str, num_examples: int | None = None) -> e.RoundSealed:
-    contributions = tuple(
-        e.Contribution(
-            agent_id=name,
-            update_sha256=make_blob(BLOBS[name]).sha256,
-            num_examples=UPDATES[name][1],
-        )
-        for name in names
-    )
     return e.RoundSealed(
         federation_id=FEDERATION,
         round=1,
         cause=bytes(32),
         cause_leaf_index=0,
         output_index=0,
-        contributions=contributions,
-        num_examples=num_examples or sum(c.num_examples for c in contributions),
+        num_contributions=len(names),
+        contributions_sha256=bytes(32),
+        num_examples=num_examples or sum(UPDATES[name][1] for name in names),
         base_model=make_blob(BASE_BLOB),
         fractional_bits=3,
         num_parameters=5,
@@ -53,7 +46,7 @@ def sealed(*names: str, num_examples: int | None = None) -> e.RoundSealed:
 
 def test_the_sum_is_weighted_and_the_mean_is_added_to_the_base_model() -> None:
     result = compute_result(
-        sealed("ana", "bea"), BASE_BLOB, iter([BLOBS["ana"], BLOBS["bea"]])
+        sealed("ana", "bea"), [3, 1], BASE_BLOB, iter([BLOBS["ana"], BLOBS["bea"]])
     )
     total = tensors_from_blob(result.sum_blob)["sum"]
     assert total.tolist() == [4, 12, 4, -8, 24]
@@ -65,13 +58,17 @@ def test_the_sum_is_weighted_and_the_mean_is_added_to_the_base_model() -> None:
 
 
 def test_the_order_of_the_contributions_changes_nothing() -> None:
-    one = compute_result(sealed("ana", "bea"), BASE_BLOB, [BLOBS["ana"], BLOBS["bea"]])
-    two = compute_result(sealed("bea", "ana"), BASE_BLOB, [BLOBS["bea"], BLOBS["ana"]])
+    one = compute_result(
+        sealed("ana", "bea"), [3, 1], BASE_BLOB, [BLOBS["ana"], BLOBS["bea"]]
+    )
+    two = compute_result(
+        sealed("bea", "ana"), [1, 3], BASE_BLOB, [BLOBS["bea"], BLOBS["ana"]]
+    )
     assert one == two
 
 
 def test_results_fit_the_sizes_that_readers_allow() -> None:
-    result = compute_result(sealed("ana"), BASE_BLOB, [BLOBS["ana"]])
+    result = compute_result(sealed("ana"), [3], BASE_BLOB, [BLOBS["ana"]])
     assert len(BLOBS["ana"]) <= compute_max_update_size(5)
     assert len(result.sum_blob) <= compute_max_sum_size(5)
     assert len(result.model_blob) <= compute_max_model_size(5)
@@ -80,15 +77,15 @@ def test_results_fit_the_sizes_that_readers_allow() -> None:
 @pytest.mark.parametrize("blobs", [[], [BLOBS["ana"], BLOBS["bea"]]])
 def test_there_is_one_blob_for_each_contribution(blobs: list[bytes]) -> None:
     with pytest.raises(ValueError, match="zip"):
-        compute_result(sealed("ana"), BASE_BLOB, blobs)
+        compute_result(sealed("ana"), [3], BASE_BLOB, blobs)
 
 
 def test_a_blob_that_is_no_update_is_refused() -> None:
     wrong = update_to_blob(np.zeros(4, dtype="i4"))
     with pytest.raises(UpdateRefusedError):
-        compute_result(sealed("ana"), BASE_BLOB, [wrong])
+        compute_result(sealed("ana"), [3], BASE_BLOB, [wrong])
 
 
 def test_a_base_model_that_is_none_is_refused() -> None:
     with pytest.raises(MalformedBlobError):
-        compute_result(sealed("ana"), b"not safetensors", [BLOBS["ana"]])
+        compute_result(sealed("ana"), [3], b"not safetensors", [BLOBS["ana"]])

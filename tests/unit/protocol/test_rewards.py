@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import replace
 
 import pytest
 from pydantic import ConfigDict, TypeAdapter
 
+from protocol.persistent import PersistentMap
 from protocol.rewards import (
     DECIDER,
     MAX_BALANCE,
@@ -60,8 +62,9 @@ CAUSE = {"federation_id": FEDERATION, "cause": bytes(32), "output_index": 0}
 def started(number: int, *cohort: str) -> e.RoundStarted:
     return e.RoundStarted(
         round=number,
-        cohort=cohort or AGENTS,
+        num_drawn=len(cohort or AGENTS),
         cohort_seed=bytes(32),
+        last_ticket=bytes(32),
         base_version=0,
         base_model=BASE,
         task=CONFIG.task,
@@ -99,21 +102,27 @@ def rejected(
     )
 
 
-def sealed(number: int, examples: Iterable[tuple[str, int]] = ()) -> e.RoundSealed:
-    contributions = tuple(
-        e.Contribution(agent_id=agent_id, update_sha256=BASE.sha256, num_examples=n)
-        for agent_id, n in examples
-    )
+def sealed(number: int) -> e.RoundSealed:
     return e.RoundSealed(
         round=number,
-        contributions=contributions,
-        num_examples=sum(c.num_examples for c in contributions),
+        num_contributions=0,  # what counts are the facts before it
+        contributions_sha256=bytes(32),
+        num_examples=0,
         base_model=BASE,
         fractional_bits=16,
         num_parameters=4,
         cause_leaf_index=2,
         **CAUSE,
     )
+
+
+def ended(number: int, *examples: tuple[str, int]) -> tuple[e.RoundFact, ...]:
+    """Return the facts that accept contributions and seal their round."""
+    return *(accepted(number, *one) for one in examples), sealed(number)
+
+
+def missed(number: int, *agents: str) -> tuple[e.RoundFact, ...]:
+    return tuple(rejected(number, agent, Reason.NO_ANSWER) for agent in agents)
 
 
 def abandoned(number: int, reason: str) -> e.RoundAbandoned:
@@ -175,7 +184,7 @@ def changes(facts: Iterable[e.RewardFact]) -> list[tuple[str, int, str]]:
     return [(fact.account, fact.amount, fact.basis) for fact in facts]
 
 
-ROUND = (started(1), sealed(1, [("ana", 1_000), ("bea", 99)]))
+ROUND = (started(1), *ended(1, ("ana", 1_000), ("bea", 99)))
 EARNED = [("ana", 130, "CONTRIBUTION"), ("bea", 102, "CONTRIBUTION")]
 
 
@@ -183,8 +192,7 @@ EARNED = [("ana", 130, "CONTRIBUTION"), ("bea", 102, "CONTRIBUTION")]
 
 
 def test_a_published_contribution_earns_for_itself_and_its_examples() -> None:
-    run = founded().given(started(1, "ana"), accepted(1, "ana", 1_000))
-    run.given(sealed(1, [("ana", 1_000)]))
+    run = founded().given(started(1, "ana"), *ended(1, ("ana", 1_000)))
     (fact,) = run.when(published(1))
     assert fact == e.BalanceChanged(
         federation_id=FEDERATION,
@@ -197,21 +205,20 @@ def test_a_published_contribution_earns_for_itself_and_its_examples() -> None:
         balance=130,
         basis="CONTRIBUTION",
     )
-    assert run.state.balances == {"ana": 130}
+    assert dict(run.state.balances) == {"ana": 130}
 
 
 @pytest.mark.parametrize(
     ("num_examples", "points"), [(1, 100), (33, 100), (34, 101), (1_000, 130)]
 )
 def test_points_for_examples_are_rounded_down(num_examples: int, points: int) -> None:
-    run = founded().given(started(1, "ana"), accepted(1, "ana", num_examples))
-    run.given(sealed(1, [("ana", num_examples)]))
+    run = founded().given(started(1, "ana"), *ended(1, ("ana", num_examples)))
     assert changes(run.when(published(1))) == [("ana", points, "CONTRIBUTION")]
 
 
 def test_a_sealed_round_earns_nothing_until_it_is_published() -> None:
-    run = founded(replace(RULE, missed_assignment=0)).given(started(1))
-    assert run.when(ROUND[1]) == []
+    run = founded(replace(RULE, missed_assignment=0)).given(*ROUND[:-1])
+    assert run.when(ROUND[-1]) == []
     facts = run.when(published(1))
     assert changes(facts) == EARNED
     assert [fact.output_index for fact in facts] == [0, 1]
@@ -225,11 +232,10 @@ def test_a_round_given_up_after_it_was_sealed_earns_nothing() -> None:
 
 def test_what_comes_last_pays() -> None:
     """Sealed, published and registered rounds are facts on three topics."""
-    run = founded().given(started(1, "ana", "bea"))
-    run.given(accepted(1, "ana"), accepted(1, "bea"))
+    run = founded().given(*ROUND[:-1])
     assert run.when(published(1)) == []
     assert run.when(registered(1, 500_000)) == []
-    assert changes(run.when(ROUND[1])) == [
+    assert changes(run.when(ROUND[-1])) == [
         *EARNED,
         ("ana", 318, "UTILITY"),  # 350 · 1,000 / 1,099 = 318.47…
         ("bea", 32, "UTILITY"),  # 350 · 99 / 1,099 = 31.53…: the larger remainder
@@ -246,7 +252,7 @@ def test_better_versions_earn_the_difference_and_no_others_do() -> None:
     for number, accuracy_micros in enumerate(
         (600_000, 600_000, 500_000, 655_000, 655_001, 1_000_000), start=1
     ):
-        run.given(started(number), sealed(number, [("ana", 1)]), published(number))
+        run.given(started(number), *ended(number, ("ana", 1)), published(number))
         pools.append(
             sum(f.amount for f in run.when(registered(number, accuracy_micros)))
         )
@@ -255,7 +261,7 @@ def test_better_versions_earn_the_difference_and_no_others_do() -> None:
 
 
 def test_a_version_that_nobody_measured_earns_nothing() -> None:
-    run = founded().given(started(1, "ana"), sealed(1, [("ana", 1)]), published(1))
+    run = founded().given(started(1, "ana"), *ended(1, ("ana", 1)), published(1))
     bare = replace(registered(1, 0), evaluation=None, no_evaluation="NOT_MEASURED")
     assert run.when(bare) == []
     assert run.state.best_accuracy_micros == 0
@@ -263,7 +269,7 @@ def test_a_version_that_nobody_measured_earns_nothing() -> None:
 
 def test_only_accuracy_is_utility_and_higher_is_better() -> None:
     for name, direction in (("accuracy", "LOWER"), ("f1", "HIGHER")):
-        run = founded().given(started(1, "ana"), sealed(1, [("ana", 1)]), published(1))
+        run = founded().given(started(1, "ana"), *ended(1, ("ana", 1)), published(1))
         metric = e.Metric(name=name, value_micros=900_000, direction=direction)
         found = e.Evaluation(num_examples=1, metrics=(metric,))
         assert run.when(replace(registered(1, 0), evaluation=found)) == []
@@ -271,7 +277,7 @@ def test_only_accuracy_is_utility_and_higher_is_better() -> None:
 
 def test_utility_is_shared_by_examples() -> None:
     run = founded().given(started(1, "ana", "bea", "cem"))
-    run.given(sealed(1, [("ana", 1), ("bea", 2), ("cem", 1)]), published(1))
+    run.given(*ended(1, ("ana", 1), ("bea", 2), ("cem", 1)), published(1))
     facts = run.when(registered(1, 20_000))
     assert changes(facts) == [
         ("ana", 4, "UTILITY"),
@@ -306,7 +312,7 @@ def test_what_waits_is_bounded_and_the_latest_rounds_wait() -> None:
     run = founded()
     last = MAX_UNPAID_ROUNDS + 1
     for number in range(1, last + 1):
-        run.given(started(number), sealed(number, [("ana", 1)]), published(number))
+        run.given(started(number), *ended(number, ("ana", 1)), published(number))
     assert list(run.state.unpaid) == list(range(2, last + 1))
     assert run.when(registered(1, 100_000)) == []
     assert run.state.best_accuracy_micros == 100_000
@@ -323,12 +329,13 @@ def test_what_waits_is_bounded_and_the_latest_rounds_wait() -> None:
 )
 def test_who_was_drawn_and_gave_no_answer_pays(end: e.RoundFact) -> None:
     run = founded().given(started(1, "ana", "bea", "cem"), accepted(1, "bea"))
+    run.given(*missed(1, "ana", "cem"))
     facts = run.when(end)
     assert changes(facts) == [
         ("ana", -20, "MISSED_ASSIGNMENT"),
         ("cem", -20, "MISSED_ASSIGNMENT"),
     ]
-    assert run.state.balances == {"ana": -20, "cem": -20}
+    assert dict(run.state.balances) == {"ana": -20, "cem": -20}
     assert run.when(end) == []
 
 
@@ -343,24 +350,26 @@ def test_who_was_drawn_and_gave_no_answer_pays(end: e.RoundFact) -> None:
     ],
 )
 def test_an_answer_of_any_kind_is_one(answer: e.RoundFact) -> None:
-    run = founded().given(started(1, "ana"), answer)
-    assert run.when(sealed(1)) == []
+    for facts in itertools.permutations([*missed(1, "ana"), answer]):
+        run = founded().given(started(1, "ana"), *facts)
+        assert run.when(sealed(1)) == []
 
 
 def test_an_answer_to_another_round_is_none() -> None:
     run = founded().given(started(1, "ana"), sealed(1), started(2, "ana"))
-    run.given(rejected(1, "ana", Reason.LATE))
+    run.given(rejected(1, "ana", Reason.LATE), *missed(2, "ana"))
     assert changes(run.when(sealed(2))) == [("ana", -20, "MISSED_ASSIGNMENT")]
 
 
 def test_a_round_that_the_operator_gives_up_costs_nobody() -> None:
-    run = founded().given(started(1))
+    run = founded().given(started(1), *missed(1, "ana"))
     assert run.when(abandoned(1, Reason.OPERATOR_ABANDONED)) == []
-    assert run.state.silent == frozenset()
+    assert not run.state.silent
 
 
 def test_the_end_of_a_round_that_is_not_the_last_one_costs_nobody() -> None:
-    assert founded().given(started(2)).when(sealed(1)) == []
+    run = founded().given(started(2), *missed(2, "ana"))
+    assert run.when(sealed(1)) == []
 
 
 # Failed proofs
@@ -391,7 +400,18 @@ def test_other_refusals_cost_nothing(reason: Reason) -> None:
 def test_a_commitment_without_its_proof_is_a_missed_assignment() -> None:
     run = founded().given(started(1))
     assert run.when(rejected(1, "ana", Reason.MISSING_PROOF)) == []
-    assert "ana" in run.state.silent
+    assert changes(run.when(sealed(1))) == [("ana", -20, "MISSED_ASSIGNMENT")]
+
+
+def test_a_contribution_that_was_withdrawn_earns_nothing() -> None:
+    for reason in (Reason.REVOKED_AGENT, Reason.FAR_FROM_OTHERS):
+        run = founded().given(*ROUND[:-1], rejected(1, "ana", reason), sealed(1))
+        assert changes(run.when(published(1))) == EARNED[1:]
+
+
+def test_a_second_answer_that_was_refused_takes_nothing_away() -> None:
+    run = founded().given(*ROUND[:-1], rejected(1, "ana", Reason.DUPLICATE), sealed(1))
+    assert changes(run.when(published(1))) == EARNED
 
 
 def test_a_party_that_lies_pays() -> None:
@@ -434,7 +454,7 @@ def test_nodes_of_earlier_sets_pay_too_and_new_keys_pay_for_their_name() -> None
         for fact in run.when(proven(key))
     ]
     assert accounts == ["node:one", "node:two", "node:two"]
-    assert run.state.balances == {"node:one": -5_000, "node:two": -10_000}
+    assert dict(run.state.balances) == {"node:one": -5_000, "node:two": -10_000}
 
 
 def test_the_sequencer_has_an_account_that_no_agent_can_have() -> None:
@@ -463,13 +483,15 @@ def test_a_federation_without_a_rule_has_no_balances() -> None:
         proven(SEQUENCER_KEY),
     )
     assert not any(run.facts)
-    assert run.state.balances == {}
+    assert dict(run.state.balances) == {}
 
 
 def test_each_value_of_the_rule_counts_for_its_basis_alone() -> None:
     def bases(rule: e.RewardRule) -> set[str]:
         run = founded(rule).given(
-            *ROUND,
+            *ROUND[:-1],
+            *missed(1, "cem"),
+            ROUND[-1],
             published(1),
             registered(1, 900_000),
             rejected(1, "ana", Reason.CORRUPT_BLOB, by_aggregator=True),
@@ -489,7 +511,7 @@ def test_each_value_of_the_rule_counts_for_its_basis_alone() -> None:
 def test_a_balance_stops_at_the_ends_and_says_what_was_really_added() -> None:
     run = founded().given(*ROUND)
     full = {"ana": MAX_BALANCE - 1, "bea": MAX_BALANCE, "node:one": MIN_BALANCE + 1}
-    run.state = replace(run.state, balances=full)
+    run.state = replace(run.state, balances=PersistentMap(full))
     (fact,) = run.when(published(1))
     assert (fact.account, fact.amount, fact.balance) == ("ana", 1, MAX_BALANCE)
     (fact,) = run.when(proven(NODES[0].public_key))

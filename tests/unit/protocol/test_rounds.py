@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from protocol.cohort import compute_cohort_seed, draw_cohort
+from protocol.cohort import compute_cohort_seed, draw_cohort, is_drawn
+from protocol.contributions import Contribution, compute_contributions_digest
 from protocol.rounds import DECIDER, RoundsState
 from schemas import events as e
 from schemas.reasons import Reason
+from tests.sealed import list_sealed
 from tests.simulation.federation import (
     AGENTS,
     BASE,
@@ -96,8 +99,9 @@ def test_a_round_starts_with_everything_an_agent_needs() -> None:
         cause=leaf.leaf_hash,
         cause_leaf_index=leaf.leaf_index,
         output_index=0,
-        cohort=AGENTS,
+        num_drawn=len(AGENTS),
         cohort_seed=seed,
+        last_ticket=max(hashlib.sha256(seed + a.encode()).digest() for a in AGENTS),
         base_version=0,
         base_model=BASE,
         task=CONFIG.task,
@@ -111,15 +115,19 @@ def test_no_more_agents_are_drawn_than_the_cohort_size() -> None:
     run = founded(*AGENTS, cohort_size=3)
     (fact,) = run.when(request(1))
     assert isinstance(fact, e.RoundStarted)
-    assert fact.cohort == draw_cohort(fact.cohort_seed, AGENTS, 3)
-    assert len(fact.cohort) == 3
+    drawn = draw_cohort(fact.cohort_seed, AGENTS, 3)
+    assert fact.num_drawn == len(drawn) == 3
+    assert run.state.current is not None
+    assert run.state.current.cohort == set(drawn)
+    assert [is_drawn(fact, name) for name in AGENTS] == [n in drawn for n in AGENTS]
 
 
 def test_a_revoked_agent_is_not_drawn() -> None:
     run = founded(*AGENTS).given(revoked("bea"))
     (fact,) = run.when(request(1))
     assert isinstance(fact, e.RoundStarted)
-    assert fact.cohort == ("ana", "cem", "dan")
+    assert run.state.current is not None
+    assert run.state.current.cohort == {"ana", "cem", "dan"}
 
 
 def test_a_second_round_waits_for_the_first() -> None:
@@ -260,7 +268,7 @@ def test_updates_up_to_the_deadline_count_and_later_ones_do_not() -> None:
 def test_an_update_after_the_seal_is_late() -> None:
     run = opened()
     run.given(checked(*submit(run, "ana", "bea")))
-    assert kinds(run.when(deadline(1), at_ms=DEADLINE_MS + 1)) == ["RoundSealed"]
+    assert kinds(run.when(deadline(1), at_ms=DEADLINE_MS + 1))[-1] == "RoundSealed"
     facts = run.when(update("cem"))
     assert reasons(facts) == [("ContributionRejected", Reason.LATE)]
 
@@ -286,7 +294,7 @@ def test_a_bad_blob_is_refused_for_the_aggregators_reason(reason: Reason) -> Non
     assert (fact.agent_id, fact.update_leaf_index) == ("ana", index)
     assert (fact.reason, fact.detail) == (reason, "why")
     assert run.state.current is not None
-    assert run.state.current.answered == {"ana"}
+    assert set(run.state.current.owing) == {*AGENTS} - {"ana"}
 
 
 @pytest.mark.parametrize(
@@ -303,7 +311,7 @@ def test_a_decline_is_an_answer_with_the_agents_reason(reason: Reason) -> None:
     facts = run.when(declined("ana", reason=reason))
     assert reasons(facts) == [("ContributionRejected", reason)]
     assert run.state.current is not None
-    assert run.state.current.answered == {"ana"}
+    assert set(run.state.current.owing) == {*AGENTS} - {"ana"}
 
 
 @pytest.mark.parametrize("reason", ["DUPLICATE", "LATE", "I feel like it", ""])
@@ -312,7 +320,7 @@ def test_a_decline_cannot_borrow_a_reason_of_ours(reason: str) -> None:
     facts = run.when(declined("ana", reason=reason))
     assert reasons(facts) == [("ContributionRejected", Reason.TRAINING_FAILED)]
     assert run.state.current is not None
-    assert run.state.current.answered == {"ana"}
+    assert set(run.state.current.owing) == {*AGENTS} - {"ana"}
 
 
 def test_a_refused_answer_is_no_answer() -> None:
@@ -320,7 +328,7 @@ def test_a_refused_answer_is_no_answer() -> None:
     run = opened()
     run.given(update("ana", base_model_sha256=bytes(32)), declined("ana", 2))
     assert run.state.current is not None
-    assert run.state.current.answered == frozenset()
+    assert set(run.state.current.owing) == {*AGENTS}
 
 
 # Claims of the aggregator about blobs
@@ -379,8 +387,9 @@ def test_a_round_is_sealed_when_everybody_answered() -> None:
         cause=run.leaves[-1].leaf_hash,
         cause_leaf_index=run.leaves[-1].leaf_index,
         output_index=2,
-        contributions=tuple(
-            e.Contribution(
+        num_contributions=2,
+        contributions_sha256=compute_contributions_digest(
+            Contribution(
                 agent_id=agent_id,
                 update_sha256=update(agent_id).update.sha256,
                 num_examples=10,
@@ -403,14 +412,20 @@ def test_a_decline_can_be_the_last_answer() -> None:
 def test_a_deadline_seals_a_round_with_enough_contributions() -> None:
     run = opened()
     run.given(checked(*submit(run, "ana", "bea")))
-    assert kinds(run.when(deadline(1), at_ms=DEADLINE_MS + 1)) == ["RoundSealed"]
+    facts = run.when(deadline(1), at_ms=DEADLINE_MS + 1)
+    assert reasons(facts[:-1]) == [("ContributionRejected", Reason.NO_ANSWER)] * 2
+    assert [fact.agent_id for fact in facts[:-1]] == ["cem", "dan"]
+    assert kinds(facts)[-1] == "RoundSealed"
 
 
 def test_a_deadline_abandons_a_round_with_too_few() -> None:
     run = opened()
     run.given(checked(*submit(run, "ana")))
     facts = run.when(deadline(1), at_ms=DEADLINE_MS + 1)
-    assert reasons(facts) == [("RoundAbandoned", Reason.NOT_ENOUGH_CONTRIBUTIONS)]
+    assert reasons(facts) == [
+        *[("ContributionRejected", Reason.NO_ANSWER)] * 3,
+        ("RoundAbandoned", Reason.NOT_ENOUGH_CONTRIBUTIONS),
+    ]
     assert run.state.current is None
 
 
@@ -438,8 +453,10 @@ def test_a_timer_that_is_early_changes_nothing(at_ms: int) -> None:
     run.given(checked(*submit(run, "ana", "bea")))
     assert run.when(deadline(1, observed_at_ms=2**62), at_ms=at_ms) == []
     assert run.when(update("cem")) == []
-    assert kinds(run.when(deadline(1), at_ms=DEADLINE_MS + 1)) == []
-    facts = run.when(checked(run.next_index - 2))
+    facts = run.when(deadline(1), at_ms=DEADLINE_MS + 1)
+    assert reasons(facts) == [("ContributionRejected", Reason.NO_ANSWER)]
+    assert run.when(deadline(1, observed_at_ms=1), at_ms=DEADLINE_MS + 1) == []
+    facts = run.when(checked(run.next_index - 3))
     assert kinds(facts) == ["ContributionAccepted", "RoundSealed"]
 
 
@@ -449,7 +466,7 @@ def test_a_deadline_for_another_round_changes_nothing() -> None:
     for number in (2, 99):
         assert run.when(deadline(number), at_ms=DEADLINE_MS + 1) == []
     assert run.state.current is not None
-    assert not run.state.current.deadline_passed
+    assert set(run.state.current.owing) == {"cem", "dan"}
 
 
 def test_a_deadline_without_a_round_changes_nothing() -> None:
@@ -460,7 +477,8 @@ def test_updates_that_came_in_time_are_checked_before_the_round_ends() -> None:
     run = opened()
     (ana,) = submit(run, "ana")
     (bea,) = submit(run, "bea")
-    assert run.when(deadline(1), at_ms=DEADLINE_MS + 1) == []
+    facts = run.when(deadline(1), at_ms=DEADLINE_MS + 1)
+    assert reasons(facts) == [("ContributionRejected", Reason.NO_ANSWER)] * 2
     assert reasons(run.when(update("cem"))) == [("ContributionRejected", Reason.LATE)]
     assert kinds(run.when(checked(ana))) == ["ContributionAccepted"]
     facts = run.when(checked(bea, reason=Reason.MISSING_BLOB))
@@ -489,8 +507,7 @@ def test_who_is_revoked_before_the_seal_is_excluded_even_if_accepted() -> None:
     assert kinds(run.when(checked(cem))) == ["ContributionAccepted"]
     facts = run.when(revoked("dan"))
     assert kinds(facts) == ["ContributionRejected", "RoundSealed"]
-    assert isinstance(facts[-1], e.RoundSealed)
-    assert [c.agent_id for c in facts[-1].contributions] == ["bea", "cem"]
+    assert [c.agent_id for c in list_sealed(run.facts)] == ["bea", "cem"]
 
 
 def test_a_check_of_a_revoked_agents_update_comes_too_late() -> None:

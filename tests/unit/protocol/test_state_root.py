@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 from ledger.attestations import NodeSet
 from ledger.equivocation import Contradiction, Offence
 from protocol.admission import AdmissionState, Agent
+from protocol.contributions import Contribution
 from protocol.deciders import DECIDERS
 from protocol.envelope import SIGNATURE_HEADER
+from protocol.persistent import PersistentMap, PersistentSet
 from protocol.registry import RegistryState
 from protocol.replay import ReplayState, replay_block
 from protocol.rewards import RewardsState, UnpaidRound
@@ -33,8 +35,9 @@ STARTED = e.RoundStarted(
     cause=bytes(32),
     cause_leaf_index=40,
     output_index=0,
-    cohort=("ana", "bea"),
+    num_drawn=2,
     cohort_seed=b"\x01" * 32,
+    last_ticket=b"\x0f" * 32,
     base_version=2,
     base_model=CONFIG.initial_model,
     task=CONFIG.task,
@@ -47,7 +50,9 @@ STATE = ReplayState(
     admission=AdmissionState(
         federation_id="clinics",
         principals={"OPERATOR": b"\x03" * 32, "SEQUENCER": b"\x04" * 32},
-        agents={"ana": Agent(b"\x05" * 32), "bea": Agent(b"\x06" * 32, revoked=True)},
+        agents=PersistentMap(
+            {"ana": Agent(b"\x05" * 32), "bea": Agent(b"\x06" * 32, revoked=True)}
+        ),
         offsets={"moot.control/0": 7, "moot.updates/0": 3},
         num_leaves=42,
         last_facts={"moot.rounds": (40, 0)},
@@ -59,27 +64,33 @@ STATE = ReplayState(
     states={
         "rounds": RoundsState(
             config=CONFIG,
-            agents=frozenset({"ana", "bea"}),
+            agents=PersistentSet({"ana", "bea"}),
             last_round=3,
             last_requested_at_ms=1_700_000_000_000,
             version=2,
             model=CONFIG.initial_model,
             current=OpenRound(
                 started=STARTED,
-                pending={
-                    41: PendingUpdate(
-                        agent_id="ana",
-                        update_sha256=b"\x09" * 32,
-                        num_examples=5,
-                        leaf_hash=b"\x0e" * 32,
-                    )
-                },
-                contributions={
-                    "bea": e.Contribution(
-                        agent_id="bea", update_sha256=b"\x0a" * 32, num_examples=6
-                    )
-                },
-                answered=frozenset({"bea"}),
+                cohort=frozenset({"ana", "bea", "cem"}),
+                owing=PersistentSet({"cem"}),
+                pending_of=PersistentMap({"ana": 41}),
+                pending=PersistentMap(
+                    {
+                        41: PendingUpdate(
+                            agent_id="ana",
+                            update_sha256=b"\x09" * 32,
+                            num_examples=5,
+                            leaf_hash=b"\x0e" * 32,
+                        )
+                    }
+                ),
+                contributions=PersistentMap(
+                    {
+                        "bea": Contribution(
+                            agent_id="bea", update_sha256=b"\x0a" * 32, num_examples=6
+                        )
+                    }
+                ),
             ),
             draw_size=30,
             draw_entropy=b"\x0b" * 32,
@@ -91,13 +102,13 @@ STATE = ReplayState(
             node_names={b"\x0c" * 32: "node0"},
             best_accuracy_micros=900_000,
             drawn_round=3,
-            silent=frozenset({"ana"}),
+            silent=PersistentSet({"ana"}),
             unpaid={2: UnpaidRound(is_published=True, gain_micros=4)},
-            balances={"ana": -50, "bea": 120},
+            balances=PersistentMap({"ana": -50, "bea": 120}),
         ),
     },
 )
-ROOT = "26dd02962be2dd18b22bd263a85bed9d091401cec2be703d931ac5aee9d13694"
+ROOT = "52a422d5f7c14156b6dcfa4e63711c99335338fa8dbd8c0a6638f65ebc7c4021"
 
 
 def parts_of(state: ReplayState) -> dict[str, Any]:
@@ -261,12 +272,12 @@ def test_the_order_in_which_things_were_learned_is_nothing() -> None:
         STATE,
         admission=replace(
             STATE.admission,
-            agents=dict(reversed(STATE.admission.agents.items())),
+            agents=dict(reversed([*STATE.admission.agents.items()])),
             offsets=dict(reversed(STATE.admission.offsets.items())),
         ),
         states=dict(reversed(STATE.states.items())),
     )
-    balances = dict(reversed(STATE.rewards.balances.items()))
+    balances = dict(reversed([*STATE.rewards.balances.items()]))
     state = with_part(state, "rewards", replace(STATE.rewards, balances=balances))
     assert compute_root(state) == ROOT
 
@@ -292,10 +303,10 @@ def changes_of(value: Any) -> Iterator[Any]:
             for place, item in enumerate(value):
                 for changed in changes_of(item):
                     yield (*value[:place], changed, *value[place + 1 :])
-        case frozenset():
-            yield value | {"somebody else"}
+        case frozenset() | PersistentSet():
+            yield frozenset({*value, "somebody else"})
             for item in value:
-                yield value - {item}
+                yield frozenset({*value} - {item})
         case Mapping():
             yield {**value, "somebody else": 1}
             for key, item in value.items():

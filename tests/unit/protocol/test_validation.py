@@ -9,9 +9,14 @@ import pytest
 
 from protocol.validation import (
     BLOB_REASONS,
+    CHECK_REASONS,
+    MAX_AGENTS_IN_COHORT,
+    MAX_CHECK_DETAIL_BYTES,
     MAX_CHECKS,
+    MAX_COMPARED,
     MAX_CONFIG_SIZE_BYTES,
     MAX_ROUND_DURATION_MS,
+    MAX_WEIGHT,
     OPTIONAL_ROLES,
     REQUIRED_ROLES,
     find_configuration_problem,
@@ -21,7 +26,6 @@ from schemas import codec
 from schemas import events as e
 from schemas.reasons import Reason
 from tests.simulation.federation import (
-    AGENTS,
     BASE,
     COMPARING_CONFIG,
     CONFIG,
@@ -107,7 +111,8 @@ def task(**changes: Any) -> e.Task:
         exported(1, BASE, evaluation=None, no_evaluation="NOT_MEASURED"),
         exported(1, BASE, onnx=None, no_onnx="NOT_EXPORTABLE"),
         replace(CONFIG, round_duration_ms=MAX_ROUND_DURATION_MS),
-        replace(CONFIG, cohort_size=256, min_cohort=256),
+        replace(CONFIG, cohort_size=256, min_cohort=256, max_num_examples=2**22),
+        replace(CONFIG, cohort_size=10_000, max_num_examples=2**30 // 10_000),
         replace(CONFIG, fractional_bits=0),
         replace(CONFIG, fractional_bits=30),
         replace(CONFIG, task=task(module_config='{"a": "[[[{{{", "b": [1, {}]}')),
@@ -160,7 +165,7 @@ def test_bad_names(name: str) -> None:
         {"max_num_examples": 2**22 + 1},
         {"min_cohort": 0},
         {"min_cohort": 5},
-        {"cohort_size": 257},
+        {"cohort_size": 10_001},
         {"round_duration_ms": 0},
         {"round_duration_ms": MAX_ROUND_DURATION_MS + 1},
         {"task": task(local_epochs=0)},
@@ -279,7 +284,7 @@ def test_the_largest_facts_that_can_follow_fit_a_leaf() -> None:
         data_module="m" * 190 + ":" + "C" * 99,
         data_config=config_text,
     )
-    cohort = tuple(f"{number:064d}" for number in range(256))
+    cohort = tuple(f"{number:064d}" for number in range(MAX_COMPARED))
     big = 2**63 - 1
     blob = replace(make_blob("x"), size_bytes=big)
     assert find_problem(replace(CONFIG, task=largest)) is None
@@ -291,8 +296,9 @@ def test_the_largest_facts_that_can_follow_fit_a_leaf() -> None:
         "output_index": 2**31 - 1,
     }
     started = e.RoundStarted(
-        cohort=cohort,
+        num_drawn=MAX_AGENTS_IN_COHORT,
         cohort_seed=bytes(32),
+        last_ticket=bytes(32),
         base_version=big,
         base_model=blob,
         task=largest,
@@ -302,16 +308,38 @@ def test_the_largest_facts_that_can_follow_fit_a_leaf() -> None:
         **common,
     )
     sealed = e.RoundSealed(
-        contributions=tuple(
-            e.Contribution(agent_id=name, update_sha256=bytes(32), num_examples=2**22)
-            for name in cohort
-        ),
-        num_examples=2**30,
+        num_contributions=MAX_AGENTS_IN_COHORT,
+        contributions_sha256=bytes(32),
+        num_examples=MAX_WEIGHT,
         base_model=blob,
         fractional_bits=30,
         num_parameters=2**31,
         **common,
     )
-    assert len(AGENTS) < 256
-    for fact in (started, sealed):
+    comparison = e.ComparisonStarted(agent_ids=cohort, far_threshold=big, **common)
+    checks = e.UpdatesChecked(
+        federation_id="f" * 64,
+        round=big,
+        results=tuple(
+            e.UpdateCheck(
+                leaf_index=big - number,
+                reason=max(CHECK_REASONS, key=len),
+                detail="x" * MAX_CHECK_DETAIL_BYTES,
+            )
+            for number in range(MAX_CHECKS)
+        ),
+    )
+    for fact in (started, sealed, comparison, checks):
         assert len(codec.encode(fact)) <= codec.MAX_EVENT_SIZE_BYTES
+
+
+def test_a_sum_of_the_largest_cohort_stays_exact() -> None:
+    assert MAX_WEIGHT * 2**31 <= 2**62
+    most = MAX_WEIGHT // MAX_AGENTS_IN_COHORT
+    good = replace(
+        CONFIG, cohort_size=MAX_AGENTS_IN_COHORT, min_cohort=1, max_num_examples=most
+    )
+    assert find_problem(good) is None
+    problem = find_problem(replace(good, max_num_examples=most + 1))
+    assert problem is not None
+    assert "max_num_examples" in problem
