@@ -4,6 +4,9 @@ One line of JSON for each set of links, each comparison and each sum, appended a
 durable before they leave the process. A party whose memory is gone could be made to
 subtract: so a directory that has keys and no memory is refused, and so is a line that
 was changed.
+
+The file is never written anew: a memory is lost where it is tidied. What the rules
+still need of it is what is kept in memory: of base models that were left, a digest.
 """
 
 from __future__ import annotations
@@ -13,17 +16,21 @@ import hashlib
 import json
 import os
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, Final
 
 from protocol.parties import (
     Compared,
+    Known,
     Linked,
+    RefusalCode,
     Said,
     Summed,
     demand_comparable,
     demand_harmless,
-    find_linked_before,
+    find_unlinkable,
+    remember,
 )
 
 SAID_FILE: Final = "said.jsonl"
@@ -31,7 +38,7 @@ _NEW_PARTY: Final = (
     "Its keys must not be used again, and no older copy of the file may take its "
     "place: make another party (docs/howto/what-may-never-be-restored.md)."
 )
-_START: Final = hashlib.sha256(b"folkmoot-party-log/v1\n").hexdigest()
+_START: Final = hashlib.sha256(b"folkmoot/party-log/v1\n").hexdigest()
 
 
 class PartyLogError(Exception):
@@ -79,7 +86,7 @@ class PartyLog:
             msg = f"another process uses {directory}: stop it first"
             raise PartyLogError(msg) from None
         try:
-            self._said, self._last = self._read()
+            self._known, self._last = self._read()
         except BaseException:
             self.close()
             raise
@@ -92,17 +99,20 @@ class PartyLog:
         self._file.close()
 
     @property
-    def said(self) -> tuple[Said, ...]:
-        """All that was said so far, oldest first."""
-        return tuple(self._said)
+    def known(self) -> tuple[Known, ...]:
+        """What the rules still need of all that was said, oldest first."""
+        return tuple(self._known)
 
-    def permit_links(self, asked: Linked) -> frozenset[int]:
-        """Return which of these links may not be said, by their places.
+    def permit_links(self, asked: Linked) -> Mapping[int, tuple[RefusalCode, str]]:
+        """Return which of these links may not be said, by their places, and why.
 
         The others are the first ones of their updates, and remembered.
+
+        Raises:
+            PartyRefusesError: none of them may.
         """
         with self._lock:
-            refused = find_linked_before(asked, self._said)
+            refused = find_unlinkable(asked, self._known)
             permitted = asked.without(refused)
             if permitted.updates:
                 self._remember(permitted)
@@ -119,7 +129,7 @@ class PartyLog:
             PartyRefusesError: they may not.
         """
         with self._lock:
-            self._remember(demand_comparable(asked, self._said, min_cohort=min_cohort))
+            self._remember(demand_comparable(asked, self._known, min_cohort=min_cohort))
 
     def permit_sum(self, asked: Summed, *, min_cohort: int) -> None:
         """Return once this sum may be said: it is harmless, and remembered.
@@ -132,11 +142,11 @@ class PartyLog:
             PartyRefusesError: it may not.
         """
         with self._lock:
-            demand_harmless(asked, self._said, min_cohort=min_cohort)
+            demand_harmless(asked, self._known, min_cohort=min_cohort)
             self._remember(asked)
 
     def _remember(self, asked: Said) -> None:
-        if asked in self._said:
+        if asked in self._known:
             return
         line, last = _write_line(self._last, asked)
         if self._is_torn:
@@ -150,11 +160,11 @@ class PartyLog:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._is_torn = False
-        self._said.append(asked)
+        self._known = remember(self._known, asked)
         self._last = last
 
-    def _read(self) -> tuple[list[Said], str]:
-        said: list[Said] = []
+    def _read(self) -> tuple[list[Known], str]:
+        known: list[Known] = []
         last, good_size = _START, 0
         for number, line in enumerate(self._file, start=1):
             if not line.endswith(b"\n"):
@@ -169,31 +179,39 @@ class PartyLog:
                     f"party cannot know what it has said. {_NEW_PARTY}"
                 )
                 raise PartyLogError(msg) from None
-            said.append(item)
+            known = remember(known, item)
             good_size += len(line)
-        return said, last
+        return known, last
 
 
 def _write_line(last: str, said: Said) -> tuple[bytes, str]:
     """Return a line and its digest, which the next line builds on."""
-    content: dict[str, Any]
+    content: dict[str, Any] = {
+        "federation_id": said.federation_id,
+        "base_model": said.base_model.hex(),
+    }
     if isinstance(said, Linked):
-        content = {
+        content |= {
             "projection_seed": said.projection_seed.hex(),
-            "linked": [[digest.hex(), proof.hex()] for digest, proof in said.updates],
+            "linked": [
+                [agent_id, digest.hex(), proof.hex()]
+                for agent_id, digest, proof in said.updates
+            ],
         }
     elif isinstance(said, Compared):
-        content = {
+        content |= {
             "compared": [digest.hex() for digest in said.updates],
             "far_threshold": said.far_threshold,
             "attempt": said.attempt,
         }
     else:
-        content = {
-            "federation_id": said.federation_id,
+        content |= {
             "round": said.round,
             "cause": said.cause.hex(),
-            "summed": [[digest.hex(), weight] for digest, weight in said.updates],
+            "summed": [
+                [agent_id, digest.hex(), weight]
+                for agent_id, digest, weight in said.updates
+            ],
         }
     text = json.dumps(content, separators=(",", ":"), sort_keys=True)
     digest = hashlib.sha256(f"{last}{text}".encode()).hexdigest()
@@ -202,28 +220,35 @@ def _write_line(last: str, said: Said) -> tuple[bytes, str]:
 
 def _read_line(last: str, line: bytes) -> tuple[Said, str]:
     content: Any = json.loads(line)["said"]
+    about = {
+        "federation_id": content["federation_id"],
+        "base_model": bytes.fromhex(content["base_model"]),
+    }
     said: Said
     if "linked" in content:
         said = Linked(
+            **about,
             projection_seed=bytes.fromhex(content["projection_seed"]),
             updates=tuple(
-                (bytes.fromhex(digest), bytes.fromhex(proof))
-                for digest, proof in content["linked"]
+                (agent_id, bytes.fromhex(digest), bytes.fromhex(proof))
+                for agent_id, digest, proof in content["linked"]
             ),
         )
     elif "compared" in content:
         said = Compared(
+            **about,
             updates=tuple(bytes.fromhex(digest) for digest in content["compared"]),
             far_threshold=content["far_threshold"],
             attempt=content["attempt"],
         )
     else:
         said = Summed(
-            federation_id=content["federation_id"],
+            **about,
             round=content["round"],
             cause=bytes.fromhex(content["cause"]),
             updates=tuple(
-                (bytes.fromhex(digest), weight) for digest, weight in content["summed"]
+                (agent_id, bytes.fromhex(digest), weight)
+                for agent_id, digest, weight in content["summed"]
             ),
         )
     expected, digest = _write_line(last, said)

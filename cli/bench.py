@@ -24,6 +24,7 @@ BENCHMARKS: Final = (
     "audit",
     "aggregation",
     "privacy",
+    "differences",
 )
 DOCUMENT: Final = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 

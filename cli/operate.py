@@ -41,6 +41,7 @@ from protocol.rounds import (
     DECIDER,
     OpenRound,
     RoundsState,
+    find_drawable_agents,
     find_newest,
     is_drawable,
 )
@@ -400,6 +401,7 @@ def show_federation(settings: Settings, federation_id: str, *, as_json: bool) ->
         "last_round": state.last_round,
         "round_open": current is not None,
         "waits_for": [] if current is None else find_waited_for(state.config, current),
+        "drawable_agents": len(find_drawable_agents(state)),
         "model_version": state.version,
         "model_sha256": state.model.sha256.hex() if state.model else "",
         "change": find_newest(state)[1],
@@ -434,6 +436,9 @@ def find_waited_for(config: e.FederationConfigured, current: OpenRound) -> list[
             missing = [f"party {name}" for name in parties if name not in said]
     else:
         missing = sorted(current.owing)
+    if not missing and current.is_result_late:
+        # The aggregator has had its time.
+        missing = [f"party {name}" for name in parties]
     return missing or ["aggregator"]
 
 
@@ -644,6 +649,8 @@ def describe(event: e.LedgerEvent) -> str:
             return f"round {event.round} party {event.party} says who is far from whom"
         case e.PartialAggregateSubmitted():
             return f"round {event.round} party {event.party} gives its part of the sum"
+        case e.PartyDeclined():
+            return f"round {event.round} party {event.party} declines: {event.reason}"
         case e.PartialRejected():
             return (
                 f"round {event.round} rejected party {event.party}: {event.reason}, "

@@ -75,6 +75,7 @@ from ledger.policy import Policy
 from ledger.signing import InvalidSignatureError
 from protocol import admission
 from protocol.admission import AdmissionState
+from protocol.configuration import list_parties
 from protocol.envelope import (
     EVENT_ID_HEADER,
     SIGNATURE_HEADER,
@@ -246,6 +247,7 @@ class _Audit:
                 positions=dict(start.positions),
                 first_offsets=dict(start.first_offsets),
                 view=deepcopy(start.view),
+                opened=replace(start.opened),
                 finality=deepcopy(start.finality),
                 report=deepcopy(start.report),
             )
@@ -275,6 +277,7 @@ class _Audit:
             else BlobAuditor(fetch_blob, self.report, self._add, max(1, num_fetches))
         )
         self._view = before.view
+        self._opened = before.opened
         self._last_place = Place()
         self._expected = deque(before.checkpoints)
         self._checkpoints: Iterator[_Signed] | None = None
@@ -332,6 +335,7 @@ class _Audit:
             first_offsets=self._own_firsts,
             replay=self._state,
             view=self._view,
+            opened=self._opened,
             checkpoints=list(self._expected),
             finality=self._finality.state,
             report=report,
@@ -678,9 +682,29 @@ class _Audit:
             elif isinstance(leaf.event, e.Fact) and leaf.leaf_index not in wrong_facts:
                 report.facts[type(leaf.event).__name__] += 1
             self._rounds = item.rounds
+            if item.is_admissible:
+                self._read_sum(leaf.event, place)
             self._follow_round(item, place)
         for fault in replayed.faults:
             self._add_fault(fault, block)
+
+    def _read_sum(self, event: e.LedgerEvent, place: Place) -> None:
+        """Find sums that should not both have been opened."""
+        config = self._rounds.config
+        parties = (
+            [] if config is None else [party.name for party in list_parties(config)]
+        )
+        problem = self._opened.add(event, parties)
+        if problem:
+            self._add(
+                Finding(
+                    code=FindingCode.SUMS_OVERLAP,
+                    place=place,
+                    message="every party gave its part of a sum that may not be open",
+                    expected="agents that are in no other sum over this base model",
+                    found=problem,
+                )
+            )
 
     def _read_refusal(self, refusal: e.EventRejected, leaf_index: int) -> None:
         self.report.refusals[refusal.reason] += 1

@@ -253,8 +253,8 @@ class BlobAuditor:
         self, secret: SecretRound, party: str, reason: str, place: Place
     ) -> None:
         """Check what an aggregator said of a party's part of the sum it rejected."""
-        part = self._get_verifier(secret).find_partial_problem(secret, party)
-        problem = None if isinstance(part, PartySum) else part
+        verifier = self._get_verifier(secret)
+        problem = verifier.find_claim_problem(secret, party, reason)
         if _is_unknowable(reason, problem):
             self._report.num_claims_unchecked += 1
             return

@@ -25,14 +25,16 @@ from types import ModuleType
 from typing import Any, Final
 
 from adapters.kafka import Record
-from consumers import audit_finality, audit_report
+from consumers import audit_finality, audit_report, opened_sums
 from consumers.audit_finality import FinalityState
 from consumers.audit_report import Report
+from consumers.opened_sums import OpenedSums
 from ledger import attestations, blocks, equivocation, merkle
 from protocol import (
     admission,
     contributions,
     log,
+    parties,
     registry,
     replay,
     rewards,
@@ -111,6 +113,7 @@ class AuditState:
         first_offsets: Offset of the federation's first record on each topic.
         replay: What the leaves lead to.
         view: The current round's blobs.
+        opened: Sums that are open.
         checkpoints: Those of the last blocks that have none yet.
         finality: What ledger nodes said.
         report: What was counted.
@@ -120,6 +123,7 @@ class AuditState:
     first_offsets: dict[str, int] = field(default_factory=dict)
     replay: ReplayState = field(default_factory=ReplayState)
     view: RoundView = field(default_factory=RoundView)
+    opened: OpenedSums = field(default_factory=OpenedSums)
     checkpoints: list[ExpectedCheckpoint] = field(default_factory=list)
     finality: FinalityState = field(default_factory=FinalityState)
     report: Report
@@ -271,6 +275,7 @@ _CLASSES: Final = {
             e, admission, contributions, log, registry, replay, rewards, rounds,
             secret_round,
             attestations, blocks, equivocation, merkle, audit_finality, audit_report,
+            opened_sums, parties,
         ).items(),
         *((cls.__name__, cls) for cls in (
             AuditState, RoundView, ExpectedCheckpoint, Position,

@@ -347,15 +347,16 @@ class Rechecker:
         party, claimed = claim.party, claim.reason
         if claimed in _OF_THE_STORE:
             return _cannot_know(party, claimed)
-        part = self._get_verifier(secret).find_partial_problem(secret, party)
-        if isinstance(part, PartySum):
+        verifier = self._get_verifier(secret)
+        problem = verifier.find_claim_problem(secret, party, claimed)
+        if problem is None:
             found = "it is what its links add up to"
-        elif self._is_absent(part):
-            return _Verdict.UNCHECKED, f"the part of {party}: {part}"
-        elif part.reason == claimed:
+        elif self._is_absent(problem):
+            return _Verdict.UNCHECKED, f"the part of {party}: {problem}"
+        elif problem.reason == claimed:
             return _Verdict.TRUE, party
         else:
-            found = str(part)
+            found = str(problem)
         return (
             _Verdict.FALSE,
             f"the aggregator says of the part of {party}: {claimed}; {found}",

@@ -39,6 +39,7 @@ from ledger.signing import InvalidSignatureError
 from producers.agent_directory import PAGE, AgentDirectory
 from producers.agent_terms import Floors, Terms
 from producers.arguments import ArgumentError
+from producers.kept_update import KeptUpdate, UpdateKeeper
 from producers.receipts import ANSWERS, ReceiptKeeper
 from producers.secret_update import (
     Secret,
@@ -137,6 +138,7 @@ class Agent:
         self._genesis: Genesis | None = None
         self._terms: Terms
         self._keeper = SecretKeeper(options.directory)
+        self._updates = UpdateKeeper(options.directory)
 
     def run(self, should_stop: Callable[[], bool]) -> None:
         """Take part until told to stop; called once.
@@ -301,6 +303,7 @@ class Agent:
         match self._believe(record):
             case RoundStarted() as started:
                 self._keeper.forget(but=_stem(started))
+                self._updates.forget(but=started)
                 if is_drawn(started, self._options.agent_id):
                     self._in_time(started, started.deadline_ms, record)
             case CommitmentsClosed() as closed:
@@ -446,13 +449,13 @@ class Agent:
             with telemetry.span(
                 "train", "round", kind=telemetry.INTERNAL, parent=traceparent
             ):
-                delta, num_examples, loss_micros = self._train(started)
+                update = self._train_once(started)
             with telemetry.span(
                 "submit", "update", kind=telemetry.INTERNAL, parent=traceparent
             ):
                 if self._federation.mpc is not None:
-                    return self._commit(started, stem, delta, num_examples, loss_micros)
-                return self._submit(started, delta, num_examples, loss_micros)
+                    return self._commit(started, stem, update)
+                return self._submit(started, update)
         except ImportRefusedError as error:
             # The message quotes this machine's allow-list: it stays here.
             log.warning("round %d: %s", started.round, error)
@@ -477,6 +480,23 @@ class Agent:
             # Whatever a user's module raises; its message may quote data, so it stays.
             log.exception("round %d: training failed", started.round)
             return self._decline(started, Reason.TRAINING_FAILED, type(error).__name__)
+
+    def _train_once(self, started: RoundStarted) -> KeptUpdate:
+        """Return the update for a round's base model: always the same for one."""
+        kept = self._updates.find(started, self._federation)
+        if kept is not None:
+            log.info(
+                "round %d: saying again what was said for its base model", started.round
+            )
+            return kept
+        delta, num_examples, loss_micros = self._train(started)
+        if self._federation.mpc is not None:
+            values = Secret.make(delta, self._federation).values
+        else:
+            values = encode_update(delta, started.fractional_bits).astype(np.int64)
+        update = KeptUpdate(values, num_examples, loss_micros)
+        self._updates.keep(started, self._federation, update)
+        return update
 
     def _train(
         self, started: RoundStarted
@@ -515,33 +535,22 @@ class Agent:
         delta = flatten(result.tensors, manifest) - flatten(base, manifest)
         return delta, result.num_examples, compute_micros(result.loss)
 
-    def _submit(
-        self,
-        started: RoundStarted,
-        delta: NDArray[np.floating[Any]],
-        num_examples: int,
-        loss_micros: int | None,
-    ) -> UpdateSubmitted:
-        update = encode_update(delta, started.fractional_bits)
+    def _submit(self, started: RoundStarted, update: KeptUpdate) -> UpdateSubmitted:
         return UpdateSubmitted(
             federation_id=started.federation_id,
             round=started.round,
             agent_id=self._options.agent_id,
             base_model_sha256=started.base_model.sha256,
-            update=self._store.store(update_to_blob(update)),
-            num_examples=num_examples,
-            loss_micros=loss_micros,
+            update=self._store.store(update_to_blob(update.values.astype(np.int32))),
+            num_examples=update.num_examples,
+            loss_micros=update.loss_micros,
         )
 
     def _commit(
-        self,
-        started: RoundStarted,
-        stem: str,
-        delta: NDArray[np.floating[Any]],
-        num_examples: int,
-        loss_micros: int | None,
+        self, started: RoundStarted, stem: str, update: KeptUpdate
     ) -> UpdateCommitted:
-        secret = Secret.make(delta, self._federation)
+        # The update may have been committed to before; its randomness never.
+        secret = Secret.draw(update.values)
         state = secret.commit(self._federation)
         self._keeper.keep(stem, secret, state)
         return submit_commitment(
@@ -551,8 +560,8 @@ class Agent:
             self._founding.hash,
             self._store,
             agent_id=self._options.agent_id,
-            num_examples=num_examples,
-            loss_micros=loss_micros,
+            num_examples=update.num_examples,
+            loss_micros=update.loss_micros,
         )
 
     def _decline(

@@ -97,6 +97,11 @@ class Secret:
             norm_bound=get_mpc(config).norm_bound,
             entropy=secrets.token_bytes,
         )
+        return cls.draw(values)
+
+    @classmethod
+    def draw(cls, values: NDArray[np.int64]) -> Secret:
+        """Return an update to commit to, with a seed that was never used."""
         return cls(values, secrets.token_bytes(SEED_SIZE))
 
     def commit(self, config: FederationConfigured) -> ProverState:

@@ -29,7 +29,7 @@ from ledger.note import InvalidNoteError, parse_note
 from ledger.signing import SigningKey
 from protocol.admission import AdmissionState
 from protocol.decider import step
-from protocol.log import fold_admission
+from protocol.log import OpenedLeaf, fold_admission
 from protocol.rounds import DECIDER, RoundsState
 from schemas import codec, topics
 from schemas.events import (
@@ -133,6 +133,22 @@ class Timer:
                 self._repeat_after_ms = REPEAT_AFTER_MS
             elif isinstance(event, RoundSealed | RoundAbandoned | AggregatePublished):
                 self._open = None
+            self._learn_result_deadline(leaf)
+
+    def _learn_result_deadline(self, leaf: OpenedLeaf) -> None:
+        """Watch how long the aggregator takes once all parts of a sum are there.
+
+        No fact says when that begins or ends before its time: the state does.
+        """
+        current = self._rounds.current
+        if current is None or current.sealed is None:
+            return
+        if current.deadline_ms is None:
+            self._open = None
+        elif self._open is None:
+            self._open = (current.started, leaf.traceparent)
+            self._due_ms = current.deadline_ms
+            self._repeat_after_ms = REPEAT_AFTER_MS
 
     def _announce_if_due(self, now_ms: int) -> None:
         if self._open is None or now_ms < self._due_ms:

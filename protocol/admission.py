@@ -646,7 +646,12 @@ class _Scratch:
                 e.SharesLinked(party=party)
                 | e.UpdatesCompared(party=party)
                 | e.PartialAggregateSubmitted(party=party)
+                | e.PartyDeclined(party=party)
             ) if party not in self._parties:
+                return Reason.UNKNOWN_PARTY, f"no party {party!r} in this federation"
+            case e.UpdatesChecked(party=party) | e.AggregateSubmitted(party=party) if (
+                party and party not in self._parties
+            ):
                 return Reason.UNKNOWN_PARTY, f"no party {party!r} in this federation"
             case e.EquivocationProven(reported_by=key) if not (
                 self._node_sets and self._node_sets[-1].find(key)
@@ -746,7 +751,14 @@ class _Scratch:
                 return {p.role: p.public_key for p in event.principals}["OPERATOR"]
             case e.EquivocationProven():
                 return event.reported_by
-            case e.SharesLinked() | e.UpdatesCompared() | e.PartialAggregateSubmitted():
+            case (
+                e.SharesLinked()
+                | e.UpdatesCompared()
+                | e.PartialAggregateSubmitted()
+                | e.PartyDeclined()
+            ):
+                return self._parties[event.party]
+            case e.UpdatesChecked() | e.AggregateSubmitted() if event.party:
                 return self._parties[event.party]
             case _:
                 return self._principals[_AUTHOR_ROLE[type(event)]]

@@ -24,6 +24,7 @@ from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from protocol.commitments import (
     POINT_SIZE,
@@ -642,6 +643,36 @@ class RoundVerifier:
             return SecretRoundError(Reason.WRONG_PARTIAL, str(error))
         return party_sum
 
+    def find_claim_problem(
+        self, secret: SecretRound, party: str, reason: str
+    ) -> SecretRoundError | None:
+        """Return what is wrong with a part of the sum that was rejected, if anything.
+
+        Args:
+            secret: The round, with that part; with all parts for WRONG_SUM.
+            party: Whose part.
+            reason: Why it was rejected.
+        """
+        part = self.find_partial_problem(secret, party)
+        if isinstance(part, SecretRoundError):
+            return part
+        return self._find_sum_problem(secret) if reason == Reason.WRONG_SUM else None
+
+    def _find_sum_problem(self, secret: SecretRound) -> SecretRoundError | None:
+        if not secret.has_all_partials:
+            return None
+        parts: list[PartySum] = []
+        for party in secret.mpc.parties:
+            part = self.find_partial_problem(secret, party.name)
+            if isinstance(part, SecretRoundError):
+                return part
+            parts.append(part)
+        try:
+            self._open(secret, parts)
+        except SecretRoundError as error:
+            return error
+        return None
+
     def compute_result(
         self, secret: SecretRound, party_sums: Sequence[PartySum], base_blob: bytes
     ) -> RoundResult:
@@ -656,8 +687,12 @@ class RoundVerifier:
             SecretRoundError: they do not open them: a party lied, and nobody can say
                 which. Nothing follows from such a round.
         """
-        sealed = secret.sealed
-        assert sealed is not None, "only a sealed round has a sum"
+        assert secret.sealed is not None, "only a sealed round has a sum"
+        return apply_sum(self._open(secret, party_sums), secret.sealed, base_blob)
+
+    def _open(
+        self, secret: SecretRound, party_sums: Sequence[PartySum]
+    ) -> NDArray[np.int64]:
         rows = combine_rows(
             [
                 parse_statement(
@@ -671,10 +706,9 @@ class RoundVerifier:
             [c.num_examples for c in secret.contributions],
         )
         try:
-            total = open_aggregate(party_sums, rows)
+            return open_aggregate(party_sums, rows)
         except WrongSumError as error:
-            raise SecretRoundError(Reason.WRONG_PARTIAL, str(error)) from error
-        return apply_sum(total, sealed, base_blob)
+            raise SecretRoundError(Reason.WRONG_SUM, str(error)) from error
 
 
 def _fetch_links(

@@ -18,16 +18,25 @@ Rules:
   bits. A set is as large as a sum.
 - A sum has at least as many contributions as the federation's ``min_cohort``, and as
   the party's own minimum.
-- A round has one sum. Asked again for the same one, the party gives the same bytes;
-  another set for the same round would be the difference of the two.
-- An update enters one sum, in whatever round or federation it is asked for again.
+- A sum is opened once: for one base model of a federation an agent is in one sum that
+  the party gave a part for, whatever the bytes of its update. So the sets of one base
+  are disjoint, and no combination of sums is over fewer agents than the smallest of
+  them. (That two sets differ by many agents is not enough: four such sets can leave one
+  agent alone.) Asked again for the very same sum, the party gives the same bytes.
+- A base model that the party has left, by a sum over another one of the federation, it
+  does not come back to. So of each base before the last a digest is all that it has to
+  remember, however long the federation lives.
 
-Source: DESIGN.md section 6.
+A share opens for one federation, agent and base model alone
+(`protocol.mpc.make_place`): a forged log can call an update another agent's, or one of
+another base, and gets nothing.
+
+Source: DESIGN.md section 6, ADR 0032.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final, TypeAlias
@@ -47,8 +56,8 @@ class RefusalCode(StrEnum):
     COMPARED_BEFORE = "COMPARED_BEFORE"
     COMPARED_TOO_OFTEN = "COMPARED_TOO_OFTEN"
     COHORT_TOO_SMALL = "COHORT_TOO_SMALL"
-    SECOND_SUM = "SECOND_SUM"
-    UPDATE_SUMMED_BEFORE = "UPDATE_SUMMED_BEFORE"
+    AGENT_SUMMED_BEFORE = "AGENT_SUMMED_BEFORE"
+    BASE_LEFT = "BASE_LEFT"
 
 
 class PartyRefusesError(Exception):
@@ -56,11 +65,13 @@ class PartyRefusesError(Exception):
 
     Attributes:
         code: Which rule.
+        detail: What it met, for people.
     """
 
     def __init__(self, code: RefusalCode, detail: str) -> None:
         super().__init__(f"{code}: {detail}")
         self.code = code
+        self.detail = detail
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,12 +79,17 @@ class Linked:
     """Shares that a party has linked, or is about to.
 
     Attributes:
+        federation_id: The federation.
+        base_model: Digest of the round's base model, 32 bytes.
         projection_seed: Of the round's projection, 32 bytes.
-        updates: Of each update, digests of its commitments and of its norm proof.
+        updates: Of each update, its agent, and digests of its commitments and of its
+            norm proof.
     """
 
+    federation_id: str
+    base_model: bytes
     projection_seed: bytes
-    updates: tuple[tuple[bytes, bytes], ...]
+    updates: tuple[tuple[str, bytes, bytes], ...]
 
     def without(self, places: Container[int]) -> Linked:
         """Return the same without the updates at some places."""
@@ -93,25 +109,36 @@ class Summed:
 
     Attributes:
         federation_id: The federation.
+        base_model: Digest of the round's base model, 32 bytes.
         round: The round.
         cause: Leaf hash of what sealed it, 32 bytes: a federation founded anew counts
             from 1 again.
-        updates: Digest of the commitments and weight of each contribution, in order.
+        updates: Agent, digest of the commitments and weight of each contribution, in
+            order.
     """
 
     federation_id: str
+    base_model: bytes
     round: int
     cause: bytes
-    updates: tuple[tuple[bytes, int], ...]
+    updates: tuple[tuple[str, bytes, int], ...]
+
+    @property
+    def agents(self) -> frozenset[str]:
+        """Whose updates are in it."""
+        return frozenset(agent_id for agent_id, _, _ in self.updates)
 
     @classmethod
     def of(cls, sealed: RoundSealed, contributions: Iterable[Contribution]) -> Summed:
         """Return what the sum of a sealed round is over: its contributions."""
         return cls(
             federation_id=sealed.federation_id,
+            base_model=sealed.base_model.sha256,
             round=sealed.round,
             cause=sealed.cause,
-            updates=tuple((c.update_sha256, c.num_examples) for c in contributions),
+            updates=tuple(
+                (c.agent_id, c.update_sha256, c.num_examples) for c in contributions
+            ),
         )
 
 
@@ -120,47 +147,133 @@ class Compared:
     """Updates that a party has compared with the others, or is about to.
 
     Attributes:
+        federation_id: The federation.
+        base_model: Digest of the round's base model, 32 bytes.
         updates: Digest of the commitments of each, in ascending order of agent_id.
         far_threshold: The squared distance above which two are far apart.
         attempt: From 1; one that broke off counts.
     """
 
+    federation_id: str
+    base_model: bytes
     updates: tuple[bytes, ...]
     far_threshold: int
     attempt: int = 1
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Left:
+    """A base model that a party said something of, before it summed over another.
+
+    Attributes:
+        federation_id: The federation.
+        base_model: Its digest, 32 bytes.
+    """
+
+    federation_id: str
+    base_model: bytes
+
+
 Said: TypeAlias = Linked | Compared | Summed
+"""What a party says."""
+Known: TypeAlias = Said | Left
 """What a party remembers."""
 
 
-def find_linked_before(asked: Linked, known: Iterable[Said]) -> frozenset[int]:
-    """Return which of these updates were linked otherwise, by their places.
+def remember(known: Sequence[Known], said: Said) -> list[Known]:
+    """Return what a party has to remember once it has said one thing more.
+
+    Args:
+        known: What it had to remember before.
+        said: What it says now; the rules below permitted it.
+    """
+    if not isinstance(said, Summed):
+        return [*known, said]
+    kept: list[Known] = []
+    left: dict[bytes, Left] = {}
+    for item in known:
+        if (
+            isinstance(item, Left)
+            or item.federation_id != said.federation_id
+            or item.base_model == said.base_model
+        ):
+            kept.append(item)
+        else:
+            left[item.base_model] = Left(
+                federation_id=item.federation_id, base_model=item.base_model
+            )
+    return [*kept, *left.values(), said]
+
+
+def demand_not_left(asked: Said, known: Iterable[Known]) -> None:
+    """Return if the party has not left the base model that this is about.
+
+    Raises:
+        PartyRefusesError: it has.
+    """
+    left = Left(federation_id=asked.federation_id, base_model=asked.base_model)
+    if left in known:
+        raise PartyRefusesError(
+            RefusalCode.BASE_LEFT,
+            f"base model {asked.base_model.hex()} of {asked.federation_id} was left "
+            "for another",
+        )
+
+
+def find_summed_agents(
+    federation_id: str, base_model: bytes, known: Iterable[Known]
+) -> frozenset[str]:
+    """Return whose updates of a base model are in sums that the party has given."""
+    return frozenset[str]().union(
+        *(
+            said.agents
+            for said in known
+            if isinstance(said, Summed)
+            and (said.federation_id, said.base_model) == (federation_id, base_model)
+        )
+    )
+
+
+def find_unlinkable(
+    asked: Linked, known: Sequence[Known]
+) -> Mapping[int, tuple[RefusalCode, str]]:
+    """Return which of these updates may not be linked, by their places, and why.
 
     Of two that have the same commitments the first is linked.
+
+    Raises:
+        PartyRefusesError: none of them: the party has left their base model.
     """
+    demand_not_left(asked, known)
     links = {
         digest: (said.projection_seed, proof)
         for said in known
         if isinstance(said, Linked)
-        for digest, proof in said.updates
+        for _, digest, proof in said.updates
     }
-    refused = set()
-    for place, (digest, proof) in enumerate(asked.updates):
+    summed = find_summed_agents(asked.federation_id, asked.base_model, known)
+    refused: dict[int, tuple[RefusalCode, str]] = {}
+    for place, (agent_id, digest, proof) in enumerate(asked.updates):
         link = (asked.projection_seed, proof)
+        is_new = digest not in links
         if links.setdefault(digest, link) != link:
-            refused.add(place)
-    return frozenset(refused)
+            detail = "these commitments were linked"
+            refused[place] = RefusalCode.LINKED_BEFORE, detail
+        elif is_new and agent_id in summed:
+            # Its sum would be refused: better that the others' is not.
+            detail = "an update of this agent for this base model was summed"
+            refused[place] = RefusalCode.AGENT_SUMMED_BEFORE, detail
+    return refused
 
 
 def demand_comparable(
-    asked: Compared, known: Sequence[Said], *, min_cohort: int
+    asked: Compared, known: Sequence[Known], *, min_cohort: int
 ) -> Compared:
     """Return which attempt it would be to compare these updates, if that is harmless.
 
     Args:
         asked: What is asked for; its attempt does not matter.
-        known: What the party has said.
+        known: What the party remembers.
         min_cohort: The fewest updates: the larger of the federation's and the party's
             own.
 
@@ -174,6 +287,7 @@ def demand_comparable(
             RefusalCode.COHORT_TOO_SMALL,
             f"{len(digests)} different updates; this party compares at least {fewest}",
         )
+    demand_not_left(asked, known)
     num_attempts = 0
     for said in known:
         if not isinstance(said, Compared):
@@ -195,12 +309,12 @@ def demand_comparable(
     return replace(asked, attempt=num_attempts + 1)
 
 
-def _demand_linked(digests: frozenset[bytes], known: Iterable[Said]) -> None:
+def _demand_linked(digests: frozenset[bytes], known: Iterable[Known]) -> None:
     linked = {
         digest
         for said in known
         if isinstance(said, Linked)
-        for digest, _ in said.updates
+        for _, digest, _ in said.updates
     }
     unknown = digests - linked
     if unknown:
@@ -210,47 +324,45 @@ def _demand_linked(digests: frozenset[bytes], known: Iterable[Said]) -> None:
         )
 
 
-def demand_harmless(asked: Summed, known: Sequence[Said], *, min_cohort: int) -> None:
+def demand_harmless(asked: Summed, known: Sequence[Known], *, min_cohort: int) -> None:
     """Return if giving this sum shows no single update.
 
     Args:
         asked: The sum that is asked for.
-        known: What the party has said.
+        known: What the party remembers.
         min_cohort: The fewest contributions, at least 2: the larger of the
             federation's and the party's own.
 
     Raises:
         PartyRefusesError: it would, or might.
     """
-    digests = frozenset(digest for digest, _ in asked.updates)
-    if len(digests) < max(2, min_cohort):
+    demand_not_left(asked, known)
+    agents = asked.agents
+    digests = frozenset(digest for _, digest, _ in asked.updates)
+    num_different = min(len(agents), len(digests))
+    if num_different < max(2, min_cohort):
         raise PartyRefusesError(
             RefusalCode.COHORT_TOO_SMALL,
-            f"{len(digests)} different updates; this party sums at least "
+            f"{num_different} different updates; this party sums at least "
             f"{max(2, min_cohort)}",
         )
-    if len(digests) != len(asked.updates):
+    if num_different != len(asked.updates):
         raise PartyRefusesError(
-            RefusalCode.UPDATE_SUMMED_BEFORE, "an update is in the sum twice"
+            RefusalCode.AGENT_SUMMED_BEFORE, "an agent or update is in the sum twice"
         )
     for given in known:
-        if given == asked or not isinstance(given, Summed):
-            continue
-        if (given.federation_id, given.round, given.cause) == (
-            asked.federation_id,
-            asked.round,
-            asked.cause,
+        if (
+            not isinstance(given, Summed)
+            or given == asked
+            or (given.federation_id, given.base_model)
+            != (asked.federation_id, asked.base_model)
         ):
-            raise PartyRefusesError(
-                RefusalCode.SECOND_SUM,
-                f"round {asked.round} of {asked.federation_id} was summed over another "
-                "set",
-            )
-        again = digests.intersection(digest for digest, _ in given.updates)
+            continue
+        again = agents & given.agents
         if again:
             raise PartyRefusesError(
-                RefusalCode.UPDATE_SUMMED_BEFORE,
-                f"update {min(again).hex()} is in the sum of round {given.round} of "
-                f"{given.federation_id}",
+                RefusalCode.AGENT_SUMMED_BEFORE,
+                f"{len(again)} agents, {min(again)} among them, are in the sum of "
+                f"round {given.round} over the same base model",
             )
     _demand_linked(digests, known)

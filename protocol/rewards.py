@@ -292,7 +292,10 @@ def _find_changes(state: RewardsState, event: e.LedgerEvent) -> Iterator[_Change
         ):
             cost = _unpaid(state, event.round).rule.failed_proof
             yield agent_id, -cost, Basis.FAILED_PROOF
-        case e.PartialRejected(party=party):
+        # Of parts that open nothing together nobody can say whose is wrong.
+        case e.PartialRejected(party=party, reason=reason) if (
+            reason != Reason.WRONG_SUM
+        ):
             cost = _unpaid(state, event.round).rule.failed_proof
             yield PARTY_PREFIX + party, -cost, Basis.FAILED_PROOF
         case e.EquivocationProven(public_key=key):

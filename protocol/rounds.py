@@ -29,8 +29,15 @@ Rules:
   party; it may give another. A round whose party is gone waits.
 - A change of the configuration is in force from the next round on that is asked for
   (`protocol.changes`); an open round goes on with what it began with.
-- The operator may abandon a round at any time: nothing else ends one whose aggregator
-  is gone for good.
+- A sum is opened once (ADR 0032). With MPC an agent of a sealed set is not drawn again
+  for the same base model, whatever became of the round: each party may have given its
+  part, and two sums over one base would show their difference.
+- Once all parts of a sum are on the log the round is completed, never abandoned. If the
+  aggregator does not say what they come to within a round's duration, any party may.
+  If they do not open the commitments, all parts are rejected.
+- The operator may abandon a round before that, as nothing else ends one that cannot go
+  on; a sealed one with MPC only if enough agents are left to draw. A party that its
+  memory does not permit to go on ends the round at once.
 - The claim about the sum must fit the sealed set; the audit recomputes the sum itself.
 - With ledger nodes, the cohort is drawn from the final checkpoint of the block that
   ended the round before (of the genesis block, for the first): whoever asks for rounds
@@ -102,6 +109,10 @@ class OpenRound:
         far: With MPC, which of them are far apart as each party says, by party.
         sealed: The fact that sealed it, if it is sealed.
         partials: With MPC, leaf index of a party's partial sum, by party.
+        result_deadline_ms: With MPC, until when the aggregator alone may say what all
+            parts come to; 0 while some are missing.
+        told_at_ms: Stamp of the last block in which the timer spoke of this round since
+            it was sealed; 0 before any.
     """
 
     started: e.RoundStarted
@@ -120,13 +131,22 @@ class OpenRound:
     far: Mapping[str, bytes] = field(default_factory=dict)
     sealed: e.RoundSealed | None = None
     partials: Mapping[str, int] = field(default_factory=dict)
+    result_deadline_ms: int = 0
+    told_at_ms: int = 0
 
     @property
-    def deadline_ms(self) -> int:
-        """Return the deadline of the present phase."""
+    def deadline_ms(self) -> int | None:
+        """Return the deadline of the present phase; None if it has none."""
+        if self.sealed is not None:
+            return self.result_deadline_ms or None
         if self.closed is not None:
             return self.closed.proof_deadline_ms
         return self.started.deadline_ms
+
+    @property
+    def is_result_late(self) -> bool:
+        """Return whether the aggregator has had its time, once all parts were there."""
+        return 0 < self.result_deadline_ms < self.told_at_ms
 
     @property
     def has_all_proofs(self) -> bool:
@@ -154,6 +174,8 @@ class RoundsState:
         version: Version of the current global model; 0 is the initial one.
         model: The current global model.
         current: The round in progress, if any.
+        summed: With MPC, agents that are or were in a sealed set on the current global
+            model: a sum over them was opened, or may have been.
         draw_size: Tree size of the checkpoint that the next cohort is drawn from; 0
             without ledger nodes.
         draw_entropy: What the last such checkpoint gave, 32 bytes; zeros at first.
@@ -169,6 +191,7 @@ class RoundsState:
     version: int = 0
     model: e.BlobRef | None = None
     current: OpenRound | None = None
+    summed: frozenset[str] = frozenset()
     draw_size: int = 0
     draw_entropy: bytes = bytes(32)
     drawn_size: int = 0
@@ -198,6 +221,17 @@ def _has_all(state: RoundsState, by_party: Mapping[str, object] | None) -> bool:
     )
 
 
+def is_result_late(state: RoundsState) -> bool:
+    """Return whether any party may now say what all parts of the sum come to."""
+    current = state.current
+    return current is not None and current.is_result_late
+
+
+def find_drawable_agents(state: RoundsState) -> frozenset[str]:
+    """Return who may be drawn for a round on the current global model."""
+    return frozenset(state.agents) - state.summed
+
+
 def is_drawable(state: RoundsState) -> bool:
     """Return whether the checkpoint that the next cohort is drawn from is known."""
     return state.drawn_size == state.draw_size
@@ -222,6 +256,8 @@ def decide(state: RoundsState, leaf: Sequenced) -> Sequence[e.RoundFact]:
             return _with_closing(state, leaf, [_declined(state, declined, leaf)])
         case e.UpdatesChecked() as checked:
             return _with_closing(state, leaf, list(_checked(state, checked, leaf)))
+        case e.PartyDeclined() as declined:
+            return [_party_declined(state, declined, leaf)]
         case e.DeadlineReached() as reached:
             return _with_closing(state, leaf, _missing(state, reached, leaf))
         case e.RoundAbandonRequested() as request:
@@ -339,7 +375,15 @@ def _evolve_input(
             current is not None and _counts(said, facts)
         ):
             partials = {**current.partials, party: leaf.leaf_index}
-            return replace(state, current=replace(current, partials=partials))
+            state = replace(state, current=replace(current, partials=partials))
+            return _with_result_deadline(state, leaf)
+        case e.DeadlineReached(round=number) if (
+            current is not None
+            and current.sealed is not None
+            and number == current.started.round
+        ):
+            told = replace(current, told_at_ms=leaf.sequenced_at_ms)
+            return replace(state, current=told)
         case _:
             return state
 
@@ -349,7 +393,9 @@ def _evolve_fact(state: RoundsState, fact: e.RoundFact) -> RoundsState:
     match fact:
         case e.RoundStarted():
             return replace(
-                state, last_round=fact.round, current=_open(state.agents, fact)
+                state,
+                last_round=fact.round,
+                current=_open(find_drawable_agents(state), fact),
             )
         case e.CommitmentsClosed() if current is not None:
             unproven = PersistentSet(current.pending_of)
@@ -363,13 +409,33 @@ def _evolve_fact(state: RoundsState, fact: e.RoundFact) -> RoundsState:
                 for party, index in current.partials.items()
                 if party != fact.party
             }
-            return replace(state, current=replace(current, partials=partials))
+            return replace(
+                state,
+                current=replace(
+                    current,
+                    partials=partials,
+                    result_deadline_ms=0,
+                ),
+            )
         case e.RoundSealed() if current is not None:
-            return replace(state, current=replace(current, sealed=fact))
+            sealed = replace(current, sealed=fact)
+            if _is_secret(state):
+                summed = state.summed.union(current.contributions)
+                state = replace(state, summed=summed)
+            return replace(state, current=sealed)
         case e.RoundAbandoned():
             return _end(state)
         case e.AggregatePublished():
-            return _end(replace(state, version=state.version + 1, model=fact.model))
+            # A sum of nothing leaves the model where it is.
+            has_moved = fact.model.sha256 != fact.base_model_sha256
+            return _end(
+                replace(
+                    state,
+                    version=state.version + 1,
+                    model=fact.model,
+                    summed=frozenset() if has_moved else state.summed,
+                )
+            )
         case e.ContributionAccepted() if current is not None:
             contribution = Contribution(
                 agent_id=fact.agent_id,
@@ -414,6 +480,22 @@ _DECLINES = frozenset(
 """What an agent may say of itself."""
 _FINAL = _DECLINES | WITHDRAWN | {Reason.NO_ANSWER}
 """Rejections after which an agent has no further answer to the round."""
+
+
+def _is_secret(state: RoundsState) -> bool:
+    return state.config is not None and state.config.mpc is not None
+
+
+def _with_result_deadline(state: RoundsState, leaf: Sequenced) -> RoundsState:
+    """Once all parts are there, set how long the result is the aggregator's to say."""
+    if not has_all_partials(state):
+        return state
+    assert state.current is not None, "it has all parts"
+    assert state.config is not None, "it has a round"
+    deadline_ms = leaf.sequenced_at_ms + state.config.round_duration_ms
+    return replace(
+        state, current=replace(state.current, result_deadline_ms=deadline_ms)
+    )
 
 
 def _answer(current: OpenRound, agent_id: str) -> OpenRound:
@@ -485,16 +567,14 @@ def _start(
         return refused(Reason.ROUND_OPEN, f"round {number} is still in progress")
     if request.round != state.last_round + 1:
         return refused(Reason.WRONG_ROUND, f"the next round is {state.last_round + 1}")
-    if len(state.agents) < config.min_cohort:
-        return refused(
-            Reason.NOT_ENOUGH_AGENTS,
-            f"{len(state.agents)} active agents, min_cohort is {config.min_cohort}",
-        )
+    drawable = find_drawable_agents(state)
+    if len(drawable) < config.min_cohort:
+        return refused(Reason.NOT_ENOUGH_AGENTS, _describe_few(state, config))
     entropy = (
         leaf.previous_block_hash if config.ledger_nodes is None else state.draw_entropy
     )
     seed = compute_cohort_seed(entropy, config.federation_id, request.round)
-    cohort = draw_cohort(seed, state.agents, config.cohort_size)
+    cohort = draw_cohort(seed, drawable, config.cohort_size)
     return e.RoundStarted(
         round=request.round,
         num_drawn=len(cohort),
@@ -511,15 +591,61 @@ def _start(
     )
 
 
+def _describe_few(state: RoundsState, config: e.FederationConfigured) -> str:
+    num_summed = len(frozenset(state.agents) & state.summed)
+    summed = (
+        f"; {num_summed} more are in a sum over this base model already"
+        if num_summed
+        else ""
+    )
+    return (
+        f"{len(find_drawable_agents(state))} active agents{summed}, min_cohort is "
+        f"{config.min_cohort}"
+    )
+
+
 def _abandon(
     state: RoundsState, request: e.RoundAbandonRequested, leaf: Sequenced
 ) -> e.RoundAbandoned | e.RoundRefused:
+    config, current = find_newest(state)[0], state.current
+    assert config is not None, "admission lets nothing pass before the genesis"
     common = {"round": request.round, **_cause(leaf)}
-    if state.current is None or state.current.started.round != request.round:
-        detail = "this round is not in progress"
-        return e.RoundRefused(reason=Reason.WRONG_ROUND, detail=detail, **common)
+
+    def refused(reason: Reason, detail: str) -> e.RoundRefused:
+        return e.RoundRefused(reason=reason, detail=detail, **common)
+
+    if current is None or current.started.round != request.round:
+        return refused(Reason.WRONG_ROUND, "this round is not in progress")
+    is_sealed = _is_secret(state) and current.sealed is not None
+    if is_sealed and has_all_partials(state):
+        detail = "every party has given its part: the sum is public, and is published"
+        return refused(Reason.ALL_PARTS_GIVEN, detail)
+    if is_sealed and len(find_drawable_agents(state)) < config.min_cohort:
+        # Nothing would come after it on this base model. It can still be completed.
+        return refused(Reason.NOT_ENOUGH_AGENTS, _describe_few(state, config))
     return e.RoundAbandoned(
         reason=Reason.OPERATOR_ABANDONED, detail=request.explanation, **common
+    )
+
+
+def _party_declined(
+    state: RoundsState, declined: e.PartyDeclined, leaf: Sequenced
+) -> e.RoundAbandoned | e.ClaimRejected:
+    """End the round that a party will not go on with: without it there is no sum."""
+    current = state.current
+    if (
+        current is None
+        or declined.round != current.started.round
+        or current.closed is None
+        or declined.party in current.partials
+    ):
+        detail = f"the round does not wait for party {declined.party}"
+        return _unexpected(leaf, declined.round, detail)
+    return e.RoundAbandoned(
+        round=declined.round,
+        reason=Reason.PARTY_DECLINED,
+        detail=f"party {declined.party}: {declined.reason}: {declined.detail}",
+        **_cause(leaf),
     )
 
 
@@ -616,8 +742,9 @@ def _why_no_proof(
         problem = (Reason.DUPLICATE, "this agent has proved its commitment already")
     elif agent_id not in current.pending_of:
         problem = (Reason.NO_COMMITMENT, "this agent has no commitment in the round")
-    elif leaf.sequenced_at_ms > current.deadline_ms:
-        problem = (Reason.LATE, f"the deadline was {current.deadline_ms} ms")
+    elif leaf.sequenced_at_ms > current.closed.proof_deadline_ms:
+        deadline_ms = current.closed.proof_deadline_ms
+        problem = (Reason.LATE, f"the deadline was {deadline_ms} ms")
     else:
         return []
     return [_rejected(leaf, agent_id, proof.round, *problem)]
@@ -632,7 +759,11 @@ def _missing(
         return []
     # The timer may be early or lie; the block's stamp is what everybody can check.
     number, deadline_ms = current.started.round, current.deadline_ms
-    if reached.round != number or leaf.sequenced_at_ms <= deadline_ms:
+    if (
+        reached.round != number
+        or deadline_ms is None
+        or leaf.sequenced_at_ms <= deadline_ms
+    ):
         return []
     if current.closed is None:
         detail = f"no answer by the deadline, {deadline_ms} ms"
@@ -771,13 +902,14 @@ def _checked(
     state: RoundsState, checked: e.UpdatesChecked, leaf: Sequenced
 ) -> Iterator[e.RoundFact]:
     current = state.current
-    if current is None or current.started.round != checked.round:
-        waiting: Mapping[int, PendingUpdate] = {}
-        parties: Mapping[int, str] = {}
-    else:
+    waiting: Mapping[int, PendingUpdate] = {}
+    parties: Mapping[int, str] = {}
+    if current is not None and current.started.round == checked.round:
         # In the clear there are no parties: nothing has to be linked.
-        waiting = current.pending if has_all_links(state) else {}
-        parties = {index: party for party, index in current.partials.items()}
+        if has_all_links(state) and not checked.party:
+            waiting = current.pending
+        if _may_claim(state, checked.party):
+            parties = {index: party for party, index in current.partials.items()}
     for result in checked.results:
         pending = waiting.get(result.leaf_index)
         party = parties.get(result.leaf_index)
@@ -911,6 +1043,16 @@ def compute_projection_seed(
     ).digest()
 
 
+def _may_claim(state: RoundsState, party: str) -> bool:
+    """Return whether somebody may say what the parts of the sum are worth now.
+
+    Args:
+        state: The federation.
+        party: The party that claims; empty if it is the aggregator.
+    """
+    return not party or is_result_late(state)
+
+
 def _publish(
     state: RoundsState, claim: e.AggregateSubmitted, leaf: Sequenced
 ) -> e.AggregatePublished | e.ClaimRejected:
@@ -925,6 +1067,8 @@ def _publish(
         or not has_all_partials(state)
     ):
         return _unexpected(leaf, claim.round, "the claim does not fit a sealed round")
+    if not _may_claim(state, claim.party):
+        return _unexpected(leaf, claim.round, "it is the aggregator's turn still")
     return e.AggregatePublished(
         round=claim.round,
         base_model_sha256=claim.base_model_sha256,

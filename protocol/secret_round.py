@@ -24,6 +24,7 @@ from protocol.rounds import (
     has_all_comparisons,
     has_all_links,
     has_all_partials,
+    is_result_late,
 )
 from schemas import events as e
 
@@ -75,6 +76,8 @@ class SecretRound:
         contributions: Then its contributions, in ascending order of agent_id.
         partials: Parts of the sum, by party.
         has_all_partials: Whether all parties have given theirs.
+        is_result_late: Whether the aggregator has had its time to say what they come
+            to: then any party may.
     """
 
     config: e.FederationConfigured
@@ -93,11 +96,14 @@ class SecretRound:
     contributions: tuple[Contribution, ...] = ()
     partials: Mapping[str, Partial] = field(default_factory=dict)
     has_all_partials: bool = False
+    is_result_late: bool = False
 
     def owed_by_party(self, party: str) -> Owed | None:
         """Return what the round waits for from a party; None if nothing."""
         if self.sealed is not None:
-            return None if party in self.partials else Owed.PARTIAL
+            if party not in self.partials:
+                return Owed.PARTIAL
+            return Owed.RESULT if self.is_result_late else None
         if self.has_all_proofs and self.waiting and party not in self.links:
             return Owed.LINKS
         return None
@@ -194,4 +200,5 @@ def follow(
             if party in current.partials
         },
         has_all_partials=has_all_partials(rounds),
+        is_result_late=is_result_late(rounds),
     )

@@ -33,6 +33,7 @@ IMPORT_PATH: Final = re.compile(
     re.ASCII,
 )
 BLOB_URI: Final = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,62}/sha256/[0-9a-f]{64}")
+REFUSAL_CODE: Final = re.compile(r"[A-Z_]{1,64}")
 MAX_TEXT_LENGTH: Final = 500
 MAX_NAME_LENGTH: Final = 100
 MAX_CONFIG_SIZE_BYTES: Final = 8_192
@@ -62,6 +63,7 @@ CHECK_REASONS: Final = BLOB_REASONS | {
     Reason.BAD_SHARE,
     Reason.SHARES_DIFFER,
     Reason.WRONG_PARTIAL,
+    Reason.WRONG_SUM,
 }
 """What it may say about all that it checks."""
 EXPORT_REASONS: Final = frozenset({"", Reason.NOT_EXPORTABLE, Reason.NOT_MEASURED})
@@ -137,6 +139,7 @@ def find_problem(event: e.LedgerEvent) -> str | None:
             e.AgentRevoked(explanation=text)
             | e.RoundAbandonRequested(explanation=text)
             | e.UpdateDeclined(detail=text)
+            | e.PartyDeclined(detail=text)
         ) if len(text) > MAX_TEXT_LENGTH:
             return f"a text is longer than {MAX_TEXT_LENGTH} characters"
         case (
@@ -160,6 +163,8 @@ def find_problem(event: e.LedgerEvent) -> str | None:
         case e.SharesLinked(links=blob, noise=noise):
             blobs = [blob] if noise is None else [blob, noise.commitments, noise.proof]
             return next(filter(None, map(_blob_problem, blobs)), None)
+        case e.PartyDeclined(reason=code) if REFUSAL_CODE.fullmatch(code) is None:
+            return "reason must be 1 to 64 of A-Z and _"
         case e.UpdatesCompared(far=far) if len(far) > MAX_FAR_SIZE_BYTES:
             return f"far has {len(far)} bytes; at most {MAX_FAR_SIZE_BYTES}"
         case e.AggregateSubmitted(sum=total, model=model):

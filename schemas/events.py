@@ -358,6 +358,19 @@ class PartialAggregateSubmitted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PartyDeclined:
+    """A party will not give what a round waits for: its memory does not permit it. The
+    round ends.
+    """
+
+    federation_id: str
+    round: int
+    party: str
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateDeclined:
     """An agent drawn for a round says that it will not contribute, so that nobody
     waits for it.
@@ -381,19 +394,20 @@ class UpdateCheck:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpdatesChecked:
-    """The aggregator's claim about the blobs of sequenced updates, commitments or
-    partial sums.
+    """The claim of the aggregator, or of a party in its place, about the blobs of
+    sequenced updates, commitments or partial sums.
     """
 
     federation_id: str
     round: int
     results: tuple[UpdateCheck, ...]
+    party: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AggregateSubmitted:
-    """The aggregator's claim: the exact sum of a sealed round and the model that
-    follows from it.
+    """The claim of the aggregator, or of a party in its place: the exact sum of a
+    sealed round and the model that follows from it.
     """
 
     federation_id: str
@@ -403,6 +417,7 @@ class AggregateSubmitted:
     num_examples: int
     sum: BlobRef
     model: BlobRef
+    party: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -832,6 +847,7 @@ Input: TypeAlias = (
     | UpdatesChecked
     | UpdatesCompared
     | PartialAggregateSubmitted
+    | PartyDeclined
     | AggregateSubmitted
     | ModelExported
 )

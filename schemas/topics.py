@@ -45,6 +45,7 @@ EVENTS: Final[dict[str, tuple[type[e.Event], ...]]] = {
         e.UpdatesChecked,
         e.UpdatesCompared,
         e.PartialAggregateSubmitted,
+        e.PartyDeclined,
         e.AggregateSubmitted,
         e.ModelExported,
     ),

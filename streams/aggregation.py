@@ -27,18 +27,17 @@ from protocol.log import OpenedLeaf
 from protocol.mpc import SecretRoundError
 from protocol.persistent import PersistentMap
 from protocol.plain import (
-    RoundResult,
     compute_max_model_size,
     compute_max_update_size,
     compute_result,
 )
 from protocol.rounds import DECIDER, RoundsState
 from protocol.secret_round import Owed, SecretRound, follow
-from protocol.share_link import PartySum
 from protocol.validation import MAX_CHECKS
 from schemas import events as e
 from schemas import topics
 from streams.app import Source, fail_stop, make_service, serve
+from streams.completing import complete, make_check, make_claim
 from streams.following import Follower
 from streams.verifying import Verifying
 
@@ -47,7 +46,6 @@ log = logging.getLogger(__name__)
 NUM_FETCHERS: Final = 4
 """Blobs fetched at a time: enough to hide the store's latency, few enough that their
 bytes (4 per parameter each) fit in memory."""
-MAX_DETAIL_LENGTH: Final = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +174,7 @@ class Aggregator:
                 reason, detail = error.reason, str(error)
             except UpdateRefusedError as error:
                 reason, detail = error.reason, error.detail
-        return _make_check(item.leaf_index, reason, detail)
+        return make_check(item.leaf_index, reason, detail)
 
     def aggregate(self, work: ToAggregate) -> e.AggregateSubmitted:
         """Return the claim about a sealed round."""
@@ -187,20 +185,7 @@ class Aggregator:
         )
         blobs = self._fetch_in_order(work)
         result = compute_result(sealed, work.weights, base, blobs)
-        return self._make_claim(sealed, result)
-
-    def _make_claim(
-        self, sealed: e.RoundSealed, result: RoundResult
-    ) -> e.AggregateSubmitted:
-        return e.AggregateSubmitted(
-            federation_id=sealed.federation_id,
-            round=sealed.round,
-            base_model_sha256=sealed.base_model.sha256,
-            num_contributions=sealed.num_contributions,
-            num_examples=sealed.num_examples,
-            sum=self._store.store(result.sum_blob),
-            model=self._store.store(result.model_blob),
-        )
+        return make_claim(sealed, result, self._store)
 
     def verify_proofs(self, work: list[ToVerify]) -> None:
         """Verify the norm proofs that came, together; nothing is said of them yet."""
@@ -215,8 +200,8 @@ class Aggregator:
         owed = secret.owed_by_aggregator()
         if owed is Owed.CHECKS:
             yield from self._check_commitments(secret)
-        elif owed is Owed.RESULT and secret.sealed is not None:
-            yield from self._add_partials(secret, secret.sealed)
+        elif owed is Owed.RESULT:
+            yield complete(secret, self._verifying.get(secret), self._store)
 
     def _check_commitments(self, secret: SecretRound) -> Iterator[e.UpdatesChecked]:
         agents = sorted(secret.waiting)
@@ -224,7 +209,7 @@ class Aggregator:
         reasons = self._verifying.get(secret).find_reasons(secret, agents)
         results = sorted(
             (
-                _make_check(secret.commitments[agent_id].leaf_index, *_explain(reason))
+                make_check(secret.commitments[agent_id].leaf_index, *_explain(reason))
                 for agent_id, reason in reasons.items()
             ),
             key=lambda check: check.leaf_index,
@@ -236,34 +221,6 @@ class Aggregator:
                 results=tuple(results[start : start + MAX_CHECKS]),
             )
 
-    def _add_partials(
-        self, secret: SecretRound, sealed: e.RoundSealed
-    ) -> Iterator[e.Event]:
-        verifier = self._verifying.get(secret)
-        parts = {
-            party.name: verifier.find_partial_problem(secret, party.name)
-            for party in secret.mpc.parties
-        }
-        wrong = tuple(
-            _make_check(secret.partials[party].leaf_index, *_explain(part))
-            for party, part in sorted(
-                parts.items(), key=lambda item: secret.partials[item[0]].leaf_index
-            )
-            if isinstance(part, SecretRoundError)
-        )
-        if wrong:
-            yield e.UpdatesChecked(
-                federation_id=sealed.federation_id, round=sealed.round, results=wrong
-            )
-            return
-        base = self._store.fetch(
-            sealed.base_model,
-            max_size_bytes=compute_max_model_size(sealed.num_parameters),
-        )
-        good = [part for part in parts.values() if isinstance(part, PartySum)]
-        result = verifier.compute_result(secret, good, base)
-        yield self._make_claim(sealed, result)
-
     def _fetch_in_order(self, work: ToAggregate) -> Iterator[bytes]:
         """Fetch a few blobs ahead of the sum, never all of them."""
         size = compute_max_update_size(work.sealed.num_parameters)
@@ -273,15 +230,6 @@ class Aggregator:
 
         for start in range(0, len(work.updates), NUM_FETCHERS):
             yield from self._pool.map(fetch, work.updates[start : start + NUM_FETCHERS])
-
-
-def _make_check(leaf_index: int, reason: str, detail: str = "") -> e.UpdateCheck:
-    # A detail may quote the blob, which is an agent's to fill: a hundred of them must
-    # fit a claim, whatever they quote.
-    plain = detail.encode("ascii", "backslashreplace").decode()
-    return e.UpdateCheck(
-        leaf_index=leaf_index, reason=reason, detail=plain[:MAX_DETAIL_LENGTH]
-    )
 
 
 def _explain(problem: SecretRoundError | None) -> tuple[str, str]:

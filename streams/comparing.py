@@ -93,7 +93,7 @@ class Comparer:
             except (LinkError, RobustnessError, KafkaUnavailableError) as error:
                 log.warning("%s: not compared yet: %s", _name(waiting.secret), error)
             except (PartyRefusesError, SecretRoundError) as error:
-                # Whoever asks has to live without it; the round waits for ever.
+                # Whoever asks has to live without it.
                 log.error("%s: not compared: %s", _name(waiting.secret), error)  # noqa: TRY400
                 self._refused.add(_cause(waiting.secret))
             self._not_before[key] = time.monotonic() + pause_s

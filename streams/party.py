@@ -4,7 +4,9 @@ It follows the ledger with the rounds decider's own functions and says, of every
 round, two things: its links, once all proofs are there, and its part of the sum, once
 the round is sealed; and between them, if the federation compares updates, which of them
 are far apart. Before any of it leaves the process, the party's memory has to permit it
-(`protocol.parties`): so whoever runs sequencer and deciders gets nothing by asking.
+(`protocol.parties`): so whoever runs sequencer and deciders gets nothing by asking. If
+it does not, the party says `PartyDeclined`, which ends the round. If the aggregator is
+gone it also says what all parts of the sum come to.
 
 A party that was killed reads the ledger again and says the same bytes: everything it
 says follows from blobs, its sealing key and the ledger. With the first block that
@@ -18,12 +20,12 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 
 from adapters import telemetry
-from adapters.blobs import BlobStore
+from adapters.blobs import BlobError, BlobStore
 from adapters.kafka import Publisher
 from adapters.party_identity import PartyIdentity, load_party, party_directory
 from adapters.party_log import PartyLog
@@ -50,20 +52,32 @@ from protocol.parties import (
     Summed,
 )
 from protocol.rounds import DECIDER, RoundsState
-from protocol.secret_round import SecretRound, follow
+from protocol.secret_round import Owed, SecretRound, follow
 from protocol.share_link import Link, compute_links, compute_party_sum
 from protocol.shares import Share
 from protocol.sketches import Sketch
+from protocol.validation import MAX_TEXT_LENGTH
 from schemas import events as e
 from schemas import topics
 from schemas.reasons import Reason
 from streams.app import Service, Source, fail_stop, make_service_with_key
 from streams.comparing import Comparer, make_link_plan
+from streams.completing import complete
 from streams.following import Follower
 from streams.robustness import run_find_far
 from streams.verifying import Verifying
 
 log = logging.getLogger(__name__)
+
+
+Answer: TypeAlias = (
+    e.SharesLinked
+    | e.PartialAggregateSubmitted
+    | e.PartyDeclined
+    | e.UpdatesChecked
+    | e.AggregateSubmitted
+)
+"""What a party says of a round, as its log has it."""
 
 
 class Work(NamedTuple):
@@ -164,9 +178,7 @@ class Party:
                     said.append((answer, current))
         return said
 
-    def answer(
-        self, secret: SecretRound
-    ) -> e.SharesLinked | e.PartialAggregateSubmitted | None:
+    def answer(self, secret: SecretRound) -> Answer | None:
         """Return what the round waits for from this party; None if it says nothing."""
         mine = next((p for p in secret.mpc.parties if p.name == self._name), None)
         if mine is None or mine.public_key != self._identity.key.public_key:
@@ -174,14 +186,32 @@ class Party:
         try:
             if secret.sealed is None:
                 return self._link(secret)
+            if secret.owed_by_party(self._name) is Owed.RESULT:
+                log.warning(
+                    "round %d: the aggregator is silent; this party completes it",
+                    secret.started.round,
+                )
+                return complete(
+                    secret, self._verifying.get(secret), self._store, party=self._name
+                )
             return self._sum(secret, secret.sealed)
         except PartyRefusesError as error:
-            # Whoever asks has to live without an answer; the round waits for ever.
             log.error("round %d: %s", secret.started.round, error)  # noqa: TRY400
-        except SecretRoundError as error:
+            return self.decline(secret, error)
+        except (BlobError, SecretRoundError) as error:
             # A share that was there when it was linked. Other rounds go on.
             log.error("round %d has no sum: %s", secret.started.round, error)  # noqa: TRY400
         return None
+
+    def decline(self, secret: SecretRound, error: PartyRefusesError) -> e.PartyDeclined:
+        """Return what ends a round that this party will not go on with."""
+        return e.PartyDeclined(
+            federation_id=secret.config.federation_id,
+            round=secret.started.round,
+            party=self._name,
+            reason=error.code,
+            detail=error.detail[:MAX_TEXT_LENGTH],
+        )
 
     def compare(self, secret: SecretRound) -> e.UpdatesCompared | None:
         """Find out with the other parties which updates of a round are far apart.
@@ -205,6 +235,8 @@ class Party:
         shape = MpcShape.of(config)
         sketch = Sketch.expand(closed.projection_seed, num_values=shape.num_values)
         asked = Compared(
+            federation_id=comparison.federation_id,
+            base_model=secret.started.base_model.sha256,
             updates=tuple(c.event.commitments.sha256 for c in committed),
             far_threshold=comparison.far_threshold,
         )
@@ -223,7 +255,7 @@ class Party:
                 compute_fact_id(comparison), asked.updates, comparison.far_threshold
             ),
             permit=lambda: self._memory.permit_comparison(
-                asked, min_cohort=max(self._min_cohort, config.min_cohort)
+                asked, min_cohort=self._compute_min_cohort(secret)
             ),
         )
         log.info("round %d: compared %d", comparison.round, len(committed))
@@ -235,8 +267,13 @@ class Party:
         )
 
     def _link(self, secret: SecretRound) -> e.SharesLinked:
-        verifier = self._verifying.get(secret)
         agents = sorted(secret.waiting)
+        fewest = self._compute_min_cohort(secret)
+        if len(agents) < fewest:
+            # It would not sum them: better said before anybody has given a part.
+            detail = f"{len(agents)} updates; this party sums at least {fewest}"
+            raise PartyRefusesError(RefusalCode.COHORT_TOO_SMALL, detail)
+        verifier = self._verifying.get(secret)
         entries: dict[str, Link | SecretRoundError] = {}
         proven: list[Proven] = []
         # A link under this projection beside a proof under another would show the
@@ -280,9 +317,12 @@ class Party:
         assert secret.closed is not None, "all proofs are there"
         refused = self._memory.permit_links(
             Linked(
+                federation_id=secret.config.federation_id,
+                base_model=secret.started.base_model.sha256,
                 projection_seed=secret.closed.projection_seed,
                 updates=tuple(
                     (
+                        item.committed.event.agent_id,
                         item.committed.event.commitments.sha256,
                         secret.proofs[item.committed.event.agent_id].sha256,
                     )
@@ -290,9 +330,9 @@ class Party:
                 ),
             )
         )
-        for place in refused:
+        for place, (code, why) in refused.items():
             update = opened[place][0].committed.event
-            detail = f"{RefusalCode.LINKED_BEFORE}: these commitments were linked"
+            detail = f"{code}: {why}"
             entries[update.agent_id] = SecretRoundError(Reason.BAD_SHARE, detail)
             log.error("round %d: %s: %s", update.round, update.agent_id, detail)
         permitted = [item for place, item in enumerate(opened) if place not in refused]
@@ -312,7 +352,7 @@ class Party:
         verifier = self._verifying.get(secret)
         self._memory.permit_sum(
             Summed.of(sealed, secret.contributions),
-            min_cohort=max(self._min_cohort, secret.config.min_cohort),
+            min_cohort=self._compute_min_cohort(secret),
         )
 
         def shares() -> Iterator[tuple[Share, int]]:
@@ -335,6 +375,10 @@ class Party:
             num_examples=sealed.num_examples,
             partial=self._store.store(encode_partial(party_sum)),
         )
+
+    def _compute_min_cohort(self, secret: SecretRound) -> int:
+        """Return the fewest that this party sums: its own minimum, or the round's."""
+        return max(self._min_cohort, secret.config.min_cohort)
 
     def _open(
         self,
@@ -419,7 +463,15 @@ def make_party(
         with telemetry.span(
             "compare", "round", kind=telemetry.INTERNAL, parent=traceparent
         ) as current:
-            found = party.compare(secret)
+            found: e.UpdatesCompared | e.PartyDeclined | None
+            try:
+                found = party.compare(secret)
+            except PartyRefusesError as error:
+                found = party.decline(secret, error)
+                publisher.publish(
+                    found, identity.key, secret.genesis, traceparent=current
+                )
+                raise
             if found is not None:
                 publisher.publish(
                     found, identity.key, secret.genesis, traceparent=current

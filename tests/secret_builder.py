@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from types import ModuleType, SimpleNamespace
@@ -31,11 +31,13 @@ from protocol.far_pairs import MIN_COMPARED, encode_far, make_symmetric
 from protocol.log import OpenedLeaf
 from protocol.norm_prover import ProverState
 from protocol.parties import (
+    Known,
     Linked,
-    Said,
+    RefusalCode,
     Summed,
     demand_harmless,
-    find_linked_before,
+    find_unlinkable,
+    remember,
 )
 from protocol.sealing import SealingSecretKey
 from protocol.secret_round import SecretRound
@@ -74,16 +76,16 @@ class Memory:
     """Does as `adapters.party_log.PartyLog`, without a disk."""
 
     def __init__(self) -> None:
-        self.said: list[Said] = []
+        self.known: list[Known] = []
 
-    def permit_links(self, asked: Linked) -> frozenset[int]:
-        refused = find_linked_before(asked, self.said)
-        self.said.append(asked.without(refused))
+    def permit_links(self, asked: Linked) -> Mapping[int, tuple[RefusalCode, str]]:
+        refused = find_unlinkable(asked, self.known)
+        self.known = remember(self.known, asked.without(refused))
         return refused
 
     def permit_sum(self, asked: Summed, *, min_cohort: int) -> None:
-        demand_harmless(asked, self.said, min_cohort=min_cohort)
-        self.said.append(asked)
+        demand_harmless(asked, self.known, min_cohort=min_cohort)
+        self.known = remember(self.known, asked)
 
 
 @cache

@@ -628,12 +628,32 @@ def heed_the_projection(log, author, event):
 
 
 def test_a_party_that_heeds_the_projection_gets_nothing_published():
+    """Nobody is named: none of the parts counts, so that the round can end."""
     log = start(speak=heed_the_projection)
     log.run_round()
-    # Nobody is named, and no sum follows: the operator has to give the round up.
-    assert not [x for x in log.leaves if isinstance(x, e.PartialRejected)]
+    rejected = [x for x in log.leaves if isinstance(x, e.PartialRejected)]
+    assert [(x.party, x.reason) for x in rejected] == [
+        (party, Reason.WRONG_SUM) for party in log.parties
+    ]
     assert not [x for x in log.leaves if isinstance(x, e.AggregatePublished)]
-    assert audit(log).is_sound
+    report = audit(log)
+    assert report.is_sound
+    assert report.num_claims_checked == len(log.parties)
+    assert not any(balance < 0 for balance in report.balances.values())
+
+
+def heed_and_hush(log, author, event):
+    """Let p1 do so, and the aggregator not say that nothing follows."""
+    if author == "AGGREGATOR" and any(
+        isinstance(x, e.PartialAggregateSubmitted) for x in log.leaves
+    ):
+        return []
+    return heed_the_projection(log, author, event)
+
+
+def test_a_sum_that_opens_nothing_is_found_if_it_is_published():
+    log = start(speak=heed_and_hush)
+    log.run_round()
     publish(log)
     report = audit(log)
     assert found(report) == [
@@ -657,7 +677,9 @@ def accuse(log, author, event):
     ]
 
 
-@pytest.mark.parametrize("reason", [Reason.WRONG_PARTIAL, Reason.CORRUPT_BLOB])
+@pytest.mark.parametrize(
+    "reason", [Reason.WRONG_PARTIAL, Reason.CORRUPT_BLOB, Reason.WRONG_SUM]
+)
 def test_an_aggregator_that_rejects_a_good_part_is_found(reason):
     log = start(speak=accuse)
     log.accusation = reason

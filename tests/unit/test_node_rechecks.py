@@ -24,7 +24,7 @@ from tests.unit.test_audit_mpc import (
     accepting,
     accuse,
     edit_sum,
-    heed_the_projection,
+    heed_and_hush,
     index_of,
     keeping_quiet,
     publish,
@@ -245,7 +245,7 @@ def test_a_wrong_sum_or_model_is_not_attested(tmp_path, speak):
 
 
 def test_a_sum_that_opens_nothing_is_not_attested(tmp_path):
-    log = start(speak=heed_the_projection)
+    log = start(speak=heed_and_hush)
     log.run_round()
     publish(log)
     bus = follow(tmp_path, end(log))

@@ -12,10 +12,11 @@ from adapters.party_log import PartyLog, create_party_log
 from producers.secret_update import prove
 from protocol.log import LogState, OpenedLeaf
 from protocol.mpc import MpcShape, parse_links, parse_partial
-from protocol.parties import Linked, Summed
+from protocol.parties import Linked, RefusalCode, Summed
 from protocol.rounds import DECIDER
 from protocol.secret_round import Owed
 from protocol.share_link import Link, verify_link
+from protocol.validation import find_problem
 from schemas import codec
 from schemas import events as e
 from schemas.reasons import Reason
@@ -319,9 +320,8 @@ def test_what_is_not_proved_is_not_linked_and_not_remembered(
     entries = entries_of(blobs, party.answer(secret))
     assert entries["ada"].reason == Reason.INVALID_PROOF
     assert (entries["ada"].projections, entries["ada"].blinding) == (b"", b"")
-    (remembered,) = party._memory.said
-    digest = asked_to_link.commitments["ada"].event.commitments.sha256
-    assert digest not in dict(remembered.updates)
+    (remembered,) = party._memory.known
+    assert "ada" not in {agent_id for agent_id, _, _ in remembered.updates}
     assert len(remembered.updates) == 4
 
 
@@ -349,7 +349,7 @@ def test_a_party_that_was_killed_says_the_same_bytes(
             assert answer == said(log, kind)
             memory.close()
     memory = PartyLog(directory)
-    assert [type(item) for item in memory.said] == [Linked, Summed]
+    assert [type(item) for item in memory.known] == [Linked, Summed]
     memory.close()
 
 
@@ -357,16 +357,26 @@ def test_a_party_that_was_killed_says_the_same_bytes(
 
 
 def refuses(party, secret, blobs, caplog, code):
-    """Check that nothing is said, nothing is stored, and somebody is told."""
+    """Check that nothing is given, nothing is stored, and everybody is told why."""
     before = dict(blobs)
     caplog.clear()
-    assert party.answer(secret) is None
+    answer = party.answer(secret)
     assert blobs == before
     (record,) = caplog.records
     assert record.levelname == "ERROR"
     assert code in record.getMessage()
-    # The service has nothing to send either.
-    assert party.do([streams.party.Work(secret, "")]) == []
+    # A rule of its memory ends the round; anything else may pass.
+    if code not in set(RefusalCode):
+        assert answer is None
+        assert party.do([streams.party.Work(secret, "")]) == []
+        return
+    assert isinstance(answer, e.PartyDeclined)
+    assert (answer.party, answer.round) == (ME, secret.started.round)
+    assert answer.reason == code
+    assert find_problem(answer) is None
+    assert [event for event, _ in party.do([streams.party.Work(secret, "")])] == [
+        answer
+    ]
 
 
 def test_an_update_is_not_linked_under_two_projections(
@@ -384,7 +394,7 @@ def test_an_update_is_not_linked_under_two_projections(
         assert "LINKED_BEFORE" in entry.detail
         assert (entry.projections, entry.blinding) == (b"", b"")
     assert "LINKED_BEFORE" in caplog.text
-    assert len(party._memory.said) == 1
+    assert len(party._memory.known) == 1
 
 
 def test_who_commits_to_what_was_linked_before_is_left_out_alone(
@@ -394,8 +404,10 @@ def test_who_commits_to_what_was_linked_before_is_left_out_alone(
     ada = asked_to_link.commitments["ada"].event
     party._memory.permit_links(
         Linked(
+            federation_id="clinics",
+            base_model=asked_to_link.started.base_model.sha256,
             projection_seed=bytes(32),
-            updates=((ada.commitments.sha256, bytes(32)),),
+            updates=(("ada", ada.commitments.sha256, bytes(32)),),
         )
     )
     entries = entries_of(blobs, party.answer(asked_to_link))
@@ -420,17 +432,58 @@ def test_a_round_has_no_second_sum(party, asked_to_link, asked_to_sum, blobs, ca
         ),
         contributions=tuple(others),
     )
-    refuses(party, fewer, blobs, caplog, "SECOND_SUM")
+    refuses(party, fewer, blobs, caplog, "AGENT_SUMMED_BEFORE")
 
 
-def test_an_update_enters_no_second_sum(
+def test_an_agent_enters_no_second_sum_over_a_base_model(
     party, asked_to_link, asked_to_sum, blobs, caplog
 ):
     assert party.answer(asked_to_link) is not None
     assert party.answer(asked_to_sum) is not None
     again = replace(asked_to_sum.sealed, round=7, cause=bytes(32))
     secret = replace(asked_to_sum, sealed=again)
-    refuses(party, secret, blobs, caplog, "UPDATE_SUMMED_BEFORE")
+    refuses(party, secret, blobs, caplog, "AGENT_SUMMED_BEFORE")
+
+
+def test_who_was_summed_is_left_out_when_the_others_are_linked(
+    party, asked_to_link, blobs
+):
+    """A log that does not have what this party said draws them again."""
+    ada = asked_to_link.commitments["ada"].event
+    base = asked_to_link.started.base_model.sha256
+    updates = [("ada", b"other commitments".ljust(32)), ("zoe", bytes(32))]
+    party._memory.permit_links(
+        Linked(
+            federation_id="clinics",
+            base_model=base,
+            projection_seed=bytes(32),
+            updates=tuple((name, digest, bytes(32)) for name, digest in updates),
+        )
+    )
+    party._memory.permit_sum(
+        Summed(
+            federation_id="clinics",
+            base_model=base,
+            round=1,
+            cause=bytes(32),
+            updates=tuple((name, digest, 1) for name, digest in updates),
+        ),
+        min_cohort=2,
+    )
+    assert ada.base_model_sha256 == base
+    entries = entries_of(blobs, party.answer(asked_to_link))
+    assert "AGENT_SUMMED_BEFORE" in entries["ada"].detail
+    assert {entries[name].reason for name in entries.keys() - {"ada"}} == {""}
+
+
+def test_a_party_that_would_not_sum_so_few_says_so_before_anybody_sums(
+    directory, asked_to_link, blobs, caplog
+):
+    memory = PartyLog(directory)
+    party = make(memory, blobs, min_cohort=6)
+    refuses(party, asked_to_link, blobs, caplog, "COHORT_TOO_SMALL")
+    assert memory.known == ()
+    memory.close()
 
 
 @pytest.mark.parametrize("whose", ["party", "federation"])
@@ -441,7 +494,7 @@ def test_a_small_cohort_is_not_summed(directory, asked_to_sum, blobs, caplog, wh
     if whose == "federation":
         secret = replace(secret, config=replace(secret.config, min_cohort=6))
     refuses(party, secret, blobs, caplog, "COHORT_TOO_SMALL")
-    assert memory.said == ()
+    assert memory.known == ()
     memory.close()
 
 
@@ -477,7 +530,7 @@ def test_a_federation_that_names_another_key_under_its_name_gets_nothing(
     before = dict(blobs)
     assert party.answer(asked_to_link) is None
     assert party.answer(asked_to_sum) is None
-    assert memory.said == ()
+    assert memory.known == ()
     assert blobs == before
     memory.close()
 
@@ -488,7 +541,7 @@ def test_a_federation_that_it_is_no_party_of_gets_nothing(
     memory = PartyLog(directory)
     party = make(memory, blobs, name="p9", identity=make_identity("p9"))
     assert party.answer(asked_to_link) is None
-    assert memory.said == ()
+    assert memory.known == ()
     memory.close()
 
 

@@ -11,6 +11,7 @@ from protocol.secret_round import Owed
 from schemas import codec
 from schemas import events as e
 from schemas.reasons import Reason
+from streams.completing import MAX_DETAIL_LENGTH
 from tests.builders import BlobDict, LogBuilder
 from tests.secret_builder import (
     build_secret_log,
@@ -195,7 +196,7 @@ def test_a_detail_is_short_and_plain(aggregation, log):
     (claim,) = aggregation.Aggregator(blobs).settle(secret)
     for result in claim.results:
         assert result.reason == Reason.BAD_SHARE
-        assert len(result.detail) == aggregation.MAX_DETAIL_LENGTH
+        assert len(result.detail) == MAX_DETAIL_LENGTH
         assert result.detail.isascii()
 
 

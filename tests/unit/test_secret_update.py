@@ -24,6 +24,7 @@ from producers.agent_directory import (
     renew_place,
 )
 from producers.agent_terms import Floors, Terms
+from producers.kept_update import UpdateKeeper
 from producers.receipts import ANSWERS
 from producers.secret_update import (
     Secret,
@@ -145,6 +146,7 @@ class Process(Agent):
         self._store = blobs
         self._genesis = Genesis(config, GENESIS)
         self._keeper = SecretKeeper(directory)
+        self._updates = UpdateKeeper(directory)
         self._delta = delta
 
     def _train(self, started):
@@ -303,14 +305,101 @@ def test_secrets_are_their_owners_and_end_with_the_round(world, started, end):
     }[end]
     agent.hear(fact)
     assert world.secrets() == []
-    kept = b"".join(file.read_bytes() for file in world.directory.iterdir())
-    for hidden in (secret.seed, secret.values.astype("<i4").tobytes()[:16]):
-        assert hidden not in kept
+
+    def is_on_disk(hidden):
+        files = (file.read_bytes() for file in world.directory.iterdir())
+        return any(hidden in data for data in files)
+
+    assert not is_on_disk(secret.seed)
+    # The update is what it says for this base model, until another one comes.
+    update = secret.values.astype("<i4").tobytes()[:16]
+    assert is_on_disk(update)
+    (world.directory / f".base-{'0' * 64}.update.draft").write_bytes(update)
+    other = replace(started.base_model, sha256=bytes(32))
+    agent.hear(replace(started, round=3, last_ticket=bytes(32), base_model=other))
+    assert not is_on_disk(update)
     # And they are gone for good: in memory too.
     said = list(world.said)
     agent.hear(closed(started, OTHER_SEED))
     assert world.said == said
     assert len(world.proofs()) == 1
+
+
+def values_of(world, update):
+    """Return what an agent shared, as all parties together could."""
+    shape = MpcShape.of(world.config)
+    shares = (
+        open_shares(
+            update,
+            share.party,
+            world.blobs[share.sealed.sha256],
+            make_sealing_key(share.party),
+            shape,
+        ).values
+        for share in update.shares
+    )
+    return sum(shares).view(np.int64)
+
+
+@pytest.mark.parametrize("is_killed", [False, True])
+@pytest.mark.parametrize("is_proved", [False, True])
+def test_for_one_base_model_it_says_one_update_and_nothing_else_twice(
+    world, started, is_killed, is_proved
+):
+    """However often the round is asked for again, and whatever training would give."""
+    agent = world.start()
+    rounds = [replace(started, round=n, cause=bytes([n]) * 32) for n in (1, 2, 3)]
+    for fact in rounds:
+        agent.hear(fact)
+        if is_proved:
+            agent.hear(closed(fact, seed=fact.cause))
+        if is_killed:
+            agent = world.start()
+    updates = sorted(world.of(e.UpdateCommitted), key=lambda u: u.round)
+    assert [update.round for update in updates] == [1, 2, 3]
+    first, *others = (values_of(world, update) for update in updates)
+    assert all(np.array_equal(first, other) for other in others)
+    assert {(u.num_examples, u.loss_micros) for u in updates} == {(12, 345_678)}
+    # Nothing random is said twice: no commitment, no share, no part of a proof.
+    blobs = [u.commitments.sha256 for u in updates]
+    points = [
+        world.blobs[blob][begin : begin + 48]
+        for blob in blobs
+        for begin in range(0, len(world.blobs[blob]), 48)
+    ]
+    shares = [(s.sealed.sha256, s.commitment) for u in updates for s in u.shares]
+    assert len(set(points)) == len(points)
+    assert len(set(shares)) == len(shares) == 9
+    proofs = [codec.decode(blob) for blob in world.proofs()]
+    assert len(proofs) == (3 if is_proved else 0)
+    for name in ("projections", "z_mask", "z", "z_blinding"):
+        assert len({getattr(proof, name) for proof in proofs}) == len(proofs)
+    # Another base model is trained on anew.
+    other = replace(started.base_model, sha256=b"\1" * 32)
+    agent.hear(replace(rounds[2], round=4, base_model=other))
+    (last,) = (u for u in world.of(e.UpdateCommitted) if u.round == 4)
+    assert not np.array_equal(values_of(world, last), first)
+
+
+@pytest.mark.parametrize("how", ["flipped", "cut", "bound", "bits"])
+def test_what_cannot_be_said_again_is_trained_anew(world, started, how):
+    agent = world.start()
+    agent.hear(started)
+    (path,) = world.directory.glob("*.update")
+    data = path.read_bytes()
+    again = replace(started, round=2, cause=b"2" * 32)
+    if how == "flipped":
+        path.write_bytes(data[:-40] + bytes([data[-40] ^ 1]) + data[-39:])
+    elif how == "cut":
+        path.write_bytes(data[:-4])
+    elif how == "bound":
+        bound = get_mpc(world.config).norm_bound
+        agent._config = edit(world.config, norm_bound=bound - 1)
+    else:
+        again = replace(again, fractional_bits=started.fractional_bits - 1)
+    agent.hear(again)
+    first, second = sorted(world.of(e.UpdateCommitted), key=lambda u: u.round)
+    assert not np.array_equal(values_of(world, first), values_of(world, second))
 
 
 def test_secrets_of_other_rounds_do_not_outlive_the_start_of_one(world, started):

@@ -743,6 +743,7 @@ def test_every_event_that_may_be_a_leaf_has_an_author() -> None:
         e.SharesLinked,
         e.UpdatesCompared,
         e.PartialAggregateSubmitted,
+        e.PartyDeclined,
         e.EquivocationProven,
     }
     authors = {*admission._AUTHOR_ROLE, *speak_for_themselves}

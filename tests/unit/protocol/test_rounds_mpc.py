@@ -350,14 +350,230 @@ def test_a_good_part_needs_no_claim() -> None:
     assert reasons(run.when(checked(index))) == UNEXPECTED
 
 
+def give_up(number: int = 1) -> e.RoundAbandonRequested:
+    return e.RoundAbandonRequested(
+        federation_id="clinics", round=number, explanation="p1 is gone"
+    )
+
+
+OPERATOR_ABANDONED = [("RoundAbandoned", Reason.OPERATOR_ABANDONED)]
+
+
 def test_the_operator_may_give_up_a_round_whose_party_is_gone() -> None:
-    for run in (closed()[0], proven()[0], linked_by_all()[0], sealed()):
-        abandoned = e.RoundAbandonRequested(
-            federation_id="clinics", round=1, explanation="p1 is gone"
-        )
-        facts = run.when(abandoned)
-        assert reasons(facts) == [("RoundAbandoned", Reason.OPERATOR_ABANDONED)]
+    for run in (closed()[0], proven()[0], linked_by_all()[0], sealed_two_of_four()):
+        assert reasons(run.when(give_up())) == OPERATOR_ABANDONED
         assert run.state.current is None
+
+
+# A sum is opened once
+
+
+def sealed_two_of_four() -> Rounds:
+    """A round over two of four agents, whom both the federation could do without."""
+    run = opened(cohort_size=2)
+    return seal(run, 1)
+
+
+def seal(run: Rounds, number: int) -> Rounds:
+    """Let the cohort do all that it has to, on whatever base model it is."""
+    state = run.state
+    assert state.current is not None
+    started = state.current.started
+    cohort = sorted(state.current.cohort)
+    indexes = []
+    for agent_id in cohort:
+        indexes.append(run.next_index)
+        base = started.base_model.sha256
+        run.when(committed(agent_id, number, base_model_sha256=base))
+    run.given(*(proved(agent_id, number) for agent_id in cohort))
+    run.given(*(linked(party, number) for party in PARTIES))
+    facts = run.when(checked(*indexes, number=number))
+    assert kinds(facts)[-1] == "RoundSealed"
+    return run
+
+
+def drawn(run: Rounds, number: int) -> tuple[str, ...]:
+    """Ask for a round and return its cohort."""
+    (fact,) = run.when(request(number, next(_clock)))
+    assert isinstance(fact, e.RoundStarted), fact
+    assert run.state.current is not None
+    assert len(run.state.current.cohort) == fact.num_drawn
+    return tuple(sorted(run.state.current.cohort))
+
+
+@pytest.mark.parametrize("num_parts", [0, 1, 2])
+def test_who_may_have_been_summed_is_not_drawn_again_for_this_base(
+    num_parts: int,
+) -> None:
+    run = sealed_two_of_four()
+    first = run.state.summed
+    assert len(first) == 2
+    run.given(*(partial(party, 2, 20) for party in PARTIES[:num_parts]))
+    assert reasons(run.when(give_up())) == OPERATOR_ABANDONED
+    second = drawn(run, 2)
+    assert set(second) == set(AGENTS) - first
+    seal(run, 2)
+    assert run.state.summed == set(AGENTS)
+    # Nobody would be left: this one can only be completed.
+    facts = run.when(give_up(2))
+    assert reasons(facts) == [("RoundRefused", Reason.NOT_ENOUGH_AGENTS)]
+    assert "0 active agents; 4 more are in a sum over this base" in facts[0].detail  # type: ignore[union-attr]
+    run.given(*(partial(party, 2, 20, 2) for party in PARTIES))
+    published = run.when(aggregate(2, 20, 2))
+    assert kinds(published) == ["AggregatePublished"]
+    # The base has moved: everybody may be drawn again.
+    assert run.state.summed == frozenset()
+    assert len(drawn(run, 3)) == 2
+
+
+def test_who_was_in_no_sealed_set_is_drawn_again() -> None:
+    for run in (opened(), closed()[0], proven()[0], linked_by_all()[0]):
+        assert reasons(run.when(give_up())) == OPERATOR_ABANDONED
+        assert drawn(run, 2) == AGENTS
+
+
+def test_a_sum_that_moves_nothing_leaves_its_agents_summed() -> None:
+    run = sealed_two_of_four()
+    summed = run.state.summed
+    run.given(*(partial(party, 2, 20) for party in PARTIES))
+    assert run.state.model is not None
+    run.when(aggregate(2, 20, model=run.state.model))
+    assert run.state.version == 1
+    assert run.state.summed == summed
+    second = drawn(run, 2)
+    assert set(second) == set(AGENTS) - summed
+
+
+def test_too_few_that_are_in_no_sum_start_no_round() -> None:
+    run = sealed_two_of_four()
+    leaving, staying = sorted(set(AGENTS) - run.state.summed)
+    assert reasons(run.when(give_up())) == OPERATOR_ABANDONED
+    run.given(revoked(leaving))
+    facts = run.when(request(2, next(_clock)))
+    assert reasons(facts) == [("RoundRefused", Reason.NOT_ENOUGH_AGENTS)]
+    assert isinstance(facts[0], e.RoundRefused)
+    assert facts[0].detail == (
+        "1 active agents; 2 more are in a sum over this base model already, "
+        "min_cohort is 2"
+    )
+    # Somebody new makes them enough.
+    run.given(admitted("eve"))
+    assert set(drawn(run, 2)) == {"eve", staying}
+
+
+def test_a_round_whose_parts_are_all_there_is_not_given_up() -> None:
+    run = sealed_two_of_four().given(*(partial(party, 2, 20) for party in PARTIES))
+    facts = run.when(give_up())
+    assert reasons(facts) == [("RoundRefused", Reason.ALL_PARTS_GIVEN)]
+    assert kinds(run.when(aggregate(2, 20))) == ["AggregatePublished"]
+
+
+def test_in_the_clear_nobody_is_spared_and_any_round_is_given_up() -> None:
+    run = start(DECIDER).given(CONFIG, *map(admitted, AGENTS))
+    run.when(request(1, next(_clock)))
+    first = run.next_index
+    run.given(*map(update, AGENTS))
+    facts = run.when(checked(*range(first, first + len(AGENTS))))
+    assert kinds(facts)[-1] == "RoundSealed"
+    assert reasons(run.when(give_up())) == OPERATOR_ABANDONED
+    assert drawn(run, 2) == AGENTS
+
+
+def all_parts_given() -> Rounds:
+    run = sealed_two_of_four()
+    return run.given(*(partial(party, 2, 20) for party in PARTIES))
+
+
+def test_a_party_completes_what_the_aggregator_does_not() -> None:
+    claim = aggregate(2, 20, party="p1")
+    run = all_parts_given()
+    end_ms = run.now_ms + DURATION_MS
+    assert reasons(run.when(claim)) == UNEXPECTED
+    # Its own word on the time does not count, nor does an early timer's.
+    run.when(deadline(1), at_ms=end_ms)
+    assert reasons(run.when(claim)) == UNEXPECTED
+    assert reasons(run.when(claim, at_ms=end_ms + 1)) == UNEXPECTED
+    assert run.when(deadline(1)) == []
+    assert kinds(run.when(claim)) == ["AggregatePublished"]
+    # Others that say the same are too late, and change nothing.
+    state = run.state
+    for party in ("p0", "p2", ""):
+        assert reasons(run.when(aggregate(2, 20, party=party))) == UNEXPECTED
+    assert run.state == state
+
+
+def test_the_aggregator_may_still_complete_it_then() -> None:
+    run = all_parts_given()
+    run.when(deadline(1), at_ms=run.now_ms + DURATION_MS + 1)
+    assert kinds(run.when(aggregate(2, 20))) == ["AggregatePublished"]
+
+
+def test_its_time_begins_when_all_parts_are_there() -> None:
+    run = sealed_two_of_four()
+    run.given(*(partial(party, 2, 20) for party in PARTIES[:2]))
+    run.when(deadline(1), at_ms=run.now_ms + 10 * DURATION_MS)
+    place = run.next_index
+    run.given(partial("p2", 2, 20))
+    assert reasons(run.when(aggregate(2, 20, party="p0"))) == UNEXPECTED
+    # And again when one is rejected and comes anew.
+    run.when(deadline(1), at_ms=run.now_ms + DURATION_MS + 1)
+    assert kinds(run.when(checked(place, reason=Reason.WRONG_PARTIAL))) == [
+        "PartialRejected"
+    ]
+    assert reasons(run.when(aggregate(2, 20, party="p0"))) == UNEXPECTED
+    run.given(partial("p2", 2, 20), deadline(1))
+    assert reasons(run.when(aggregate(2, 20, party="p0"))) == UNEXPECTED
+
+
+def test_parts_that_open_nothing_are_rejected_by_whoever_is_there() -> None:
+    run = sealed_two_of_four()
+    places = range(run.next_index, run.next_index + len(PARTIES))
+    run.given(*(partial(party, 2, 20) for party in PARTIES))
+    wrong = replace(checked(*places, reason=Reason.WRONG_SUM), party="p0")
+    assert reasons(run.when(wrong)) == UNEXPECTED * len(PARTIES)
+    run.when(deadline(1), at_ms=run.now_ms + DURATION_MS + 1)
+    assert reasons(run.when(wrong)) == [("PartialRejected", Reason.WRONG_SUM)] * 3
+    summed = run.state.summed
+    assert reasons(run.when(give_up())) == OPERATOR_ABANDONED
+    # Some party knows the sum.
+    assert not summed & set(drawn(run, 2))
+
+
+def test_a_party_says_nothing_of_updates() -> None:
+    run, indexes = linked_by_all()
+    run.when(deadline(1), at_ms=run.now_ms + 10 * DURATION_MS)
+    said = replace(checked(*indexes.values()), party="p0")
+    assert reasons(run.when(said)) == UNEXPECTED * len(indexes)
+
+
+def party_declined(party: str, number: int = 1) -> e.PartyDeclined:
+    return e.PartyDeclined(
+        federation_id="clinics",
+        round=number,
+        party=party,
+        reason="AGENT_SUMMED_BEFORE",
+        detail="ana is in the sum of round 7",
+    )
+
+
+def test_a_round_ends_when_a_party_declines() -> None:
+    for run in (closed()[0], proven()[0], linked_by_all()[0], sealed_two_of_four()):
+        (fact,) = run.when(party_declined("p1"))
+        assert isinstance(fact, e.RoundAbandoned)
+        assert fact.reason == Reason.PARTY_DECLINED
+        assert fact.detail == (
+            "party p1: AGENT_SUMMED_BEFORE: ana is in the sum of round 7"
+        )
+        assert run.state.current is None
+
+
+def test_who_is_not_waited_for_cannot_decline() -> None:
+    run = opened()
+    assert reasons(run.when(party_declined("p1"))) == UNEXPECTED
+    run = sealed_two_of_four().given(partial("p1", 2, 20))
+    assert reasons(run.when(party_declined("p1"))) == UNEXPECTED
+    assert reasons(run.when(party_declined("p0", 2))) == UNEXPECTED
+    assert run.state.current is not None
 
 
 # Comparing

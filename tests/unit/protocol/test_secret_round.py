@@ -211,18 +211,35 @@ def test_the_accepted_are_those_of_the_sealed_set_in_its_order() -> None:
     "end",
     [
         e.RoundAbandonRequested(federation_id="clinics", round=1, explanation="gone"),
+        e.PartyDeclined(
+            federation_id="clinics", round=1, party="p2", reason="NO", detail=""
+        ),
         aggregate(4, 40),
     ],
-    ids=["abandoned", "published"],
+    ids=["abandoned", "declined", "published"],
 )
 def test_the_next_round_begins_with_nothing(end: e.LedgerEvent) -> None:
-    followed = sealed_round()
-    followed.given(*(partial(party, 4, 40) for party in PARTIES), end)
+    followed = sealed_round().given(admitted("eve"), admitted("fay"))
+    is_complete = isinstance(end, e.AggregateSubmitted)
+    givers = PARTIES if is_complete else PARTIES[:-1]
+    followed.given(*(partial(party, 4, 40) for party in givers), end)
     assert followed.secret is None
     followed.when(request(2, NOW_MS + 1))
     assert followed.secret is not None
     assert (followed.secret.commitments, followed.secret.sealed) == ({}, None)
     assert followed.owed == NOBODY
+
+
+def test_when_the_aggregator_is_late_every_party_owes_the_result() -> None:
+    followed = sealed_round()
+    followed.given(*(partial(party, 4, 40) for party in PARTIES))
+    assert {followed.secret.owed_by_party(party) for party in PARTIES} == {None}  # type: ignore[union-attr]
+    late_ms = followed.run.now_ms + DURATION_MS + 1
+    followed.run.now_ms = late_ms
+    followed.when(deadline(1))
+    assert followed.secret is not None
+    assert {followed.secret.owed_by_party(party) for party in PARTIES} == {Owed.RESULT}
+    assert followed.secret.owed_by_aggregator() is Owed.RESULT
 
 
 def test_another_rounds_leftovers_are_dropped() -> None:

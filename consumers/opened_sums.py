@@ -1,0 +1,98 @@
+"""Which sums a log shows opened, and that none of them overlap.
+
+A sum of aggregation `MPC` is open once every party has given a part of it, whatever
+became of the round. For one base model no agent may be in two of them: their difference
+would be over fewer agents than a party may sum (ADR 0032). Taken from what the log
+says, not from what should be on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+from protocol.contributions import WITHDRAWN, Contribution
+from protocol.parties import (
+    Known,
+    PartyRefusesError,
+    Summed,
+    demand_not_left,
+    find_summed_agents,
+    remember,
+)
+from protocol.persistent import PersistentMap
+from schemas import events as e
+
+
+@dataclass(slots=True, kw_only=True)
+class OpenedSums:
+    """The sums that were opened so far.
+
+    Attributes:
+        accepted: Contributions of the round in progress, by agent.
+        sealed: The sum that the log asks for now; None once it is open.
+        given: Parties that gave a part of it.
+        known: Those that are open, as a party remembers them.
+    """
+
+    accepted: PersistentMap[str, Contribution] = field(default_factory=PersistentMap)
+    sealed: Summed | None = None
+    given: frozenset[str] = frozenset()
+    known: tuple[Known, ...] = ()
+
+    def add(self, event: e.LedgerEvent, parties: Collection[str]) -> str:
+        """Follow a leaf.
+
+        Args:
+            event: The leaf's.
+            parties: Names of the federation's parties; none without `MPC`.
+
+        Returns:
+            Why a sum that is open now should not be; empty if that is fine.
+        """
+        if not parties:
+            return ""
+        match event:
+            case e.RoundStarted():
+                self.accepted, self.sealed = PersistentMap(), None
+            case e.ContributionAccepted(agent_id=agent_id):
+                contribution = Contribution(
+                    agent_id=agent_id,
+                    update_sha256=event.update_sha256,
+                    num_examples=event.num_examples,
+                )
+                self.accepted = self.accepted.insert(agent_id, contribution)
+            case e.ContributionRejected(agent_id=agent_id, reason=reason) if (
+                reason in WITHDRAWN
+            ):
+                self.accepted = self.accepted.discard(agent_id)
+            case e.RoundSealed():
+                contributions = (item for _, item in sorted(self.accepted.items()))
+                self.sealed, self.given = Summed.of(event, contributions), frozenset()
+            case e.PartialAggregateSubmitted(party=party, round=number) if (
+                self.sealed is not None and number == self.sealed.round
+            ):
+                self.given |= {party}
+                if self.given >= frozenset(parties):
+                    return self._open(self.sealed)
+            case _:
+                pass
+        return ""
+
+    def _open(self, asked: Summed) -> str:
+        self.sealed = None
+        known = self.known
+        self.known = tuple(remember(known, asked))
+        again = asked.agents & find_summed_agents(
+            asked.federation_id, asked.base_model, known
+        )
+        if again:
+            return (
+                f"{len(again)} agents, {min(again)} among them, are in another opened "
+                f"sum over base model {asked.base_model.hex()}"
+            )
+        try:
+            demand_not_left(asked, known)
+        except PartyRefusesError as error:
+            return error.detail
+        return ""

@@ -1,0 +1,119 @@
+"""The update that an agent has said for a base model: it says no other one for it.
+
+A round that ended without a sum is asked for again, on the same base model and the same
+data. An agent that trained once more would say something slightly different, and who
+saw enough of both would learn from the difference what one alone hides (ADR 0032). So
+the update is on disk before anything of it is said, readable by its owner alone, and
+stays until a round begins on another base model. What is random in commitments, shares
+and proofs is no part of it: that is drawn anew with each attempt.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from producers.secret_update import write_private
+from schemas.events import FederationConfigured, RoundStarted
+
+SUFFIX: Final = ".update"
+_MAGIC: Final = b"folkmoot/agent-update/v1\n"
+_DIGEST_SIZE: Final = 32
+_NUMBER_SIZE: Final = 8
+_NUMBERS_SIZE: Final = 3 * _NUMBER_SIZE
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class KeptUpdate:
+    """What an agent says of a base model. **Secret** with aggregation MPC.
+
+    Attributes:
+        values: The encoded update, shape (d,) int64.
+        num_examples: How many examples it was trained on.
+        loss_micros: Training loss, in millionths; None if it is not said.
+    """
+
+    values: NDArray[np.int64] = field(repr=False)
+    num_examples: int
+    loss_micros: int | None
+
+
+class UpdateKeeper:
+    """Keeps one update, for one base model.
+
+    Args:
+        directory: Private to the agent.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def find(
+        self, started: RoundStarted, config: FederationConfigured
+    ) -> KeptUpdate | None:
+        """Return what was said for a round's base model; None if nothing was.
+
+        One that was encoded otherwise than the federation now demands cannot be said
+        again; nor can one whose file is damaged.
+        """
+        path = self._path(started)
+        if not path.exists():
+            return None
+        data = path.read_bytes()
+        head = _make_head(started, config)
+        body = data[len(head) : -_DIGEST_SIZE]
+        if (
+            not data.startswith(head)
+            or hashlib.sha256(data[:-_DIGEST_SIZE]).digest() != data[-_DIGEST_SIZE:]
+            or len(body) != _NUMBERS_SIZE + 4 * started.num_parameters
+        ):
+            return None
+        num_examples, has_loss, loss_micros = (
+            int.from_bytes(body[begin : begin + _NUMBER_SIZE], "big", signed=True)
+            for begin in range(0, _NUMBERS_SIZE, _NUMBER_SIZE)
+        )
+        return KeptUpdate(
+            values=np.frombuffer(body, "<i4", offset=_NUMBERS_SIZE).astype(np.int64),
+            num_examples=num_examples,
+            loss_micros=loss_micros if has_loss else None,
+        )
+
+    def keep(
+        self, started: RoundStarted, config: FederationConfigured, update: KeptUpdate
+    ) -> None:
+        """Remember what is about to be said for a round's base model, durably."""
+        loss_micros = update.loss_micros
+        numbers = (update.num_examples, loss_micros is not None, loss_micros or 0)
+        data = b"".join(
+            (
+                _make_head(started, config),
+                *(int(n).to_bytes(_NUMBER_SIZE, "big", signed=True) for n in numbers),
+                update.values.astype("<i4").tobytes(),
+            )
+        )
+        write_private(self._path(started), data + hashlib.sha256(data).digest())
+
+    def forget(self, *, but: RoundStarted) -> None:
+        """Delete what was said for other base models than this round's."""
+        kept = self._path(but)
+        for path in self._directory.glob(f"*{SUFFIX}*"):  # drafts too
+            if path != kept:
+                path.unlink(missing_ok=True)
+
+    def _path(self, started: RoundStarted) -> Path:
+        return self._directory / f"base-{started.base_model.sha256.hex()}{SUFFIX}"
+
+
+def _make_head(started: RoundStarted, config: FederationConfigured) -> bytes:
+    bound = 0 if config.mpc is None else config.mpc.norm_bound
+    numbers = (started.fractional_bits, bound)
+    return (
+        _MAGIC
+        + started.base_model.sha256
+        + b"".join(number.to_bytes(_NUMBER_SIZE, "big") for number in numbers)
+    )
