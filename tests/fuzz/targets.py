@@ -35,7 +35,7 @@ from adapters.block_store import BlockStore
 from adapters.imports import ImportRefusedError, load_class
 from adapters.kafka import Record
 from adapters.keys import KeyFileError, load_seed
-from adapters.ledger import PassingOverForeign
+from adapters.ledger import Genesis, PassingOverForeign
 from adapters.ledger import _read as read_log_record
 from adapters.party_link import LinkError, PartyLink
 from adapters.party_log import PartyLog, PartyLogError
@@ -80,9 +80,11 @@ from ledger.attestations import (
 )
 from ledger.checkpoint import (
     Checkpoint,
+    InvalidCheckpointError,
     cosign_checkpoint,
     make_log_key,
     parse_checkpoint,
+    parse_origin,
     sign_checkpoint,
 )
 from ledger.cosigning import CosignatureCollector
@@ -1235,7 +1237,9 @@ def _readers() -> tuple[KafkaIntake, Timer, Agent]:
     timer._admission, timer._rounds = admitted(), DECIDER.initial
     timer._open_size = timer._nodes = timer._cosigned = None
     timer._num_passed_over = 0
-    agent._registry, agent._config = registry, log().leaves[0]  # type: ignore[assignment]
+    config: Any = log().leaves[0]
+    agent._registry, agent._genesis = registry, Genesis(config, GENESIS)
+    agent._terms = SimpleNamespace(config=config)  # type: ignore[assignment]
     return KafkaIntake(registry, NodeLoop(_node())), timer, agent
 
 
@@ -1444,6 +1448,12 @@ TARGETS: Final[tuple[Target, ...]] = (
         seeds=lambda: [checkpoint()],
         shapes={"signatures": many_signatures},
         max_bytes=10**6,
+    ),
+    Target(
+        name="origin",
+        parse=as_text(parse_origin),
+        errors=(InvalidCheckpointError,),
+        seeds=lambda: [LOG_KEY.name.encode()],
     ),
     Target(
         name="vkey",

@@ -8,8 +8,10 @@ import pytest
 from ledger.checkpoint import (
     Checkpoint,
     InvalidCheckpointError,
+    compute_origin,
     cosign_checkpoint,
     parse_checkpoint,
+    parse_origin,
     sign_checkpoint,
     verify_checkpoint,
 )
@@ -153,3 +155,29 @@ def test_any_altered_byte_is_refused(place):
     except InvalidNoteError:
         return
     assert verified.cosignatures == ()
+
+
+def test_an_origin_names_federation_and_genesis():
+    origin = compute_origin("clinics", bytes(range(32)))
+    assert origin == "folkmoot/clinics/" + bytes(range(32)).hex()
+    assert parse_origin(origin) == ("clinics", bytes(range(32)))
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "",
+        "folkmoot/clinics",
+        "folkmoot/clinics/",
+        f"folkmoot/clinics/{'00' * 31}",
+        f"folkmoot/clinics/{'00' * 33}",
+        f"folkmoot/clinics/{'AB' * 32}",
+        f"folkmoot/clinics/{'0g' * 32}",
+        f"folkmoot/clinics/ {'00' * 32}",
+        f"other/clinics/{'00' * 32}",
+        "\u0660" * 64,
+    ],
+)
+def test_what_is_no_origin(origin):
+    with pytest.raises(InvalidCheckpointError, match="names no federation"):
+        parse_origin(origin)
