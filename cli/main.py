@@ -63,6 +63,9 @@ schemas_app = typer.Typer(help="Avro schemas in the registry.", no_args_is_help=
 federation_app = typer.Typer(help="Found and show federations.", no_args_is_help=True)
 round_app = typer.Typer(help="Ask for rounds and watch them.", no_args_is_help=True)
 agent_app = typer.Typer(help="Run, admit and revoke agents.", no_args_is_help=True)
+names_app = typer.Typer(
+    help="Whose pseudonyms the agents are: beside the log.", no_args_is_help=True
+)
 registry_app = typer.Typer(help="The model registry.", no_args_is_help=True)
 party_app = typer.Typer(help="Parties and their keys.", no_args_is_help=True)
 node_app = typer.Typer(help="Ledger nodes and their keys.", no_args_is_help=True)
@@ -71,6 +74,7 @@ app.add_typer(schemas_app, name="schemas")
 app.add_typer(federation_app, name="federation")
 app.add_typer(round_app, name="round")
 app.add_typer(agent_app, name="agent")
+app.add_typer(names_app, name="names")
 app.add_typer(registry_app, name="registry")
 app.add_typer(node_app, name="node")
 app.add_typer(party_app, name="party")
@@ -916,6 +920,34 @@ def agent_revoke(
 
     revoke_agent(_settings(), federation, agent_id, explanation)
     say(f"revoked {agent_id}")
+
+
+@names_app.command("set")
+def names_set(
+    agent_id: str,
+    name: Annotated[str, typer.Argument(help="An empty one takes it out.")],
+    federation: Federation,
+) -> None:
+    """Remember whose pseudonym an agent is, encrypted, on this machine."""
+    from cli.names import set_name
+
+    set_name(_settings(), federation, agent_id, name)
+
+
+@names_app.command("list")
+def names_list(federation: Federation, as_json: AsJson = False) -> None:
+    """Show whose pseudonyms the agents are."""
+    from cli.names import list_names
+
+    list_names(_settings(), federation, as_json=as_json)
+
+
+@names_app.command("destroy-key")
+def names_destroy_key(federation: Federation) -> None:
+    """Make the names unreadable, for good; the log stays as it is."""
+    from cli.names import destroy_key
+
+    destroy_key(_settings(), federation)
 
 
 @registry_app.command("list")

@@ -22,6 +22,7 @@ from adapters.keys import key_path, load_key, load_or_create_key
 from adapters.ledger import ReadBlock, find_genesis, follow_log, read_log
 from adapters.schema_registry import FramingError, SchemaRegistry
 from adapters.settings import Settings
+from cli.names import find_names
 from cli.processes import StackError
 from cli.show import say, say_json, show_time
 from producers.control import Operator, Parameters, Position, load_principals
@@ -444,6 +445,7 @@ def find_waited_for(config: e.FederationConfigured, current: OpenRound) -> list[
 
 def list_agents(settings: Settings, federation_id: str, *, as_json: bool) -> None:
     """Print who asked to join, who was admitted and who was revoked."""
+    names = find_names(settings, federation_id)
     agents: dict[str, dict[str, str]] = {}
     for leaf in read_leaves(settings, federation_id):
         event = leaf.sequenced.event
@@ -464,11 +466,14 @@ def list_agents(settings: Settings, federation_id: str, *, as_json: bool) -> Non
             for entry in agents.values():
                 if entry["agent"] == event.agent_id and entry["state"] == "admitted":
                     entry["state"] = "revoked"
+    for entry in agents.values():
+        entry["name"] = names.get(entry["agent"], "")
     if as_json:
         say_json(list(agents.values()))
         return
     for entry in agents.values():
-        say(f"{entry['state']:<9} {entry['public_key']} {entry['agent']}")
+        shown = f"{entry['state']:<9} {entry['public_key']} {entry['agent']}"
+        say(f"{shown}  {entry['name']}" if entry["name"] else shown)
 
 
 def start_round(

@@ -242,7 +242,6 @@ class Agent:
             federation_id=self._options.federation_id,
             agent_id=self._options.agent_id,
             public_key=mine,
-            display_name=self._options.agent_id,
         )
         self._publisher.publish(request, self._key, self._founding.hash)
         log.info("asked to join with key %s", mine.hex())

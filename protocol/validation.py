@@ -35,7 +35,6 @@ IMPORT_PATH: Final = re.compile(
 BLOB_URI: Final = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,62}/sha256/[0-9a-f]{64}")
 REFUSAL_CODE: Final = re.compile(r"[A-Z_]{1,64}")
 MAX_TEXT_LENGTH: Final = 500
-MAX_NAME_LENGTH: Final = 100
 MAX_CONFIG_SIZE_BYTES: Final = 8_192
 """A round's start carries both configurations and a cohort; it must fit a leaf."""
 MAX_CONFIG_DEPTH: Final = 32
@@ -131,10 +130,6 @@ def find_problem(event: e.LedgerEvent) -> str | None:
             return None if problem is None else problem[1]
         case e.FederationChanged(number=number) if number < 1:
             return "number must be at least 1"
-        case e.AgentEnrolmentRequested(display_name=text) if (
-            len(text) > MAX_NAME_LENGTH
-        ):
-            return f"display_name is longer than {MAX_NAME_LENGTH} characters"
         case (
             e.AgentRevoked(explanation=text)
             | e.RoundAbandonRequested(explanation=text)

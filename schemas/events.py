@@ -146,7 +146,6 @@ class AgentEnrolmentRequested:
     federation_id: str
     agent_id: str
     public_key: bytes
-    display_name: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -307,7 +307,6 @@ class LogBuilder:
                     federation_id=self.federation_id,
                     agent_id=agent,
                     public_key=make_key(agent).public_key,
-                    display_name=agent.title(),
                 ),
                 make_key(agent),
             )

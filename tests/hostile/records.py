@@ -307,7 +307,6 @@ class Stranger:
                 federation_id=self.name().decode(),
                 agent_id=self.draw.choice([f"stranger-{number}", self.nasty()]),
                 public_key=self.key.public_key,
-                display_name=self.nasty(),
             )
         )
 

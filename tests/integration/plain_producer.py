@@ -109,7 +109,6 @@ publish(
         "federation_id": federation,
         "agent_id": agent,
         "public_key": bytes(key.verify_key),
-        "display_name": "written without Folkmoot",
     },
 )
 for fact in facts():

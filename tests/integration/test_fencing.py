@@ -69,7 +69,6 @@ def test_a_rebalance_in_the_middle_of_a_transaction_does_not_fork_the_log(
                     federation_id=main.name,
                     agent_id=puppet.name,
                     public_key=puppet.key.public_key,
-                    display_name="Talks all the time",
                 )
             )
             said.append(puppet.name)

@@ -48,7 +48,6 @@ def ask(world: World) -> tuple[Puppet, int]:
             federation_id=NAME,
             agent_id=puppet.name,
             public_key=puppet.key.public_key,
-            display_name="A puppet",
         )
     )
     return puppet, offset

@@ -179,7 +179,6 @@ class Siege:
                 federation_id=NAME,
                 agent_id=puppet.name,
                 public_key=puppet.key.public_key,
-                display_name="A puppet",
             )
         )
         self.federation.wait(e.AgentEnrolmentRequested, agent_id=puppet.name)

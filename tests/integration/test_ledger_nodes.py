@@ -80,7 +80,6 @@ class Nodes:
             federation_id=self.name,
             agent_id=puppet.name,
             public_key=puppet.key.public_key,
-            display_name="A puppet",
         )
         puppet.say(event)
         self.federation.wait(e.AgentEnrolmentRequested, agent_id=puppet.name)
@@ -330,7 +329,6 @@ def test_http_alone_is_enough(world: World) -> None:
                     federation_id=name,
                     agent_id=puppet.name,
                     public_key=puppet.key.public_key,
-                    display_name="",
                 )
             )
             federation.wait(e.AgentEnrolmentRequested, agent_id=puppet.name)

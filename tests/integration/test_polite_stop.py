@@ -74,7 +74,6 @@ def test_what_was_begun_is_done_by_the_next_process(
             federation_id=main.name,
             agent_id=puppet.name,
             public_key=puppet.key.public_key,
-            display_name="Asks while somebody stops",
         )
     )
     number = main.request_round()

@@ -210,7 +210,7 @@ def _publish_what_nobody_may_say(
     )  # fmt: skip
     refuse(Reason.BAD_SIGNATURE, accepted)
     enrolment = e.AgentEnrolmentRequested(
-        federation_id=NAME, agent_id="good-2", display_name="an impostor",
+        federation_id=NAME, agent_id="good-2",
         public_key=puppet.key.public_key,
     )  # fmt: skip
     refuse(Reason.AGENT_EXISTS, enrolment)

@@ -138,7 +138,6 @@ def enrolment(agent_id: str) -> e.AgentEnrolmentRequested:
         federation_id=FEDERATION,
         agent_id=agent_id,
         public_key=make_key(agent_id).public_key,
-        display_name=agent_id.title(),
     )
 
 

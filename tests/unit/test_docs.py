@@ -252,7 +252,6 @@ def test_the_producers_example_is_right_to_the_byte():
             federation_id="demo",
             agent_id="aster",
             public_key=key.public_key,
-            display_name="Aster clinic",
         )
     )
     for expected in (

@@ -223,7 +223,6 @@ def test_numbers_in_a_configuration_may_be_of_any_length() -> None:
         request(0),
         deadline(0),
         checked(1, number=0),
-        replace(enrolment("ana"), display_name="x" * 101),
         replace(revoked("ana"), explanation="x" * 501),
         declined("ana", detail="x" * 501),
         checked(),

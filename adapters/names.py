@@ -1,0 +1,113 @@
+"""Names of people and organisations, beside the log.
+
+A log is kept for ever and nothing can be taken out of it, so it knows agents by
+pseudonyms alone. Whose they are is in a file of the operator's, encrypted under a key
+of its own. Destroy the key and nobody can read the file any more, nor a copy of it that
+lies somewhere: the log stays as it was, and as sound.
+
+- One file and one key for each federation: AES-256-GCM, a new nonce for each writing.
+- Written whole or not at all. Whoever else writes at the same time may win: names are
+  kept by one operator.
+
+Deliberately not here: copies of the key. A backup that has it reads every copy of the
+file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from adapters.keys import load_or_create_seed, load_seed
+
+NAMES_DOMAIN: Final = b"folkmoot/names/v1\n"
+NONCE_SIZE: Final = 12
+MAX_NAME_LENGTH: Final = 100
+
+
+class NamesError(Exception):
+    """The names cannot be read; the message says why and what to do."""
+
+
+class NameBook:
+    """The names of a federation's agents.
+
+    Args:
+        directory: Where its files lie; made when something is written.
+        federation_id: The federation; a file is of no use under another one's name.
+    """
+
+    def __init__(self, directory: Path, federation_id: str) -> None:
+        self._domain = NAMES_DOMAIN + federation_id.encode()
+        self._file = directory / f"{federation_id}.names"
+        self._key = directory / f"{federation_id}.key"
+
+    def read(self) -> Mapping[str, str]:
+        """Return names by agent_id; none if nothing was written, or the key is gone.
+
+        Raises:
+            NamesError: the file was not written with this key.
+            KeyFileError: others may read the key, or it is none.
+        """
+        if not (self._file.exists() and self._key.exists()):
+            return {}
+        data = self._file.read_bytes()
+        try:
+            text = AESGCM(load_seed(self._key)).decrypt(
+                data[:NONCE_SIZE], data[NONCE_SIZE:], self._domain
+            )
+        except (InvalidTag, ValueError) as error:
+            msg = f"{self._file} was not written with {self._key}"
+            raise NamesError(msg) from error
+        names: dict[str, str] = json.loads(text)
+        return names
+
+    def write(self, agent_id: str, name: str) -> None:
+        """Remember a name, durably; an empty one takes it out.
+
+        Raises:
+            NamesError: it is too long, or what is there cannot be read any more.
+            KeyFileError: others may read the key, or it is none.
+        """
+        if len(name) > MAX_NAME_LENGTH:
+            msg = f"a name has at most {MAX_NAME_LENGTH} characters"
+            raise NamesError(msg)
+        if self._file.exists() and not self._key.exists():
+            msg = f"the key of {self._file} was destroyed: remove it to begin again"
+            raise NamesError(msg)
+        names = {k: v for k, v in self.read().items() if k != agent_id}
+        if name:
+            names[agent_id] = name
+        key, nonce = load_or_create_seed(self._key), secrets.token_bytes(NONCE_SIZE)
+        text = json.dumps(names, sort_keys=True).encode()
+        draft = self._file.with_name(f".{self._file.name}.{secrets.token_hex(4)}")
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(nonce + AESGCM(key).encrypt(nonce, text, self._domain))
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(self._file)
+
+    def destroy(self) -> bool:
+        """Destroy the key; return whether there was one.
+
+        What was written over it reaches the disk before it is removed. A disk that
+        keeps old blocks, a snapshot and a backup keep it: see the how-to.
+        """
+        if not self._key.exists():
+            return False
+        with self._key.open("r+b") as file:
+            size = len(file.read())
+            file.seek(0)
+            file.write(b"\0" * size)
+            file.flush()
+            os.fsync(file.fileno())
+        self._key.unlink()
+        return True

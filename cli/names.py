@@ -1,0 +1,56 @@
+"""`moot names`: whose pseudonyms the agents of a federation are; never on its log."""
+
+from __future__ import annotations
+
+from adapters.keys import KeyFileError
+from adapters.names import NameBook, NamesError
+from adapters.settings import Settings
+from cli.processes import StackError
+from cli.show import say, say_json
+
+
+def open_book(settings: Settings, federation_id: str) -> NameBook:
+    """Return the names that lie in the state directory."""
+    return NameBook(settings.state_directory / "names", federation_id)
+
+
+def find_names(settings: Settings, federation_id: str) -> dict[str, str]:
+    """Return names by agent; none where there is no book or no key.
+
+    Raises:
+        StackError: what is there cannot be read.
+    """
+    try:
+        return dict(open_book(settings, federation_id).read())
+    except (NamesError, KeyFileError) as error:
+        raise StackError(str(error), "See docs/howto/names.md.") from error
+
+
+def set_name(settings: Settings, federation_id: str, agent_id: str, name: str) -> None:
+    """Remember whose pseudonym an agent is.
+
+    Raises:
+        StackError: it cannot be written.
+    """
+    try:
+        open_book(settings, federation_id).write(agent_id, name)
+    except (NamesError, KeyFileError) as error:
+        raise StackError(str(error), "See docs/howto/names.md.") from error
+
+
+def list_names(settings: Settings, federation_id: str, *, as_json: bool) -> None:
+    """Print what is known."""
+    names = find_names(settings, federation_id)
+    if as_json:
+        say_json(names)
+        return
+    for agent_id, name in sorted(names.items()):
+        say(f"{agent_id:<24} {name}")
+
+
+def destroy_key(settings: Settings, federation_id: str) -> None:
+    """Make the names unreadable, for good."""
+    if open_book(settings, federation_id).destroy():
+        say(f"nobody can read the names of {federation_id} any more")
+    else:
+        say(f"there is no key to the names of {federation_id}")
