@@ -337,7 +337,8 @@ def bench(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Which: sequencer, rounds, finality, audit, aggregation, privacy."
+            help="Which: sequencer, rounds, finality, audit, aggregation, privacy, "
+            "differences."
         ),
     ] = None,
     quick: Annotated[

@@ -1304,10 +1304,11 @@ def _said_lines() -> list[bytes]:
     from protocol.parties import Compared, Linked, Summed
 
     digest = bytes(32)
+    about = {"federation_id": "f", "base_model": digest}
     things = (
-        Linked(projection_seed=digest, updates=((digest, digest),)),
-        Compared(updates=(digest,), far_threshold=7, attempt=1),
-        Summed(federation_id="f", round=1, cause=digest, updates=((digest, 3),)),
+        Linked(**about, projection_seed=digest, updates=(("a", digest, digest),)),
+        Compared(**about, updates=(digest,), far_threshold=7, attempt=1),
+        Summed(**about, round=1, cause=digest, updates=(("a", digest, 3),)),
     )
     return [party_log._write_line("", said)[0] for said in things]
 

@@ -35,6 +35,7 @@ from tests.builders import (
     make_key,
     read_blocks,
 )
+from tests.secret_builder import SecretLogBuilder, start_secret_log
 
 NAMES = ("node0", "node1", "node2", "node3")
 KEY = make_key("TIMER")
@@ -158,6 +159,42 @@ def test_each_repetition_waits_longer(
         wait_ms = min(2 * wait_ms, MAX_REPEAT_AFTER_MS)
     assert waits[:3] == [2_000, 4_000, 8_000]
     assert waits[-1] == MAX_REPEAT_AFTER_MS
+
+
+def test_an_aggregator_that_is_late_with_a_public_sum_is_announced(
+    timer: Timer, recorder: Recorder
+) -> None:
+    """From when all parts are there; not while one is missing, nor once it is done."""
+
+    def speak(log: SecretLogBuilder, author: str, event: e.Event) -> list[e.Event]:
+        del log
+        is_held_back = author == "p2" and isinstance(event, e.PartialAggregateSubmitted)
+        held_back.extend([event] * is_held_back)
+        is_result = isinstance(event, e.AggregateSubmitted)
+        return [] if is_held_back or (is_result and author == "AGGREGATOR") else [event]
+
+    held_back: list[e.Event] = []
+    log = start_secret_log("ada", "bea", "cleo", cohort_size=3, speak=speak)
+    for agent in log.request_round():
+        log.commit(agent)
+    log.settle()
+    learn(timer, log)
+    timer._announce_if_due(2**62)
+    assert recorder.take() == []
+    log.say(held_back[0], make_key("p2"))
+    log.settle()
+    learn(timer, log)
+    sealed_at_ms = log.now_ms
+    timer._announce_if_due(sealed_at_ms)
+    assert recorder.take() == []
+    late_ms = sealed_at_ms + log.config.round_duration_ms
+    timer._announce_if_due(late_ms)
+    assert [type(event) for event in recorder.take()] == [e.DeadlineReached]
+    log.pass_deadline()
+    assert [x for x in log.leaves if isinstance(x, e.AggregatePublished)]
+    learn(timer, log)
+    timer._announce_if_due(2**62)
+    assert recorder.take() == []
 
 
 @pytest.mark.parametrize("end", ["abandoned", "sealed", "published"])
