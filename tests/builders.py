@@ -232,8 +232,6 @@ class LogBuilder:
         """Put a signed event on its topic."""
         topic = topic or topics.topic_of(event)
         data = codec.encode(event)
-        if isinstance(event, e.FederationConfigured) and self.genesis == NO_GENESIS:
-            self.genesis = compute_genesis_hash(data)
         offset = self._offsets[topic]
         self._offsets[topic] += 1
         number = sum(self._offsets.values())
@@ -253,7 +251,9 @@ class LogBuilder:
         )
 
     def sign(self, event: e.Event, data: bytes, key: SigningKey) -> bytes:
-        """Return the signature of an event that is said in this log."""
+        """Return the signature of an event that is said in this log, or founds it."""
+        if isinstance(event, e.FederationConfigured) and self.genesis == NO_GENESIS:
+            self.genesis = compute_genesis_hash(data)
         return sign_event(key, choose_genesis(event, self.genesis), data)
 
     @property

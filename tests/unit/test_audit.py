@@ -790,7 +790,7 @@ def test_only_a_leaf_that_no_decider_reads_is_a_finding(log, monkeypatch, error)
     def step(*_):
         raise error
 
-    monkeypatch.setattr(protocol.replay, "step", step)
+    monkeypatch.setattr(protocol.replay, "step_all", step)
     if isinstance(error, MemoryError):
         with pytest.raises(MemoryError):
             audit(log)
