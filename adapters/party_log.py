@@ -192,10 +192,9 @@ def _write_line(last: str, said: Said) -> tuple[bytes, str]:
     }
     if isinstance(said, Linked):
         content |= {
-            "projection_seed": said.projection_seed.hex(),
             "linked": [
-                [agent_id, digest.hex(), proof.hex()]
-                for agent_id, digest, proof in said.updates
+                [agent_id, digest.hex(), proven.hex()]
+                for agent_id, digest, proven in said.updates
             ],
         }
     elif isinstance(said, Compared):
@@ -228,10 +227,9 @@ def _read_line(last: str, line: bytes) -> tuple[Said, str]:
     if "linked" in content:
         said = Linked(
             **about,
-            projection_seed=bytes.fromhex(content["projection_seed"]),
             updates=tuple(
-                (agent_id, bytes.fromhex(digest), bytes.fromhex(proof))
-                for agent_id, digest, proof in content["linked"]
+                (agent_id, bytes.fromhex(digest), bytes.fromhex(proven))
+                for agent_id, digest, proven in content["linked"]
             ),
         )
     elif "compared" in content:

@@ -41,6 +41,7 @@ from adapters.settings import Settings, load_settings
 from cli.processes import StackError, last_lines
 from cli.services import Supervisor
 from cli.stack import LocalStack
+from ledger.merkle import leaf_hash
 from ledger.signing import SigningKey
 from producers.control import Operator, Parameters, load_principals, with_parties
 from protocol.envelope import NO_GENESIS
@@ -274,10 +275,18 @@ class BenchStack:
         self, federation_id: str, start: int | None = None
     ) -> Iterator[e.LedgerEvent]:
         """Yield what a federation's leaves say, as they come; nothing is verified."""
+        for _, event in self.follow_leaves(federation_id, start):
+            yield event
+
+    def follow_leaves(
+        self, federation_id: str, start: int | None = None
+    ) -> Iterator[tuple[bytes, e.LedgerEvent]]:
+        """Yield the hash of each leaf too."""
         for record in self.follow_ledger(federation_id, start):
             for data in self.open_block(record).leaves:
                 leaf = codec.decode_as(e.Leaf, data)
-                yield codec.decode(leaf.event)  # type: ignore[misc]  # a leaf's event
+                event = codec.decode(leaf.event)
+                yield leaf_hash(data), event  # type: ignore[misc]  # a leaf's event
 
     def open_block(self, record: Record) -> e.BlockSequenced:
         """Return a ledger record's block, without verifying it."""

@@ -94,7 +94,6 @@ class Path:
                 steps.COMMIT,
                 steps.SHARE,
                 steps.SEAL,
-                steps.EXPAND,
                 steps.PROVE,
             ),
             party_s=(
@@ -179,8 +178,8 @@ def _report_steps(found: Found) -> list[str | Table]:
     verdict = f"MISSED: {', '.join(missed)}" if missed else "all met"
     intro = f"""\
 **{found.num_values:,} parameters**, {found.num_agents} different agents; batches of
-proofs are these {found.num_agents}, shares are linked {steps.LINKED_TOGETHER} at a
-time. numpy alone adds {LARGEST_COHORT} arrays in {show(1_000 * found.add_s)} ms."""
+proofs are these {found.num_agents}. numpy alone adds {LARGEST_COHORT} arrays in
+{show(1_000 * found.add_s)} ms."""
     if targets:
         intro += f" **Targets** of steps: {verdict}."
     headings = ("", "ms", "target", "", "limit, ms", "of limit")
@@ -244,15 +243,15 @@ Seconds; medians, after a warm-up unless it says that there was none.""",
 
 def _explain(item: Rounds, least: Rounds, cores: int) -> str:
     """Say by arithmetic why a round takes so long."""
-    agents = item.cpu_s[whole.COMMIT] + item.cpu_s[whole.PROVE]
+    agents = item.cpu_s[whole.COMMIT]
     others = sum(item.cpu_s.values()) - agents
     allowed = MAX_RATIO * item.plain_s
     return f"""\
 **Why**: the target allows {show(allowed)} s. The agents' committing and proving alone
 take {show(agents)} s of processor time, all others {show(others)} s: on {cores} cores
 together that is {show((agents + others) / cores)} s at the least, without Kafka, MinIO
-and a moment of waiting. And there is more to wait for: every agent and every party
-speaks twice, one after the other, where with PLAIN only agents speak, and once. A round
+and a moment of waiting. And there is more to wait for: once the agents have spoken,
+every party speaks twice, where with PLAIN nobody does. A round
 of {_name(least.size)}, with little to compute, takes {show(least.mpc_s)} s, and
 {show(least.plain_s)} s with PLAIN."""
 

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -28,16 +27,14 @@ from cli.bench_privacy_steps import NUM_PARTIES, one_thread
 from cli.bench_report import count_cores, median
 from cli.bench_rounds import SERVICES, Load
 from cli.processes import StackError
-from producers.secret_update import Secret, prove, submit_commitment
+from producers.secret_update import commit, encode_values
 from protocol.commitments import choose_row_length, get_generators
-from protocol.norm_prover import ProverState
 from schemas import events as e
 
 if TYPE_CHECKING:
     from ledger.signing import SigningKey
 
-COMMIT: Final = "agents: commit, share, seal"
-PROVE: Final = "agents: prove"
+COMMIT: Final = "agents: commit, share, seal, prove"
 PARTIES: Final = "parties"
 PARTY_NAMES: Final = tuple(f"party-{number}" for number in range(NUM_PARTIES))
 
@@ -97,7 +94,6 @@ def measure_rounds(sizes: Sequence[Size], say: Say) -> list[Rounds]:
 
 
 _STORE: BlobStore | None = None
-_STATES: Final[dict[str, ProverState]] = {}
 
 
 def _start_worker(num_values: int) -> None:
@@ -112,44 +108,25 @@ def _commit(
     config: e.FederationConfigured,
     genesis: bytes,
     started: e.RoundStarted,
+    started_leaf_hash: bytes,
     agent_id: str,
 ) -> tuple[e.UpdateCommitted, float]:
     """Do what an agent does once it has trained; returns the processor time too."""
     assert _STORE is not None, "in a worker"
     delta = np.random.default_rng().normal(0, 0.01, started.num_parameters)
     began = time.process_time()
-    state = Secret.make(delta, config).commit(config)
-    _STATES[agent_id] = state
-    update = submit_commitment(
-        state,
+    update = commit(
+        encode_values(delta, config),
         started,
         config,
         genesis,
         _STORE,
+        started_leaf_hash=started_leaf_hash,
         agent_id=agent_id,
         num_examples=100,
         loss_micros=500_000,
     )
     return update, time.process_time() - began
-
-
-def _prove(
-    config: e.FederationConfigured,
-    genesis: bytes,
-    update: e.UpdateCommitted,
-    closed: e.CommitmentsClosed,
-) -> tuple[e.NormProofSubmitted, float]:
-    """Do what an agent does once the set is closed; returns the processor time too."""
-    assert _STORE is not None, "in a worker"
-    began = time.process_time()
-    blob = prove(_STATES.pop(update.agent_id), update, closed, config, genesis)
-    submitted = e.NormProofSubmitted(
-        federation_id=update.federation_id,
-        round=update.round,
-        agent_id=update.agent_id,
-        proof=_STORE.store(blob),
-    )
-    return submitted, time.process_time() - began
 
 
 class SecretLoad:
@@ -170,9 +147,8 @@ class SecretLoad:
         self._federation_id = f"secret-{size.num_agents}-{size.num_values}"
         self._agents: dict[str, SigningKey] = make_agent_keys(size.num_agents)
         self._producer = FastProducer(stack.settings, stack.registry)
-        self._updates: dict[str, e.UpdateCommitted] = {}
         self._lock = threading.Lock()
-        self._agents_s = {COMMIT: 0.0, PROVE: 0.0}
+        self._agents_s = 0.0
 
     def measure(self, say: Say) -> tuple[list[float], dict[str, float]]:
         """Run rounds; returns how long each took on the ledger, and what took it."""
@@ -182,7 +158,7 @@ class SecretLoad:
         )
         offset = admit(self._stack, operator, self._federation_id, self._agents)
         config = self._read_config()
-        events = self._stack.follow_events(self._federation_id, offset)
+        events = self._stack.follow_leaves(self._federation_id, offset)
         seconds: list[float] = []
         with ExitStack() as exits:
             workers = _start_workers(size.num_values, exits)
@@ -200,7 +176,7 @@ class SecretLoad:
         }
 
     def _cpu_s(self) -> dict[str, float]:
-        used: dict[str, float | None] = dict(self._agents_s)
+        used: dict[str, float | None] = {COMMIT: self._agents_s}
         parties = [self._stack.cpu_s(f"party-{name}") for name in PARTY_NAMES]
         known = [seconds for seconds in parties if seconds is not None]
         used[PARTIES] = sum(known) if len(known) == len(parties) else None
@@ -216,32 +192,22 @@ class SecretLoad:
     def _run_round(
         self,
         config: e.FederationConfigured,
-        events: Iterator[e.LedgerEvent],
+        events: Iterator[tuple[bytes, e.LedgerEvent]],
         workers: Sequence[ProcessPoolExecutor],
     ) -> float:
         began = 0.0
         future: Future[Any]
-        for event in events:
+        for leaf, event in events:
             match event:
                 case e.RoundStarted():
-                    self._updates.clear()
                     began = time.perf_counter()
+                    genesis = self._stack.genesis
                     for index, name in enumerate(self._agents):
                         worker = workers[index % len(workers)]
                         future = worker.submit(
-                            _commit, config, self._stack.genesis, event, name
+                            _commit, config, genesis, event, leaf, name
                         )
-                        future.add_done_callback(partial(self._send, COMMIT))
-                case e.CommitmentsClosed():
-                    for index, name in enumerate(self._agents):
-                        worker = workers[index % len(workers)]
-                        update = self._updates[name]
-                        future = worker.submit(
-                            _prove, config, self._stack.genesis, update, event
-                        )
-                        future.add_done_callback(partial(self._send, PROVE))
-                case e.UpdateCommitted():
-                    self._updates[event.agent_id] = event
+                        future.add_done_callback(self._send)
                 case e.AggregatePublished():
                     return time.perf_counter() - began
                 case (
@@ -256,10 +222,10 @@ class SecretLoad:
                     pass
         raise StackError("the ledger ended", "A bug.")
 
-    def _send(self, what: str, future: Future[Any]) -> None:
+    def _send(self, future: Future[Any]) -> None:
         event, seconds = future.result()
         with self._lock:
-            self._agents_s[what] += seconds
+            self._agents_s += seconds
         self._producer.genesis = self._stack.genesis
         self._producer.send(event, self._agents[event.agent_id])
         self._producer.flush()
@@ -270,7 +236,6 @@ def _start_workers(num_values: int, exits: ExitStack) -> list[ProcessPoolExecuto
     spawn = multiprocessing.get_context("spawn")
     workers = []
     with one_thread():
-        # An agent is one process from commitment to proof: it need not commit twice.
         for _ in range(count_cores()):
             worker = ProcessPoolExecutor(1, spawn, _start_worker, (num_values,))
             exits.callback(worker.shutdown, cancel_futures=True)

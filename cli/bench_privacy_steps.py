@@ -35,17 +35,17 @@ from protocol.commitments import (
     to_scalar,
 )
 from protocol.encoding import update_to_blob
-from protocol.limbs import NUM_LIMBS
 from protocol.mpc import encode_links, encode_partial, encode_proof
 from protocol.norm_proof import (
-    NUM_PROJECTIONS,
+    Challenges,
     NormProof,
-    Projection,
     compute_blinding_challenges,
-    expand_stream,
+    compute_challenges,
+    expand_projection,
     verify_norm_proofs,
 )
 from protocol.norm_prover import ProverState, commit_update, prove_norm
+from protocol.projections import NUM_PROJECTIONS, Projection, expand_stream
 from protocol.sealing import (
     SealedPlace,
     SealingSecretKey,
@@ -53,11 +53,13 @@ from protocol.sealing import (
     seal_share,
 )
 from protocol.share_link import (
+    NUM_SUM_PROJECTIONS,
     Link,
     PartySum,
-    SharedProjection,
-    compute_links,
+    SumMasks,
+    compute_link,
     compute_party_sum,
+    expand_sum_projection,
     open_aggregate,
     verify_link,
     verify_party_sum,
@@ -67,7 +69,6 @@ from protocol.shares import DealtShare, Share, ShareShape, parse_share, split_up
 NUM_PARTIES: Final = 3
 COHORTS: Final = (10, 100)
 """Agents whose shares are added up, and whose sum is opened."""
-LINKED_TOGETHER: Final = 10
 NORM_BOUND: Final = 2**19 - 1
 SIGMA: Final = 2**9
 """Of the encoded values, normally distributed: as long as the bound allows for a
@@ -79,7 +80,7 @@ FULL_PARTY: Final = NUM_PARTIES - 1
 # Names of steps
 ENCODE: Final = "clip and encode"
 COMMIT: Final = "commit"
-EXPAND: Final = "expand the projection, once a round"
+EXPAND: Final = "expand the sum's projection, once a round"
 PROVE: Final = "prove"
 SHARE: Final = "share"
 SEAL: Final = "seal all shares"
@@ -93,8 +94,7 @@ THREAD_VARIABLES: Final = (
     "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS",
 )  # fmt: skip
 WORD_SIZE: Final = 8
-_BLOCK: Final = 2**14
-"""Columns of a projection that are multiplied at a time."""
+_SUM_SEED: Final = bytes(32)
 _WORD_HALVES: Final = 2
 """Words of 64 bits are multiplied in halves, which floats hold exactly."""
 
@@ -235,7 +235,7 @@ class _Agent:
     proof: NormProof
     dealt: tuple[DealtShare, ...]
     sealed: tuple[bytes, ...]
-    challenges: tuple[int, ...]
+    challenges: Challenges
     links: list[Link] = field(default_factory=list)
 
 
@@ -249,16 +249,16 @@ def measure(num_values: int, num_agents: int) -> Found:
     """
     clock = _Clock()
     seats = _Seats()
-    projection, agents = _measure_agents(clock, num_values, num_agents, seats)
-    _measure_proofs(clock, agents, projection)
-    shared = SharedProjection.of(projection, num_values=num_values)
-    _measure_links(clock, agents, shared, seats)
+    agents = _measure_agents(clock, num_values, num_agents, seats)
+    _measure_proofs(clock, agents)
+    projection = _measure_sum_projection(clock, agents[0])
+    _measure_links(clock, agents, projection, seats)
     add_s = 0.0
     for count in COHORTS:
         cohort = [agents[index % num_agents] for index in range(count)]
-        sums = _measure_sums(clock, cohort, shared, seats)
+        sums = _measure_sums(clock, cohort, seats)
         add_s = _limit_sums(clock, cohort, seats)
-        _measure_opening(clock, cohort, sums, shared)
+        _measure_opening(clock, cohort, sums, projection)
     return Found(
         num_values=num_values,
         num_agents=num_agents,
@@ -269,6 +269,11 @@ def measure(num_values: int, num_agents: int) -> Found:
     )
 
 
+def _get_shape(agent: _Agent) -> ShareShape:
+    statement = agent.state.statement
+    return ShareShape(statement.num_values, statement.num_rows)
+
+
 class _Seats:
     """The parties' keys, and what is sealed to them where."""
 
@@ -276,6 +281,7 @@ class _Seats:
         self.keys = [
             SealingSecretKey(secrets.token_bytes(32)) for _ in range(NUM_PARTIES)
         ]
+        self._masks = [SumMasks(key.derive_mask_key(), _SUM_SEED) for key in self.keys]
 
     def seal(self, agent_id: str, dealt: Sequence[DealtShare]) -> tuple[bytes, ...]:
         return tuple(
@@ -284,11 +290,23 @@ class _Seats:
         )
 
     def open(self, agent: _Agent, party: int, *, was_linked: bool) -> Share:
-        statement = agent.state.statement
         return parse_share(
             self.decrypt(agent, party),
-            shape=ShareShape(statement.num_values, statement.num_rows),
+            shape=_get_shape(agent),
             commitment=None if was_linked else agent.dealt[party].commitment,
+        )
+
+    def expand_masks(self, agent: _Agent, party: int) -> NDArray[np.uint64]:
+        return self._masks[party].expand(agent.challenges.seed)
+
+    def link(self, agent: _Agent, party: int, sum_projection: Projection) -> Link:
+        statement, challenges = agent.state.statement, agent.challenges
+        return compute_link(
+            self.open(agent, party, was_linked=False),
+            projection=expand_projection(statement, challenges.seed),
+            challenges=compute_blinding_challenges(statement, challenges),
+            sum_projection=sum_projection,
+            masks=self.expand_masks(agent, party),
         )
 
     def decrypt(self, agent: _Agent, party: int) -> bytes:
@@ -308,7 +326,7 @@ class _Seats:
 
 def _measure_agents(
     clock: _Clock, num_values: int, num_agents: int, seats: _Seats
-) -> tuple[Projection, list[_Agent]]:
+) -> list[_Agent]:
     names = [f"agent-{number:04d}" for number in range(num_agents)]
     generator = np.random.default_rng(0)
     encode = [
@@ -326,19 +344,15 @@ def _measure_agents(
         partial(
             commit_update,
             values,
-            context=name.encode(),
             squared_bound=NORM_BOUND**2,
             entropy=secrets.token_bytes,
         )
-        for name, values in zip(names, updates, strict=True)
+        for values in updates
     ]
     commit[0]()  # the generators, once for each process
-    states = clock.time(COMMIT, commit)
-    statement = states[0].statement
-    length, num_rows = statement.row_length, statement.num_rows
-    expand = partial(Projection.expand, bytes(32), num_rows=num_rows, row_length=length)
-    projection = clock.time(EXPAND, [expand] * NUM_REPEATS)[0]
-    proofs = clock.time(PROVE, [partial(prove_norm, s, projection) for s in states])
+    committed = clock.time(COMMIT, commit)
+    states = [s.bind(name.encode()) for name, s in zip(names, committed, strict=True)]
+    proofs = clock.time(PROVE, [partial(prove_norm, s) for s in states])
     dealt = clock.time(
         SHARE,
         [partial(split_update, s, NUM_PARTIES, secrets.token_bytes) for s in states],
@@ -349,11 +363,11 @@ def _measure_agents(
     )
     _limit_agents(clock, states[0], dealt[0])
     challenges = [
-        compute_blinding_challenges(state.statement, proof, projection.seed)
+        compute_challenges(state.statement, proof)
         for state, proof in zip(states, proofs, strict=True)
     ]
     made = zip(names, states, proofs, dealt, sealed, challenges, strict=True)
-    return projection, [_Agent(*parts) for parts in made]
+    return [_Agent(*parts) for parts in made]
 
 
 def _limit_agents(
@@ -366,17 +380,15 @@ def _limit_agents(
     shift = int(np.abs(state.values).max()) + 1
     short = [to_scalar(value + shift) for value in state.values.tolist()]
     clock.limit(COMMIT, lambda: G1Point.multiexp_unchecked(points, short))
-    entries = NUM_PROJECTIONS * (num_rows + 1) * length
-    clock.limit(EXPAND, lambda: expand_stream(bytes(32), entries // 4))
     generators = list(get_generators(length))
     long = _make_scalars(length)
-    matrix = np.ones((length, num_rows))
-    lambdas = np.ones((NUM_LIMBS * (num_rows + 1), length))
+    matrix = np.ones((num_rows, length))
+    bits = np.ones((length, NUM_PROJECTIONS))
 
     def prove_limit() -> None:
         for _ in range(2):
             G1Point.multiexp_unchecked(generators, long)
-        np.matmul(lambdas, matrix)
+        np.matmul(matrix, bits)
 
     clock.limit(PROVE, prove_limit)
     size = WORD_SIZE * statement.num_values
@@ -390,14 +402,12 @@ def _limit_agents(
     )
 
 
-def _measure_proofs(
-    clock: _Clock, agents: Sequence[_Agent], projection: Projection
-) -> None:
+def _measure_proofs(clock: _Clock, agents: Sequence[_Agent]) -> None:
     items = [(agent.state.statement, agent.proof) for agent in agents]
     verdicts = clock.time(
-        VERIFY, [partial(verify_norm_proofs, [item], projection) for item in items]
+        VERIFY, [partial(verify_norm_proofs, [item]) for item in items]
     )
-    batch = partial(verify_norm_proofs, items, projection)
+    batch = partial(verify_norm_proofs, items)
     verdicts += clock.time(VERIFY_BATCH, [batch] * NUM_REPEATS, divide=len(items))
     assert not any(error for found in verdicts for error in found), "honest proofs"
     length = agents[0].state.statement.row_length
@@ -422,28 +432,28 @@ def _make_scalars(count: int, size: int = SCALAR_SIZE) -> list[Scalar]:
     return [to_scalar(int.from_bytes(piece, "little")) for piece in pieces]
 
 
+def _measure_sum_projection(clock: _Clock, agent: _Agent) -> Projection:
+    statement = agent.state.statement
+    expand = partial(
+        expand_sum_projection,
+        _SUM_SEED,
+        num_rows=statement.num_rows,
+        row_length=statement.row_length,
+    )
+    return clock.time(EXPAND, [expand] * NUM_REPEATS)[0]
+
+
 def _measure_links(
-    clock: _Clock, agents: Sequence[_Agent], shared: SharedProjection, seats: _Seats
+    clock: _Clock, agents: Sequence[_Agent], projection: Projection, seats: _Seats
 ) -> None:
-    together = [agents[index % len(agents)] for index in range(LINKED_TOGETHER)]
-    challenges = [agent.challenges for agent in together]
-    found = []
-    for name, party in ((LINK_SEED, SEED_PARTY), (LINK_FULL, FULL_PARTY)):
-
-        def link(party: int = party) -> list[Link]:
-            opened = [seats.open(agent, party, was_linked=False) for agent in together]
-            return compute_links(opened, challenges, shared)
-
-        found.append(clock.time(name, [link] * NUM_REPEATS, divide=LINKED_TOGETHER)[0])
-        product = _make_product(len(shared.values[0]), LINKED_TOGETHER)
-        clock.limit(name, product, divide=LINKED_TOGETHER)
-    for index, agent in enumerate(agents):
-        for party in range(NUM_PARTIES):
-            if party in {SEED_PARTY, FULL_PARTY}:
-                agent.links.append(found[party == FULL_PARTY][index % LINKED_TOGETHER])
-                continue
-            share = seats.open(agent, party, was_linked=False)
-            agent.links.extend(compute_links([share], [agent.challenges], shared))
+    for party in range(NUM_PARTIES):
+        links = [partial(seats.link, agent, party, projection) for agent in agents]
+        name = {SEED_PARTY: LINK_SEED, FULL_PARTY: LINK_FULL}.get(party)
+        found = clock.time(name, links) if name else [compute() for compute in links]
+        for agent, link in zip(agents, found, strict=True):
+            agent.links.append(link)
+        if name:
+            clock.limit(name, _make_product(agents[0], NUM_PROJECTIONS))
     clock.time(VERIFY_LINKS, [partial(_verify_links, agent) for agent in agents])
 
 
@@ -455,32 +465,32 @@ def _verify_links(agent: _Agent) -> None:
     )
 
 
-def _make_product(num_values: int, num_vectors: int) -> Callable[[], None]:
-    """Return the multiplication of a projection with vectors, without its reading."""
-    signs = np.ones((_BLOCK, NUM_PROJECTIONS))
-    vectors = np.ones((num_vectors, _BLOCK))
-    whole, rest = divmod(num_values, _BLOCK)
+def _make_product(agent: _Agent, num_projections: int) -> Callable[[], None]:
+    """Return the multiplication of a projection with a share, without its reading."""
+    statement = agent.state.statement
+    bits = np.ones((statement.row_length, num_projections))
+    rows = np.ones((statement.num_rows, statement.row_length))
 
     def multiply() -> None:
         for _ in range(_WORD_HALVES):
-            for _ in range(whole):
-                np.matmul(vectors, signs)
-            np.matmul(vectors[:, :rest], signs[:rest])
+            np.matmul(rows, bits)
 
     return multiply
 
 
 def _measure_sums(
-    clock: _Clock, cohort: Sequence[_Agent], shared: SharedProjection, seats: _Seats
+    clock: _Clock, cohort: Sequence[_Agent], seats: _Seats
 ) -> list[PartySum]:
-    statement = cohort[0].state.statement
-    shape = ShareShape(statement.num_values, statement.num_rows)
-
     def add(party: int) -> PartySum:
-        opened = (seats.open(agent, party, was_linked=True) for agent in cohort)
-        return compute_party_sum(
-            ((share, NUM_EXAMPLES) for share in opened), shape=shape, projection=shared
+        opened = (
+            (
+                seats.open(agent, party, was_linked=True),
+                seats.expand_masks(agent, party),
+                NUM_EXAMPLES,
+            )
+            for agent in cohort
         )
+        return compute_party_sum(opened, shape=_get_shape(cohort[0]))
 
     count = len(cohort)
     names = {SEED_PARTY: sum_seeds(count), FULL_PARTY: sum_full(count)}
@@ -522,7 +532,7 @@ def _measure_opening(
     clock: _Clock,
     cohort: Sequence[_Agent],
     sums: Sequence[PartySum],
-    shared: SharedProjection,
+    projection: Projection,
 ) -> None:
     count = len(cohort)
     weights = [NUM_EXAMPLES] * count
@@ -534,11 +544,12 @@ def _measure_opening(
                 commitments=[agent.dealt[party].commitment for agent in cohort],
                 links=[agent.links[party] for agent in cohort],
                 weights=weights,
-                projection=shared,
+                shape=_get_shape(cohort[0]),
+                sum_projection=projection,
             )
 
     clock.time(verify_sums(count), [verify] * NUM_REPEATS)
-    product = _make_product(len(shared.values[0]), 1)
+    product = _make_product(cohort[0], NUM_SUM_PROJECTIONS)
     clock.limit(verify_sums(count), lambda: [product() for _ in sums])
     rows = [agent.state.statement.rows for agent in cohort]
     (combined,) = clock.time(combine(count), [lambda: combine_rows(rows, weights)])

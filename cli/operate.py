@@ -431,10 +431,8 @@ def find_waited_for(config: e.FederationConfigured, current: OpenRound) -> list[
     if current.sealed is not None:
         missing = [f"party {name}" for name in parties if name not in current.partials]
     elif current.closed is not None:
-        missing = sorted(current.unproven)
-        if not missing:
-            said = current.far if current.comparison else current.links
-            missing = [f"party {name}" for name in parties if name not in said]
+        said = current.far if current.comparison else current.links
+        missing = [f"party {name}" for name in parties if name not in said]
     else:
         missing = sorted(current.owing)
     if not missing and current.is_result_late:
@@ -643,8 +641,6 @@ def describe(event: e.LedgerEvent) -> str:
         case e.CommitmentsClosed():
             number = event.num_commitments
             return f"round {event.round} closed with {number} commitments"
-        case e.NormProofSubmitted():
-            return f"round {event.round} {event.agent_id} proves its norm"
         case e.SharesLinked():
             return f"round {event.round} party {event.party} links its shares"
         case e.ComparisonStarted():

@@ -339,10 +339,9 @@ class BlobAuditor:
         return None
 
     def _get_verifier(self, secret: SecretRound) -> RoundVerifier:
-        assert secret.closed is not None, "nothing is claimed before"
-        seed = secret.closed.projection_seed
-        if self._verifier is None or self._verifier[0] != seed:
-            self._verifier = (seed, RoundVerifier(secret, make_fetch(self._fetch_now)))
+        if self._verifier is None or self._verifier[0] != secret.identity:
+            verifier = RoundVerifier(secret, make_fetch(self._fetch_now))
+            self._verifier = (secret.identity, verifier)
         return self._verifier[1]
 
     def _fetch_now(self, ref: BlobRef, *, max_size_bytes: int) -> bytes:

@@ -243,7 +243,6 @@ class Rechecker:
         self._fetch = make_fetch(self._blobs.fetch)
         self._clock = clock
         self._verifier: tuple[bytes, RoundVerifier] | None = None
-        self._proofs: dict[str, BlobRef] = {}  # those that the verifier may know
         self._model = (b"", b"")  # digest and bytes of the last one computed
 
     def stop(self) -> None:
@@ -303,17 +302,15 @@ class Rechecker:
         self, before: SecretRound | None, after: SecretRound | None
     ) -> None:
         """Verify the proofs that a block brought; what is not there yet later."""
-        if after is None or after.closed is None or after.sealed is not None:
-            if after is None:
-                self._verifier = None
+        if after is None:
+            self._verifier = None
             return
-        known = {} if before is None else before.proofs
-        new = [a for a, ref in sorted(after.proofs.items()) if known.get(a) != ref]
+        new = after.provable - (frozenset() if before is None else before.provable)
         if not new:
             return
         self._blobs.begin(0)
         try:
-            self._get_verifier(after).verify_proofs(after, new)
+            self._get_verifier(after).verify_proofs(after, sorted(new))
         except Exception:
             log.exception("proofs cannot be verified")
 
@@ -428,17 +425,8 @@ class Rechecker:
 
     def _get_verifier(self, secret: SecretRound) -> RoundVerifier:
         """Return what checks a round; it remembers the proofs that it has verified."""
-        assert secret.closed is not None, "nothing is proved or claimed before"
-        seed = secret.closed.projection_seed
-        is_fork = any(
-            self._proofs.get(agent_id, ref) != ref
-            for agent_id, ref in secret.proofs.items()
-        )
-        if self._verifier is None or self._verifier[0] != seed or is_fork:
-            # Of another round, or of one that the sequencer shows with other proofs.
-            self._verifier = (seed, RoundVerifier(secret, self._fetch))
-            self._proofs = {}
-        self._proofs.update(secret.proofs)
+        if self._verifier is None or self._verifier[0] != secret.identity:
+            self._verifier = (secret.identity, RoundVerifier(secret, self._fetch))
         return self._verifier[1]
 
 

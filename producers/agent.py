@@ -35,20 +35,14 @@ from adapters.keys import load_or_create_key
 from adapters.ledger import Genesis, find_genesis, find_partition, read_log
 from adapters.schema_registry import FramingError, SchemaRegistry
 from adapters.settings import Settings
+from ledger.merkle import leaf_hash
 from ledger.signing import InvalidSignatureError
-from producers.agent_directory import PAGE, AgentDirectory
+from producers.agent_directory import PAGE, AgentDirectory, write_private
 from producers.agent_terms import Floors, Terms
 from producers.arguments import ArgumentError
 from producers.kept_update import KeptUpdate, UpdateKeeper
 from producers.receipts import ANSWERS, ReceiptKeeper
-from producers.secret_update import (
-    Secret,
-    SecretError,
-    SecretKeeper,
-    prove,
-    submit_commitment,
-    write_private,
-)
+from producers.secret_update import commit, encode_values
 from protocol.cohort import is_drawn
 from protocol.encoding import (
     NotFiniteError,
@@ -65,12 +59,9 @@ from schemas import codec, topics
 from schemas.events import (
     AgentAdmitted,
     AgentEnrolmentRequested,
-    CommitmentsClosed,
     Event,
     FederationConfigured,
-    NormProofSubmitted,
-    RoundAbandoned,
-    RoundSealed,
+    Leaf,
     RoundStarted,
     UpdateCommitted,
     UpdateDeclined,
@@ -84,9 +75,7 @@ POLL_S: Final = 0.2
 WAIT_FOR_FEDERATION_S: Final = 0.5
 
 
-Answer: TypeAlias = (
-    UpdateSubmitted | UpdateCommitted | NormProofSubmitted | UpdateDeclined
-)
+Answer: TypeAlias = UpdateSubmitted | UpdateCommitted | UpdateDeclined
 """What an agent says of a round."""
 
 
@@ -137,7 +126,6 @@ class Agent:
         self._store = BlobStore(settings)
         self._genesis: Genesis | None = None
         self._terms: Terms
-        self._keeper = SecretKeeper(options.directory)
         self._updates = UpdateKeeper(options.directory)
 
     def run(self, should_stop: Callable[[], bool]) -> None:
@@ -299,41 +287,25 @@ class Agent:
     def _act_on(self, record: Record) -> None:
         if record.key != self._options.federation_id.encode():
             return
-        match self._believe(record):
-            case RoundStarted() as started:
-                self._keeper.forget(but=_stem(started))
-                self._updates.forget(but=started)
-                if is_drawn(started, self._options.agent_id):
-                    self._in_time(started, started.deadline_ms, record)
-            case CommitmentsClosed() as closed:
-                # Whether it is in the set is not said; a proof of another is refused.
-                if self._find_commitment(closed.round) is not None:
-                    self._in_time(closed, closed.proof_deadline_ms, record)
-            case RoundSealed() | RoundAbandoned():
-                self._keeper.forget()
-            case _:
-                pass
-
-    def _in_time(
-        self, fact: RoundStarted | CommitmentsClosed, deadline_ms: int, record: Record
-    ) -> None:
-        """Do what a fact asks for, unless it is too late."""
-        if time.time_ns() // 1_000_000 > deadline_ms:
-            log.info("round %d is over, not answering", fact.round)
+        started = self._believe(record)
+        if not isinstance(started, RoundStarted):
             return
-        if fact.round in self._answered_elsewhere:
+        self._updates.forget(but=started)
+        if not is_drawn(started, self._options.agent_id):
+            return
+        if time.time_ns() // 1_000_000 > started.deadline_ms:
+            log.info("round %d is over, not answering", started.round)
+            return
+        if started.round in self._answered_elsewhere:
             log.error(
-                "round %d: ANSWERED_ELSEWHERE, this agent says nothing", fact.round
+                "round %d: ANSWERED_ELSEWHERE, this agent says nothing", started.round
             )
             return
         parent = telemetry.clean(record.header(TRACEPARENT_HEADER))
         with telemetry.span(
             "process", topics.ROUNDS, kind=telemetry.CONSUMER, parent=parent
         ) as current:
-            if isinstance(fact, RoundStarted):
-                self._answer(fact, current)
-            else:
-                self._prove(fact, current)
+            self._answer(started, self._compute_leaf_hash(record), current)
 
     def _believe(self, record: Record) -> Event | None:
         """Return what a record says, if the decider says it."""
@@ -353,16 +325,16 @@ class Agent:
             return None
         return cast("Event", event)
 
-    def _answer(self, started: RoundStarted, traceparent: str) -> None:
-        stem = _stem(started)
-
-        def compute() -> Answer:
-            problem = self._find_objection(started)
-            if problem is not None:
-                return self._decline(started, *problem)
-            return self._compute_answer(started, stem, traceparent)
-
-        self._say_once(stem, compute, traceparent)
+    def _compute_leaf_hash(self, record: Record) -> bytes:
+        """Return the hash of the leaf that a record becomes, which is all of it."""
+        leaf = Leaf(
+            event=self._registry.unframe(record.value),
+            signature=record.header(SIGNATURE_HEADER) or b"",
+            source_topic=record.topic,
+            source_partition=record.partition,
+            source_offset=record.offset,
+        )
+        return leaf_hash(codec.encode(leaf))
 
     def _find_objection(self, started: RoundStarted) -> tuple[Reason, str] | None:
         """Return why this agent does not take part in a round; None if it does."""
@@ -378,10 +350,12 @@ class Agent:
                     self._terms.learn(leaf)
         return self._terms.find_problem(started)
 
-    def _say_once(
-        self, stem: str, compute: Callable[[], Answer], traceparent: str
+    def _answer(
+        self, started: RoundStarted, started_leaf_hash: bytes, traceparent: str
     ) -> None:
         """Decide what to say, write it down, say it; once, whatever happens."""
+        # By its cause as well: a federation founded anew counts from 1 again.
+        stem = f"round-{started.round}-{started.cause.hex()[:16]}"
         draft = self._options.directory / f"{stem}.avro"
         sent = draft.with_suffix(".sent")
         if sent.exists():
@@ -391,7 +365,12 @@ class Agent:
             kept: Any = codec.decode(draft.read_bytes())
             answer: Answer = kept
         else:
-            answer = compute()
+            problem = self._find_objection(started)
+            answer = (
+                self._compute_answer(started, started_leaf_hash, traceparent)
+                if problem is None
+                else self._decline(started, *problem)
+            )
             write_private(draft, codec.encode(answer))
         self._publisher.publish(
             answer, self._key, self._founding.hash, traceparent=traceparent
@@ -399,50 +378,8 @@ class Agent:
         draft.rename(sent)
         log.info("round %d: %s", answer.round, type(answer).__name__)
 
-    def _prove(self, closed: CommitmentsClosed, traceparent: str) -> None:
-        """Prove what was committed to in the round that is closed now."""
-        found = self._find_commitment(closed.round)
-        assert found is not None, "only who committed proves"
-        stem, update = found
-
-        def compute() -> NormProofSubmitted:
-            with telemetry.span(
-                "prove", "update", kind=telemetry.INTERNAL, parent=traceparent
-            ):
-                state = self._keeper.find(stem, self._federation)
-                self._keeper.bind(stem, closed.projection_seed)
-                blob = prove(
-                    state, update, closed, self._federation, self._founding.hash
-                )
-            return NormProofSubmitted(
-                federation_id=closed.federation_id,
-                round=closed.round,
-                agent_id=self._options.agent_id,
-                proof=self._store.store(blob),
-            )
-
-        try:
-            # Named after the commitment: a second seed gets no second proof.
-            self._say_once(f"proof-{stem}", compute, traceparent)
-        except SecretError as error:
-            log.error("round %d: not proving: %s", closed.round, error)  # noqa: TRY400
-
-    def _find_commitment(self, number: int) -> tuple[str, UpdateCommitted] | None:
-        """Return what this agent committed to last in a round of this number."""
-        # A draft too: killed before it was renamed, it may be on the ledger.
-        paths = (
-            path
-            for suffix in ("avro", "sent")
-            for path in self._options.directory.glob(f"round-{number}-*.{suffix}")
-        )
-        for path in sorted(paths, key=lambda path: -path.stat().st_mtime_ns):
-            event = codec.decode(path.read_bytes())
-            if isinstance(event, UpdateCommitted):
-                return path.stem, event
-        return None
-
     def _compute_answer(
-        self, started: RoundStarted, stem: str, traceparent: str
+        self, started: RoundStarted, started_leaf_hash: bytes, traceparent: str
     ) -> Answer:
         try:
             with telemetry.span(
@@ -453,7 +390,19 @@ class Agent:
                 "submit", "update", kind=telemetry.INTERNAL, parent=traceparent
             ):
                 if self._federation.mpc is not None:
-                    return self._commit(started, stem, update)
+                    # The update may have been committed to before; its randomness
+                    # never.
+                    return commit(
+                        update.values,
+                        started,
+                        self._federation,
+                        self._founding.hash,
+                        self._store,
+                        started_leaf_hash=started_leaf_hash,
+                        agent_id=self._options.agent_id,
+                        num_examples=update.num_examples,
+                        loss_micros=update.loss_micros,
+                    )
                 return self._submit(started, update)
         except ImportRefusedError as error:
             # The message quotes this machine's allow-list: it stays here.
@@ -490,7 +439,7 @@ class Agent:
             return kept
         delta, num_examples, loss_micros = self._train(started)
         if self._federation.mpc is not None:
-            values = Secret.make(delta, self._federation).values
+            values = encode_values(delta, self._federation)
         else:
             values = encode_update(delta, started.fractional_bits).astype(np.int64)
         update = KeptUpdate(values, num_examples, loss_micros)
@@ -545,24 +494,6 @@ class Agent:
             loss_micros=update.loss_micros,
         )
 
-    def _commit(
-        self, started: RoundStarted, stem: str, update: KeptUpdate
-    ) -> UpdateCommitted:
-        # The update may have been committed to before; its randomness never.
-        secret = Secret.draw(update.values)
-        state = secret.commit(self._federation)
-        self._keeper.keep(stem, secret, state)
-        return submit_commitment(
-            state,
-            started,
-            self._federation,
-            self._founding.hash,
-            self._store,
-            agent_id=self._options.agent_id,
-            num_examples=update.num_examples,
-            loss_micros=update.loss_micros,
-        )
-
     def _decline(
         self, started: RoundStarted, reason: Reason, detail: str
     ) -> UpdateDeclined:
@@ -574,12 +505,6 @@ class Agent:
             reason=reason,
             detail=detail[:500],
         )
-
-
-def _stem(started: RoundStarted) -> str:
-    """Return what a round's files are called."""
-    # By its cause as well: a federation founded anew counts from 1 again.
-    return f"round-{started.round}-{started.cause.hex()[:16]}"
 
 
 def _compute_seed(agent_id: str, round_number: int) -> int:

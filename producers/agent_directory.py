@@ -3,18 +3,13 @@
     <directory>/lock             held by the one process that may speak
     <directory>/*.avro, *.sent   what it is about to say, and has said: the journal
 
-Rules (ADR 0028):
+Rules (ADR 0028, ADR 0033):
 
 - One process at a time: a second one ends at once.
 - What an agent says is in the journal before it is said. So what the log has under its
   key, and the journal has not, was said from another directory.
-- A directory has a place: the lock's device, its inode, its time of last change, which
-  nobody can set, and the boot of the machine. Whatever copies files, and a disk's
-  snapshot once the machine has started again, gives another place. What may be used
-  once only is bound to the place (`producers.secret_update`).
-
-What is put back beneath a machine that goes on running has the same place: its memory,
-or the very blocks of a mounted disk. Nothing here notices that.
+- Nothing here may be used once only: a copy can say again what was said, and otherwise
+  nothing but what a new directory could (ADR 0033).
 """
 
 from __future__ import annotations
@@ -22,7 +17,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
-import time
 from pathlib import Path
 from typing import IO, Final
 
@@ -31,9 +25,6 @@ PAGE: Final = "docs/howto/what-may-never-be-restored.md"
 """Where operators read what to do."""
 
 _JOURNAL: Final = {".avro", ".sent"}
-_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
-_RENEWED_WITHIN_S: Final = 5.0  # FAT counts by 2 s
-_LOOK_AGAIN_S: Final = 0.002
 
 
 class AgentDirectoryError(Exception):
@@ -93,42 +84,21 @@ class AgentDirectory:
             self._read.add(path.stem)
 
 
-def compute_place(directory: Path) -> str:
-    """Return what tells a directory from its copies, in hex."""
-    descriptor = _open_lock(directory)
+def write_private(path: Path, data: bytes) -> None:
+    """Write a file that its owner alone may read: durable, whole or not at all."""
+    draft = path.with_name(f".{path.name}.draft")
+    draft.unlink(missing_ok=True)
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.rename(path)
+    directory = os.open(path.parent, os.O_RDONLY)
     try:
-        lock = os.fstat(descriptor)
+        os.fsync(directory)
     finally:
-        os.close(descriptor)
-    try:
-        boot = _BOOT_ID.read_text(encoding="ascii")
-    except OSError:  # another system: copies of files are noticed all the same
-        boot = ""
-    text = f"{lock.st_dev}/{lock.st_ino}/{lock.st_ctime_ns}/{boot}"
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def renew_place(directory: Path) -> None:
-    """Give a directory another place, durably: copies from before are none of it.
-
-    Raises:
-        OSError: the file system does not say when a file changed.
-    """
-    descriptor = _open_lock(directory)
-    try:
-        before = os.fstat(descriptor).st_ctime_ns
-        give_up_s = time.monotonic() + _RENEWED_WITHIN_S
-        while True:
-            os.utime(descriptor)
-            if os.fstat(descriptor).st_ctime_ns != before:
-                break
-            if time.monotonic() > give_up_s:
-                msg = f"the file system of {directory} keeps no times of change"
-                raise OSError(msg)
-            time.sleep(_LOOK_AGAIN_S)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        os.close(directory)
 
 
 def _open_lock(directory: Path) -> int:

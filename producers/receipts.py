@@ -23,7 +23,6 @@ from protocol.admission import AdmissionState, make_policy
 from protocol.log import OpenedLeaf, fold_admission
 from schemas import codec
 from schemas.events import (
-    NormProofSubmitted,
     UpdateCommitted,
     UpdateDeclined,
     UpdateSubmitted,
@@ -34,7 +33,6 @@ log = logging.getLogger(__name__)
 ANSWERS: Final = (
     UpdateSubmitted,
     UpdateCommitted,
-    NormProofSubmitted,
     UpdateDeclined,
 )
 """What an agent wants a receipt for."""

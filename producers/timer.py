@@ -128,10 +128,10 @@ class Timer:
                 self._open = (event, leaf.traceparent)
                 self._due_ms = event.deadline_ms
                 self._repeat_after_ms = REPEAT_AFTER_MS
-            elif isinstance(event, CommitmentsClosed):
-                self._due_ms = event.proof_deadline_ms
-                self._repeat_after_ms = REPEAT_AFTER_MS
-            elif isinstance(event, RoundSealed | RoundAbandoned | AggregatePublished):
+            elif isinstance(
+                event,
+                CommitmentsClosed | RoundSealed | RoundAbandoned | AggregatePublished,
+            ):
                 self._open = None
             self._learn_result_deadline(leaf)
 

@@ -621,12 +621,7 @@ class _Scratch:
             detail = f"no federation {event.federation_id!r} has been founded"
             return Reason.UNKNOWN_FEDERATION, detail
         match event:
-            case (
-                e.UpdateSubmitted()
-                | e.UpdateCommitted()
-                | e.NormProofSubmitted()
-                | e.UpdateDeclined()
-            ):
+            case e.UpdateSubmitted() | e.UpdateCommitted() | e.UpdateDeclined():
                 agent = self._agents.get(event.agent_id)
                 if agent is None:
                     detail = f"agent {event.agent_id!r} has not been admitted"
@@ -738,12 +733,7 @@ class _Scratch:
     def find_author_key(self, event: e.LedgerEvent) -> bytes:
         """Return whose signature an event on the ledger bears."""
         match event:
-            case (
-                e.UpdateSubmitted()
-                | e.UpdateCommitted()
-                | e.NormProofSubmitted()
-                | e.UpdateDeclined()
-            ):
+            case e.UpdateSubmitted() | e.UpdateCommitted() | e.UpdateDeclined():
                 return self._agents[event.agent_id].public_key
             case e.AgentEnrolmentRequested():
                 return event.public_key  # proof that the applicant holds the key

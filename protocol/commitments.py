@@ -45,7 +45,7 @@ POINT_SIZE: Final = 48
 SCALAR_SIZE: Final = 32
 #: Bytes that are reduced to a scalar: within 2^-257 of uniform.
 WIDE_SCALAR_SIZE: Final = 64
-MIN_ROW_LENGTH: Final = 256
+MIN_ROW_LENGTH: Final = 512
 #: The suite's name ends the tag, as RFC 9380 section 3.1 recommends.
 GENERATOR_DOMAIN: Final = b"folkmoot-commitments/v1 BLS12381G1_XMD:SHA-256_SSWU_RO_"
 
@@ -62,7 +62,6 @@ _LIMIT_BITS: Final = COMMITTED_LIMIT.bit_length() - 1  # = 19
 #: Up to so many values, rows of so many columns. At each limit, verifying takes about
 #: as long with the next longer row, whose proof is larger.
 _ROW_LENGTHS: Final = (
-    (6_000, 256),
     (30_000, 512),
     (150_000, 1024),
     (600_000, 2048),
@@ -103,7 +102,7 @@ def choose_row_length(num_values: int) -> int:
         num_values: d, at least 1.
 
     Returns:
-        n, a power of two, 256 to 8192: the shortest that is about as quick to prove and
+        n, a power of two, 512 to 8192: the shortest that is about as quick to prove and
         verify as any.
     """
     for limit, row_length in _ROW_LENGTHS:

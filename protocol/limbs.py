@@ -5,13 +5,13 @@ of integers in float64 is exact, in whatever order BLAS adds, as long as no sum 
 magnitudes exceeds 2^53. So vectors over the field are split into digits of 16 bits,
 their products computed digit by digit, and the results joined again.
 
-Whoever multiplies states why its sums stay below 2^53 (or 2^24 in float32).
+Whoever multiplies states why its sums stay below 2^53.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,6 @@ LIMB_BITS: Final = 16
 NUM_LIMBS: Final = 16
 #: Magnitudes up to here, and all sums up to here, are exact in float64.
 EXACT_LIMIT: Final = 2**53  # = 9,007,199,254,740,992
-EXACT_LIMIT_FLOAT32: Final = 2**24  # = 16,777,216
 
 _SIZE: Final = NUM_LIMBS * LIMB_BITS // 8
 #: Sums of 64 bits carry so far beyond the last digit.
@@ -40,12 +39,11 @@ def to_limbs(values: Iterable[int]) -> NDArray[np.uint16]:
     return np.frombuffer(data, dtype="<u2").reshape(-1, NUM_LIMBS).T
 
 
-def from_limbs(planes: NDArray[Any]) -> list[int]:
+def from_limbs(planes: NDArray[np.int64]) -> list[int]:
     """Return the integers that sums of products of digits stand for.
 
     Args:
-        planes: shape (any, count), integers of any sign: int64 below 2^62 in magnitude,
-            or objects below 2^78.
+        planes: shape (any, count), integers of any sign, below 2^62 in magnitude.
 
     Returns:
         Σ_l planes[l] · 2^(16 l) for each column, exactly.
@@ -64,20 +62,3 @@ def from_limbs(planes: NDArray[Any]) -> list[int]:
         int.from_bytes(data[begin : begin + size], "little", signed=True)
         for begin in range(0, len(data), size)
     ]
-
-
-def multiply_limbs(products: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Add up the products of digits that stand at the same place.
-
-    Args:
-        products: shape (16, a, 16, b): digit of the left times digit of the right;
-            below 2^58 in magnitude.
-
-    Returns:
-        shape (31, a·b), for `from_limbs`.
-    """
-    left, rows, right, columns = products.shape
-    planes = np.zeros((left + right - 1, rows, columns), dtype=np.int64)
-    for place in range(left):
-        planes[place : place + right] += products[place].transpose(1, 0, 2)
-    return planes.reshape(len(planes), -1)

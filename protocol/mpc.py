@@ -12,7 +12,7 @@ Blobs:
   single-object encodings;
 - a sealed share: see `protocol.sealing`.
 
-Sources: PRIVACY.md sections 1 to 3, ADR 0019.
+Sources: PRIVACY.md sections 1 to 3 and 9, ADR 0033.
 """
 
 from __future__ import annotations
@@ -40,24 +40,30 @@ from protocol.commitments import (
 )
 from protocol.configuration import get_mpc
 from protocol.norm_proof import (
-    NUM_PROJECTIONS,
+    Challenges,
     InvalidProofError,
     NormProof,
     NormStatement,
-    Projection,
     compute_blinding_challenges,
+    compute_challenges,
+    expand_projection,
+    start_transcript,
     verify_norm_proofs,
 )
 from protocol.plain import RoundResult, apply_sum
+from protocol.projections import NUM_PROJECTIONS, Projection
 from protocol.sealing import SealedPlace, SealError, SealingSecretKey, open_share
 from protocol.secret_round import Committed, SecretRound
 from protocol.share_link import (
+    NUM_SUM_PROJECTIONS,
     Link,
     PartySum,
-    SharedProjection,
     SharesDifferError,
+    SumMasks,
     WrongPartialError,
     WrongSumError,
+    compute_link,
+    expand_sum_projection,
     open_aggregate,
     verify_link,
     verify_party_sum,
@@ -72,8 +78,8 @@ SHARE_DOMAIN: Final = b"folkmoot/share-statement/v1\n"
 MAX_DETAIL_LENGTH: Final = 200
 SEALING_ALLOWANCE_BYTES: Final = 2_048
 """Encapsulated key and tag take 48 bytes, or 1,136 with ML-KEM-768."""
-PROOF_ALLOWANCE_BYTES: Final = 4_096
-"""Projections take 2,176 bytes; lengths and counts a few."""
+PROOF_ALLOWANCE_BYTES: Final = 6_144
+"""Projections take 4,635 bytes; lengths and counts a few."""
 _WORD_SIZE: Final = 8
 _LINK_OVERHEAD_BYTES: Final = 1_024
 """Names, reason, detail and lengths of an entry; ours take less."""
@@ -160,13 +166,13 @@ class MpcShape:
     @property
     def max_links_size(self) -> int:
         """The most bytes that a party's links may have, for 256 agents."""
-        entry = NUM_PROJECTIONS * _WORD_SIZE + SCALAR_SIZE + _LINK_OVERHEAD_BYTES
-        return 256 * entry
+        words = NUM_PROJECTIONS + NUM_SUM_PROJECTIONS
+        return 256 * (words * _WORD_SIZE + SCALAR_SIZE + _LINK_OVERHEAD_BYTES)
 
     @property
     def max_partial_size(self) -> int:
         """The most bytes that a party's part of the sum may have."""
-        words = self.num_values + NUM_PROJECTIONS
+        words = self.num_values + NUM_SUM_PROJECTIONS
         return words * _WORD_SIZE + (self.num_rows + 1) * SCALAR_SIZE + 256
 
 
@@ -174,16 +180,29 @@ class MpcShape:
 
 
 def compute_context(
-    genesis: bytes, config: e.FederationConfigured, update: e.UpdateCommitted
+    genesis: bytes,
+    config: e.FederationConfigured,
+    update: e.UpdateCommitted,
+    started_leaf_hash: bytes,
 ) -> bytes:
     """Return what a norm proof is about, besides numbers and points.
 
-    The log, by its genesis hash, and the round, which fix the configuration; agent,
-    base model, parties and every share: so a proof fits no other update, nor this one
-    with other shares.
+    The log, by its genesis hash, and the round as it was opened, which fix the
+    configuration; agent, base model, weight, parties and every sealed share: so a proof
+    fits no other update, nor this one with other shares, and nobody knows its
+    projection before all of that is fixed. In particular it holds everything that
+    decides how a sealed share opens. The proof itself follows from it, and is not part
+    of it.
+
+    Args:
+        genesis: Hash of the log's genesis, 32 bytes.
+        config: The federation's parameters.
+        update: What the agent says; its proof is not looked at.
+        started_leaf_hash: Of the leaf with the round's `RoundStarted`, 32 bytes.
     """
     parts = [
         genesis,
+        started_leaf_hash,
         update.federation_id.encode(),
         update.agent_id.encode(),
         update.base_model_sha256,
@@ -227,43 +246,57 @@ def make_place(
     )
 
 
-def parse_statement(
-    genesis: bytes,
-    config: e.FederationConfigured,
-    update: e.UpdateCommitted,
-    commitments: bytes,
-) -> NormStatement:
-    """Return what an agent has to prove.
+def parse_commitments(
+    shape: MpcShape, commitments: bytes
+) -> tuple[tuple[bytes, ...], bytes, bytes]:
+    """Return an agent's commitments to rows, squares and masks.
 
     Args:
-        genesis: Hash of the log's genesis, 32 bytes.
-        config: Its federation's parameters.
-        update: What it committed to.
-        commitments: The blob of commitments, digest verified.
+        shape: Of the round's updates.
+        commitments: The blob, digest verified.
 
     Raises:
         SecretRoundError: the blob has another size. Its points are looked at when
             a proof is verified.
     """
-    shape = MpcShape.of(config)
     if len(commitments) != shape.commitments_size:
         detail = (
             f"{len(commitments)} bytes of commitments; {shape.num_rows} rows, squares "
             f"and masks take {shape.commitments_size}"
         )
         raise SecretRoundError(Reason.WRONG_SHAPE, detail)
-    points = tuple(
+    *rows, squares, masks = (
         commitments[begin : begin + POINT_SIZE]
         for begin in range(0, len(commitments), POINT_SIZE)
     )
+    return tuple(rows), squares, masks
+
+
+def parse_statement(
+    secret: SecretRound, update: e.UpdateCommitted, commitments: bytes
+) -> NormStatement:
+    """Return what an agent has to prove.
+
+    Args:
+        secret: The round.
+        update: What it committed to.
+        commitments: The blob of commitments, digest verified.
+
+    Raises:
+        SecretRoundError: the blob has another size.
+    """
+    shape = MpcShape.of(secret.config)
+    rows, squares, masks = parse_commitments(shape, commitments)
     return NormStatement(
-        context=compute_context(genesis, config, update),
+        context=compute_context(
+            secret.genesis, secret.config, update, secret.started_leaf_hash
+        ),
         num_values=shape.num_values,
         row_length=shape.row_length,
-        squared_bound=get_mpc(config).norm_bound ** 2,
-        rows=points[:-2],
-        squares=points[-2],
-        masks=points[-1],
+        squared_bound=secret.mpc.norm_bound**2,
+        rows=rows,
+        squares=squares,
+        masks=masks,
     )
 
 
@@ -325,6 +358,7 @@ def _encode_link(agent_id: str, link: Link | SecretRoundError) -> e.ShareLink:
             detail=link.detail[:MAX_DETAIL_LENGTH],
             projections=b"",
             blinding=b"",
+            sum_projections=b"",
         )
     return e.ShareLink(
         agent_id=agent_id,
@@ -332,6 +366,7 @@ def _encode_link(agent_id: str, link: Link | SecretRoundError) -> e.ShareLink:
         detail="",
         projections=link.projections.astype("<u8").tobytes(),
         blinding=encode_scalar(link.blinding),
+        sum_projections=link.sum_projections.astype("<u8").tobytes(),
     )
 
 
@@ -361,15 +396,23 @@ def _parse_link(entry: e.ShareLink) -> Link | SecretRoundError:
     if entry.detail:
         detail = "a detail, but no reason"
         return SecretRoundError(Reason.BAD_SHARE, detail)
-    if len(entry.projections) != NUM_PROJECTIONS * _WORD_SIZE:
-        detail = f"{len(entry.projections)} bytes of projections"
+    sizes = len(entry.projections), len(entry.sum_projections)
+    if sizes != (NUM_PROJECTIONS * _WORD_SIZE, NUM_SUM_PROJECTIONS * _WORD_SIZE):
+        detail = "{} and {} bytes of projections".format(*sizes)
         return SecretRoundError(Reason.BAD_SHARE, detail)
     try:
         blinding = parse_scalar(entry.blinding)
     except InvalidEncodingError as error:
         return SecretRoundError(Reason.BAD_SHARE, str(error))
-    words = np.frombuffer(entry.projections, dtype="<u8").astype(np.uint64)
-    return Link(words, blinding)
+    return Link(
+        projections=_to_words(entry.projections),
+        blinding=blinding,
+        sum_projections=_to_words(entry.sum_projections),
+    )
+
+
+def _to_words(data: bytes) -> NDArray[np.uint64]:
+    return np.frombuffer(data, dtype="<u8").astype(np.uint64)
 
 
 def encode_partial(party_sum: PartySum) -> bytes:
@@ -377,7 +420,7 @@ def encode_partial(party_sum: PartySum) -> bytes:
     return codec.encode(
         e.PartialSum(
             values=party_sum.values.astype("<u8", copy=False).tobytes(),
-            remainder=party_sum.remainder.astype("<u8", copy=False).tobytes(),
+            masks=party_sum.masks.astype("<u8", copy=False).tobytes(),
             row_blindings=b"".join(map(encode_scalar, party_sum.row_blindings)),
             opening=encode_scalar(party_sum.opening),
         )
@@ -394,10 +437,10 @@ def parse_partial(blob: bytes, shape: MpcShape) -> PartySum:
         partial = codec.decode_as(e.PartialSum, blob)
     except codec.CodecError as error:
         raise SecretRoundError(Reason.WRONG_PARTIAL, str(error)) from error
-    sizes = len(partial.values), len(partial.remainder), len(partial.row_blindings)
+    sizes = len(partial.values), len(partial.masks), len(partial.row_blindings)
     expected = (
         shape.num_values * _WORD_SIZE,
-        NUM_PROJECTIONS * _WORD_SIZE,
+        NUM_SUM_PROJECTIONS * _WORD_SIZE,
         shape.num_rows * SCALAR_SIZE,
     )
     if sizes != expected:
@@ -409,8 +452,8 @@ def parse_partial(blob: bytes, shape: MpcShape) -> PartySum:
     except InvalidEncodingError as error:
         raise SecretRoundError(Reason.WRONG_PARTIAL, str(error)) from error
     return PartySum(
-        values=np.frombuffer(partial.values, dtype="<u8").astype(np.uint64),
-        remainder=np.frombuffer(partial.remainder, dtype="<u8").astype(np.uint64),
+        values=_to_words(partial.values),
+        masks=_to_words(partial.masks),
         row_blindings=tuple(blindings),
         opening=opening,
     )
@@ -447,13 +490,18 @@ class Proven:
         committed: The commitment.
         statement: What was to be proved.
         proof: The proof.
-        challenges: What the links' blindings are combined with.
+        challenges: What its transcript yields.
     """
 
     committed: Committed
     statement: NormStatement
     proof: NormProof
-    challenges: tuple[int, ...]
+    challenges: Challenges
+
+    @property
+    def digest(self) -> bytes:
+        """What a link of this update is about: statement and proof, 32 bytes."""
+        return hashlib.sha256(self.challenges.digest).digest()
 
 
 def read_proof(secret: SecretRound, agent_id: str, fetch: Fetch) -> Proven:
@@ -462,41 +510,53 @@ def read_proof(secret: SecretRound, agent_id: str, fetch: Fetch) -> Proven:
     Raises:
         SecretRoundError: a blob is missing or malformed.
     """
-    assert secret.closed is not None, "nobody proves before the set is closed"
     shape = MpcShape.of(secret.config)
     committed = secret.commitments[agent_id]
     blob = fetch(committed.event.commitments, shape.commitments_size)
-    statement = parse_statement(secret.genesis, secret.config, committed.event, blob)
-    proof = parse_proof(fetch(secret.proofs[agent_id], shape.max_proof_size))
-    challenges = compute_blinding_challenges(
-        statement, proof, secret.closed.projection_seed
+    statement = parse_statement(secret, committed.event, blob)
+    proof = parse_proof(fetch(committed.event.proof, shape.max_proof_size))
+    return Proven(committed, statement, proof, compute_challenges(statement, proof))
+
+
+def read_seed(secret: SecretRound, agent_id: str, fetch: Fetch) -> bytes:
+    """Return the seed of an agent's projection, 32 bytes; its proof is not needed.
+
+    Raises:
+        SecretRoundError: its commitments are missing or malformed.
+    """
+    update = secret.commitments[agent_id].event
+    size = MpcShape.of(secret.config).commitments_size
+    statement = parse_statement(secret, update, fetch(update.commitments, size))
+    return start_transcript(statement)[1]
+
+
+def link_share(
+    proven: Proven, share: Share, sum_projection: Projection, masks: SumMasks
+) -> Link:
+    """Return what a party says of its share of a proven update."""
+    statement, challenges = proven.statement, proven.challenges
+    return compute_link(
+        share,
+        projection=expand_projection(statement, challenges.seed),
+        challenges=compute_blinding_challenges(statement, challenges),
+        sum_projection=sum_projection,
+        masks=masks.expand(challenges.seed),
     )
-    return Proven(committed, statement, proof, challenges)
 
 
 class RoundVerifier:
     """Checks one round: proofs, links, parts of the sum, and the result.
 
-    Expands the round's projection once, which is most of the work for a single agent.
-
     Args:
-        secret: The round, closed.
+        secret: The round.
         fetch: How to fetch blobs.
     """
 
     def __init__(self, secret: SecretRound, fetch: Fetch) -> None:
-        assert secret.closed is not None, "there is no projection before"
         self._fetch = fetch
         self._shape = MpcShape.of(secret.config)
-        self._projection = Projection.expand(
-            secret.closed.projection_seed,
-            num_rows=self._shape.num_rows,
-            row_length=self._shape.row_length,
-        )
-        self._shared = SharedProjection.of(
-            self._projection, num_values=self._shape.num_values
-        )
-        self._proven: dict[str, Proven | SecretRoundError] = {}
+        self._sum_projection: tuple[bytes, Projection] | None = None
+        self._proven: dict[e.UpdateCommitted, Proven | SecretRoundError] = {}
         self._links: dict[
             bytes, Mapping[str, Link | SecretRoundError] | SecretRoundError
         ] = {}
@@ -506,15 +566,16 @@ class RoundVerifier:
         """How updates are committed to and shared."""
         return self._shape
 
-    @property
-    def projection(self) -> Projection:
-        """The round's, as norm proofs see it."""
-        return self._projection
-
-    @property
-    def shared_projection(self) -> SharedProjection:
-        """The round's, as shares see it."""
-        return self._shared
+    def get_sum_projection(self, secret: SecretRound) -> Projection:
+        """Return R', of a round that is closed; expanded once."""
+        assert secret.closed is not None, "there is none before"
+        seed = secret.closed.sum_seed
+        if self._sum_projection is None or self._sum_projection[0] != seed:
+            projection = expand_sum_projection(
+                seed, num_rows=self._shape.num_rows, row_length=self._shape.row_length
+            )
+            self._sum_projection = (seed, projection)
+        return self._sum_projection[1]
 
     def verify_proofs(self, secret: SecretRound, agent_ids: Sequence[str]) -> None:
         """Verify norm proofs, together; `find_reasons` says what came out.
@@ -524,32 +585,35 @@ class RoundVerifier:
         """
         read: list[Proven] = []
         for agent_id in agent_ids:
-            if agent_id in self._proven:
+            update = secret.commitments[agent_id].event
+            if update in self._proven:
                 continue
             try:
                 proven = read_proof(secret, agent_id, self._fetch)
                 # Only its party compares it with a share, and that may be a lie.
-                parse_points(s.commitment for s in proven.committed.event.shares)
+                parse_points(share.commitment for share in update.shares)
                 read.append(proven)
             except SecretRoundError as error:
-                self._proven[agent_id] = error
+                self._proven[update] = error
             except InvalidEncodingError as error:
                 detail = f"share commitments: {error}"
-                self._proven[agent_id] = SecretRoundError(Reason.INVALID_PROOF, detail)
+                self._proven[update] = SecretRoundError(Reason.INVALID_PROOF, detail)
         verdicts = verify_norm_proofs(
-            [(proven.statement, proven.proof) for proven in read], self._projection
+            [(proven.statement, proven.proof) for proven in read]
         )
         for proven, verdict in zip(read, verdicts, strict=True):
-            agent_id = proven.committed.event.agent_id
-            self._proven[agent_id] = proven if verdict is None else _to_error(verdict)
+            update = proven.committed.event
+            self._proven[update] = proven if verdict is None else _to_error(verdict)
 
-    def has_proven(self, agent_id: str) -> bool:
+    def has_proven(self, secret: SecretRound, agent_id: str) -> bool:
         """Return whether `verify_proofs` has looked at an agent's proof."""
-        return agent_id in self._proven
+        return secret.commitments[agent_id].event in self._proven
 
-    def get_proven(self, agent_id: str) -> Proven | SecretRoundError:
+    def get_proven(
+        self, secret: SecretRound, agent_id: str
+    ) -> Proven | SecretRoundError:
         """Return what `verify_proofs` found for an agent."""
-        return self._proven[agent_id]
+        return self._proven[secret.commitments[agent_id].event]
 
     def find_reasons(
         self, secret: SecretRound, agent_ids: Sequence[str]
@@ -558,7 +622,7 @@ class RoundVerifier:
 
         Args:
             secret: The round; all parties have linked.
-            agent_ids: Agents that have proved.
+            agent_ids: Agents that have committed.
         """
         self._forget_absent()
         self.verify_proofs(secret, agent_ids)
@@ -575,7 +639,7 @@ class RoundVerifier:
     def _find_reason(
         self, secret: SecretRound, agent_id: str
     ) -> SecretRoundError | None:
-        proven = self._proven[agent_id]
+        proven = self.get_proven(secret, agent_id)
         if isinstance(proven, SecretRoundError):
             return proven
         try:
@@ -632,7 +696,8 @@ class RoundVerifier:
                     self._get_link(secret, party, c.event.agent_id) for c in accepted
                 ],
                 weights=[c.event.num_examples for c in accepted],
-                projection=self._shared,
+                shape=self._shape.shares,
+                sum_projection=self.get_sum_projection(secret),
             )
         except SecretRoundError as error:
             if error.blob is not None:
@@ -695,12 +760,10 @@ class RoundVerifier:
     ) -> NDArray[np.int64]:
         rows = combine_rows(
             [
-                parse_statement(
-                    secret.genesis,
-                    secret.config,
-                    c.event,
+                parse_commitments(
+                    self._shape,
                     self._fetch(c.event.commitments, self._shape.commitments_size),
-                ).rows
+                )[0]
                 for c in secret.accepted()
             ],
             [c.num_examples for c in secret.contributions],

@@ -3,28 +3,27 @@
 In zero knowledge: "I know an opening of these commitments, and Σ x² ≤ B² over the
 integers". The bound is exact, there is no trusted setup, and anybody checks it.
 
-The proof comes in two phases (ADR 0019). First the agent commits to the rows
-x_1 … x_m of its update, to four squares and to masks; that is a `NormStatement`. When
-all commitments of the round are closed, a seed that depends on all of them gives the
-round's projection R, the same for every agent, and the agent proves; `NormProof`.
+The agent commits to the rows x_1 … x_m of its update, to four squares and to masks;
+with what else it says that is a `NormStatement`. The first challenge of its transcript
+is the seed of a projection R, the agent's own (ADR 0033); then it proves: `NormProof`.
 `protocol.norm_prover` does both; this module says what they are, and verifies.
 
 Notation: n columns; row m+1 = (a, 0 …) with the four squares a; row M = m+2 =
 (y, 0 …) with K masks y; x' = rows 1 to m+1; all modulo r, λ_M = (ρ^t)_t.
 
 - Squares: Σ a² = B² - Σ x² (Lagrange), so Σ x'² = B² without a gap.
-- Projections: w = R x' + y over the integers, K of them, each in range. If some |x'_j|
-  (the representative nearest to 0) were beyond 2 · MAX_PROJECTION, then each w_t would
-  be out of range with a probability of at least ½: w_t changes by x'_j or more between
-  the values of R_tj. So all are in range with 2^-128 at the most, which is what guesses
-  of the seed, by committing again and again, have to beat. If none is, Σ x'² < r, and
-  equality modulo r is equality.
-- One linear claim: ρ, α from the transcript, λ_i = Σ_t ρ^t R_t,i, τ = Σ ρ^t w_t; then
-  Σ_{i≤M} <x_i, λ_i> = τ.
+- Projections: w = R x' + y over the integers, K of them, each in range. R_t,ij =
+  a_ti b_tj, in bits (`protocol.projections`). If some |x'_j| (the representative
+  nearest to 0) were beyond 4 · MAX_PROJECTION, then each w_t would be out of range with
+  a probability of at least ¼ (lemma 2 there). So all K = 309 are in range with 2^-128
+  at the most, which is what guesses, by committing again and again, have to beat. If
+  no |x'_j| is, Σ x'² < r, and equality modulo r is equality.
+- One linear claim: ρ, α from the transcript, λ_i = Σ_t ρ^t a_ti b_t, τ = Σ ρ^t w_t;
+  then Σ_{i≤M} <x_i, λ_i> = τ.
 - With masks μ, ν, uniform, committed to in C_μ, C_ν:
       z(e)  = μ + Σ_{i≤M} e^i x_i
       z'(e) = e^(M+1) ν + Σ_{i<M} e^-i x_i
-      λ(e)  = Σ_{i≤M} e^-i λ_i
+      λ(e)  = Σ_{i≤M} e^-i λ_i = Σ_t ρ^t (Σ_{i<M} e^-i a_ti) b_t + e^-M λ_M
   <z, z' + α λ> is a Laurent polynomial in e with exponents -M to 2M+1, whose constant
   term is Σ x'² + α Σ <x_i, λ_i>: it has to be B² + α τ. All other coefficients p_l are
   committed to, T_l = p_l U + t_l H; but for p_M, which is zero.
@@ -39,18 +38,20 @@ What the verifier checks, with random weights in one multiplication of many poin
 - The weights are hashed from everything they concern, so that the verdict is the same
   for everybody. A batch of proofs is one such sum; if it fails, halves of it tell which
   proofs are bad.
-- The transcript binds the caller's context (who, which round, which parameters), the
-  shape, the bound, every commitment, the seed of R, and every message.
-- w hides R x' to within K · Σ|x'| / 2^115: 2^-69 for 10^6 values that are all as large
-  as can be.
+- The transcript binds the caller's context (who, which round, which parameters, which
+  shares), the shape, the bound, every commitment; then it gives R, and binds every
+  message. Nobody knows R before all of the former is fixed, and nobody chooses it.
+- w hides R x' to within K · Σ|x'| / 2^114: 2^-66 for 10^6 values that are all as large
+  as can be. Two proofs with the same masks y would show a combination of the update, so
+  nothing random serves twice (`protocol.norm_prover`).
 
 It deliberately says nothing of the columns beyond the last value, the four squares and
 the K masks: they needn't be zero, they only count towards the norm. What excludes them
 is that shares must add up to w, and sums of updates open the sums of commitments.
 
-Sources: PRIVACY.md section 2; Groth 2009 (matrix arguments); Gentry, Halevi,
+Sources: PRIVACY.md sections 2 and 9; Groth 2009 (matrix arguments); Gentry, Halevi,
 Lyubashevsky 2022 (projections against wraparound); Rabin, Shallit 1986 (squares). The
-composition is ours and has had no outside review.
+composition, and projections of products, are ours and have had no outside review.
 """
 
 from __future__ import annotations
@@ -59,14 +60,11 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import cache
 from itertools import accumulate, chain, repeat
 from operator import mul
 from typing import Final
 
 import numpy as np
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
-from numpy.typing import NDArray
 from py_arkworks_bls12381 import G1Point
 
 from protocol.clipping import COMMITTED_LIMIT
@@ -84,49 +82,40 @@ from protocol.commitments import (
     parse_scalars,
     sum_products,
 )
-from protocol.limbs import (
-    EXACT_LIMIT_FLOAT32,
-    LIMB_BITS,
-    NUM_LIMBS,
-    from_limbs,
-    to_limbs,
+from protocol.limbs import EXACT_LIMIT, LIMB_BITS, from_limbs, to_limbs
+from protocol.projections import (
+    MAX_ROW_LENGTH,
+    NUM_PROJECTIONS,
+    SEED_SIZE,
+    Projection,
+    expand_stream,
 )
 from protocol.transcript import Transcript
 
 PROOF_DOMAIN: Final = b"folkmoot-norm-proof/v1\n"
-#: K: wraparound escapes all of them with a probability of 2^-K.
-NUM_PROJECTIONS: Final = 128
-#: Masks are uniform in [-2^114, 2^114).
-MASK_BITS: Final = 114
+#: Masks are uniform in [-2^113, 2^113).
+MASK_BITS: Final = 113
 #: |R x'| is below it: 2^24 values below 2^19, and four squares below 2^31.
 PROJECTION_SLACK: Final = 2**44  # = 17,592,186,044,416
 #: |w_t| ≤ this.
 MAX_PROJECTION: Final = 2**MASK_BITS + PROJECTION_SLACK
-PROJECTION_SIZE: Final = 17
+PROJECTION_SIZE: Final = 15
 NUM_SQUARES: Final = 4  # Lagrange
-SEED_SIZE: Final = 32
-MAX_ROW_LENGTH: Final = 2**14  # = 16,384
 #: (m + 1) · n: all entries that are projected.
 MAX_ENTRIES: Final = 2**24  # = 16,777,216
 #: What 2^24 values can reach at all.
 MAX_SQUARED_BOUND: Final = 2**62  # = 4,611,686,018,427,387,904
 
 # No wraparound: see "Projections" above.
-assert MAX_ENTRIES * (2 * MAX_PROJECTION) ** 2 < SCALAR_ORDER
+assert MAX_ENTRIES * (4 * MAX_PROJECTION) ** 2 < SCALAR_ORDER
 assert MAX_ENTRIES * COMMITTED_LIMIT + NUM_SQUARES * 2**31 < PROJECTION_SLACK
 assert MAX_PROJECTION < 2 ** (8 * PROJECTION_SIZE - 1)
+# λ(e): digits times bits.
+assert max(NUM_PROJECTIONS, MAX_ROW_LENGTH) << LIMB_BITS <= EXACT_LIMIT
 
 _BATCH_DOMAIN: Final = b"folkmoot-norm-proof-batch/v1\n"
 _WEIGHT_SIZE: Final = 16  # a wrong sum passes with 2^-128
 _NUM_EQUATIONS: Final = 3
-#: Rows of digits that are multiplied at once: sums of 2^8 digits of 16 bits are exact.
-_ROWS_AT_ONCE: Final = 256
-assert _ROWS_AT_ONCE << LIMB_BITS <= EXACT_LIMIT_FLOAT32
-_SIGNS_PER_BYTE: Final = 4
-#: Words of 8 signs that are looked up at once: what that takes stays in cache.
-_WORDS_AT_ONCE: Final = 2**16  # = 65,536
-#: Proofs whose λ(e) are computed together; more only take more memory.
-_PROOFS_AT_ONCE: Final = 16
 
 
 class ProofRefusal(StrEnum):
@@ -153,41 +142,15 @@ class InvalidProofError(ValueError):
         self.detail = detail
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Projection:
-    """The round's projection R.
-
-    Attributes:
-        seed: What it is expanded from, 32 bytes. Nobody may know it before all
-            commitments of the round are closed.
-        signs: shape (K, m+1, n) int8 of -1, 0 and 1, with probabilities ¼, ½, ¼.
-    """
-
-    seed: bytes
-    signs: NDArray[np.int8] = field(repr=False)
-
-    @classmethod
-    def expand(cls, seed: bytes, *, num_rows: int, row_length: int) -> Projection:
-        """Expand a seed.
-
-        Args:
-            seed: 32 bytes.
-            num_rows: m.
-            row_length: n, a multiple of 8.
-        """
-        signs = expand_projection(seed, num_rows=num_rows, row_length=row_length)
-        return cls(seed, signs)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NormStatement:
     """What is proved: the commitments, and the bound on what they commit to.
 
     Attributes:
         context: What else the proof is bound to: the caller's encoding of federation,
-            round, agent, base model, parameters and shares.
+            round, agent, base model, parameters, parties and shares.
         num_values: d, at least 1.
-        row_length: n, a power of two, 2^8 to 2^14; at least m + K + 4.
+        row_length: n, a power of two, 2^9 to 2^14; at least m + K + 4.
         squared_bound: B², 0 to 2^62: the largest Σ x².
         rows: Commitments to the rows; an agent's, so untrusted as the next two.
         squares: Commitment to the four squares, 48 bytes.
@@ -208,7 +171,7 @@ class NormStatement:
     def __post_init__(self) -> None:
         length = self.row_length
         if not MIN_ROW_LENGTH <= length <= MAX_ROW_LENGTH or length & (length - 1):
-            msg = f"a row length of {length}: a power of two, 256 to 16384"
+            msg = f"a row length of {length}: a power of two, 512 to 16384"
             raise ValueError(msg)
         num_rows = self.num_rows
         if not (
@@ -239,10 +202,10 @@ class NormStatement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NormProof:
-    """The agent's second message. Everything is untrusted until it is verified.
+    """What an agent proves its statement with; untrusted until it is verified.
 
     Attributes:
-        projections: w, K integers of 17 bytes, signed, little-endian.
+        projections: w, K integers of 15 bytes, signed, little-endian.
         z_mask: C_μ, 48 bytes.
         z_prime_mask: C_ν, 48 bytes.
         coefficients: T_l for the l of `compute_exponents`, 3M times 48 bytes.
@@ -285,77 +248,27 @@ def compute_exponents(num_rows: int) -> tuple[int, ...]:
     return tuple(e for e in exponents if e not in {0, last})
 
 
-def expand_projection(
-    seed: bytes, *, num_rows: int, row_length: int
-) -> NDArray[np.int8]:
-    """Return the signs of the projection that a seed stands for.
-
-    Two bits of AES-256 in counter mode, with the seed as its key and a first block of
-    zeros, make one sign, the least significant bits of a byte first: 0 is 1, 3 is -1, 1
-    and 2 are 0. Signs fill R_t row by row, one t after the other.
-
-    Args:
-        seed: 32 bytes.
-        num_rows: m.
-        row_length: n, a multiple of 8.
-
-    Returns:
-        shape (K, m+1, n), read-only.
-
-    Raises:
-        ValueError: the seed is not 32 bytes; a bug.
-    """
-    if len(seed) != SEED_SIZE:
-        msg = f"a seed of {len(seed)} bytes, not {SEED_SIZE}"
-        raise ValueError(msg)
-    shape = (NUM_PROJECTIONS, num_rows + 1, row_length)
-    count = shape[0] * shape[1] * shape[2]
-    stream = np.frombuffer(expand_stream(seed, count // _SIGNS_PER_BYTE), dtype="<u2")
-    words = np.empty(len(stream), dtype=np.uint64)
-    for begin in range(0, len(stream), _WORDS_AT_ONCE):
-        end = begin + _WORDS_AT_ONCE
-        words[begin:end] = _get_sign_table().take(stream[begin:end])
-    signs = words.view(np.int8).reshape(shape)
-    signs.flags.writeable = False
-    return signs
-
-
-def expand_stream(key: bytes, num_bytes: int) -> bytearray:
-    """Return so many bytes of AES-256 in counter mode from a first block of zeros."""
-    encryptor = Cipher(algorithms.AES256(key), modes.CTR(bytes(16))).encryptor()
-    stream = bytearray(num_bytes)
-    encryptor.update_into(stream, stream)
-    return stream
-
-
-@cache
-def _get_sign_table() -> NDArray[np.uint64]:
-    """Return, for each 16 bits, the 8 signs they stand for, as one word."""
-    shifts = np.arange(0, 16, 2)
-    pairs = (np.arange(2**16)[:, np.newaxis] >> shifts) & 3
-    table: NDArray[np.uint64] = np.array([1, 0, 0, -1], np.int8)[pairs].view(np.uint64)
-    return table.reshape(-1)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Challenges:
     """What the transcript of a proof yields.
 
     Attributes:
+        seed: Of the agent's projection, 32 bytes.
         rho: ρ.
         alpha: α.
         e: e.
         digest: Of everything, the last message included.
     """
 
+    seed: bytes
     rho: int
     alpha: int
     e: int
     digest: bytes
 
 
-def start_transcript(statement: NormStatement, seed: bytes) -> Transcript:
-    """Return the transcript after the first phase and the seed of the projection."""
+def start_transcript(statement: NormStatement) -> tuple[Transcript, bytes]:
+    """Return the transcript of a statement, and the seed of R that it gives."""
     transcript = Transcript(PROOF_DOMAIN)
     transcript.append(b"context", statement.context)
     numbers = (
@@ -367,8 +280,17 @@ def start_transcript(statement: NormStatement, seed: bytes) -> Transcript:
     shape = b"".join(number.to_bytes(8, "little") for number in numbers)
     transcript.append(b"shape", shape)
     transcript.append(b"commitments", statement.to_blob())
-    transcript.append(b"seed", seed)
-    return transcript
+    return transcript, transcript.draw_seed(b"projection")
+
+
+def expand_projection(statement: NormStatement, seed: bytes) -> Projection:
+    """Return the projection that a seed stands for, of the rows 1 to m+1."""
+    return Projection.expand(
+        seed,
+        num_projections=NUM_PROJECTIONS,
+        num_rows=statement.num_rows + 1,
+        row_length=statement.row_length,
+    )
 
 
 def draw_projection_challenges(
@@ -386,11 +308,9 @@ def draw_evaluation_challenge(transcript: Transcript, points: Iterable[bytes]) -
     return transcript.draw_challenge(b"e")
 
 
-def compute_challenges(
-    statement: NormStatement, proof: NormProof, seed: bytes
-) -> Challenges:
+def compute_challenges(statement: NormStatement, proof: NormProof) -> Challenges:
     """Return all challenges of a proof, whether it is good or not."""
-    transcript = start_transcript(statement, seed)
+    transcript, seed = start_transcript(statement)
     rho, alpha = draw_projection_challenges(transcript, proof.projections)
     points = (proof.z_mask, proof.z_prime_mask, *proof.coefficients)
     e = draw_evaluation_challenge(transcript, points)
@@ -402,24 +322,23 @@ def compute_challenges(
         proof.relation_blinding,
     )
     transcript.append(b"blindings", b"".join(blindings))
-    return Challenges(rho=rho, alpha=alpha, e=e, digest=transcript.state)
+    return Challenges(seed=seed, rho=rho, alpha=alpha, e=e, digest=transcript.state)
 
 
 def compute_blinding_challenges(
-    statement: NormStatement, proof: NormProof, seed: bytes
+    statement: NormStatement, challenges: Challenges
 ) -> tuple[int, ...]:
     """Return the powers e^1 to e^M that a proof's z_blinding combines blindings with.
 
     Args:
         statement: What is proved.
-        proof: Verified.
-        seed: Of the round's projection, 32 bytes.
+        challenges: Of a verified proof.
 
     Returns:
         c with z_blinding = s_μ + Σ c_i s_i modulo r, for the m rows, squares, masks.
     """
-    e = compute_challenges(statement, proof, seed).e
-    return tuple(compute_powers(e, len(statement.commitments) + 1)[1:])
+    count = len(statement.commitments) + 1
+    return tuple(compute_powers(challenges.e, count)[1:])
 
 
 def compute_powers(base: int, count: int) -> list[int]:
@@ -437,57 +356,42 @@ def check_commitments(statement: NormStatement) -> None:
     _parse_commitments(statement)
 
 
-def verify_norm_proof(
-    statement: NormStatement, proof: NormProof, projection: Projection
-) -> None:
+def verify_norm_proof(statement: NormStatement, proof: NormProof) -> None:
     """Check that a committed update is within the norm bound.
 
     Args:
         statement: What is to be proved.
         proof: The agent's proof.
-        projection: The round's.
 
     Raises:
         InvalidProofError: it proves nothing of the kind.
-        ValueError: the projection is of another shape; a bug.
     """
-    (error,) = verify_norm_proofs([(statement, proof)], projection)
+    (error,) = verify_norm_proofs([(statement, proof)])
     if error is not None:
         raise error
 
 
 def verify_norm_proofs(
-    items: Sequence[tuple[NormStatement, NormProof]],
-    projection: Projection,
-    entropy: bytes = b"",
+    items: Sequence[tuple[NormStatement, NormProof]], entropy: bytes = b""
 ) -> list[InvalidProofError | None]:
-    """Check the proofs of a round together: cheaper than one by one.
+    """Check several proofs together: cheaper than one by one.
 
     Args:
-        items: Statements and their proofs.
-        projection: The round's.
+        items: Statements and their proofs, all of one row length.
         entropy: Bytes that the agents can't know; what they could gain by knowing them
             are 2^-128 chances, so that they may be left out.
 
     Returns:
         For each proof in order, what is wrong with it; None if it is good.
-
-    Raises:
-        ValueError: the projection is of another shape; a bug.
     """
     verdicts: list[InvalidProofError | None] = [None] * len(items)
     claims: list[_Claim] = []
     for index, (statement, proof) in enumerate(items):
-        shape = (NUM_PROJECTIONS, statement.num_rows + 1, statement.row_length)
-        if projection.signs.shape != shape:
-            msg = f"a projection of shape {projection.signs.shape}, not {shape}"
-            raise ValueError(msg)
         try:
-            claims.append(_read_claim(index, statement, proof, projection.seed))
+            claims.append(_read_claim(index, statement, proof))
         except InvalidProofError as error:
             verdicts[index] = error
-    combinations = _weigh(claims, projection, entropy)
-    for index in _find_nonzero(combinations):
+    for index in _find_nonzero(_weigh(claims, entropy)):
         detail = "the equations of the proof don't hold"
         verdicts[index] = InvalidProofError(ProofRefusal.NOT_PROVEN, detail)
     return verdicts
@@ -498,7 +402,7 @@ class _Claim:
     """A proof, parsed."""
 
     index: int
-    squared_bound: int
+    statement: NormStatement
     commitments: list[G1Point]  # C_1 to C_M
     masks: list[G1Point]  # C_μ, C_ν
     coefficients: list[G1Point]
@@ -532,9 +436,7 @@ def _parse_commitments(statement: NormStatement) -> list[G1Point]:
         raise InvalidProofError(ProofRefusal.INVALID_ENCODING, detail) from error
 
 
-def _read_claim(
-    index: int, statement: NormStatement, proof: NormProof, seed: bytes
-) -> _Claim:
+def _read_claim(index: int, statement: NormStatement, proof: NormProof) -> _Claim:
     num_coefficients = len(compute_exponents(statement.num_rows))
     size = statement.row_length * SCALAR_SIZE
     if (
@@ -552,7 +454,7 @@ def _read_claim(
     try:
         return _Claim(
             index=index,
-            squared_bound=statement.squared_bound,
+            statement=statement,
             commitments=commitments,
             masks=parse_points((proof.z_mask, proof.z_prime_mask)),
             coefficients=parse_points(proof.coefficients),
@@ -564,15 +466,13 @@ def _read_claim(
                 parse_scalar(proof.z_prime_blinding),
                 parse_scalar(proof.relation_blinding),
             ),
-            challenges=compute_challenges(statement, proof, seed),
+            challenges=compute_challenges(statement, proof),
         )
     except InvalidEncodingError as error:
         raise InvalidProofError(ProofRefusal.INVALID_ENCODING, str(error)) from error
 
 
-def _weigh(
-    claims: Sequence[_Claim], projection: Projection, entropy: bytes
-) -> list[_Combination]:
+def _weigh(claims: Sequence[_Claim], entropy: bytes) -> list[_Combination]:
     """Weigh the equations of all proofs, each with weights of its own."""
     digest = hashlib.sha512(_BATCH_DOMAIN + hashlib.sha512(entropy).digest())
     for claim in claims:
@@ -580,45 +480,30 @@ def _weigh(
     key = digest.digest()[:SEED_SIZE]
     size = _NUM_EQUATIONS * _WEIGHT_SIZE
     stream = bytes(expand_stream(key, size * len(claims)))
-    combinations: list[_Combination] = []
-    for begin in range(0, len(claims), _PROOFS_AT_ONCE):
-        chunk = claims[begin : begin + _PROOFS_AT_ONCE]
-        for claim, public in zip(chunk, _evaluate(chunk, projection), strict=True):
-            position = len(combinations) * size
-            pieces = _split(stream[position : position + size], _WEIGHT_SIZE)
-            weights = [int.from_bytes(piece, "little") for piece in pieces]
-            combinations.append(_combine(claim, public, weights))
+    combinations = []
+    for claim, piece in zip(claims, _split(stream, size), strict=True):
+        weights = [
+            int.from_bytes(weight, "little") for weight in _split(piece, _WEIGHT_SIZE)
+        ]
+        combinations.append(_combine(claim, _evaluate(claim), weights))
     return combinations
 
 
-def _evaluate(claims: Sequence[_Claim], projection: Projection) -> list[list[int]]:
-    """Return λ(e) of each proof, n integers modulo r."""
-    signs = projection.signs.reshape(-1, projection.signs.shape[2])
-    num_rows = projection.signs.shape[1]
-    rho_powers, e_powers, digits = [], [], []
-    for claim in claims:
-        rhos = compute_powers(claim.challenges.rho, NUM_PROJECTIONS)
-        inverse = pow(claim.challenges.e, -1, SCALAR_ORDER)
-        inverses = compute_powers(inverse, num_rows + 2)[1:]
-        factors = (a * b % SCALAR_ORDER for a in rhos for b in inverses[:-1])
-        digits.append(to_limbs(factors))
-        rho_powers.append(rhos)
-        e_powers.append(inverses[-1])
-    stacked = np.concatenate(digits)
-    total = np.zeros((len(stacked), signs.shape[1]), dtype=np.int64)
-    for begin in range(0, len(signs), _ROWS_AT_ONCE):
-        end = begin + _ROWS_AT_ONCE
-        left = stacked[:, begin:end].astype(np.float32)
-        total += (left @ signs[begin:end].astype(np.float32)).astype(np.int64)
-    evaluated = []
-    for planes, rhos, power in zip(
-        total.reshape(len(claims), NUM_LIMBS, -1), rho_powers, e_powers, strict=True
-    ):
-        values = from_limbs(planes)
-        for t, rho in enumerate(rhos):
-            values[t] += power * rho
-        evaluated.append([value % SCALAR_ORDER for value in values])
-    return evaluated
+def _evaluate(claim: _Claim) -> list[int]:
+    """Return λ(e) of a proof, n integers modulo r."""
+    challenges = claim.challenges
+    projection = expand_projection(claim.statement, challenges.seed)
+    rhos = compute_powers(challenges.rho, NUM_PROJECTIONS)
+    inverse = pow(challenges.e, -1, SCALAR_ORDER)
+    *inverses, last = compute_powers(inverse, len(claim.commitments) + 1)[1:]
+    digits = to_limbs(inverses).astype(np.float64)
+    of_rows = from_limbs((digits @ projection.of_rows.T).astype(np.int64))
+    factors = (a * b % SCALAR_ORDER for a, b in zip(rhos, of_rows, strict=True))
+    digits = to_limbs(factors).astype(np.float64)
+    values = from_limbs((digits @ projection.of_columns).astype(np.int64))
+    for t, rho in enumerate(rhos):
+        values[t] += last * rho
+    return [value % SCALAR_ORDER for value in values]
 
 
 def _combine(
@@ -655,7 +540,7 @@ def _combine(
         blinding=(
             first * z_blinding + second * z_prime_blinding + third * relation_blinding
         ),
-        scalar=third * (value - claim.squared_bound - alpha * tau),
+        scalar=third * (value - claim.statement.squared_bound - alpha * tau),
         points=[*claim.commitments, *claim.masks, *claim.coefficients],
         scalars=[
             -scalar

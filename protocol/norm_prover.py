@@ -1,30 +1,30 @@
-"""The agent's side of the norm proof: commit, and when the round is closed, prove.
+"""The agent's side of the norm proof: commit, share, prove.
 
-    state = commit_update(values, …)            # publish state.statement, share secrets
-    proof = prove_norm(state, projection)       # once the round's projection is known
+    state = commit_update(values, …)
+    …                                           # share state's secrets, seal the shares
+    proof = prove_norm(state.bind(context))     # the context names the sealed shares
 
 The notation is that of `protocol.norm_proof`.
 
-- A state proves under one projection only: two proofs under different projections have
-  the same masks, and their difference is a projection of the update in the clear.
-  Whoever keeps a state sees to that.
-- Proving again under the same projection gives the same bytes: what is random in a
-  proof is derived from a key that is drawn with the commitments. So an agent that
-  crashes in between may repeat it, and needs no good entropy twice.
+- A state is bound to one context. Two proofs under different ones have different
+  projections and the same masks: their difference is a combination of the update in the
+  clear, and a few of them are the update. Whoever tries again commits anew.
+- Proving the same again gives the same bytes: what is random in a proof is derived from
+  a key that is drawn with the commitments, and everything that was said before.
 - What is of the size of the update is computed in floats, exactly; only what is of the
   size of a row is computed with long integers. Each product says why it is exact.
 
 It deliberately does not try to take the same time for every secret: it runs where the
 secret is.
 
-Sources: PRIVACY.md section 2; Rabin, Shallit 1986 (four squares).
+Sources: PRIVACY.md sections 2 and 9; Rabin, Shallit 1986 (four squares).
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import isqrt
 from operator import mul
 from typing import Final
@@ -44,63 +44,52 @@ from protocol.commitments import (
     encode_scalar,
     to_rows,
 )
-from protocol.limbs import (
-    EXACT_LIMIT,
-    EXACT_LIMIT_FLOAT32,
-    LIMB_BITS,
-    NUM_LIMBS,
-    from_limbs,
-    multiply_limbs,
-    to_limbs,
-)
+from protocol.limbs import EXACT_LIMIT, LIMB_BITS, NUM_LIMBS, from_limbs, to_limbs
 from protocol.norm_proof import (
     MASK_BITS,
     MAX_ENTRIES,
-    MAX_ROW_LENGTH,
-    NUM_PROJECTIONS,
     NUM_SQUARES,
     PROJECTION_SIZE,
-    SEED_SIZE,
     NormProof,
     NormStatement,
-    Projection,
     compute_exponents,
     compute_powers,
     draw_evaluation_challenge,
     draw_projection_challenges,
-    expand_stream,
+    expand_projection,
     start_transcript,
+)
+from protocol.projections import (
+    MAX_ROW_LENGTH,
+    NUM_PROJECTIONS,
+    SEED_SIZE,
+    Projection,
+    expand_stream,
 )
 
 _NONCE_DOMAIN: Final = b"folkmoot-norm-proof-nonces/v1\n"
 _MASK_SIZE: Final = 16
-#: Columns that are multiplied at once.
-_COLUMNS: Final = 512
-#: What the products of digits below are made of: a digit, a sum of K digits with signs,
-#: an entry of the update.
+#: What the products below are made of: a digit, an entry of the update.
 _DIGIT: Final = 2**LIMB_BITS
-_DIGIT_SUM: Final = NUM_PROJECTIONS * _DIGIT  # = 2^23
 _ENTRY: Final = COMMITTED_LIMIT  # = 2^19
 _MAX_ROWS: Final = 2**12  # more would need longer rows than MAX_ENTRIES allows
 
-assert _DIGIT_SUM <= EXACT_LIMIT_FLOAT32
 assert _ENTRY * _ENTRY * MAX_ROW_LENGTH <= EXACT_LIMIT  # X X^T
 assert _DIGIT * _ENTRY * MAX_ROW_LENGTH <= EXACT_LIMIT  # X times μ, ν, a, y, (ρ^t)
 assert _DIGIT * _ENTRY * _MAX_ROWS <= EXACT_LIMIT  # Σ e^i x_i
-assert _DIGIT_SUM * _ENTRY * _COLUMNS <= EXACT_LIMIT  # λ times X
-assert _DIGIT_SUM * _DIGIT * _COLUMNS <= EXACT_LIMIT  # λ times μ, a, y
-assert _ENTRY * MAX_ENTRIES <= EXACT_LIMIT  # R x
+assert _ENTRY * MAX_ENTRIES <= EXACT_LIMIT  # R x, and <x_i, b_t> summed over rows
+assert _DIGIT * MAX_ROW_LENGTH <= EXACT_LIMIT  # b_t times μ, a, y
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ProverState:
-    """What an agent keeps between the phases. Printing it shows only the statement.
+    """What an agent committed to. Printing it shows only the statement.
 
     Attributes:
-        statement: To be published.
+        statement: What is to be proved, with an empty context until it is bound.
         values: The update, shape (d,) int64. **Secret.**
         squares: a, four integers. **Secret.**
-        masks: y, K integers, -2^114 ≤ y < 2^114. **Secret.**
+        masks: y, K integers, -2^113 ≤ y < 2^113. **Secret.**
         blindings: s_1 to s_M of rows, squares and masks, then s_μ. **Secret.**
         nonce_key: What the masks of the proof are derived from, 32 bytes. **Secret.**
     """
@@ -112,26 +101,34 @@ class ProverState:
     blindings: tuple[int, ...] = field(repr=False)
     nonce_key: bytes = field(repr=False)
 
+    def bind(self, context: bytes) -> ProverState:
+        """Return the same with the context of its statement, which is set once.
+
+        Raises:
+            ValueError: it has another context already; a bug.
+        """
+        if self.statement.context not in {b"", context}:
+            raise ValueError("a second context for the same masks: commit anew")
+        return replace(self, statement=replace(self.statement, context=context))
+
 
 def commit_update(
     values: NDArray[np.int64],
     *,
-    context: bytes,
     squared_bound: int,
     entropy: Callable[[int], bytes],
     row_length: int | None = None,
 ) -> ProverState:
-    """Commit to an update: the first phase.
+    """Commit to an update.
 
     Args:
         values: shape (d,) int64, |x| < 2^19, Σ x² ≤ B². **Secret.**
-        context: As `NormStatement.context`.
         squared_bound: B².
         entropy: Gives so many unpredictable bytes.
         row_length: n; that of `choose_row_length` unless told.
 
     Returns:
-        The statement to publish, and what proving it takes.
+        The commitments, and what sharing and proving takes.
 
     Raises:
         ValueError: the update is too long or has values out of range: it has to be
@@ -148,7 +145,7 @@ def commit_update(
     squares = find_four_squares(gap, entropy)
     masks = _to_masks(entropy(_MASK_SIZE * NUM_PROJECTIONS))
     statement = NormStatement(
-        context=context,
+        context=b"",
         num_values=len(values),
         row_length=length,
         squared_bound=squared_bound,
@@ -166,29 +163,22 @@ def commit_update(
     )
 
 
-def prove_norm(state: ProverState, projection: Projection) -> NormProof:
-    """Prove the statement of a state: the second phase.
+def prove_norm(state: ProverState) -> NormProof:
+    """Prove the statement of a state.
 
     Args:
-        state: As `commit_update` returned it; not used with another projection before.
-        projection: The round's.
+        state: Bound to a context.
 
     Returns:
-        The proof: always the same for the same arguments.
-
-    Raises:
-        ValueError: the projection is of another shape; a bug.
+        The proof: always the same for the same state.
     """
     statement = state.statement
-    matrix = to_rows(state.values, statement.row_length)
-    shape = (NUM_PROJECTIONS, len(matrix) + 1, statement.row_length)
-    if projection.signs.shape != shape:
-        msg = f"a projection of shape {projection.signs.shape}, not {shape}"
-        raise ValueError(msg)
-    rows = matrix.astype(np.float64)
-    transcript = start_transcript(statement, projection.seed)
+    rows = to_rows(state.values, statement.row_length).astype(np.float64)
+    transcript, seed = start_transcript(statement)
+    projection = expand_projection(statement, seed)
+    by_row = rows @ projection.of_columns.T  # <x_i, b_t>, which is exact
     nonces = _Nonces.derive(state.nonce_key, transcript.state, statement)
-    projected = _project(state, rows, projection)
+    projected = _project(state, by_row, projection)
     projections = b"".join(
         value.to_bytes(PROJECTION_SIZE, "little", signed=True) for value in projected
     )
@@ -200,7 +190,7 @@ def prove_norm(state: ProverState, projection: Projection) -> NormProof:
         nu=nonces.nu,
         rhos=compute_powers(rho, NUM_PROJECTIONS),
     )
-    coefficients = _compute_coefficients(rows, wide, alpha, projection)
+    coefficients = _compute_coefficients(rows, by_row, wide, alpha, projection)
     tau = alpha * _dot(wide.rhos, projected)
     constant = coefficients.pop(0) - statement.squared_bound - tau
     assert constant % SCALAR_ORDER == 0, "the proof would be refused"
@@ -341,16 +331,17 @@ class _Nonces:
 
 
 def _project(
-    state: ProverState, rows: NDArray[np.float64], projection: Projection
+    state: ProverState, by_row: NDArray[np.float64], projection: Projection
 ) -> list[int]:
-    """Return w = R x' + y."""
-    total = np.zeros(NUM_PROJECTIONS)
-    for index, row in enumerate(rows):
-        total += projection.signs[:, index].astype(np.float64) @ row
-    signs = projection.signs[:, len(rows), :NUM_SQUARES].tolist()
+    """Return w = R x' + y; `by_row` are the <x_i, b_t>, shape (m, K)."""
+    *of_rows, of_squares = projection.of_rows.T
+    values = (by_row * np.array(of_rows)).sum(axis=0).astype(np.int64)
+    columns = projection.of_columns[:, :NUM_SQUARES].tolist()
     return [
-        int(part) + _dot(of_squares, state.squares) + mask
-        for part, of_squares, mask in zip(total, signs, state.masks, strict=True)
+        value + int(bit) * _dot(column, state.squares) + mask
+        for value, bit, column, mask in zip(
+            values.tolist(), of_squares, columns, state.masks, strict=True
+        )
     ]
 
 
@@ -385,6 +376,7 @@ class _Polynomial(dict[int, int]):
 
 def _compute_coefficients(
     rows: NDArray[np.float64],
+    by_row: NDArray[np.float64],
     wide: _WideVectors,
     alpha: int,
     projection: Projection,
@@ -396,18 +388,18 @@ def _compute_coefficients(
     planes = wide.to_planes()
 
     # <x_i, x_j> and the rows times the long vectors.
-    lags = _sum_diagonals((rows @ rows.T).astype(np.int64)[np.newaxis])[0]
-    for lag, value in enumerate(lags.tolist(), start=1 - num_rows):
+    lags = _sum_diagonals((rows @ rows.T).astype(np.int64))
+    for lag, value in enumerate(lags, start=1 - num_rows):
         polynomial.add(lag, value)
     products = (rows @ planes.reshape(-1, length).T).astype(np.int64)
-    by_row = from_limbs(
+    joined = from_limbs(
         products.reshape(num_rows, len(planes), NUM_LIMBS)
         .transpose(2, 0, 1)
         .reshape(NUM_LIMBS, -1)
     )
     for i in range(1, num_rows + 1):
         begin = (i - 1) * len(planes)
-        of_a, of_y, of_mu, of_nu, of_rhos = by_row[begin : begin + len(planes)]
+        of_a, of_y, of_mu, of_nu, of_rhos = joined[begin : begin + len(planes)]
         polynomial.add(i - (last - 1), of_a)
         polynomial.add((last - 1) - i, of_a)
         polynomial.add(last - i, of_y)
@@ -426,10 +418,12 @@ def _compute_coefficients(
     polynomial.add(-1, alpha * _dot(a, rhos))
     polynomial.add(-last, alpha * _dot(mu, rhos))
 
-    # λ_1 to λ_(m+1), which are as large as R and only exist a few columns at a time.
-    by_lag, by_lambda = _multiply_lambda(rows, planes[:3], rhos, projection)
-    for lag, value in by_lag.items():
+    # λ_1 to λ_(m+1): λ_j = Σ_t ρ^t a_tj b_t.
+    for lag, value in enumerate(
+        _multiply_lambda_rows(by_row, rhos, projection), start=-num_rows
+    ):
         polynomial.add(lag, alpha * value)
+    by_lambda = _multiply_lambda_wide(planes[:3], rhos, projection)
     for j, (of_a, of_y, of_mu) in enumerate(by_lambda, start=1):
         polynomial.add((last - 1) - j, alpha * of_a)
         polynomial.add(last - j, alpha * of_y)
@@ -437,66 +431,43 @@ def _compute_coefficients(
     return polynomial
 
 
-def _multiply_lambda(
-    rows: NDArray[np.float64],
-    planes: NDArray[np.float64],
-    rhos: Sequence[int],
-    projection: Projection,
-) -> tuple[dict[int, int], list[list[int]]]:
-    """Return the products of λ_1 to λ_(m+1), λ_j = Σ_t ρ^t R_t,j.
+def _multiply_lambda_rows(
+    by_row: NDArray[np.float64], rhos: Sequence[int], projection: Projection
+) -> list[int]:
+    """Return Σ <x_i, λ_j> over all rows with the same i - j, from -m to m - 1."""
+    num_rows = len(by_row)
+    sums = np.zeros((2 * num_rows, NUM_PROJECTIONS))
+    for j, bits in enumerate(projection.of_rows.T):
+        sums[num_rows - j : 2 * num_rows - j] += by_row * bits
+    return [_dot(of_lag, rhos) for of_lag in sums.astype(np.int64).tolist()]
 
-    Args:
-        rows: X, shape (m, n).
-        planes: Digits of long vectors, shape (any, 16, n).
-        rhos: ρ^t.
-        projection: R.
 
-    Returns:
-        Σ <x_i, λ_j> by i - j, and for each j the products with the long vectors.
-    """
-    num_lambdas, length = projection.signs.shape[1:]
-    digits = to_limbs(rhos).astype(np.float32)
-    lags = np.zeros((NUM_LIMBS, num_lambdas + len(rows) - 1), dtype=object)
-    products = np.zeros(
-        (NUM_LIMBS, num_lambdas, len(planes), NUM_LIMBS), dtype=np.int64
-    )
-    for begin in range(0, length, _COLUMNS):
-        columns = slice(begin, begin + _COLUMNS)
-        signs = projection.signs[:, :, columns].astype(np.float32)
-        width = signs.shape[2]
-        lambdas = digits @ signs.reshape(NUM_PROJECTIONS, -1)
-        lambdas = lambdas.astype(np.float64).reshape(-1, width)
-        with_rows = (lambdas @ rows[:, columns].T).astype(np.int64)
-        # Digits of all blocks together can exceed 64 bits, those of one can't.
-        lags += _sum_diagonals(with_rows.reshape(NUM_LIMBS, num_lambdas, -1)).astype(
-            object
-        )
-        with_planes = lambdas @ planes[:, :, columns].reshape(-1, width).T
-        products += with_planes.astype(np.int64).reshape(products.shape)
-    by_lag = dict(enumerate(from_limbs(lags), start=1 - num_lambdas))
-    joined = from_limbs(multiply_limbs(products.transpose(0, 1, 3, 2)))
+def _multiply_lambda_wide(
+    planes: NDArray[np.float64], rhos: Sequence[int], projection: Projection
+) -> list[list[int]]:
+    """Return for each λ_j its products with long vectors, given by their digits."""
     count = len(planes)
-    return by_lag, [joined[i : i + count] for i in range(0, len(joined), count)]
+    products = projection.of_columns @ planes.reshape(-1, planes.shape[2]).T
+    of_columns = from_limbs(
+        products.astype(np.int64)
+        .reshape(-1, count, NUM_LIMBS)
+        .transpose(2, 0, 1)
+        .reshape(NUM_LIMBS, -1)
+    )
+    scaled = (
+        rhos[place // count] * value % SCALAR_ORDER
+        for place, value in enumerate(of_columns)
+    )
+    digits = to_limbs(scaled).astype(np.float64).reshape(NUM_LIMBS, -1, count)
+    summed = projection.of_rows.T @ digits  # for each digit
+    joined = from_limbs(summed.astype(np.int64).reshape(NUM_LIMBS, -1))
+    return [joined[i : i + count] for i in range(0, len(joined), count)]
 
 
-def _sum_diagonals(products: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Sum each diagonal of matrices.
-
-    Args:
-        products: shape (any, q, c).
-
-    Returns:
-        shape (any, q + c - 1): the sums of the entries whose column less row is
-        1 - q, … , c - 1.
-    """
-    count, height, width = products.shape
-    # With rows one longer than the result's, each falls one column further right.
-    padded = np.zeros((count, height, width + height), dtype=np.int64)
-    padded[:, :, :width] = products[:, ::-1]
-    size = width + height - 1
-    flat = padded.reshape(count, -1)[:, : height * size]
-    sums: NDArray[np.int64] = flat.reshape(count, height, size).sum(axis=1)
-    return sums
+def _sum_diagonals(products: NDArray[np.int64]) -> list[int]:
+    """Return the sums of a square matrix over j - i, from 1 - m to m - 1."""
+    size = len(products)
+    return [int(np.trace(products, offset)) for offset in range(1 - size, size)]
 
 
 def _evaluate(

@@ -7,9 +7,10 @@ show a single update.
 
 Rules:
 
-- An update is linked once: under one projection, and one challenge, which follows from
-  one norm proof. Two links have the same masks, and their difference none. Whoever
-  commits to the same again, or as another has, is left out alone.
+- An update is linked in one statement with one norm proof, from which its projection
+  and challenges follow; that link may be said again. Two others would have the same
+  masks, and their difference none. Whoever commits to the same again, or as another
+  has, is left out alone.
 - A sum is over updates that the party has linked: whose shares it opened and found to
   be what their agents committed to.
 - Updates are compared with each other in one set, to one threshold, after they were
@@ -81,14 +82,12 @@ class Linked:
     Attributes:
         federation_id: The federation.
         base_model: Digest of the round's base model, 32 bytes.
-        projection_seed: Of the round's projection, 32 bytes.
         updates: Of each update, its agent, and digests of its commitments and of its
-            norm proof.
+            statement with its norm proof.
     """
 
     federation_id: str
     base_model: bytes
-    projection_seed: bytes
     updates: tuple[tuple[str, bytes, bytes], ...]
 
     def without(self, places: Container[int]) -> Linked:
@@ -246,17 +245,16 @@ def find_unlinkable(
     """
     demand_not_left(asked, known)
     links = {
-        digest: (said.projection_seed, proof)
+        digest: proven
         for said in known
         if isinstance(said, Linked)
-        for _, digest, proof in said.updates
+        for _, digest, proven in said.updates
     }
     summed = find_summed_agents(asked.federation_id, asked.base_model, known)
     refused: dict[int, tuple[RefusalCode, str]] = {}
-    for place, (agent_id, digest, proof) in enumerate(asked.updates):
-        link = (asked.projection_seed, proof)
+    for place, (agent_id, digest, proven) in enumerate(asked.updates):
         is_new = digest not in links
-        if links.setdefault(digest, link) != link:
+        if links.setdefault(digest, proven) != proven:
             detail = "these commitments were linked"
             refused[place] = RefusalCode.LINKED_BEFORE, detail
         elif is_new and agent_id in summed:

@@ -77,9 +77,6 @@ PARTY_PREFIX: Final = "party:"
 _FAILED_PROOFS: Final = BLOB_REASONS | {Reason.INVALID_PROOF}
 
 
-_SILENCE: Final = frozenset({Reason.NO_ANSWER, Reason.MISSING_PROOF})
-
-
 class Basis(StrEnum):
     """What a balance changes for."""
 
@@ -215,7 +212,7 @@ def evolve(
         case e.ContributionRejected(agent_id=agent_id) as rejected if (
             rejected.round == state.drawn_round
         ):
-            if rejected.reason in _SILENCE:
+            if rejected.reason == Reason.NO_ANSWER:
                 return replace(state, silent=state.silent.insert(agent_id))
             counted = state.counted
             if rejected.reason in WITHDRAWN:

@@ -2,8 +2,8 @@
 
 States of a round: open (agents train and submit) → sealed (the set of contributions
 is final) → published, or abandoned. One round at a time per federation. With
-aggregation MPC an open round first collects commitments, then is closed (no commitment
-can come or change any more; ADR 0019) and collects proofs.
+aggregation MPC an open round first collects commitments, each with its proof, then is
+closed: none can come or change any more, and the parties link (ADR 0033).
 
 Rules:
 
@@ -16,12 +16,12 @@ Rules:
 - A round is sealed when every member of the cohort has answered or been rejected, and
   every update that came in time was checked. With fewer than ``min_cohort``
   contributions it is abandoned instead.
-- With MPC an agent first commits, sharing its update among the parties. The set is
-  closed when every member has answered or been rejected; its hash is the seed of the
-  projection that the norm proofs and the parties' links are about, so nobody knew it
-  when choosing. An agent whose proof is not there by a second deadline is rejected.
-- Once all proofs are there each party links its shares; once all parties have, the
-  aggregator says which commitments count. The sealed set is summed by every party.
+- With MPC an agent commits, proves and shares its update among the parties in one
+  message; it may then go. The set is closed when every member has answered or been
+  rejected; its hash is the seed of the projection of the sum, so nobody knew it when
+  choosing.
+- In a closed round each party links its shares; once all parties have, the aggregator
+  says which commitments count. The sealed set is summed by every party.
 - If the federation compares updates (ADR 0020), the parties first find out which of
   those that count are far apart. Once all of them have said the same bits, who is
   flagged is rejected, and the rest is sealed.
@@ -77,7 +77,7 @@ from protocol.persistent import PersistentMap, PersistentSet
 from schemas import events as e
 from schemas.reasons import Reason
 
-PROJECTION_DOMAIN: Final = b"folkmoot/projection/v1\n"
+SUM_SEED_DOMAIN: Final = b"folkmoot/sum-projection/v1\n"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,8 +102,6 @@ class OpenRound:
         pending_of: Their leaf indexes, by agent.
         contributions: Accepted contributions, by agent.
         closed: With MPC, the fact that closed the set of commitments.
-        proofs: With MPC, leaf index of the norm proof, by agent.
-        unproven: With MPC, agents with an update to be checked and no norm proof.
         links: With MPC, leaf index of what a party says of the shares, by party.
         comparison: With MPC, the fact that had the updates compared, if they are.
         far: With MPC, which of them are far apart as each party says, by party.
@@ -124,8 +122,6 @@ class OpenRound:
         default_factory=PersistentMap
     )
     closed: e.CommitmentsClosed | None = None
-    proofs: PersistentMap[str, int] = field(default_factory=PersistentMap)
-    unproven: PersistentSet[str] = field(default_factory=PersistentSet)
     links: Mapping[str, int] = field(default_factory=dict)
     comparison: e.ComparisonStarted | None = None
     far: Mapping[str, bytes] = field(default_factory=dict)
@@ -139,19 +135,12 @@ class OpenRound:
         """Return the deadline of the present phase; None if it has none."""
         if self.sealed is not None:
             return self.result_deadline_ms or None
-        if self.closed is not None:
-            return self.closed.proof_deadline_ms
-        return self.started.deadline_ms
+        return None if self.closed is not None else self.started.deadline_ms
 
     @property
     def is_result_late(self) -> bool:
         """Return whether the aggregator has had its time, once all parts were there."""
         return 0 < self.result_deadline_ms < self.told_at_ms
-
-    @property
-    def has_all_proofs(self) -> bool:
-        """Return whether every commitment that may still count has its norm proof."""
-        return self.closed is not None and not self.unproven
 
     @property
     def ordered(self) -> tuple[Contribution, ...]:
@@ -246,8 +235,6 @@ def decide(state: RoundsState, leaf: Sequenced) -> Sequence[e.RoundFact]:
             return _why_not(state, update, leaf)
         case e.UpdateCommitted() as update:
             return _with_closing(state, leaf, _why_not(state, update, leaf))
-        case e.NormProofSubmitted() as proof:
-            return _why_no_proof(state, proof, leaf)
         case e.SharesLinked() | e.PartialAggregateSubmitted() as said:
             return _why_unexpected(state, said, leaf)
         case e.UpdatesCompared() as compared:
@@ -349,17 +336,6 @@ def _evolve_input(
                     ),
                 ),
             )
-        case e.NormProofSubmitted(agent_id=agent_id) as proof if (
-            current is not None and _counts(proof, facts)
-        ):
-            return replace(
-                state,
-                current=replace(
-                    current,
-                    proofs=current.proofs.insert(agent_id, leaf.leaf_index),
-                    unproven=current.unproven.discard(agent_id),
-                ),
-            )
         case e.SharesLinked(party=party) as said if current is not None and _counts(
             said, facts
         ):
@@ -398,8 +374,7 @@ def _evolve_fact(state: RoundsState, fact: e.RoundFact) -> RoundsState:
                 current=_open(find_drawable_agents(state), fact),
             )
         case e.CommitmentsClosed() if current is not None:
-            unproven = PersistentSet(current.pending_of)
-            closed = replace(current, closed=fact, unproven=unproven)
+            closed = replace(current, closed=fact)
             return replace(state, current=closed)
         case e.ComparisonStarted() if current is not None:
             return replace(state, current=replace(current, comparison=fact))
@@ -507,7 +482,6 @@ def _answer(current: OpenRound, agent_id: str) -> OpenRound:
         answered,
         pending=current.pending.discard(index),
         pending_of=current.pending_of.discard(agent_id),
-        unproven=current.unproven.discard(agent_id),
     )
 
 
@@ -721,41 +695,12 @@ def _why_not(
     return [_rejected(leaf, update.agent_id, update.round, *problem)]
 
 
-def _why_no_proof(
-    state: RoundsState, proof: e.NormProofSubmitted, leaf: Sequenced
-) -> list[e.RoundFact]:
-    """Return the refusal of a norm proof; none if it waits for its check.
-
-    Only the proof is refused: a commitment without one is rejected at the deadline.
-    """
-    current, agent_id = state.current, proof.agent_id
-    if current is None or proof.round != current.started.round:
-        is_over = 1 <= proof.round <= state.last_round
-        problem = (
-            (Reason.LATE, f"round {proof.round} is over")
-            if is_over
-            else (Reason.WRONG_ROUND, f"round {proof.round} has not started")
-        )
-    elif current.closed is None:
-        problem = (Reason.TOO_EARLY, "the set of commitments is not closed yet")
-    elif agent_id in current.proofs:
-        problem = (Reason.DUPLICATE, "this agent has proved its commitment already")
-    elif agent_id not in current.pending_of:
-        problem = (Reason.NO_COMMITMENT, "this agent has no commitment in the round")
-    elif leaf.sequenced_at_ms > current.closed.proof_deadline_ms:
-        deadline_ms = current.closed.proof_deadline_ms
-        problem = (Reason.LATE, f"the deadline was {deadline_ms} ms")
-    else:
-        return []
-    return [_rejected(leaf, agent_id, proof.round, *problem)]
-
-
 def _missing(
     state: RoundsState, reached: e.DeadlineReached, leaf: Sequenced
 ) -> list[e.RoundFact]:
-    """Reject who has not answered, or not proved, when the deadline has passed."""
+    """Reject who has not answered when the deadline has passed."""
     current = state.current
-    if current is None or current.sealed is not None:
+    if current is None:
         return []
     # The timer may be early or lie; the block's stamp is what everybody can check.
     number, deadline_ms = current.started.round, current.deadline_ms
@@ -765,22 +710,10 @@ def _missing(
         or leaf.sequenced_at_ms <= deadline_ms
     ):
         return []
-    if current.closed is None:
-        detail = f"no answer by the deadline, {deadline_ms} ms"
-        return [
-            _rejected(leaf, agent_id, number, Reason.NO_ANSWER, detail)
-            for agent_id in sorted(current.owing)
-        ]
+    detail = f"no answer by the deadline, {deadline_ms} ms"
     return [
-        e.ContributionRejected(
-            round=number,
-            agent_id=agent_id,
-            update_leaf_index=current.pending_of[agent_id],
-            reason=Reason.MISSING_PROOF,
-            detail=f"no norm proof by the deadline, {deadline_ms} ms",
-            **_cause(leaf),
-        )
-        for agent_id in sorted(current.unproven)
+        _rejected(leaf, agent_id, number, Reason.NO_ANSWER, detail)
+        for agent_id in sorted(current.owing)
     ]
 
 
@@ -795,7 +728,8 @@ def _why_unexpected(
         if isinstance(said, e.SharesLinked):
             is_private = current.started.privacy is not None
             is_expected = (
-                current.has_all_proofs
+                current.closed is not None
+                and bool(current.pending)
                 and said.party not in current.links
                 and (said.noise is not None) == is_private
             )
@@ -1013,18 +947,17 @@ def _close(
     return e.CommitmentsClosed(
         round=number,
         num_commitments=len(committed),
-        projection_seed=compute_projection_seed(
+        sum_seed=compute_sum_seed(
             config.federation_id, number, [pending.leaf_hash for pending in committed]
         ),
-        proof_deadline_ms=leaf.sequenced_at_ms + config.round_duration_ms,
         **_cause(leaf),
     )
 
 
-def compute_projection_seed(
+def compute_sum_seed(
     federation_id: str, round_number: int, leaf_hashes: Sequence[bytes]
 ) -> bytes:
-    """Return the seed of a round's projection, 32 bytes.
+    """Return the seed of the projection of a round's sum, 32 bytes.
 
     Args:
         federation_id: The federation.
@@ -1033,10 +966,10 @@ def compute_projection_seed(
             agent_id. A leaf holds the digests of commitments and sealed shares, so all
             of them are fixed before the seed is known.
 
-    Source: ADR 0019.
+    Source: ADR 0033.
     """
     return hashlib.sha256(
-        PROJECTION_DOMAIN
+        SUM_SEED_DOMAIN
         + round_number.to_bytes(8, "big")
         + b"".join(leaf_hashes)
         + federation_id.encode()

@@ -21,6 +21,11 @@ Two suites, told apart by the length of the party's key:
 - 1,216 bytes: the same with the KEM MLKEM768-X25519 (draft-ietf-hpke-pq), for shares
   that must stay secret from those who store them until they have a quantum computer.
 
+AES-GCM does not commit to its key: whoever makes a blob can have it open under two keys
+or two `info`. So everything that decides how a blob opens, and its digest, is hashed
+into the projection that what is in it is checked with (`protocol.mpc.compute_context`),
+and nothing in `info` may follow from that projection.
+
 Base mode does not authenticate the sender: the event that refers to the sealed share is
 signed. It hides what is in a share, not how long it is: that is public anyway.
 
@@ -31,6 +36,7 @@ one act here whose bytes no argument determines; opening is a pure function.
 from __future__ import annotations
 
 import hashlib
+import hmac
 from dataclasses import dataclass
 from typing import Final
 
@@ -53,6 +59,7 @@ from cryptography.hazmat.primitives.hpke import (
 )
 
 SEALING_DOMAIN: Final = b"folkmoot-sealed-share/v1\n"
+MASK_KEY_DOMAIN: Final = b"folkmoot-mask-key/v1\n"
 X25519_KEY_SIZE: Final = 32  # RFC 7748
 MLKEM_KEY_SIZE: Final = 1184  # FIPS 203, table 3: ML-KEM-768
 HYBRID_KEY_SIZE: Final = MLKEM_KEY_SIZE + X25519_KEY_SIZE  # = 1,216
@@ -176,6 +183,16 @@ class SealingSecretKey:
         **Secret:** the result.
         """
         return self._secret
+
+    def derive_mask_key(self) -> bytes:
+        """Return the key of what the party masks of its own accord, 32 bytes.
+
+        HMAC-SHA256 of `MASK_KEY_DOMAIN` under the secret: with no other use of it, nor
+        with what is made of it, has it anything in common.
+
+        **Secret:** the result.
+        """
+        return hmac.digest(self._secret, MASK_KEY_DOMAIN, "sha256")
 
     def open_sealed(self, sealed: bytes, info: bytes) -> bytes:
         """Return what was sealed to this key with this `info`.

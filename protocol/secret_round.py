@@ -10,9 +10,11 @@ Deliberately not here: rules (`protocol.rounds`) and what is in the blobs
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from typing import Final
 
 from protocol.configuration import get_mpc
 from protocol.contributions import Contribution
@@ -27,6 +29,8 @@ from protocol.rounds import (
     is_result_late,
 )
 from schemas import events as e
+
+SKETCH_SEED_DOMAIN: Final = b"folkmoot/sketch-seed/v1\n"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,12 +67,12 @@ class SecretRound:
         genesis: Hash of the log's genesis, 32 bytes: what is secret in one log, and
             what is said of it, is of no use in another.
         started: The fact that opened it.
+        started_leaf_hash: Of the leaf with that fact; empty before it is on the log.
+            Proofs are about it, so none can be verified before.
         commitments: What agents committed to, by agent; also those rejected since.
         closed: The fact that closed the set, once it is closed.
-        proofs: Norm proofs, by agent.
         links: What parties say of their shares, by party.
         waiting: Leaf indexes of commitments neither accepted nor rejected, by agent.
-        has_all_proofs: Whether all of those have proved.
         has_all_links: Whether all parties have linked.
         comparison: The fact that had the updates compared, if they are.
         has_all_comparisons: Whether all parties have said who is far from whom.
@@ -83,12 +87,11 @@ class SecretRound:
     config: e.FederationConfigured
     genesis: bytes
     started: e.RoundStarted
+    started_leaf_hash: bytes = b""
     commitments: PersistentMap[str, Committed] = field(default_factory=PersistentMap)
     closed: e.CommitmentsClosed | None = None
-    proofs: PersistentMap[str, e.BlobRef] = field(default_factory=PersistentMap)
     links: Mapping[str, e.BlobRef] = field(default_factory=dict)
     waiting: PersistentMap[str, int] = field(default_factory=PersistentMap)
-    has_all_proofs: bool = False
     has_all_links: bool = False
     comparison: e.ComparisonStarted | None = None
     has_all_comparisons: bool = False
@@ -104,9 +107,20 @@ class SecretRound:
             if party not in self.partials:
                 return Owed.PARTIAL
             return Owed.RESULT if self.is_result_late else None
-        if self.has_all_proofs and self.waiting and party not in self.links:
+        is_linking = self.closed is not None and bool(self.started_leaf_hash)
+        if is_linking and self.waiting and party not in self.links:
             return Owed.LINKS
         return None
+
+    @property
+    def identity(self) -> bytes:
+        """What tells it from any other, also of another branch of the log."""
+        return self.started.cause + self.started_leaf_hash
+
+    @property
+    def provable(self) -> frozenset[str]:
+        """Agents whose norm proofs can be verified, and may matter."""
+        return frozenset(self.waiting) if self.started_leaf_hash else frozenset()
 
     @property
     def is_comparing(self) -> bool:
@@ -125,12 +139,25 @@ class SecretRound:
         """Return what the round waits for from the aggregator; None if nothing."""
         if self.sealed is not None:
             return Owed.RESULT if self.has_all_partials else None
-        return Owed.CHECKS if self.has_all_links and self.waiting else None
+        is_linked = self.has_all_links and bool(self.started_leaf_hash)
+        return Owed.CHECKS if is_linked and self.waiting else None
 
     @property
     def mpc(self) -> e.Mpc:
         """Return the federation's parameters of its parties."""
         return get_mpc(self.config)
+
+    def compute_sketch_seed(self) -> bytes:
+        """Return the seed of the sketches that updates are compared on, 32 bytes.
+
+        It follows from the closed set and every party's links, so that the last one to
+        commit cannot choose among sets: it does not know the links.
+        """
+        assert self.closed is not None, "nothing is compared before"
+        links = (self.links[party.name].sha256 for party in self.mpc.parties)
+        return hashlib.sha256(
+            SKETCH_SEED_DOMAIN + self.closed.sum_seed + b"".join(links)
+        ).digest()
 
     def accepted(self) -> list[Committed]:
         """Return the commitments of the sealed set, in its order."""
@@ -166,15 +193,15 @@ def follow(
         )
     event, index = leaf.event, leaf.leaf_index
     match event:
+        # Agents hear of it when the log does: an update may come before it.
+        case e.RoundStarted(cause=cause) if (
+            cause == current.started.cause and not secret.started_leaf_hash
+        ):
+            secret = replace(secret, started_leaf_hash=leaf.leaf_hash)
         case e.UpdateCommitted(agent_id=agent_id) if index in current.pending:
             committed = Committed(leaf_index=index, event=event)
             commitments = secret.commitments.insert(agent_id, committed)
             secret = replace(secret, commitments=commitments)
-        case e.NormProofSubmitted(agent_id=agent_id) if (
-            current.proofs.get(agent_id) == index
-        ):
-            proofs = secret.proofs.insert(agent_id, event.proof)
-            secret = replace(secret, proofs=proofs)
         case e.SharesLinked(party=party) if current.links.get(party) == index:
             secret = replace(secret, links={**secret.links, party: event.links})
         case e.PartialAggregateSubmitted(party=party) if (
@@ -188,7 +215,6 @@ def follow(
         secret,
         closed=current.closed,
         waiting=current.pending_of,
-        has_all_proofs=current.has_all_proofs,
         has_all_links=has_all_links(rounds),
         comparison=current.comparison,
         has_all_comparisons=has_all_comparisons(rounds),

@@ -1,41 +1,49 @@
 """That shares add up to what was committed to, and sums to what was shared.
 
-Parties hold shares modulo 2^64 of an update that is committed to modulo r. The bridge
-is the projection R of the norm proof: K rows of {-1, 0, 1}, from a seed that nobody
-knew before the round's commitments and sealed shares were final (ADR 0019).
+Parties hold shares modulo 2^64 of an update that is committed to modulo r. The bridges
+are projections (`protocol.projections`): K rows, from a seed that nobody knew before
+everything they are about was fixed (ADR 0033).
 
-**Link.** For agent i, party j publishes P_ij = R x_ij + Q a_ij + y_ij modulo 2^64, with
-Q the columns of R for the four squares a, and b_ij = μ_ij + Σ_k e^k s_ijk modulo r. The
-norm proof has proved w_i = R x_i + Q a_i + y_i and s_z = μ_i + Σ_k e^k s_ik of what the
-agent committed to. `verify_link` demands Σ_j P_ij = w_i modulo 2^64 and Σ_j b_ij = s_z.
+**Link.** For agent i, R_i is the projection of its norm proof: its seed is a hash over
+the commitments and the digests of all sealed shares. Party j publishes
+P_ij = R_i x_ij + Q_i a_ij + y_ij modulo 2^64, with Q_i the columns of R_i for the four
+squares a, and b_ij = μ_ij + Σ_k e^k s_ijk modulo r, e being the proof's challenge. The
+norm proof has proved w_i = R_i x_i + Q_i a_i + y_i and s_z = μ_i + Σ_k e^k s_ik of what
+the agent committed to. `verify_link` demands Σ_j P_ij = w_i modulo 2^64 and
+Σ_j b_ij = s_z.
 
-- Shares that add up to anything else did so before R and e were known. A row of R
-  misses a difference with probability ½ at the most, whatever it is modulo 2^64, so all
-  K = 128 do with 2^-128; e misses one of blindings with (m + 2) / r.
+- Shares that add up to anything else did so before R_i and e were known. All K = 309
+  rows miss a difference, whatever it is modulo 2^64 and whatever the masks' offsets
+  are, with 2^-128 (lemma 1); e misses one of blindings with (m + 2) / r.
 - Any P-1 of the P_ij and b_ij are uniform, since y_ij and μ_ij are; the last follows
   from w_i and s_z, which are public. So links show nothing that the proof doesn't.
-- A party links an update once (see `protocol.parties`). Two links under two projections
-  have the same masks: their difference would show R x - R' x.
+- A link may be said again, it is the same bytes. The same masks under another
+  projection or another challenge would show a combination of the update: a party links
+  one commitment in one statement with one proof (see `protocol.parties`).
 - Where a link fails, the agent or one of the parties lied; it does not tell which.
 
-**Sum.** Of the accepted agents with weights v_i, party j publishes S_j = Σ v_i x_ij and
-its remainder U_j = Σ v_i (Q a_ij + y_ij) modulo 2^64; for the m rows T_j = Σ v_i s_ij,
-and t_j = Σ v_i t_ij, modulo r. `verify_party_sum` demands that (T_j, t_j) opens the
-weighted share commitments, and R S_j + U_j = Σ v_i P_ij modulo 2^64. `open_aggregate`
-demands that (Σ S_j, Σ T_j) opens the weighted commitments of the agents.
+**Sum.** R' is another projection, with K' = 78 rows, of the values alone: its seed is a
+hash over the round's closed set. With its link, party j publishes
+P'_ij = R' x_ij + y'_ij. The mask y'_ij is the party's own (`SumMasks`): another for
+another R' or R_i. Of the accepted agents with weights v_i it publishes S_j = Σ v_i x_ij
+and Y'_j = Σ v_i y'_ij modulo 2^64; for the m rows T_j = Σ v_i s_ij, and
+t_j = Σ v_i t_ij, modulo r. `verify_party_sum` demands that (T_j, t_j) opens the
+weighted share commitments, and R' S_j + Y'_j = Σ v_i P'_ij modulo 2^64.
+`open_aggregate` demands that (Σ S_j, Σ T_j) opens the weighted commitments of the
+agents.
 
 - A wrong sum is never accepted: that would break the binding of the commitments.
 - A party whose T_j or t_j is wrong is always named, or has broken that binding.
-- A party whose S_j or U_j is wrong is named if it was a fault, or a lie that did not
-  heed R. One that knows R can lie unnamed, by a vector of the kernel of R or by a
-  remainder that makes up for the lie; then the opening fails. No projection that is
-  known before S_j can do better, since d exceeds K; one that is drawn after S_j would
-  need the agents again. Commitments to share vectors would (PRIVACY.md section 3b), at
+- A party whose S_j or Y'_j is wrong is named, but for one in 2^32, if it was a fault,
+  or a lie that did not heed R'. One that knows R' can lie unnamed, by a vector of its
+  kernel or by masks that make up for the lie; then the opening fails. So more rows
+  would not find more. Commitments to share vectors would (PRIVACY.md section 3b), at
   several times the work of the commitment to the update.
-- The squares are in U_j alone. Their own sum would show more of the agents' norms than
-  the sum of updates does. So would Σ v_i y_i: with w and S it gives Q Σ v_i a_i. U_j
-  shows nothing, because it follows from S_j and the P_ij. For the same reason binding
-  it would gain nothing, so share commitments are to blindings alone.
+- An honest party is never named: both checks hold by construction, whatever agents
+  share, once `protocol.shares.parse_share` has passed their share.
+- P'_ij shows nothing while y'_ij is unknown, and Y'_j follows from S_j and the P'_ij.
+- The squares' shares are in no sum: their own sum would show more of the agents' norms
+  than the sum of updates does.
 
 It deliberately adds no noise to sums yet, and does not know who may be summed (see
 `protocol.parties`).
@@ -43,8 +51,9 @@ It deliberately adds no noise to sums yet, and does not know who may be summed (
 
 from __future__ import annotations
 
+import hmac
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
@@ -56,17 +65,18 @@ from protocol.commitments import (
     SCALAR_ORDER,
     combine_points,
     commit_scalars,
-    compute_num_rows,
     verify_opening,
 )
-from protocol.norm_proof import NUM_PROJECTIONS, NUM_SQUARES, Projection
+from protocol.projections import NUM_PROJECTIONS, Projection, expand_stream
 from protocol.shares import Share, ShareShape
 
-#: Columns of a projection that are multiplied at a time. Digits of 32 bits times ±1,
-#: summed this often, stay below 2^48: exact in float64 in whatever order BLAS adds.
-_COLUMNS: Final = 2**14  # = 16,384
-_DIGIT_BITS: Final = 32
-_DIGIT_MASK: Final = np.uint64(2**_DIGIT_BITS - 1)
+SUM_MASK_DOMAIN: Final = b"folkmoot/sum-masks/v1\n"
+#: K': rows of the sum's projection, which miss a fault with (3/4)^78 < 2^-32.
+NUM_SUM_PROJECTIONS: Final = 78
+
+assert 3**NUM_SUM_PROJECTIONS * 2**32 < 4**NUM_SUM_PROJECTIONS
+
+_WORD_SIZE: Final = 8
 #: Elements of a share that are summed at a time: the products stay in cache.
 _CHUNK: Final = 2**15  # = 32,768
 
@@ -103,54 +113,18 @@ class WrongSumError(ValueError):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class SharedProjection:
-    """The round's projection, as shares see it.
-
-    Attributes:
-        values: R, shape (K, d) int8 of -1, 0 and 1.
-        squares: Q, shape (K, 4), likewise.
-        num_rows: m, rows that the d values are committed to in.
-    """
-
-    values: NDArray[np.int8]
-    squares: NDArray[np.int8]
-    num_rows: int
-
-    @classmethod
-    def of(cls, projection: Projection, *, num_values: int) -> SharedProjection:
-        """Take what concerns shares from the norm proof's projection.
-
-        Args:
-            projection: The round's, for m rows of n columns and the squares' row.
-            num_values: d. The rest of the last of the m rows is zeros, and not shared.
-
-        Raises:
-            ValueError: a projection for another number of values; a bug.
-        """
-        _, num_rows, row_length = projection.signs.shape
-        num_rows -= 1
-        if num_rows != compute_num_rows(num_values, row_length):
-            msg = (
-                f"a projection of {num_rows} rows of {row_length}, "
-                f"which do not hold {num_values} values"
-            )
-            raise ValueError(msg)
-        flat = projection.signs.reshape(NUM_PROJECTIONS, -1)
-        squares = projection.signs[:, -1, :NUM_SQUARES]
-        return cls(flat[:, :num_values], squares, num_rows)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class Link:
     """What a party says of its share of one update.
 
     Attributes:
         projections: P_ij, shape (K,) uint64.
         blinding: b_ij, modulo r.
+        sum_projections: P'_ij, shape (K',) uint64.
     """
 
     projections: NDArray[np.uint64]
     blinding: int
+    sum_projections: NDArray[np.uint64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -159,43 +133,96 @@ class PartySum:
 
     Attributes:
         values: S_j, shape (d,) uint64.
-        remainder: U_j, shape (K,) uint64.
+        masks: Y'_j, shape (K',) uint64.
         row_blindings: T_j, m integers modulo r.
         opening: t_j, modulo r.
     """
 
     values: NDArray[np.uint64]
-    remainder: NDArray[np.uint64]
+    masks: NDArray[np.uint64]
     row_blindings: tuple[int, ...]
     opening: int
 
 
-def compute_links(
-    shares: Sequence[Share],
-    challenges: Sequence[Sequence[int]],
-    projection: SharedProjection,
-) -> list[Link]:
-    """Link a party's shares of several updates.
+@dataclass(frozen=True, slots=True)
+class SumMasks:
+    """A party's own masks of what it says under one projection of a sum.
+
+    Attributes:
+        key: The party's key for masks, 32 bytes. **Secret.**
+        sum_seed: Of R', 32 bytes.
+    """
+
+    key: bytes = field(repr=False)
+    sum_seed: bytes
+
+    def expand(self, seed: bytes) -> NDArray[np.uint64]:
+        """Return the masks y'_ij of what is said of one share.
+
+        They are AES-256 in counter mode, from a first block of zeros, under the key
+        HMAC-SHA256(key, `SUM_MASK_DOMAIN` || seed of R' || seed of R_i).
+
+        Args:
+            seed: Of R_i, 32 bytes: a hash of the very share, among others.
+
+        Returns:
+            shape (K',) uint64. **Secret.**
+        """
+        named = SUM_MASK_DOMAIN + self.sum_seed + seed
+        derived = hmac.digest(self.key, named, "sha256")
+        stream = expand_stream(derived, NUM_SUM_PROJECTIONS * _WORD_SIZE)
+        return np.frombuffer(stream, dtype="<u8").astype(np.uint64, copy=False)
+
+
+def expand_sum_projection(seed: bytes, *, num_rows: int, row_length: int) -> Projection:
+    """Return R'.
 
     Args:
-        shares: The party's. A batch of about 20 uses the machine best.
-        challenges: For each update, the powers e^1 to e^(m+2) of its norm proof's
-            challenge: for rows, squares and masks.
-        projection: The round's.
+        seed: 32 bytes.
+        num_rows: m.
+        row_length: n.
+    """
+    return Projection.expand(
+        seed,
+        num_projections=NUM_SUM_PROJECTIONS,
+        num_rows=num_rows,
+        row_length=row_length,
+    )
+
+
+def compute_link(
+    share: Share,
+    *,
+    projection: Projection,
+    challenges: Sequence[int],
+    sum_projection: Projection,
+    masks: NDArray[np.uint64],
+) -> Link:
+    """Link a party's share of an update.
+
+    Args:
+        share: The party's.
+        projection: R_i, of its norm proof: for the m rows and the squares.
+        challenges: The powers e^1 to e^(m+2) of the proof's challenge: for rows,
+            squares and masks.
+        sum_projection: R'.
+        masks: y'_ij, as `SumMasks` expands them.
 
     Returns:
-        One for each share, in order. To be published once, whatever happens.
+        The link: always the same for the same arguments.
     """
-    masked = _project(projection.values, [share.values for share in shares])
-    masked += _project(projection.squares, [share.squares for share in shares])
-    links = []
-    for share, powers, row in zip(shares, challenges, masked, strict=True):
-        *bound, mask_blinding = share.blindings
-        blinding = mask_blinding + sum(
-            power * blinding for power, blinding in zip(powers, bound, strict=True)
-        )
-        links.append(Link(row + share.masks, blinding % SCALAR_ORDER))
-    return links
+    *bound, mask_blinding = share.blindings
+    blinding = mask_blinding + sum(
+        power * blinding for power, blinding in zip(challenges, bound, strict=True)
+    )
+    # The row of the squares is the last one of R_i.
+    squares = projection.of_columns[:, : len(share.squares)] * share.squares
+    projected = squares.sum(axis=1, dtype=np.uint64) * projection.of_rows[:, -1]
+    return Link(
+        projections=projection.multiply_words(share.values) + projected + share.masks,
+        blinding=blinding % SCALAR_ORDER,
+        sum_projections=sum_projection.multiply_words(share.values) + masks,
+    )
 
 
 def verify_link(
@@ -226,42 +253,36 @@ def verify_link(
 
 
 def compute_party_sum(
-    shares: Iterable[tuple[Share, int]],
-    *,
-    shape: ShareShape,
-    projection: SharedProjection,
+    shares: Iterable[tuple[Share, NDArray[np.uint64], int]], *, shape: ShareShape
 ) -> PartySum:
     """Sum a party's shares, each times its update's number of examples.
 
     Args:
-        shares: Pairs of a share and its weight, at least 1; read one at a time.
+        shares: A share, the masks y'_ij of its link, and its weight, at least 1; read
+            one at a time.
         shape: Of the round's shares.
-        projection: The round's.
 
     Raises:
         ValueError: a weight below 1, or all together 2^31 or more; a bug.
     """
     values = np.zeros(shape.num_values, dtype=np.uint64)
-    squares = np.zeros(NUM_SQUARES, dtype=np.uint64)
-    remainder = np.zeros(NUM_PROJECTIONS, dtype=np.uint64)
+    sum_masks = np.zeros(NUM_SUM_PROJECTIONS, dtype=np.uint64)
     row_blindings = [0] * shape.num_rows
     opening = 0
     weights = []
-    for share, weight in shares:
+    for share, masks, weight in shares:
         weights.append(weight)
         _check_weights(weights)
         _add_weighted(values, share.values, weight)
-        _add_weighted(squares, share.squares, weight)
-        _add_weighted(remainder, share.masks, weight)
+        _add_weighted(sum_masks, masks, weight)
         row_blindings = [
             total + weight * blinding
             for total, blinding in zip(row_blindings, share.row_blindings, strict=True)
         ]
         opening += weight * share.opening
-    remainder += _project(projection.squares, [squares])[0]
     return PartySum(
         values=values,
-        remainder=remainder,
+        masks=sum_masks,
         row_blindings=tuple(total % SCALAR_ORDER for total in row_blindings),
         opening=opening % SCALAR_ORDER,
     )
@@ -273,7 +294,8 @@ def verify_party_sum(
     commitments: Sequence[bytes],
     links: Sequence[Link],
     weights: Sequence[int],
-    projection: SharedProjection,
+    shape: ShareShape,
+    sum_projection: Projection,
 ) -> None:
     """Check a party's sum against what it is the sum of; from public data alone.
 
@@ -282,7 +304,8 @@ def verify_party_sum(
         commitments: Of the accepted agents, the share commitment for this party.
         links: Of the same agents in the same order, this party's link.
         weights: Their numbers of examples.
-        projection: The round's.
+        shape: Of the round's shares.
+        sum_projection: R'.
 
     Raises:
         WrongPartialError: the party's sum is wrong, and the party is to blame.
@@ -290,9 +313,9 @@ def verify_party_sum(
             should not have been accepted.
     """
     if (
-        party_sum.values.shape != projection.values.shape[1:]
-        or party_sum.remainder.shape != (NUM_PROJECTIONS,)
-        or len(party_sum.row_blindings) != projection.num_rows
+        party_sum.values.shape != (shape.num_values,)
+        or party_sum.masks.shape != (NUM_SUM_PROJECTIONS,)
+        or len(party_sum.row_blindings) != shape.num_rows
         or not all(0 <= s < SCALAR_ORDER for s in party_sum.row_blindings)
         or not 0 <= party_sum.opening < SCALAR_ORDER
     ):
@@ -302,13 +325,15 @@ def verify_party_sum(
     if opened != combine_points(commitments, weights):
         detail = "its blindings don't open the share commitments"
         raise WrongPartialError(PartialRefusal.WRONG_BLINDINGS, detail)
-    want = np.zeros(NUM_PROJECTIONS, dtype=np.uint64)
+    want = np.zeros(NUM_SUM_PROJECTIONS, dtype=np.uint64)
     for link, weight in zip(links, weights, strict=True):
-        _add_weighted(want, link.projections, weight)
-    have = _project(projection.values, [party_sum.values])[0] + party_sum.remainder
+        _add_weighted(want, link.sum_projections, weight)
+    have = sum_projection.multiply_words(party_sum.values) + party_sum.masks
     differing = int(np.count_nonzero(have != want))
     if differing:
-        detail = f"{differing} of {NUM_PROJECTIONS} projections differ from its links"
+        detail = (
+            f"{differing} of {NUM_SUM_PROJECTIONS} projections differ from its links"
+        )
         raise WrongPartialError(PartialRefusal.WRONG_PROJECTION, detail)
 
 
@@ -344,24 +369,6 @@ def open_aggregate(
         msg = "the parties' sums don't open the agents' commitments"
         raise WrongSumError(msg)
     return signed
-
-
-def _project(
-    signs: NDArray[np.int8], vectors: Sequence[NDArray[np.uint64]]
-) -> NDArray[np.uint64]:
-    """Return the product of a matrix of -1, 0, 1 and each vector, modulo 2^64."""
-    total = np.zeros((len(vectors), len(signs)), dtype=np.uint64)
-    for begin in range(0, signs.shape[1], _COLUMNS):
-        columns = signs[:, begin : begin + _COLUMNS].T.astype(np.float64)
-        words = np.stack([vector[begin : begin + _COLUMNS] for vector in vectors])
-        low = (words & _DIGIT_MASK).astype(np.float64) @ columns
-        high = (words >> np.uint64(_DIGIT_BITS)).astype(np.float64) @ columns
-        total += _to_words(low) + (_to_words(high) << np.uint64(_DIGIT_BITS))
-    return total
-
-
-def _to_words(exact: NDArray[np.float64]) -> NDArray[np.uint64]:
-    return exact.astype(np.int64).view(np.uint64)
 
 
 def _add_weighted(

@@ -53,8 +53,9 @@ from protocol.commitments import (
     parse_point,
     parse_scalars,
 )
-from protocol.norm_proof import NUM_PROJECTIONS, NUM_SQUARES
+from protocol.norm_proof import NUM_SQUARES
 from protocol.norm_prover import ProverState
+from protocol.projections import NUM_PROJECTIONS
 
 SHARE_MAGIC: Final = b"folkmoot-share/v1\n"
 #: Blindings besides those of the rows: squares, masks, mask commitment.

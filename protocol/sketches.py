@@ -6,16 +6,18 @@ others do. So the parties compare updates in pairs, on sketches of their secret 
 the sketch and the threshold; what follows from the bits is in `protocol.far_pairs`.
 
 **Sketch.** A count-sketch: value k of an update is added to bucket h(k) with sign s(k);
-512 buckets. All updates of a round have the same h and s, from the round's projection
-seed, which nobody knew before the commitments were closed (ADR 0019). A sketch is
-linear modulo 2^64: the sketches of an update's shares are shares of its sketch.
+512 buckets. All updates of a round have the same h and s, from a seed that follows from
+the closed set and all parties' links: nobody who commits knows it (ADR 0033). A sketch
+is linear modulo 2^64: the sketches of an update's shares are shares of its sketch.
 
 - Sketched, the squared distance of two updates has the true one as its expectation, and
   a standard deviation of 1/16 of it at the most: √(2 / 512), over h and s (Charikar,
   Chen, Farach-Colton 2002; Thorup, Zhang 2012). So the threshold is not sharp, and an
   update within a few times 1/16 of it may fall on either side.
-- The seed is a hash and no beacon: the last one to commit can try again and again for a
-  sketch that looks nearer than it is. Each try gains little, as the distance says.
+- The seed is a hash and no beacon: the last party to link can try again and again for
+  a sketch that looks nearer than it is, by lies in links that are about the sum. Each
+  try gains little, as the distance says, and parties are trusted with the comparison
+  anyway.
 
 **Nothing wraps.** With at most `MAX_LOAD` values in a bucket, the sketch of x has at
 most `MAX_LOAD` times the squared norm of x (Cauchy-Schwarz). Norms are proven to be
@@ -35,7 +37,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protocol.far_pairs import MAX_FAR_THRESHOLD
-from protocol.norm_proof import expand_stream
+from protocol.projections import expand_stream
 
 SKETCH_DOMAIN: Final = b"folkmoot/sketch/v1\n"
 NUM_BUCKETS: Final = 512
@@ -69,24 +71,24 @@ class Sketch:
             raise ValueError(msg)
 
     @classmethod
-    def expand(cls, projection_seed: bytes, *, num_values: int) -> Sketch:
-        """Return the sketch that a round's projection seed stands for.
+    def expand(cls, seed: bytes, *, num_values: int) -> Sketch:
+        """Return the sketch that a round's seed for it stands for.
 
         A value takes two bytes, little-endian, of AES-256 in counter mode from a first
         block of zeros, under SHA256(`SKETCH_DOMAIN` || seed): the nine low bits are its
         bucket, the next is 1 if its sign is -1, and six are not used.
 
         Args:
-            projection_seed: 32 bytes.
+            seed: 32 bytes.
             num_values: d, at least 1.
 
         Raises:
             ValueError: the seed is not 32 bytes, or d is too large; a bug.
         """
-        if len(projection_seed) != _SEED_SIZE:
-            msg = f"a seed of {len(projection_seed)} bytes, not {_SEED_SIZE}"
+        if len(seed) != _SEED_SIZE:
+            msg = f"a seed of {len(seed)} bytes, not {_SEED_SIZE}"
             raise ValueError(msg)
-        key = hashlib.sha256(SKETCH_DOMAIN + projection_seed).digest()
+        key = hashlib.sha256(SKETCH_DOMAIN + seed).digest()
         words = np.frombuffer(expand_stream(key, 2 * num_values), dtype="<u2")
         negative = (words >> _SIGN_BIT & 1).astype(np.uint64)
         return cls(

@@ -5,7 +5,8 @@ challenges; whoever changes a message changes every challenge after it. The stat
 bytes, and each step replaces it:
 
     append:     SHA-512(state ‖ 00 ‖ |label| ‖ label ‖ |data| ‖ data)
-    challenge:  SHA-512(state ‖ 01 ‖ |label| ‖ label), which is also the challenge
+    challenge:  SHA-512(state ‖ 01 ‖ |label| ‖ label), which is also the challenge,
+                or its first 32 bytes a seed
 
 with lengths as 8 bytes, little-endian, and the domain appended first to a state of
 zeros.
@@ -19,6 +20,7 @@ from typing import Final
 from protocol.commitments import SCALAR_ORDER
 
 STATE_SIZE: Final = 64
+SEED_SIZE: Final = 32
 
 _APPEND: Final = b"\x00"
 _CHALLENGE: Final = b"\x01"
@@ -50,7 +52,15 @@ class Transcript:
 
     def draw_challenge(self, label: bytes) -> int:
         """Return a challenge, 1 ≤ e < r, within 2^-257 of uniform."""
-        framed = _CHALLENGE + _frame(label)
-        self._state = hashlib.sha512(self._state + framed).digest()
+        self._draw(label)
         # Never zero: what is divided by a challenge always can be.
         return 1 + int.from_bytes(self._state, "little") % (SCALAR_ORDER - 1)
+
+    def draw_seed(self, label: bytes) -> bytes:
+        """Return a challenge of 32 bytes, to be expanded."""
+        self._draw(label)
+        return self._state[:SEED_SIZE]
+
+    def _draw(self, label: bytes) -> None:
+        framed = _CHALLENGE + _frame(label)
+        self._state = hashlib.sha512(self._state + framed).digest()

@@ -146,14 +146,12 @@ def find_problem(event: e.LedgerEvent) -> str | None:
             return _blob_problem(blob)
         case e.ModelExported():
             return _export_problem(event)
-        case e.UpdateCommitted(commitments=blob, shares=shares):
+        case e.UpdateCommitted(commitments=blob, shares=shares, proof=proof):
             if len(shares) > MAX_PARTIES:
                 return f"at most {MAX_PARTIES} shares"
-            problems = (_blob_problem(share.sealed) for share in shares)
-            return _blob_problem(blob) or next(filter(None, problems), None)
-        case (
-            e.NormProofSubmitted(proof=blob) | e.PartialAggregateSubmitted(partial=blob)
-        ):
+            blobs = [blob, *(share.sealed for share in shares), proof]
+            return next(filter(None, map(_blob_problem, blobs)), None)
+        case e.PartialAggregateSubmitted(partial=blob):
             return _blob_problem(blob)
         case e.SharesLinked(links=blob, noise=noise):
             blobs = [blob] if noise is None else [blob, noise.commitments, noise.proof]

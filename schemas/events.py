@@ -284,8 +284,9 @@ class SealedShare:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateCommitted:
-    """An agent's update for a round of aggregation MPC: commitments to it, and its
-    secret shares, each sealed to its party. Nobody sees the update.
+    """An agent's update for a round of aggregation MPC, all that the agent says:
+    commitments to it, its secret shares, each sealed to its party, and the norm proof.
+    Nobody sees the update.
     """
 
     federation_id: str
@@ -294,20 +295,9 @@ class UpdateCommitted:
     base_model_sha256: bytes
     commitments: BlobRef
     shares: tuple[SealedShare, ...]
+    proof: BlobRef
     num_examples: int
     loss_micros: int | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NormProofSubmitted:
-    """An agent's zero-knowledge proof that the update it committed to is within the
-    federation's norm bound.
-    """
-
-    federation_id: str
-    round: int
-    agent_id: str
-    proof: BlobRef
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -530,7 +520,7 @@ class ContributionRejected:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommitmentsClosed:
     """The set of commitments of a round is final: from here on nobody can choose an
-    update, and what it is projected on is known.
+    update, and what the sum will be projected on is known.
     """
 
     federation_id: str
@@ -539,8 +529,7 @@ class CommitmentsClosed:
     cause_leaf_index: int
     output_index: int
     num_commitments: int
-    projection_seed: bytes
-    proof_deadline_ms: int
+    sum_seed: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -786,6 +775,7 @@ class ShareLink:
     detail: str
     projections: bytes
     blinding: bytes
+    sum_projections: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -802,7 +792,7 @@ class PartialSum:
     """A party's part of a round's sum. Not on a topic: in a blob."""
 
     values: bytes
-    remainder: bytes
+    masks: bytes
     row_blindings: bytes
     opening: bytes
 
@@ -840,7 +830,6 @@ Input: TypeAlias = (
     | EquivocationProven
     | UpdateSubmitted
     | UpdateCommitted
-    | NormProofSubmitted
     | UpdateDeclined
     | SharesLinked
     | UpdatesChecked

@@ -39,7 +39,7 @@ EVENTS: Final[dict[str, tuple[type[e.Event], ...]]] = {
         e.CheckpointFinalised,
     ),
     UPDATES: (e.UpdateSubmitted, e.UpdateCommitted, e.UpdateDeclined),
-    PROOFS: (e.NormProofSubmitted, e.EquivocationProven),
+    PROOFS: (e.EquivocationProven,),
     PARTIALS: (
         e.SharesLinked,
         e.UpdatesChecked,

@@ -74,12 +74,12 @@ class ToVerify:
 
     Attributes:
         secret: The round.
-        proofs: Agents that have just proved: their proofs may be verified already.
+        agents: Whose proofs can be verified since.
         traceparent: The trace it belongs to.
     """
 
     secret: SecretRound
-    proofs: tuple[str, ...]
+    agents: tuple[str, ...]
     traceparent: str
 
 
@@ -132,11 +132,27 @@ def _follow_secret(
 ) -> tuple[AggregatorState, list[Work]]:
     before = state.secret
     owed = None if before is None else before.owed_by_aggregator()
-    proofs = secret.proofs.keys() - (frozenset() if before is None else before.proofs)
     work: list[Work] = []
-    if proofs or secret.owed_by_aggregator() not in {None, owed}:
-        work.append(ToVerify(secret, tuple(sorted(proofs)), leaf.traceparent))
+    agents = _find_provable(before, secret, leaf)
+    if agents or secret.owed_by_aggregator() not in {None, owed}:
+        work.append(ToVerify(secret, agents, leaf.traceparent))
     return AggregatorState(rounds=rounds, secret=secret), work
+
+
+def _find_provable(
+    before: SecretRound | None, secret: SecretRound, leaf: OpenedLeaf
+) -> tuple[str, ...]:
+    """Return whose proofs can be verified from this leaf on."""
+    event = leaf.sequenced.event
+    if not secret.started_leaf_hash:
+        return ()
+    if before is None or before.started_leaf_hash != secret.started_leaf_hash:
+        return tuple(sorted(secret.waiting))
+    if isinstance(event, e.UpdateCommitted) and (
+        secret.commitments is not before.commitments
+    ):
+        return (event.agent_id,)
+    return ()
 
 
 class Aggregator:
@@ -190,9 +206,9 @@ class Aggregator:
     def verify_proofs(self, work: list[ToVerify]) -> None:
         """Verify the norm proofs that came, together; nothing is said of them yet."""
         latest = work[-1].secret
-        agents = {agent_id for item in work for agent_id in item.proofs}
-        if latest.closed is not None and agents:
-            here = sorted(agents & latest.proofs.keys())
+        agents = {agent_id for item in work for agent_id in item.agents}
+        here = sorted(agents & latest.commitments.keys())
+        if here and latest.started_leaf_hash:
             self._verifying.verify_proofs(latest, here)
 
     def settle(self, secret: SecretRound) -> Iterator[e.Event]:

@@ -1,8 +1,8 @@
 """A party: opens the shares that are sealed to it, links them, adds them up.
 
 It follows the ledger with the rounds decider's own functions and says, of every secret
-round, two things: its links, once all proofs are there, and its part of the sum, once
-the round is sealed; and between them, if the federation compares updates, which of them
+round, two things: its links, once the set is closed, and its part of the sum, once the
+round is sealed; and between them, if the federation compares updates, which of them
 are far apart. Before any of it leaves the process, the party's memory has to permit it
 (`protocol.parties`): so whoever runs sequencer and deciders gets nothing by asking. If
 it does not, the party says `PartyDeclined`, which ends the round. If the aggregator is
@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from adapters import telemetry
 from adapters.blobs import BlobError, BlobStore
@@ -42,7 +43,9 @@ from protocol.mpc import (
     SecretRoundError,
     encode_links,
     encode_partial,
+    link_share,
     open_shares,
+    read_seed,
 )
 from protocol.parties import (
     Compared,
@@ -53,7 +56,7 @@ from protocol.parties import (
 )
 from protocol.rounds import DECIDER, RoundsState
 from protocol.secret_round import Owed, SecretRound, follow
-from protocol.share_link import Link, compute_links, compute_party_sum
+from protocol.share_link import Link, SumMasks, compute_party_sum
 from protocol.shares import Share
 from protocol.sketches import Sketch
 from protocol.validation import MAX_TEXT_LENGTH
@@ -165,6 +168,7 @@ class Party:
         self._min_cohort = min_cohort
         self._listen_host = listen_host
         self._verifying = Verifying(self._fetch)
+        self._mask_key = identity.sealing_key.derive_mask_key()
 
     def do(self, work: list[Work]) -> list[tuple[e.Event, str]]:
         """Return what rounds wait for from this party, each with its trace."""
@@ -222,9 +226,8 @@ class Party:
             PartyRefusesError: the memory does not permit it.
             SecretRoundError: a share that was there when it was linked is gone.
         """
-        config, comparison, closed = secret.config, secret.comparison, secret.closed
+        config, comparison = secret.config, secret.comparison
         assert comparison is not None, "it is comparing"
-        assert closed is not None, "it was closed before"
         key = self._identity.key
         plan = make_link_plan(
             config, secret.genesis, key.public_key, key.seed, self._listen_host
@@ -233,7 +236,9 @@ class Party:
             return None
         committed = [secret.commitments[name] for name in comparison.agent_ids]
         shape = MpcShape.of(config)
-        sketch = Sketch.expand(closed.projection_seed, num_values=shape.num_values)
+        sketch = Sketch.expand(
+            secret.compute_sketch_seed(), num_values=shape.num_values
+        )
         asked = Compared(
             federation_id=comparison.federation_id,
             base_model=secret.started.base_model.sha256,
@@ -276,20 +281,18 @@ class Party:
         verifier = self._verifying.get(secret)
         entries: dict[str, Link | SecretRoundError] = {}
         proven: list[Proven] = []
-        # A link under this projection beside a proof under another would show the
-        # update. Whoever holds the decider's key can make an agent prove under any: so
-        # nothing is linked but what this party itself found proved.
+        # Nothing is linked but what this party itself found proved: what comes of it
+        # then follows from the proof.
         self._verifying.verify_proofs(secret, agents)
         for agent_id in agents:
-            found = verifier.get_proven(agent_id)
+            found = verifier.get_proven(secret, agent_id)
             if isinstance(found, SecretRoundError):
                 entries[agent_id] = found
             else:
                 proven.append(found)
         for begin in range(0, len(proven), LINKED_TOGETHER):
-            self._link_some(
-                secret, proven[begin : begin + LINKED_TOGETHER], verifier, entries
-            )
+            some = proven[begin : begin + LINKED_TOGETHER]
+            self._link_some(secret, some, verifier, entries)
         log.info("round %d: linked %d shares", secret.started.round, len(entries))
         return e.SharesLinked(
             federation_id=secret.config.federation_id,
@@ -314,58 +317,57 @@ class Party:
                 entries[update.agent_id] = error
         if not opened:
             return
-        assert secret.closed is not None, "all proofs are there"
         refused = self._memory.permit_links(
             Linked(
                 federation_id=secret.config.federation_id,
                 base_model=secret.started.base_model.sha256,
-                projection_seed=secret.closed.projection_seed,
                 updates=tuple(
                     (
                         item.committed.event.agent_id,
                         item.committed.event.commitments.sha256,
-                        secret.proofs[item.committed.event.agent_id].sha256,
+                        item.digest,
                     )
                     for item, _ in opened
                 ),
             )
         )
-        for place, (code, why) in refused.items():
-            update = opened[place][0].committed.event
-            detail = f"{code}: {why}"
-            entries[update.agent_id] = SecretRoundError(Reason.BAD_SHARE, detail)
-            log.error("round %d: %s: %s", update.round, update.agent_id, detail)
-        permitted = [item for place, item in enumerate(opened) if place not in refused]
-        if not permitted:
-            return
-        links = compute_links(
-            [share for _, share in permitted],
-            [item.challenges for item, _ in permitted],
-            verifier.shared_projection,
-        )
-        for (item, _), link in zip(permitted, links, strict=True):
-            entries[item.committed.event.agent_id] = link
+        for place, (item, share) in enumerate(opened):
+            update = item.committed.event
+            if place in refused:
+                code, why = refused[place]
+                detail = f"{code}: {why}"
+                entries[update.agent_id] = SecretRoundError(Reason.BAD_SHARE, detail)
+                log.error("round %d: %s: %s", update.round, update.agent_id, detail)
+                continue
+            entries[update.agent_id] = link_share(
+                item,
+                share,
+                verifier.get_sum_projection(secret),
+                self._get_masks(secret),
+            )
+
+    def _get_masks(self, secret: SecretRound) -> SumMasks:
+        assert secret.closed is not None, "there is no sum to mask for before"
+        return SumMasks(self._mask_key, secret.closed.sum_seed)
 
     def _sum(
         self, secret: SecretRound, sealed: e.RoundSealed
     ) -> e.PartialAggregateSubmitted:
-        verifier = self._verifying.get(secret)
+        shape = MpcShape.of(secret.config)
+        masks = self._get_masks(secret)
         self._memory.permit_sum(
             Summed.of(sealed, secret.contributions),
             min_cohort=self._compute_min_cohort(secret),
         )
 
-        def shares() -> Iterator[tuple[Share, int]]:
+        def shares() -> Iterator[tuple[Share, NDArray[np.uint64], int]]:
             for committed in secret.accepted():
                 update = committed.event
-                share = self._open(secret, update, verifier.shape, was_linked=True)
-                yield share, update.num_examples
+                share = self._open(secret, update, shape, was_linked=True)
+                seed = read_seed(secret, update.agent_id, self._fetch)
+                yield share, masks.expand(seed), update.num_examples
 
-        party_sum = compute_party_sum(
-            shares(),
-            shape=verifier.shape.shares,
-            projection=verifier.shared_projection,
-        )
+        party_sum = compute_party_sum(shares(), shape=shape.shares)
         log.info("round %d: summed %d", sealed.round, sealed.num_contributions)
         return e.PartialAggregateSubmitted(
             federation_id=sealed.federation_id,

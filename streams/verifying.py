@@ -36,10 +36,8 @@ class Verifying:
 
     def get(self, secret: SecretRound) -> RoundVerifier:
         """Return a round's verifier, made once: it remembers what it has verified."""
-        assert secret.closed is not None, "there is no projection before"
-        seed = secret.closed.projection_seed
-        if self._current is None or self._current[0] != seed:
-            self._current = (seed, RoundVerifier(secret, self._fetch))
+        if self._current is None or self._current[0] != secret.identity:
+            self._current = (secret.identity, RoundVerifier(secret, self._fetch))
         return self._current[1]
 
     def verify_proofs(self, secret: SecretRound, agent_ids: Sequence[str]) -> None:
@@ -47,10 +45,14 @@ class Verifying:
 
         Args:
             secret: The round.
-            agent_ids: Agents that have proved.
+            agent_ids: Agents that have committed.
         """
         verifier = self.get(secret)
-        new = [agent_id for agent_id in agent_ids if not verifier.has_proven(agent_id)]
+        new = [
+            agent_id
+            for agent_id in agent_ids
+            if not verifier.has_proven(secret, agent_id)
+        ]
         num_batches = min(self._num_threads, len(new) // MIN_TOGETHER) or 1
         batches = [new[first::num_batches] for first in range(num_batches)]
         for _ in self._pool.map(

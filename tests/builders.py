@@ -421,7 +421,7 @@ class LogBuilder:
         """Let the round's time run out."""
         current = self._rounds.current
         assert current is not None, "no round is open"
-        self.now_ms = current.deadline_ms + 1
+        self.now_ms = (current.deadline_ms or current.started.deadline_ms) + 1
         self.say(
             e.DeadlineReached(
                 federation_id=self.federation_id,

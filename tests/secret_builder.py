@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import itertools
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -24,12 +25,12 @@ from numpy.typing import NDArray
 import streams.app
 from adapters.party_identity import PartyIdentity
 from adapters.settings import Settings
-from producers.secret_update import Secret, prove, submit_commitment
+from producers import secret_update
 from protocol.configuration import get_mpc
 from protocol.contributions import Contribution
 from protocol.far_pairs import MIN_COMPARED, encode_far, make_symmetric
 from protocol.log import OpenedLeaf
-from protocol.norm_prover import ProverState
+from protocol.norm_prover import ProverState, commit_update
 from protocol.parties import (
     Known,
     Linked,
@@ -138,14 +139,13 @@ class SecretLogBuilder(LogBuilder):
     far_threshold: int = 0
     speak: Speak = speak_honestly
     silent: set[str] = field(default_factory=set)
-    """Agents that do not prove, and parties that say nothing."""
+    """Parties that say nothing."""
 
     def __post_init__(self) -> None:
         """Start with an empty log and parties that have said nothing."""
         super().__post_init__()
-        self.secrets: dict[tuple[int, str], Secret] = {}
+        self.values: dict[tuple[int, str], NDArray[np.int64]] = {}
         self.states: dict[str, ProverState] = {}
-        self.updates: dict[str, e.UpdateCommitted] = {}
         self.hands = {name: self.make_hands(name) for name in self.parties}
         self.following = dict.fromkeys(self.parties, PartyState())
         aggregation = load_aggregation()
@@ -211,74 +211,72 @@ class SecretLogBuilder(LogBuilder):
         assert self._rounds.current is not None, "no round is open"
         return self._rounds.current.started
 
+    @property
+    def started_leaf_hash(self) -> bytes:
+        """Of the leaf with the fact that opened the last round."""
+        return next(
+            leaf.sequenced.leaf_hash
+            for leaf in reversed(self.opened)
+            if isinstance(leaf.sequenced.event, e.RoundStarted)
+        )
+
     # Agents
 
-    def make_secret(self, agent: str, *, largest: int = 2_000) -> Secret:
+    def make_values(self, agent: str, *, largest: int = 2_000) -> NDArray[np.int64]:
         """Return an agent's update for the current round."""
-        seed = hashlib.sha256(f"{agent} {self.started.round}".encode()).digest()
-        generator = np.random.default_rng(int.from_bytes(seed[:8], "big"))
-        values = generator.integers(-largest, largest + 1, self.num_parameters)
-        return Secret(values, seed)
+        generator = np.random.default_rng(int.from_bytes(self._draw(agent)[:8], "big"))
+        return generator.integers(-largest, largest + 1, self.num_parameters)
+
+    def _draw(self, agent: str) -> bytes:
+        return hashlib.sha256(f"{agent} {self.started.round}".encode()).digest()
 
     def commit(
         self,
         agent: str,
         *,
-        secret: Secret | None = None,
+        values: NDArray[np.int64] | None = None,
         norm_bound: int | None = None,
         share: Callable[[ProverState], ProverState] = lambda state: state,
     ) -> None:
-        """Let an agent commit to an update, and share it.
+        """Let an agent commit to an update, share and prove it.
 
         Args:
             agent: Who.
-            secret: Its update.
+            values: Its update.
             norm_bound: What it commits to and proves under, in its own opinion.
             share: What it shares, given what it committed to.
         """
-        secret = secret or self.make_secret(agent)
-        mpc = get_mpc(self.config)
-        mpc = replace(mpc, norm_bound=norm_bound or mpc.norm_bound)
-        state = secret.commit(replace(self.config, mpc=mpc))
-        seed = hashlib.sha256(f"{agent} {self.started.round}".encode()).digest()
-        update = submit_commitment(
+        if values is None:
+            values = self.make_values(agent)
+        bound = norm_bound or get_mpc(self.config).norm_bound
+        state = commit_update(values, squared_bound=bound**2, entropy=os.urandom)
+        update = secret_update.share(
             share(state),
             self.started,
             self.config,
             self.genesis,
             self.blobs,  # type: ignore[arg-type]  # it promises the same
+            os.urandom,
             agent_id=agent,
-            num_examples=1 + seed[9],
+            num_examples=1 + self._draw(agent)[9],
             loss_micros=500_000,
         )
-        self.secrets[self.started.round, agent] = secret
+        self.states[agent] = state
+        update = self.prove(update)
+        self.values[self.started.round, agent] = values
         for said in self.speak(self, agent, update):
-            if isinstance(said, e.UpdateCommitted):
-                self.states[agent], self.updates[agent] = state, said
             self.say(said, make_key(agent))
 
-    def _hear(self, fact: e.Fact) -> None:
-        if not isinstance(fact, e.CommitmentsClosed):
-            return
-        current = self._rounds.current
-        assert current is not None, "its commitments are closed"
-        for agent in sorted(current.pending_of):
-            if agent in self.states and agent not in self.silent:
-                self.prove(agent, fact)
-
-    def prove(self, agent: str, closed: e.CommitmentsClosed) -> None:
-        """Let an agent prove what it committed to."""
-        blob = prove(
-            self.states[agent], self.updates[agent], closed, self.config, self.genesis
+    def prove(self, update: e.UpdateCommitted) -> e.UpdateCommitted:
+        """Return an update with the proof of what it says now, from its own agent."""
+        return secret_update.prove(
+            self.states[update.agent_id],
+            update,
+            self.config,
+            self.genesis,
+            self.blobs,  # type: ignore[arg-type]  # it promises the same
+            started_leaf_hash=self.started_leaf_hash,
         )
-        event = e.NormProofSubmitted(
-            federation_id=self.federation_id,
-            round=closed.round,
-            agent_id=agent,
-            proof=self.blobs.store(blob),
-        )
-        for said in self.speak(self, agent, event):
-            self.say(said, make_key(agent))
 
     # Parties and the aggregator
 
@@ -317,14 +315,13 @@ class SecretLogBuilder(LogBuilder):
 
     def compare(self, secret: SecretRound) -> bytes:
         """Return who is far from whom, as parties would find it: from the sketches."""
-        assert secret.closed is not None, "it comes after all commitments"
         assert secret.comparison is not None, "it is about one"
         sketch = Sketch.expand(
-            secret.closed.projection_seed, num_values=self.num_parameters
+            secret.compute_sketch_seed(), num_values=self.num_parameters
         )
         number, comparison = secret.started.round, secret.comparison
         sketches = [
-            sketch.compute(self.secrets[number, agent].values.astype(np.uint64)).astype(
+            sketch.compute(self.values[number, agent].astype(np.uint64)).astype(
                 np.int64
             )
             for agent in comparison.agent_ids
@@ -339,20 +336,23 @@ class SecretLogBuilder(LogBuilder):
 
     # What becomes of it
 
-    def run_round(self, *, num_declining: int = 0, **commits: dict[str, Any]) -> None:
+    def run_round(
+        self, *, num_declining: int = 0, num_silent: int = 0, **commits: dict[str, Any]
+    ) -> None:
         """Run a whole round, as far as it goes.
 
         Args:
             num_declining: The last of the cohort decline.
+            num_silent: The last of the others say nothing.
             **commits: How agents commit, by name; the others do so honestly.
         """
         cohort = self.request_round()
         assert cohort, "the round did not start"
         for place, agent in enumerate(cohort):
-            if place < len(cohort) - num_declining:
-                self.commit(agent, **commits.get(agent, {}))
-            else:
+            if place >= len(cohort) - num_declining:
                 self.decline(agent)
+            elif place < len(cohort) - num_declining - num_silent:
+                self.commit(agent, **commits.get(agent, {}))
         self.settle()
         if self._rounds.current is None and self._sealed is not None:
             self.export()
@@ -368,7 +368,7 @@ class SecretLogBuilder(LogBuilder):
         """Return what a sealed round must open to, from the updates in the clear."""
         return sum(
             (
-                c.num_examples * self.secrets[sealed.round, c.agent_id].values
+                c.num_examples * self.values[sealed.round, c.agent_id]
                 for c in self._list_contributions(sealed)
             ),
             start=np.zeros(self.num_parameters, dtype=np.int64),
@@ -419,20 +419,19 @@ def build_secret_log(**options: Any) -> SecretLogBuilder:
     """Return a log in which everything happened that can in secret rounds.
 
     One round in which all is well but for an agent that declines; one in which an agent
-    shares what it did not commit to, another proves nothing, and a party gives a wrong
-    part first; one that is abandoned for want of proofs.
+    shares what it did not commit to, another says nothing, and a party gives a wrong
+    part first; one that is abandoned, as too few say anything.
 
     Args:
         **options: As `SecretLogBuilder` takes them.
     """
     log = start_secret_log(**options)
     log.run_round(num_declining=1)
-    log.silent.add("eve")
     log.speak = lie_once("p1")
-    log.run_round(dora={"share": lambda state: replace(state, values=state.values + 1)})
+    differs = {"share": lambda state: replace(state, values=state.values + 1)}
+    log.run_round(num_silent=1, dora=differs)
     log.pass_deadline()
     log.export()
-    log.silent.update(AGENTS[1:])
-    log.run_round()
+    log.run_round(num_silent=len(AGENTS) - 1)
     log.pass_deadline()
     return log

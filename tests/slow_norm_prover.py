@@ -21,7 +21,7 @@ from protocol.norm_proof import NormProof, NormStatement
 from tests.oracle import Z1, add, compress_G1, double, hash_to_G1
 
 R = 0x73EDA753299D7D483339D80809A1D80553BDA402FFFE5BFEFFFFFFFF00000001
-K = 128
+K = 309
 DOMAIN = b"folkmoot-commitments/v1 BLS12381G1_XMD:SHA-256_SSWU_RO_"
 
 
@@ -87,13 +87,19 @@ def dot(left, right):
 
 
 def expand(seed, num_rows, row_length):
-    """Return R_t,i,j, one sign after the other."""
-    count = K * (num_rows + 1) * row_length
+    """Return R_t,i,j for rows 1 to m+1, from the bits of a_t and b_t."""
     stream = Cipher(algorithms.AES(seed), modes.CTR(bytes(16))).encryptor()
-    data = stream.update(bytes(count // 4))
-    signs = [{0: 1, 1: 0, 2: 0, 3: -1}[b >> s & 3] for b in data for s in (0, 2, 4, 6)]
-    rows = [signs[i : i + row_length] for i in range(0, count, row_length)]
-    return [rows[i : i + num_rows + 1] for i in range(0, len(rows), num_rows + 1)]
+
+    def draw(count):
+        data = stream.update(bytes(-(-count // 8)))
+        return [byte >> place & 1 for byte in data for place in range(8)][:count]
+
+    columns = [draw(row_length) for _ in range(K)]
+    rows = [draw(num_rows + 1) for _ in range(K)]
+    return [
+        [[a * b for b in of_columns] for a in of_rows]
+        for of_rows, of_columns in zip(rows, columns, strict=True)
+    ]
 
 
 class Messages:
@@ -107,10 +113,13 @@ class Messages:
         parts = b"".join(len(p).to_bytes(8, "little") + p for p in (label, data))
         self.state = hashlib.sha512(self.state + b"\0" + parts).digest()
 
-    def challenge(self, label):
+    def draw(self, label):
         part = len(label).to_bytes(8, "little") + label
         self.state = hashlib.sha512(self.state + b"\1" + part).digest()
-        return 1 + int.from_bytes(self.state, "little") % (R - 1)
+        return self.state
+
+    def challenge(self, label):
+        return 1 + int.from_bytes(self.draw(label), "little") % (R - 1)
 
 
 class SlowProver:
@@ -119,7 +128,7 @@ class SlowProver:
     Args:
         rows: m lists of at most n integers; what is missing is zero.
         squares: The four squares; not checked.
-        masks: y, 128 integers; not checked.
+        masks: y, 309 integers; not checked.
         blindings: m + 3 integers.
         draw: Gives an integer modulo r at each call.
     """
@@ -156,7 +165,8 @@ class SlowProver:
         points = [*self.generators, self.h]
         return self.group.encode(self.group.sum(points, [*vector, blinding]))
 
-    def start(self, seed):
+    def start(self):
+        """Return the messages so far, and the seed of the projection."""
         s = self.statement
         messages = Messages(b"folkmoot-norm-proof/v1\n")
         messages.append(b"context", s.context)
@@ -164,14 +174,17 @@ class SlowProver:
         shape = b"".join(number.to_bytes(8, "little") for number in numbers)
         messages.append(b"shape", shape)
         messages.append(b"commitments", b"".join((*s.rows, s.squares, s.masks)))
-        messages.append(b"seed", seed)
-        return messages
+        return messages, messages.draw(b"projection")[:32]
 
-    def project(self, signs):
+    def expand(self):
+        """Return the projection that the statement gives."""
+        return expand(self.start()[1], len(self.rows), self.length)
+
+    def project(self, bits):
         """Return w modulo r, the representatives nearest to zero."""
         return [
             centre(y + sum(dot(a, b) for a, b in zip(rows, self.bound, strict=True)))
-            for rows, y in zip(signs, self.masks, strict=False)
+            for rows, y in zip(bits, self.masks, strict=False)
         ]
 
     @property
@@ -179,28 +192,27 @@ class SlowProver:
         """x', what the bound is about."""
         return [*self.rows, self.squares]
 
-    def prove(self, seed, lie=None, nonces=None):
+    def prove(self, lie=None, nonces=None):
         """Return a proof.
 
         Args:
-            seed: Of the projection.
             lie: Given w, returns what is said instead.
             nonces: μ, ν, the blinding of ν, and one t_l for each T_l; drawn otherwise.
         """
         m, n = len(self.rows), self.length
         last = m + 2
-        messages = self.start(seed)
-        signs = expand(seed, m, n)
-        w = self.project(signs)
+        messages, seed = self.start()
+        bits = expand(seed, m, n)
+        w = self.project(bits)
         w = lie(w) if lie else w
-        limit = 1 << 135  # what doesn't fit its 17 bytes can't be said
+        limit = 1 << 119  # what doesn't fit its 15 bytes can't be said
         w = [max(-limit, min(limit - 1, value)) for value in w]
-        said = b"".join(value.to_bytes(17, "little", signed=True) for value in w)
+        said = b"".join(value.to_bytes(15, "little", signed=True) for value in w)
         messages.append(b"projections", said)
         rho, alpha = messages.challenge(b"rho"), messages.challenge(b"alpha")
         powers = [pow(rho, t, R) for t in range(K)]
         lambdas = [
-            [dot(powers, (signs[t][i][j] for t in range(K))) for j in range(n)]
+            [dot(powers, (bits[t][i][j] for t in range(K))) for j in range(n)]
             for i in range(m + 1)
         ] + [powers + [0] * (n - K)]
 

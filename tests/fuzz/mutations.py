@@ -164,7 +164,7 @@ def _may_be_null(cls: type, name: str) -> bool:
 def mutate_fields(value: Any, random: Random) -> Any:
     """Return a value of the same type in which something, somewhere, is another."""
     match value:
-        case _ if is_dataclass(value):
+        case _ if is_dataclass(value) and fields(value):
             name = random.choice([field.name for field in fields(value)])
             changed = mutate_fields(getattr(value, name), random)
             if random.random() < 0.1 and _may_be_null(type(value), name):

@@ -124,7 +124,6 @@ from ledger.tiles import (
 from ledger.votes import VotesLostError, VoteState
 from ledger.witness import InvalidRequestError, format_request, judge, parse_request
 from producers.agent import Agent
-from producers.secret_update import Secret, SecretError
 from producers.timer import Timer
 from protocol import admission, validation
 from protocol.admission import AdmissionState, Received
@@ -142,7 +141,7 @@ from protocol.mpc import (
     parse_partial,
     parse_proof,
 )
-from protocol.norm_proof import NormStatement, Projection, verify_norm_proofs
+from protocol.norm_proof import NormStatement, verify_norm_proofs
 from protocol.replay import DeciderError, ReplayState, replay_block
 from protocol.rounds import DECIDER
 from protocol.sealing import (
@@ -1103,17 +1102,8 @@ def _statement() -> NormStatement:
     )
 
 
-@cache
-def _projection() -> Projection:
-    seed = bytes.fromhex(vectors("norm_proof/norm_proof.json")["seed"])
-    statement = _statement()
-    return Projection.expand(
-        seed, num_rows=statement.num_rows, row_length=statement.row_length
-    )
-
-
 def _verify_norm(data: bytes) -> None:
-    verify_norm_proofs([(_statement(), parse_proof(data))], _projection())
+    verify_norm_proofs([(_statement(), parse_proof(data))])
 
 
 def _verify_statement(data: bytes) -> None:
@@ -1122,10 +1112,10 @@ def _verify_statement(data: bytes) -> None:
         _statement(), rows=tuple(rows[2:]), squares=squares, masks=masks
     )
     proof = parse_proof(bytes.fromhex(vectors("norm_proof/norm_proof.json")["proof"]))
-    verify_norm_proofs([(statement, proof)], _projection())
+    verify_norm_proofs([(statement, proof)])
 
 
-SHAPE: Final = MpcShape(300, 256, 2)
+SHAPE: Final = MpcShape(600, 512, 2)
 _SECRET: Final = SealingSecretKey(bytes(range(32)))
 _HYBRID: Final = SealingSecretKey(bytes(range(32)), is_hybrid=True)
 _PLACE: Final = SealedPlace(
@@ -1166,9 +1156,10 @@ def _read_far(data: bytes) -> None:
 
 def many_links(n: int) -> bytes:
     """Return links of as many agents as fit, each an excuse."""
-    excuse = {"detail": "", "projections": b"", "blinding": b"", "reason": "x"}
+    excuse = dict.fromkeys(("projections", "blinding", "sum_projections"), b"")
     entries = tuple(
-        e.ShareLink(agent_id=f"{number:08}", **excuse) for number in range(n // 14)
+        e.ShareLink(agent_id=f"{number:08}", detail="", reason="x", **excuse)
+        for number in range(n // 15)
     )
     return codec.encode(e.ShareLinks(entries=entries))
 
@@ -1304,11 +1295,11 @@ def _said_lines() -> list[bytes]:
     from protocol.parties import Compared, Linked, Summed
 
     digest = bytes(32)
-    about = {"federation_id": "f", "base_model": digest}
+    about: dict[str, Any] = {"federation_id": FEDERATION, "base_model": digest}
     things = (
-        Linked(**about, projection_seed=digest, updates=(("a", digest, digest),)),
+        Linked(**about, updates=(("ana", digest, digest),)),
         Compared(**about, updates=(digest,), far_threshold=7, attempt=1),
-        Summed(**about, round=1, cause=digest, updates=(("a", digest, 3),)),
+        Summed(**about, round=1, cause=digest, updates=(("ana", digest, 3),)),
     )
     return [party_log._write_line("", said)[0] for said in things]
 
@@ -1922,12 +1913,6 @@ TARGETS: Final[tuple[Target, ...]] = (
         max_bytes=2**13,  # aiohttp's line, as it is
     ),
     # producers and the command line
-    Target(
-        name="agent-secret",
-        parse=Secret.from_bytes,
-        errors=(SecretError,),
-        seeds=lambda: [Secret(np.arange(5), bytes(32)).to_bytes()],
-    ),
     Target(
         name="proposal",
         parse=in_file(load_proposal),

@@ -48,12 +48,12 @@ from cli.services import FAUST_SERVICES, Supervisor
 from cli.stack import Endpoints, LocalStack
 from ledger.signing import SigningKey
 from producers.control import Operator, Parameters, load_principals
-from producers.secret_update import prove, submit_commitment
+from producers.secret_update import prove, share
 from protocol.configuration import get_mpc
 from protocol.encoding import update_to_blob
 from protocol.envelope import sign_event
 from protocol.log import OpenedLeaf
-from protocol.norm_prover import ProverState, commit_update
+from protocol.norm_prover import commit_update
 from protocol.tensors import tensors_to_blob
 from schemas import codec, topics
 from schemas import events as e
@@ -543,16 +543,11 @@ class Puppet:
         return value, [("moot-signature", sign_event(self.key, self.genesis, data))]
 
 
-@dataclass(frozen=True)
 class SecretPuppet(Puppet):
     """An agent of aggregation MPC whose strings a test holds.
 
-    It does by default what an honest agent does, and remembers what it committed to.
+    It does by default what an honest agent does.
     """
-
-    committed: dict[int, tuple[ProverState, e.UpdateCommitted]] = field(
-        default_factory=dict
-    )
 
     def commit(
         self,
@@ -564,50 +559,43 @@ class SecretPuppet(Puppet):
         num_examples: int = 10,
         change: Callable[[e.UpdateCommitted], e.UpdateCommitted] = lambda event: event,
     ) -> e.UpdateCommitted:
-        """Commit to an update.
+        """Commit to an update, share and prove it.
 
         Args:
             started: The round.
             values: The update, shape (d,) int64.
             shared: What it shares; the same unless told.
-            squared_bound: What it will prove; the federation's unless told.
+            squared_bound: What it proves; the federation's unless told.
             num_examples: Its weight.
-            change: What is done to the event before it is said.
+            change: What is done to the event before it is proved.
         """
-        config = self.world.federations[self.federation].config
+        federation = self.world.federations[self.federation]
         state = commit_update(
             values,
-            context=b"",
-            squared_bound=squared_bound or get_mpc(config).norm_bound ** 2,
+            squared_bound=squared_bound or get_mpc(federation.config).norm_bound ** 2,
             entropy=os.urandom,
         )
-        update = submit_commitment(
+        update = share(
             state if shared is None else replace(state, values=shared),
             started,
-            config,
+            federation.config,
             self.genesis,
             self.world.store,
+            os.urandom,
             agent_id=self.name,
             num_examples=num_examples,
             loss_micros=0,
         )
-        update = change(update)
-        self.committed[started.round] = state, update
+        update = prove(
+            state,
+            change(update),
+            federation.config,
+            self.genesis,
+            self.world.store,
+            started_leaf_hash=federation.leaf_of(started).sequenced.leaf_hash,
+        )
         self.answer(started, update)
         return update
-
-    def prove(self, closed: e.CommitmentsClosed) -> e.NormProofSubmitted:
-        """Prove what was committed to."""
-        config = self.world.federations[self.federation].config
-        blob = prove(*self.committed[closed.round], closed, config, self.genesis)
-        proof = e.NormProofSubmitted(
-            federation_id=self.federation,
-            round=closed.round,
-            agent_id=self.name,
-            proof=self.world.store.store(blob),
-        )
-        self.answer(closed, proof)
-        return proof
 
     def answer(self, fact: e.Event, event: e.Event) -> None:
         """Publish an event in the trace of the fact that it answers."""

@@ -104,9 +104,6 @@ class Siege:
         draw = np.random.default_rng(numbers[1])
         for agent in self.secret_puppets.values():
             agent.commit(started, draw.integers(-40_000, 40_000, NUM_PARAMETERS))
-        closed = self.secret.wait(e.CommitmentsClosed, ROUND_S, round=numbers[1])
-        for agent in self.secret_puppets.values():
-            agent.prove(closed)
         for federation, number in zip((self.plain, self.secret), numbers, strict=True):
             federation.wait(e.ModelVersionRegistered, ROUND_S, round=number)
             sealed = federation.wait(e.RoundSealed, ROUND_S, round=number)

@@ -94,12 +94,8 @@ class Secret:
             self.puppets[name].commit(started, values, num_examples=weight)
         return updates
 
-    def prove(self, started: e.RoundStarted, *names: str) -> e.CommitmentsClosed:
-        """Wait until the set is closed, and have puppets prove."""
-        closed = self.federation.wait(e.CommitmentsClosed, ROUND_S, round=started.round)
-        for name in names or self.puppets:
-            self.puppets[name].prove(closed)
-        return closed
+    def wait_closed(self, started: e.RoundStarted) -> e.CommitmentsClosed:
+        return self.federation.wait(e.CommitmentsClosed, ROUND_S, round=started.round)
 
     def wait_published(self, number: int) -> e.AggregatePublished:
         return self.federation.wait(e.AggregatePublished, ROUND_S, round=number)
@@ -187,7 +183,6 @@ def test_an_honest_round_publishes_the_sum_and_nothing_shows_an_update(
     assert finished.returncode == 0, finished.stderr
     started = secret.federation.wait(e.RoundStarted, round=1)
     updates = secret.commit(started)
-    secret.prove(started)
     published = secret.wait_published(1)
 
     total = add_up(updates)
@@ -252,7 +247,6 @@ def test_the_round_is_one_trace_through_parties_and_aggregator(secret: Secret) -
         RoundStarted=1,
         UpdateCommitted=len(PUPPETS),
         CommitmentsClosed=1,
-        NormProofSubmitted=len(PUPPETS),
         SharesLinked=len(PARTIES),
         UpdatesChecked=1,
         ContributionAccepted=len(PUPPETS),
@@ -297,7 +291,6 @@ def test_who_shares_or_claims_too_much_is_left_out(secret: Secret) -> None:
     secret.puppets["merle"].commit(
         started, poison, squared_bound=squared_norm, num_examples=weight
     )
-    secret.prove(started)
     published = secret.wait_published(started.round)
 
     assert np.array_equal(secret.fetch_sum(published), add_up(honest))
@@ -363,7 +356,6 @@ def test_a_party_that_lies_is_named_and_mended_by_a_restart(secret: Secret) -> N
     try:
         started = secret.begin()
         updates = secret.commit(started)
-        secret.prove(started)
         rejected = federation.wait(e.PartialRejected, ROUND_S, round=started.round)
         assert (rejected.party, rejected.reason) == (liar, Reason.WRONG_PARTIAL)
         # It says the very same again, which is no other part.
@@ -398,7 +390,6 @@ def test_a_round_waits_for_a_party_that_is_dead(secret: Secret) -> None:
     with secret.world.services.kept_down(service_of(dead)):
         started = secret.begin()
         updates = secret.commit(started)
-        secret.prove(started)
         for party in PARTIES[:2]:
             secret.federation.wait(e.SharesLinked, round=started.round, party=party)
         secret.look_for(2)
@@ -418,7 +409,6 @@ twice as far apart, and those that differ by noise hardly at all."""
 
 KILL_POINTS = (
     e.UpdateCommitted,
-    e.NormProofSubmitted,
     e.SharesLinked,
     e.RoundSealed,
     e.PartialAggregateSubmitted,
@@ -440,11 +430,7 @@ def test_kills_of_parties_change_nothing_that_they_say(secret: Secret) -> None:
     for point in draw.sample(KILL_POINTS, 2):
         started = secret.begin()
         updates = secret.commit(started)
-        if point is e.UpdateCommitted:
-            kill_after(point, started.round)
-        secret.prove(started)
-        if point is not e.UpdateCommitted:
-            kill_after(point, started.round)
+        kill_after(point, started.round)
         published = secret.wait_published(started.round)
         assert np.array_equal(secret.fetch_sum(published), add_up(updates))
 
@@ -491,23 +477,21 @@ def test_an_agent_that_vanishes_is_left_out_after_its_deadline(
         return replace(update, shares=(first, replace(second, sealed=lost), third))
 
     started = show.begin()
-    honest = show.commit(started, "lark", "merle", "robin")
+    honest = show.commit(started, "lark", "merle")
     show.puppets["wren"].commit(started, show.make_update(), change=lose_a_share)
-    closed = show.prove(started, "lark", "merle", "wren")
+    closed = show.wait_closed(started)
     published = show.wait_published(started.round)
 
     assert np.array_equal(show.fetch_sum(published), add_up(honest, "lark", "merle"))
-    for agent, reason in (
-        ("robin", Reason.MISSING_PROOF),
-        ("wren", Reason.BAD_SHARE),
-    ):
-        assert show.has(
-            e.ContributionRejected, started.round, agent_id=agent, reason=reason
-        )
-    leaf = show.federation.leaf_of(
-        show.federation.wait(e.ContributionRejected, agent_id="robin")
+    assert closed.num_commitments == 3
+    assert show.has(
+        e.ContributionRejected,
+        started.round,
+        agent_id="wren",
+        reason=Reason.BAD_SHARE,
     )
-    assert leaf.sequenced.sequenced_at_ms > closed.proof_deadline_ms
+    leaf = show.federation.leaf_of(closed)
+    assert leaf.sequenced.sequenced_at_ms > started.deadline_ms
     cost = show.balance_of(started.round, "robin")
     assert cost.basis == Basis.MISSED_ASSIGNMENT
     show.balance_of(started.round, "merle")
@@ -567,7 +551,7 @@ def test_an_agent_that_vanishes_in_the_middle_of_its_upload_is_left_out(
         started = show.begin()
         assert is_drawn(started, "moth")
         updates = show.commit(started)
-        closed = show.prove(started)
+        closed = show.wait_closed(started)
         published = show.wait_published(started.round)
         # It may have begun to train when everybody else had finished.
         assert process.wait(WAIT_S) == VANISHED, last_lines(log_path)
@@ -617,7 +601,6 @@ def play_with_an_outlier(show: Secret) -> tuple[e.RoundStarted, Updates]:
     updates[OUTLIER] = -common
     for name, values in updates.items():
         show.puppets[name].commit(started, values, num_examples=weight_of(name))
-    show.prove(started)
     return started, updates
 
 
@@ -695,7 +678,6 @@ def test_kills_between_committing_and_proving(secret: Secret) -> None:
     with world.services.kept_down(*REAL, "aggregator"):
         forget_having_read(world, REAL[1], started)
     updates = secret.commit(started)
-    secret.prove(started)
     sealed = federation.wait(e.RoundSealed, ROUND_S, round=started.round)
     published = secret.wait_published(started.round)
 

@@ -11,9 +11,9 @@ from protocol.share_link import (
     verify_party_sum,
 )
 from tests.unit.protocol.test_share_link import (
-    PROJECTION,
     ROW_LENGTH,
     SHAPE,
+    SUM_PROJECTION,
     Agent,
     expected_sum,
 )
@@ -41,16 +41,19 @@ def test_the_opened_sum_is_the_integer_sum(num_parties, cohort, weights, data):
     for party in range(num_parties):
         order = data.draw(st.permutations(range(len(agents))))
         party_sum = compute_party_sum(
-            ((agents[index].shares[party], weights[index]) for index in order),
+            (
+                (agents[i].shares[party], agents[i].masks[party], weights[i])
+                for i in order
+            ),
             shape=SHAPE,
-            projection=PROJECTION,
         )
         verify_party_sum(
             party_sum,
             commitments=[agent.commitments[party] for agent in agents],
             links=[agent.links[party] for agent in agents],
             weights=weights,
-            projection=PROJECTION,
+            shape=SHAPE,
+            sum_projection=SUM_PROJECTION,
         )
         party_sums.append(party_sum)
     for agent in agents:

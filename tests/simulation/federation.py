@@ -177,7 +177,7 @@ def update(agent_id: str, number: int = 1, **changes: Any) -> e.UpdateSubmitted:
 
 
 def committed(agent_id: str, number: int = 1, **changes: Any) -> e.UpdateCommitted:
-    """Return an agent's commitment and shares for a round of the initial model."""
+    """Return all that an agent says in a secret round of the initial model."""
     event = e.UpdateCommitted(
         federation_id=FEDERATION,
         round=number,
@@ -192,19 +192,9 @@ def committed(agent_id: str, number: int = 1, **changes: Any) -> e.UpdateCommitt
             )
             for party in PARTIES
         ),
+        proof=make_blob(f"proof of {agent_id} for {number}"),
         num_examples=10,
         loss_micros=500_000,
-    )
-    return replace(event, **changes)
-
-
-def proved(agent_id: str, number: int = 1, **changes: Any) -> e.NormProofSubmitted:
-    """Return an agent's norm proof."""
-    event = e.NormProofSubmitted(
-        federation_id=FEDERATION,
-        round=number,
-        agent_id=agent_id,
-        proof=make_blob(f"proof of {agent_id} for {number}"),
     )
     return replace(event, **changes)
 
@@ -372,7 +362,6 @@ def find_author(event: e.LedgerEvent) -> str:
         case (
             e.UpdateSubmitted()
             | e.UpdateCommitted()
-            | e.NormProofSubmitted()
             | e.UpdateDeclined()
             | e.AgentEnrolmentRequested()
         ):

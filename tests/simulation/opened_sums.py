@@ -13,6 +13,7 @@ tells exactly what the system gives away.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -45,7 +46,6 @@ from tests.simulation.federation import (
     linked,
     make_blob,
     partial,
-    proved,
     request,
     revoked,
     start,
@@ -243,8 +243,6 @@ class History:
                 self.publish(current.sealed)
             else:
                 self.give_parts(secret, current.sealed)
-        elif not current.has_all_proofs:
-            self.prove(current.started.round, sorted(secret.waiting))
         elif not has_all_links(state):
             self.link(secret)
         else:
@@ -272,32 +270,17 @@ class History:
                 )
         self.pass_deadline()
 
-    def prove(self, number: int, waiting: Sequence[str]) -> None:
-        """Let those prove who are still there."""
-        for name in waiting:
-            if self.happens(0.95):
-                proof = make_blob(f"proof {next(self.attempts)}")
-                self.log.when(proved(name, number, proof=proof))
-        current = self.log.run.state.current
-        if current is not None and not current.has_all_proofs:
-            self.pass_deadline()
-
     def link(self, secret: SecretRound) -> None:
         """Let the parties link; the honest one only what its memory permits."""
-        closed, number = secret.closed, secret.started.round
-        assert closed is not None, "it comes after all commitments"
+        number = secret.started.round
         agents = sorted(secret.waiting)
         asked = Linked(
             federation_id="clinics",
             base_model=secret.started.base_model.sha256,
-            projection_seed=closed.projection_seed,
             updates=tuple(
-                (
-                    name,
-                    secret.commitments[name].event.commitments.sha256,
-                    secret.proofs[name].sha256,
-                )
+                (name, digest, hashlib.sha256(secret.identity + digest).digest())
                 for name in agents
+                for digest in [secret.commitments[name].event.commitments.sha256]
             ),
         )
         try:

@@ -16,8 +16,8 @@ from protocol.aggregation import sum_from_blob, sum_to_blob
 from protocol.commitments import SCALAR_ORDER
 from protocol.mpc import MpcShape, RoundVerifier, parse_partial
 from protocol.plain import apply_sum
-from schemas import codec, topics
 from schemas import events as e
+from schemas import topics
 from schemas.reasons import Reason
 from tests.builders import BlobDict, make_key, unframe
 from tests.secret_builder import (
@@ -140,11 +140,11 @@ def test_an_honest_log_is_sound(log, whole):
     assert whole.num_claims_checked == 2  # an agent's shares, a party's part
     assert whole.num_claims_unchecked == 0
     assert not whole.pending
-    assert whole.facts["CommitmentsClosed"] == 3
+    assert whole.facts["CommitmentsClosed"] == 2
     assert whole.rejections == {
         Reason.TRAINING_FAILED: 1,
         Reason.SHARES_DIFFER: 1,
-        Reason.MISSING_PROOF: 5,
+        Reason.NO_ANSWER: 5,
     }
 
 
@@ -167,13 +167,13 @@ def test_published_sums_are_those_of_exactly_the_accepted(log, whole):
         if isinstance(event, e.UpdateCommitted)
         for share in event.shares
     }
-    assert len(shares) == 14 * 3
+    assert len(shares) == 9 * 3
     assert not shares & fetched
     needed = {
         getattr(event, name).sha256
         for event in log.leaves
         for kind, name in (
-            (e.NormProofSubmitted, "proof"),
+            (e.UpdateCommitted, "proof"),
             (e.SharesLinked, "links"),
             (e.PartialAggregateSubmitted, "partial"),
             (e.AggregatePublished, "sum"),
@@ -186,10 +186,9 @@ def test_published_sums_are_those_of_exactly_the_accepted(log, whole):
 
 def test_no_update_is_in_the_log_or_in_the_store(log):
     hay = b"".join((*log.blobs.values(), *(r.value for r in log.records)))
-    for secret in log.secrets.values():
+    for values in log.values.values():
         for width in ("<i2", "<i4", "<i8"):
-            assert secret.values.astype(width).tobytes()[:32] not in hay
-        assert secret.seed not in hay
+            assert values.astype(width).tobytes()[:32] not in hay
 
 
 def test_blobs_may_be_left_out(log):
@@ -231,13 +230,13 @@ def tampering(kind, change):
 
 
 def with_share(number, **changes):
-    """Return what replaces one share that dora commits to."""
+    """Return what replaces one share that dora commits to, and proves that."""
 
     def change(log, event):
         shares = list(event.shares)
         made = {name: make(log, event) for name, make in changes.items()}
         shares[number] = replace(shares[number], **made)
-        return replace(event, shares=tuple(shares))
+        return log.prove(replace(event, shares=tuple(shares)))
 
     return tampering(e.UpdateCommitted, change)
 
@@ -249,17 +248,17 @@ def with_blob(kind, name, make):
 
 
 def with_anothers_proof(log, event):
-    """Bea has proved before dora does."""
+    """Bea speaks before dora does."""
     return replace(event, proof=log.said["bea"].proof)
 
 
 def recall(log, author, event):
-    if isinstance(event, e.NormProofSubmitted):
+    if isinstance(event, e.UpdateCommitted):
         log.said = {**getattr(log, "said", {}), author: event}
     return [event]
 
 
-LONG = {"secret": "long", "norm_bound": 2**22}
+LONG = {"values": "long", "norm_bound": 2**22}
 
 LIES = {
     "shares another update": (
@@ -291,17 +290,17 @@ LIES = {
     ),
     "is too long and has somebody else's proof": (
         LONG,
-        tampering(e.NormProofSubmitted, with_anothers_proof),
+        tampering(e.UpdateCommitted, with_anothers_proof),
         Reason.INVALID_PROOF,
     ),
     "has somebody else's proof": (
         {},
-        tampering(e.NormProofSubmitted, with_anothers_proof),
+        tampering(e.UpdateCommitted, with_anothers_proof),
         Reason.INVALID_PROOF,
     ),
     "has no proof": (
         {},
-        with_blob(e.NormProofSubmitted, "proof", lambda _: b"trust me"),
+        with_blob(e.UpdateCommitted, "proof", lambda _: b"trust me"),
         Reason.INVALID_PROOF,
     ),
     "seals garbage": (
@@ -348,8 +347,8 @@ def run_with(how, tamper, *lies, **options):
     assert "dora" in log.request_round()
     for agent in FEW:
         options = dict(how) if agent == "dora" else {}
-        if options.get("secret") == "long":
-            options["secret"] = log.make_secret("dora", largest=TOO_LONG)
+        if "values" in options:
+            options["values"] = log.make_values("dora", largest=TOO_LONG)
         log.commit(agent, **options)
     log.settle()
     return log
@@ -377,7 +376,12 @@ def test_an_aggregator_that_accepts_a_lie_is_found(how, tamper, reason):
     (finding,) = report.findings
     assert "dora" in finding.message
     assert finding.expected.startswith(reason)
-    assert finding.blob_sha256 == log.updates["dora"].commitments.sha256.hex()
+    (said,) = (
+        event
+        for event in log.leaves
+        if isinstance(event, e.UpdateCommitted) and event.agent_id == "dora"
+    )
+    assert finding.blob_sha256 == said.commitments.sha256.hex()
 
 
 def test_a_sum_with_an_update_that_was_not_committed_to_follows_from_nothing():
@@ -515,7 +519,7 @@ def test_a_party_whose_links_nobody_can_read_ends_the_round():
 
 PART_LIES = {
     "values": lambda part: replace(part, values=change_byte(part.values, 8 * 299)),
-    "remainder": lambda part: replace(part, remainder=change_byte(part.remainder, 8)),
+    "masks": lambda part: replace(part, masks=change_byte(part.masks, 8)),
     "row_blindings": lambda part: replace(
         part, row_blindings=change_byte(part.row_blindings)
     ),
@@ -611,18 +615,20 @@ def test_a_wrong_part_that_is_published_all_the_same_is_found(change):
 
 
 def heed_the_projection(log, author, event):
-    """Let p1 add a poison, and make up for it in the remainder: no check names it."""
+    """Let p1 add a poison, and make up for it in the masks: no check names it."""
     if author != "p1" or not isinstance(event, e.PartialAggregateSubmitted):
         return [event]
     secret = log.aggregator_state.secret
-    shared = RoundVerifier(secret, log.blobs.fetch).shared_projection
+    verifier = RoundVerifier(secret, log.blobs.fetch)
+    projection = verifier.get_sum_projection(secret)
 
     def change(part):
         values = np.frombuffer(part.values, "<u8").copy()
-        values[:3] += np.uint64(1_000)
-        moved = shared.values[:, :3].astype(np.int64).sum(axis=1) * 1_000
-        remainder = np.frombuffer(part.remainder, "<u8") - moved.view(np.uint64)
-        return replace(part, values=values.tobytes(), remainder=remainder.tobytes())
+        poison = np.full(3, 1_000, dtype=np.uint64)
+        values[:3] += poison
+        moved = projection.multiply_words(poison)
+        masks = np.frombuffer(part.masks, "<u8") - moved
+        return replace(part, values=values.tobytes(), masks=masks.tobytes())
 
     return [replace(event, partial=log.edit(event.partial, change))]
 
@@ -784,20 +790,18 @@ def test_a_decider_that_drops_a_contribution_is_found():
     assert "dora" in report.findings[0].expected
 
 
-def test_a_decider_that_has_agents_prove_under_its_own_seed_learns_nothing():
+def test_a_decider_that_says_another_seed_of_the_sum_changes_nothing():
+    """Who is about to say something computes it from the log."""
+
     def bend(fact):
         if isinstance(fact, e.CommitmentsClosed):
-            return [replace(fact, projection_seed=bytes(32))]
+            return [replace(fact, sum_seed=bytes(32))]
         return [fact]
 
     log = start(send_fact=bend)
     log.run_round()
-    assert rejections(log) == dict.fromkeys(FEW, Reason.INVALID_PROOF)
-    for event in log.leaves:
-        if isinstance(event, e.SharesLinked):
-            for entry in codec.decode(log.blobs[event.links.sha256]).entries:
-                assert entry.reason == Reason.INVALID_PROOF
-                assert (entry.projections, entry.blinding) == (b"", b"")
+    assert rejections(log) == {}
+    assert np.array_equal(published_sum(log), log.compute_sum(only(log, e.RoundSealed)))
     report = audit(log)
     assert found(report) == [
         (FindingCode.FACT_DIFFERS, index_of(log, e.CommitmentsClosed))
@@ -823,7 +827,7 @@ BLOBS = {
         [e.UpdatesChecked, e.AggregateSubmitted],
     ),
     "proof": (
-        lambda x: [x.proof] if isinstance(x, e.NormProofSubmitted) else [],
+        lambda x: [x.proof] if isinstance(x, e.UpdateCommitted) else [],
         [e.UpdatesChecked],
     ),
     "links": (
@@ -870,7 +874,7 @@ def test_a_blob_that_is_not_in_the_store_any_more_is_found(log, kind, how):
 def test_a_rejection_whose_blobs_are_gone_cannot_be_checked(kind):
     log = run_with(*LIES["shares other masks"][:2])
     mine = {
-        "commitments": [log.updates["dora"].commitments],
+        "commitments": [log.said["dora"].commitments],
         "proof": [log.said["dora"].proof],
         "links": refs(log, "links"),
     }[kind]
@@ -905,7 +909,7 @@ def test_a_rejected_part_that_is_gone_cannot_be_checked(log):
     ("event", "name", "reason"),
     [
         (e.UpdateCommitted, "commitments", Reason.MISSING_BLOB),
-        (e.NormProofSubmitted, "proof", Reason.MISSING_BLOB),
+        (e.UpdateCommitted, "proof", Reason.MISSING_BLOB),
         (e.UpdateCommitted, "shares", Reason.BAD_SHARE),
     ],
 )
@@ -1058,8 +1062,7 @@ def test_nothing_is_settled_before_the_set_is_closed(reason):
 
 def point_elsewhere(log, agent):
     """Return the opposite of what the others would like: as long, and elsewhere."""
-    secret = log.make_secret(agent)
-    return {"secret": replace(secret, values=-3 * secret.values)}
+    return {"values": -3 * log.make_values(agent)}
 
 
 @pytest.fixture(scope="module")

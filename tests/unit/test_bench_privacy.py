@@ -13,8 +13,7 @@ from cli.bench_privacy_rounds import Rounds, Size
 from cli.bench_privacy_steps import Found, Step, measure, measure_alone, one_thread
 
 CPU_S = {
-    "agents: commit, share, seal": 3.0,
-    "agents: prove": 2.0,
+    "agents: commit, share, seal, prove": 5.0,
     "parties": 4.0,
     "sequencer": 0.25,
     "rounds": 0.25,
@@ -44,7 +43,7 @@ def make_found(found: Found, num_values: int, seconds: float) -> Found:
 def test_every_step_is_measured_beside_its_limit(found: Found) -> None:
     without = {name for name, step in found.steps.items() if step.limit_s is None}
 
-    assert without == {steps.ENCODE, steps.VERIFY_LINKS}
+    assert without == {steps.ENCODE, steps.EXPAND, steps.VERIFY_LINKS}
     assert all(step.seconds > 0 for step in found.steps.values())
     for count in steps.COHORTS:
         assert {steps.sum_seeds(count), steps.sum_full(count)} <= found.steps.keys()
@@ -123,7 +122,7 @@ def test_a_round_that_takes_too_long_is_said_to_with_its_arithmetic(
     assert "take 5.00 s of processor time, all others 5.00 s" in why
     assert "on 2 cores together that is 5.00 s" in why
     assert "A round of 10 × 1,000, with little to compute, takes 1.25 s" in why
-    cpu = "| 10 × 100,000 | 3.00 | 2.00 | 4.00 | 0.25 | 0.25 | 0.50 | 10.0 | 5.00 |"
+    cpu = "| 10 × 100,000 | 5.00 | 4.00 | 0.25 | 0.25 | 0.50 | 10.0 | 5.00 |"
     assert cpu in text
 
 
@@ -147,12 +146,12 @@ def test_the_longest_way_is_computed_from_steps(found: Found) -> None:
     known = make_found(found, 100_000, 0.5)
     path = Path.compute(known, 10, hops_s=1.0)
 
-    assert path.agent_s == 6 * 0.5  # encode, commit, share, seal, expand, prove
+    assert path.agent_s == 5 * 0.5  # encode, commit, share, seal, prove
     assert path.party_s == 0.5 + 10 * 2 * 0.5 + 0.5
     assert path.opener_s == 10 * 0.5 + 3 * 0.5
-    assert path.total_s == 21.5
+    assert path.total_s == 21.0
 
     rounds = [make_rounds(10, 1_000, 0.5, 1.0), make_rounds(10, 100_000, 2.0, 50.0)]
     text = report([known], rounds).render()
-    assert "| 10 × 100,000 | 3.00 | 11.0 | 6.50 | 1.00 | 21.5 | 10.8× |" in text
+    assert "| 10 × 100,000 | 2.50 | 11.0 | 6.50 | 1.00 | 21.0 | 10.5× |" in text
     assert "**Computed, not measured**" in text

@@ -11,7 +11,7 @@ from consumers import node_rechecks
 from consumers.node_feed import AlertCode
 from consumers.node_loop import NodeLoop
 from consumers.node_rechecks import Rechecker
-from protocol.mpc import RoundVerifier
+from protocol.mpc import RoundVerifier, SecretRoundError
 from protocol.norm_proof import verify_norm_proofs
 from schemas import codec
 from schemas import events as e
@@ -131,9 +131,9 @@ def test_an_honest_log_is_final(tmp_path):
 def test_proofs_are_verified_as_they_come(tmp_path, honest, monkeypatch):
     verified = []
 
-    def verify(items, projection):
+    def verify(items):
         verified.extend(items)
-        return verify_norm_proofs(items, projection)
+        return verify_norm_proofs(items)
 
     monkeypatch.setattr("protocol.mpc.verify_norm_proofs", verify)
     claim = height_of(honest, index_of(honest, e.UpdatesChecked))
@@ -333,7 +333,7 @@ def test_what_a_quorum_makes_final_without_it_binds_a_node_too(tmp_path, lying):
 
 KINDS = {
     "commitments": ((e.UpdateCommitted, "commitments"), 2),
-    "proof": ((e.NormProofSubmitted, "proof"), 1),
+    "proof": ((e.UpdateCommitted, "proof"), 1),
     "links": ((e.SharesLinked, "links"), 4),
     "partial": ((e.PartialAggregateSubmitted, "partial"), 1),
     "base model": ((e.RoundSealed, "base_model"), 1),
@@ -501,16 +501,22 @@ def test_proofs_of_another_branch_are_verified_anew(tmp_path, honest):
     rechecker = make_rechecker(honest.blobs.fetch)
     bus = Bus(tmp_path, honest, ())
     member = bus.add("node0", rechecker=rechecker)
-    proof = index_of(honest, e.NormProofSubmitted)
-    bus.show(records=honest.records[: height_of(honest, proof) + 1])
+    update = index_of(honest, e.UpdateCommitted)
+    bus.show(records=honest.records[: height_of(honest, update) + 1])
     secret = member.node.tree.pending()[-1].secret
     verifier = rechecker._get_verifier(secret)
     assert rechecker._get_verifier(secret) is verifier
-    agent, ref = next(iter(secret.proofs.items()))
-    other = replace(ref, sha256=bytes(32))
-    forked = replace(secret, proofs={**secret.proofs, agent: other})
-    assert rechecker._get_verifier(replace(secret, proofs={})) is verifier
-    assert rechecker._get_verifier(forked) is not verifier
+    agent, committed = next(iter(secret.commitments.items()))
+    assert verifier.has_proven(secret, agent)
+    other = replace(committed, event=replace(committed.event, num_examples=7))
+    forked = replace(secret, commitments={**secret.commitments, agent: other})
+    assert not verifier.has_proven(forked, agent)
+    verifier.verify_proofs(forked, [agent])
+    assert isinstance(verifier.get_proven(forked, agent), SecretRoundError)
+    assert not isinstance(verifier.get_proven(secret, agent), SecretRoundError)
+    # Nor is it another beginning's.
+    other = replace(secret, started_leaf_hash=bytes(32))
+    assert rechecker._get_verifier(other) is not verifier
 
 
 def test_while_a_blob_is_waited_for_the_others_are_heard(tmp_path, honest):

@@ -9,7 +9,6 @@ import pytest
 import protocol.rounds
 from consumers.audit import run_audit
 from consumers.audit_report import FindingCode
-from producers.secret_update import Secret
 from protocol.mpc import MpcShape, parse_partial
 from schemas import events as e
 from schemas.reasons import Reason
@@ -42,7 +41,7 @@ def run_round(log):
     for agent in cohort:
         seed = int.from_bytes(agent.encode() + base[:8], "big")
         values = np.random.default_rng(seed).integers(-900, 900, log.num_parameters)
-        log.commit(agent, secret=Secret(values, np.random.default_rng().bytes(32)))
+        log.commit(agent, values=values)
     log.settle()
     return cohort
 

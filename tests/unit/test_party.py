@@ -9,7 +9,6 @@ import pytest
 import streams.party
 from adapters.party_identity import PartyIdentity
 from adapters.party_log import PartyLog, create_party_log
-from producers.secret_update import prove
 from protocol.log import LogState, OpenedLeaf
 from protocol.mpc import MpcShape, parse_links, parse_partial
 from protocol.parties import Linked, RefusalCode, Summed
@@ -44,7 +43,6 @@ from tests.simulation.federation import (
     deadline,
     linked,
     partial,
-    proved,
     request,
     start,
     update,
@@ -62,7 +60,14 @@ class Asked:
     def __init__(self, config=MPC_CONFIG):
         self.run = start(DECIDER)
         self.states = dict.fromkeys((*PARTIES, "somebody"), PartyState())
-        self.when(config, *map(admitted, AGENTS), request(1))
+        self.when(config, *map(admitted, AGENTS))
+        self.request(1)
+
+    def request(self, number, *at_ms):
+        """Have a round started, and the fact sequenced."""
+        asked = self.when(request(number, *at_ms))
+        (fact,) = self.run.facts[-1]
+        return asked + self.when(fact)
 
     def when(self, *events, at_ms=None):
         """Follow leaves; returns what is asked of whom, in order."""
@@ -90,9 +95,10 @@ class Asked:
         return asked
 
     def commit(self):
-        """Let everybody commit; returns where."""
+        """Let everybody commit, which asks for links; returns where."""
         first = self.run.next_index
-        assert self.when(*map(committed, AGENTS)) == []
+        assert self.when(*map(committed, AGENTS[:-1])) == []
+        assert self.when(committed(AGENTS[-1])) == everybody(Owed.LINKS)
         return range(first, first + len(AGENTS))
 
 
@@ -103,25 +109,22 @@ def everybody(owed):
 def test_a_party_is_asked_once_for_links_and_once_for_its_part():
     asked = Asked()
     places = asked.commit()
-    assert asked.when(*map(proved, AGENTS[:-1])) == []
-    assert asked.when(proved(AGENTS[-1])) == everybody(Owed.LINKS)
-    assert asked.when(proved(AGENTS[-1]), *map(linked, PARTIES)) == []
+    assert asked.when(committed(AGENTS[-1]), *map(linked, PARTIES)) == []
     assert asked.when(checked(*places)) == everybody(Owed.PARTIAL)
     parts = [partial(party, 4, 40) for party in PARTIES]
     assert asked.when(*parts, *parts, request(2)) == []
     assert asked.when(aggregate(4, 40)) == []
     # The round after it begins anew.
     base = asked.run.state.model.sha256
-    assert asked.when(request(2, NOW_MS + 1)) == []
-    for agent_id in AGENTS:
-        asked.when(committed(agent_id, 2, base_model_sha256=base))
-    assert asked.when(*(proved(a, 2) for a in AGENTS)) == everybody(Owed.LINKS)
+    assert asked.request(2, NOW_MS + 1) == []
+    events = [committed(a, 2, base_model_sha256=base) for a in AGENTS]
+    assert asked.when(*events) == everybody(Owed.LINKS)
 
 
 def test_a_party_whose_part_was_rejected_is_asked_again():
     asked = Asked()
     places = asked.commit()
-    asked.when(*map(proved, AGENTS), *map(linked, PARTIES), checked(*places))
+    asked.when(*map(linked, PARTIES), checked(*places))
     place = asked.run.next_index
     asked.when(*(partial(party, 4, 40) for party in PARTIES))
     wrong = checked(place, place + 1, reason=Reason.WRONG_PARTIAL)
@@ -132,10 +135,9 @@ def test_a_party_whose_part_was_rejected_is_asked_again():
     assert asked.when(wrong) == [("p1", Owed.PARTIAL)]
 
 
-def test_the_deadline_for_proofs_asks_too():
+def test_the_deadline_asks_too():
     asked = Asked()
-    asked.commit()
-    asked.when(*map(proved, AGENTS[:2]))
+    asked.when(*map(committed, AGENTS[:2]))
     late = NOW_MS + DURATION_MS + 1
     assert asked.when(deadline(1), at_ms=late) == everybody(Owed.LINKS)
 
@@ -221,12 +223,13 @@ def test_an_honest_party_says_what_everybody_can_check(
         for name in log.parties
     ]
     for agent_id in asked_to_link.waiting:
-        proof = codec.decode(blobs[asked_to_link.proofs[agent_id].sha256])
+        update = asked_to_link.commitments[agent_id].event
+        proof = codec.decode(blobs[update.proof.sha256])
         verify_link(
             [links[agent_id] for links in by_party],
             projections=[
-                int.from_bytes(proof.projections[i : i + 17], "little", signed=True)
-                for i in range(0, len(proof.projections), 17)
+                int.from_bytes(proof.projections[i : i + 15], "little", signed=True)
+                for i in range(0, len(proof.projections), 15)
             ],
             blinding=int.from_bytes(proof.z_blinding, "little"),
         )
@@ -273,13 +276,12 @@ def with_my_share(secret, agent_id, **changes):
     return replace(secret, commitments={**secret.commitments, agent_id: changed})
 
 
-def prove_again(log, secret, agent_id, blobs, *, closed=None):
-    """Let an agent prove what the round now says that it committed to."""
-    update = secret.commitments[agent_id].event
-    closed = closed or secret.closed
-    blob = prove(log.states[agent_id], update, closed, log.config, log.genesis)
-    proofs = {**secret.proofs, agent_id: blobs.store(blob)}
-    return replace(secret, proofs=proofs, closed=closed)
+def with_update(secret, update):
+    """Return the round in which an agent says something else."""
+    committed = replace(secret.commitments[update.agent_id], event=update)
+    return replace(
+        secret, commitments={**secret.commitments, update.agent_id: committed}
+    )
 
 
 @pytest.mark.parametrize("how", ["garbage", "another's", "commitment", "missing"])
@@ -295,7 +297,8 @@ def test_a_share_that_is_not_its_own_is_said_to_be_bad(
         "missing": {},
     }[how]
     secret = with_my_share(asked_to_link, "ada", **changes)
-    secret = prove_again(log, secret, "ada", blobs)
+    secret = with_update(secret, log.prove(secret.commitments["ada"].event))
+    blobs.update(log.blobs)
     if how == "missing":
         del blobs[ada.shares[1].sealed.sha256]
     entries = entries_of(blobs, party.answer(secret))
@@ -313,10 +316,8 @@ def test_a_share_that_is_not_its_own_is_said_to_be_bad(
 def test_what_is_not_proved_is_not_linked_and_not_remembered(
     log, party, asked_to_link, blobs
 ):
-    secret = replace(
-        asked_to_link,
-        proofs={**asked_to_link.proofs, "ada": asked_to_link.proofs["bea"]},
-    )
+    ada, bea = (asked_to_link.commitments[name].event for name in ("ada", "bea"))
+    secret = with_update(asked_to_link, replace(ada, proof=bea.proof))
     entries = entries_of(blobs, party.answer(secret))
     assert entries["ada"].reason == Reason.INVALID_PROOF
     assert (entries["ada"].projections, entries["ada"].blinding) == (b"", b"")
@@ -326,8 +327,11 @@ def test_what_is_not_proved_is_not_linked_and_not_remembered(
 
 
 def test_a_round_in_which_nothing_can_be_linked(log, party, asked_to_link, blobs):
-    proofs = dict.fromkeys(asked_to_link.proofs, blobs.store(b"no proof"))
-    entries = entries_of(blobs, party.answer(replace(asked_to_link, proofs=proofs)))
+    secret = asked_to_link
+    for found in asked_to_link.commitments.values():
+        update = replace(found.event, proof=blobs.store(b"no proof"))
+        secret = with_update(secret, update)
+    entries = entries_of(blobs, party.answer(secret))
     assert {entry.reason for entry in entries.values()} == {Reason.INVALID_PROOF}
 
 
@@ -382,18 +386,39 @@ def refuses(party, secret, blobs, caplog, code):
 def test_an_update_is_not_linked_under_two_projections(
     log, party, asked_to_link, blobs, caplog
 ):
+    """The same commitments in another statement: with another weight, and its proof."""
     assert party.answer(asked_to_link) is not None
-    closed = replace(asked_to_link.closed, projection_seed=b"\7" * 32)
     secret = asked_to_link
-    for agent_id in sorted(secret.waiting):
-        secret = prove_again(log, secret, agent_id, blobs, closed=closed)
+    for found in asked_to_link.commitments.values():
+        update = replace(found.event, num_examples=1)
+        secret = with_update(secret, log.prove(update))
+    blobs.update(log.blobs)
     entries = entries_of(blobs, party.answer(secret))
     assert len(entries) == 5
     for entry in entries.values():
         assert entry.reason == Reason.BAD_SHARE
         assert "LINKED_BEFORE" in entry.detail
         assert (entry.projections, entry.blinding) == (b"", b"")
+        assert entry.sum_projections == b""
     assert "LINKED_BEFORE" in caplog.text
+    assert len(party._memory.known) == 1
+
+
+def test_a_link_is_said_again_for_another_set_with_other_masks(
+    party, asked_to_link, blobs
+):
+    """Whoever shows another closed set gets the same link, and nothing to subtract."""
+    first = entries_of(blobs, party.answer(asked_to_link))
+    closed = replace(asked_to_link.closed, sum_seed=b"\7" * 32)
+    again = entries_of(blobs, party.answer(replace(asked_to_link, closed=closed)))
+    for agent_id, entry in first.items():
+        other = again[agent_id]
+        assert (other.projections, other.blinding) == (
+            entry.projections,
+            entry.blinding,
+        )
+        words = (np.frombuffer(said.sum_projections, "<u8") for said in (entry, other))
+        assert not np.equal(*words).any()
     assert len(party._memory.known) == 1
 
 
@@ -406,7 +431,6 @@ def test_who_commits_to_what_was_linked_before_is_left_out_alone(
         Linked(
             federation_id="clinics",
             base_model=asked_to_link.started.base_model.sha256,
-            projection_seed=bytes(32),
             updates=(("ada", ada.commitments.sha256, bytes(32)),),
         )
     )
@@ -456,7 +480,6 @@ def test_who_was_summed_is_left_out_when_the_others_are_linked(
         Linked(
             federation_id="clinics",
             base_model=base,
-            projection_seed=bytes(32),
             updates=tuple((name, digest, bytes(32)) for name, digest in updates),
         )
     )

@@ -46,11 +46,26 @@ def test_nothing_while_agents_answer(secret):
 
 
 def test_links_until_they_are_on_the_ledger(secret):
-    proved = replace(secret, waiting=WAITING, has_all_proofs=True)
-    assert debt(proved) == [proved]
-    others = replace(proved, links={"p0": make_blob("links")})
+    closed = replace(
+        secret,
+        waiting=WAITING,
+        closed=e.CommitmentsClosed(
+            federation_id=MPC_CONFIG.federation_id,
+            round=1,
+            cause=bytes(32),
+            cause_leaf_index=9,
+            output_index=0,
+            num_commitments=len(AGENTS),
+            sum_seed=bytes(32),
+        ),
+        started_leaf_hash=bytes(32),
+    )
+    assert debt(closed) == [closed]
+    others = replace(closed, links={"p0": make_blob("links")})
     assert debt(others) == [others]
-    assert debt(replace(proved, links={"p1": make_blob("links")})) == []
+    assert debt(replace(closed, links={"p1": make_blob("links")})) == []
+    # What is proved is about the leaf that opened the round.
+    assert debt(replace(closed, started_leaf_hash=b"")) == []
 
 
 def test_its_part_until_it_counts(secret):

@@ -60,15 +60,15 @@ def linked_for(summed: Summed, seed: int = 9) -> Linked:
     return Linked(
         federation_id=summed.federation_id,
         base_model=summed.base_model,
-        projection_seed=bytes([seed]) * 32,
-        updates=tuple((a, digest, bytes(32)) for a, digest, _ in summed.updates),
+        updates=tuple(
+            (a, digest, bytes([seed]) * 32) for a, digest, _ in summed.updates
+        ),
     )
 
 
 LINKED = Linked(
     federation_id="clinics",
     base_model=OLD,
-    projection_seed=bytes(32),
     updates=tuple((agent_id, digest, bytes(32)) for agent_id, digest, _ in _UPDATES),
 )
 """All updates, linked."""
@@ -250,8 +250,10 @@ def linked(*updates: int, seed: int = 1, proof: int = 0) -> Linked:
     return Linked(
         federation_id="clinics",
         base_model=OLD,
-        projection_seed=bytes([seed]) * 32,
-        updates=tuple((*_UPDATES[i][:2], bytes([proof + i]) * 32) for i in updates),
+        updates=tuple(
+            (*_UPDATES[i][:2], bytes([seed]) * 16 + bytes([proof + i]) * 16)
+            for i in updates
+        ),
     )
 
 

@@ -121,8 +121,7 @@ def build_compared():
     log.request_round()
     for agent in agents[:-1]:
         log.commit(agent)
-    secret = log.make_secret("dora")
-    log.commit("dora", secret=replace(secret, values=-3 * secret.values))
+    log.commit("dora", values=-3 * log.make_values("dora"))
     log.settle()
     log.export()
     kinds = {type(event) for event in log.leaves}

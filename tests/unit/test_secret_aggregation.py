@@ -69,18 +69,14 @@ def secrets_of(aggregation, log):
 def test_it_works_once_for_each_proof_for_the_checks_and_for_the_sum(aggregation, log):
     work = work_of(aggregation, log)
     seen = [
-        (type(log.leaves[index]), item.proofs, item.secret.owed_by_aggregator())
+        (type(log.leaves[index]), item.secret.owed_by_aggregator())
         for index, items in work.items()
         for item in items
     ]
-    proofs = [x for x in seen if x[0] is e.NormProofSubmitted]
-    assert sorted(x[1] for x in proofs) == [
-        (agent,) for agent in ("ada", "bea", "cleo", "dora", "eve")
-    ]
-    assert {x[2] for x in proofs} == {None}
-    assert seen[len(proofs) :] == [
-        (e.SharesLinked, (), Owed.CHECKS),
-        (e.PartialAggregateSubmitted, (), Owed.RESULT),
+    assert seen == [
+        *[(e.UpdateCommitted, None)] * 5,
+        (e.SharesLinked, Owed.CHECKS),
+        (e.PartialAggregateSubmitted, Owed.RESULT),
     ]
     for index, items in work.items():
         assert {x.traceparent for x in items} == {log.opened[index].traceparent}
@@ -153,7 +149,7 @@ def test_proofs_are_verified_as_they_come_and_once(aggregation, log, monkeypatch
     to_check, _ = secrets_of(aggregation, log)
     store = Store(log.blobs)
     monkeypatch.setattr(aggregation, "aggregator", aggregation.Aggregator(store))
-    proofs = {ref.sha256 for ref in to_check.proofs.values()}
+    proofs = {c.event.proof.sha256 for c in to_check.commitments.values()}
     items = [x for items in work_of(aggregation, log).values() for x in items]
     assert aggregation.do(items[:2]) == []
     assert len(proofs & set(store.fetched)) == 2

@@ -16,7 +16,6 @@ from tests.simulation.federation import (
     declined,
     linked,
     partial,
-    proved,
     request,
     start,
     update,
@@ -55,9 +54,6 @@ def test_a_secret_round():
         assert agent_id in waited_for(run)
         indexes.append(run.next_index)
         run.given(committed(agent_id))
-    assert waited_for(run) == list(AGENTS)
-    for agent_id in AGENTS:
-        run.given(proved(agent_id))
     assert waited_for(run) == [f"party {name}" for name in PARTIES]
     run.given(linked("p0"), linked("p2"))
     assert waited_for(run) == ["party p1"]

@@ -738,7 +738,6 @@ def test_every_event_that_may_be_a_leaf_has_an_author() -> None:
         e.AgentEnrolmentRequested,
         e.UpdateSubmitted,
         e.UpdateCommitted,
-        e.NormProofSubmitted,
         e.UpdateDeclined,
         e.SharesLinked,
         e.UpdatesCompared,

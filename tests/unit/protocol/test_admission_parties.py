@@ -36,14 +36,12 @@ from tests.simulation.federation import (
     make_blob,
     make_key,
     partial,
-    proved,
     revoked,
 )
 from tests.unit.protocol.test_admission import Desk
 
 GOOD = [
     committed("ana"),
-    proved("ana"),
     linked("p0"),
     compared("p1", b"\0"),
     partial("p2", 2, 20),
@@ -74,12 +72,12 @@ def test_an_unknown_party_says_nothing(event: e.LedgerEvent) -> None:
     assert founded().say(event) is Reason.UNKNOWN_PARTY
 
 
-@pytest.mark.parametrize("event", [committed("eve"), proved("eve")])
+@pytest.mark.parametrize("event", [committed("eve")])
 def test_an_unknown_agent_says_nothing(event: e.LedgerEvent) -> None:
     assert founded().say(event) is Reason.UNKNOWN_AGENT
 
 
-@pytest.mark.parametrize("event", [committed("ana"), proved("ana")])
+@pytest.mark.parametrize("event", [committed("ana")])
 def test_a_revoked_agent_says_nothing(event: e.LedgerEvent) -> None:
     desk = founded()
     assert desk.say(revoked("ana")) is None
@@ -111,15 +109,15 @@ def with_share(**changes: Any) -> e.UpdateCommitted:
         committed("ana", commitments=BAD_BLOB),
         committed("ana", shares=committed("ana").shares * 6),
         with_share(sealed=BAD_BLOB),
-        proved("ana", proof=BAD_BLOB),
+        committed("ana", proof=BAD_BLOB),
         replace(linked("p0"), links=BAD_BLOB),
         replace(linked("p0"), noise=noise(commitments=BAD_BLOB)),
         replace(linked("p0"), noise=noise(proof=BAD_BLOB)),
         compared("p0", bytes(MAX_FAR_SIZE_BYTES + 1)),
         replace(partial("p0", 2, 20), partial=BAD_BLOB),
-        proved("ana", 0),
-        proved("", 1),
-        checked(1, reason=Reason.MISSING_PROOF),
+        committed("ana", 0),
+        committed("", 1),
+        checked(1, reason=Reason.REVOKED_AGENT),
     ],
 )
 def test_fields_must_make_sense(event: e.LedgerEvent) -> None:

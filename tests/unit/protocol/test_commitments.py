@@ -63,12 +63,12 @@ def test_the_vectors_update_is_committed_to():
     update = VECTORS["update"]
     values = np.array(update["values"], np.int64)
 
-    rows = c.commit_rows(values, scalars(update["blindings"]), row_length=256)
+    rows = c.commit_rows(values, scalars(update["blindings"]), row_length=512)
     assert [row.hex() for row in rows] == update["rows"]
 
 
 def test_a_row_is_committed_to_as_a_vector():
-    values = make_values(5, 256)
+    values = make_values(5, 512)
 
     (row,) = c.commit_rows(values, [77])
     assert row == c.commit_scalars(values.tolist(), 77)
@@ -77,10 +77,10 @@ def test_a_row_is_committed_to_as_a_vector():
 
 @pytest.mark.parametrize("value", [0, 1, -1, LARGEST, -LARGEST])
 def test_rows_of_equal_values_are_committed_to(value):
-    values = np.full(257, value, np.int64)
+    values = np.full(513, value, np.int64)
 
     first, last = c.commit_rows(values, [1, 2])
-    assert first == c.commit_scalars([value] * 256, 1)
+    assert first == c.commit_scalars([value] * 512, 1)
     assert last == c.commit_scalars([value], 2)
 
 
@@ -122,7 +122,7 @@ def test_only_vectors_of_int64_are_committed_to(values):
 @pytest.mark.parametrize("blindings", [[1], [1, 2, 3]])
 def test_each_row_has_a_blinding(blindings):
     with pytest.raises(ValueError):
-        c.commit_rows(np.zeros(300, np.int64), blindings)
+        c.commit_rows(np.zeros(600, np.int64), blindings)
 
 
 def test_the_vectors_sum_opens():
@@ -195,7 +195,7 @@ def make_opening():
     return list(c.commit_rows(values, blindings)), values, blindings
 
 
-@pytest.mark.parametrize("index", [0, 255, 256, 299])
+@pytest.mark.parametrize("index", [0, 511, 512, 599])
 @pytest.mark.parametrize("by", [1, -1, 2**40])
 def test_a_wrong_value_does_not_open(index, by):
     rows, values, blindings = make_opening()
@@ -224,15 +224,15 @@ def test_other_numbers_do_not_open():
 
     assert not opens(rows[:1], values, blindings)
     assert not opens(rows, values, blindings[:1])
-    assert not opens(rows, values[:256], blindings)
-    assert not opens(rows, values, blindings, row_length=512)
+    assert not opens(rows, values[:512], blindings)
+    assert not opens(rows, values, blindings, row_length=1024)
     assert not opens([], [], [])
 
 
 def test_errors_in_two_rows_do_not_cancel():
     rows, values, blindings = make_opening()
     values[0] += 1
-    values[256] -= 1
+    values[512] -= 1
 
     assert not opens(rows, values, blindings)
 
@@ -293,7 +293,7 @@ def test_the_chosen_row_length_has_room_for_masks_and_squares(num_values):
     length = c.choose_row_length(num_values)
 
     assert length & (length - 1) == 0
-    assert c.compute_num_rows(num_values, length) + 128 + 4 <= length
+    assert c.compute_num_rows(num_values, length) + 309 + 4 <= length
 
 
 def test_row_lengths_never_fall():

@@ -30,24 +30,23 @@ from protocol.mpc import (
     parse_proof,
     parse_statement,
     read_proof,
+    read_seed,
 )
-from protocol.norm_proof import (
-    NUM_PROJECTIONS,
-    NormProof,
-    Projection,
-    compute_blinding_challenges,
-)
+from protocol.norm_proof import NormProof, compute_challenges, expand_projection
 from protocol.norm_prover import ProverState, commit_update, prove_norm
 from protocol.persistent import PersistentMap
+from protocol.projections import NUM_PROJECTIONS
 from protocol.rounds import DECIDER
 from protocol.sealing import SealingSecretKey, seal_share
 from protocol.secret_round import Committed, SecretRound
 from protocol.share_link import (
+    NUM_SUM_PROJECTIONS,
     Link,
     PartySum,
-    SharedProjection,
-    compute_links,
+    SumMasks,
+    compute_link,
     compute_party_sum,
+    expand_sum_projection,
 )
 from protocol.shares import parse_share, split_update
 from schemas import codec
@@ -67,6 +66,8 @@ from tests.simulation.federation import (
 )
 
 SEED = b"\3" * 32
+STARTED = b"\4" * 32
+"""Hash of the leaf that opened the round."""
 NORM_BOUND = 2**17
 SIZES = (1, 300, 5_000)
 Refused = pytest.raises(SecretRoundError)
@@ -82,16 +83,7 @@ def entropy_of(number: int) -> Callable[[int], bytes]:
 
 def make_state(num_values: int = 300, *, seed: int = 1) -> ProverState:
     values = np.random.default_rng(seed).integers(-100, 101, num_values)
-    return commit_update(
-        values, context=b"", squared_bound=NORM_BOUND**2, entropy=entropy_of(seed)
-    )
-
-
-def expand(state: ProverState) -> Projection:
-    statement = state.statement
-    return Projection.expand(
-        SEED, num_rows=statement.num_rows, row_length=statement.row_length
-    )
+    return commit_update(values, squared_bound=NORM_BOUND**2, entropy=entropy_of(seed))
 
 
 def reason_of(call: Callable[[], Any]) -> Reason:
@@ -114,7 +106,7 @@ def test_what_is_honest_is_not_too_large(num_values: int) -> None:
         state.statement.num_rows,
     )
     assert shape.commitments_size == len(state.statement.to_blob())
-    proof = encode_proof(prove_norm(state, expand(state)))
+    proof = encode_proof(prove_norm(state))
     # And what is much too large is refused before it is fetched.
     assert len(proof) <= shape.max_proof_size < len(proof) + 4_096
     dealt = split_update(state, 3, entropy_of(2))
@@ -126,10 +118,9 @@ def test_what_is_honest_is_not_too_large(num_values: int) -> None:
     shares = [
         parse_share(d.plaintext, shape=shape.shares, commitment=None) for d in dealt
     ]
+    masks = SumMasks(bytes(32), SEED).expand(SEED)
     party_sum = compute_party_sum(
-        [(shares[0], 2**22), (shares[2], 1)],
-        shape=shape.shares,
-        projection=SharedProjection.of(expand(state), num_values=num_values),
+        [(shares[0], masks, 2**22), (shares[2], masks, 1)], shape=shape.shares
     )
     partial = encode_partial(party_sum)
     assert len(partial) <= shape.max_partial_size < len(partial) + 512
@@ -137,7 +128,7 @@ def test_what_is_honest_is_not_too_large(num_values: int) -> None:
 
 def test_links_for_the_largest_cohort_are_not_too_large() -> None:
     words = np.full(NUM_PROJECTIONS, 2**64 - 1, dtype=np.uint64)
-    link = Link(words, SCALAR_ORDER - 1)
+    link = Link(words, SCALAR_ORDER - 1, words[:NUM_SUM_PROJECTIONS])
     excuse = SecretRoundError(Reason.BAD_SHARE, "\N{PILE OF POO}" * 10_000)
     names = [f"{number:064}" for number in range(256)]
     limit = MpcShape.of(configured()).max_links_size
@@ -155,7 +146,7 @@ FIRST, SECOND, THIRD = UPDATE.shares
 def context_of(
     update: e.UpdateCommitted = UPDATE, config: e.FederationConfigured | None = None
 ) -> bytes:
-    return compute_context(GENESIS, config or configured(), update)
+    return compute_context(GENESIS, config or configured(), update, STARTED)
 
 
 @pytest.mark.parametrize(
@@ -200,8 +191,17 @@ def test_a_proof_fits_no_other_parties(name: str) -> None:
     assert context_of(config=bits) != context_of()
 
 
+def test_a_proof_fits_no_other_round_of_the_same_number() -> None:
+    other = compute_context(GENESIS, configured(), UPDATE, b"\5" * 32)
+    assert other != context_of()
+
+
 def test_the_loss_is_only_said() -> None:
     assert context_of(replace(UPDATE, loss_micros=1)) == context_of()
+
+
+def test_the_proof_is_no_part_of_what_it_is_about() -> None:
+    assert context_of(replace(UPDATE, proof=make_blob("another"))) == context_of()
 
 
 def test_a_share_counts_in_one_place() -> None:
@@ -229,9 +229,21 @@ def test_a_share_counts_in_one_place() -> None:
 # Commitments and proofs
 
 
+def opened_round() -> SecretRound:
+    run = start(DECIDER).given(configured(), admitted("ana"), admitted("bea"))
+    run.given(request(1))
+    assert run.state.current is not None
+    return SecretRound(
+        config=configured(),
+        genesis=GENESIS,
+        started=run.state.current.started,
+        started_leaf_hash=STARTED,
+    )
+
+
 def test_a_statement_is_what_was_committed_to() -> None:
-    config, state = configured(), make_state()
-    found = parse_statement(GENESIS, config, UPDATE, state.statement.to_blob())
+    state = make_state()
+    found = parse_statement(opened_round(), UPDATE, state.statement.to_blob())
     assert found == replace(state.statement, context=context_of())
     assert found.squared_bound == NORM_BOUND**2
 
@@ -240,13 +252,13 @@ def test_a_statement_is_what_was_committed_to() -> None:
 def test_commitments_of_another_size_are_none(change: int) -> None:
     blob = make_state().statement.to_blob()
     wrong = blob[:change] if change < 0 else blob + bytes(change)
-    reason = reason_of(lambda: parse_statement(GENESIS, configured(), UPDATE, wrong))
+    reason = reason_of(lambda: parse_statement(opened_round(), UPDATE, wrong))
     assert reason is Reason.WRONG_SHAPE
 
 
 def test_a_proof_is_read_as_it_was_written() -> None:
     state = make_state()
-    proof = prove_norm(state, expand(state))
+    proof = prove_norm(state)
     blob = encode_proof(proof)
     assert parse_proof(blob) == proof
     assert encode_proof(parse_proof(blob)) == blob
@@ -341,10 +353,10 @@ def test_a_share_of_another_commitment_is_bad_unless_it_was_checked() -> None:
 
 
 def make_link(number: int) -> Link:
-    words = np.random.default_rng(number).integers(
-        0, 2**64, NUM_PROJECTIONS, dtype=np.uint64
-    )
-    return Link(words, number**50 % SCALAR_ORDER)
+    count = NUM_PROJECTIONS + NUM_SUM_PROJECTIONS
+    words = np.random.default_rng(number).integers(0, 2**64, count, dtype=np.uint64)
+    blinding = number**50 % SCALAR_ORDER
+    return Link(words[:NUM_PROJECTIONS], blinding, words[NUM_PROJECTIONS:])
 
 
 def test_links_are_read_as_they_were_written() -> None:
@@ -362,6 +374,7 @@ def test_links_are_read_as_they_were_written() -> None:
         assert isinstance(link, Link)
         assert isinstance(expected, Link)
         assert np.array_equal(link.projections, expected.projections)
+        assert np.array_equal(link.sum_projections, expected.sum_projections)
         assert link.blinding == expected.blinding
     excuse = found["cem"]
     assert isinstance(excuse, SecretRoundError)
@@ -376,6 +389,9 @@ def test_links_are_read_as_they_were_written() -> None:
         {"projections": bytes(8 * NUM_PROJECTIONS - 1)},
         {"projections": bytes(8 * NUM_PROJECTIONS + 8)},
         {"projections": b""},
+        {"sum_projections": bytes(8 * NUM_SUM_PROJECTIONS - 1)},
+        {"sum_projections": bytes(8 * NUM_SUM_PROJECTIONS + 8)},
+        {"sum_projections": b""},
         {"blinding": bytes(31)},
         {"blinding": bytes(33)},
         {"blinding": SCALAR_ORDER.to_bytes(32, "little")},
@@ -420,10 +436,9 @@ def make_part() -> PartySum:
     shares = [
         parse_share(d.plaintext, shape=shape.shares, commitment=None) for d in dealt
     ]
+    masks = SumMasks(bytes(32), SEED).expand(SEED)
     return compute_party_sum(
-        [(shares[1], 3), (shares[2], 4)],
-        shape=shape.shares,
-        projection=SharedProjection.of(expand(state), num_values=300),
+        [(shares[1], masks, 3), (shares[2], masks, 4)], shape=shape.shares
     )
 
 
@@ -432,7 +447,7 @@ def test_a_part_is_read_as_it_was_written() -> None:
     blob = encode_partial(part)
     found = parse_partial(blob, MpcShape.of(configured()))
     assert np.array_equal(found.values, part.values)
-    assert np.array_equal(found.remainder, part.remainder)
+    assert np.array_equal(found.masks, part.masks)
     assert (found.row_blindings, found.opening) == (part.row_blindings, part.opening)
     assert encode_partial(found) == blob
 
@@ -443,8 +458,8 @@ def test_a_part_is_read_as_it_was_written() -> None:
         lambda p: {"values": p.values[8:]},
         lambda p: {"values": p.values + bytes(8)},
         lambda p: {"values": p.values + b"\0"},
-        lambda p: {"remainder": p.remainder[8:]},
-        lambda p: {"remainder": b""},
+        lambda p: {"masks": p.masks[8:]},
+        lambda p: {"masks": b""},
         lambda p: {"row_blindings": p.row_blindings[32:]},
         lambda p: {"row_blindings": p.row_blindings + bytes(32)},
         lambda p: {"row_blindings": p.row_blindings[1:]},
@@ -499,10 +514,9 @@ def closed_round(
         cause_leaf_index=1,
         output_index=0,
         num_commitments=len(agents),
-        projection_seed=SEED,
-        proof_deadline_ms=1,
+        sum_seed=SEED,
     )
-    commitments, proofs, states = {}, {}, {}
+    commitments, states = {}, {}
     for number, agent_id in enumerate(agents):
         state = make_state(seed=number + 1)
         dealt = split_update(state, 3, entropy_of(number))
@@ -514,48 +528,50 @@ def closed_round(
                 for share, d in zip(UPDATE.shares, dealt, strict=True)
             ),
         )
-        bound = replace(
-            state, statement=replace(state.statement, context=context_of(update))
-        )
+        blob = encode_proof(prove_norm(state.bind(context_of(update))))
+        update = replace(update, proof=blobs.store(blob))
         commitments[agent_id] = Committed(leaf_index=number, event=update)
-        blob = encode_proof(prove_norm(bound, expand(state)))
-        proofs[agent_id] = blobs.store(blob)
         states[agent_id] = state
     secret = SecretRound(
         config=config,
         genesis=GENESIS,
         started=run.state.current.started,
+        started_leaf_hash=STARTED,
         commitments=PersistentMap(commitments),
         closed=closed,
-        proofs=PersistentMap(proofs),
         waiting=PersistentMap((name, 0) for name in agents),
-        has_all_proofs=True,
     )
     return secret, states
+
+
+def with_proof(secret: SecretRound, agent_id: str, proof: e.BlobRef) -> SecretRound:
+    """Return the round in which an agent gives another proof."""
+    found = secret.commitments[agent_id]
+    changed = replace(found, event=replace(found.event, proof=proof))
+    return replace(secret, commitments={**secret.commitments, agent_id: changed})
 
 
 def test_proofs_are_verified_together_and_each_for_itself() -> None:
     blobs = BlobDict()
     secret, _ = closed_round("ana", "bea", "cem", "dan", blobs=blobs)
-    proofs = {
-        **secret.proofs,
-        "bea": secret.proofs["ana"],
-        "dan": blobs.store(b"no proof"),
-    }
-    secret = replace(secret, proofs=proofs)
+    others = secret.commitments["ana"].event.proof
+    secret = with_proof(secret, "bea", others)
+    secret = with_proof(secret, "dan", blobs.store(b"no proof"))
     together = RoundVerifier(secret, make_fetch(blobs.fetch))
     together.verify_proofs(secret, sorted(secret.waiting))
     for agent_id in sorted(secret.waiting):
         alone = RoundVerifier(secret, make_fetch(blobs.fetch))
         alone.verify_proofs(secret, [agent_id])
         for verifier in (together, alone):
-            found = verifier.get_proven(agent_id)
+            found = verifier.get_proven(secret, agent_id)
             if agent_id in {"ana", "cem"}:
                 assert not isinstance(found, SecretRoundError)
                 assert found.committed == secret.commitments[agent_id]
-                assert found.challenges == compute_blinding_challenges(
-                    found.statement, found.proof, SEED
+                assert found.challenges == compute_challenges(
+                    found.statement, found.proof
                 )
+                fetch = make_fetch(blobs.fetch)
+                assert read_seed(secret, agent_id, fetch) == found.challenges.seed
             else:
                 assert isinstance(found, SecretRoundError)
                 assert found.reason is Reason.INVALID_PROOF
@@ -569,33 +585,33 @@ def test_what_was_verified_is_not_fetched_again() -> None:
     verifier.verify_proofs(secret, ["ana", "bea"])
     blobs.clear()
     verifier.verify_proofs(secret, ["ana", "bea"])
-    assert not isinstance(verifier.get_proven("bea"), SecretRoundError)
+    assert not isinstance(verifier.get_proven(secret, "bea"), SecretRoundError)
 
 
 @pytest.mark.parametrize("what", ["commitments", "proof"])
 def test_a_proof_whose_blobs_are_gone_proves_nothing(what: str) -> None:
     blobs = BlobDict()
     secret, _ = closed_round("ana", "bea", blobs=blobs)
-    ref = (
-        secret.proofs["ana"]
-        if what == "proof"
-        else secret.commitments["ana"].event.commitments
-    )
+    update = secret.commitments["ana"].event
+    ref = update.proof if what == "proof" else update.commitments
     del blobs[ref.sha256]
     verifier = RoundVerifier(secret, make_fetch(blobs.fetch))
     verifier.verify_proofs(secret, ["ana", "bea"])
-    found = verifier.get_proven("ana")
+    found = verifier.get_proven(secret, "ana")
     assert isinstance(found, SecretRoundError)
     assert found.blob == BadBlob(Reason.MISSING_BLOB, ref)
-    assert not isinstance(verifier.get_proven("bea"), SecretRoundError)
+    assert not isinstance(verifier.get_proven(secret, "bea"), SecretRoundError)
     with Refused:
         read_proof(secret, "ana", make_fetch(blobs.fetch))
 
 
-def test_a_round_that_is_not_closed_has_no_projection() -> None:
+def test_a_round_that_is_not_closed_has_no_sum() -> None:
     secret, _ = closed_round("ana", "bea", blobs=BlobDict())
-    with pytest.raises(AssertionError, match="no projection"):
-        RoundVerifier(replace(secret, closed=None), make_fetch(BlobDict().fetch))
+    verifier = RoundVerifier(secret, make_fetch(BlobDict().fetch))
+    known = verifier.get_sum_projection(secret)
+    assert verifier.get_sum_projection(secret) is known
+    with pytest.raises(AssertionError, match="none before"):
+        verifier.get_sum_projection(replace(secret, closed=None))
 
 
 # What is published shows nothing
@@ -604,7 +620,7 @@ def test_a_round_that_is_not_closed_has_no_projection() -> None:
 MAX_CHI_SQUARE = 255 + 6 * (2 * 255) ** 0.5  # = 390.5
 """Of 255 degrees of freedom: exceeded by chance in less than one of 10^6. There are 150
 here, and the seeds are fixed: so by chance always or, much more likely, never."""
-NUM_SHARINGS = 90
+NUM_SHARINGS = 120
 
 
 def chi_square(data: bytes) -> float:
@@ -628,18 +644,20 @@ def published(request: pytest.FixtureRequest) -> dict[str, list[list[Any]]]:
     """
     largest = 2**13 if request.param == "everything" else 0
     values = np.full(300, largest, dtype=np.int64)
-    state = commit_update(
-        values, context=b"", squared_bound=2**62, entropy=entropy_of(6)
-    )
+    state = commit_update(values, squared_bound=2**62, entropy=entropy_of(6))
     # Masks that hide nothing: only the sharing hides here.
     state = replace(state, masks=(0,) * NUM_PROJECTIONS)
-    projection = expand(state)
-    shared = SharedProjection.of(projection, num_values=300)
+    projection = expand_projection(state.statement, SEED)
+    rows = MpcShape.of(configured())
+    sum_projection = expand_sum_projection(
+        SEED, num_rows=rows.num_rows, row_length=rows.row_length
+    )
     challenges = tuple(range(5, 5 + len(state.blindings) - 1))
     shape = MpcShape.of(configured()).shares
     entropy = entropy_of(7)
     found: dict[str, list[list[Any]]] = {}
-    for _ in range(NUM_SHARINGS):
+    for number in range(NUM_SHARINGS):
+        seed = number.to_bytes(32, "little")
         dealt = split_update(state, 3, entropy)
         again = split_update(state, 3, entropy)
         for party in range(3):
@@ -647,23 +665,31 @@ def published(request: pytest.FixtureRequest) -> dict[str, list[list[Any]]]:
                 parse_share(d[party].plaintext, shape=shape, commitment=None)
                 for d in (dealt, again)
             )
-            (link,) = compute_links([share], [challenges], shared)
+            masks = SumMasks(bytes([party]) * 32, SEED).expand(seed)
+            link = compute_link(
+                share,
+                projection=projection,
+                challenges=challenges,
+                sum_projection=sum_projection,
+                masks=masks,
+            )
             part = compute_party_sum(
-                [(share, 3), (other, 11)], shape=shape, projection=shared
+                [(share, masks, 3), (other, masks[::-1], 11)], shape=shape
             )
             scalars = (link.blinding, part.opening, *part.row_blindings)
             low = b"".join(encode_scalar(scalar)[:16] for scalar in scalars)
             for name, words in (
                 ("projections", link.projections),
                 ("values", part.values),
-                ("remainder", part.remainder),
+                ("sum_projections", link.sum_projections),
+                ("masks", part.masks),
                 ("scalars", np.frombuffer(low, "<u8")),
             ):
                 found.setdefault(name, [[], [], []])[party].append(words)
     return found
 
 
-@pytest.mark.parametrize("name", ["projections", "values", "remainder"])
+@pytest.mark.parametrize("name", ["projections", "sum_projections", "values", "masks"])
 @pytest.mark.parametrize("place", [0, 7])
 def test_what_any_two_of_three_parties_publish_is_uniform(
     published: dict[str, list[list[Any]]], name: str, place: int

@@ -4,9 +4,11 @@ from dataclasses import fields, replace
 from functools import cache
 from math import isqrt
 
+import numpy as np
 import pytest
 from py_arkworks_bls12381 import G1Point, Scalar
 
+from protocol import norm_proof
 from protocol.commitments import (
     SCALAR_ORDER,
     commit_scalars,
@@ -18,25 +20,24 @@ from protocol.commitments import (
 from protocol.norm_proof import (
     MAX_PROJECTION,
     NormProof,
-    Projection,
+    start_transcript,
     verify_norm_proof,
     verify_norm_proofs,
 )
 from protocol.norm_prover import find_four_squares
-from tests.slow_norm_prover import centre
+from protocol.projections import NUM_PROJECTIONS
+from tests.slow_norm_prover import SlowProver, centre
 from tests.vectors.norm_proof.generate import (
     IDENTITY,
     NUM_ROWS,
     NUM_VALUES,
     OUTSIDE,
     ROW_LENGTH,
-    SEED,
     make_prover,
     make_values,
 )
 from tests.vectors.shares.generate import SeededEntropy
 
-OTHER_SEED = bytes(32)
 VALUES = make_values(1).tolist()
 NORM = sum(value * value for value in VALUES)
 BOUND = NORM + 12_345
@@ -46,18 +47,13 @@ ROOT = pow(7, (SCALAR_ORDER - 1) // 4, SCALAR_ORDER)
 
 
 @cache
-def project(seed=SEED):
-    return Projection.expand(seed, num_rows=NUM_ROWS, row_length=ROW_LENGTH)
-
-
-@cache
 def prove(name="a"):
     prover = make_prover(name)
-    return prover.statement, prover.prove(SEED)
+    return prover.statement, prover.prove()
 
 
-def find_refusal(statement, proof, seed=SEED):
-    (verdict,) = verify_norm_proofs([(statement, proof)], project(seed))
+def find_refusal(statement, proof):
+    (verdict,) = verify_norm_proofs([(statement, proof)])
     return verdict and str(verdict.reason)
 
 
@@ -89,10 +85,6 @@ def test_a_proof_is_good_for_its_statement_alone(changes):
     statement, proof = prove()
 
     assert find_refusal(replace(statement, **changes), proof) == "NOT_PROVEN"
-
-
-def test_a_proof_is_good_for_its_round_alone():
-    assert find_refusal(*prove(), seed=OTHER_SEED) == "NOT_PROVEN"
 
 
 def test_a_proof_of_other_commitments_is_refused():
@@ -190,7 +182,7 @@ def test_no_point_may_have_a_part_outside_the_subgroup(name):
 
 
 SCALARS = [
-    *((name, 32 * i) for name in ("z", "z_prime") for i in (0, 1, 127, 128, 255)),
+    *((name, 32 * i) for name in ("z", "z_prime") for i in (0, 1, 308, 309, 511)),
     *((name, 0) for name in ("z_blinding", "z_prime_blinding", "relation_blinding")),
 ]
 
@@ -242,20 +234,20 @@ def test_an_update_that_is_twice_as_long_is_refused(squares):
     rows = to_rows([2 * value for value in VALUES])
     prover = make_prover(rows=rows, squares=squares, squared_bound=BOUND)
 
-    assert find_refusal(prover.statement, prover.prove(SEED)) == "NOT_PROVEN"
+    assert find_refusal(prover.statement, prover.prove()) == "NOT_PROVEN"
 
 
 def test_an_update_that_is_one_too_long_is_refused():
     bound = NORM - 1
     for squares in ([0, 0, 0, 0], [1, 0, 0, 0]):
         prover = make_prover(squares=squares, squared_bound=bound)
-        assert find_refusal(prover.statement, prover.prove(SEED)) == "NOT_PROVEN"
+        assert find_refusal(prover.statement, prover.prove()) == "NOT_PROVEN"
 
 
 def test_squares_of_another_sum_are_refused():
     prover = make_prover(squares=[111, 4, 2, 3], squared_bound=BOUND)
 
-    assert find_refusal(prover.statement, prover.prove(SEED)) == "NOT_PROVEN"
+    assert find_refusal(prover.statement, prover.prove()) == "NOT_PROVEN"
 
 
 def test_an_imaginary_square_is_refused():
@@ -263,7 +255,7 @@ def test_an_imaginary_square_is_refused():
     prover = make_prover(squares=[ROOT, 0, 0, 0], squared_bound=NORM - 1)
     said = [lambda w: w, lambda w: [value % 2**100 for value in w]]
 
-    reasons = [find_refusal(prover.statement, prover.prove(SEED, lie)) for lie in said]
+    reasons = [find_refusal(prover.statement, prover.prove(lie)) for lie in said]
     assert reasons == ["PROJECTION_OUT_OF_RANGE", "NOT_PROVEN"]
 
 
@@ -273,7 +265,7 @@ def test_an_imaginary_square_is_refused():
 def wrapped_pair(size):
     """Return rows with a and i a among honest values: 0 in all, modulo r."""
     values = [*VALUES]
-    values[7], values[270] = size, size * ROOT % SCALAR_ORDER
+    values[7], values[590] = size, size * ROOT % SCALAR_ORDER
     return values
 
 
@@ -322,16 +314,16 @@ def wrapped_root(size, trial):
 
 
 WRAPPED = {
-    "just beyond the limit": wrapped_pair(2 * MAX_PROJECTION + 1),
+    "just beyond the limit": wrapped_pair(4 * MAX_PROJECTION + 1),
     "2^120": wrapped_pair(2**120),
     "2^200": wrapped_pair(2**200),
     "half of r": wrapped_pair(SCALAR_ORDER // 2),
     "four of 128 bits": wrapped_four(),
-    "all of 123 bits": wrapped_all(),
+    "all of 122 bits": wrapped_all(),
     **{
         f"drawn {name}, and a root, {trial}": wrapped_root(size, trial)
         for name, size, trials in (
-            ("below 2^116", 2**116, 1),
+            ("below 2^117", 2**117, 1),
             ("below 2^120", 2**120, 1),
             ("below 2^200", 2**200, 1),
             ("modulo r", SCALAR_ORDER, 3),
@@ -354,7 +346,7 @@ DRAWN = SeededEntropy("lies")
 
 
 def draw_projection():
-    return int.from_bytes(DRAWN(16), "little") % 2**114
+    return int.from_bytes(DRAWN(16), "little") % 2**113
 
 
 def test_an_attacker_who_takes_a_root_needs_no_squares():
@@ -370,7 +362,7 @@ def test_an_attacker_who_takes_a_root_needs_no_squares():
 def test_wraparound_is_out_of_range(name):
     prover = make_wrapped(name)
 
-    reason = find_refusal(prover.statement, prover.prove(SEED))
+    reason = find_refusal(prover.statement, prover.prove())
     assert reason == "PROJECTION_OUT_OF_RANGE"
 
 
@@ -379,7 +371,7 @@ def test_wraparound_is_out_of_range(name):
     "lie",
     [
         lambda w: [max(-MAX_PROJECTION, min(MAX_PROJECTION, v)) for v in w],
-        lambda w: [v if abs(v) <= MAX_PROJECTION else v % 2**114 for v in w],
+        lambda w: [v if abs(v) <= MAX_PROJECTION else v % 2**113 for v in w],
         lambda w: [0] * len(w),
         lambda w: [v if abs(v) <= MAX_PROJECTION else draw_projection() for v in w],
     ],
@@ -388,42 +380,83 @@ def test_wraparound_is_out_of_range(name):
 def test_wraparound_with_projections_in_range_is_not_proven(name, lie):
     prover = make_wrapped(name)
 
-    assert find_refusal(prover.statement, prover.prove(SEED, lie)) == "NOT_PROVEN"
+    assert find_refusal(prover.statement, prover.prove(lie)) == "NOT_PROVEN"
 
 
+SEED = bytes(range(32))
+
+
+class Foretold(SlowProver):
+    """A prover where the seed is no challenge, but known from the beginning."""
+
+    def start(self):
+        messages, _ = super().start()
+        return messages, SEED
+
+
+@pytest.fixture
+def foretold(monkeypatch):
+    """The verifier of `Foretold`."""
+
+    def start(statement):
+        return start_transcript(statement)[0], SEED
+
+    monkeypatch.setattr(norm_proof, "start_transcript", start)
+
+
+@pytest.mark.usefixtures("foretold")
 @pytest.mark.parametrize("name", WRAPPED)
 def test_whoever_knows_the_projection_beforehand_can_wrap_around(name):
-    # Why the seed depends on all commitments, and masks are committed to with them.
-    careful = make_wrapped(name)
-    signs = project().signs.reshape(128, -1).tolist()
+    # Why the seed depends on all commitments, the one to the masks among them.
+    careful = make_wrapped(name, prover=Foretold)
     entries = [entry for row in careful.bound for entry in row]
+    rows = np.array(careful.expand(), dtype=np.int8).reshape(NUM_PROJECTIONS, -1)
+    places = [place for place, entry in enumerate(entries) if entry]
+    entries = [entries[place] for place in places]
     masks = [
-        centre(-sum(a * b for a, b in zip(row, entries, strict=True))) for row in signs
+        centre(-sum(x for x, bit in zip(entries, row, strict=True) if bit))
+        for row in rows[:, places].tolist()
     ]
+    prover = make_wrapped(name, prover=Foretold, masks=masks)
+
+    assert find_refusal(prover.statement, prover.prove()) is None
+
+
+@pytest.mark.parametrize("attempt", range(3))
+def test_masks_for_the_projection_of_before_are_too_late(attempt):
+    # Masks are committed to, so whoever fits them gets another projection.
+    name = "2^120"
+    masks = None
+    for _ in range(attempt + 1):
+        prover = make_wrapped(name, **({} if masks is None else {"masks": masks}))
+        projected = prover.project(prover.expand())
+        masks = [
+            centre(y - w)
+            for y, w in zip(prover.masks[:NUM_PROJECTIONS], projected, strict=True)
+        ]
     prover = make_wrapped(name, masks=masks)
 
-    assert find_refusal(prover.statement, prover.prove(SEED)) is None
-    other = find_refusal(prover.statement, prover.prove(OTHER_SEED), OTHER_SEED)
-    assert other == "PROJECTION_OUT_OF_RANGE"
+    reason = find_refusal(prover.statement, prover.prove())
+    assert reason == "PROJECTION_OUT_OF_RANGE"
 
 
 # Lies about projections
 
 
-@pytest.mark.parametrize("index", [0, 64, 127])
+@pytest.mark.parametrize("index", [0, 64, 308])
 @pytest.mark.parametrize("by", [1, -1, 2**64])
 def test_projections_are_what_the_commitments_say(index, by):
     def lie(w):
         return [*w[:index], w[index] + by, *w[index + 1 :]]
 
     prover = make_prover()
-    assert find_refusal(prover.statement, prover.prove(SEED, lie)) == "NOT_PROVEN"
+    assert find_refusal(prover.statement, prover.prove(lie)) == "NOT_PROVEN"
 
 
 def test_projections_may_not_be_permuted():
     prover = make_prover()
 
-    proof = prover.prove(SEED, lambda w: w[::-1])
+    proof = prover.prove(lambda w: w[::-1])
     assert find_refusal(prover.statement, proof) == "NOT_PROVEN"
 
 
@@ -437,13 +470,13 @@ def test_projections_may_not_be_permuted():
     ],
 )
 def test_the_range_of_projections_has_an_end(value, reason):
-    draft = make_prover()
-    first = draft.project(project().signs.tolist())[0]
-    masks = [*draft.masks[:128]]
-    masks[0] += value - first
-    prover = make_prover(masks=masks)
+    # An update of zeros: its projections are its masks, whatever the projection is.
+    masks = [0] * (NUM_PROJECTIONS - 1) + [value]
+    prover = make_prover(
+        rows=to_rows([0] * NUM_VALUES), squares=[0] * 4, squared_bound=0, masks=masks
+    )
 
-    assert find_refusal(prover.statement, prover.prove(SEED)) == reason
+    assert find_refusal(prover.statement, prover.prove()) == reason
 
 
 # Batches
@@ -459,7 +492,7 @@ def test_errors_of_two_proofs_do_not_cancel(name):
         wrong = encode_scalar(parse_scalar(getattr(proof, name)) + by)
         items.append((statement, replace(proof, **{name: wrong})))
 
-    verdicts = verify_norm_proofs(items, project())
+    verdicts = verify_norm_proofs(items)
     assert [str(verdict.reason) for verdict in verdicts] == ["NOT_PROVEN"] * 2
 
 
@@ -481,16 +514,16 @@ def test_a_bad_proof_among_good_ones_harms_nobody():
     good, bad = prove("a"), (prove("a")[0], prove("b")[1])
 
     for items in ([good, bad], [bad, good], [bad, good, bad], [good, bad, good]):
-        verdicts = verify_norm_proofs(items, project())
+        verdicts = verify_norm_proofs(items)
         assert [verdict is None for verdict in verdicts] == [i is good for i in items]
 
 
 def test_verification_says_what_it_found():
     statement, proof = prove()
 
-    verify_norm_proof(statement, proof, project())
+    verify_norm_proof(statement, proof)
     with pytest.raises(ValueError, match="NOT_PROVEN"):
-        verify_norm_proof(replace(statement, context=b""), proof, project())
+        verify_norm_proof(replace(statement, context=b""), proof)
 
 
 # Bytes of every field; tests/property/test_norm_proof.py flips all that there are

@@ -21,9 +21,7 @@ from protocol.norm_proof import (
     MASK_BITS,
     MAX_PROJECTION,
     MAX_SQUARED_BOUND,
-    NUM_PROJECTIONS,
     InvalidProofError,
-    Projection,
     check_commitments,
     compute_blinding_challenges,
     compute_challenges,
@@ -40,14 +38,14 @@ from protocol.norm_prover import (
     find_four_squares,
     prove_norm,
 )
-from tests.slow_norm_prover import FastGroup, PyEccGroup, SlowProver
+from protocol.projections import NUM_PROJECTIONS
+from tests.slow_norm_prover import FastGroup, PyEccGroup, SlowProver, expand
 from tests.vectors.norm_proof.generate import (
     IDENTITY,
     NUM_ROWS,
     NUM_VALUES,
     OUTSIDE,
     ROW_LENGTH,
-    SEED,
     build_norm_proof,
     decode_proof,
     encode_proof,
@@ -64,29 +62,22 @@ VECTORS = json.loads(FILE.read_text(encoding="utf-8"))
 CONTEXT = b"context"
 
 
-def commit(values, *, gap=1_000, seed=1, **others):
+def commit(values, *, gap=1_000, seed=1, context=CONTEXT, **others):
     bound = compute_squared_norm(values) + gap
     return commit_update(
         values,
         **{
-            "context": CONTEXT,
             "squared_bound": bound,
             "entropy": SeededEntropy(seed),
             **others,
         },
-    )
-
-
-@cache
-def project(num_values=NUM_VALUES, row_length=ROW_LENGTH, seed=SEED):
-    num_rows = -(-num_values // row_length)
-    return Projection.expand(seed, num_rows=num_rows, row_length=row_length)
+    ).bind(context)
 
 
 @cache
 def make_proof(seed=1):
     state = commit(make_values(seed), seed=seed)
-    return state, prove_norm(state, project())
+    return state, prove_norm(state)
 
 
 # Vectors
@@ -97,34 +88,32 @@ def test_the_generator_gives_the_vectors():
 
 
 def test_the_good_vector_is_accepted():
-    statement, seed = read_statement(VECTORS)
-    proof = read_proof(VECTORS)
-
-    verify_norm_proof(statement, proof, project(seed=seed))
+    verify_norm_proof(read_statement(VECTORS), read_proof(VECTORS))
 
 
 def test_the_good_vector_has_its_challenges():
-    statement, seed = read_statement(VECTORS)
-    challenges = compute_challenges(statement, read_proof(VECTORS), seed)
+    challenges = compute_challenges(read_statement(VECTORS), read_proof(VECTORS))
 
+    assert challenges.seed.hex() == VECTORS["seed"]
     for name in ("rho", "alpha", "e"):
         assert encode_scalar(getattr(challenges, name)).hex() == VECTORS[name]
 
 
 def test_the_good_vector_has_its_projection():
-    signs = project(seed=bytes.fromhex(VECTORS["seed"])).signs
+    seed = bytes.fromhex(VECTORS["seed"])
+    projection = expand_projection(read_statement(VECTORS), seed)
 
-    digest = hashlib.sha256(signs.tobytes()).hexdigest()
-    assert digest == VECTORS["signs_sha256"]
+    for name in ("of_rows", "of_columns"):
+        digest = hashlib.sha256(getattr(projection, name).tobytes()).hexdigest()
+        assert digest == VECTORS[f"{name}_sha256"]
 
 
 @pytest.mark.parametrize("bad", VECTORS["bad"], ids=lambda bad: bad["why"])
 def test_bad_vectors_are_refused(bad):
-    statement, seed = read_statement(VECTORS, bad["changes"])
-    projection = project(num_values=statement.num_values, seed=seed)
+    statement = read_statement(VECTORS, bad["changes"])
 
     with pytest.raises(InvalidProofError) as caught:
-        verify_norm_proof(statement, read_proof(VECTORS, bad["changes"]), projection)
+        verify_norm_proof(statement, read_proof(VECTORS, bad["changes"]))
     assert caught.value.reason == bad["reason"]
     assert caught.value.detail in str(caught.value)
 
@@ -152,7 +141,7 @@ def make_slow(state, **others):
 
 
 def get_nonces(state):
-    transcript = start_transcript(state.statement, SEED)
+    transcript, _ = start_transcript(state.statement)
     nonces = _Nonces.derive(state.nonce_key, transcript.state, state.statement)
     return nonces.mu, nonces.nu, nonces.nu_blinding, nonces.blindings
 
@@ -163,34 +152,32 @@ def test_both_provers_agree_to_the_bit(group):
     slow = make_slow(state, group=group)
 
     assert slow.statement == state.statement
-    assert slow.prove(SEED, nonces=get_nonces(state)) == proof
+    assert slow.prove(nonces=get_nonces(state)) == proof
 
 
 @pytest.mark.parametrize(
-    ("num_values", "row_length"), [(1, 256), (256, 256), (1500, 512), (3000, 256)]
+    ("num_values", "row_length"), [(1, 512), (512, 512), (1500, 512), (3000, 1024)]
 )
 def test_both_provers_agree_on_other_shapes(num_values, row_length):
     values = np.full(num_values, 1 - 2**19)
     state = commit(values, gap=2**61, row_length=row_length)
     slow = make_slow(state)
 
-    fast = prove_norm(state, project(num_values, row_length))
-    assert slow.prove(SEED, nonces=get_nonces(state)) == fast
+    assert slow.prove(nonces=get_nonces(state)) == prove_norm(state)
 
 
 def test_the_slow_prover_is_accepted_with_nonces_of_its_own():
     prover = make_prover("b")
 
-    verify_norm_proof(prover.statement, prover.prove(SEED), project())
+    verify_norm_proof(prover.statement, prover.prove())
 
 
-def test_the_fast_prover_is_exact_with_several_blocks_of_columns():
+def test_the_fast_prover_is_exact_with_the_largest_values():
     values = np.full(5_000, 2**19 - 1)
     values[::2] *= -1
     state = commit(values, row_length=2048)
-    projection = project(5_000, 2048)
 
-    verify_norm_proof(state.statement, prove_norm(state, projection), projection)
+    verify_norm_proof(state.statement, prove_norm(state))
 
 
 # The bound
@@ -200,9 +187,9 @@ def test_the_fast_prover_is_exact_with_several_blocks_of_columns():
 def test_the_bound_may_be_reached_but_not_exceeded(gap):
     values = make_values(6)
     state = commit(values, gap=gap)
-    proof = prove_norm(state, project())
+    proof = prove_norm(state)
 
-    verify_norm_proof(state.statement, proof, project())
+    verify_norm_proof(state.statement, proof)
     with pytest.raises(ValueError, match="clip it first"):
         commit(values, gap=-1 - gap)
 
@@ -210,8 +197,8 @@ def test_the_bound_may_be_reached_but_not_exceeded(gap):
 def test_what_no_statement_is_about_is_not_committed_to():
     with pytest.raises(ValueError, match="a squared norm bound"):
         commit(make_values(1), gap=MAX_SQUARED_BOUND)
-    with pytest.raises(ValueError, match="don't fit rows of 256"):
-        commit(np.zeros(256 * 124 + 1, np.int64), row_length=256)
+    with pytest.raises(ValueError, match="don't fit rows of 512"):
+        commit(np.zeros(512 * 199 + 1, np.int64), row_length=512)
     with pytest.raises(ValueError, match="a row length of 300"):
         commit(make_values(1), row_length=300)
     with pytest.raises(ValueError, match="clip it first"):
@@ -222,7 +209,7 @@ def test_what_no_statement_is_about_is_not_committed_to():
 def test_the_zero_update_is_within_every_bound(bound):
     state = commit(np.zeros(NUM_VALUES, np.int64), gap=bound)
 
-    verify_norm_proof(state.statement, prove_norm(state, project()), project())
+    verify_norm_proof(state.statement, prove_norm(state))
 
 
 def test_the_update_is_committed_to_as_anywhere_else():
@@ -252,8 +239,8 @@ def test_squares_fill_the_gap_and_masks_are_in_range():
 
 
 def test_the_statement_chooses_its_row_length():
-    assert commit(make_values(1)).statement.row_length == 256
-    assert commit(make_values(1), row_length=512).statement.row_length == 512
+    assert commit(make_values(1)).statement.row_length == 512
+    assert commit(make_values(1), row_length=1024).statement.row_length == 1024
 
 
 # What others check
@@ -263,11 +250,12 @@ def test_projections_are_those_of_the_update_plus_masks():
     state, proof = make_proof()
     entries = [*state.values.tolist(), *[0] * (NUM_ROWS * ROW_LENGTH - NUM_VALUES)]
     entries += state.squares
-    signs = project().signs.reshape(NUM_PROJECTIONS, -1).tolist()
+    seed = compute_challenges(state.statement, proof).seed
+    rows = np.array(expand(seed, NUM_ROWS, ROW_LENGTH)).reshape(NUM_PROJECTIONS, -1)
 
     expected = tuple(
         sum(a * b for a, b in zip(row, entries, strict=False)) + mask
-        for row, mask in zip(signs, state.masks, strict=True)
+        for row, mask in zip(rows.tolist(), state.masks, strict=True)
     )
     assert proof.projection_values == expected
     assert max(map(abs, expected)) <= MAX_PROJECTION
@@ -275,7 +263,9 @@ def test_projections_are_those_of_the_update_plus_masks():
 
 def test_the_blinding_of_z_combines_what_is_shared():
     state, proof = make_proof()
-    challenges = compute_blinding_challenges(state.statement, proof, SEED)
+    challenges = compute_blinding_challenges(
+        state.statement, compute_challenges(state.statement, proof)
+    )
 
     *bound, of_mask = state.blindings
     combined = sum(c * s for c, s in zip(challenges, bound, strict=True))
@@ -287,8 +277,10 @@ def test_the_blinding_of_z_combines_what_is_shared():
 
 
 def test_the_vectors_blinding_challenges_are_the_vectors():
-    statement, seed = read_statement(VECTORS)
-    challenges = compute_blinding_challenges(statement, read_proof(VECTORS), seed)
+    statement = read_statement(VECTORS)
+    challenges = compute_blinding_challenges(
+        statement, compute_challenges(statement, read_proof(VECTORS))
+    )
 
     expected = VECTORS["blinding_challenges"]
     assert [encode_scalar(power).hex() for power in challenges] == expected
@@ -315,7 +307,7 @@ def test_commitments_are_stored_in_order():
     ("reason", "changes"),
     [
         ("WRONG_SHAPE", {"rows": ()}),
-        ("WRONG_SHAPE", {"num_values": 513}),
+        ("WRONG_SHAPE", {"num_values": 1025}),
         ("INVALID_ENCODING", {"rows": (IDENTITY, IDENTITY)}),
         ("INVALID_ENCODING", {"squares": OUTSIDE}),
         ("INVALID_ENCODING", {"masks": b""}),
@@ -335,13 +327,13 @@ def test_commitments_are_checked_before_there_is_a_proof(reason, changes):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"row_length": 128},
-        {"row_length": 384},
+        {"row_length": 256},
+        {"row_length": 768},
         {"row_length": 0},
         {"row_length": 2**15},
         {"num_values": 0},
         {"num_values": -1},
-        {"num_values": 256 * 124 + 1},
+        {"num_values": 512 * 199 + 1},
         {"num_values": 2**24 - 2**14 + 1, "row_length": 2**14},
         {"squared_bound": -1},
         {"squared_bound": MAX_SQUARED_BOUND + 1},
@@ -355,7 +347,7 @@ def test_impossible_statements_are_refused(changes):
 
 
 @pytest.mark.parametrize(
-    ("num_values", "row_length"), [(256 * 124, 256), (2**24 - 2**14, 2**14)]
+    ("num_values", "row_length"), [(512 * 199, 512), (2**24 - 2**14, 2**14)]
 )
 def test_the_largest_statements_are_possible(num_values, row_length):
     statement = replace(
@@ -363,33 +355,6 @@ def test_the_largest_statements_are_possible(num_values, row_length):
     )
 
     assert statement.num_rows == num_values // row_length
-
-
-def test_a_projection_of_another_shape_is_a_bug():
-    state, proof = make_proof()
-
-    with pytest.raises(ValueError, match="a projection of shape"):
-        verify_norm_proof(state.statement, proof, project(num_values=1))
-    with pytest.raises(ValueError, match="a projection of shape"):
-        prove_norm(state, project(num_values=1))
-
-
-@pytest.mark.parametrize("size", [0, 31, 33])
-def test_a_seed_has_32_bytes(size):
-    with pytest.raises(ValueError, match=f"a seed of {size} bytes"):
-        expand_projection(bytes(size), num_rows=1, row_length=256)
-
-
-def test_signs_are_balanced_and_cannot_be_written():
-    signs = project(3_000).signs
-
-    counts = [int((signs == value).sum()) for value in (-1, 0, 1)]
-    assert sum(counts) == signs.size
-    # Five standard deviations of a binomial distribution with p = ¼.
-    margin = 5 * (signs.size * 3 / 16) ** 0.5
-    assert abs(counts[0] - signs.size / 4) < margin
-    assert abs(counts[2] - signs.size / 4) < margin
-    assert not signs.flags.writeable
 
 
 def test_exponents_leave_out_what_is_public_and_what_is_zero():
@@ -415,59 +380,92 @@ def test_a_batch_names_the_bad_ones():
             proof = replace(proof, z=b"")
         items.append((state.statement, proof))
 
-    verdicts = verify_norm_proofs(items, project(), b"entropy")
+    verdicts = verify_norm_proofs(items, b"entropy")
     assert [verdict and verdict.reason for verdict in verdicts] == [
         None, None, "NOT_PROVEN", "WRONG_SHAPE", None, "NOT_PROVEN", None,
     ]  # fmt: skip
 
 
 def test_an_empty_batch_is_good():
-    assert verify_norm_proofs([], project()) == []
+    assert verify_norm_proofs([]) == []
 
 
-def test_a_batch_larger_than_what_is_computed_together_is_good():
+def test_a_large_batch_is_good():
     state, proof = make_proof()
     items = [(state.statement, proof)] * 20
 
-    assert verify_norm_proofs(items, project()) == [None] * 20
+    assert verify_norm_proofs(items) == [None] * 20
     items[18] = (state.statement, replace(proof, z_blinding=bytes(32)))
-    verdicts = verify_norm_proofs(items, project())
+    verdicts = verify_norm_proofs(items)
     assert [i for i, verdict in enumerate(verdicts) if verdict] == [18]
 
 
 def test_bounds_and_contexts_may_differ_within_a_batch():
     state = commit(make_values(1), gap=77, seed=9, context=b"another")
-    items = [(state.statement, prove_norm(state, project()))]
+    items = [(state.statement, prove_norm(state))]
     items += [(make_proof()[0].statement, make_proof()[1])]
 
-    assert verify_norm_proofs(items, project()) == [None, None]
+    assert verify_norm_proofs(items) == [None, None]
 
 
 # Secrets
 
 
 def test_printing_a_state_shows_no_secret():
-    state, _ = make_proof()
+    state = commit(make_values(1), gap=2**60)
     shown = repr(state)
 
-    assert "num_values=300" in shown
+    assert "num_values=600" in shown
     for name in ("values", "squares", "masks", "blindings", "nonce_key"):
         assert f" {name}=" not in shown
         assert f"({name}=" not in shown
     for secret in (*state.squares, *state.masks, *state.blindings):
-        assert str(secret) not in shown.replace(str(state.statement.num_values), "")
+        assert str(secret) not in shown
 
 
 def test_proving_again_gives_the_same_bytes():
     state, proof = make_proof()
 
-    assert prove_norm(state, project()) == proof
+    assert prove_norm(state) == proof
+
+
+def rebind(state, context):
+    """Bind a state as nobody may: a second time."""
+    return replace(state, statement=replace(state.statement, context=context))
+
+
+def test_a_state_is_bound_once():
+    state, _ = make_proof()
+
+    assert state.bind(CONTEXT).statement == state.statement
+    with pytest.raises(ValueError, match="a second context for the same masks"):
+        state.bind(b"another")
+
+
+def test_two_proofs_with_the_same_masks_would_show_the_update():
+    # Why a state is bound once, and whoever tries again commits anew.
+    values = make_values(3, num_values=400)
+    state = commit(values)
+    equations, shown = [], []
+    for attempt in range(4):
+        again = rebind(state, bytes([attempt]))
+        proof = prove_norm(again)
+        verify_norm_proof(again.statement, proof)
+        seed = compute_challenges(again.statement, proof).seed
+        rows = np.array(expand(seed, 1, ROW_LENGTH)).reshape(NUM_PROJECTIONS, -1)
+        equations.append(rows)
+        shown.append(np.array(proof.projection_values, dtype=object))
+    columns = [*range(400), *range(ROW_LENGTH, ROW_LENGTH + 4)]
+    left = np.concatenate([r[:, columns] - equations[0][:, columns] for r in equations])
+    right = np.concatenate([(w - shown[0]).astype(np.float64) for w in shown])
+    found = np.rint(np.linalg.lstsq(left.astype(np.float64), right)[0])
+    assert found[:400].astype(np.int64).tolist() == values.tolist()
 
 
 def test_nothing_random_is_used_twice():
     state, proof = make_proof()
-    other = prove_norm(state, project(seed=bytes(32)))
-    third = prove_norm(replace(state, nonce_key=bytes(32)), project())
+    other = prove_norm(rebind(state, b"another"))
+    third = prove_norm(replace(state, nonce_key=bytes(32)))
 
     for field in ("z_mask", "z_prime_mask", "z", "z_prime"):
         values = {getattr(p, field) for p in (proof, other, third)}

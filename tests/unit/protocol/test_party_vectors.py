@@ -23,17 +23,19 @@ from protocol.mpc import (
     parse_links,
     parse_partial,
 )
-from protocol.norm_proof import PROJECTION_SIZE, Projection
+from protocol.norm_proof import PROJECTION_SIZE
+from protocol.projections import NUM_PROJECTIONS, Projection
 from protocol.sealing import SealError, SealingSecretKey, open_share, seal_share
 from protocol.share_link import (
     Link,
     PartySum,
-    SharedProjection,
     SharesDifferError,
+    SumMasks,
     WrongPartialError,
     WrongSumError,
-    compute_links,
+    compute_link,
     compute_party_sum,
+    expand_sum_projection,
     open_aggregate,
     verify_link,
     verify_party_sum,
@@ -54,14 +56,20 @@ SHAPE = MpcShape(LINKS["num_values"], LINKS["row_length"], LINKS["num_rows"])
 EXCUSED = "cyd"
 
 
+SUM_SEED = bytes.fromhex(LINKS["sum_seed"])
+
+
 @cache
-def project():
-    projection = Projection.expand(
-        bytes.fromhex(LINKS["seed"]),
-        num_rows=SHAPE.num_rows,
-        row_length=SHAPE.row_length,
+def expand_sum():
+    return expand_sum_projection(
+        SUM_SEED, num_rows=SHAPE.num_rows, row_length=SHAPE.row_length
     )
-    return SharedProjection.of(projection, num_values=SHAPE.num_values)
+
+
+def expand_masks(agent, party):
+    secret = bytes.fromhex(LINKS["mask_secrets"][party])
+    key = SealingSecretKey(secret).derive_mask_key()
+    return SumMasks(key, SUM_SEED).expand(bytes.fromhex(LINKS["agents"][agent]["seed"]))
 
 
 def read_links(party, blob=None):
@@ -110,7 +118,8 @@ def verify_sum(party, party_sum):
         ],
         links=[links[agent] for agent in AGENTS],
         weights=WEIGHTS,
-        projection=project(),
+        shape=SHAPE.shares,
+        sum_projection=expand_sum(),
     )
 
 
@@ -159,23 +168,34 @@ def test_good_links_say_what_is_beside_them(party):
             assert isinstance(link, SecretRoundError)
             assert link.reason is Reason.BAD_SHARE
             assert link.detail == f"{entry['reason']}: {entry['detail']}"
-            assert entry["projections"] == entry["blinding"] == ""
+            names = ("projections", "blinding", "sum_projections")
+            assert {entry[name] for name in names} == {""}
         else:
-            assert (
-                link.projections.astype("<u8").tobytes().hex() == (entry["projections"])
-            )
+            for name in ("projections", "sum_projections"):
+                words = getattr(link, name).astype("<u8")
+                assert words.tobytes().hex() == entry[name]
             assert link.blinding.to_bytes(32, "little").hex() == entry["blinding"]
 
 
 @pytest.mark.parametrize("party", PARTIES)
 def test_good_links_are_what_a_party_says_of_its_shares(party):
-    shares = [read_share(agent, party) for agent in AGENTS]
-    challenges = []
+    links = []
     for agent in AGENTS:
         challenge = parse_scalar(bytes.fromhex(LINKS["agents"][agent]["e"]))
         exponents = range(1, SHAPE.num_rows + 3)
-        challenges.append([pow(challenge, k, SCALAR_ORDER) for k in exponents])
-    links = compute_links(shares, challenges, project())
+        link = compute_link(
+            read_share(agent, party),
+            projection=Projection.expand(
+                bytes.fromhex(LINKS["agents"][agent]["seed"]),
+                num_projections=NUM_PROJECTIONS,
+                num_rows=SHAPE.num_rows + 1,
+                row_length=SHAPE.row_length,
+            ),
+            challenges=[pow(challenge, k, SCALAR_ORDER) for k in exponents],
+            sum_projection=expand_sum(),
+            masks=expand_masks(agent, party),
+        )
+        links.append(link)
     excuse = LINKS["parties"][party]["entries"][-1]
     said = dict(zip(AGENTS, links, strict=True)) | {
         EXCUSED: SecretRoundError(Reason(excuse["reason"]), excuse["detail"])
@@ -190,16 +210,17 @@ def test_good_links_add_up():
 
 @pytest.mark.parametrize("party", PARTIES)
 def test_a_good_part_is_what_a_party_sums(party):
-    shares = [read_share(agent, party) for agent in AGENTS]
-    party_sum = compute_party_sum(
-        zip(shares, WEIGHTS, strict=True), shape=SHAPE.shares, projection=project()
+    shares = (
+        (read_share(agent, party), expand_masks(agent, party), weight)
+        for agent, weight in zip(AGENTS, WEIGHTS, strict=True)
     )
+    party_sum = compute_party_sum(shares, shape=SHAPE.shares)
     vector = PARTIAL["parties"][party]
     assert encode_partial(party_sum).hex() == vector["blob"]
     found = read_partial(party)
     verify_sum(party, found)
     assert found.values.astype("<u8").tobytes().hex() == vector["values"]
-    assert found.remainder.astype("<u8").tobytes().hex() == vector["remainder"]
+    assert found.masks.astype("<u8").tobytes().hex() == vector["masks"]
     scalars = b"".join(s.to_bytes(32, "little") for s in found.row_blindings)
     assert scalars.hex() == vector["row_blindings"]
     assert found.opening.to_bytes(32, "little").hex() == vector["opening"]
@@ -241,13 +262,14 @@ def test_blobs_are_what_the_readme_says(party):
     body = write_long(len(entries))
     for entry in entries:
         texts = [entry[name].encode() for name in ("agent_id", "reason", "detail")]
-        said = [bytes.fromhex(entry[name]) for name in ("projections", "blinding")]
+        names = ("projections", "blinding", "sum_projections")
+        said = [bytes.fromhex(entry[name]) for name in names]
         body += b"".join(map(write_bytes, (*texts, *said)))
     header = b"\xc3\x01" + bytes.fromhex(codec.lock()["ShareLinks"][-1])
     assert (header + body + b"\0").hex() == LINKS["parties"][party]["blob"]
 
     vector = PARTIAL["parties"][party]
-    names = ("values", "remainder", "row_blindings", "opening")
+    names = ("values", "masks", "row_blindings", "opening")
     body = b"".join(write_bytes(bytes.fromhex(vector[name])) for name in names)
     header = b"\xc3\x01" + bytes.fromhex(codec.lock()["PartialSum"][-1])
     assert (header + body).hex() == vector["blob"]
@@ -276,7 +298,11 @@ def refuse_links(bad, blob):
 
 def said_of(link):
     assert isinstance(link, Link)
-    return link.projections.tolist(), link.blinding
+    return (
+        link.projections.tolist(),
+        link.blinding,
+        link.sum_projections.tolist(),
+    )
 
 
 @pytest.mark.parametrize("bad", LINKS["bad"], ids=name_of)

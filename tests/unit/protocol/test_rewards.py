@@ -397,12 +397,6 @@ def test_other_refusals_cost_nothing(reason: Reason) -> None:
     assert run.when(rejected(1, "ana", reason, by_aggregator=True)) == []
 
 
-def test_a_commitment_without_its_proof_is_a_missed_assignment() -> None:
-    run = founded().given(started(1))
-    assert run.when(rejected(1, "ana", Reason.MISSING_PROOF)) == []
-    assert changes(run.when(sealed(1))) == [("ana", -20, "MISSED_ASSIGNMENT")]
-
-
 def test_a_contribution_that_was_withdrawn_earns_nothing() -> None:
     for reason in (Reason.REVOKED_AGENT, Reason.FAR_FROM_OTHERS):
         run = founded().given(*ROUND[:-1], rejected(1, "ana", reason), sealed(1))

@@ -1,4 +1,4 @@
-"""The rules of a round whose updates nobody sees: commit, close, prove, link, sum."""
+"""The rules of a round whose updates nobody sees: commit, close, link, sum."""
 
 from __future__ import annotations
 
@@ -33,7 +33,6 @@ from tests.simulation.federation import (
     linked,
     make_blob,
     partial,
-    proved,
     request,
     revoked,
     start,
@@ -65,15 +64,8 @@ def closed(*agents: str, **changes: Any) -> tuple[Rounds, dict[str, int]]:
     return run, indexes
 
 
-def proven(*agents: str, **changes: Any) -> tuple[Rounds, dict[str, int]]:
-    run, indexes = closed(*agents, **changes)
-    for agent_id in indexes:
-        assert run.when(proved(agent_id)) == []
-    return run, indexes
-
-
 def linked_by_all(*agents: str, **changes: Any) -> tuple[Rounds, dict[str, int]]:
-    run, indexes = proven(*agents, **changes)
+    run, indexes = closed(*agents, **changes)
     for party in PARTIES:
         assert run.when(linked(party)) == []
     return run, indexes
@@ -124,12 +116,11 @@ def test_the_set_is_closed_when_everybody_answered() -> None:
     fact = facts[-1]
     assert isinstance(fact, e.CommitmentsClosed)
     assert fact.num_commitments == 3
-    assert fact.proof_deadline_ms == NOW_MS + 7 + DURATION_MS
     leaves = [leaf for leaf in run.leaves if isinstance(leaf.event, e.UpdateCommitted)]
     assert (
-        fact.projection_seed
+        fact.sum_seed
         == hashlib.sha256(
-            b"folkmoot/projection/v1\n"
+            b"folkmoot/sum-projection/v1\n"
             + (1).to_bytes(8, "big")
             + b"".join(leaf.leaf_hash for leaf in leaves)
             + b"clinics"
@@ -143,13 +134,13 @@ def test_the_seed_does_not_depend_on_the_order_of_arrival() -> None:
         run = opened(*AGENTS[:3])
         for agent_id in order:
             facts = run.when(committed(agent_id))
-        seeds.add(run.state.current.closed.projection_seed)  # type: ignore[union-attr]
+        seeds.add(run.state.current.closed.sum_seed)  # type: ignore[union-attr]
     assert len(seeds) == 1
     assert isinstance(facts[0], e.CommitmentsClosed)
     other = opened(*AGENTS[:3])
     for agent_id in AGENTS[:3]:
         other.when(committed(agent_id, num_examples=11))
-    assert other.state.current.closed.projection_seed not in seeds  # type: ignore[union-attr]
+    assert other.state.current.closed.sum_seed not in seeds  # type: ignore[union-attr]
 
 
 def test_the_set_is_closed_at_the_deadline() -> None:
@@ -195,54 +186,21 @@ def test_a_plain_federation_takes_no_commitments() -> None:
     assert reasons(facts) == rejected(Reason.WRONG_AGGREGATION)
 
 
-# Proving
+# Closed
 
 
-def test_a_proof_comes_once_in_time_and_from_who_committed() -> None:
-    run = opened().given(committed("ana"), committed("bea"))
-    assert reasons(run.when(proved("ana"))) == rejected(Reason.TOO_EARLY)
-    run.when(deadline(1), at_ms=DEADLINE_MS + 1)
-    assert reasons(run.when(proved("cem"))) == rejected(Reason.NO_COMMITMENT)
-    assert reasons(run.when(proved("ana", 2))) == rejected(Reason.WRONG_ROUND)
-    assert run.when(proved("ana")) == []
-    assert reasons(run.when(proved("ana"))) == rejected(Reason.DUPLICATE)
-    run.now_ms = DEADLINE_MS + DURATION_MS + 2
-    assert reasons(run.when(proved("bea"))) == rejected(Reason.LATE)
-    # Only the proof was refused.
+def test_an_agent_speaks_once_and_then_may_go() -> None:
+    run, _ = closed("ana", "bea")
+    for event in (committed("ana"), declined("ana")):
+        assert reasons(run.when(event)) == rejected(Reason.LATE)
+    # No deadline says anything about a closed round.
+    for at_ms in (DEADLINE_MS + 1, DEADLINE_MS + 10 * DURATION_MS):
+        assert run.when(deadline(1), at_ms=at_ms) == []
     assert len(run.state.current.pending) == 2  # type: ignore[union-attr]
 
 
-def test_who_does_not_prove_is_rejected_at_the_second_deadline() -> None:
-    run, indexes = closed()
-    for agent_id in AGENTS[:3]:
-        run.when(proved(agent_id))
-    assert run.when(deadline(1), at_ms=DEADLINE_MS) == []
-    facts = run.when(deadline(1), at_ms=DEADLINE_MS + 1)
-    assert reasons(facts) == rejected(Reason.MISSING_PROOF)
-    assert getattr(facts[0], "update_leaf_index", None) == indexes["dan"]
-    for party in PARTIES:
-        assert run.when(linked(party)) == []
-    facts = run.when(checked(*(indexes[agent_id] for agent_id in AGENTS[:3])))
-    assert kinds(facts)[-1] == "RoundSealed"
-    assert reasons(run.when(proved("dan"))) == rejected(Reason.NO_COMMITMENT)
-
-
-def test_the_first_deadline_says_nothing_about_proofs() -> None:
-    run = opened().given(committed("ana"), committed("bea"))
-    run.when(deadline(1), at_ms=DEADLINE_MS + 1)
-    assert run.when(deadline(1), at_ms=DEADLINE_MS + 2) == []
-
-
-def test_too_few_proofs_end_the_round() -> None:
-    run, _ = closed()
-    run.when(proved("ana"))
-    facts = run.when(deadline(1), at_ms=DEADLINE_MS + 1)
-    assert kinds(facts) == ["ContributionRejected"] * 3 + ["RoundAbandoned"]
-    assert reasons(run.when(proved("bea"))) == rejected(Reason.LATE)
-
-
 def test_a_revoked_agent_is_out_at_every_stage() -> None:
-    for make in (closed, proven, linked_by_all):
+    for make in (closed, linked_by_all):
         run, indexes = make()
         assert reasons(run.when(revoked("dan"))) == rejected(Reason.REVOKED_AGENT)
         assert indexes["dan"] not in run.state.current.pending  # type: ignore[union-attr]
@@ -259,17 +217,17 @@ def test_revocations_may_end_a_closed_round() -> None:
 # Linking and checking
 
 
-def test_parties_link_once_all_proofs_are_there() -> None:
-    run, _ = closed("ana", "bea")
+def test_parties_link_once_the_set_is_closed() -> None:
+    run = opened("ana", "bea").given(committed("ana"))
     assert reasons(run.when(linked("p0"))) == UNEXPECTED
-    run.given(proved("ana"), proved("bea"))
+    run.given(committed("bea"))
     assert run.when(linked("p0")) == []
     assert reasons(run.when(linked("p0"))) == UNEXPECTED
     assert reasons(run.when(linked("p1", 2))) == UNEXPECTED
 
 
 def test_nothing_is_checked_before_every_party_has_linked() -> None:
-    run, indexes = proven("ana", "bea")
+    run, indexes = closed("ana", "bea")
     run.given(linked("p0"), linked("p2"))
     facts = run.when(checked(*indexes.values()))
     assert reasons(facts) == UNEXPECTED * 2
@@ -320,7 +278,7 @@ def test_every_party_gives_its_part_of_the_sealed_sum() -> None:
     assert kinds(run.when(aggregate(2, 20))) == ["AggregatePublished"]
 
 
-@pytest.mark.parametrize("make", [closed, proven, linked_by_all])
+@pytest.mark.parametrize("make", [closed, linked_by_all])
 def test_no_part_comes_before_the_round_is_sealed(make: Any) -> None:
     run, _ = make("ana", "bea")
     assert reasons(run.when(partial("p0", 2, 20))) == UNEXPECTED
@@ -360,7 +318,7 @@ OPERATOR_ABANDONED = [("RoundAbandoned", Reason.OPERATOR_ABANDONED)]
 
 
 def test_the_operator_may_give_up_a_round_whose_party_is_gone() -> None:
-    for run in (closed()[0], proven()[0], linked_by_all()[0], sealed_two_of_four()):
+    for run in (closed()[0], linked_by_all()[0], sealed_two_of_four()):
         assert reasons(run.when(give_up())) == OPERATOR_ABANDONED
         assert run.state.current is None
 
@@ -385,7 +343,6 @@ def seal(run: Rounds, number: int) -> Rounds:
         indexes.append(run.next_index)
         base = started.base_model.sha256
         run.when(committed(agent_id, number, base_model_sha256=base))
-    run.given(*(proved(agent_id, number) for agent_id in cohort))
     run.given(*(linked(party, number) for party in PARTIES))
     facts = run.when(checked(*indexes, number=number))
     assert kinds(facts)[-1] == "RoundSealed"
@@ -427,7 +384,7 @@ def test_who_may_have_been_summed_is_not_drawn_again_for_this_base(
 
 
 def test_who_was_in_no_sealed_set_is_drawn_again() -> None:
-    for run in (opened(), closed()[0], proven()[0], linked_by_all()[0]):
+    for run in (opened(), closed()[0], linked_by_all()[0]):
         assert reasons(run.when(give_up())) == OPERATOR_ABANDONED
         assert drawn(run, 2) == AGENTS
 
@@ -557,7 +514,7 @@ def party_declined(party: str, number: int = 1) -> e.PartyDeclined:
 
 
 def test_a_round_ends_when_a_party_declines() -> None:
-    for run in (closed()[0], proven()[0], linked_by_all()[0], sealed_two_of_four()):
+    for run in (closed()[0], linked_by_all()[0], sealed_two_of_four()):
         (fact,) = run.when(party_declined("p1"))
         assert isinstance(fact, e.RoundAbandoned)
         assert fact.reason == Reason.PARTY_DECLINED
@@ -675,7 +632,7 @@ def test_noise_is_waited_for_where_privacy_is_promised_and_nowhere_else() -> Non
     noise = e.PartyNoise(
         commitments=make_blob("noise"), proof=make_blob("proof"), blindings=bytes(48)
     )
-    run, _ = proven("ana", "bea")
+    run, _ = closed("ana", "bea")
     assert reasons(run.when(replace(linked("p0"), noise=noise))) == UNEXPECTED
     assert run.state.current is not None
     privacy = e.RoundPrivacy(

@@ -203,3 +203,32 @@ def test_printing_a_secret_key_shows_the_public_one(key):
 def test_a_place_that_cannot_be_written_down(change, message):
     with pytest.raises(ValueError, match=message):
         replace(PLACE, **change)
+
+
+@BOTH
+@pytest.mark.parametrize("point", SMALL_ORDER, ids=lambda point: point[:4].hex())
+def test_an_encapsulated_key_of_small_order_opens_nothing(key, point):
+    # Whatever the party's key is, all know what it would agree on with such a point.
+    sealed = seal_share(b"share", key.public_key, PLACE)
+    end = 1136 - 16 if key is HYBRID else 32
+    for spelling in (point, point[:31] + bytes([point[31] ^ 0x80])):
+        changed = sealed[: end - 32] + spelling + sealed[end:]
+        with pytest.raises(SealError):
+            open_share(changed, key, PLACE)
+
+
+@BOTH
+def test_what_is_longer_does_not_open(key):
+    sealed = seal_share(b"share", key.public_key, PLACE)
+    for changed in (sealed + b"\0", b"\0" + sealed, sealed + sealed):
+        with pytest.raises(SealError):
+            open_share(changed, key, PLACE)
+
+
+def test_the_key_for_masks_is_no_other_key():
+    keys = {key.derive_mask_key() for key in (KEY, HYBRID)}
+    # Both are of one secret, which makes other keys of either kind.
+    assert len(keys) == 1
+    assert OTHER.derive_mask_key() not in keys
+    assert keys.isdisjoint({KEY.secret, KEY.public_key.public_key})
+    assert {len(key) for key in keys} == {32}

@@ -27,8 +27,8 @@ from tests.simulation.federation import (
     deadline,
     declined,
     linked,
+    make_blob,
     partial,
-    proved,
     request,
     revoked,
     start,
@@ -52,6 +52,13 @@ class Followed:
         self.check()
         return index
 
+    def request(self, number: int, at_ms: int = NOW_MS) -> Followed:
+        """Have a round started, and the fact sequenced."""
+        self.when(request(number, at_ms))
+        (fact,) = self.run.facts[-1]
+        self.when(fact)
+        return self
+
     def given(self, *events: e.LedgerEvent) -> Followed:
         for event in events:
             self.when(event)
@@ -70,7 +77,6 @@ class Followed:
         assert (secret.closed, secret.sealed) == (current.closed, current.sealed)
         waiting = {p.agent_id: i for i, p in current.pending.items()}
         assert secret.waiting.keys() == waiting.keys()
-        assert secret.has_all_proofs == current.has_all_proofs
         assert secret.has_all_links == has_all_links(state)
         assert secret.has_all_partials == has_all_partials(state)
         for agent_id, index in waiting.items():
@@ -79,9 +85,6 @@ class Followed:
             event = leaves[found.leaf_index].event
             assert found.event == event
             assert found.event.agent_id == agent_id
-        assert secret.proofs == {
-            a: leaves[i].event.proof for a, i in current.proofs.items()
-        }  # type: ignore[union-attr]
         assert secret.links == {
             p: leaves[i].event.links for p, i in current.links.items()
         }  # type: ignore[union-attr]
@@ -114,14 +117,11 @@ NOBODY = (all_owe(None), None)
 def test_who_owes_what_in_a_whole_round() -> None:
     followed = Followed()
     assert followed.secret is None
-    followed.when(request(1))
+    followed.request(1)
     indexes = []
     for agent_id in AGENTS:
         assert followed.owed == NOBODY
         indexes.append(followed.when(committed(agent_id)))
-    for agent_id in AGENTS:
-        assert followed.owed == NOBODY
-        followed.when(proved(agent_id))
     assert followed.owed == (all_owe(Owed.LINKS), None)
     followed.when(linked("p1"))
     assert followed.owed == ({**all_owe(Owed.LINKS), "p1": None}, None)
@@ -140,9 +140,9 @@ def test_who_owes_what_in_a_whole_round() -> None:
 
 
 def sealed_round() -> Followed:
-    followed = Followed().given(request(1))
+    followed = Followed().request(1)
     indexes = [followed.when(committed(agent_id)) for agent_id in AGENTS]
-    followed.given(*map(proved, AGENTS), *map(linked, PARTIES))
+    followed.given(*map(linked, PARTIES))
     followed.when(checked(*indexes))
     return followed
 
@@ -163,38 +163,84 @@ def test_a_rejected_part_is_owed_again() -> None:
     assert followed.owed == (all_owe(None), Owed.RESULT)
 
 
-def test_parties_owe_nothing_before_the_last_proof_or_the_deadline() -> None:
-    followed = Followed().given(request(1), *map(committed, AGENTS))
-    followed.given(proved("ana"), proved("bea"), proved("cem"))
+def test_parties_owe_nothing_before_the_last_answer_or_the_deadline() -> None:
+    followed = Followed().request(1).given(*map(committed, AGENTS[:3]))
     assert followed.owed == NOBODY
     followed.when(deadline(1), at_ms=NOW_MS + DURATION_MS + 1)
     assert followed.owed == (all_owe(Owed.LINKS), None)
     assert followed.secret is not None
-    # What the agent without a proof committed to is known, and not waited for.
-    assert "dan" in followed.secret.commitments
-    assert {*followed.secret.waiting} == {"ana", "bea", "cem"}
+    assert followed.secret.waiting.keys() == set(AGENTS[:3])
 
 
-def test_a_revocation_may_make_the_proofs_complete() -> None:
-    followed = Followed().given(request(1), *map(committed, AGENTS))
-    followed.given(*map(proved, AGENTS[:3]))
+def test_a_revocation_may_make_the_set_complete() -> None:
+    followed = Followed().request(1).given(*map(committed, AGENTS[:3]))
     followed.when(revoked("dan"))
     assert followed.owed == (all_owe(Owed.LINKS), None)
 
 
+def test_nothing_is_owed_before_the_round_itself_is_on_the_log() -> None:
+    """What is proved is about its leaf; whoever is quick may come before it."""
+    followed = Followed()
+    followed.when(request(1))
+    (started,) = followed.run.facts[-1]
+    assert isinstance(started, e.RoundStarted)
+    followed.given(*map(committed, AGENTS))
+    assert followed.secret is not None
+    assert followed.secret.closed is not None
+    assert followed.secret.started_leaf_hash == b""
+    assert followed.secret.provable == frozenset()
+    assert followed.owed == NOBODY
+    # Nor if parties link all the same.
+    followed.given(*map(linked, PARTIES))
+    assert followed.owed == NOBODY
+    followed.when(started)
+    assert followed.secret.started_leaf_hash == followed.run.leaves[-1].leaf_hash
+    assert followed.secret.provable == set(AGENTS)
+    assert followed.owed == (all_owe(None), Owed.CHECKS)
+
+
+def test_another_rounds_beginning_is_not_this_ones() -> None:
+    followed = Followed().request(1)
+    assert followed.secret is not None
+    known = followed.secret.started_leaf_hash
+    followed.when(followed.secret.started)
+    assert followed.secret.started_leaf_hash == known
+    other = Followed()
+    other.when(request(1))
+    assert other.secret is not None
+    other.when(replace(other.secret.started, cause=bytes(32)))
+    assert other.secret.started_leaf_hash == b""
+
+
+def test_the_seed_of_sketches_follows_from_the_set_and_all_links() -> None:
+    def seed_of(*links: e.SharesLinked) -> bytes:
+        followed = Followed().request(1).given(*map(committed, AGENTS), *links)
+        assert followed.secret is not None
+        return followed.secret.compute_sketch_seed()
+
+    links = [linked(party) for party in PARTIES]
+    seeds = [seed_of(*links)]
+    assert seed_of(*reversed(links)) == seeds[0]
+    for place, said in enumerate(links):
+        others = [*links]
+        others[place] = replace(said, links=make_blob("others"))
+        seeds.append(seed_of(*others))
+    assert len(set(seeds)) == 1 + len(PARTIES)
+    with pytest.raises(KeyError):
+        seed_of(*links[:2])
+
+
 def test_an_unknown_party_owes_links_like_any_other() -> None:
     """Whoever asks knows that it is one of the federation's."""
-    followed = Followed().given(
-        request(1), *map(committed, AGENTS), *map(proved, AGENTS)
-    )
+    followed = Followed().request(1).given(*map(committed, AGENTS))
     assert followed.secret is not None
     assert followed.secret.owed_by_party("somebody") is Owed.LINKS
 
 
 def test_the_accepted_are_those_of_the_sealed_set_in_its_order() -> None:
-    followed = Followed().given(request(1))
+    followed = Followed().request(1)
     indexes = {a: followed.when(committed(a)) for a in reversed(AGENTS)}
-    followed.given(*map(proved, AGENTS), *map(linked, PARTIES))
+    followed.given(*map(linked, PARTIES))
     assert followed.secret is not None
     with pytest.raises(AssertionError, match="only a sealed round"):
         followed.secret.accepted()
@@ -246,7 +292,7 @@ def test_another_rounds_leftovers_are_dropped() -> None:
     """Should two rounds ever meet without a leaf between."""
     followed = sealed_round()
     old = followed.secret
-    fresh = Followed().given(request(1), committed("ana"))
+    fresh = Followed().request(1).given(committed("ana"))
     assert fresh.run.state.current is not None
     moved = replace(fresh.run.state.current.started, round=2)
     current = replace(fresh.run.state.current, started=moved)
@@ -254,7 +300,7 @@ def test_another_rounds_leftovers_are_dropped() -> None:
     secret = follow(old, state, fresh.run.leaves[-1])
     assert secret is not None
     assert secret.commitments.keys() == {"ana"}
-    assert not secret.proofs
+    assert not secret.started_leaf_hash
     assert not secret.links
 
 
@@ -272,8 +318,6 @@ KINDS = (
     lambda chance, n: committed(chance.choice(AGENTS), n),
     lambda chance, n: committed("ana", n, shares=()),
     lambda chance, n: declined(chance.choice(AGENTS), n),
-    lambda chance, n: proved(chance.choice(AGENTS), n),
-    lambda chance, n: proved(chance.choice(AGENTS), n),
     lambda chance, n: linked(chance.choice(PARTIES), n),
     lambda chance, n: linked(chance.choice(PARTIES), n),
     lambda chance, n: update(chance.choice(AGENTS), n),

@@ -101,7 +101,7 @@ def test_a_seed_is_expanded_as_described():
         cipher = Cipher(algorithms.AES(seed), modes.CTR(counter))
         return cipher.encryptor().update(bytes(size))
 
-    words = np.frombuffer(stream(b"words", (5 + 4 + 128) * 8), "<u8").tolist()
+    words = np.frombuffer(stream(b"words", (5 + 4 + 309) * 8), "<u8").tolist()
     wide = stream(b"scalars", 6 * 64)
     scalars = [
         int.from_bytes(wide[64 * i : 64 * i + 64], "little") % SCALAR_ORDER
@@ -213,14 +213,14 @@ def test_extreme_secrets_are_shared_modulo_2_64():
         make_secrets(1),
         values=np.array([2**19 - 1, -(2**19) + 1]),
         squares=(0, 1, 2**63, 2**64 - 1),
-        masks=(2**114, -(2**114)) * 64,
+        masks=(0,) + (2**113, -(2**113)) * 154,
         blindings=(0, SCALAR_ORDER - 1, 1, 2),
     )
     dealt = split_update(secrets, 4, SeededEntropy(1))
     words, blindings = add_up(open_all(dealt, ShareShape(2, 1)))
     assert words == signed([*secrets.values, *secrets.squares, *secrets.masks])
     assert blindings == list(secrets.blindings)
-    assert (NUM_SQUARES, NUM_PROJECTIONS) == (4, 128)
+    assert (NUM_SQUARES, NUM_PROJECTIONS) == (4, 309)
 
 
 def test_printing_shows_no_secret():

@@ -28,11 +28,10 @@ from tests.slow_norm_prover import SlowProver
 from tests.vectors.shares.generate import SeededEntropy
 
 FOLDER = Path(__file__).parent
-NUM_VALUES = 300
-ROW_LENGTH = 256
+NUM_VALUES = 600
+ROW_LENGTH = 512
 NUM_ROWS = 2
-CONTEXT = b"federation, round, agent, base model, parameters"
-SEED = hashlib.sha256(b"all commitments of the round").digest()
+CONTEXT = b"federation, round, agent, base model, parameters, parties, shares"
 FIELD_MODULUS = int(
     "1a0111ea397fe69a4b1ba7b6434bacd764774b84f38512bf6730d2a0f6b0f624"
     "1eabfffeb153ffffb9feffffffffaaab",
@@ -63,7 +62,13 @@ def make_values(seed, num_values=NUM_VALUES):
 
 
 def make_prover(
-    seed="a", *, rows=None, squares=None, squared_bound=None, **others
+    seed="a",
+    *,
+    rows=None,
+    squares=None,
+    squared_bound=None,
+    prover=SlowProver,
+    **others,
 ) -> SlowProver:
     """Return a slow prover with an honest update, unless told otherwise."""
     entropy = SeededEntropy(f"norm proof {seed}")
@@ -84,11 +89,11 @@ def make_prover(
         "squares": find_four_squares(bound - norm, entropy)
         if squares is None
         else squares,
-        "masks": [draw() % 2**115 - 2**114 for _ in range(128)],
+        "masks": [draw() % 2**114 - 2**113 for _ in range(309)],
         "blindings": [draw() for _ in range(NUM_ROWS + 3)],
         "draw": draw,
     }
-    return SlowProver(**{**arguments, **others})
+    return prover(**{**arguments, **others})
 
 
 def find_short_point():
@@ -184,23 +189,26 @@ def build_norm_proof():
     """Return the vectors of norm proofs."""
     prover = make_prover()
     statement = prover.statement
-    proof = prover.prove(SEED)
-    challenges = compute_challenges(statement, proof, SEED)
-    signs = expand_projection(SEED, num_rows=NUM_ROWS, row_length=ROW_LENGTH)
+    proof = prover.prove()
+    challenges = compute_challenges(statement, proof)
+    projection = expand_projection(statement, challenges.seed)
     return {
         "context": statement.context.hex(),
         "num_values": statement.num_values,
         "row_length": statement.row_length,
         "squared_bound": statement.squared_bound,
         "commitments": [point.hex() for point in statement.commitments],
-        "seed": SEED.hex(),
-        "signs_sha256": hashlib.sha256(signs.tobytes()).hexdigest(),
+        "seed": challenges.seed.hex(),
+        "of_rows_sha256": hashlib.sha256(projection.of_rows.tobytes()).hexdigest(),
+        "of_columns_sha256": hashlib.sha256(
+            projection.of_columns.tobytes()
+        ).hexdigest(),
         "rho": c.encode_scalar(challenges.rho).hex(),
         "alpha": c.encode_scalar(challenges.alpha).hex(),
         "e": c.encode_scalar(challenges.e).hex(),
         "blinding_challenges": [
             c.encode_scalar(power).hex()
-            for power in compute_blinding_challenges(statement, proof, SEED)
+            for power in compute_blinding_challenges(statement, challenges)
         ],
         "proof": encode_proof(proof).hex(),
         "bad": [
@@ -214,7 +222,7 @@ def bad_proofs(statement, proof):
     """Yield reason, description, and what differs from the good vector."""
     for why, changes in (
         ("another agent's context", {"context": (CONTEXT + b"!").hex()}),
-        ("another round's seed", {"seed": hashlib.sha256(SEED).hexdigest()}),
+        ("no context", {"context": ""}),
         ("a smaller bound", {"squared_bound": statement.squared_bound - 1}),
         ("a larger bound", {"squared_bound": statement.squared_bound + 1}),
         ("fewer values in as many rows", {"num_values": NUM_VALUES - 1}),
@@ -238,10 +246,10 @@ def bad_parts(proof):
     Of a field, `start` replaces its first bytes, `cut` removes so many of them; a list
     stands for itself.
     """
-    first = int.from_bytes(proof.projections[:17], "little", signed=True)
+    first = int.from_bytes(proof.projections[:15], "little", signed=True)
 
     def say(value):
-        return start("projections", value.to_bytes(17, "little", signed=True))
+        return start("projections", value.to_bytes(15, "little", signed=True))
 
     def start(name, data):
         return {name: {"start": data.hex()}}
@@ -250,7 +258,7 @@ def bad_parts(proof):
     yield "NOT_PROVEN", "the largest projection", say(MAX_PROJECTION)
     for value in (MAX_PROJECTION + 1, -MAX_PROJECTION - 1):
         yield "PROJECTION_OUT_OF_RANGE", f"a projection of {value}", say(value)
-    yield "WRONG_SHAPE", "a projection missing", {"projections": {"cut": 17}}
+    yield "WRONG_SHAPE", "a projection missing", {"projections": {"cut": 15}}
     for name in ("z", "z_prime"):
         yield "WRONG_SHAPE", f"{name}: one missing", {name: {"cut": 32}}
     scalars = ("z", "z_prime", "z_blinding", "z_prime_blinding", "relation_blinding")
@@ -272,10 +280,10 @@ def bad_parts(proof):
 
 
 def read_statement(vector, changes=None):
-    """Return the statement and seed of a vector."""
+    """Return the statement of a vector."""
     vector = {**vector, **(changes or {})}
     *rows, squares, masks = (bytes.fromhex(point) for point in vector["commitments"])
-    statement = NormStatement(
+    return NormStatement(
         context=bytes.fromhex(vector["context"]),
         num_values=vector["num_values"],
         row_length=vector["row_length"],
@@ -284,7 +292,6 @@ def read_statement(vector, changes=None):
         squares=squares,
         masks=masks,
     )
-    return statement, bytes.fromhex(vector["seed"])
 
 
 def read_proof(vector, changes=None):

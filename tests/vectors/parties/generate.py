@@ -4,11 +4,13 @@ Run it as python -m tests.vectors.parties.generate. Links and sums are computed 
 second time, with long integers, from the formulas of `protocol.share_link`.
 """
 
+import hmac
 import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from protocol.commitments import (
     SCALAR_ORDER,
@@ -17,13 +19,13 @@ from protocol.commitments import (
     parse_scalar,
 )
 from protocol.mpc import SHARE_DOMAIN, make_place
-from protocol.norm_proof import (
-    NUM_PROJECTIONS,
-    NUM_SQUARES,
-    Projection,
-    compute_challenges,
-)
+from protocol.norm_proof import NUM_SQUARES, compute_challenges, expand_projection
 from protocol.norm_prover import commit_update, prove_norm
+from protocol.share_link import (
+    NUM_SUM_PROJECTIONS,
+    SUM_MASK_DOMAIN,
+    expand_sum_projection,
+)
 from protocol.shares import ShareShape, parse_share, split_update
 from schemas import codec
 from schemas import events as e
@@ -32,11 +34,13 @@ from tests.vectors.shares.generate import SeededEntropy
 FOLDER = Path(__file__).parent
 PARTIES = ("cairn", "dolmen", "menhir")
 WEIGHTS = {"ann": 3, "bob": 1_000}
-NUM_VALUES = 300
-ROW_LENGTH = 256
+NUM_VALUES = 600
+ROW_LENGTH = 512
 NUM_ROWS = 2
 SHAPE = ShareShape(NUM_VALUES, NUM_ROWS)
 SEED = bytes(range(32, 64))
+#: The parties' secrets, from which they derive the keys of their masks.
+MASK_SECRETS = {party: party.encode().ljust(32, b".") for party in PARTIES}
 EXCUSE = {"reason": "BAD_SHARE", "detail": "not sealed to this key in this place"}
 WORDS = 2**64
 ORDER = SCALAR_ORDER.to_bytes(32, "little")
@@ -69,34 +73,42 @@ def hexed(value):
     return value
 
 
+def spell_out(projection):
+    """Return the rows of a projection, in full."""
+    rows = np.einsum("ti,tj->tij", projection.of_rows, projection.of_columns)
+    return rows.reshape(len(rows), -1).astype(object)
+
+
 class Round:
     """All that the three parties and the agents know."""
 
     def __init__(self):
-        projection = Projection.expand(SEED, num_rows=NUM_ROWS, row_length=ROW_LENGTH)
-        signs = projection.signs.astype(object)
-        flat = signs.reshape(NUM_PROJECTIONS, -1)
-        self.columns, self.of_squares = (
-            flat[:, :NUM_VALUES],
-            signs[:, -1, :NUM_SQUARES],
-        )
-        self.agents = {name: self._make_agent(name, projection) for name in WEIGHTS}
+        self.sum_rows = spell_out(
+            expand_sum_projection(SEED, num_rows=NUM_ROWS, row_length=ROW_LENGTH)
+        )[:, :NUM_VALUES]
+        self.rows = {}
+        self.agents = {name: self._make_agent(name) for name in WEIGHTS}
 
-    def _make_agent(self, name, projection):
+    def _make_agent(self, name):
         entropy = SeededEntropy(f"parties {name}")
         values = np.random.default_rng(list(name.encode())).integers(
             -1_000, 1_001, NUM_VALUES
         )
         values[:2] = 2**19 - 1, 1 - 2**19
-        state = commit_update(values, context=b"", squared_bound=2**42, entropy=entropy)
-        proof = prove_norm(state, projection)
+        state = commit_update(values, squared_bound=2**42, entropy=entropy)
         dealt = split_update(state, len(PARTIES), entropy)
+        state = state.bind(f"context of {name}".encode())
+        proof = prove_norm(state)
+        challenges = compute_challenges(state.statement, proof)
+        projection = expand_projection(state.statement, challenges.seed)
+        self.rows[name] = spell_out(projection)
         return {
             "values": values.tolist(),
             "rows": list(state.statement.rows),
             "projections": proof.projections,
             "z_blinding": proof.z_blinding,
-            "e": encode_scalar(compute_challenges(state.statement, proof, SEED).e),
+            "seed": challenges.seed,
+            "e": encode_scalar(challenges.e),
             "shares": {
                 party: {"commitment": share.commitment, "plaintext": share.plaintext}
                 for party, share in zip(PARTIES, dealt, strict=True)
@@ -109,26 +121,41 @@ class Round:
         plaintext, commitment = share["plaintext"], share["commitment"]
         return parse_share(plaintext, shape=SHAPE, commitment=commitment)
 
+    def make_masks(self, agent, party):
+        """Return y'_ij."""
+        secret = MASK_SECRETS[party]
+        key = hmac.digest(secret, b"folkmoot-mask-key/v1\n", "sha256")
+        named = SUM_MASK_DOMAIN + SEED + self.agents[agent]["seed"]
+        stream = Cipher(
+            algorithms.AES256(hmac.digest(key, named, "sha256")), modes.CTR(bytes(16))
+        ).encryptor()
+        return from_words(stream.update(bytes(8 * NUM_SUM_PROJECTIONS)))
+
     def link(self, agent, party):
-        """Return P_ij and b_ij."""
+        """Return P_ij, b_ij and P'_ij."""
         share = self.open(agent, party)
         values, squares, masks = (
             words.astype(object) for words in (share.values, share.squares, share.masks)
         )
-        projected = self.columns @ values + self.of_squares @ squares + masks
+        rows = self.rows[agent]
+        of_squares = rows[:, NUM_ROWS * ROW_LENGTH :][:, :NUM_SQUARES]
+        projected = rows[:, :NUM_VALUES] @ values + of_squares @ squares + masks
+        summed = self.sum_rows @ values + np.array(
+            self.make_masks(agent, party), dtype=object
+        )
         challenge = parse_scalar(self.agents[agent]["e"])
         *blindings, last = share.blindings
         blinding = last + sum(
             pow(challenge, k, SCALAR_ORDER) * blinding
             for k, blinding in enumerate(blindings, start=1)
         )
-        return to_words(projected), encode_scalar(blinding)
+        return to_words(projected), encode_scalar(blinding), to_words(summed)
 
     def make_links(self, party):
         """Return what a party says of all shares."""
         entries = []
         for agent in WEIGHTS:
-            projections, blinding = self.link(agent, party)
+            projections, blinding, sum_projections = self.link(agent, party)
             entries.append(
                 e.ShareLink(
                     agent_id=agent,
@@ -136,25 +163,31 @@ class Round:
                     detail="",
                     projections=projections,
                     blinding=blinding,
+                    sum_projections=sum_projections,
                 )
             )
-        excuse = e.ShareLink(agent_id="cyd", projections=b"", blinding=b"", **EXCUSE)
+        excuse = e.ShareLink(
+            agent_id="cyd",
+            projections=b"",
+            blinding=b"",
+            sum_projections=b"",
+            **EXCUSE,
+        )
         return e.ShareLinks(entries=(*entries, excuse))
 
     def make_partial(self, party, weights=None):
         """Return a party's part of the sum."""
-        values, remainder = [0] * NUM_VALUES, [0] * NUM_PROJECTIONS
+        values, masks = [0] * NUM_VALUES, [0] * NUM_SUM_PROJECTIONS
         blindings, opening = [0] * NUM_ROWS, 0
         for agent, weight in (weights or WEIGHTS).items():
             share = self.open(agent, party)
-            masked = self.of_squares @ share.squares.astype(object)
             values = _add(values, weight, share.values)
-            remainder = _add(remainder, weight, masked + share.masks.astype(object))
+            masks = _add(masks, weight, self.make_masks(agent, party))
             blindings = _add(blindings, weight, share.row_blindings)
             opening += weight * share.opening
         return e.PartialSum(
             values=to_words(values),
-            remainder=to_words(remainder),
+            masks=to_words(masks),
             row_blindings=encode_all(blindings),
             opening=encode_scalar(opening),
         )
@@ -217,7 +250,8 @@ def build_links(state=None):
     links = {party: state.make_links(party) for party in PARTIES}
     blobs = {party: codec.encode(said) for party, said in links.items()}
     return {
-        "seed": SEED.hex(),
+        "sum_seed": SEED.hex(),
+        "mask_secrets": hexed(MASK_SECRETS),
         "num_values": NUM_VALUES,
         "num_rows": NUM_ROWS,
         "row_length": ROW_LENGTH,
@@ -231,6 +265,7 @@ def build_links(state=None):
                         "detail": entry.detail,
                         "projections": entry.projections.hex(),
                         "blinding": entry.blinding.hex(),
+                        "sum_projections": entry.sum_projections.hex(),
                     }
                     for entry in links[party].entries
                 ],
@@ -269,6 +304,7 @@ def bad_links(links, blobs, partial):
         yield make_bad("parse", "MALFORMED_BLOB", why, good, bad, party=party)
 
     projections, blinding = ann.projections, ann.blinding
+    sum_projections = ann.sum_projections
     wrapped = int.from_bytes(blinding, "little") + SCALAR_ORDER
     for why, changes in (
         ("a byte of the projections missing", {"projections": projections[:-1]}),
@@ -278,6 +314,9 @@ def bad_links(links, blobs, partial):
         ("a byte of the blinding missing", {"blinding": blinding[:-1]}),
         ("a byte more in the blinding", {"blinding": blinding + b"\0"}),
         ("no blinding", {"blinding": b""}),
+        ("a sum projection missing", {"sum_projections": sum_projections[:-8]}),
+        ("a sum projection more", {"sum_projections": sum_projections + bytes(8)}),
+        ("no sum projections", {"sum_projections": b""}),
         ("a blinding of r", {"blinding": ORDER}),
         ("a blinding plus r", {"blinding": wrapped.to_bytes(32, "little")}),
         ("a blinding of all ones", {"blinding": b"\xff" * 32}),
@@ -293,7 +332,7 @@ def bad_links(links, blobs, partial):
         ("a projection plus one", {"projections": plus(projections, 0, 8, 1, WORDS)}),
         (
             "the highest bit of a projection",
-            {"projections": plus(projections, 127, 8, 2**63, WORDS)},
+            {"projections": plus(projections, 308, 8, 2**63, WORDS)},
         ),
         ("projections negated", {"projections": negated}),
         ("projections big-endian", {"projections": _turn(projections)}),
@@ -346,7 +385,7 @@ def build_partial(state=None):
         "parties": {
             party: {
                 "values": partial.values.hex(),
-                "remainder": partial.remainder.hex(),
+                "masks": partial.masks.hex(),
                 "row_blindings": partial.row_blindings.hex(),
                 "opening": partial.opening.hex(),
                 "blob": codec.encode(partial).hex(),
@@ -367,7 +406,7 @@ def bad_partials(state, partials):
     for why, bad in make_damaged(good, links):
         yield make_bad("parse", "WRONG_PARTIAL", why, good, bad, party=party)
 
-    values, remainder = partial.values, partial.remainder
+    values, masks = partial.values, partial.masks
     blindings, opening = partial.row_blindings, partial.opening
     first = int.from_bytes(blindings[:32], "little") + SCALAR_ORDER
     wrapped = int.from_bytes(opening, "little") + SCALAR_ORDER
@@ -376,8 +415,8 @@ def bad_partials(state, partials):
         ("a value more", {"values": values + bytes(8)}),
         ("a byte of the values missing", {"values": values[:-1]}),
         ("a byte more in the values", {"values": values + b"\0"}),
-        ("a projection missing", {"remainder": remainder[8:]}),
-        ("no remainder", {"remainder": b""}),
+        ("a mask missing", {"masks": masks[8:]}),
+        ("no masks", {"masks": b""}),
         ("a row missing", {"row_blindings": blindings[32:]}),
         ("a row more", {"row_blindings": blindings + bytes(32)}),
         ("a byte of the blindings missing", {"row_blindings": blindings[:-1]}),
@@ -406,8 +445,8 @@ def bad_partials(state, partials):
         ("WRONG_PROJECTION", "values of zero", {"values": bytes(len(values))}),
         (
             "WRONG_PROJECTION",
-            "a remainder plus one",
-            {"remainder": plus(remainder, 64, 8, 1, WORDS)},
+            "a mask plus one",
+            {"masks": plus(masks, 64, 8, 1, WORDS)},
         ),
         (
             "WRONG_BLINDINGS",
@@ -438,13 +477,13 @@ def bad_partials(state, partials):
             party=party,
         )
 
-    # A value plus one, and a remainder that makes up for it.
-    column = [int(sign) for sign in state.columns[:, 0]]
+    # A value plus one, and masks that make up for it.
+    column = [int(bit) for bit in state.sum_rows[:, 0]]
     made_up = to_words(
-        word - sign for word, sign in zip(from_words(remainder), column, strict=True)
+        word - bit for word, bit in zip(from_words(masks), column, strict=True)
     )
-    bad = codec.encode(replace(partial, values=moved, remainder=made_up))
-    why = "a value plus one, and a remainder that makes up for it"
+    bad = codec.encode(replace(partial, values=moved, masks=made_up))
+    why = "a value plus one, and masks that make up for it"
     yield make_bad("open_aggregate", "WRONG_PARTIAL", why, good, bad, party=party)
 
 
@@ -461,6 +500,7 @@ def make_update(**changes):
         base_model_sha256=bytes(range(32)),
         commitments=ref,
         shares=(),
+        proof=ref,
         num_examples=1,
         loss_micros=0,
     )

@@ -18,8 +18,9 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import (
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from protocol.commitments import SCALAR_ORDER
-from protocol.norm_proof import NUM_PROJECTIONS, NormStatement
+from protocol.norm_proof import NormStatement
 from protocol.norm_prover import ProverState
+from protocol.projections import NUM_PROJECTIONS
 from protocol.sealing import SealedPlace, SealingSecretKey
 from protocol.shares import split_update
 
@@ -64,7 +65,7 @@ def make_secrets(seed, num_values=NUM_VALUES, num_rows=NUM_ROWS):
         statement=NormStatement(
             context=b"",
             num_values=num_values,
-            row_length=256,
+            row_length=512,
             squared_bound=0,
             rows=(),
             squares=b"",
@@ -74,7 +75,7 @@ def make_secrets(seed, num_values=NUM_VALUES, num_rows=NUM_ROWS):
         values=np.array([draw() % (2**20 - 1) for _ in range(num_values)])
         - (2**19 - 1),
         squares=tuple(draw() % 2**31 for _ in range(4)),
-        masks=tuple(draw() % 2**115 - 2**114 for _ in range(NUM_PROJECTIONS)),
+        masks=tuple(draw() % 2**114 - 2**113 for _ in range(NUM_PROJECTIONS)),
         blindings=tuple(draw() % SCALAR_ORDER for _ in range(num_rows + 3)),
     )
 
@@ -90,8 +91,8 @@ def expand(suite, prk, label, info, size):
     return hmac.digest(prk, labeled + b"\1", "sha256")[:size]
 
 
-def seal(plaintext, public_key, info, ephemeral):
-    """RFC 9180 sections 4.1, 5.1, 5.2: base mode, X25519, SHA-256, AES-256-GCM."""
+def derive_keys(public_key, info, ephemeral):
+    """RFC 9180 sections 4.1, 5.1: the encapsulated key, the key and the nonce."""
     kem, hpke = b"KEM\x00\x20", b"HPKE\x00\x20\x00\x01\x00\x02"
     secret = X25519PrivateKey.from_private_bytes(ephemeral)
     enc = secret.public_key().public_bytes_raw()
@@ -105,7 +106,12 @@ def seal(plaintext, public_key, info, ephemeral):
     )
     prk = extract(hpke, shared, b"secret", b"")
     key = expand(hpke, prk, b"key", context, 32)
-    nonce = expand(hpke, prk, b"base_nonce", context, 12)
+    return enc, key, expand(hpke, prk, b"base_nonce", context, 12)
+
+
+def seal(plaintext, public_key, info, ephemeral):
+    """RFC 9180 section 5.2: base mode, X25519, SHA-256, AES-256-GCM."""
+    enc, key, nonce = derive_keys(public_key, info, ephemeral)
     return enc + AESGCM(key).encrypt(nonce, plaintext, b"")
 
 
