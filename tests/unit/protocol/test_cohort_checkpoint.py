@@ -87,7 +87,8 @@ def end_round(run: Rounds, number: int = 1) -> None:
     current = run.state.current
     assert current is not None
     past_ms = current.started.deadline_ms + 1
-    [abandoned] = run.when(deadline(number, past_ms), at_ms=past_ms)
+    *silent, abandoned = run.when(deadline(number, past_ms), at_ms=past_ms)
+    assert {fact.agent_id for fact in silent} == current.cohort
     assert isinstance(abandoned, e.RoundAbandoned)
     run.when(abandoned)
 

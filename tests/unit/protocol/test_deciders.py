@@ -23,10 +23,11 @@ KINDS: dict[str, Any] = {
 FOLDING = {
     # What `evolve` is made of. None of these says what follows from a leaf.
     "rounds": {"evolve", "_evolve_input", "_evolve_fact", "_counts", "_answer"}
-    | {"is_drawable"},
+    | {"is_drawable", "_change", "find_newest", "_open", "find_drawable_agents"}
+    | {"_end", "_is_secret", "_with_result_deadline", "has_all_partials", "_has_all"},
     "registry": {"evolve"},
     "rewards": {"evolve", "_name_nodes", "_unpaid", "_remember", "_compute_gain"}
-    | {"find_accuracy"},
+    | {"find_accuracy", "_forget", "_sealed"},
 }
 
 

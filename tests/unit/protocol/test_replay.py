@@ -284,6 +284,7 @@ UNSEEN = {
     Reason.WRONG_PARTITION,
     Reason.WRONG_KEY,
     Reason.UNKNOWN_SCHEMA,
+    Reason.UNKNOWN_RULES,
 }
 
 
