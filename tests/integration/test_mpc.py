@@ -660,8 +660,8 @@ def test_a_comparison_survives_the_death_of_a_party_and_of_the_dealer(
     assert report["num_rounds_recomputed"] == started.round
 
 
-def test_kills_between_committing_and_proving(secret: Secret) -> None:
-    """One agent dies with its offset committed, one before, and so the aggregator."""
+def test_agents_that_have_spoken_are_not_needed_any_more(secret: Secret) -> None:
+    """Both are away until the sum is published; one then hears of the round again."""
     world, federation = secret.world, secret.federation
     keys = {
         name: federation.wait(e.AgentEnrolmentRequested, agent_id=name).public_key
@@ -675,22 +675,28 @@ def test_kills_between_committing_and_proving(secret: Secret) -> None:
     assert all(is_drawn(started, name) for name in REAL)
     for name in REAL:
         federation.wait(e.UpdateCommitted, ROUND_S, round=started.round, agent_id=name)
-    with world.services.kept_down(*REAL, "aggregator"):
-        forget_having_read(world, REAL[1], started)
+    world.services.stop(*REAL)
+    world.services.kill("aggregator")  # it verifies their proofs again
     updates = secret.commit(started)
     sealed = federation.wait(e.RoundSealed, ROUND_S, round=started.round)
     published = secret.wait_published(started.round)
+    offset = forget_having_read(world, REAL[1], started)
+    start_agents(world, NAME, REAL)
 
     assert {c.agent_id for c in list_contributions(federation.events, sealed)} == {
         *updates,
         *REAL,
     }
     assert not np.array_equal(secret.fetch_sum(published), add_up(updates))
-    for name in REAL:
-        wait_until(
-            lambda name=name: not list(agent_directory(world, name).glob("*.secret")),
-            "the agent forgets its secrets",
-        )
+    wait_until(
+        lambda: find_offset(world, REAL[1]) > offset, "the agent reads the round again"
+    )
+    answers = [
+        answer.agent_id
+        for answer in map(world.decode, world.records(topics.UPDATES, NAME))
+        if answer.round == started.round and answer.agent_id in REAL
+    ]
+    assert sorted(answers) == sorted(REAL), "each has spoken once"
     report = federation.audit()
     assert report["num_rounds_recomputed"] == federation.last_round()
 
@@ -711,12 +717,8 @@ def test_a_party_runs_once_and_never_without_its_memory(secret: Secret) -> None:
     assert "make another party" in finished.stderr
 
 
-def agent_directory(world: World, name: str):
-    return world.settings.state_directory / "agents" / NAME / name
-
-
-def forget_having_read(world: World, name: str, started: e.RoundStarted) -> None:
-    """Leave an agent's offset as if it had died before it committed that."""
+def forget_having_read(world: World, name: str, started: e.RoundStarted) -> int:
+    """Leave an agent's offset as if it had died before it committed that one."""
     [offset] = [
         record.offset
         for record in world.records(topics.ROUNDS, NAME)
@@ -726,3 +728,12 @@ def forget_having_read(world: World, name: str, started: e.RoundStarted) -> None
     position = TopicPartition(topics.ROUNDS, 0, offset)
     consumer.commit(offsets=[position], asynchronous=False)
     consumer.close()
+    return offset
+
+
+def find_offset(world: World, name: str) -> int:
+    """Return what an agent reads next of the rounds."""
+    consumer = make_consumer(world.settings, f"moot-agent-{NAME}-{name}")
+    [position] = consumer.committed([TopicPartition(topics.ROUNDS, 0)])
+    consumer.close()
+    return position.offset

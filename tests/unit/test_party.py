@@ -404,6 +404,26 @@ def test_an_update_is_not_linked_under_two_projections(
     assert len(party._memory.known) == 1
 
 
+def test_an_update_is_not_linked_with_two_proofs(
+    log, party, asked_to_link, blobs, monkeypatch
+):
+    """The same statement, and so the same projection; but another challenge."""
+    assert party.answer(asked_to_link) is not None
+    secret = asked_to_link
+    for agent_id, found in asked_to_link.commitments.items():
+        state = replace(log.states[agent_id], nonce_key=bytes(32))
+        monkeypatch.setitem(log.states, agent_id, state)
+        update = log.prove(found.event)
+        assert update.proof != found.event.proof
+        assert replace(update, proof=found.event.proof) == found.event
+        secret = with_update(secret, update)
+    blobs.update(log.blobs)
+    entries = entries_of(blobs, party.answer(secret))
+    assert len(entries) == 5
+    assert all("LINKED_BEFORE" in entry.detail for entry in entries.values())
+    assert len(party._memory.known) == 1
+
+
 def test_a_link_is_said_again_for_another_set_with_other_masks(
     party, asked_to_link, blobs
 ):

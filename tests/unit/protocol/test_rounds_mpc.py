@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from protocol.rounds import DECIDER, RoundsState
+from protocol.rounds import DECIDER, RoundsState, compute_sum_seed
 from schemas import events as e
 from schemas.reasons import Reason
 from tests.sealed import list_sealed
@@ -141,6 +141,18 @@ def test_the_seed_does_not_depend_on_the_order_of_arrival() -> None:
     for agent_id in AGENTS[:3]:
         other.when(committed(agent_id, num_examples=11))
     assert other.state.current.closed.sum_seed not in seeds  # type: ignore[union-attr]
+
+
+def test_the_seed_is_of_one_round_of_one_federation_and_of_its_set() -> None:
+    hashes = [bytes(32), b"\1" * 32]
+    seeds = [
+        compute_sum_seed("clinics", 1, hashes),
+        compute_sum_seed("banks", 1, hashes),
+        compute_sum_seed("clinics", 2, hashes),
+        compute_sum_seed("clinics", 1, hashes[:1]),
+        compute_sum_seed("clinics", 1, hashes[::-1]),
+    ]
+    assert len(set(seeds)) == len(seeds)
 
 
 def test_the_set_is_closed_at_the_deadline() -> None:
