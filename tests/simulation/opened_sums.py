@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import random
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
@@ -94,11 +95,18 @@ def find_known(rows: Sequence[Row], *, fewer_than: int) -> tuple[str, ...] | Non
 
 
 class Memory:
-    """The memory of a party by the rules; its process may be killed at any time."""
+    """The memory of a party by the rules; its process may be killed at any time.
+
+    Attributes:
+        known: What it remembers.
+        founding: Which founding of the federation it is shown. By the rules that is
+            nothing to it.
+    """
 
     def __init__(self) -> None:
         """Know nothing."""
         self.known: list[Known] = []
+        self.founding = 0
 
     def permit_links(self, asked: Linked) -> Mapping[int, Any]:
         """Do as `adapters.party_log.PartyLog`."""
@@ -124,6 +132,7 @@ class Log:
 
     run: Run[RoundsState, e.RoundFact]
     secret: SecretRound | None = None
+    founding: int = 0
 
     def when(self, event: e.LedgerEvent, *, at_ms: int | None = None) -> list[Any]:
         """Sequence one more event and return the facts that follow from it."""
@@ -136,7 +145,7 @@ class Log:
         run = replace(
             self.run, leaves=list(self.run.leaves), facts=list(self.run.facts)
         )
-        return Log(run, self.secret)
+        return Log(run, self.secret, self.founding)
 
 
 @dataclass
@@ -151,6 +160,7 @@ class History:
         declined: What the honest party declined, and whom it left out, by reason.
         num_published: Rounds that ended with a model.
         endings: How rounds ended all of whose parts were there.
+        happened: How often each thing happened that rules are there for.
     """
 
     seed: int
@@ -160,6 +170,7 @@ class History:
     declined: list[str] = field(default_factory=list)
     num_published: int = 0
     endings: list[str] = field(default_factory=list)
+    happened: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
         """Found the federation."""
@@ -181,6 +192,7 @@ class History:
             log.when(event)
         self.log = log
         self.snapshots = [log.copy()]
+        self.foundings = itertools.count(1)
 
     def happens(self, probability: float) -> bool:
         """Return whether something happens that may."""
@@ -191,11 +203,12 @@ class History:
         for _ in range(num_stages):
             if self.happens(0.1):
                 self.memory.restart()
-            if self.is_hostile and self.happens(0.15):
-                # The party is shown another log: an older one, or one founded anew.
-                self.log = self.chance.choice(self.snapshots).copy()
+                self.happened["restart"] += 1
+            if self.is_hostile:
+                self.mislead()
             if self.happens(0.05):
                 self.log.when(revoked(self.chance.choice(self.names)))
+                self.happened["revoked"] += 1
             if self.happens(0.05):
                 self.join()
             self.advance()
@@ -204,6 +217,18 @@ class History:
             if self.happens(0.1):
                 self.abandon()
         return self
+
+    def mislead(self) -> None:
+        """Show the party another log: an older one, or one that was founded anew."""
+        if self.happens(0.15):
+            self.log = self.chance.choice(self.snapshots).copy()
+            self.happened["older log"] += 1
+        elif self.happens(0.03):
+            # The same agents, the same first model.
+            self.log = self.snapshots[0].copy()
+            self.log.founding = next(self.foundings)
+            self.happened["founded anew"] += 1
+        self.memory.founding = self.log.founding
 
     def join(self) -> None:
         """Admit somebody new."""
@@ -224,8 +249,11 @@ class History:
                 federation_id="clinics", round=number, explanation="mishap"
             )
         )
-        if had_all and any(isinstance(fact, e.RoundAbandoned) for fact in facts):
+        is_over = any(isinstance(fact, e.RoundAbandoned) for fact in facts)
+        if had_all and is_over:
             self.endings.append("abandoned")
+        phase = "open" if state.current.sealed is None else "sealed"
+        self.happened[f"{phase}, {'abandoned' if is_over else 'kept'}"] += 1
 
     def advance(self) -> None:
         """Let the next thing of the round happen that is due."""
@@ -233,7 +261,10 @@ class History:
         current, secret = state.current, self.log.secret
         if current is None:
             number = state.last_round + 1
-            self.log.when(request(number, next(self.clock)))
+            facts = self.log.when(request(number, next(self.clock)))
+            self.happened[type(facts[0]).__name__] += 1
+            if state.summed:
+                self.happened["asked again after a seal"] += 1
         elif current.closed is None:
             self.commit(current.started, sorted(current.cohort))
         elif secret is None:
@@ -258,7 +289,9 @@ class History:
     def commit(self, started: e.RoundStarted, cohort: Sequence[str]) -> None:
         """Let those of the cohort commit who are there."""
         for name in cohort:
-            if self.happens(0.85):
+            if not self.happens(0.85):
+                self.happened["absent"] += 1
+            else:
                 self.log.when(
                     committed(
                         name,
@@ -315,7 +348,8 @@ class History:
             if party == HONEST and not self.give_part(secret, sealed):
                 return
             if party == HONEST and self.is_hostile and self.happens(0.2):
-                continue  # it is kept off the log
+                self.happened["part kept off the log"] += 1
+                continue
             part = partial(
                 party, sealed.num_contributions, sealed.num_examples, sealed.round
             )
@@ -324,6 +358,7 @@ class History:
             if party != HONEST and self.is_hostile and self.happens(0.1):
                 wrong = checked(place, number=sealed.round, reason=Reason.WRONG_PARTIAL)
                 self.log.when(wrong)
+                self.happened["part rejected"] += 1
 
     def give_part(self, secret: SecretRound, sealed: e.RoundSealed) -> bool:
         """Let the honest party give its part, if its memory permits it."""
@@ -366,6 +401,7 @@ class History:
         model = make_blob(f"from {base.sha256.hex()} at {next(self.attempts)}")
         if self.is_hostile and self.happens(0.2):
             model = base
+            self.happened["model that did not move"] += 1
         claim = aggregate(
             sealed.num_contributions,
             sealed.num_examples,
@@ -378,6 +414,7 @@ class History:
         if [type(fact) for fact in facts] == [e.AggregatePublished]:
             self.num_published += 1
             self.endings.append("published")
+            self.happened[f"published by {'a party' if party else 'aggregator'}"] += 1
 
     def find_leak(self) -> tuple[str, ...] | None:
         """Return agents, too few, of whose updates the attacker knows something."""

@@ -7,10 +7,14 @@ the rules show that the search would find a hole: each of them is found.
 from __future__ import annotations
 
 import os
+from collections import Counter, defaultdict
+from dataclasses import replace
+from functools import partial
 
 import pytest
 
 import protocol.rounds
+from adapters.party_log import SAID_FILE, PartyLog, create_party_log
 from protocol.parties import (
     Linked,
     PartyRefusesError,
@@ -21,11 +25,29 @@ from schemas import events as e
 from schemas.reasons import Reason
 from tests.simulation.opened_sums import History, Memory, compute_rank, find_known
 
-NUM_HISTORIES = 60
+NUM_HISTORIES = 40
 MAX_SEARCHED = 1_000
 """Histories in which a mutant must be found; the first that shows it ends the search.
 """
 NUM_STAGES = 80
+WHAT_MAY_HAPPEN = (
+    "restart",
+    "older log",
+    "founded anew",
+    "revoked",
+    "absent",
+    "RoundStarted",
+    "RoundRefused",
+    "asked again after a seal",
+    "open, abandoned",
+    "sealed, abandoned",
+    "sealed, kept",
+    "part kept off the log",
+    "part rejected",
+    "model that did not move",
+    "published by aggregator",
+    "published by a party",
+)
 
 
 def search(seeds, **options):
@@ -84,16 +106,63 @@ def test_nothing_is_known_of_fewer_than_min_cohort_agents():
     assert max(sums) > 1
     declined = {code for h in histories for code in h.declined}
     assert {RefusalCode.AGENT_SUMMED_BEFORE, RefusalCode.BASE_LEFT} <= declined
+    happened = sum((h.happened for h in histories), Counter())
+    assert [what for what in WHAT_MAY_HAPPEN if happened[what] < 5] == []
+
+
+def test_either_of_the_two_defences_is_enough(monkeypatch):
+    """A party's memory against whoever runs the log; the log's rules for who forgot."""
+    forgetful = [play_honestly(seed, make_memory=NoMemory) for seed in range(20)]
+    assert [h.seed for h in forgetful if h.find_leak() is not None] == []
+    monkeypatch.setattr(protocol.rounds, "find_drawable_agents", lambda s: s.agents)
+    assert search(range(20)) is None
+    # And without both it is found.
+    assert search(range(MAX_SEARCHED), make_memory=NoMemory, is_hostile=False)
+
+
+class OnDisk:
+    """The memory that parties have. Where it is killed, a line may have been begun."""
+
+    def __init__(self, directory):
+        self.directory, self.founding = directory, 0
+        create_party_log(directory)
+        self.log = PartyLog(directory)
+
+    def permit_links(self, asked):
+        return self.log.permit_links(asked)
+
+    def permit_sum(self, asked, *, min_cohort):
+        self.log.permit_sum(asked, min_cohort=min_cohort)
+
+    def restart(self):
+        self.log.close()
+        with (self.directory / SAID_FILE).open("ab") as file:
+            file.write(b'{"sha256":"')
+        self.log = PartyLog(self.directory)
+
+
+def test_the_memory_that_parties_have_decides_as_the_simulated_one(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    num_restarts = 0
+    for seed in range(10):
+        real = History(seed, make_memory=partial(OnDisk, tmp_path / str(seed)))
+        real.play(NUM_STAGES).memory.log.close()
+        simulated = History(seed).play(NUM_STAGES)
+        assert (real.opened, real.declined) == (simulated.opened, simulated.declined)
+        num_restarts += real.happened["restart"]
+    assert num_restarts > 10
 
 
 @pytest.mark.nightly
-def test_nothing_is_known_over_thousands_of_histories():
-    num_histories = int(os.environ.get("MOOT_HISTORIES", "5000"))
-    assert search(range(10_000, 10_000 + num_histories)) is None
+@pytest.mark.parametrize("begin", range(10_000, 15_000, 500))
+def test_nothing_is_known_over_thousands_of_histories(begin):
+    assert search(range(begin, begin + 500)) is None
 
 
-def play_honestly(seed):
-    return History(seed, is_hostile=False).play(NUM_STAGES)
+def play_honestly(seed, **options):
+    return History(seed, is_hostile=False, **options).play(NUM_STAGES)
 
 
 def is_troubled(history):
@@ -105,8 +174,9 @@ def is_troubled(history):
     return bool(history.declined) or "abandoned" in history.endings
 
 
-def find_trouble():
-    return next(filter(is_troubled, map(play_honestly, range(MAX_SEARCHED))), None)
+def find_trouble(**options):
+    histories = (play_honestly(seed, **options) for seed in range(MAX_SEARCHED))
+    return next(filter(is_troubled, histories), None)
 
 
 def test_without_liars_nothing_is_refused_and_what_is_public_is_completed():
@@ -180,9 +250,54 @@ class ByRound(Memory):
         return {}
 
 
-@pytest.mark.parametrize("mutant", [NoMemory, ByDigest, Pairwise, Forgetful, ByRound])
+class ByFounding(Memory):
+    """One that begins anew with each founding of a federation."""
+
+    def __init__(self):
+        self.of = defaultdict(list)
+        super().__init__()
+
+    @property
+    def known(self):
+        return self.of[self.founding]
+
+    @known.setter
+    def known(self, known):
+        self.of[getattr(self, "founding", 0)] = known
+
+
+class ThisBaseOnly(Memory):
+    """One that knows of a base model that it left not even that."""
+
+    def permit_sum(self, asked, *, min_cohort):
+        super().permit_sum(asked, min_cohort=min_cohort)
+        base = asked.base_model
+        self.known = [said for said in self.known if said.base_model == base]
+
+
+class AnyBase(Memory):
+    """One that keeps a federation's sums together, over whatever base model."""
+
+    def permit_links(self, asked):
+        return super().permit_links(replace(asked, base_model=bytes(32)))
+
+    def permit_sum(self, asked, *, min_cohort):
+        super().permit_sum(replace(asked, base_model=bytes(32)), min_cohort=min_cohort)
+
+
+MUTANTS = NoMemory, ByDigest, Pairwise, Forgetful, ByRound, ByFounding, ThisBaseOnly
+
+
+@pytest.mark.parametrize("mutant", MUTANTS)
 def test_a_memory_that_is_not_by_agents_and_durable_is_found_out(mutant):
     assert search(range(MAX_SEARCHED), make_memory=mutant) is not None
+
+
+def test_a_memory_that_is_not_by_base_model_stops_honest_rounds():
+    assert search(range(20), make_memory=AnyBase) is None
+    trouble = find_trouble(make_memory=AnyBase)
+    assert trouble is not None
+    assert set(trouble.declined) == {RefusalCode.AGENT_SUMMED_BEFORE}
 
 
 def test_abandoning_after_all_parts_is_found_out(monkeypatch):
