@@ -54,7 +54,7 @@ from protocol.envelope import (
     compute_input_id,
     verify_event,
 )
-from protocol.persistent import PersistentMap
+from protocol.persistent import PersistentMap, PersistentSet
 from protocol.rules import find_rules_problem
 from protocol.validation import (
     find_configuration_problem,
@@ -167,6 +167,8 @@ class AdmissionState:
         change: Number of the last change; 0 if there was none.
         parties: Public key by name, of aggregation MPC.
         agents: Agents by id.
+        keys: Public keys of all agents: a second name for one would be drawn, summed
+            and rewarded as somebody else.
         offsets: Last offset read, by ``topic/partition``.
         num_leaves: Number of leaves so far.
         last_facts: Place of the last fact, by topic: cause's leaf index, output index.
@@ -184,6 +186,7 @@ class AdmissionState:
     change: int = 0
     parties: Mapping[str, bytes] = field(default_factory=dict)
     agents: PersistentMap[str, Agent] = field(default_factory=PersistentMap)
+    keys: PersistentSet[bytes] = field(default_factory=PersistentSet)
     offsets: Mapping[str, int] = field(default_factory=dict)
     num_leaves: int = 0
     last_facts: Mapping[str, tuple[int, int]] = field(default_factory=dict)
@@ -380,6 +383,7 @@ class _Scratch:
         self._change = state.change
         self._parties = state.parties
         self._agents = state.agents
+        self._keys = state.keys
         self._offsets = dict(state.offsets)
         self._num_leaves = state.num_leaves
         self._last_facts = dict(state.last_facts)
@@ -403,6 +407,7 @@ class _Scratch:
             change=self._change,
             parties=self._parties,
             agents=self._agents,
+            keys=self._keys,
             offsets=self._offsets,
             num_leaves=self._num_leaves,
             last_facts=self._last_facts,
@@ -593,6 +598,7 @@ class _Scratch:
             case e.AgentAdmitted():
                 agent = Agent(event.public_key)
                 self._agents = self._agents.insert(event.agent_id, agent)
+                self._keys = self._keys.insert(event.public_key)
             case e.AgentRevoked():
                 revoked = Agent(self._agents[event.agent_id].public_key, revoked=True)
                 self._agents = self._agents.insert(event.agent_id, revoked)
@@ -634,6 +640,10 @@ class _Scratch:
             ):
                 detail = f"the name {event.agent_id!r} is taken for good"
                 return Reason.AGENT_EXISTS, detail
+            case e.AgentEnrolmentRequested() | e.AgentAdmitted() if (
+                event.public_key in self._keys
+            ):
+                return Reason.AGENT_EXISTS, "this key is another agent's, for good"
             case e.AgentRevoked() if event.agent_id not in self._agents:
                 detail = f"agent {event.agent_id!r} has not been admitted"
                 return Reason.UNKNOWN_AGENT, detail

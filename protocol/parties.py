@@ -14,9 +14,10 @@ Rules:
 - A sum is over updates that the party has linked: whose shares it opened and found to
   be what their agents committed to.
 - Updates are compared with each other in one set, to one threshold, after they were
-  linked, and no more than `MAX_COMPARISONS` times: a comparison that breaks off is
-  begun again, and each time a party that does not follow the protocol could learn other
-  bits. A set is as large as a sum.
+  linked, and those of an agent no more than `MAX_COMPARISONS` times over one base
+  model, whatever it commits to: a comparison that breaks off, and a round that is given
+  up, is begun again, and each time a party that does not follow the protocol could
+  learn other bits of the same update. A set is as large as a sum.
 - A sum has at least as many contributions as the federation's ``min_cohort``, and as
   the party's own minimum.
 - A sum is opened once: for one base model of a federation an agent is in one sum that
@@ -37,6 +38,7 @@ Source: DESIGN.md section 6, ADR 0032.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -286,7 +288,14 @@ def demand_comparable(
             f"{len(digests)} different updates; this party compares at least {fewest}",
         )
     demand_not_left(asked, known)
+    owners = {
+        digest: agent_id
+        for said in known
+        if isinstance(said, Linked)
+        for agent_id, digest, _ in said.updates
+    }
     num_attempts = 0
+    num_compared: Counter[str] = Counter()
     for said in known:
         if not isinstance(said, Compared):
             continue
@@ -298,11 +307,19 @@ def demand_comparable(
                 f"update {min(digests.intersection(said.updates)).hex()} was compared "
                 "in another set, or to another threshold",
             )
+        if (said.federation_id, said.base_model) == (
+            asked.federation_id,
+            asked.base_model,
+        ):
+            num_compared.update(owners[digest] for digest in said.updates)
     _demand_linked(digests, known)
-    if num_attempts >= MAX_COMPARISONS:
+    # By agent: it says one update for a base model, under new commitments each time.
+    agent_id = max(map(owners.__getitem__, asked.updates), key=num_compared.__getitem__)
+    if num_compared[agent_id] >= MAX_COMPARISONS:
         raise PartyRefusesError(
             RefusalCode.COMPARED_TOO_OFTEN,
-            f"these updates were compared {num_attempts} times, and it broke off",
+            f"updates of {agent_id} were compared {num_compared[agent_id]} times over "
+            "this base model",
         )
     return replace(asked, attempt=num_attempts + 1)
 

@@ -315,6 +315,32 @@ def test_a_comparison_may_be_begun_again_but_not_for_ever():
     demand_comparable(pair_up(3, 4, 5), known, min_cohort=3)
 
 
+def test_an_agent_is_compared_so_often_whatever_it_commits_to():
+    """Or who gives rounds up and asks again learns bits without end: of one update."""
+
+    def recommit(seed: int, base: bytes = OLD) -> Linked:
+        update = ("agent0", bytes([50 + seed]) * 32, bytes([seed]) * 32)
+        return Linked(federation_id="clinics", base_model=base, updates=(update,))
+
+    def compare(seed: int, *others: int) -> Compared:
+        digests = recommit(seed).updates[0][1], *(_UPDATES[i][1] for i in others)
+        return replace(pair_up(), updates=digests)
+
+    known: list = [LINKED, *map(recommit, range(3))]
+    for seed, others in ((0, (1, 2)), (1, (3, 4))):
+        for attempt in range(1, MAX_COMPARISONS // 2 + 1):
+            permitted = demand_comparable(compare(seed, *others), known, min_cohort=2)
+            assert permitted == replace(compare(seed, *others), attempt=attempt)
+            known.append(permitted)
+    again = compare(2, 5, 6)
+    code = refusal(lambda: demand_comparable(again, known, min_cohort=2))
+    assert code is RefusalCode.COMPARED_TOO_OFTEN
+    # The others were not compared so often; and over another base model nobody was.
+    demand_comparable(pair_up(5, 6, 7), known, min_cohort=2)
+    known += (replace(LINKED, base_model=NEW), recommit(2, NEW))
+    demand_comparable(replace(again, base_model=NEW), known, min_cohort=2)
+
+
 @pytest.mark.parametrize(
     "other", [pair_up(0, 1, 2, 3), pair_up(2, 3, 4), pair_up(0, 1, 2, threshold=8)]
 )

@@ -452,9 +452,23 @@ def test_an_agents_name_is_taken_for_good() -> None:
     assert desk.say(other) == Reason.AGENT_EXISTS
 
 
+@pytest.mark.parametrize("is_revoked", [False, True])
+def test_an_agents_key_has_one_name_for_good(is_revoked: bool) -> None:
+    """Who is drawn, summed and rewarded once is not so again as somebody else."""
+    desk = founded()
+    if is_revoked:
+        assert desk.say(revoked("ana")) is None
+    key = make_key("ana").public_key
+    again = replace(enrolment("ana-again"), public_key=key)
+    assert desk.say(again, signer="ana") == Reason.AGENT_EXISTS
+    again = replace(admitted("ana-again"), public_key=key)
+    assert desk.say(again) == Reason.AGENT_EXISTS
+    assert desk.say(admitted("eve")) is None
+
+
 def test_an_applicant_proves_that_it_holds_its_key() -> None:
     desk = founded()
-    theft = replace(enrolment("eve"), public_key=make_key("ana").public_key)
+    theft = replace(enrolment("eve"), public_key=make_key("fay").public_key)
     assert desk.say(theft, signer="eve") == Reason.BAD_SIGNATURE
 
 
