@@ -149,9 +149,8 @@ what is sealed (seeds: the stream), and numpy adding the arrays.""",
     parts.append(
         """\
 **Next**: a party verifies every proof itself, by design, but only once all are there;
-it could do so while others still prove, as the aggregator does. The aggregator decodes
-commitments to verify proofs, and once more to combine them. Proving expands the round's
-projection, which is the same for all agents of a machine."""
+it could do so while other agents still train, as the aggregator does. The aggregator
+decodes commitments to verify proofs, and once more to combine them."""
     )
     return Section(
         "privacy", "Privacy: what it costs that nobody sees an update", tuple(parts)

@@ -230,7 +230,7 @@ FIRST, *OTHERS = list_parties(COMPARING_CONFIG)
         ({"far_threshold": -1}, "far_threshold"),
         ({"far_threshold": 2**62 + 1}, "far_threshold"),
         ({"dealer_key": FIRST.public_key}, "a dealer with a key of its own"),
-        ({"min_cohort": 2}, "min_cohort"),
+        ({"min_cohort": 2}, "cohorts must be of 3"),
         ({"parties": (replace(FIRST, address=""), *OTHERS)}, "an address of its own"),
         (
             {"parties": (replace(FIRST, address=OTHERS[0].address), *OTHERS)},

@@ -11,17 +11,23 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from protocol import mpc
-from protocol.commitments import parse_scalar
+from protocol.commitments import SCALAR_ORDER, parse_scalar
 from protocol.configuration import get_mpc
 from protocol.mpc import MpcShape, Proven, make_place, open_shares
 from protocol.norm_proof import (
+    NormProof,
     NormStatement,
     compute_challenges,
     expand_projection,
     start_transcript,
     verify_norm_proof,
 )
-from protocol.norm_prover import ProverState, commit_update, prove_norm
+from protocol.norm_prover import (
+    ProverState,
+    commit_update,
+    find_four_squares,
+    prove_norm,
+)
 from protocol.projections import Projection
 from protocol.sealing import SealedPlace, SealingSecretKey, open_share, seal_share
 from protocol.secret_round import Committed
@@ -35,6 +41,7 @@ from protocol.shares import ShareRefusedError, parse_share, split_update
 from schemas import events as e
 from tests.builders import BlobDict
 from tests.simulation.federation import MPC_CONFIG, PARTIES, committed, edit
+from tests.slow_norm_prover import SlowProver
 from tests.vectors.shares.generate import SeededEntropy, derive_keys
 
 NUM_VALUES = 600
@@ -108,13 +115,16 @@ class Round:
         statement = self.statement
         return expand_projection(statement, start_transcript(statement)[1])
 
+    def prove(self) -> NormProof:
+        return prove_norm(self.prover)
+
     def link(self) -> None:
         """Prove, let all parties link, and check the links.
 
         Raises:
             SharesDifferError: they don't add up.
         """
-        proof = prove_norm(self.prover)
+        proof = self.prove()
         verify_norm_proof(self.statement, proof)
         proven = Proven(
             Committed(leaf_index=0, event=self.update),
@@ -204,6 +214,54 @@ def test_without_the_shares_digests_an_agent_could_share_anything(
     # Of the last party alone the share has other bytes, and the same commitment.
     attempt.deal(fit(attempt.state, attempt.projection))
     attempt.link()
+
+
+# Columns that the proof says nothing of
+
+
+class Hiding(Round):
+    """An agent that commits to more columns than it shares."""
+
+    def __init__(self, name: str) -> None:
+        rows = [part.tolist() for part in np.split(VALUES, [SHAPE.row_length])]
+        norm = sum(value * value for row in rows for value in row)
+        # What is hidden counts towards the norm, but for the masks'.
+        hidden = 0 if name == "masks" else 1
+        entropy = SeededEntropy("hiding")
+        squares = find_four_squares(NORM_BOUND**2 - norm - hidden, entropy)
+        state = replace(commit(), squares=squares)
+        bound = [*squares]
+        masks = [*state.masks]
+        {"values": rows[-1], "squares": bound, "masks": masks}[name].append(1)
+        self.slow = SlowProver(
+            context=b"",
+            num_values=NUM_VALUES,
+            row_length=SHAPE.row_length,
+            squared_bound=NORM_BOUND**2,
+            rows=rows,
+            squares=bound,
+            masks=masks,
+            blindings=state.blindings,
+            draw=lambda: int.from_bytes(entropy(64), "little") % SCALAR_ORDER,
+        )
+        super().__init__(replace(state, statement=self.slow.statement))
+
+    def prove(self) -> NormProof:
+        self.slow.statement = self.statement
+        return self.slow.prove()
+
+
+@pytest.mark.parametrize("name", ["values", "squares"])
+def test_what_is_committed_to_beyond_the_shares_does_not_link(name: str) -> None:
+    # The proof is good: see `protocol.norm_proof` on these columns.
+    attempt = Hiding(name)
+    verify_norm_proof(attempt.statement, attempt.prove())
+    with pytest.raises(SharesDifferError, match="of 309 projections"):
+        attempt.link()
+
+
+def test_what_is_beyond_the_masks_is_in_nothing() -> None:
+    Hiding("masks").link()
 
 
 def test_guesses_hit_no_more_often_than_the_lemma_says() -> None:

@@ -238,6 +238,14 @@ def test_squares_fill_the_gap_and_masks_are_in_range():
     assert len(state.blindings) == NUM_ROWS + 3
 
 
+@pytest.mark.parametrize(("num_values", "bits"), [(10**6, 66), (2**24, 62)])
+def test_masks_hide_as_well_as_is_said(num_values, bits):
+    # K · Σ|x'| / 2^114, for values and squares as large as can be.
+    moved = num_values * 2**19 + 4 * 2**31
+
+    assert NUM_PROJECTIONS * moved * 2**bits < 2 ** (MASK_BITS + 1)
+
+
 def test_the_statement_chooses_its_row_length():
     assert commit(make_values(1)).statement.row_length == 512
     assert commit(make_values(1), row_length=1024).statement.row_length == 1024
@@ -412,7 +420,7 @@ def test_bounds_and_contexts_may_differ_within_a_batch():
 
 
 def test_printing_a_state_shows_no_secret():
-    state = commit(make_values(1), gap=2**60)
+    state = commit(make_values(1), gap=2**61 - 1)  # whose squares are long
     shown = repr(state)
 
     assert "num_values=600" in shown

@@ -205,6 +205,11 @@ def test_another_rounds_beginning_is_not_this_ones() -> None:
     known = followed.secret.started_leaf_hash
     followed.when(followed.secret.started)
     assert followed.secret.started_leaf_hash == known
+    # Nor is a copy of it from another place in Kafka.
+    copy = replace(followed.run.leaves[-1], leaf_hash=bytes(32))
+    again = follow(followed.secret, followed.run.state, copy)
+    assert again is not None
+    assert again.started_leaf_hash == known
     other = Followed()
     other.when(request(1))
     assert other.secret is not None
@@ -225,7 +230,11 @@ def test_the_seed_of_sketches_follows_from_the_set_and_all_links() -> None:
         others = [*links]
         others[place] = replace(said, links=make_blob("others"))
         seeds.append(seed_of(*others))
-    assert len(set(seeds)) == 1 + len(PARTIES)
+    fewer = Followed().request(1).given(*map(committed, AGENTS[1:]))
+    fewer.given(declined(AGENTS[0]), *links)
+    assert fewer.secret is not None
+    seeds.append(fewer.secret.compute_sketch_seed())
+    assert len(set(seeds)) == 2 + len(PARTIES)
     with pytest.raises(KeyError):
         seed_of(*links[:2])
 
