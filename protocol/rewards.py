@@ -170,10 +170,11 @@ def evolve(
     state: RewardsState, leaf: Sequenced, facts: Sequence[e.RewardFact]
 ) -> RewardsState:
     """Fold a leaf and what followed from it; knows no rule."""
-    balances = state.balances
-    for fact in facts:
-        balances = balances.insert(fact.account, fact.balance)
-    state = replace(state, balances=balances)
+    if facts:
+        balances = state.balances
+        for fact in facts:
+            balances = balances.insert(fact.account, fact.balance)
+        state = replace(state, balances=balances)
     match leaf.event:
         case e.FederationConfigured() as config:
             keys = {p.role: p.public_key for p in config.principals}
