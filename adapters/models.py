@@ -4,62 +4,120 @@ Both the agents that train a model and the consumers that export it need this, a
 neither may import the other. It works on any `torch.nn.Module` through the module's own
 methods, so this file doesn't import torch.
 
-Only floating-point entries are exchanged: parameters and buffers such as a batch norm's
-running mean, but not its integer counter.
+The whole state is read and written, in its own types: what of it is exchanged, the
+model says (`protocol.exchanged_state`). What no array can hold is refused.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from protocol.exchanged_state import (
+    Kind,
+    Model,
+    RefusedStateError,
+    StateClass,
+    classify,
+)
+
+#: What torch raises about tensors that aren't made yet, or are no plain arrays, and
+#: Python about what is no tensor at all.
+_ERRORS: Final = (
+    AttributeError,
+    NotImplementedError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
 
 class StateMismatchError(ValueError):
-    """The tensors aren't those of this module: other names or other shapes."""
+    """The tensors aren't those of this module: other names, shapes or types."""
 
 
-def read_state(module: Any) -> dict[str, NDArray[np.float32]]:
-    """Copy a module's floating-point state.
+def make_model(module: Any, rules: Sequence[tuple[str, StateClass]] = ()) -> Model:
+    """Return a module's state as a model, each entry with its class.
 
     Args:
-        module: A `torch.nn.Module`, on any device and of any precision.
+        module: A `torch.nn.Module`.
+        rules: Classes by pattern of names, before those by kind.
+
+    Raises:
+        RefusedStateError: The state, or a part of it, can't be exchanged.
+    """
+    tensors = read_state(module)
+    has_gradient = {
+        name: parameter.requires_grad
+        for name, parameter in module.named_parameters(remove_duplicate=False)
+    }
+    of_parameter = {True: Kind.LEARNED, False: Kind.FROZEN, None: Kind.BUFFER}
+    kinds = {name: of_parameter[has_gradient.get(name)] for name in tensors}
+    return Model(tensors, classify(tensors, kinds, rules))
+
+
+def read_state(module: Any) -> dict[str, NDArray[Any]]:
+    """Copy a module's state.
+
+    Args:
+        module: A `torch.nn.Module`, on any device.
 
     Returns:
-        float32 arrays by name, sorted by name; copies.
+        Arrays by name, sorted by name, of the types that the module has; copies.
+
+    Raises:
+        RefusedStateError: No array can hold an entry.
     """
     return {
-        name: np.array(entry.float().cpu().numpy(), dtype=np.float32)
-        for name, entry in sorted(module.state_dict().items())
-        if entry.is_floating_point()
+        name: np.array(_view(name, entry))
+        for name, entry in sorted(_list_entries(module).items())
     }
 
 
 def write_state(
     module: Any,
-    tensors: Mapping[str, NDArray[np.float32]],
+    tensors: Mapping[str, NDArray[Any]],
 ) -> None:
-    """Set a module's floating-point state in place.
+    """Set a module's state in place.
 
     Args:
         module: A `torch.nn.Module`.
-        tensors: Exactly its floating-point entries by name, float32.
+        tensors: Exactly its entries by name, of its types.
 
     Raises:
-        StateMismatchError: A tensor is missing, unexpected or of another shape; the
-            module is unchanged.
+        StateMismatchError: A tensor is missing, unexpected, of another shape or of
+            another type; the module is unchanged.
+        RefusedStateError: No array can hold an entry of the module.
     """
-    entries = {
-        name: entry
-        for name, entry in module.state_dict().items()
-        if entry.is_floating_point()
-    }
-    shapes = {name: tuple(entry.shape) for name, entry in entries.items()}
-    found = {name: tuple(array.shape) for name, array in tensors.items()}
-    if shapes != found:
-        differing = sorted({*shapes.items()} ^ {*found.items()})
+    entries = _list_entries(module)
+    arrays = {name: _view(name, entry) for name, entry in entries.items()}
+    expected = {name: (a.shape, str(a.dtype)) for name, a in arrays.items()}
+    found = {name: (a.shape, str(a.dtype)) for name, a in tensors.items()}
+    if expected != found:
+        differing = sorted({*expected.items()} ^ {*found.items()})
         msg = f"not this module's state: {differing}"
         raise StateMismatchError(msg)
     for name, entry in entries.items():
         # state_dict's entries share the module's memory, detached from autograd.
         entry.copy_(entry.new_tensor(tensors[name]))
+
+
+def _list_entries(module: Any) -> Mapping[str, Any]:
+    try:
+        entries: Mapping[str, Any] = module.state_dict()
+    except _ERRORS as error:
+        msg = f"the module gives no state: {type(error).__name__}: {error}"
+        raise RefusedStateError(msg) from None
+    return entries
+
+
+def _view(name: str, entry: Any) -> NDArray[Any]:
+    """Return an entry as an array, which may share its memory."""
+    try:
+        array: NDArray[Any] = entry.detach().cpu().numpy()
+    except _ERRORS:  # bfloat16, sparse, quantised, not made yet, or no tensor at all
+        what = getattr(entry, "dtype", type(entry).__name__)
+        msg = f"entry {name!r:.100} of the module's state is {what}: no array holds it"
+        raise RefusedStateError(msg) from None
+    return array

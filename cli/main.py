@@ -499,6 +499,13 @@ def federation_create(
             "each other; who is far from most others is left out. 0: none is.",
         ),
     ] = 0.0,
+    state: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="PATTERN=CLASS, what becomes of entries of the model's state: "
+            "trained, kept or fixed; the first pattern that fits a name."
+        ),
+    ] = None,
     allow: Annotated[
         list[str] | None, typer.Option(help="Modules that may be loaded.")
     ] = None,
@@ -509,7 +516,7 @@ def federation_create(
     opened. Without, the aggregator sees them all.
     """
     from cli.node import parse_ledger_nodes
-    from cli.operate import create_federation
+    from cli.operate import create_federation, make_state_rules
     from cli.party import parse_parties
     from cli.rewards import parse_reward_rule
     from producers.control import Parameters, with_parties
@@ -543,6 +550,7 @@ def federation_create(
         seed=seed,
         principals=_parse_principals(principal or ()),
         allowed_prefixes=tuple(allow or ()) or DEFAULT_ALLOWED,
+        state_rules=make_state_rules(state or ()),
     )
     say(f"founded {federation}, genesis {operator.genesis.hex()}")
     say("agents and auditors pin this operator key:")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -36,6 +36,7 @@ from protocol.changes import (
 )
 from protocol.configuration import compute_task_digest, list_parties, name_mode
 from protocol.decider import step
+from protocol.exchanged_state import RefusedStateError, StateClass, model_to_blob
 from protocol.log import OpenedLeaf, fold_admission
 from protocol.plain import compute_max_model_size
 from protocol.rounds import (
@@ -47,7 +48,6 @@ from protocol.rounds import (
     is_drawable,
 )
 from protocol.rules import find_rules_problem
-from protocol.tensors import tensors_to_blob
 from protocol.validation import ROLES
 from schemas import codec, topics
 from schemas import events as e
@@ -94,13 +94,18 @@ def create_federation(
     seed: int,
     principals: Mapping[str, str],
     allowed_prefixes: tuple[str, ...],
+    state_rules: Sequence[tuple[str, StateClass]] = (),
 ) -> Operator:
     """Found a federation and return its operator.
 
     Keys of principals that are not given are made in the state directory, for
     services that run on this machine.
+
+    Raises:
+        StackError: the model's state cannot be exchanged, a principal is not one, or
+            the module's configuration is not JSON.
     """
-    from producers.training import initial_tensors  # loads torch
+    from producers.training import initialise  # loads torch
 
     keys = settings.state_directory / "keys"
     if "OPERATOR" in principals:
@@ -124,19 +129,42 @@ def create_federation(
     }
     all_principals = load_principals(keys, given)
     module = load_class(parameters.task.module, allowed_prefixes)
-    tensors = initial_tensors(
-        module=module,
-        module_config=module_config,
-        seed=seed,
-    )
+    try:
+        model = initialise(
+            module=module, module_config=module_config, seed=seed, rules=state_rules
+        )
+    except RefusedStateError as error:
+        msg = f"{error.reason}: {error}"
+        raise StackError(
+            msg, "`--state PATTERN=CLASS` gives entries another class, by their names."
+        ) from None
     store = BlobStore(settings)
     store.ensure_bucket()
     operator = Operator(operator_key, Publisher(settings, make_registry(settings)))
     position = operator.found(
-        federation_id, parameters, all_principals, tensors_to_blob(tensors), store
+        federation_id, parameters, all_principals, model_to_blob(model), store
     )
     await_leaf(settings, federation_id, position)
     return operator
+
+
+def make_state_rules(texts: Iterable[str]) -> list[tuple[str, StateClass]]:
+    """Return which entries of a model's state are of which class.
+
+    Args:
+        texts: Each ``PATTERN=CLASS``.
+
+    Raises:
+        StackError: one is not written like that.
+    """
+    rules = []
+    for text in texts:
+        pattern, _, name = text.rpartition("=")
+        if not pattern or name not in {*StateClass}:
+            msg = f"{text!r:.200} is not PATTERN=CLASS"
+            raise StackError(msg, f"The classes are {', '.join(StateClass)}.")
+        rules.append((pattern, StateClass(name)))
+    return rules
 
 
 def admit_agent(
@@ -578,21 +606,17 @@ def get_version(
     if form not in FORMATS:
         msg = f"no format {form!r}"
         raise StackError(msg, f"Choose one of {', '.join(FORMATS)}.")
-    num_parameters = 0
+    max_model_size = 0
     for leaf in read_leaves(settings, federation_id):
         event = leaf.sequenced.event
         if isinstance(event, e.FederationConfigured):
-            num_parameters = event.num_parameters
+            max_model_size = compute_max_model_size(event.initial_model)
         if isinstance(event, e.ModelVersionRegistered) and event.version == version:
             ref = event.onnx if form == "onnx" else event.model
             if ref is None:
                 msg = f"version {version} has no ONNX: {event.no_onnx}"
                 raise StackError(msg, "`--format safetensors` gives its parameters.")
-            size = (
-                MAX_ONNX_SIZE_BYTES
-                if form == "onnx"
-                else compute_max_model_size(num_parameters)
-            )
+            size = MAX_ONNX_SIZE_BYTES if form == "onnx" else max_model_size
             output.write_bytes(BlobStore(settings).fetch(ref, max_size_bytes=size))
             say(f"wrote {output}: version {version}, {ref.size_bytes} bytes")
             return

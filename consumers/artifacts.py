@@ -70,7 +70,7 @@ def export_model(
     module_config: Mapping[str, Any],
     data_module: type[LightningDataModule],
     data_config: Mapping[str, Any],
-    tensors: Mapping[str, NDArray[np.float32]],
+    tensors: Mapping[str, NDArray[Any]],
 ) -> ExportedModel:
     """Export a model, check the export and measure it.
 
@@ -79,7 +79,7 @@ def export_model(
         module_config: Its keyword arguments.
         data_module: The class that has the validation data.
         data_config: Its keyword arguments.
-        tensors: The model: exactly the module's floating-point entries by name.
+        tensors: The model: exactly the entries of the module's state by name.
 
     Returns:
         The ONNX file, and how it does on the validation set.

@@ -271,10 +271,17 @@ class _Audit:
         self._positions = before.positions
         self._own_firsts = before.first_offsets
         self._first_offsets = first_offsets
+        config = self._rounds.config
         self._blobs = (
             None
             if fetch_blob is None
-            else BlobAuditor(fetch_blob, self.report, self._add, max(1, num_fetches))
+            else BlobAuditor(
+                fetch_blob,
+                self.report,
+                self._add,
+                max(1, num_fetches),
+                None if config is None else config.initial_model,
+            )
         )
         self._view = before.view
         self._opened = before.opened

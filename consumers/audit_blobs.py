@@ -19,6 +19,7 @@ from adapters.round_blobs import make_fetch
 from consumers.audit_report import Finding, FindingCode, Place, Report
 from protocol.aggregation import sum_from_blob
 from protocol.encoding import UpdateRefusedError, parse_update
+from protocol.exchanged_state import model_from_blob
 from protocol.mpc import RoundVerifier, SecretRoundError
 from protocol.plain import (
     RoundResult,
@@ -29,12 +30,7 @@ from protocol.plain import (
 )
 from protocol.secret_round import SecretRound
 from protocol.share_link import PartySum
-from protocol.tensors import (
-    MalformedBlobError,
-    manifest_of,
-    num_parameters,
-    tensors_from_blob,
-)
+from protocol.tensors import MalformedBlobError, num_parameters
 from schemas.events import AggregatePublished, BlobRef, RoundSealed
 from schemas.reasons import Reason
 
@@ -62,6 +58,7 @@ class BlobAuditor:
         report: Whose counts to raise.
         add: What to do with a finding.
         jobs: Blobs fetched at a time.
+        initial_model: The federation's, if an earlier audit has checked it.
     """
 
     def __init__(
@@ -70,6 +67,7 @@ class BlobAuditor:
         report: Report,
         add: Callable[[Finding], None],
         jobs: int,
+        initial_model: BlobRef | None = None,
     ) -> None:
         self._fetch_any = fetch
         self._trouble: Exception | None = None
@@ -79,6 +77,10 @@ class BlobAuditor:
         self._pool = ThreadPoolExecutor(jobs, "audit-fetch")
         self._tasks: deque[tuple[Future[int], Callable[[Future[int]], None]]] = deque()
         self._model: tuple[bytes, bytes] = (b"", b"")  # digest and bytes of the last
+        # Without a genesis there are no models.
+        self._max_model_size = (
+            0 if initial_model is None else compute_max_model_size(initial_model)
+        )
         self._verifier: tuple[bytes, RoundVerifier] | None = None
 
     def _fetch(self, ref: BlobRef, *, max_size_bytes: int) -> bytes:
@@ -101,12 +103,13 @@ class BlobAuditor:
 
     def check_initial_model(self, ref: BlobRef, size: int, place: Place) -> None:
         """Check that the first model is there and of its size."""
-        blob = self._get(ref, compute_max_model_size(size), place, "the initial model")
+        self._max_model_size = compute_max_model_size(ref)
+        blob = self._get(ref, self._max_model_size, place, "the initial model")
         if blob is None:
             return
         try:
-            found = num_parameters(manifest_of(tensors_from_blob(blob)))
-        except (MalformedBlobError, ValueError) as error:
+            found = num_parameters(model_from_blob(blob).manifest)
+        except MalformedBlobError as error:
             problem = str(error)
         else:
             if found == size:
@@ -295,7 +298,7 @@ class BlobAuditor:
         self, secret: SecretRound, sealed: RoundSealed, place: Place
     ) -> RoundResult | None:
         verifier = self._get_verifier(secret)
-        base = self._get_model(sealed.base_model, sealed.num_parameters, place)
+        base = self._get_model(sealed.base_model, place)
         parts: list[PartySum] = []
         for party in secret.mpc.parties:
             part = verifier.find_partial_problem(secret, party.name)
@@ -361,7 +364,7 @@ class BlobAuditor:
             published.sum, compute_max_sum_size(size), place, "the published sum"
         )
         model = self._get(
-            published.model, compute_max_model_size(size), place, "the published model"
+            published.model, self._max_model_size, place, "the published model"
         )
         if model is not None:
             self._model = (published.model.sha256, model)
@@ -394,7 +397,7 @@ class BlobAuditor:
         place: Place,
     ) -> RoundResult | None:
         size = sealed.num_parameters
-        base = self._get_model(sealed.base_model, size, place)
+        base = self._get_model(sealed.base_model, place)
         fetched = self._fetch_in_order(refs, compute_max_update_size(size))
         current: list[BlobRef] = []
 
@@ -436,12 +439,12 @@ class BlobAuditor:
         except (BlobError, UpdateRefusedError) as error:
             self._add(_update_finding(error, ref, place))
 
-    def _get_model(self, ref: BlobRef, size: int, place: Place) -> bytes | None:
+    def _get_model(self, ref: BlobRef, place: Place) -> bytes | None:
         """Return a base model: nearly always the last one that was looked at."""
         digest, blob = self._model
         if digest == ref.sha256:
             return blob
-        return self._get(ref, compute_max_model_size(size), place, "the base model")
+        return self._get(ref, self._max_model_size, place, "the base model")
 
     def _compare(
         self, code: FindingCode, ref: BlobRef, blob: bytes, place: Place, message: str

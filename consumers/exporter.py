@@ -25,8 +25,9 @@ from adapters.schema_registry import SchemaRegistry
 from adapters.settings import Settings
 from ledger.signing import SigningKey
 from protocol.encoding import compute_micros
+from protocol.exchanged_state import model_from_blob
 from protocol.plain import compute_max_model_size
-from protocol.tensors import MalformedBlobError, tensors_from_blob
+from protocol.tensors import MalformedBlobError
 from protocol.validation import Direction
 from schemas.events import (
     AggregatePublished,
@@ -89,7 +90,7 @@ class Exporter:
         for leaf in read.leaves:
             event = leaf.sequenced.event
             if isinstance(event, FederationConfigured):
-                self._max_model_size = compute_max_model_size(event.num_parameters)
+                self._max_model_size = compute_max_model_size(event.initial_model)
             elif isinstance(event, AggregatePublished):
                 self._waiting[event.round] = (event, leaf.traceparent)
             elif isinstance(event, ModelExported):
@@ -124,7 +125,7 @@ class Exporter:
             module_config=json.loads(task.module_config),
             data_module=load_class(task.data_module, self._allowed_prefixes),
             data_config=json.loads(task.data_config),
-            tensors=tensors_from_blob(blob),
+            tensors=model_from_blob(blob).tensors,
         )
         onnx: BlobRef = self._store.store(exported.onnx)
         return ModelExported(

@@ -405,7 +405,7 @@ class Rechecker:
         digest, base = self._model
         try:
             if digest != sealed.base_model.sha256:
-                size = compute_max_model_size(sealed.num_parameters)
+                size = compute_max_model_size(secret.config.initial_model)
                 base = self._fetch(sealed.base_model, size)
             return verifier.compute_result(secret, parts, base)
         except SecretRoundError as error:

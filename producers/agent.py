@@ -52,9 +52,10 @@ from protocol.encoding import (
     update_to_blob,
 )
 from protocol.envelope import SIGNATURE_HEADER, TRACEPARENT_HEADER, verify_event
+from protocol.exchanged_state import RefusedStateError, model_from_blob
 from protocol.log import OpenedLeaf
 from protocol.plain import compute_max_model_size
-from protocol.tensors import flatten, manifest_of, tensors_from_blob
+from protocol.tensors import num_parameters
 from schemas import codec, topics
 from schemas.events import (
     AgentAdmitted,
@@ -419,6 +420,10 @@ class Agent:
         except OutOfRangeError:
             detail = "a parameter moved further than the federation can encode"
             return self._decline(started, Reason.OUT_OF_RANGE, detail)
+        except RefusedStateError as error:
+            log.warning("round %d: %s", started.round, error)
+            detail = "the model's state, or what training made of it, is refused"
+            return self._decline(started, error.reason, detail)
         except BlobError as error:
             detail = f"the base model: {error.reason}"
             return self._decline(started, Reason.TRAINING_FAILED, detail)
@@ -455,16 +460,20 @@ class Agent:
         options, task = self._options, started.task
         base_blob = self._store.fetch(
             started.base_model,
-            max_size_bytes=compute_max_model_size(started.num_parameters),
+            max_size_bytes=compute_max_model_size(self._federation.initial_model),
         )
-        base = tensors_from_blob(base_blob)
+        base = model_from_blob(base_blob)
+        found = num_parameters(base.manifest)
+        if found != started.num_parameters:
+            msg = f"{found} trained parameters, not {started.num_parameters}"
+            raise RefusedStateError(msg)
         begun = time.monotonic()
         result = train(
             module=load_class(task.module, options.allowed_prefixes),
             module_config=json.loads(task.module_config),
             data_module=load_class(task.data_module, options.allowed_prefixes),
             data_config={**json.loads(task.data_config), **options.data_config},
-            base=base,
+            base=base.tensors,
             local_epochs=task.local_epochs,
             seed=_compute_seed(options.agent_id, started.round),
             timeout_s=started.deadline_ms / 1_000 - time.time(),
@@ -479,8 +488,7 @@ class Agent:
         if not math.isfinite(result.loss):
             msg = "the training loss is NaN or infinite"
             raise NotFiniteError(msg)
-        manifest = manifest_of(base)
-        delta = flatten(result.tensors, manifest) - flatten(base, manifest)
+        delta = base.compute_update(result.tensors)
         return delta, result.num_examples, compute_micros(result.loss)
 
     def _submit(self, started: RoundStarted, update: KeptUpdate) -> UpdateSubmitted:

@@ -16,10 +16,15 @@ from adapters.kafka import Publisher
 from adapters.keys import key_path, load_or_create_key
 from ledger.signing import SigningKey
 from protocol.envelope import NO_GENESIS, compute_genesis_hash
+from protocol.exchanged_state import (
+    RefusedStateError,
+    model_from_blob,
+    model_to_blob,
+)
 from protocol.rewards import RECOMMENDED_RULE
 from protocol.rules import LATEST_VERSION
 from protocol.sketches import compute_threshold
-from protocol.tensors import manifest_of, num_parameters, tensors_from_blob
+from protocol.tensors import MalformedBlobError, num_parameters
 from protocol.validation import (
     MAX_FRACTIONAL_BITS,
     MAX_NORM_BOUND,
@@ -194,21 +199,29 @@ class Operator:
             federation_id: Its name.
             parameters: Its parameters.
             principals: Who may sign what.
-            initial_model: Version 0, a canonical safetensors file.
+            initial_model: Version 0, a safetensors file; stored in the canonical form.
             store: Where the model goes.
 
         Raises:
-            InvalidConfigurationError: the parameters make no sense together.
+            InvalidConfigurationError: the parameters make no sense together, or the
+                model's state cannot be exchanged.
         """
-        manifest = manifest_of(tensors_from_blob(initial_model))
+        try:
+            model = model_from_blob(initial_model)
+        except RefusedStateError as error:
+            msg = f"{error.reason}: {error}"
+            raise InvalidConfigurationError(msg) from None
+        except MalformedBlobError as error:
+            msg = f"the initial model: {error}"
+            raise InvalidConfigurationError(msg) from None
         config = FederationConfigured(
             federation_id=federation_id,
             nonce=secrets.token_bytes(NONCE_SIZE),
             rules_version=LATEST_VERSION,
             principals=principals,
             task=parameters.task,
-            initial_model=store.store(initial_model),
-            num_parameters=num_parameters(manifest),
+            initial_model=store.store(model_to_blob(model)),
+            num_parameters=num_parameters(model.manifest),
             fractional_bits=parameters.fractional_bits,
             max_num_examples=min(
                 parameters.max_num_examples, MAX_WEIGHT // parameters.cohort_size

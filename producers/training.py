@@ -22,7 +22,7 @@ import logging
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -39,7 +39,8 @@ from pytorch_lightning import (
 )
 from pytorch_lightning.utilities.seed import isolate_rng
 
-from adapters.models import read_state, write_state
+from adapters.models import make_model, read_state, write_state
+from protocol.exchanged_state import Model, StateClass
 
 
 class TrainingError(Exception):
@@ -51,13 +52,13 @@ class TrainingResult:
     """What local training produced.
 
     Attributes:
-        tensors: The model afterwards: float32 arrays by name.
+        tensors: The model's state afterwards, all of it: arrays by name.
         num_examples: Size of the local training set, at least 1.
         loss: Mean training loss over the batches of the last epoch.
         num_steps: Optimiser steps taken.
     """
 
-    tensors: Mapping[str, NDArray[np.float32]]
+    tensors: Mapping[str, NDArray[Any]]
     num_examples: int
     loss: float
     num_steps: int
@@ -78,21 +79,36 @@ class Evaluation:
     num_examples: int
 
 
-def initial_tensors(
-    *, module: type[LightningModule], module_config: Mapping[str, Any], seed: int
-) -> dict[str, NDArray[np.float32]]:
+def initialise(
+    *,
+    module: type[LightningModule],
+    module_config: Mapping[str, Any],
+    seed: int,
+    rules: Sequence[tuple[str, StateClass]] = (),
+) -> Model:
     """Initialise a model.
 
     Args:
         module: The model's class.
         module_config: Its keyword arguments.
         seed: 0 ≤ seed < 2^32.
+        rules: Classes by pattern of names, before those by kind.
 
     Returns:
-        float32 arrays by name, sorted by name.
+        The model: all of its state, each entry with its class.
+
+    Raises:
+        RefusedStateError: The state, or a part of it, can't be exchanged.
     """
     with _reproducible(seed):
-        return read_state(module(**module_config))
+        return make_model(module(**module_config), rules)
+
+
+def initial_tensors(
+    *, module: type[LightningModule], module_config: Mapping[str, Any], seed: int
+) -> Mapping[str, NDArray[Any]]:
+    """Return the arrays of `initialise`, by name, sorted by name."""
+    return initialise(module=module, module_config=module_config, seed=seed).tensors
 
 
 def train(
@@ -101,7 +117,7 @@ def train(
     module_config: Mapping[str, Any],
     data_module: type[LightningDataModule],
     data_config: Mapping[str, Any],
-    base: Mapping[str, NDArray[np.float32]],
+    base: Mapping[str, NDArray[Any]],
     local_epochs: int,
     seed: int,
     timeout_s: float | None = None,
@@ -114,7 +130,7 @@ def train(
         module_config: Its keyword arguments.
         data_module: The class that has the local data.
         data_config: Its keyword arguments.
-        base: The round's global model: exactly the module's floating-point entries.
+        base: The round's global model: exactly the entries of the module's state.
         local_epochs: Passes over the local data, at least 1.
         seed: 0 ≤ seed < 2^32.
         timeout_s: When to give up, looked at after each batch; None: never. How many
@@ -160,7 +176,7 @@ def evaluate(
     module_config: Mapping[str, Any],
     data_module: type[LightningDataModule],
     data_config: Mapping[str, Any],
-    tensors: Mapping[str, NDArray[np.float32]],
+    tensors: Mapping[str, NDArray[Any]],
     accelerator: str = "cpu",
 ) -> Evaluation:
     """Measure a model on the data module's validation data.
@@ -170,7 +186,7 @@ def evaluate(
         module_config: Its keyword arguments.
         data_module: The class that has the validation data.
         data_config: Its keyword arguments.
-        tensors: The model: exactly the module's floating-point entries.
+        tensors: The model: exactly the entries of the module's state.
         accelerator: Where to run, in Lightning's words; one device.
 
     Returns:

@@ -7,23 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from protocol.aggregation import Accumulator, sum_to_blob
 from protocol.encoding import parse_update
+from protocol.exchanged_state import model_from_blob, model_to_blob
 from protocol.strategies import fedavg
-from protocol.tensors import (
-    MODEL_HEADER_BYTES,
-    VECTOR_HEADER_BYTES,
-    flatten,
-    manifest_of,
-    tensors_from_blob,
-    tensors_to_blob,
-    unflatten,
-)
-from schemas.events import RoundSealed
+from protocol.tensors import VECTOR_HEADER_BYTES
+from schemas.events import BlobRef, RoundSealed
+
+_PADDING_BYTES: Final = 8
 
 
 def compute_max_update_size(num_parameters: int) -> int:
@@ -36,9 +32,13 @@ def compute_max_sum_size(num_parameters: int) -> int:
     return 8 * num_parameters + VECTOR_HEADER_BYTES
 
 
-def compute_max_model_size(num_parameters: int) -> int:
-    """Return the most bytes that a model's blob may have."""
-    return 4 * num_parameters + MODEL_HEADER_BYTES
+def compute_max_model_size(initial_model: BlobRef) -> int:
+    """Return the most bytes that the blob of a federation's model may have.
+
+    All its models have the same entries; only who wrote the first may have left out
+    the spaces that end a canonical header.
+    """
+    return initial_model.size_bytes + _PADDING_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ def compute_result(
     Raises:
         UpdateRefusedError: a blob is not an update for this model: it should not have
             been accepted.
-        MalformedBlobError: the base model is not one.
+        MalformedBlobError: the base model is not one, or its state is refused.
     """
     accumulator = Accumulator(sealed.num_parameters)
     for weight, blob in zip(weights, update_blobs, strict=True):
@@ -87,14 +87,13 @@ def apply_sum(
         base_blob: The base model's blob, digest verified.
 
     Raises:
-        MalformedBlobError: the base model is not one.
+        MalformedBlobError: the base model is not one, or its state is refused.
     """
-    base = tensors_from_blob(base_blob)
-    manifest = manifest_of(base)
-    parameters = fedavg(
-        flatten(base, manifest), total, sealed.num_examples, sealed.fractional_bits
+    base = model_from_blob(base_blob)
+    vector = fedavg(
+        base.to_vector(), total, sealed.num_examples, sealed.fractional_bits
     )
     return RoundResult(
         sum_blob=sum_to_blob(total),
-        model_blob=tensors_to_blob(unflatten(parameters, manifest)),
+        model_blob=model_to_blob(base.replace_trained(vector)),
     )

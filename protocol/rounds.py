@@ -443,6 +443,7 @@ def _evolve_fact(state: RoundsState, fact: e.RoundFact) -> RoundsState:
 _DECLINES = frozenset(
     {
         Reason.TRAINING_FAILED,
+        Reason.STATE_REFUSED,
         Reason.NOT_FINITE,
         Reason.OUT_OF_RANGE,
         Reason.TASK_NOT_ALLOWED,

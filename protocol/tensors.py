@@ -42,7 +42,7 @@ _DTYPES: Final[Mapping[str, np.dtype[Any]]] = {
 }
 _DTYPE_NAMES: Final = {dtype: name for name, dtype in _DTYPES.items()}
 
-_METADATA_KEY: Final = "__metadata__"  # not a tensor: free text, which we ignore
+_METADATA_KEY: Final = "__metadata__"  # not a tensor: texts by name
 _PREFIX_BYTES: Final = 8  # the header's length, little-endian
 VECTOR_HEADER_BYTES: Final = 4_096
 """What a header with one tensor may take; ours take under 100 bytes."""
@@ -86,26 +86,36 @@ class TensorSpec(NamedTuple):
 Manifest: TypeAlias = tuple[TensorSpec, ...]
 
 
-def tensors_to_blob(tensors: Mapping[str, NDArray[Any]]) -> bytes:
+def can_hold(dtype: np.dtype[Any]) -> bool:
+    """Return whether a file can hold arrays of this type."""
+    return dtype.newbyteorder("<") in _DTYPE_NAMES
+
+
+def tensors_to_blob(
+    tensors: Mapping[str, NDArray[Any]], *, metadata: Mapping[str, str] | None = None
+) -> bytes:
     """Write tensors in the canonical form.
 
     Args:
         tensors: Arrays by name, of any shape and any type in the safetensors format
             that numpy knows. Memory order and byte order don't matter.
+        metadata: Texts by name; none, and the header has no place for them.
 
     Returns:
-        A safetensors file; equal tensors give equal bytes.
+        A safetensors file; equal tensors and metadata give equal bytes.
 
     Raises:
         ValueError: A type that the format lacks, or a name it can't hold; a bug.
     """
     header: dict[str, dict[str, Any]] = {}
+    if metadata:
+        header[_METADATA_KEY] = dict(metadata)
     chunks: list[bytes] = []
     end = 0
     for name in sorted(tensors):
         array = np.asarray(tensors[name])
         dtype = array.dtype.newbyteorder("<")
-        if dtype not in _DTYPE_NAMES or name == _METADATA_KEY:
+        if not can_hold(dtype) or name == _METADATA_KEY:
             msg = f"safetensors can't hold {name!r} of type {array.dtype}"
             raise ValueError(msg)
         data = array.astype(dtype, copy=False).tobytes(order="C")
@@ -140,7 +150,28 @@ def tensors_from_blob(
         MalformedBlobError: The bytes aren't a valid safetensors file, or hold a type
             that numpy lacks (BF16, the 8-bit floats).
     """
+    return tensors_and_metadata_from_blob(blob, max_header_bytes=max_header_bytes)[0]
+
+
+def tensors_and_metadata_from_blob(
+    blob: bytes, *, max_header_bytes: int = MODEL_HEADER_BYTES
+) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
+    """Read a safetensors file and its metadata, as `tensors_from_blob` does.
+
+    Returns:
+        Arrays by name, and texts by name.
+
+    Raises:
+        MalformedBlobError: As there.
+    """
     header, data = _split(blob, max_header_bytes)
+    metadata = header.get(_METADATA_KEY, {})
+    if not isinstance(metadata, dict) or not all(
+        isinstance(value, str) and _is_text(key + value)
+        for key, value in metadata.items()
+    ):
+        msg = f"{_METADATA_KEY} isn't an object of texts"
+        raise MalformedBlobError(msg)
     entries = {
         name: _Entry.parse(name, fields)
         for name, fields in header.items()
@@ -156,19 +187,14 @@ def tensors_from_blob(
     if expected != len(data):
         msg = f"the header describes {expected} bytes of data, not {len(data)}"
         raise MalformedBlobError(msg)
-    return {name: entries[name].view(data) for name in sorted(entries)}
+    tensors = {name: entries[name].view(data) for name in sorted(entries)}
+    return tensors, metadata
 
 
 def manifest_of(tensors: Mapping[str, NDArray[Any]]) -> Manifest:
-    """Describe the floating-point entries of a model, sorted by name.
-
-    Integer entries (a batch norm's counter, say) aren't exchanged, so they have no
-    place in the flat vector.
-    """
+    """Describe tensors, sorted by name."""
     return tuple(
-        TensorSpec(name, tuple(tensors[name].shape))
-        for name in sorted(tensors)
-        if np.issubdtype(tensors[name].dtype, np.floating)
+        TensorSpec(name, tuple(tensors[name].shape)) for name in sorted(tensors)
     )
 
 
@@ -180,18 +206,18 @@ def num_parameters(manifest: Manifest) -> int:
 def flatten(
     tensors: Mapping[str, NDArray[Any]], manifest: Manifest
 ) -> NDArray[np.float32]:
-    """Lay a model's floating-point entries end to end, in manifest order.
+    """Lay tensors end to end, in manifest order.
 
     Args:
-        tensors: Arrays by name; entries of other than floating-point type are ignored.
+        tensors: float32 arrays by name.
         manifest: The names and shapes expected, no more and no fewer.
 
     Returns:
-        shape (d,) float32, C order within each tensor. Wider floats are rounded; one
-        beyond float32's range becomes infinite, which encoding refuses later.
+        shape (d,) float32, C order within each tensor.
 
     Raises:
-        ManifestMismatchError: A tensor is missing, unexpected or of another shape.
+        ManifestMismatchError: A tensor is missing, unexpected, of another shape or of
+            another type.
     """
     found = manifest_of(tensors)
     if found != manifest:
@@ -200,10 +226,13 @@ def flatten(
         raise ManifestMismatchError(msg)
     vector = np.empty(num_parameters(manifest), dtype=np.float32)
     begin = 0
-    with np.errstate(over="ignore"):
-        for spec in manifest:
-            vector[begin : begin + spec.size] = tensors[spec.name].reshape(-1)
-            begin += spec.size
+    for spec in manifest:
+        array = tensors[spec.name]
+        if array.dtype != np.float32:
+            msg = f"tensor {spec.name!r:.100} of the manifest is {array.dtype}"
+            raise ManifestMismatchError(msg)
+        vector[begin : begin + spec.size] = array.reshape(-1)
+        begin += spec.size
     return vector
 
 
@@ -332,6 +361,14 @@ def compute_json_depth(text: str) -> int:
     is_open = (brackets == ord("[")) | (brackets == ord("{"))
     depths = np.cumsum(np.where(is_open, 1, -1))
     return max(0, int(depths.max(initial=0)))
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode("utf-8")  # a lone surrogate can be escaped in JSON
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _parse_size(text: str) -> int | str:

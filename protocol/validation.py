@@ -80,6 +80,8 @@ MAX_COMPARED: Final = 256
 """Updates that the parties compare, each with each: what they say has a bit a pair."""
 MAX_NUM_EXAMPLES: Final = 2**22
 MAX_NUM_PARAMETERS: Final = 2**31
+#: Of a model: float32 of all parameters, and as many bytes again of other entries.
+MAX_MODEL_SIZE_BYTES: Final = 2 * 4 * MAX_NUM_PARAMETERS  # = 17,179,869,184
 _CONFIG_RULE: Final = (
     "module_config and data_config must be JSON objects of at most "
     f"{MAX_CONFIG_SIZE_BYTES} bytes, nested at most {MAX_CONFIG_DEPTH} deep"
@@ -209,7 +211,7 @@ def find_configuration_problem(config: e.FederationConfigured) -> Problem | None
         (Reason.INVALID_PARTIES, _parties_problem),
         (Reason.INVALID_COMPARISON, _comparison_problem),
         (Reason.INVALID_REWARD_RULE, _rewards_problem),
-        (Reason.INVALID_CONFIGURATION, lambda c: _blob_problem(c.initial_model)),
+        (Reason.INVALID_CONFIGURATION, _initial_model_problem),
     )
     for reason, find in sections:
         detail = find(config)
@@ -429,6 +431,13 @@ def _export_problem(exported: e.ModelExported) -> str | None:
         ):
             return f"{ACCURACY} must be 0 to {MILLION} millionths, HIGHER"
     return None
+
+
+def _initial_model_problem(config: e.FederationConfigured) -> str | None:
+    # Everybody fetches models of this size.
+    if config.initial_model.size_bytes > MAX_MODEL_SIZE_BYTES:
+        return f"the initial model must be at most {MAX_MODEL_SIZE_BYTES} bytes"
+    return _blob_problem(config.initial_model)
 
 
 def _blob_problem(blob: e.BlobRef) -> str | None:

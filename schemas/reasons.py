@@ -88,6 +88,7 @@ class Reason(StrEnum):
     NOT_FINITE = "NOT_FINITE"
     OUT_OF_RANGE = "OUT_OF_RANGE"
     TRAINING_FAILED = "TRAINING_FAILED"
+    STATE_REFUSED = "STATE_REFUSED"
     TASK_NOT_ALLOWED = "TASK_NOT_ALLOWED"
     # an agent, about what it takes part under
     TASK_NOT_ACCEPTED = "TASK_NOT_ACCEPTED"

@@ -65,6 +65,7 @@ class ToAggregate:
     sealed: e.RoundSealed
     weights: tuple[int, ...]
     updates: tuple[e.BlobRef, ...]
+    initial_model: e.BlobRef
     traceparent: str
 
 
@@ -123,7 +124,9 @@ def follow_step(
             counted = current.ordered
             updates = tuple(blobs[c.agent_id] for c in counted)
             weights = tuple(c.num_examples for c in counted)
-            work.append(ToAggregate(fact, weights, updates, leaf.traceparent))
+            assert rounds.config is not None, "a round is open"
+            model = rounds.config.initial_model
+            work.append(ToAggregate(fact, weights, updates, model, leaf.traceparent))
     return AggregatorState(rounds=rounds, blobs=blobs), work
 
 
@@ -197,7 +200,7 @@ class Aggregator:
         sealed = work.sealed
         base = self._store.fetch(
             sealed.base_model,
-            max_size_bytes=compute_max_model_size(sealed.num_parameters),
+            max_size_bytes=compute_max_model_size(work.initial_model),
         )
         blobs = self._fetch_in_order(work)
         result = compute_result(sealed, work.weights, base, blobs)

@@ -47,7 +47,7 @@ def complete(
         return _reject(secret, wrong, party)
     base = store.fetch(
         sealed.base_model,
-        max_size_bytes=compute_max_model_size(sealed.num_parameters),
+        max_size_bytes=compute_max_model_size(secret.config.initial_model),
     )
     good = [part for part in parts.values() if isinstance(part, PartySum)]
     try:

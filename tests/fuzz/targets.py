@@ -132,6 +132,7 @@ from protocol.changes import apply_change, find_change_problem
 from protocol.commitments import InvalidEncodingError, parse_points, parse_scalars
 from protocol.encoding import UpdateRefusedError, parse_update, update_to_blob
 from protocol.envelope import SIGNATURE_HEADER, sign_event
+from protocol.exchanged_state import model_from_blob
 from protocol.far_pairs import MalformedBitsError, parse_far
 from protocol.log import LogError, LogState, fold_admission, open_block
 from protocol.mpc import (
@@ -160,7 +161,7 @@ from protocol.share_link import (
     WrongSumError,
 )
 from protocol.shares import ShareRefusedError, ShareShape, parse_share
-from protocol.tensors import MalformedBlobError, tensors_from_blob, tensors_to_blob
+from protocol.tensors import MalformedBlobError, tensors_to_blob
 from schemas import codec, topics
 from schemas import events as e
 from tests.attesting import attest_all
@@ -398,7 +399,14 @@ def model_blob() -> bytes:
             "counter": np.array(7, np.int64),
             "mask": np.array([True, False]),
             "empty": np.zeros((0, 5), np.uint8),
-        }
+        },
+        metadata={
+            "format": "pt",
+            "folkmoot/state/layer.bias": "fixed",
+            "folkmoot/state/counter": "kept",
+            "folkmoot/state/mask": "fixed",
+            "folkmoot/state/empty": "kept",
+        },
     )
 
 
@@ -412,6 +420,13 @@ def many_tensors(n: int) -> bytes:
     entry = b'"%07d":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
     entries = b",".join(entry % number for number in range(n // len(entry)))
     return header_blob(b"{" + entries + b"}")
+
+
+def many_classes(n: int) -> bytes:
+    """Return a model that gives many entries a class, and has none of them."""
+    stated = b'"folkmoot/state/%07d":"fixed"'
+    texts = b",".join(stated % number for number in range(n // len(stated)))
+    return header_blob(b'{"__metadata__":{' + texts + b"}}")
 
 
 # Kafka's record batches
@@ -1550,7 +1565,7 @@ TARGETS: Final[tuple[Target, ...]] = (
     # protocol
     Target(
         name="model",
-        parse=tensors_from_blob,
+        parse=model_from_blob,
         errors=(MalformedBlobError,),
         seeds=lambda: [model_blob()],
         shapes={
@@ -1559,6 +1574,7 @@ TARGETS: Final[tuple[Target, ...]] = (
             "depth": lambda n: header_blob(b'{"a":' + b"[" * n),
             "digits": lambda n: header_blob(b'{"a":' + b"9" * n + b"}"),
             "escapes": lambda n: header_blob(b'{"' + b"\\u0041" * (n // 6) + b'":1}'),
+            "classes": many_classes,
         },
         max_bytes=2**20,
     ),

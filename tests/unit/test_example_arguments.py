@@ -30,7 +30,13 @@ from producers.examples.synthetic import (  # noqa: E402
     SyntheticDataModule,
     SyntheticModule,
 )
+from producers.kept_update import UpdateKeeper  # noqa: E402
 from producers.training import TrainingError, initial_tensors, train  # noqa: E402
+from protocol.exchanged_state import (  # noqa: E402
+    Model,
+    StateClass,
+    model_to_blob,
+)
 from protocol.tensors import tensors_to_blob  # noqa: E402
 from schemas import events as e  # noqa: E402
 from schemas.reasons import Reason  # noqa: E402
@@ -218,7 +224,10 @@ class Alone(Agent):
             data_config={},
         )
         self._store = store
-        self._terms = SimpleNamespace(config=SimpleNamespace(mpc=None))
+        self._updates = UpdateKeeper(directory)
+        self._terms = SimpleNamespace(
+            config=SimpleNamespace(mpc=None, initial_model=None)
+        )
 
     def answer(self, started):
         return self._compute_answer(started, "round-1", "")
@@ -233,6 +242,8 @@ def start(alone, module_config, data_config, **changes):
     base = initial_tensors(
         module=SyntheticModule, module_config={"num_parameters": 100}, seed=1
     )
+    blob = changes.pop("model", None) or tensors_to_blob(base)
+    alone._terms.config.initial_model = alone._store.store(blob)
     task = e.Task(
         module="producers.examples.synthetic:SyntheticModule",
         module_config=json.dumps(module_config),
@@ -250,7 +261,7 @@ def start(alone, module_config, data_config, **changes):
         cohort_seed=bytes(32),
         last_ticket=b"\xff" * 32,
         base_version=0,
-        base_model=alone._store.store(tensors_to_blob(base)),
+        base_model=alone._terms.config.initial_model,
         deadline_ms=2**50,
         task=task,
         fractional_bits=16,
@@ -297,6 +308,41 @@ def test_why_an_agent_does_not_run_a_class_stays_with_it(alone, caplog, path):
         "this agent may not run the task's classes, or does not have them"
     )
     assert path.partition(":")[0] in caplog.text
+
+
+def test_an_agent_declines_a_state_that_it_cannot_exchange(alone, caplog):
+    tensors = {"w": np.zeros(97, np.float32), "norm.mean": np.zeros(2, np.float32)}
+    metadata = {"folkmoot/state/norm.mean": "averaged-apart"}
+    model = tensors_to_blob(tensors, metadata=metadata)
+    answer = alone.answer(start(alone, {"num_parameters": 100}, {}, model=model))
+    assert answer.reason == Reason.STATE_REFUSED
+    assert "norm.mean" in caplog.text
+    assert "norm.mean" not in answer.detail
+
+
+def test_an_agent_declines_a_model_of_another_size(alone, caplog):
+    started = start(alone, {"num_parameters": 100}, {})
+    answer = alone.answer(replace(started, num_parameters=96))
+    assert answer.reason == Reason.STATE_REFUSED
+    assert "97 trained parameters, not 96" in caplog.text
+
+
+def test_an_agent_declines_if_training_changes_what_is_fixed(alone, caplog):
+    base = initial_tensors(
+        module=SyntheticModule, module_config={"num_parameters": 100}, seed=1
+    )
+    name = min(base)
+    model = Model(base, {name: StateClass.FIXED})
+    started = start(
+        alone,
+        {"num_parameters": 100},
+        {},
+        model=model_to_blob(model),
+        num_parameters=len(model.to_vector()),
+    )
+    answer = alone.answer(started)
+    assert answer.reason == Reason.STATE_REFUSED
+    assert f"training changed {name!r}, which is fixed" in caplog.text
 
 
 def test_of_an_error_in_training_others_see_the_type_alone(alone, caplog, monkeypatch):

@@ -5,7 +5,12 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from adapters.models import StateMismatchError, read_state, write_state  # noqa: E402
+from adapters.models import (  # noqa: E402
+    StateMismatchError,
+    make_model,
+    read_state,
+    write_state,
+)
 from producers.examples.breast_cancer import (  # noqa: E402
     _SCALES,
     BreastCancerDataModule,
@@ -21,10 +26,17 @@ from producers.training import (  # noqa: E402
     TrainingError,
     evaluate,
     initial_tensors,
+    initialise,
     train,
 )
 from protocol.aggregation import Accumulator  # noqa: E402
 from protocol.encoding import encode_update  # noqa: E402
+from protocol.exchanged_state import (  # noqa: E402
+    RefusedStateError,
+    StateClass,
+    model_from_blob,
+    model_to_blob,
+)
 from protocol.strategies import fedavg  # noqa: E402
 from protocol.tensors import (  # noqa: E402
     flatten,
@@ -171,20 +183,198 @@ def test_data_of_unknown_length_is_refused(base):
         train(**endless, base=base, local_epochs=1, seed=1)
 
 
-def test_integer_buffers_are_not_exchanged():
+def test_the_whole_state_is_read_and_written_in_its_own_types():
     module = torch.nn.BatchNorm1d(2)
     state = read_state(module)
-    assert sorted(state) == ["bias", "running_mean", "running_var", "weight"]
+    assert {name: str(array.dtype) for name, array in state.items()} == {
+        "bias": "float32",
+        "num_batches_tracked": "int64",
+        "running_mean": "float32",
+        "running_var": "float32",
+        "weight": "float32",
+    }
     write_state(module, {name: array + 1 for name, array in state.items()})
     assert module.running_mean.tolist() == [1, 1]
+    assert module.num_batches_tracked.item() == 1
     assert module.weight.requires_grad
+    for name, array in state.items():  # copies: the module has moved on
+        assert not np.array_equal(array, module.state_dict()[name].numpy())
 
 
-def test_half_precision_is_exchanged_as_float32():
-    module = torch.nn.Linear(1, 1).bfloat16()
-    write_state(module, {"weight": np.float32([[0.5]]), "bias": np.float32([2])})
-    state = read_state(module)
-    assert (state["weight"].dtype, state["weight"].item()) == (np.float32, 0.5)
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"weight": np.zeros(2)},
+        {"weight": np.zeros(3, dtype="f4")},
+        {"num_batches_tracked": np.array(0, dtype="i4")},
+        {"num_batches_tracked": None},
+        {"more": np.zeros(2, dtype="f4")},
+    ],
+)
+def test_a_state_of_other_entries_shapes_or_types_is_refused(change):
+    module = torch.nn.BatchNorm1d(2)
+    state = {n: a + 1 for n, a in read_state(module).items()} | change
+    before = read_state(module)
+    with pytest.raises(StateMismatchError, match=next(iter(change))):
+        write_state(module, {n: a for n, a in state.items() if a is not None})
+    assert same(read_state(module), before)
+
+
+class _Stateful(torch.nn.Module):
+    """One learned parameter, and whatever else a module can hold."""
+
+    def __init__(self, **entries):
+        super().__init__()
+        self.learned = torch.nn.Parameter(torch.ones(2))
+        self.extra = entries.pop("extra", None)
+        for name, entry in entries.items():
+            if isinstance(entry, torch.nn.Parameter):
+                setattr(self, name, entry)
+            else:
+                self.register_buffer(name, entry)
+
+    def get_extra_state(self):
+        return self.extra
+
+    def set_extra_state(self, state):
+        self.extra = state
+
+
+def _without_extra(**entries):
+    module = _Stateful(**entries)
+    module._register_state_dict_hook(lambda _m, d, p, _l: d.pop(f"{p}_extra_state"))
+    return module
+
+
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [
+        (torch.nn.Parameter(torch.ones(1), requires_grad=False), "fixed"),
+        (torch.nn.Parameter(torch.ones(1)), "trained"),
+        (torch.tensor(3), "kept"),
+        (torch.tensor([True]), "kept"),
+        (torch.zeros(2, dtype=torch.uint8), "kept"),
+    ],
+)
+def test_entries_have_the_class_of_their_kind(entry, expected):
+    model = make_model(_without_extra(it=entry))
+    assert {n: str(model.get_class(n)) for n in model.tensors} == {
+        "it": expected,
+        "learned": "trained",
+    }
+    assert same(model_from_blob(model_to_blob(model)).tensors, model.tensors)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        torch.zeros(1),  # what a running mean is
+        torch.zeros(1, dtype=torch.cfloat),
+        torch.zeros(1, dtype=torch.bfloat16),
+        torch.zeros(2, 2).to_sparse(),
+        torch.nn.Parameter(torch.zeros(1, dtype=torch.cfloat)),
+        torch.nn.Parameter(torch.zeros(1, dtype=torch.float64)),
+        torch.nn.Parameter(torch.zeros(1, dtype=torch.bfloat16)),
+        torch.nn.Parameter(torch.zeros(1, dtype=torch.float16)),
+        torch.nn.Parameter(torch.zeros(1, dtype=torch.cfloat), requires_grad=False),
+        torch.nn.Parameter(torch.full((1,), torch.nan)),
+        torch.nn.Parameter(torch.empty(1, device="meta")),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_exchanged_is_refused_by_name(entry):
+    with pytest.raises(RefusedStateError, match="'it'"):
+        make_model(_without_extra(it=entry))
+
+
+def test_what_is_no_tensor_is_refused():
+    with pytest.raises(RefusedStateError, match=r"'_extra_state'.*dict"):
+        make_model(_Stateful(extra={"epoch": 1}))
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        torch.nn.LazyLinear(2),
+        torch.nn.ParameterList([torch.nn.UninitializedParameter()]),
+    ],
+    ids=str,
+)
+def test_what_is_not_made_yet_is_refused(entry):
+    with pytest.raises(RefusedStateError, match=r"no array|no state"):
+        make_model(torch.nn.ModuleList([torch.nn.Linear(1, 1), entry]))
+
+
+def test_a_float_buffer_is_exchanged_if_the_founder_says_how():
+    module = _without_extra(it=torch.tensor([0, -torch.inf]))
+    model = make_model(module, [("it", StateClass.FIXED)])
+    assert model.get_class("it") is StateClass.FIXED
+    with pytest.raises(RefusedStateError, match="infinity"):
+        make_model(module, [("it", StateClass.TRAINED)])
+
+
+class _Normalised(SyntheticModule):
+    """Running statistics, a counter, a frozen layer, a random table of integers."""
+
+    def __init__(self, num_parameters, *, is_sloppy=False):
+        super().__init__(num_parameters=num_parameters)
+        self.norm = torch.nn.BatchNorm1d(2)
+        self.register_buffer("shuffle", torch.randperm(64))
+        self.frozen = torch.nn.Linear(2, 2).requires_grad_(requires_grad=False)
+        self.is_sloppy = is_sloppy
+
+    def forward(self, inputs):
+        return self.frozen(self.norm(super().forward(inputs)))
+
+    def on_train_end(self):
+        if self.is_sloppy:
+            self.frozen.bias += 1
+
+
+NORMALISED = SYNTHETIC | {
+    "module": _Normalised,
+    "module_config": {"num_parameters": 100},
+}
+
+
+def test_a_round_of_a_model_with_a_state_of_many_classes():
+    rules = [("norm.running_*", StateClass.TRAINED)]
+    model = initialise(
+        module=_Normalised, module_config={"num_parameters": 100}, seed=1, rules=rules
+    )
+    assert {n: str(c) for n, c in model.classes.items() if c != "trained"} == {
+        "frozen.bias": "fixed",
+        "frozen.weight": "fixed",
+        "norm.num_batches_tracked": "kept",
+        "shuffle": "kept",
+    }
+    result = train(**NORMALISED, base=model.tensors, local_epochs=2, seed=5)
+    assert result.tensors["norm.num_batches_tracked"] > 0
+    update = model.compute_update(result.tensors)
+    after = model.replace_trained(model.to_vector() + update)
+    # Random as it was made, and the same in every copy of the model.
+    assert np.array_equal(after.tensors["shuffle"], model.tensors["shuffle"])
+    assert after.tensors["norm.num_batches_tracked"] == 0
+    assert after.tensors["norm.running_mean"].any()
+    evaluate(**NORMALISED, tensors=after.tensors)
+
+
+def test_training_that_changes_a_frozen_layer_is_refused():
+    model = initialise(
+        module=_Normalised,
+        module_config={"num_parameters": 100},
+        seed=1,
+        rules=[("norm.running_*", StateClass.TRAINED)],
+    )
+    sloppy = {"num_parameters": 100, "is_sloppy": True}
+    result = train(
+        **NORMALISED | {"module_config": sloppy},
+        base=model.tensors,
+        local_epochs=1,
+        seed=1,
+    )
+    with pytest.raises(RefusedStateError, match=r"frozen\.bias"):
+        model.compute_update(result.tensors)
 
 
 @pytest.mark.parametrize("num", [21, 100, 1_000, 1_000_000])

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
 from protocol.encoding import UpdateRefusedError, update_to_blob
+from protocol.exchanged_state import (
+    Model,
+    RefusedStateError,
+    StateClass,
+    model_from_blob,
+    model_to_blob,
+)
 from protocol.plain import (
     compute_max_model_size,
     compute_max_sum_size,
@@ -71,7 +80,7 @@ def test_results_fit_the_sizes_that_readers_allow() -> None:
     result = compute_result(sealed("ana"), [3], BASE_BLOB, [BLOBS["ana"]])
     assert len(BLOBS["ana"]) <= compute_max_update_size(5)
     assert len(result.sum_blob) <= compute_max_sum_size(5)
-    assert len(result.model_blob) <= compute_max_model_size(5)
+    assert len(result.model_blob) <= compute_max_model_size(make_blob(BASE_BLOB))
 
 
 @pytest.mark.parametrize("blobs", [[], [BLOBS["ana"], BLOBS["bea"]]])
@@ -89,3 +98,53 @@ def test_a_blob_that_is_no_update_is_refused() -> None:
 def test_a_base_model_that_is_none_is_refused() -> None:
     with pytest.raises(MalformedBlobError):
         compute_result(sealed("ana"), [3], b"not safetensors", [BLOBS["ana"]])
+
+
+def test_the_next_model_keeps_what_is_not_trained() -> None:
+    others = {
+        "counter": np.array(7, dtype="i8"),
+        "mask": np.array([0, -np.inf], dtype="f8"),
+        "table": np.arange(2**19, dtype="f4"),  # more than all trained entries
+    }
+    classes = {
+        "counter": StateClass.KEPT,
+        "mask": StateClass.FIXED,
+        "table": StateClass.FIXED,
+    }
+    base = model_to_blob(Model(BASE | others, classes))
+    result = compute_result(sealed("ana"), [3], base, [BLOBS["ana"]])
+    plain = compute_result(sealed("ana"), [3], BASE_BLOB, [BLOBS["ana"]])
+    assert result.sum_blob == plain.sum_blob
+    moved = model_from_blob(result.model_blob)
+    assert moved.classes == classes
+    assert {n: a.tobytes() for n, a in moved.tensors.items()} == {
+        n: a.tobytes()
+        for n, a in (tensors_from_blob(plain.model_blob) | others).items()
+    }
+    assert len(result.model_blob) <= compute_max_model_size(make_blob(base))
+
+
+def test_a_first_model_without_padding_may_be_shorter_than_those_after_it() -> None:
+    text = json.dumps(
+        {
+            "a": {"dtype": "F32", "shape": [5], "data_offsets": [0, 20]},
+        },
+        separators=(",", ":"),
+    ).encode()
+    assert len(text) % 8
+    base = len(text).to_bytes(8, "little") + text + bytes(20)
+    result = compute_result(sealed("ana"), [3], base, [BLOBS["ana"]])
+    assert len(base) < len(result.model_blob) <= compute_max_model_size(make_blob(base))
+
+
+@pytest.mark.parametrize(
+    "base",
+    [
+        tensors_to_blob(BASE | {"counter": np.array(7, dtype="i8")}),
+        tensors_to_blob(BASE, metadata={"folkmoot/state/bias": "averaged-apart"}),
+        tensors_to_blob(BASE, metadata={"folkmoot/state/bias": "new"}),
+    ],
+)
+def test_a_base_model_whose_state_is_refused_gives_no_result(base: bytes) -> None:
+    with pytest.raises(RefusedStateError):
+        compute_result(sealed("ana"), [3], base, [BLOBS["ana"]])
