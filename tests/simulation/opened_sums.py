@@ -30,8 +30,15 @@ from protocol.parties import (
     find_unlinkable,
     remember,
 )
-from protocol.rounds import DECIDER, RoundsState, has_all_links, has_all_partials
+from protocol.rounds import (
+    DECIDER,
+    RoundsState,
+    find_newest,
+    has_all_links,
+    has_all_partials,
+)
 from protocol.secret_round import SecretRound, follow
+from schemas import codec
 from schemas import events as e
 from schemas.reasons import Reason
 from tests.simulation.federation import (
@@ -211,6 +218,8 @@ class History:
                 self.happened["revoked"] += 1
             if self.happens(0.05):
                 self.join()
+            if self.happens(0.05):
+                self.change()
             self.advance()
             if self.is_hostile:
                 self.snapshots.append(self.log.copy())
@@ -236,6 +245,25 @@ class History:
         self.names.append(name)
         self.weights[name] = self.chance.randint(1, 1_000)
         self.log.when(admitted(name))
+
+    def change(self) -> None:
+        """Let the operator change the federation: other cohorts, or longer rounds."""
+        config, number = find_newest(self.log.run.state)
+        assert config is not None, "it is founded"
+        changed = replace(
+            config,
+            cohort_size=self.chance.randint(config.min_cohort, len(self.names)),
+            round_duration_ms=config.round_duration_ms + 1,
+        )
+        self.log.when(
+            e.FederationChanged(
+                federation_id="clinics",
+                number=number + 1,
+                configuration=codec.encode(changed),
+            )
+        )
+        if find_newest(self.log.run.state)[1] == number + 1:
+            self.happened["changed"] += 1
 
     def abandon(self) -> None:
         """Let the operator try to give up the round."""

@@ -35,6 +35,7 @@ WHAT_MAY_HAPPEN = (
     "older log",
     "founded anew",
     "revoked",
+    "changed",
     "absent",
     "RoundStarted",
     "RoundRefused",
