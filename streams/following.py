@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter
+from pydantic.json_schema import GenerateJsonSchema
 
 from adapters.genesis import OtherGenesisError, remember_genesis
 from adapters.kafka import MAX_RECORD_SIZE_BYTES, read_partition
@@ -53,6 +54,12 @@ class Followed(Generic[State]):
     state: State
 
 
+class _Shape(GenerateJsonSchema):
+    """Leaves out the defaults that JSON cannot say: they are no part of a shape."""
+
+    ignored_warning_kinds = {"skipped-choice", "non-serializable-default"}  # noqa: RUF012  # pydantic names its type
+
+
 class Follower(Generic[State, Output]):
     """Follows the ledger and runs a step for every leaf.
 
@@ -84,7 +91,8 @@ class Follower(Generic[State, Output]):
             Followed[state_type],  # type: ignore[valid-type]  # a type argument at run time
             config=ConfigDict(ser_json_bytes="base64", val_json_bytes="base64"),
         )
-        shape = json.dumps(self._snapshots.json_schema(), sort_keys=True)
+        schema = self._snapshots.json_schema(schema_generator=_Shape)
+        shape = json.dumps(schema, sort_keys=True)
         self._shape = hashlib.sha256(shape.encode()).digest()
         """What snapshots begin with."""
 
