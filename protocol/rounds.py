@@ -417,25 +417,15 @@ def _evolve_fact(state: RoundsState, fact: e.RoundFact) -> RoundsState:
                 update_sha256=fact.update_sha256,
                 num_examples=fact.num_examples,
             )
-            return replace(
-                state,
-                current=replace(
-                    _answer(current, fact.agent_id),
-                    contributions=current.contributions.insert(
-                        fact.agent_id, contribution
-                    ),
-                ),
-            )
+            contributions = current.contributions.insert(fact.agent_id, contribution)
+            answered = _answer(current, fact.agent_id, contributions)
+            return replace(state, current=answered)
         case e.ContributionRejected() if current is not None and (
             fact.update_leaf_index in current.pending or fact.reason in _FINAL
         ):
-            return replace(
-                state,
-                current=replace(
-                    _answer(current, fact.agent_id),
-                    contributions=current.contributions.discard(fact.agent_id),
-                ),
-            )
+            contributions = current.contributions.discard(fact.agent_id)
+            answered = _answer(current, fact.agent_id, contributions)
+            return replace(state, current=answered)
         case _:
             return state
 
@@ -474,15 +464,19 @@ def _with_result_deadline(state: RoundsState, leaf: Sequenced) -> RoundsState:
     )
 
 
-def _answer(current: OpenRound, agent_id: str) -> OpenRound:
-    index = current.pending_of.get(agent_id)
-    answered = replace(current, owing=current.owing.discard(agent_id))
-    if index is None:
-        return answered
+def _answer(
+    current: OpenRound, agent_id: str, contributions: PersistentMap[str, Contribution]
+) -> OpenRound:
+    pending, pending_of = current.pending, current.pending_of
+    index = pending_of.get(agent_id)
+    if index is not None:
+        pending, pending_of = pending.discard(index), pending_of.discard(agent_id)
     return replace(
-        answered,
-        pending=current.pending.discard(index),
-        pending_of=current.pending_of.discard(agent_id),
+        current,
+        owing=current.owing.discard(agent_id),
+        pending=pending,
+        pending_of=pending_of,
+        contributions=contributions,
     )
 
 
