@@ -60,6 +60,7 @@ from schemas import codec, topics
 from schemas.events import (
     AgentAdmitted,
     AgentEnrolmentRequested,
+    AgentRevoked,
     Event,
     FederationConfigured,
     Leaf,
@@ -185,7 +186,9 @@ class Agent:
                 continue
             remember_genesis(options.directory, options.federation_id, genesis.hash)
             self._genesis = genesis
-            self._terms = Terms(options.directory, options.floors, genesis)
+            self._terms = Terms(
+                options.directory, options.floors, genesis, options.agent_id
+            )
             self._enrol()
             return True
         return False
@@ -236,8 +239,10 @@ class Agent:
         log.info("asked to join with key %s", mine.hex())
 
     def _notice(self, leaf: OpenedLeaf) -> None:
-        """Say nothing more in a round that was answered from another directory."""
-        if self._recall(leaf):
+        """Say nothing more once revoked, or in a round that was answered elsewhere."""
+        if isinstance(leaf.sequenced.event, AgentRevoked):
+            self._terms.learn(leaf)
+        elif self._recall(leaf):
             self._warn_of_copy()
 
     def _recall(self, leaf: OpenedLeaf) -> bool:
@@ -294,6 +299,12 @@ class Agent:
         self._updates.forget(but=started)
         if not is_drawn(started, self._options.agent_id):
             return
+        # Whoever is no member has tickets too, and what it said would be refused.
+        if not self._terms.is_member:
+            self._read_on()
+        if not self._terms.is_member:
+            log.info("round %d is without this agent: not admitted", started.round)
+            return
         if time.time_ns() // 1_000_000 > started.deadline_ms:
             log.info("round %d is over, not answering", started.round)
             return
@@ -340,16 +351,19 @@ class Agent:
     def _find_objection(self, started: RoundStarted) -> tuple[Reason, str] | None:
         """Return why this agent does not take part in a round; None if it does."""
         if not self._terms.knows(started):
-            # The round's start comes on a topic of its own: the log knows more.
-            for read in read_log(
-                self._settings,
-                self._registry,
-                self._options.federation_id,
-                genesis=self._founding.hash,
-            ):
-                for leaf in read.leaves:
-                    self._terms.learn(leaf)
+            self._read_on()
         return self._terms.find_problem(started)
+
+    def _read_on(self) -> None:
+        """Learn what the log has by now: a round's start is on a topic of its own."""
+        for read in read_log(
+            self._settings,
+            self._registry,
+            self._options.federation_id,
+            genesis=self._founding.hash,
+        ):
+            for leaf in read.leaves:
+                self._terms.learn(leaf)
 
     def _answer(
         self, started: RoundStarted, started_leaf_hash: bytes, traceparent: str

@@ -68,14 +68,18 @@ class Terms:
         directory: The agent's.
         floors: What the agent demands.
         genesis: How the federation was founded, by the operator that it trusts.
+        agent_id: The agent's name in it.
+
+    Attributes:
+        is_member: Whether the log, as far as it was read, says that the agent was
+            admitted and not revoked.
     """
 
     def __init__(
-        self,
-        directory: Path,
-        floors: Floors,
-        genesis: Genesis,
+        self, directory: Path, floors: Floors, genesis: Genesis, agent_id: str
     ) -> None:
+        self.is_member = False
+        self._agent_id = agent_id
         self._directory = directory
         self._floors = floors
         self._genesis = genesis.hash
@@ -90,6 +94,10 @@ class Terms:
     def learn(self, leaf: OpenedLeaf) -> None:
         """Take the next leaf of the log; one that was taken before changes nothing."""
         event = leaf.sequenced.event
+        if isinstance(event, e.AgentAdmitted | e.AgentRevoked):
+            if event.agent_id == self._agent_id:
+                self.is_member = isinstance(event, e.AgentAdmitted)
+            return
         if isinstance(event, e.RoundStarted) and event.change < len(self._configs):
             self._change = max(self._change, event.change)
         if not isinstance(event, e.FederationChanged):

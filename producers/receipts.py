@@ -23,6 +23,7 @@ from protocol.admission import AdmissionState, make_policy
 from protocol.log import OpenedLeaf, fold_admission
 from schemas import codec
 from schemas.events import (
+    AgentRevoked,
     UpdateCommitted,
     UpdateDeclined,
     UpdateSubmitted,
@@ -50,7 +51,8 @@ class ReceiptKeeper:
         genesis: Hash of that founding, 32 bytes.
         public_key: The agent's key: whose leaves these are.
         directory: Where receipts are kept, one file for each leaf.
-        on_answer: Called with every leaf that is of the agent's key.
+        on_answer: Called with every leaf that is of the agent's key, and with the
+            one that revokes it.
     """
 
     def __init__(
@@ -106,12 +108,14 @@ class ReceiptKeeper:
         self._admission = fold_admission(self._admission, read.leaves)
         for item in read.leaves:
             event = item.sequenced.event
-            if not isinstance(event, ANSWERS):
+            if not isinstance(event, (*ANSWERS, AgentRevoked)):
                 continue
             agent = self._admission.agents.get(event.agent_id)
             if agent is None or agent.public_key != self._public_key:
                 continue
             self._on_answer(item)
+            if isinstance(event, AgentRevoked):
+                continue
             leaf_index = item.sequenced.leaf_index
             path = (
                 self._directory

@@ -14,6 +14,8 @@ from schemas import events as e
 from schemas.reasons import Reason
 from tests.builders import LogBuilder, make_key
 
+ME = "ada"
+
 
 @pytest.fixture
 def log():
@@ -26,6 +28,10 @@ def log():
 def config_of(log):
     (config,) = [x for x in log.leaves if isinstance(x, e.FederationConfigured)]
     return config
+
+
+def read_genesis(log):
+    return Genesis(config_of(log), log.opened[0].sequenced.genesis)
 
 
 def start(log):
@@ -42,8 +48,7 @@ def change(log, number=1, signer="OPERATOR", **changes):
 
 def read(log, directory, task=None, **floors):
     """Return an agent's terms, once it has read the log."""
-    genesis = Genesis(config_of(log), log.opened[0].sequenced.genesis)
-    terms = Terms(directory, Floors(**floors), genesis)
+    terms = Terms(directory, Floors(**floors), read_genesis(log), ME)
     for leaf in log.opened:
         terms.learn(leaf)
     terms.accept_first(task)
@@ -169,3 +174,22 @@ def test_the_log_can_be_read_again(log, tmp_path):
     started = start(log)
     assert terms.knows(started)
     assert not terms.knows(replace(started, change=2))
+
+
+def test_who_is_no_member_knows_it_from_the_log(log, tmp_path):
+    stranger = Terms(tmp_path, Floors(), read_genesis(log), "zoe")
+    member = Terms(tmp_path, Floors(), read_genesis(log), "ada")
+    assert not member.is_member
+    for leaf in log.opened:
+        stranger.learn(leaf)
+        member.learn(leaf)
+    assert (member.is_member, stranger.is_member) == (True, False)
+    log.say(
+        e.AgentRevoked(federation_id="clinics", agent_id="ada", explanation="left"),
+        make_key("OPERATOR"),
+    )
+    log.settle()
+    # From the beginning again, as an agent does that looks for news.
+    for leaf in log.opened:
+        member.learn(leaf)
+    assert not member.is_member

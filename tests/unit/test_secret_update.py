@@ -104,7 +104,7 @@ class Publisher:
 class Process(Agent):
     """One life of an agent: what it knows is gone when it is killed."""
 
-    def __init__(self, directory, config, blobs, said, *, delta=None):
+    def __init__(self, directory, config, blobs, said, *, delta=None, is_member=True):
         self._settings = None
         self._options = AgentOptions(
             federation_id=config.federation_id,
@@ -115,7 +115,8 @@ class Process(Agent):
             data_config={},
         )
         self._directory = AgentDirectory(directory)
-        self._terms = Terms(directory, Floors(), Genesis(config, GENESIS))
+        self._terms = Terms(directory, Floors(), Genesis(config, GENESIS), ME)
+        self._terms.is_member = is_member
         self._terms.accept_first(None)
         self._answered_elsewhere = set()
         self._key = make_key(ME)
@@ -181,6 +182,22 @@ class World:
             if blob[: codec.HEADER_SIZE]
             == codec.MARKER + codec.compute_fingerprint(codec.schema_text("NormProof"))
         ]
+
+
+def test_who_was_not_admitted_does_not_answer(world, started, monkeypatch):
+    """Its name has a ticket as well, and a round of everybody draws every ticket."""
+    agent = world.start(is_member=False)
+    reads = []
+    monkeypatch.setattr(agent, "_read_on", lambda: reads.append(agent._terms.is_member))
+    agent.hear(started)
+    assert world.said == []
+    assert reads == [False]
+    # What the log has by the next round.
+    monkeypatch.setattr(
+        agent, "_read_on", lambda: setattr(agent._terms, "is_member", True)
+    )
+    agent.hear(started)
+    assert len(world.said) == 1
 
 
 @pytest.fixture
