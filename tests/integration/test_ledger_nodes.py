@@ -20,7 +20,7 @@ from adapters.vote_log import VOTES_FILE, create_identity
 from cli.node import make_node, node_directory
 from cli.processes import find_free_ports, kill_owned, spawn_owned
 from cli.stack import KAFKA
-from ledger.checkpoint import parse_checkpoint
+from ledger.checkpoint import compute_origin, parse_checkpoint
 from ledger.equivocation import find_contradiction
 from ledger.note import parse_note
 from ledger.policy import parse_policy
@@ -61,6 +61,11 @@ class Nodes:
     def name(self) -> str:
         return self.federation.name
 
+    @property
+    def origin(self) -> str:
+        """The origin of its checkpoints."""
+        return compute_origin(self.name, self.federation.genesis)
+
     def height(self) -> int:
         """The height of the last block so far."""
         records = self.world.records(topics.LEDGER, self.name)
@@ -87,7 +92,7 @@ class Nodes:
 
     def checkpoint(self, url: str):
         policy = parse_policy(get(url, "policy"))
-        return policy.verify(get(url, "checkpoint"), f"folkmoot/{self.name}")
+        return policy.verify(get(url, "checkpoint"), self.origin)
 
     def start(self, name: str, *more: str) -> None:
         port = self.urls[name].rpartition(":")[2]
@@ -344,7 +349,7 @@ def test_http_alone_is_enough(world: World) -> None:
         wait_until(lambda: _size(urls[4]) > 0, "the log is published")
         policy = parse_policy(get(urls[3], "policy"))
         for url in urls:
-            origin = f"folkmoot/{name}"
+            origin = compute_origin(name, federation.genesis)
             wait_until(lambda url=url: _size(url) > 0, "a checkpoint")
             assert len(policy.verify(get(url, "checkpoint"), origin).cosignatures) >= 3
         assert not world.records(topics.ATTESTATIONS, name)

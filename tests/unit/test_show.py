@@ -372,7 +372,8 @@ def hostile_log(monkeypatch):
 
 NOT_FOLLOWED = {
     "NodeSetChanged", "EquivocationProven", "CheckpointFinalised", "SharesLinked",
-    "UpdatesCompared", "PartialAggregateSubmitted", "AgentRevoked",
+    "UpdatesChecked", "UpdatesCompared", "PartialAggregateSubmitted",
+    "AggregateSubmitted", "PartyDeclined", "AgentRevoked",
 }  # fmt: skip
 """Folds read more of these than a hostile one has; they are described above."""
 

@@ -44,7 +44,6 @@ from tests.simulation.federation import (
 )
 
 NUM_SILENT = 10
-ONE_KEY = make_key("everybody")
 """Agents' keys are not what this is about: they share one."""
 
 
@@ -67,7 +66,8 @@ def say(num_agents: int) -> Iterator[list[e.LedgerEvent]]:
     yield [configure(num_agents)]
     names = [name(number) for number in range(num_agents)]
     yield [
-        replace(admitted(agent_id), public_key=ONE_KEY.public_key) for agent_id in names
+        replace(admitted(agent_id), public_key=make_key(agent_id).public_key)
+        for agent_id in names
     ]
     yield [request(1)]
     yield [update(agent_id) for agent_id in names[NUM_SILENT:]]
@@ -215,7 +215,7 @@ class Federation:
 def find_key(event: e.LedgerEvent) -> SigningKey:
     match event:
         case e.UpdateSubmitted():
-            return ONE_KEY
+            return make_key(event.agent_id)
         case e.UpdatesChecked() | e.AggregateSubmitted():
             return make_key("AGGREGATOR")
         case e.ModelExported():
