@@ -18,6 +18,7 @@ import cli.operate
 import cli.rewards
 from adapters.kafka import END
 from adapters.log_lines import printable
+from adapters.settings import Settings
 from cli.audit_show import render
 from cli.operate import describe
 from cli.show import prepare, say, say_json, show_time
@@ -371,7 +372,8 @@ def hostile_log(monkeypatch):
 
 
 NOT_FOLLOWED = {
-    "NodeSetChanged", "EquivocationProven", "CheckpointFinalised", "SharesLinked",
+    "FederationChanged", "NodeSetChanged", "EquivocationProven", "CheckpointFinalised",
+    "SharesLinked",
     "UpdatesChecked", "UpdatesCompared", "PartialAggregateSubmitted",
     "AggregateSubmitted", "PartyDeclined", "AgentRevoked",
 }  # fmt: skip
@@ -380,10 +382,16 @@ NOT_FOLLOWED = {
 
 @pytest.mark.parametrize("as_json", [False, True])
 def test_every_command_shows_a_hostile_federation_harmlessly(
-    hostile_log, capsys, as_json
+    hostile_log, capsys, tmp_path, as_json
 ):
+    settings = Settings(
+        bootstrap_servers="127.0.0.1:1",
+        schema_registry_url="http://127.0.0.1:1",
+        state_directory=tmp_path,
+    )
+
     def run(command, **options):
-        command(None, "clinics", as_json=as_json, **options)
+        command(settings, "clinics", as_json=as_json, **options)
         return shown(capsys)
 
     events = run(cli.operate.watch, follow=False)
