@@ -51,7 +51,7 @@ from producers.control import Operator, Parameters, load_principals
 from producers.secret_update import prove, share
 from protocol.configuration import get_mpc
 from protocol.encoding import update_to_blob
-from protocol.envelope import sign_event
+from protocol.envelope import NO_GENESIS, sign_event
 from protocol.log import OpenedLeaf
 from protocol.norm_prover import commit_update
 from protocol.tensors import tensors_to_blob
@@ -522,8 +522,9 @@ class Puppet:
 
     @property
     def genesis(self) -> bytes:
-        """Hash of its federation's genesis."""
-        return self.world.federations[self.federation].genesis
+        """Hash of its federation's genesis; of none if nobody founded it."""
+        federation = self.world.federations.get(self.federation)
+        return NO_GENESIS if federation is None else federation.genesis
 
     def say(self, event: e.Event) -> int:
         """Sign and publish an event; returns its offset."""

@@ -16,6 +16,7 @@ import pytest
 from confluent_kafka.schema_registry import Schema, SchemaRegistryClient
 
 from cli.services import FAUST_SERVICES
+from ledger.signing import SigningKey
 from protocol.encoding import update_to_blob
 from protocol.envelope import NO_GENESIS
 from protocol.tensors import tensors_to_blob
@@ -200,7 +201,7 @@ def _publish_what_nobody_may_say(
     request = e.RoundRequested(federation_id=NAME, round=2, requested_at_ms=0)
     refuse(Reason.BAD_SIGNATURE, request)
     admission = e.AgentAdmitted(
-        federation_id=NAME, agent_id="mine", public_key=puppet.key.public_key
+        federation_id=NAME, agent_id="mine", public_key=SigningKey(bytes(32)).public_key
     )
     refuse(Reason.BAD_SIGNATURE, admission)
     accepted = e.ContributionAccepted(
