@@ -426,11 +426,10 @@ class _Scratch:
         verdict = self._judge_new(received)
         if isinstance(verdict, Admitted):
             self.absorb(verdict.leaf, verdict.event)
-        elif self._federation_id:
-            # Also for what is dropped: it will be dropped again if read again.
+        elif isinstance(verdict, Refused) and verdict.event.federation_id:
+            # Only for leaves: nothing else is known once the next batch is judged.
             self._offsets[place] = received.offset
-            if isinstance(verdict, Refused) and verdict.event.federation_id:
-                self._num_leaves += 1
+            self._num_leaves += 1
         return verdict
 
     def _judge_new(self, received: Received) -> Verdict:

@@ -158,6 +158,20 @@ def test_how_records_are_batched_changes_no_leaf(
     assert one.leaves == many.leaves == single.leaves
 
 
+def test_what_no_log_has_moves_no_offset() -> None:
+    """What came before the founding may come again after it, as a leaf."""
+    make = Records()
+    early = make.record(enrolment("ana"), signer="eve")
+    other = make.record(enrolment("bea"), key=b"banks")
+    read = [early, *make.records([CONFIG]), other, early]
+    one, single = Sequencer(), Sequencer()
+    one.append(read)
+    for record in read:
+        single.append([record])
+    assert one.leaves == single.leaves
+    assert len(one.leaves) == 2
+
+
 @settings(max_examples=150)
 @given(histories(), st.data())
 def test_recovery_is_live(read: list[Received], data: st.DataObject) -> None:
