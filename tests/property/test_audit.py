@@ -403,10 +403,10 @@ def bend(fact, data):
         if name not in {"federation_id", "cause_leaf_index", "output_index"}
     ]
     name = data.draw(st.sampled_from(names))
-    return replace(fact, **{name: bend_value(getattr(fact, name))})
+    return replace(fact, **{name: bend_value(name, getattr(fact, name))})
 
 
-def bend_value(value):
+def bend_value(name, value):
     match value:
         case int():
             return value + 1
@@ -422,6 +422,11 @@ def bend_value(value):
             return replace(value, size_bytes=value.size_bytes + 1)
         case e.Task():
             return replace(value, local_epochs=value.local_epochs + 1)
+        case e.Evaluation():
+            return replace(value, num_examples=value.num_examples + 1)
+        case None:
+            assert name == "privacy", name  # the only record that is null in facts here
+            return e.RoundPrivacy(**dict.fromkeys(e.RoundPrivacy.__annotations__, 1))
     raise AssertionError(value)
 
 
@@ -799,7 +804,7 @@ def values(name, hint):
                 max_size=8
             )
         case "bytes":
-            size = {"signature": 64, "commitment": 48}.get(name, 32)
+            size = {"signature": 64, "commitment": 48, "blindings": 48}.get(name, 32)
             return st.binary(min_size=size, max_size=size)
         case _ if hint.endswith(" | None"):
             return st.none() | values(name, hint.removesuffix(" | None"))
