@@ -38,7 +38,7 @@ def alterations(proof):
 
 
 @given(entries, st.data())
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_pymerkle_has_the_same_tree(log, data):
     oracle = InmemoryTree(algorithm="sha256")
     for entry in log:
@@ -76,7 +76,7 @@ def test_batches_do_not_matter(batches):
 
 
 @given(sizes(1), st.data())
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_every_altered_inclusion_proof_is_refused(tree, data):
     (size,), leaves = tree
     index = data.draw(st.integers(0, size - 1))
@@ -97,7 +97,7 @@ def test_every_altered_inclusion_proof_is_refused(tree, data):
 
 
 @given(sizes(2))
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_every_altered_consistency_proof_is_refused(trees):
     (old_size, new_size), leaves = trees
     proof = merkle.consistency_proof(old_size, leaves)
@@ -114,7 +114,6 @@ def test_every_altered_consistency_proof_is_refused(trees):
 
 
 @given(sizes(2))
-@settings(deadline=None)
 def test_no_proof_leads_to_a_rewritten_log(trees):
     (old_size, new_size), leaves = trees
     rewritten = [leaf_hash(b"rewritten"), *leaves[1:]]
@@ -133,7 +132,6 @@ def test_no_proof_leads_to_a_rewritten_log(trees):
 
 
 @given(sizes(3))
-@settings(deadline=None)
 def test_consistency_is_transitive(trees):
     chosen, leaves = trees
     roots = {size: merkle.root(leaves[:size]) for size in chosen}
@@ -149,7 +147,6 @@ def test_consistency_is_transitive(trees):
 
 
 @given(st.lists(st.tuples(entries, st.integers(0, 10)), max_size=6))
-@settings(deadline=None)
 def test_auditing_retraces_sequencing(blocks):
     published = []
     sequencer = Chain()

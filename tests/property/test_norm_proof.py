@@ -62,7 +62,7 @@ def updates(draw, max_values=1_500):
     return values
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     updates(),
     st.sampled_from([512, 1024]),
@@ -96,7 +96,7 @@ def test_an_honest_proof_is_always_accepted(values, row_length, gap, context, se
     assert proof.projection_values == tuple(w + y for w, y in masked)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, len(BLOB) - 1), st.integers(0, 7))
 def test_a_proof_with_any_bit_flipped_is_refused(index, bit):
     blob = bytearray(BLOB)
@@ -232,7 +232,7 @@ def test_a_proof_with_any_byte_of_a_point_flipped_is_refused():
     assert find_survivors(statement, blob, places) == []
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.data(), st.integers(1, 1_400), st.integers(1, 4))
 def test_sums_of_commitments_open_to_sums(data, num_values, num_agents):
     num_rows = -(-num_values // 512)
@@ -258,7 +258,6 @@ def test_sums_of_commitments_open_to_sums(data, num_values, num_agents):
     assert not verify_opening(rows, total, total_blindings)
 
 
-@settings(deadline=None)
 @given(st.integers(0, 2**62), st.integers())
 def test_every_number_is_a_sum_of_four_squares(number, seed):
     squares = find_four_squares(number, SeededEntropy(seed))
@@ -266,13 +265,11 @@ def test_every_number_is_a_sum_of_four_squares(number, seed):
     assert sum(s * s for s in squares) == number
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 2**256 - 1), min_size=1, max_size=20))
 def test_digits_stand_for_what_they_were_taken_from(values):
     assert from_limbs(to_limbs(values).astype(np.int64)) == values
 
 
-@settings(deadline=None)
 @given(
     st.lists(
         st.lists(st.integers(-(2**62) + 1, 2**62 - 1), min_size=3, max_size=3),
@@ -289,7 +286,6 @@ def test_sums_of_digits_stand_for_their_sum(planes):
     assert from_limbs(np.array(planes, np.int64)) == expected
 
 
-@settings(deadline=None)
 @given(st.binary(min_size=32, max_size=32))
 def test_a_scalar_has_one_spelling(data):
     try:

@@ -183,7 +183,7 @@ def play(log: Log, started: e.RoundStarted, data: st.DataObject) -> None:
         log.say(exported(number, model, evaluation=evaluation(accuracy)))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(rule=rules, data=st.data())
 def test_everything_is_paid_by_the_rule_whatever_the_order(
     rule: e.RewardRule, data: st.DataObject
@@ -286,7 +286,7 @@ def find_unpaid(leaves: list[Sequenced]) -> set[int]:
     return rounds_of(e.RoundSealed) - over
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(rule=rules, data=st.data())
 def test_facts_are_numbered_fold_to_the_state_and_come_again_to_the_byte(
     rule: e.RewardRule, data: st.DataObject
@@ -326,7 +326,7 @@ def replay(
     return encoded
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(rule=rules, data=st.data())
 def test_facts_on_the_log_change_nothing(
     rule: e.RewardRule, data: st.DataObject
@@ -433,7 +433,7 @@ def test_the_rounds_that_are_played_meet_every_basis() -> None:
     late: Counter[tuple[bool, bool]] = Counter()
     rule = e.RewardRule(**dict.fromkeys(e.RewardRule.__slots__, 1_000))
 
-    @settings(max_examples=150, deadline=None, database=None, derandomize=True)
+    @settings(max_examples=150, database=None, derandomize=True)
     @given(data=st.data())
     def look(data: st.DataObject) -> None:
         run = live(rule, data).run

@@ -268,9 +268,7 @@ def check_fold(run: Run[RoundsState, e.RoundFact]) -> None:
     assert again.state == run.state
 
 
-AnyLeaves.TestCase.settings = settings(
-    max_examples=150, stateful_step_count=50, deadline=None
-)
+AnyLeaves.TestCase.settings = settings(max_examples=150, stateful_step_count=50)
 TestAnyLeaves = AnyLeaves.TestCase
 
 

@@ -27,7 +27,7 @@ AGENTS = {
 }
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     num_parties=st.integers(2, 5),
     cohort=st.lists(st.integers(0, NUM_AGENTS - 1), min_size=1, unique=True),
