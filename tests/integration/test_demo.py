@@ -49,7 +49,7 @@ def test_the_demo_trains_and_audits_and_leaves_nothing(temporary: Path) -> None:
         "demo",
         "--rounds",
         "2",
-        timeout_s=240,
+        timeout_s=480,
         TMPDIR=str(temporary),
         # The other tests have one partition; most of these three stay empty.
         MOOT_NUM_PARTITIONS="3",
