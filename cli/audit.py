@@ -28,13 +28,13 @@ from cli.show import say, say_error, say_json
 if TYPE_CHECKING:
     from adapters.kafka import Record
     from adapters.settings import Settings
-    from consumers.audit import Audited, Progress, Unframe
-    from consumers.audit_blobs import FetchBlob
-    from consumers.audit_bundle import Bundle, BundleWriter
-    from consumers.audit_monitor import Alert
-    from consumers.audit_parallel import Helpers
-    from consumers.audit_report import Report
-    from consumers.audit_state import AuditState, Position
+    from consumers.audit.auditor import Audited, Progress, Unframe
+    from consumers.audit.blobs import FetchBlob
+    from consumers.audit.bundle import Bundle, BundleWriter
+    from consumers.audit.monitor import Alert
+    from consumers.audit.parallel import Helpers
+    from consumers.audit.report import Report
+    from consumers.audit.state import AuditState, Position
     from ledger.policy import Policy
 
 EXIT_WRONG: Final = 1
@@ -209,7 +209,7 @@ def _load_policy(path: Path | None) -> Policy | None:
 
 
 def _load_state(path: Path | None, federation: str) -> AuditState | None:
-    from consumers.audit_state import StateError, load_state
+    from consumers.audit.state import StateError, load_state
 
     if path is None:
         return None
@@ -236,7 +236,7 @@ def _read_file(path: Path, max_size_bytes: int | None = None) -> bytes:
 
 def _save_state(path: Path | None, audited: Audited) -> None:
     """Save where an audit ended, or what was saved stays as it is."""
-    from consumers.audit_state import save_state
+    from consumers.audit.state import save_state
 
     if path is None:
         return
@@ -263,7 +263,7 @@ class Streams:
         ledger: Blocks.
         checkpoints: Checkpoints.
         attestations: What ledger nodes say.
-        settled_offset: As in `consumers.audit.run_audit`.
+        settled_offset: As in `consumers.audit.auditor.run_audit`.
         first_offsets: Likewise.
     """
 
@@ -451,7 +451,7 @@ def _explained(settings: Settings | None) -> Iterator[None]:
     from urllib3.exceptions import HTTPError
 
     from adapters.kafka import KafkaUnavailableError
-    from consumers.audit_bundle import BundleError
+    from consumers.audit.bundle import BundleError
 
     try:
         yield
@@ -479,7 +479,7 @@ def _audit_once(options: Options) -> Report:
     Raises:
         CannotAuditError: something that is needed is away.
     """
-    from consumers.audit_bundle import Bundle, BundleWriter
+    from consumers.audit.bundle import Bundle, BundleWriter
 
     with ExitStack() as stack:
         if options.bundle is not None:
@@ -608,8 +608,8 @@ def _run(
     on_progress: Callable[[Progress], None] | None = None,
     helpers: Helpers | None = None,
 ) -> Audited:
-    """Put a source around `consumers.audit.run_audit`."""
-    from consumers.audit import run_audit
+    """Put a source around `consumers.audit.auditor.run_audit`."""
+    from consumers.audit.auditor import run_audit
 
     num_cores = os.cpu_count() or 1
     return run_audit(
@@ -645,7 +645,7 @@ def follow(options: Options) -> int:
     Raises:
         CannotAuditError: there is nothing to begin with.
     """
-    from consumers.audit_parallel import Helpers
+    from consumers.audit.parallel import Helpers
 
     settings = _load_settings()
     stopped = Event()
@@ -675,7 +675,7 @@ def _watch(
     helpers: Helpers,
     stopped: Event,
 ) -> int:
-    from consumers.audit_monitor import DEFAULT_STALE_AFTER_S, Monitor
+    from consumers.audit.monitor import DEFAULT_STALE_AFTER_S, Monitor
 
     stale_after_s = options.stale_after_s
     if stale_after_s is None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from adapters.log_lines import printable
 
 if TYPE_CHECKING:
-    from consumers.audit_report import Finality, Finding, Report
+    from consumers.audit.report import Finality, Finding, Report
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,8 +30,8 @@ from cli.bench_report import (
     show_target,
 )
 from cli.processes import StackError
-from consumers.audit import run_audit
-from consumers.audit_bundle import BundleWriter
+from consumers.audit.auditor import run_audit
+from consumers.audit.bundle import BundleWriter
 from ledger.signing import SigningKey
 from protocol import rounds
 from protocol.decider import step
@@ -41,7 +41,7 @@ from schemas import codec, topics
 from schemas import events as e
 
 if TYPE_CHECKING:
-    from consumers.audit_report import Report
+    from consumers.audit.report import Report
 
 NUM_AGENTS: Final = 100
 NUM_LEAVES: Final = 50_000

@@ -28,7 +28,7 @@ from cli.bench_federation import (
 from cli.bench_node import Cost
 from cli.bench_report import Section, Table, measure_rate, show, show_target
 from cli.processes import StackError
-from consumers.audit import run_audit
+from consumers.audit.auditor import run_audit
 from ledger.checkpoint import (
     Checkpoint,
     compute_origin,

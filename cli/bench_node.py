@@ -26,7 +26,7 @@ from adapters.vote_log import VoteLog, create_identity
 from cli.bench_log import BLOCK_INTERVAL_MS, LogMaker, forget
 from cli.bench_report import Table, show, show_target
 from cli.processes import StackError
-from consumers.audit import run_audit
+from consumers.audit.auditor import run_audit
 from consumers.ledger_node import LedgerNode
 from consumers.node_kafka import KafkaIntake
 from consumers.node_loop import NodeLoop

@@ -43,8 +43,8 @@ from typing import Final, TypeAlias
 from adapters import alive
 from adapters.blobs import BlobError
 from adapters.round_blobs import make_fetch
-from consumers.audit_blobs import FetchBlob
-from consumers.secret_claims import (
+from consumers.audit.blobs import FetchBlob
+from consumers.audit.mpc_claims import (
     Claim,
     CommitmentsClaim,
     PartialClaim,

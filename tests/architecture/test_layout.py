@@ -183,7 +183,7 @@ def light_modules() -> list[str]:
     ]
     audit = ROOT / "consumers" / "audit.py"
     if audit.exists() or (audit.with_suffix("") / "__init__.py").exists():
-        names.append("consumers.audit")
+        names.append("consumers.audit.auditor")
     return names
 
 

@@ -50,8 +50,8 @@ from cli.party import parse_parties
 from cli.processes import StackError
 from cli.receipts import check_receipt
 from cli.rewards import parse_reward_rule
-from consumers.audit import run_audit
-from consumers.audit_bundle import (
+from consumers.audit.auditor import run_audit
+from consumers.audit.bundle import (
     Bundle,
     BundleError,
     BundleWriter,
@@ -59,9 +59,9 @@ from consumers.audit_bundle import (
     decode_record,
     encode_record,
 )
-from consumers.audit_finality import Context, verify_record
-from consumers.audit_parallel import CheckpointContext, _check_blocks, open_checkpoint
-from consumers.audit_state import save_state
+from consumers.audit.finality import Context, verify_record
+from consumers.audit.parallel import CheckpointContext, _check_blocks, open_checkpoint
+from consumers.audit.state import save_state
 from consumers.ledger_node import LedgerNode
 from consumers.node_http import NodeServer, _head_size
 from consumers.node_kafka import KafkaIntake

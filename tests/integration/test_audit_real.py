@@ -16,7 +16,7 @@ from confluent_kafka.admin import AdminClient
 
 from adapters.kafka import MAX_RECORD_SIZE_BYTES, Record, create_topics
 from cli.stack import LocalStack
-from consumers.audit import run_audit
+from consumers.audit.auditor import run_audit
 from schemas import events as e
 from schemas import topics
 from tests.integration.harness import (

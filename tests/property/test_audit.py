@@ -12,16 +12,16 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from adapters.kafka import Record, make_headers
-from consumers import audit_parallel
-from consumers.audit import run_audit
-from consumers.audit_bundle import (
+from consumers.audit import parallel as audit_parallel
+from consumers.audit.auditor import run_audit
+from consumers.audit.bundle import (
     Bundle,
     BundleError,
     BundleWriter,
     decode_record,
     encode_record,
 )
-from consumers.audit_parallel import Helpers
+from consumers.audit.parallel import Helpers
 from protocol.envelope import sign_event
 from schemas import codec, topics
 from schemas import events as e

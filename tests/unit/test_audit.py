@@ -18,8 +18,8 @@ from adapters.kafka import make_headers
 from adapters.schema_registry import SchemaRegistry
 from cli.audit import Options
 from cli.audit_show import render
-from consumers.audit import run_audit
-from consumers.audit_report import FindingCode
+from consumers.audit.auditor import run_audit
+from consumers.audit.report import FindingCode
 from protocol.aggregation import sum_from_blob, sum_to_blob
 from protocol.encoding import update_to_blob
 from protocol.plain import RoundResult
@@ -1004,7 +1004,7 @@ def test_a_schema_registry_that_is_away_gives_no_answer(monkeypatch):
 
 def test_the_audit_loads_no_torch_and_no_faust():
     script = (
-        "import sys, cli.audit, consumers.audit\n"
+        "import sys, cli.audit, consumers.audit.auditor\n"
         "bad = {'torch', 'faust', 'pytorch_lightning'} & set(sys.modules)\n"
         "sys.exit(str(bad) if bad else 0)"
     )

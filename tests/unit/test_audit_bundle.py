@@ -14,9 +14,9 @@ from adapters.blobs import BlobError
 from adapters.kafka import Record
 from adapters.schema_registry import FramingError
 from cli.audit import Options, Streams
-from consumers import audit_bundle
-from consumers.audit import run_audit
-from consumers.audit_bundle import (
+from consumers.audit import bundle as audit_bundle
+from consumers.audit.auditor import run_audit
+from consumers.audit.bundle import (
     Bundle,
     BundleError,
     BundleWriter,
@@ -24,7 +24,7 @@ from consumers.audit_bundle import (
     decode_record,
     encode_record,
 )
-from consumers.audit_report import FindingCode
+from consumers.audit.report import FindingCode
 from ledger.policy import parse_policy
 from schemas import topics
 from tests.attesting import attest_all

@@ -7,11 +7,11 @@ import pytest
 
 from adapters.kafka import Record, make_headers
 from cli.audit_show import render
-from consumers import audit_finality
-from consumers.audit import run_audit
-from consumers.audit_finality import Context, verify_record
-from consumers.audit_report import FindingCode
-from consumers.audit_state import load_state, save_state
+from consumers.audit import finality as audit_finality
+from consumers.audit.auditor import run_audit
+from consumers.audit.finality import Context, verify_record
+from consumers.audit.report import FindingCode
+from consumers.audit.state import load_state, save_state
 from ledger.attestations import InvalidMessageError
 from ledger.checkpoint import Checkpoint, sign_checkpoint
 from ledger.policy import parse_policy

@@ -10,10 +10,10 @@ import pytest
 
 import cli.audit
 from cli.audit import Options, Streams
-from consumers.audit import run_audit
-from consumers.audit_monitor import Alert, AlertKind, Monitor
-from consumers.audit_parallel import Helpers
-from consumers.audit_report import Equivocation, Finding, FindingCode, Place, Report
+from consumers.audit.auditor import run_audit
+from consumers.audit.monitor import Alert, AlertKind, Monitor
+from consumers.audit.parallel import Helpers
+from consumers.audit.report import Equivocation, Finding, FindingCode, Place, Report
 from schemas import topics
 from tests.attesting import NOW_S, attest_all
 from tests.builders import LogBuilder, build_log, unframe

@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from consumers.audit import run_audit
-from consumers.audit_bundle import Bundle, BundleWriter
-from consumers.audit_report import FindingCode
-from consumers.audit_state import load_state, save_state
+from consumers.audit.auditor import run_audit
+from consumers.audit.bundle import Bundle, BundleWriter
+from consumers.audit.report import FindingCode
+from consumers.audit.state import load_state, save_state
 from protocol import secret_round
 from protocol.aggregation import sum_from_blob, sum_to_blob
 from protocol.commitments import SCALAR_ORDER
@@ -999,7 +999,7 @@ def test_a_lie_is_found_by_an_audit_that_goes_on(log):
 
 
 def test_a_saved_round_has_no_class_with_a_name_of_anothers():
-    from consumers import audit_state
+    from consumers.audit import state as audit_state
 
     for name, value in vars(secret_round).items():
         if (

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from consumers import audit_parallel
-from consumers.audit import run_audit
-from consumers.audit_finality import Context
-from consumers.audit_parallel import (
+from consumers.audit import parallel as audit_parallel
+from consumers.audit.auditor import run_audit
+from consumers.audit.finality import Context
+from consumers.audit.parallel import (
     CheckpointContext,
     Helpers,
     name_check,
@@ -200,7 +200,7 @@ def test_a_helper_that_dies_costs_nothing_but_time(log, attestations):
         (process,) = helpers._pool._processes.values()
         process.kill()
         process.join()
-        from consumers.audit import run_audit
+        from consumers.audit.auditor import run_audit
 
         report = run_audit(
             log.records,

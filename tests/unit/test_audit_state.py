@@ -9,10 +9,10 @@ import typer
 import cli.audit
 from adapters.kafka import Record
 from cli.audit import Options
-from consumers import audit_state
-from consumers.audit import Audited, run_audit
-from consumers.audit_report import FindingCode
-from consumers.audit_state import (
+from consumers.audit import state as audit_state
+from consumers.audit.auditor import Audited, run_audit
+from consumers.audit.report import FindingCode
+from consumers.audit.state import (
     FORMAT,
     StateError,
     hash_record,
@@ -305,7 +305,8 @@ def test_a_damaged_state_is_refused_or_another_one(half):
 
 
 def test_no_two_classes_of_a_state_have_one_name():
-    from consumers import audit_finality, audit_report
+    from consumers.audit import finality as audit_finality
+    from consumers.audit import report as audit_report
     from ledger import attestations, blocks, equivocation, merkle
     from protocol import admission, log, registry, replay, rewards, rounds
     from schemas import events

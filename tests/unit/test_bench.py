@@ -26,7 +26,7 @@ from cli.bench_report import (
     show_target,
 )
 from cli.processes import StackError, kill_owned, spawn_owned
-from consumers.audit import run_audit
+from consumers.audit.auditor import run_audit
 from schemas import codec, topics
 from schemas import events as e
 from tests.builders import BlobDict, frame, unframe

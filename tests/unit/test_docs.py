@@ -20,7 +20,7 @@ import typer
 from adapters.kafka import compute_partition
 from adapters.settings import Settings
 from cli.main import app
-from consumers.audit_report import FindingCode
+from consumers.audit.report import FindingCode
 from ledger.signing import SigningKey
 from protocol.envelope import compute_input_id, sign_event
 from schemas import codec, topics

@@ -15,7 +15,7 @@ import pytest
 import cli.audit
 import cli.main
 import cli.receipts
-from consumers.audit_bundle import BundleError
+from consumers.audit.bundle import BundleError
 from tests.attesting import attest_all
 from tests.builders import build_log
 from tests.unit.test_audit_bundle import write

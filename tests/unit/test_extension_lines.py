@@ -19,10 +19,10 @@ import pytest
 from adapters.kafka import END, Record, make_headers
 from adapters.log_mirror import LogMirror
 from adapters.tile_store import TileStore, TileStoreError
-from consumers.audit import run_audit
-from consumers.audit_finality import Context, verify_record
-from consumers.audit_parallel import CheckpointContext, open_checkpoint
-from consumers.audit_report import FindingCode
+from consumers.audit.auditor import run_audit
+from consumers.audit.finality import Context, verify_record
+from consumers.audit.parallel import CheckpointContext, open_checkpoint
+from consumers.audit.report import FindingCode
 from consumers.ledger_node import LedgerNode
 from consumers.node_checkpoints import CheckpointDesk
 from consumers.node_feed import Alerts, size_of
@@ -321,8 +321,8 @@ READERS: Final[dict[str, Callable[[Case], None]]] = {
     "protocol/rounds.py": read_rounds,
     "consumers/node_checkpoints.py": read_desk,
     "consumers/node_feed.py": read_feed,
-    "consumers/audit_parallel.py": read_ahead,
-    "consumers/audit_finality.py": read_finality,
+    "consumers/audit/parallel.py": read_ahead,
+    "consumers/audit/finality.py": read_finality,
     "adapters/tile_store.py": read_tiles,
     "adapters/log_mirror.py": read_mirror,
     "producers/timer.py": read_timer,

@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 
 from adapters.genesis import OtherGenesisError, remember_genesis
-from consumers.audit import run_audit
-from consumers.audit_finality import Context, verify_record
+from consumers.audit.auditor import run_audit
+from consumers.audit.finality import Context, verify_record
 from consumers.node_feed import AlertCode
 from ledger.attestations import START, InvalidMessageError, NodeSet, sign_approval
 from ledger.checkpoint import InvalidCheckpointError, cosign_checkpoint

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import protocol.rounds
-from consumers.audit import run_audit
-from consumers.audit_report import FindingCode
+from consumers.audit.auditor import run_audit
+from consumers.audit.report import FindingCode
 from protocol.mpc import MpcShape, parse_partial
 from schemas import events as e
 from schemas.reasons import Reason

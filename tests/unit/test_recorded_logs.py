@@ -22,7 +22,7 @@ from adapters.block_store import BlockStore
 from adapters.kafka import Record, make_headers
 from adapters.schema_registry import FramingError
 from adapters.tile_store import TileStore
-from consumers.audit import run_audit
+from consumers.audit.auditor import run_audit
 from consumers.ledger_node import LedgerNode
 from ledger.finality import FinalityProof
 from ledger.note import InvalidNoteError

@@ -22,8 +22,8 @@ from adapters.settings import Settings
 from cli.audit_show import render
 from cli.operate import describe
 from cli.show import prepare, say, say_json, show_time
-from consumers.audit_monitor import Alert, AlertKind
-from consumers.audit_report import (
+from consumers.audit.monitor import Alert, AlertKind
+from consumers.audit.report import (
     Equivocation,
     EraReport,
     Finality,

@@ -16,7 +16,7 @@ import numpy as np
 
 from adapters.blobs import BlobError
 from adapters.round_blobs import make_fetch
-from consumers.audit_report import Finding, FindingCode, Place, Report
+from consumers.audit.report import Finding, FindingCode, Place, Report
 from protocol.aggregation import sum_from_blob
 from protocol.encoding import UpdateRefusedError, parse_update
 from protocol.exchanged_state import model_from_blob

@@ -25,10 +25,12 @@ from types import ModuleType
 from typing import Any, Final
 
 from adapters.kafka import Record
-from consumers import audit_finality, audit_report, opened_sums
-from consumers.audit_finality import FinalityState
-from consumers.audit_report import Report
-from consumers.opened_sums import OpenedSums
+from consumers.audit import finality as audit_finality
+from consumers.audit import opened_sums
+from consumers.audit import report as audit_report
+from consumers.audit.finality import FinalityState
+from consumers.audit.opened_sums import OpenedSums
+from consumers.audit.report import Report
 from ledger import attestations, blocks, equivocation, merkle
 from protocol import (
     admission,

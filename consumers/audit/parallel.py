@@ -30,7 +30,7 @@ from typing import Any, Final, TypeAlias
 from adapters import alive
 from adapters.kafka import Record
 from adapters.log_lines import guard_logs
-from consumers.audit_finality import Context, hash_context, verify_record
+from consumers.audit.finality import Context, hash_context, verify_record
 from ledger.attestations import InvalidMessageError
 from ledger.checkpoint import Checkpoint, make_log_key, verify_checkpoint
 from ledger.note import InvalidNoteError
@@ -201,7 +201,7 @@ class Helpers:
     def verify_record(
         self, context: Context, hashed: bytes, data: bytes, signature: bytes
     ) -> Any:
-        """Do as `consumers.audit_finality.verify_record`.
+        """Do as `consumers.audit.finality.verify_record`.
 
         Args:
             context: As there.

@@ -33,7 +33,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Final, cast
 
-from consumers.audit_report import (
+from consumers.audit.report import (
     EraReport,
     Finality,
     Finding,

@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any, Final
 
-from consumers.audit_report import Finding, FindingCode, Place, Report
+from consumers.audit.report import Finding, FindingCode, Place, Report
 
 
 class AlertKind(StrEnum):

@@ -4,7 +4,7 @@ Nothing is believed that can be computed. Every record is opened with the functi
 that wrote it: `protocol.log` (the sequencer's signature, the chain, the tree),
 `protocol.admission` (who may say what, every leaf's signature), the deciders (what
 follows from every leaf) and `protocol.plain` (what follows from every round's blobs).
-Finality is counted from the ledger nodes' signatures (`consumers.audit_finality`).
+Finality is counted from the ledger nodes' signatures (`consumers.audit.finality`).
 
 Rules:
 
@@ -41,10 +41,16 @@ from typing import Final
 
 from adapters.kafka import Record
 from adapters.schema_registry import FramingError
-from consumers.audit_blobs import BlobAuditor, FetchBlob
-from consumers.audit_finality import FinalityAuditor, hash_context
-from consumers.audit_parallel import CheckpointContext, Helpers, Item
-from consumers.audit_report import (
+from consumers.audit.blobs import BlobAuditor, FetchBlob
+from consumers.audit.finality import FinalityAuditor, hash_context
+from consumers.audit.mpc_claims import (
+    CommitmentsClaim,
+    PartialClaim,
+    SumClaim,
+    read_claims,
+)
+from consumers.audit.parallel import CheckpointContext, Helpers, Item
+from consumers.audit.report import (
     Equivocation,
     Finding,
     FindingCode,
@@ -54,18 +60,12 @@ from consumers.audit_report import (
     RefusedRecord,
     Report,
 )
-from consumers.audit_state import (
+from consumers.audit.state import (
     AuditState,
     ExpectedCheckpoint,
     Position,
     RoundView,
     hash_record,
-)
-from consumers.secret_claims import (
-    CommitmentsClaim,
-    PartialClaim,
-    SumClaim,
-    read_claims,
 )
 from ledger.attestations import InvalidMessageError
 from ledger.checkpoint import Checkpoint, compute_origin
