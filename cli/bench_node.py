@@ -27,10 +27,10 @@ from cli.bench_log import BLOCK_INTERVAL_MS, LogMaker, forget
 from cli.bench_report import Table, show, show_target
 from cli.processes import StackError
 from consumers.audit.auditor import run_audit
-from consumers.ledger_node import LedgerNode
-from consumers.node_kafka import KafkaIntake
-from consumers.node_loop import NodeLoop
-from consumers.node_service import BLOCKS_FILE, TICK_S, TILES_DIRECTORY
+from consumers.node.kafka import KafkaIntake
+from consumers.node.ledger_node import LedgerNode
+from consumers.node.loop import NodeLoop
+from consumers.node.service import BLOCKS_FILE, TICK_S, TILES_DIRECTORY
 from ledger.signing import SigningKey
 from schemas import codec, topics
 from schemas import events as e

@@ -144,7 +144,7 @@ def _demand_federation(service: str, federation: str | None) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeArguments:
-    """How to run a ledger node or the log server; see `consumers.node_service`."""
+    """How to run a ledger node or the log server; see `consumers.node.service`."""
 
     federation: str | None
     name: str | None
@@ -163,7 +163,7 @@ def run_node(service: str, arguments: NodeArguments) -> None:
     """
     from adapters.settings import load_settings
     from cli.node import node_directory
-    from consumers.node_service import NodeOptions, NodeService
+    from consumers.node.service import NodeOptions, NodeService
 
     federation = _demand_federation(service, arguments.federation)
     is_node = service == "ledger-node"

@@ -143,7 +143,7 @@ def agents() -> list[tuple[str, ast.AsyncFunctionDef]]:
 STARTERS = {"Thread", "create_task", "ensure_future"}
 MAY_START = {
     "adapters/alive.py": "everybody else starts through it",
-    "consumers/node_peers.py": "it asks each, every second, how it ended",
+    "consumers/node/peers.py": "it asks each, every second, how it ended",
 }
 
 

@@ -52,11 +52,11 @@ EXEMPT: Final = {
     "streams/sequencer.py": HANDS_ON,
     "producers/timer.py:Timer._announce_final": HANDS_ON,
     "consumers/audit/auditor.py:_Audit._open_item": HANDS_ON,
-    "consumers/node_kafka.py": HANDS_ON,
-    "consumers/node_service.py:NodeService._unframe_refused": HANDS_ON,
+    "consumers/node/kafka.py": HANDS_ON,
+    "consumers/node/service.py:NodeService._unframe_refused": HANDS_ON,
     "adapters/topic_config.py:_read_configs": "reads a broker's answers",
     # HTTP and TLS.
-    "consumers/node_peers.py:PeerPuller._take_part": HANDS_ON,
+    "consumers/node/peers.py:PeerPuller._take_part": HANDS_ON,
     "adapters/party_link.py:_identify": "reads a certificate that OpenSSL has verified",
     "adapters/party_link.py:_Certificate.make_context": OWN,
     # What a process keeps for itself.
@@ -76,8 +76,8 @@ EXEMPT: Final = {
     "schemas/codec.py:_names_by_fingerprint": "reads a file of this package",
     "consumers/audit/parallel.py:_load": "a pickle of the parent process, by a pipe",
     "consumers/audit/state.py:_to_plain": OWN,
-    "consumers/ledger_node.py:LedgerNode._resume": OWN,
-    "consumers/ledger_node.py:LedgerNode._publish_cosigned": OWN,
+    "consumers/node/ledger_node.py:LedgerNode._resume": OWN,
+    "consumers/node/ledger_node.py:LedgerNode._publish_cosigned": OWN,
     # Models of ours, and configurations that admission has judged.
     "consumers/artifacts.py:_runner": "runs the model that it has just exported",
     "consumers/exporter.py": "reads JSON that admission has judged",
@@ -121,6 +121,6 @@ def test_parsers_are_found_by_what_they_do_and_by_what_they_are_called() -> None
         "adapters/peers.py:_parse_tip",  # a regular expression, and hex
         "protocol/encoding.py:parse_update",  # its name
         "schemas/codec.py:decode",
-        "consumers/node_http.py:NodeServer._get",  # a request
+        "consumers/node/http.py:NodeServer._get",  # a request
     } <= found
     assert "ledger/merkle.py:node_hash" not in found

@@ -62,10 +62,10 @@ from consumers.audit.bundle import (
 from consumers.audit.finality import Context, verify_record
 from consumers.audit.parallel import CheckpointContext, _check_blocks, open_checkpoint
 from consumers.audit.state import save_state
-from consumers.ledger_node import LedgerNode
-from consumers.node_http import NodeServer, _head_size
-from consumers.node_kafka import KafkaIntake
-from consumers.node_loop import NodeLoop
+from consumers.node.http import NodeServer, _head_size
+from consumers.node.kafka import KafkaIntake
+from consumers.node.ledger_node import LedgerNode
+from consumers.node.loop import NodeLoop
 from ledger import checkpoint as ledger_checkpoint
 from ledger import note as ledger_note
 from ledger.attestations import (

@@ -32,7 +32,7 @@ from adapters.log_client import LogClient
 from cli.node import make_node
 from cli.processes import find_free_ports
 from cli.stack import LocalStack
-from consumers.node_feed import AlertCode
+from consumers.node.feed import AlertCode
 from ledger.blocks import Chain, plan_block
 from ledger.checkpoint import (
     Checkpoint,

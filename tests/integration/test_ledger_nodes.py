@@ -275,7 +275,7 @@ import sys
 from pathlib import Path
 from adapters.settings import load_settings
 from cli.services import _stop_on_signal
-from consumers.node_service import NodeOptions, NodeService
+from consumers.node.service import NodeOptions, NodeService
 
 federation, directory, port, is_node, read, *peers = sys.argv[1:]
 NodeService(

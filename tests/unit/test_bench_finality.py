@@ -9,7 +9,7 @@ import pytest
 from cli.bench_finality import Finality, report
 from cli.bench_node import Cost, MadeLog
 from cli.processes import StackError
-from consumers.ledger_node import LedgerNode
+from consumers.node.ledger_node import LedgerNode
 
 
 def make(per_cpu_s: float | None, audited: float = 6_000.0) -> Finality:

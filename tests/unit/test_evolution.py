@@ -19,7 +19,7 @@ import pytest
 from cli import audit as audit_command
 from cli.audit_show import render
 from consumers.audit.auditor import run_audit
-from consumers.node_feed import AlertCode
+from consumers.node.feed import AlertCode
 from protocol import admission, replay, rounds, rules, state_root
 from protocol.decider import Decider, step
 from protocol.deciders import DECIDERS

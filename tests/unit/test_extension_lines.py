@@ -23,9 +23,9 @@ from consumers.audit.auditor import run_audit
 from consumers.audit.finality import Context, verify_record
 from consumers.audit.parallel import CheckpointContext, open_checkpoint
 from consumers.audit.report import FindingCode
-from consumers.ledger_node import LedgerNode
-from consumers.node_checkpoints import CheckpointDesk
-from consumers.node_feed import Alerts, size_of
+from consumers.node.checkpoints import CheckpointDesk
+from consumers.node.feed import Alerts, size_of
+from consumers.node.ledger_node import LedgerNode
 from ledger.attestations import START, InvalidMessageError
 from ledger.checkpoint import (
     InvalidCheckpointError,
@@ -99,7 +99,7 @@ EXEMPT: Final = {
     # It looks for the checkpoints that it signed itself, and passes over the rest.
     "streams/sequencer.py",
     # It cosigns what the desk has, by `cosign_checkpoint`.
-    "consumers/node_cosigner.py",
+    "consumers/node/cosigner.py",
 }
 
 
@@ -319,8 +319,8 @@ READERS: Final[dict[str, Callable[[Case], None]]] = {
     "ledger/equivocation.py": read_equivocation,
     "protocol/admission.py": read_admission,
     "protocol/rounds.py": read_rounds,
-    "consumers/node_checkpoints.py": read_desk,
-    "consumers/node_feed.py": read_feed,
+    "consumers/node/checkpoints.py": read_desk,
+    "consumers/node/feed.py": read_feed,
     "consumers/audit/parallel.py": read_ahead,
     "consumers/audit/finality.py": read_finality,
     "adapters/tile_store.py": read_tiles,

@@ -21,7 +21,7 @@ import pytest
 from adapters.genesis import OtherGenesisError, remember_genesis
 from consumers.audit.auditor import run_audit
 from consumers.audit.finality import Context, verify_record
-from consumers.node_feed import AlertCode
+from consumers.node.feed import AlertCode
 from ledger.attestations import START, InvalidMessageError, NodeSet, sign_approval
 from ledger.checkpoint import InvalidCheckpointError, cosign_checkpoint
 from ledger.equivocation import verify_equivocation

@@ -20,9 +20,10 @@ from adapters.vote_log import (
     VoteLogError,
 )
 from adapters.vote_log import _write as write_votes
-from consumers import ledger_node, node_blocks
-from consumers.ledger_node import LedgerNode
-from consumers.node_feed import AlertCode
+from consumers.node import blocks as node_blocks
+from consumers.node import ledger_node
+from consumers.node.feed import AlertCode
+from consumers.node.ledger_node import LedgerNode
 from ledger import attestations
 from ledger.attestations import InvalidMessageError, sign_attestation
 from ledger.checkpoint import Checkpoint, parse_checkpoint, sign_checkpoint
@@ -153,7 +154,7 @@ class Bus:
                 busy |= self.fetch(member)
 
     def pull(self, member):
-        """Read everybody's feed, as `consumers.node_peers` does."""
+        """Read everybody's feed, as `consumers.node.peers` does."""
         for other in self.members.values():
             for entry in other.node.feed.read(0, 2**30):
                 hear(member, entry.data)

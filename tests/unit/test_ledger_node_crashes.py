@@ -18,7 +18,7 @@ import pytest
 from adapters.block_store import BlockStore
 from adapters.tile_store import TileStore
 from adapters.vote_log import VoteLog
-from consumers.ledger_node import LedgerNode
+from consumers.node.ledger_node import LedgerNode
 from ledger.attestations import order
 from ledger.checkpoint import parse_checkpoint
 from ledger.equivocation import find_contradiction

@@ -19,7 +19,7 @@ from adapters import party_link
 from adapters.descriptors import WANTED, Spares, find_room, raise_limit
 from adapters.listening import Guest, Limits, Listener, compute_group
 from adapters.party_link import LinkError, LinkFailure, PartyLink
-from consumers import node_http
+from consumers.node import http as node_http
 from tests.flood import Sampler, count_open_files, files_left, flood
 from tests.unit.test_ledger_node import Bus, quick, short_log
 from tests.unit.test_node_http import Shell, ends, get, serving

@@ -11,10 +11,11 @@ from aiohttp import web
 
 from adapters import peers
 from adapters.peers import Peer, PeerError, make_session
-from consumers import node_http, node_peers
-from consumers.node_http import NodeServer
-from consumers.node_loop import NodeLoop
-from consumers.node_peers import PeerPuller
+from consumers.node import http as node_http
+from consumers.node import peers as node_peers
+from consumers.node.http import NodeServer
+from consumers.node.loop import NodeLoop
+from consumers.node.peers import PeerPuller
 from ledger.attestations import START
 from ledger.checkpoint import parse_checkpoint
 from ledger.finality import FinalityProof, verify_finality
@@ -41,7 +42,7 @@ NOTE = "text/plain; charset=utf-8"
 
 
 class Shell:
-    """What `consumers.node_service` does around a node, but for Kafka."""
+    """What `consumers.node.service` does around a node, but for Kafka."""
 
     def __init__(self, member, seeds=()):
         self.member = member

@@ -6,9 +6,10 @@ import time
 
 import pytest
 
-from consumers import node_blocks, node_loop
-from consumers.node_blocks import RegistryAwayError
-from consumers.node_loop import NodeLoop
+from consumers.node import blocks as node_blocks
+from consumers.node import loop as node_loop
+from consumers.node.blocks import RegistryAwayError
+from consumers.node.loop import NodeLoop
 from protocol.envelope import SIGNATURE_HEADER
 from schemas import codec
 from schemas import events as e

@@ -4,10 +4,11 @@ from itertools import pairwise
 
 import pytest
 
-from consumers import node_blocks, node_feed
-from consumers.kafka_watch import KafkaWatch
-from consumers.node_blocks import BlockTree, RegistryAwayError, UnfitBlockError
-from consumers.node_feed import AlertCode, Alerts, Feed
+from consumers.node import blocks as node_blocks
+from consumers.node import feed as node_feed
+from consumers.node.blocks import BlockTree, RegistryAwayError, UnfitBlockError
+from consumers.node.feed import AlertCode, Alerts, Feed
+from consumers.node.kafka_watch import KafkaWatch
 from ledger.attestations import START
 from ledger.blocks import block_hash
 from protocol.envelope import SIGNATURE_HEADER

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from consumers import node_rechecks
-from consumers.node_feed import AlertCode
-from consumers.node_loop import NodeLoop
-from consumers.node_rechecks import Rechecker
+from consumers.node import rechecks as node_rechecks
+from consumers.node.feed import AlertCode
+from consumers.node.loop import NodeLoop
+from consumers.node.rechecks import Rechecker
 from protocol.mpc import RoundVerifier, SecretRoundError
 from protocol.norm_proof import verify_norm_proofs
 from schemas import codec

@@ -23,7 +23,7 @@ from adapters.kafka import Record, make_headers
 from adapters.schema_registry import FramingError
 from adapters.tile_store import TileStore
 from consumers.audit.auditor import run_audit
-from consumers.ledger_node import LedgerNode
+from consumers.node.ledger_node import LedgerNode
 from ledger.finality import FinalityProof
 from ledger.note import InvalidNoteError
 from ledger.votes import VoteState

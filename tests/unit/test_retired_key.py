@@ -6,8 +6,8 @@ import shutil
 import pytest
 
 from adapters.vote_log import VoteLogCode, VoteLogError, load_identity
-from consumers.ledger_node import _ELSEWHERE
-from consumers.node_feed import AlertCode
+from consumers.node.feed import AlertCode
+from consumers.node.ledger_node import _ELSEWHERE
 from ledger.attestations import sign_attestation
 from ledger.finality import FinalityProof
 from schemas import events as e

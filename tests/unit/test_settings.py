@@ -7,7 +7,7 @@ import urllib3
 
 import cli.audit
 import cli.services
-import consumers.node_service
+import consumers.node.service
 from adapters.blobs import BlobStore, make_client
 from adapters.settings import Settings, SettingsError, load_settings
 from cli.services import NodeArguments
@@ -130,7 +130,7 @@ def run_node(monkeypatch, tmp_path, set_only):
         cli.services.run_node(service, arguments)
         return made.pop()
 
-    monkeypatch.setattr(consumers.node_service, "NodeService", NodeService)
+    monkeypatch.setattr(consumers.node.service, "NodeService", NodeService)
     monkeypatch.setattr(cli.services, "_stop_on_signal", lambda: lambda: True)
     monkeypatch.setattr(cli.services, "_log_to_stderr", lambda _level: None)
     return run_node

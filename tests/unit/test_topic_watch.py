@@ -6,8 +6,8 @@ import pytest
 
 from adapters.topic_config import Problem, Weight
 from adapters.topic_watch import Ends, HoldWatch, Place, find_lost
-from consumers import node_kafka
-from consumers.node_feed import AlertCode, Alerts
+from consumers.node import kafka as node_kafka
+from consumers.node.feed import AlertCode, Alerts
 
 UPDATES, PROOFS = Place("moot.updates", 0), Place("moot.proofs", 3)
 

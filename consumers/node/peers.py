@@ -25,9 +25,9 @@ from typing import Any, Final
 import aiohttp
 
 from adapters.peers import FeedPage, Peer, PeerError
-from consumers.ledger_node import FEED_MARGIN
-from consumers.node_blocks import RegistryAwayError
-from consumers.node_loop import NodeLoop
+from consumers.node.blocks import RegistryAwayError
+from consumers.node.ledger_node import FEED_MARGIN
+from consumers.node.loop import NodeLoop
 from ledger.attestations import START, InvalidMessageError
 from ledger.finality import FinalityProof, verify_finality
 

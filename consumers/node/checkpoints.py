@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import Final
 
 from adapters.tile_store import TileStore, TileStoreError
-from consumers.node_feed import AlertCode, Alerts
+from consumers.node.feed import AlertCode, Alerts
 from ledger.attestations import NodeSet
 from ledger.checkpoint import (
     Checkpoint,

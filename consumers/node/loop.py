@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Final, TypeVar
 
-from consumers.ledger_node import LedgerNode
+from consumers.node.ledger_node import LedgerNode
 from ledger.attestations import InvalidMessageError
 from ledger.note import InvalidNoteError
 from protocol.log import ForeignRecordError

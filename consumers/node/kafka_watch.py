@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from consumers.node_feed import AlertCode, Alerts
+from consumers.node.feed import AlertCode, Alerts
 
 
 class KafkaWatch:

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from consumers.node_checkpoints import CheckpointDesk
+from consumers.node.checkpoints import CheckpointDesk
 from ledger.attestations import Header
 from ledger.checkpoint import cosign_checkpoint
 from ledger.consensus import Consensus, CosignRefusedError

@@ -1,4 +1,4 @@
-"""A ledger node or a log server as a process: what surrounds `consumers.ledger_node`.
+"""A ledger node or a log server as a process: what surrounds `consumers.node.ledger_node`.
 
 What the stores raise ends the process: a node that cannot remember must not go on.
 """
@@ -25,13 +25,13 @@ from adapters.schema_registry import FramingError, SchemaRegistry
 from adapters.settings import Settings
 from adapters.tile_store import TileStore, TileStoreError
 from adapters.vote_log import VoteLog
-from consumers.ledger_node import LedgerNode
-from consumers.node_blocks import RegistryAwayError
-from consumers.node_http import NodeServer
-from consumers.node_kafka import TOPICS, KafkaSource
-from consumers.node_loop import NodeLoop
-from consumers.node_peers import PeerPuller
-from consumers.node_rechecks import Rechecker
+from consumers.node.blocks import RegistryAwayError
+from consumers.node.http import NodeServer
+from consumers.node.kafka import TOPICS, KafkaSource
+from consumers.node.ledger_node import LedgerNode
+from consumers.node.loop import NodeLoop
+from consumers.node.peers import PeerPuller
+from consumers.node.rechecks import Rechecker
 from schemas import events as e
 from schemas import topics
 from schemas.reasons import Reason

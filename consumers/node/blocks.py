@@ -10,7 +10,7 @@ Rules:
 - Only what the federation's sequencer signed is looked at. The first block names the
   sequencer, and the operator that the node was told to trust must have founded it.
 - A block whose parent is not known waits, and the parent is wanted from other nodes.
-- What `consumers.node_rechecks` proves false stays in the tree: this node does not
+- What `consumers.node.rechecks` proves false stays in the tree: this node does not
   attest it, and a quorum that does makes it final here too.
 - Memory is bounded. The caller stops reading Kafka while the tree `is_full`; what other
   nodes certified always has room.
@@ -23,8 +23,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from consumers.node_feed import AlertCode, Alerts
-from consumers.node_rechecks import (
+from consumers.node.feed import AlertCode, Alerts
+from consumers.node.rechecks import (
     NOTHING_CLAIMED,
     Rechecked,
     Rechecker,

@@ -49,7 +49,7 @@ from adapters.peers import (
     TIP_HEADER,
 )
 from adapters.tile_store import TileStoreError
-from consumers.ledger_node import LedgerNode
+from consumers.node.ledger_node import LedgerNode
 from ledger import tiles
 from ledger.policy import NO_QUORUM, Log, Policy
 from ledger.tiles import InvalidTileError

@@ -21,10 +21,10 @@ from adapters.schema_registry import FramingError
 from adapters.settings import Settings
 from adapters.topic_config import Weight, check_topics
 from adapters.topic_watch import Hold, HoldWatch, PartitionFacts, TopicWatcher
-from consumers.kafka_watch import KafkaWatch
-from consumers.node_blocks import RegistryAwayError
-from consumers.node_feed import AlertCode
-from consumers.node_loop import NodeLoop
+from consumers.node.blocks import RegistryAwayError
+from consumers.node.feed import AlertCode
+from consumers.node.kafka_watch import KafkaWatch
+from consumers.node.loop import NodeLoop
 from ledger.blocks import block_hash
 from ledger.signing import InvalidSignatureError
 from protocol.envelope import SIGNATURE_HEADER, verify_event

@@ -41,11 +41,11 @@ from typing import Any, Final
 
 from adapters.block_store import BlockStore, BlockStoreError, StoredBlock
 from adapters.tile_store import TileStore, TileStoreError
-from consumers.node_blocks import BlockTree, TreeBlock, UnfitBlockError
-from consumers.node_checkpoints import CheckpointDesk
-from consumers.node_cosigner import MAX_COSIGNABLE, Cosigner, Votes
-from consumers.node_feed import AlertCode, Alerts, Feed, size_of
-from consumers.node_rechecks import Rechecker, RecheckTally
+from consumers.node.blocks import BlockTree, TreeBlock, UnfitBlockError
+from consumers.node.checkpoints import CheckpointDesk
+from consumers.node.cosigner import MAX_COSIGNABLE, Cosigner, Votes
+from consumers.node.feed import AlertCode, Alerts, Feed, size_of
+from consumers.node.rechecks import Rechecker, RecheckTally
 from ledger.attestations import (
     Header,
     InvalidMessageError,

@@ -1,0 +1,1 @@
+"""Ledger nodes and the log server: blocks verified, attested, and served."""
