@@ -91,7 +91,7 @@ def run_service(
 
         runner = Timer(settings, federation, key)
     else:
-        from consumers.exporter import Exporter
+        from consumers.export.exporter import Exporter
 
         runner = Exporter(settings, federation, key, allowed_prefixes)
     runner.run(_stop_on_signal())

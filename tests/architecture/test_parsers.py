@@ -79,8 +79,8 @@ EXEMPT: Final = {
     "consumers/node/ledger_node.py:LedgerNode._resume": OWN,
     "consumers/node/ledger_node.py:LedgerNode._publish_cosigned": OWN,
     # Models of ours, and configurations that admission has judged.
-    "consumers/artifacts.py:_runner": "runs the model that it has just exported",
-    "consumers/exporter.py": "reads JSON that admission has judged",
+    "consumers/export/artifacts.py:_runner": "runs the model that it has just exported",
+    "consumers/export/exporter.py": "reads JSON that admission has judged",
 }
 """By the beginning of a function's path and name, why it is not fuzzed."""
 

@@ -13,8 +13,8 @@ torch = pytest.importorskip("torch")
 from pytorch_lightning import LightningModule  # noqa: E402
 
 from adapters.models import StateMismatchError, read_state  # noqa: E402
-from consumers import artifacts  # noqa: E402
-from consumers.artifacts import ExportError, export_model  # noqa: E402
+from consumers.export import artifacts  # noqa: E402
+from consumers.export.artifacts import ExportError, export_model  # noqa: E402
 from producers.examples.breast_cancer import (  # noqa: E402
     BreastCancerDataModule,
     BreastCancerModule,
@@ -81,7 +81,7 @@ def test_another_process_writes_the_same_bytes(exported, tensors, tmp_path):
     np.savez(tmp_path / "tensors.npz", **tensors)
     program = """
 import sys, numpy as np
-from consumers.artifacts import export_model
+from consumers.export.artifacts import export_model
 from producers.examples.breast_cancer import BreastCancerDataModule, BreastCancerModule
 exported = export_model(
     module=BreastCancerModule, module_config={},

@@ -7,9 +7,9 @@ import pytest
 from adapters.blobs import BlobError
 from adapters.kafka import END
 from adapters.models import StateMismatchError
-from consumers import exporter
-from consumers.artifacts import ExportError
-from consumers.exporter import Exporter
+from consumers.export import exporter
+from consumers.export.artifacts import ExportError
+from consumers.export.exporter import Exporter
 from protocol.tensors import MalformedBlobError
 from protocol.validation import find_problem
 from schemas.reasons import Reason

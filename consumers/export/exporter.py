@@ -40,7 +40,7 @@ from schemas.events import (
 from schemas.reasons import Reason
 
 if TYPE_CHECKING:
-    from consumers.artifacts import ExportedModel
+    from consumers.export.artifacts import ExportedModel
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ class Exporter:
             LogError: the log is broken.
             KafkaUnavailableError: Kafka is away; start again later.
         """
-        import consumers.artifacts  # noqa: F401, PLC0415  # torch, before the first model waits
+        import consumers.export.artifacts  # noqa: F401, PLC0415  # torch, before the first model waits
 
         for read in follow_log(self._settings, self._registry, self._federation_id):
             if should_stop():
@@ -97,7 +97,7 @@ class Exporter:
                 self._waiting.pop(event.round, None)
 
     def _export(self, published: AggregatePublished, traceparent: str) -> None:
-        from consumers.artifacts import ExportError  # noqa: PLC0415  # loads torch
+        from consumers.export.artifacts import ExportError  # noqa: PLC0415  # loads torch
 
         with telemetry.span(
             "export", "model", kind=telemetry.INTERNAL, parent=traceparent
@@ -116,7 +116,7 @@ class Exporter:
         log.info("round %d: said %s", claim.round, claim.no_onnx or "its metrics")
 
     def _compute_claim(self, published: AggregatePublished) -> ModelExported:
-        from consumers.artifacts import export_model  # noqa: PLC0415  # loads torch
+        from consumers.export.artifacts import export_model  # noqa: PLC0415  # loads torch
 
         task = published.task
         blob = self._store.fetch(published.model, max_size_bytes=self._max_model_size)

@@ -1,0 +1,1 @@
+"""Global models as files that others run: made, measured, claimed."""
