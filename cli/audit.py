@@ -305,7 +305,7 @@ class KafkaSource:
     def find_held(self) -> None:
         """See whether an open transaction holds up what is read; `held` says so."""
         from adapters.kafka import KafkaUnavailableError
-        from adapters.ledger import find_partition
+        from adapters.kafka_log import find_partition
         from adapters.topic_watch import Place, find_ends
         from schemas import topics
 
@@ -326,7 +326,7 @@ class KafkaSource:
     def open(self, positions: Mapping[str, Position]) -> Streams:
         """Return the records up to the present end."""
         from adapters.kafka import find_bounds
-        from adapters.ledger import find_partition
+        from adapters.kafka_log import find_partition
         from schemas import topics
 
         partition = find_partition(self._settings, topics.LEDGER, self._federation)

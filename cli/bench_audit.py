@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from adapters.kafka import Record, make_headers, read_partition
-from adapters.ledger import find_partition
+from adapters.kafka_log import find_partition
 from cli.bench_federation import BenchStack, FastProducer, Say, bench_stack
 from cli.bench_log import LogMaker, Store, forget
 from cli.bench_report import (

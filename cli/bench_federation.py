@@ -34,8 +34,8 @@ from adapters.kafka import (
     make_headers,
     read_partition,
 )
+from adapters.kafka_log import find_partition
 from adapters.keys import key_path, load_or_create_key
-from adapters.ledger import find_partition
 from adapters.schema_registry import SchemaRegistry
 from adapters.settings import Settings, load_settings
 from cli.processes import StackError, last_lines

@@ -15,7 +15,7 @@ from adapters.kafka import (
     make_headers,
     read_partition,
 )
-from adapters.ledger import find_partition
+from adapters.kafka_log import find_partition
 from cli import bench_node
 from cli.bench_federation import (
     BenchStack,

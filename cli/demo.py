@@ -267,7 +267,7 @@ class _Demo:
 
     def _watch_rounds(self, settings: Settings) -> int:
         """Admit who asks, ask for rounds, print what the log says; returns its size."""
-        from adapters.ledger import ReadBlock, follow_log
+        from adapters.kafka_log import ReadBlock, follow_log
         from cli.operate import DRAWABLE_WITHIN_S, make_operator, make_registry
         from protocol.decider import step
         from protocol.rewards import find_accuracy
@@ -412,7 +412,7 @@ class _Demo:
         import secrets
 
         from adapters.kafka import Publisher
-        from adapters.ledger import find_genesis
+        from adapters.kafka_log import find_genesis
         from cli.operate import make_registry
         from ledger.signing import SigningKey
         from schemas.events import BlobRef, UpdateSubmitted

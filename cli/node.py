@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from adapters.ledger import read_log
+from adapters.kafka_log import read_log
 from adapters.settings import Settings
 from adapters.vote_log import create_identity, load_identity
 from cli.operate import await_leaf, make_operator, make_registry

@@ -18,8 +18,8 @@ from adapters.kafka import (
     find_bounds,
     read_partition,
 )
+from adapters.kafka_log import ReadBlock, find_genesis, follow_log, read_log
 from adapters.keys import key_path, load_key, load_or_create_key
-from adapters.ledger import ReadBlock, find_genesis, follow_log, read_log
 from adapters.schema_registry import FramingError, SchemaRegistry
 from adapters.settings import Settings
 from cli.names import find_names

@@ -6,7 +6,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from adapters.ledger import read_log
+from adapters.kafka_log import read_log
 from adapters.log_client import LogUnavailableError, NotFinalYetError, fetch_receipt
 from adapters.settings import Settings
 from cli.operate import describe, make_registry, to_jsonable

@@ -31,8 +31,8 @@ from adapters.blobs import STORE_ERRORS, BlobError, BlobStore
 from adapters.genesis import remember_genesis
 from adapters.imports import ImportRefusedError, load_class
 from adapters.kafka import PartitionReader, Publisher, Record
+from adapters.kafka_log import Genesis, find_genesis, find_partition, read_log
 from adapters.keys import load_or_create_key
-from adapters.ledger import Genesis, find_genesis, find_partition, read_log
 from adapters.schema_registry import FramingError, SchemaRegistry
 from adapters.settings import Settings
 from ledger.merkle import leaf_hash

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from adapters.ledger import Genesis
+from adapters.kafka_log import Genesis
 from protocol.changes import apply_signed_change
 from protocol.configuration import MODES, compute_task_digest, list_modes
 from protocol.log import OpenedLeaf

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from adapters.ledger import ReadBlock, follow_log
+from adapters.kafka_log import ReadBlock, follow_log
 from adapters.log_client import LogUnavailableError, NotFinalYetError, fetch_receipt
 from adapters.schema_registry import SchemaRegistry
 from adapters.settings import Settings

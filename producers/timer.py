@@ -19,7 +19,7 @@ from itertools import islice
 from typing import Final
 
 from adapters.kafka import Pause, Publisher, Record, follow_partition
-from adapters.ledger import ReadBlock, find_partition, follow_log
+from adapters.kafka_log import ReadBlock, find_partition, follow_log
 from adapters.schema_registry import FramingError, SchemaRegistry
 from adapters.settings import Settings
 from ledger.attestations import NodeSet

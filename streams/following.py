@@ -24,7 +24,7 @@ from pydantic.json_schema import GenerateJsonSchema
 
 from adapters.genesis import OtherGenesisError, remember_genesis
 from adapters.kafka import MAX_RECORD_SIZE_BYTES, read_partition
-from adapters.ledger import PassingOverForeign
+from adapters.kafka_log import PassingOverForeign
 from protocol.envelope import SIGNATURE_HEADER
 from protocol.log import (
     ForeignRecordError,

@@ -23,7 +23,7 @@ from adapters.kafka import (
     make_headers,
     read_partition,
 )
-from adapters.ledger import PassingOverForeign
+from adapters.kafka_log import PassingOverForeign
 from adapters.raw_records import PROBLEM
 from adapters.schema_registry import FramingError
 from adapters.topic_watch import Ends, Hold, HoldWatch, Place, find_ends, find_lost

@@ -21,7 +21,7 @@ import numpy as np
 
 from adapters.blobs import BlobError
 from adapters.kafka import Record, make_headers
-from adapters.ledger import ReadBlock
+from adapters.kafka_log import ReadBlock
 from adapters.schema_registry import FramingError
 from ledger.attestations import (
     Header,
@@ -723,7 +723,7 @@ class LogBuilder:
 
 
 def read_blocks(log: LogBuilder) -> Iterator[ReadBlock]:
-    """Do as `adapters.ledger.read_log`, of what Kafka would hold."""
+    """Do as `adapters.kafka_log.read_log`, of what Kafka would hold."""
     state = LogState()
     for record in log.records:
         data, signature = unframe(record.value or b""), record.header(SIGNATURE_HEADER)

@@ -19,7 +19,7 @@ from adapters import telemetry
 from adapters.blobs import BlobError, BlobStore
 from adapters.imports import load_class
 from adapters.kafka import END, Publisher
-from adapters.ledger import ReadBlock, follow_log
+from adapters.kafka_log import ReadBlock, follow_log
 from adapters.models import StateMismatchError
 from adapters.schema_registry import SchemaRegistry
 from adapters.settings import Settings

@@ -16,7 +16,7 @@ from typing import Final, NamedTuple, Protocol
 
 from adapters import alive
 from adapters.kafka import KafkaUnavailableError, Record, follow_partition
-from adapters.ledger import find_partition
+from adapters.kafka_log import find_partition
 from adapters.schema_registry import FramingError
 from adapters.settings import Settings
 from adapters.topic_config import Weight, check_topics

@@ -46,7 +46,7 @@ EXEMPT: Final = {
     "streams/robustness.py:_demand_same": "takes a frame of known size off the link",
     # Kafka's records, once they are unpacked.
     "protocol/log.py:read_block": HANDS_ON,
-    "adapters/ledger.py:read_log": HANDS_ON,
+    "adapters/kafka_log.py:read_log": HANDS_ON,
     "adapters/kafka.py:read_partition": HANDS_ON,
     "streams/following.py": HANDS_ON,
     "streams/sequencer.py": HANDS_ON,

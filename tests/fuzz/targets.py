@@ -34,9 +34,9 @@ from adapters import party_link, party_log, telemetry, vote_log
 from adapters.block_store import BlockStore
 from adapters.imports import ImportRefusedError, load_class
 from adapters.kafka import Record
+from adapters.kafka_log import Genesis, PassingOverForeign
+from adapters.kafka_log import _read as read_log_record
 from adapters.keys import KeyFileError, load_seed
-from adapters.ledger import Genesis, PassingOverForeign
-from adapters.ledger import _read as read_log_record
 from adapters.party_link import LinkError, PartyLink
 from adapters.party_log import PartyLog, PartyLogError
 from adapters.peers import Peer, PeerError, parse_feed

@@ -38,8 +38,8 @@ from adapters.kafka import (
     create_topics,
     read_partition,
 )
+from adapters.kafka_log import ReadBlock, follow_log
 from adapters.keys import key_path, load_or_create_key
-from adapters.ledger import ReadBlock, follow_log
 from adapters.schema_registry import SchemaRegistry
 from adapters.settings import Settings
 from cli import services as cli_services

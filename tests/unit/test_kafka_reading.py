@@ -10,7 +10,7 @@ from aiokafka.structs import ConsumerRecord
 from confluent_kafka import KafkaException
 
 import adapters.kafka
-import adapters.ledger
+import adapters.kafka_log
 import cli.audit
 from adapters.kafka import (
     Bounds,
@@ -71,7 +71,7 @@ def test_a_broker_that_does_not_say_is_away(broker, answer):
 
 def test_an_audit_is_told_where_each_topic_begins(broker, monkeypatch):
     broker.bounds |= {topics.CHECKPOINTS: (0, 5), topics.ATTESTATIONS: (3, 3)}
-    monkeypatch.setattr(adapters.ledger, "find_partition", lambda *_: 0)
+    monkeypatch.setattr(adapters.kafka_log, "find_partition", lambda *_: 0)
     monkeypatch.setattr(cli.audit, "SETTLE_S", 0.0)
     source = cli.audit.KafkaSource(SETTINGS, "clinics", with_blobs=False)
     streams = source.open({})

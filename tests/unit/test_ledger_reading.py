@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-import adapters.ledger
+import adapters.kafka_log
 from adapters.kafka import END, make_headers
-from adapters.ledger import (
+from adapters.kafka_log import (
     Genesis,
     UntrustedFederationError,
     find_genesis,
@@ -44,11 +44,13 @@ def log():
 @pytest.fixture
 def read(monkeypatch, log):
     """Return what is read of these records; all of the log's unless some are given."""
-    monkeypatch.setattr(adapters.ledger, "find_partition", lambda *_: 0)
+    monkeypatch.setattr(adapters.kafka_log, "find_partition", lambda *_: 0)
 
     def read(records=None, function=read_log, **options):
         shown = [*(log.records if records is None else records), END]
-        monkeypatch.setattr(adapters.ledger, "follow_partition", lambda *_: iter(shown))
+        monkeypatch.setattr(
+            adapters.kafka_log, "follow_partition", lambda *_: iter(shown)
+        )
         found = function(None, REGISTRY, "clinics", **options)
         return found if function is find_genesis else list(found)
 

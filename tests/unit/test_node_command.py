@@ -14,8 +14,8 @@ import cli.node
 import cli.operate
 from adapters import vote_log
 from adapters.kafka import END, Pause
+from adapters.kafka_log import Genesis, ReadBlock
 from adapters.keys import key_path
-from adapters.ledger import Genesis, ReadBlock
 from adapters.settings import Settings
 from adapters.vote_log import VoteLogCode, VoteLogError
 from cli.node import (

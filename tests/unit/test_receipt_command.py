@@ -11,7 +11,7 @@ import pytest
 
 import cli.node
 import cli.receipts
-from adapters.ledger import ReadBlock
+from adapters.kafka_log import ReadBlock
 from adapters.log_client import LogClient, LogUnavailableError
 from adapters.settings import Settings
 from cli.processes import StackError

@@ -13,7 +13,7 @@ import pytest
 import producers.receipts
 import tests.builders
 from adapters.kafka import END, KafkaUnavailableError, Pause
-from adapters.ledger import ReadBlock, UntrustedFederationError
+from adapters.kafka_log import ReadBlock, UntrustedFederationError
 from adapters.settings import Settings
 from adapters.tile_store import TileStore
 from ledger.checkpoint import Checkpoint, cosign_checkpoint, sign_checkpoint

@@ -13,7 +13,7 @@ import pytest
 
 import producers.agent
 from adapters.kafka import Record, make_headers
-from adapters.ledger import Genesis
+from adapters.kafka_log import Genesis
 from ledger.merkle import leaf_hash
 from producers.agent import Agent, AgentOptions
 from producers.agent_directory import (

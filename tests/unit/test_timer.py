@@ -11,7 +11,7 @@ import pytest
 
 import producers.timer
 from adapters.kafka import END, Pause, Record
-from adapters.ledger import ReadBlock
+from adapters.kafka_log import ReadBlock
 from adapters.settings import Settings
 from ledger.attestations import sign_attestation
 from ledger.checkpoint import Checkpoint, cosign_checkpoint, sign_checkpoint
