@@ -1,4 +1,4 @@
-"""A ledger node or a log server as a process: what surrounds `consumers.node.ledger_node`.
+"""A ledger node or a log server as a process: what surrounds it, and what ends it.
 
 What the stores raise ends the process: a node that cannot remember must not go on.
 """
