@@ -16,7 +16,7 @@ from adapters.keys import load_key, load_or_create_key, load_or_create_seed, loa
 from adapters.party_log import create_party_log
 from adapters.settings import Settings
 from ledger.signing import SigningKey
-from protocol.sealing import SealingSecretKey
+from protocol.modes.mpc.sealing import SealingSecretKey
 
 SIGNING_FILE: Final = "party.key"
 SEALING_FILE: Final = "sealing.key"

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, Final
 
-from protocol.parties import (
+from protocol.modes.mpc.party_memory import (
     Compared,
     Known,
     Linked,
@@ -123,7 +123,7 @@ class PartyLog:
 
         Args:
             asked: What is asked for; its attempt does not matter.
-            min_cohort: As in `protocol.parties.demand_comparable`.
+            min_cohort: As in `protocol.modes.mpc.party_memory.demand_comparable`.
 
         Raises:
             PartyRefusesError: they may not.
@@ -136,7 +136,7 @@ class PartyLog:
 
         Args:
             asked: The sum that is asked for.
-            min_cohort: As in `protocol.parties.demand_harmless`.
+            min_cohort: As in `protocol.modes.mpc.party_memory.demand_harmless`.
 
         Raises:
             PartyRefusesError: it may not.

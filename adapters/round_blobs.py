@@ -1,11 +1,11 @@
-"""Blobs of a secret round, as `protocol.mpc` wants them fetched."""
+"""Blobs of a secret round, as `protocol.modes.mpc.checker` wants them fetched."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from adapters.blobs import BlobError
-from protocol.mpc import BadBlob, Fetch, SecretRoundError
+from protocol.modes.mpc.checker import BadBlob, Fetch, SecretRoundError
 from schemas.events import BlobRef
 
 

@@ -21,7 +21,7 @@ from cli.bench_report import (
 )
 from protocol.aggregation import Accumulator
 from protocol.encoding import update_to_blob
-from protocol.plain import compute_result
+from protocol.model import compute_result
 from schemas import events as e
 
 SIZES: Final = ((10, 100_000), (10, 1_000_000), (100, 100_000), (100, 1_000_000))

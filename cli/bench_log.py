@@ -33,7 +33,7 @@ from protocol.envelope import (
     sign_event,
 )
 from protocol.log import LogState, NewBlock, SequencerState, open_block, sequence
-from protocol.plain import compute_result
+from protocol.model import compute_result
 from protocol.replay import ReplayState
 from protocol.rewards import RECOMMENDED_RULE
 from protocol.rounds import RoundsState

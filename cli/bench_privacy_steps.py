@@ -25,7 +25,9 @@ from py_arkworks_bls12381 import G1Point, Scalar
 
 from cli.bench_report import NUM_REPEATS, median
 from protocol.clipping import clip_and_encode
-from protocol.commitments import (
+from protocol.encoding import update_to_blob
+from protocol.modes.mpc.checker import encode_links, encode_partial, encode_proof
+from protocol.modes.mpc.commitments import (
     SCALAR_SIZE,
     combine_rows,
     get_blinding_generator,
@@ -34,9 +36,7 @@ from protocol.commitments import (
     parse_points,
     to_scalar,
 )
-from protocol.encoding import update_to_blob
-from protocol.mpc import encode_links, encode_partial, encode_proof
-from protocol.norm_proof import (
+from protocol.modes.mpc.norm_proof import (
     Challenges,
     NormProof,
     compute_blinding_challenges,
@@ -44,15 +44,15 @@ from protocol.norm_proof import (
     expand_projection,
     verify_norm_proofs,
 )
-from protocol.norm_prover import ProverState, commit_update, prove_norm
-from protocol.projections import NUM_PROJECTIONS, Projection, expand_stream
-from protocol.sealing import (
+from protocol.modes.mpc.norm_prover import ProverState, commit_update, prove_norm
+from protocol.modes.mpc.projections import NUM_PROJECTIONS, Projection, expand_stream
+from protocol.modes.mpc.sealing import (
     SealedPlace,
     SealingSecretKey,
     open_share,
     seal_share,
 )
-from protocol.share_link import (
+from protocol.modes.mpc.share_link import (
     NUM_SUM_PROJECTIONS,
     Link,
     PartySum,
@@ -64,7 +64,13 @@ from protocol.share_link import (
     verify_link,
     verify_party_sum,
 )
-from protocol.shares import DealtShare, Share, ShareShape, parse_share, split_update
+from protocol.modes.mpc.shares import (
+    DealtShare,
+    Share,
+    ShareShape,
+    parse_share,
+    split_update,
+)
 
 NUM_PARTIES: Final = 3
 COHORTS: Final = (10, 100)

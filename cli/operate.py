@@ -38,7 +38,7 @@ from protocol.configuration import compute_task_digest, list_parties, name_mode
 from protocol.decider import step
 from protocol.exchanged_state import RefusedStateError, StateClass, model_to_blob
 from protocol.log import OpenedLeaf, fold_admission
-from protocol.plain import compute_max_model_size
+from protocol.model import compute_max_model_size
 from protocol.rounds import (
     DECIDER,
     OpenRound,

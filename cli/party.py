@@ -12,7 +12,7 @@ from adapters.party_identity import (
     party_directory,
 )
 from cli.processes import StackError, demand_name
-from protocol.sealing import InvalidSealingKeyError, SealingKey
+from protocol.modes.mpc.sealing import InvalidSealingKeyError, SealingKey
 from protocol.validation import ADDRESS
 from schemas.events import Party
 

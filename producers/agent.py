@@ -54,7 +54,7 @@ from protocol.encoding import (
 from protocol.envelope import SIGNATURE_HEADER, TRACEPARENT_HEADER, verify_event
 from protocol.exchanged_state import RefusedStateError, model_from_blob
 from protocol.log import OpenedLeaf
-from protocol.plain import compute_max_model_size
+from protocol.model import compute_max_model_size
 from protocol.tensors import num_parameters
 from schemas import codec, topics
 from schemas.events import (

@@ -21,9 +21,9 @@ from protocol.exchanged_state import (
     model_from_blob,
     model_to_blob,
 )
+from protocol.modes.mpc.sketches import compute_threshold
 from protocol.rewards import RECOMMENDED_RULE
 from protocol.rules import LATEST_VERSION
-from protocol.sketches import compute_threshold
 from protocol.tensors import MalformedBlobError, num_parameters
 from protocol.validation import (
     MAX_FRACTIONAL_BITS,

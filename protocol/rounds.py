@@ -72,7 +72,7 @@ from protocol.contributions import (
     compute_contributions_digest,
 )
 from protocol.decider import Decider, Sequenced
-from protocol.far_pairs import MalformedBitsError, flag, parse_far
+from protocol.modes.mpc.far_pairs import MalformedBitsError, flag, parse_far
 from protocol.persistent import PersistentMap, PersistentSet
 from schemas import events as e
 from schemas.reasons import Reason

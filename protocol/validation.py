@@ -21,7 +21,11 @@ from protocol.configuration import (
     list_modes,
     list_parties,
 )
-from protocol.far_pairs import MAX_FAR_THRESHOLD, MIN_COMPARED, compute_num_pairs
+from protocol.modes.mpc.far_pairs import (
+    MAX_FAR_THRESHOLD,
+    MIN_COMPARED,
+    compute_num_pairs,
+)
 from protocol.tensors import compute_json_depth
 from schemas import events as e
 from schemas.reasons import Reason
@@ -102,7 +106,7 @@ MAX_NORM_BOUND: Final = 2**19 - 1
 """So every value of an update is below 2**19 in magnitude, as the norm proof needs."""
 MAX_SECRET_PARAMETERS: Final = 2**24 - 2**13  # = 16,769,024
 """What the norm proof's bounds against wraparound hold for: see
-`protocol.norm_proof`."""
+`protocol.modes.mpc.norm_proof`."""
 SEALING_KEY_SIZES: Final = frozenset({32, 1_216})
 """X25519 (RFC 7748), and ML-KEM-768 with X25519 (X-Wing)."""
 MIN_SECRET_COHORT: Final = 2

@@ -24,15 +24,15 @@ from adapters.round_blobs import make_fetch
 from protocol.decider import step
 from protocol.encoding import UpdateRefusedError, parse_update
 from protocol.log import OpenedLeaf
-from protocol.mpc import SecretRoundError
-from protocol.persistent import PersistentMap
-from protocol.plain import (
+from protocol.model import (
     compute_max_model_size,
     compute_max_update_size,
     compute_result,
 )
+from protocol.modes.mpc.checker import SecretRoundError
+from protocol.modes.mpc.round import Owed, SecretRound, follow
+from protocol.persistent import PersistentMap
 from protocol.rounds import DECIDER, RoundsState
-from protocol.secret_round import Owed, SecretRound, follow
 from protocol.validation import MAX_CHECKS
 from schemas import events as e
 from schemas import topics

@@ -28,9 +28,9 @@ from adapters.kafka import KafkaUnavailableError
 from adapters.party_link import LinkError, LinkPlan, Peer
 from protocol.configuration import get_mpc
 from protocol.envelope import TRACEPARENT_HEADER
-from protocol.mpc import SecretRoundError
-from protocol.parties import PartyRefusesError
-from protocol.secret_round import SecretRound
+from protocol.modes.mpc.checker import SecretRoundError
+from protocol.modes.mpc.party_memory import PartyRefusesError
+from protocol.modes.mpc.round import SecretRound
 from schemas.events import FederationConfigured
 from streams.robustness import RobustnessError
 

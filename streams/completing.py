@@ -10,10 +10,10 @@ from __future__ import annotations
 from typing import Final
 
 from adapters.blobs import BlobStore
-from protocol.mpc import RoundVerifier, SecretRoundError
-from protocol.plain import RoundResult, compute_max_model_size
-from protocol.secret_round import SecretRound
-from protocol.share_link import PartySum
+from protocol.model import RoundResult, compute_max_model_size
+from protocol.modes.mpc.checker import RoundVerifier, SecretRoundError
+from protocol.modes.mpc.round import SecretRound
+from protocol.modes.mpc.share_link import PartySum
 from schemas import events as e
 
 MAX_DETAIL_LENGTH: Final = 200

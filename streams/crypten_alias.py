@@ -37,7 +37,7 @@ from torch.distributed import ReduceOp
 from torch.onnx._internal.torchscript_exporter import registration
 
 from adapters.party_link import ArrayKind, PartyLink
-from protocol.sketches import NUM_BUCKETS
+from protocol.modes.mpc.sketches import NUM_BUCKETS
 from streams.robustness import (
     MAX_AGENTS,
     RobustnessError,
@@ -279,7 +279,7 @@ def compute_far_bits(
         threshold: On squared distances, at most 2^62.
 
     Returns:
-        In the order of pairs (see `protocol.sketches`); what all parties opened. If
+        In the order of pairs (see `protocol.modes.mpc.sketches`); what all parties opened. If
         shares were no shares of sketches, anything.
 
     Raises:

@@ -13,7 +13,7 @@ from adapters import telemetry
 from adapters.keys import load_key
 from adapters.party_identity import dealer_key_path
 from adapters.settings import load_settings
-from protocol.secret_round import SecretRound
+from protocol.modes.mpc.round import SecretRound
 from schemas import topics
 from streams.app import Service, fail_stop, make_service_with_key
 from streams.comparing import Comparer, make_link_plan

@@ -4,7 +4,7 @@ It follows the ledger with the rounds decider's own functions and says, of every
 round, two things: its links, once the set is closed, and its part of the sum, once the
 round is sealed; and between them, if the federation compares updates, which of them
 are far apart. Before any of it leaves the process, the party's memory has to permit it
-(`protocol.parties`): so whoever runs sequencer and deciders gets nothing by asking. If
+(`protocol.modes.mpc.party_memory`): so whoever runs sequencer and deciders gets nothing by asking. If
 it does not, the party says `PartyDeclined`, which ends the round. If the aggregator is
 gone it also says what all parts of the sum come to.
 
@@ -34,9 +34,8 @@ from adapters.round_blobs import make_fetch
 from adapters.settings import load_settings
 from protocol.decider import step
 from protocol.envelope import TRACEPARENT_HEADER, compute_fact_id
-from protocol.far_pairs import compute_comparison_id, encode_far
 from protocol.log import OpenedLeaf
-from protocol.mpc import (
+from protocol.modes.mpc.checker import (
     MpcShape,
     Proven,
     RoundVerifier,
@@ -47,18 +46,19 @@ from protocol.mpc import (
     open_shares,
     read_seed,
 )
-from protocol.parties import (
+from protocol.modes.mpc.far_pairs import compute_comparison_id, encode_far
+from protocol.modes.mpc.party_memory import (
     Compared,
     Linked,
     PartyRefusesError,
     RefusalCode,
     Summed,
 )
+from protocol.modes.mpc.round import Owed, SecretRound, follow
+from protocol.modes.mpc.share_link import Link, SumMasks, compute_party_sum
+from protocol.modes.mpc.shares import Share
+from protocol.modes.mpc.sketches import Sketch
 from protocol.rounds import DECIDER, RoundsState
-from protocol.secret_round import Owed, SecretRound, follow
-from protocol.share_link import Link, SumMasks, compute_party_sum
-from protocol.shares import Share
-from protocol.sketches import Sketch
 from protocol.validation import MAX_TEXT_LENGTH
 from schemas import events as e
 from schemas import topics

@@ -1,6 +1,6 @@
 """Which updates of a round are far from which others, as the parties find it together.
 
-The parties hold shares of all updates, and so of their sketches (`protocol.sketches`).
+The parties hold shares of all updates, and so of their sketches (`protocol.modes.mpc.sketches`).
 On these they compute all squared distances and compare them to a public threshold, with
 CrypTen. Only the bits are opened: N (N - 1) / 2 of them, and nobody learns more, under
 what follows.
@@ -43,8 +43,8 @@ from numpy.typing import NDArray
 
 from adapters.log_lines import guard_logs
 from adapters.party_link import LinkError, LinkPlan, PartyLink
-from protocol.far_pairs import compute_num_pairs, encode_far, make_symmetric
-from protocol.sketches import NUM_BUCKETS, check_threshold
+from protocol.modes.mpc.far_pairs import compute_num_pairs, encode_far, make_symmetric
+from protocol.modes.mpc.sketches import NUM_BUCKETS, check_threshold
 
 log = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
-from protocol.mpc import Fetch, RoundVerifier
-from protocol.secret_round import SecretRound
+from protocol.modes.mpc.checker import Fetch, RoundVerifier
+from protocol.modes.mpc.round import SecretRound
 
 MIN_TOGETHER: Final = 2
 """Proofs in a batch: fewer are not worth a thread."""

@@ -58,7 +58,7 @@ from protocol.log import (
     open_block,
     sequence,
 )
-from protocol.plain import RoundResult, compute_max_update_size, compute_result
+from protocol.model import RoundResult, compute_max_update_size, compute_result
 from protocol.rewards import RECOMMENDED_RULE
 from protocol.rounds import RoundsState
 from protocol.rules import LATEST_VERSION

@@ -28,10 +28,10 @@ from adapters.settings import Settings
 from producers import secret_update
 from protocol.configuration import get_mpc
 from protocol.contributions import Contribution
-from protocol.far_pairs import MIN_COMPARED, encode_far, make_symmetric
 from protocol.log import OpenedLeaf
-from protocol.norm_prover import ProverState, commit_update
-from protocol.parties import (
+from protocol.modes.mpc.far_pairs import MIN_COMPARED, encode_far, make_symmetric
+from protocol.modes.mpc.norm_prover import ProverState, commit_update
+from protocol.modes.mpc.party_memory import (
     Known,
     Linked,
     RefusalCode,
@@ -40,9 +40,9 @@ from protocol.parties import (
     find_unlinkable,
     remember,
 )
-from protocol.sealing import SealingSecretKey
-from protocol.secret_round import SecretRound
-from protocol.sketches import Sketch
+from protocol.modes.mpc.round import SecretRound
+from protocol.modes.mpc.sealing import SealingSecretKey
+from protocol.modes.mpc.sketches import Sketch
 from schemas import codec
 from schemas import events as e
 from streams.party import Party, PartyState, make_step

@@ -1,6 +1,6 @@
 """The norm proof's prover a second time: long integers and the formulas, nothing else.
 
-It is written from the docstring of `protocol.norm_proof` and shares no code with the
+It is written from the docstring of `protocol.modes.mpc.norm_proof` and shares no code with the
 fast prover; where a program in another language differs from both, the vectors decide.
 It has no scruples: rows may hold anything modulo r, and `lie` may change what it says,
 so it is also the attacker of the tests.
@@ -17,7 +17,7 @@ from operator import mul
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from py_arkworks_bls12381 import G1Point, Scalar
 
-from protocol.norm_proof import NormProof, NormStatement
+from protocol.modes.mpc.norm_proof import NormProof, NormStatement
 from tests.oracle import Z1, add, compress_G1, double, hash_to_G1
 
 R = 0x73EDA753299D7D483339D80809A1D80553BDA402FFFE5BFEFFFFFFFF00000001

@@ -3,7 +3,7 @@
 Nothing is believed that can be computed. Every record is opened with the functions
 that wrote it: `protocol.log` (the sequencer's signature, the chain, the tree),
 `protocol.admission` (who may say what, every leaf's signature), the deciders (what
-follows from every leaf) and `protocol.plain` (what follows from every round's blobs).
+follows from every leaf) and `protocol.model` (what follows from every round's blobs).
 Finality is counted from the ledger nodes' signatures (`consumers.audit.finality`).
 
 Rules:
@@ -83,6 +83,7 @@ from protocol.envelope import (
     compute_input_id,
 )
 from protocol.log import LogError, LogState, OpenedLeaf
+from protocol.modes.mpc.round import SecretRound, follow
 from protocol.replay import (
     DeciderError,
     Fault,
@@ -95,7 +96,6 @@ from protocol.replay import (
     replay_block,
 )
 from protocol.rules import UnknownRulesError
-from protocol.secret_round import SecretRound, follow
 from schemas import codec, topics
 from schemas import events as e
 from schemas.reasons import Reason

@@ -20,16 +20,16 @@ from consumers.audit.report import Finding, FindingCode, Place, Report
 from protocol.aggregation import sum_from_blob
 from protocol.encoding import UpdateRefusedError, parse_update
 from protocol.exchanged_state import model_from_blob
-from protocol.mpc import RoundVerifier, SecretRoundError
-from protocol.plain import (
+from protocol.model import (
     RoundResult,
     compute_max_model_size,
     compute_max_sum_size,
     compute_max_update_size,
     compute_result,
 )
-from protocol.secret_round import SecretRound
-from protocol.share_link import PartySum
+from protocol.modes.mpc.checker import RoundVerifier, SecretRoundError
+from protocol.modes.mpc.round import SecretRound
+from protocol.modes.mpc.share_link import PartySum
 from protocol.tensors import MalformedBlobError, num_parameters
 from schemas.events import AggregatePublished, BlobRef, RoundSealed
 from schemas.reasons import Reason

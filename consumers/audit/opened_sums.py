@@ -12,7 +12,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from protocol.contributions import WITHDRAWN, Contribution
-from protocol.parties import (
+from protocol.modes.mpc.party_memory import (
     Known,
     PartyRefusesError,
     Summed,

@@ -32,21 +32,13 @@ from consumers.audit.finality import FinalityState
 from consumers.audit.opened_sums import OpenedSums
 from consumers.audit.report import Report
 from ledger import attestations, blocks, equivocation, merkle
-from protocol import (
-    admission,
-    contributions,
-    log,
-    parties,
-    registry,
-    replay,
-    rewards,
-    rounds,
-    secret_round,
-)
+from protocol import admission, contributions, log, registry, replay, rewards, rounds
 from protocol.contributions import Contribution
+from protocol.modes.mpc import party_memory as parties
+from protocol.modes.mpc import round as secret_round
+from protocol.modes.mpc.round import SecretRound
 from protocol.persistent import PersistentMap, PersistentSet
 from protocol.replay import ReplayState
-from protocol.secret_round import SecretRound
 from schemas import events as e
 from schemas import reasons
 

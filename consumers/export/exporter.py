@@ -26,7 +26,7 @@ from adapters.settings import Settings
 from ledger.signing import SigningKey
 from protocol.encoding import compute_micros
 from protocol.exchanged_state import model_from_blob
-from protocol.plain import compute_max_model_size
+from protocol.model import compute_max_model_size
 from protocol.tensors import MalformedBlobError
 from protocol.validation import Direction
 from schemas.events import (

@@ -34,9 +34,9 @@ from ledger.attestations import START, Header, NodeSet, Start
 from ledger.blocks import GENESIS_HASH, block_hash
 from protocol.envelope import verify_event
 from protocol.log import ForeignRecordError, LogError, LogState, verify_author
+from protocol.modes.mpc.round import SecretRound
 from protocol.replay import DeciderError, ReplayState, Unframe, replay_block
 from protocol.rules import UnknownRulesError
-from protocol.secret_round import SecretRound
 from protocol.state_root import StateHasher
 
 MAX_PENDING: Final = 1_024

@@ -3,7 +3,7 @@
 Aggregation `MPC` needs no key to be checked, so a node that can read the bucket checks
 what the aggregator claims: which commitments count, which parts of a sum are wrong, and
 that the published sum opens the commitments and gives the published model. The checks
-are the audit's, `protocol.mpc.RoundVerifier`; a node without the bucket attests what
+are the audit's, `protocol.modes.mpc.checker.RoundVerifier`; a node without the bucket attests what
 follows from the log alone.
 
 What comes out has two sides, since blobs are outside the log:
@@ -51,11 +51,11 @@ from consumers.audit.mpc_claims import (
     SumClaim,
     read_claims,
 )
-from protocol.mpc import RoundVerifier, SecretRoundError
-from protocol.plain import RoundResult, compute_max_model_size
+from protocol.model import RoundResult, compute_max_model_size
+from protocol.modes.mpc.checker import RoundVerifier, SecretRoundError
+from protocol.modes.mpc.round import SecretRound, follow
+from protocol.modes.mpc.share_link import PartySum
 from protocol.replay import Replayed
-from protocol.secret_round import SecretRound, follow
-from protocol.share_link import PartySum
 from protocol.tensors import MalformedBlobError
 from schemas import events as e
 from schemas.events import BlobRef

@@ -129,23 +129,25 @@ from protocol import admission, validation
 from protocol.admission import AdmissionState, Received
 from protocol.aggregation import sum_from_blob, sum_to_blob
 from protocol.changes import apply_change, find_change_problem
-from protocol.commitments import InvalidEncodingError, parse_points, parse_scalars
 from protocol.encoding import UpdateRefusedError, parse_update, update_to_blob
 from protocol.envelope import SIGNATURE_HEADER, sign_event
 from protocol.exchanged_state import model_from_blob
-from protocol.far_pairs import MalformedBitsError, parse_far
 from protocol.log import LogError, LogState, fold_admission, open_block
-from protocol.mpc import (
+from protocol.modes.mpc.checker import (
     MpcShape,
     SecretRoundError,
     parse_links,
     parse_partial,
     parse_proof,
 )
-from protocol.norm_proof import NormStatement, verify_norm_proofs
-from protocol.replay import DeciderError, ReplayState, replay_block
-from protocol.rounds import DECIDER
-from protocol.sealing import (
+from protocol.modes.mpc.commitments import (
+    InvalidEncodingError,
+    parse_points,
+    parse_scalars,
+)
+from protocol.modes.mpc.far_pairs import MalformedBitsError, parse_far
+from protocol.modes.mpc.norm_proof import NormStatement, verify_norm_proofs
+from protocol.modes.mpc.sealing import (
     InvalidSealingKeyError,
     SealedPlace,
     SealError,
@@ -154,13 +156,15 @@ from protocol.sealing import (
     open_share,
     seal_share,
 )
-from protocol.share_link import (
+from protocol.modes.mpc.share_link import (
     Link,
     SharesDifferError,
     WrongPartialError,
     WrongSumError,
 )
-from protocol.shares import ShareRefusedError, ShareShape, parse_share
+from protocol.modes.mpc.shares import ShareRefusedError, ShareShape, parse_share
+from protocol.replay import DeciderError, ReplayState, replay_block
+from protocol.rounds import DECIDER
 from protocol.tensors import MalformedBlobError, tensors_to_blob
 from schemas import codec, topics
 from schemas import events as e
@@ -1307,7 +1311,7 @@ def _leaf_receipts() -> list[bytes]:
 
 
 def _said_lines() -> list[bytes]:
-    from protocol.parties import Compared, Linked, Summed
+    from protocol.modes.mpc.party_memory import Compared, Linked, Summed
 
     digest = bytes(32)
     about: dict[str, Any] = {"federation_id": FEDERATION, "base_model": digest}

@@ -53,7 +53,7 @@ from protocol.configuration import get_mpc
 from protocol.encoding import update_to_blob
 from protocol.envelope import NO_GENESIS, sign_event
 from protocol.log import OpenedLeaf
-from protocol.norm_prover import commit_update
+from protocol.modes.mpc.norm_prover import commit_update
 from protocol.tensors import tensors_to_blob
 from schemas import codec, topics
 from schemas import events as e

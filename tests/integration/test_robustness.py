@@ -22,8 +22,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from adapters.party_link import LinkError, LinkFailure, LinkPlan, PartyLink, Peer
-from protocol.far_pairs import MAX_FAR_THRESHOLD, flag
-from protocol.sketches import NUM_BUCKETS, Sketch, compute_threshold
+from protocol.modes.mpc.far_pairs import MAX_FAR_THRESHOLD, flag
+from protocol.modes.mpc.sketches import NUM_BUCKETS, Sketch, compute_threshold
 from streams import robustness
 from streams.robustness import (
     MAX_AGENTS,

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from py_arkworks_bls12381 import G1Point
 
-from protocol import commitments, norm_proof
 from protocol.clipping import compute_squared_norm
-from protocol.commitments import (
+from protocol.modes.mpc import commitments, norm_proof
+from protocol.modes.mpc.commitments import (
     POINT_SIZE,
     SCALAR_ORDER,
     combine_rows,
@@ -22,8 +22,8 @@ from protocol.commitments import (
     parse_scalar,
     verify_opening,
 )
-from protocol.limbs import from_limbs, to_limbs
-from protocol.norm_proof import (
+from protocol.modes.mpc.limbs import from_limbs, to_limbs
+from protocol.modes.mpc.norm_proof import (
     InvalidProofError,
     compute_blinding_challenges,
     compute_challenges,
@@ -31,8 +31,8 @@ from protocol.norm_proof import (
     verify_norm_proof,
     verify_norm_proofs,
 )
-from protocol.norm_prover import commit_update, find_four_squares, prove_norm
-from protocol.projections import NUM_PROJECTIONS
+from protocol.modes.mpc.norm_prover import commit_update, find_four_squares, prove_norm
+from protocol.modes.mpc.projections import NUM_PROJECTIONS
 from schemas.codec import CodecError
 from tests.slow_norm_prover import FastGroup
 from tests.vectors.norm_proof.generate import (

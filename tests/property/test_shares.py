@@ -3,8 +3,8 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protocol.commitments import combine_rows
-from protocol.share_link import (
+from protocol.modes.mpc.commitments import combine_rows
+from protocol.modes.mpc.share_link import (
     compute_party_sum,
     open_aggregate,
     verify_link,

@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from protocol.parties import (
+from protocol.modes.mpc.party_memory import (
     Known,
     Linked,
     PartyRefusesError,
@@ -30,6 +30,7 @@ from protocol.parties import (
     find_unlinkable,
     remember,
 )
+from protocol.modes.mpc.round import SecretRound, follow
 from protocol.rounds import (
     DECIDER,
     RoundsState,
@@ -37,7 +38,6 @@ from protocol.rounds import (
     has_all_links,
     has_all_partials,
 )
-from protocol.secret_round import SecretRound, follow
 from schemas import codec
 from schemas import events as e
 from schemas.reasons import Reason

@@ -15,7 +15,7 @@ import pytest
 
 import protocol.rounds
 from adapters.party_log import SAID_FILE, PartyLog, create_party_log
-from protocol.parties import (
+from protocol.modes.mpc.party_memory import (
     Linked,
     PartyRefusesError,
     RefusalCode,

@@ -44,7 +44,7 @@ from protocol.log import (
     read_block,
     sequence,
 )
-from protocol.plain import compute_result
+from protocol.model import compute_result
 from protocol.replay import ReplayState, find_missing, replay_block
 from protocol.state_root import StateHasher
 from protocol.tensors import tensors_to_blob

@@ -22,7 +22,7 @@ from consumers.audit.auditor import run_audit
 from consumers.audit.report import FindingCode
 from protocol.aggregation import sum_from_blob, sum_to_blob
 from protocol.encoding import update_to_blob
-from protocol.plain import RoundResult
+from protocol.model import RoundResult
 from protocol.tensors import tensors_from_blob, tensors_to_blob
 from schemas import codec, topics
 from schemas import events as e

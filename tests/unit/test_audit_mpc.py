@@ -11,11 +11,11 @@ from consumers.audit.auditor import run_audit
 from consumers.audit.bundle import Bundle, BundleWriter
 from consumers.audit.report import FindingCode
 from consumers.audit.state import load_state, save_state
-from protocol import secret_round
 from protocol.aggregation import sum_from_blob, sum_to_blob
-from protocol.commitments import SCALAR_ORDER
-from protocol.mpc import MpcShape, RoundVerifier, parse_partial
-from protocol.plain import apply_sum
+from protocol.model import apply_sum
+from protocol.modes.mpc import round as secret_round
+from protocol.modes.mpc.checker import MpcShape, RoundVerifier, parse_partial
+from protocol.modes.mpc.commitments import SCALAR_ORDER
 from schemas import events as e
 from schemas import topics
 from schemas.reasons import Reason
@@ -1004,7 +1004,7 @@ def test_a_saved_round_has_no_class_with_a_name_of_anothers():
     for name, value in vars(secret_round).items():
         if (
             dataclasses.is_dataclass(value)
-            and value.__module__ == "protocol.secret_round"
+            and value.__module__ == "protocol.modes.mpc.round"
         ):
             assert audit_state._CLASSES[name] is value
 

@@ -9,8 +9,8 @@ import pytest
 from adapters import alive
 from adapters.party_link import LinkError, LinkFailure
 from protocol.configuration import list_parties
-from protocol.parties import PartyRefusesError, RefusalCode
-from protocol.secret_round import SecretRound
+from protocol.modes.mpc.party_memory import PartyRefusesError, RefusalCode
+from protocol.modes.mpc.round import SecretRound
 from schemas import events as e
 from streams import comparing, robustness
 from streams.comparing import Comparer, make_link_plan

@@ -39,8 +39,8 @@ from protocol.envelope import (
     sign_event,
 )
 from protocol.log import ForeignRecordError, LogState, open_block
-from protocol.mpc import compute_context, make_place
-from protocol.sealing import SealError, open_share, seal_share
+from protocol.modes.mpc.checker import compute_context, make_place
+from protocol.modes.mpc.sealing import SealError, open_share, seal_share
 from schemas import codec, topics
 from schemas import events as e
 from schemas.reasons import Reason

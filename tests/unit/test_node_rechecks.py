@@ -11,8 +11,8 @@ from consumers.node import rechecks as node_rechecks
 from consumers.node.feed import AlertCode
 from consumers.node.loop import NodeLoop
 from consumers.node.rechecks import Rechecker
-from protocol.mpc import RoundVerifier, SecretRoundError
-from protocol.norm_proof import verify_norm_proofs
+from protocol.modes.mpc.checker import RoundVerifier, SecretRoundError
+from protocol.modes.mpc.norm_proof import verify_norm_proofs
 from schemas import codec
 from schemas import events as e
 from schemas.reasons import Reason
@@ -135,7 +135,7 @@ def test_proofs_are_verified_as_they_come(tmp_path, honest, monkeypatch):
         verified.extend(items)
         return verify_norm_proofs(items)
 
-    monkeypatch.setattr("protocol.mpc.verify_norm_proofs", verify)
+    monkeypatch.setattr("protocol.modes.mpc.checker.verify_norm_proofs", verify)
     claim = height_of(honest, index_of(honest, e.UpdatesChecked))
     bus = Bus(tmp_path, honest, ())
     bus.add("node0", rechecker=make_rechecker(honest.blobs.fetch))

@@ -9,7 +9,7 @@ import pytest
 import protocol.rounds
 from consumers.audit.auditor import run_audit
 from consumers.audit.report import FindingCode
-from protocol.mpc import MpcShape, parse_partial
+from protocol.modes.mpc.checker import MpcShape, parse_partial
 from schemas import events as e
 from schemas.reasons import Reason
 from tests.builders import make_key, unframe

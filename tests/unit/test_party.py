@@ -10,11 +10,11 @@ import streams.party
 from adapters.party_identity import PartyIdentity
 from adapters.party_log import PartyLog, create_party_log
 from protocol.log import LogState, OpenedLeaf
-from protocol.mpc import MpcShape, parse_links, parse_partial
-from protocol.parties import Linked, RefusalCode, Summed
+from protocol.modes.mpc.checker import MpcShape, parse_links, parse_partial
+from protocol.modes.mpc.party_memory import Linked, RefusalCode, Summed
+from protocol.modes.mpc.round import Owed
+from protocol.modes.mpc.share_link import Link, verify_link
 from protocol.rounds import DECIDER
-from protocol.secret_round import Owed
-from protocol.share_link import Link, verify_link
 from protocol.validation import find_problem
 from schemas import codec
 from schemas import events as e

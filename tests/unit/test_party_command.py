@@ -9,7 +9,7 @@ from adapters.party_identity import dealer_key_path, load_party, party_directory
 from cli.party import make_dealer_key, make_party, parse_parties, show_party
 from cli.processes import StackError
 from producers.control import InvalidConfigurationError, with_parties
-from protocol.sealing import SealingSecretKey
+from protocol.modes.mpc.sealing import SealingSecretKey
 from schemas import events as e
 from tests.secret_builder import make_party as make_known_party
 

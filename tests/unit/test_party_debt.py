@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
+from protocol.modes.mpc.round import SecretRound
 from protocol.persistent import PersistentMap
 from protocol.rounds import DECIDER
-from protocol.secret_round import SecretRound
 from schemas import events as e
 from streams.party import PartyState, find_debt
 from tests.simulation.federation import (

@@ -10,7 +10,7 @@ import pytest
 
 from adapters.party_log import SAID_FILE, PartyLog, PartyLogError, create_party_log
 from protocol.contributions import Contribution
-from protocol.parties import (
+from protocol.modes.mpc.party_memory import (
     MAX_COMPARISONS,
     Compared,
     Left,

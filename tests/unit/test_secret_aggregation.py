@@ -7,7 +7,7 @@ import pytest
 
 from adapters.blobs import BlobError
 from protocol.aggregation import sum_from_blob
-from protocol.secret_round import Owed
+from protocol.modes.mpc.round import Owed
 from schemas import codec
 from schemas import events as e
 from schemas.reasons import Reason

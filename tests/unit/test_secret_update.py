@@ -25,14 +25,19 @@ from producers.agent_terms import Floors, Terms
 from producers.kept_update import KeptUpdate, UpdateKeeper
 from producers.receipts import ANSWERS
 from producers.secret_update import commit, encode_values
-from protocol import norm_prover
 from protocol.clipping import NormBoundTooSmallError, compute_squared_norm
 from protocol.configuration import get_mpc
 from protocol.envelope import sign_event
-from protocol.mpc import MpcShape, open_shares, parse_proof, parse_statement
-from protocol.norm_proof import InvalidProofError, verify_norm_proof
-from protocol.secret_round import SecretRound
-from protocol.shares import split_update
+from protocol.modes.mpc import norm_prover
+from protocol.modes.mpc.checker import (
+    MpcShape,
+    open_shares,
+    parse_proof,
+    parse_statement,
+)
+from protocol.modes.mpc.norm_proof import InvalidProofError, verify_norm_proof
+from protocol.modes.mpc.round import SecretRound
+from protocol.modes.mpc.shares import split_update
 from schemas import codec, topics
 from schemas import events as e
 from schemas.reasons import Reason

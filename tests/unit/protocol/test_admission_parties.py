@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from protocol.clipping import compute_min_norm_bound
-from protocol.commitments import choose_row_length
 from protocol.configuration import list_parties
-from protocol.norm_proof import NormStatement
+from protocol.modes.mpc.commitments import choose_row_length
+from protocol.modes.mpc.norm_proof import NormStatement
 from protocol.validation import (
     MAX_FAR_SIZE_BYTES,
     MAX_NORM_BOUND,

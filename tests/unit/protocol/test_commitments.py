@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from py_arkworks_bls12381 import G1Point
 
-from protocol import commitments as c
+from protocol.modes.mpc import commitments as c
 from tests.oracle import compress_G1, curve_order, hash_to_G1
 from tests.vectors.norm_proof.generate import (
     IDENTITY,

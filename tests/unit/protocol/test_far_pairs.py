@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from protocol.far_pairs import (
+from protocol.modes.mpc.far_pairs import (
     MalformedBitsError,
     compute_num_pairs,
     encode_far,

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from protocol.limbs import NUM_LIMBS, from_limbs, to_limbs
+from protocol.modes.mpc.limbs import NUM_LIMBS, from_limbs, to_limbs
 
 EDGES = [0, 1, 2**16 - 1, 2**16, 2**255, 2**256 - 1]
 

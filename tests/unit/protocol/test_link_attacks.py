@@ -10,11 +10,11 @@ import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from protocol import mpc
-from protocol.commitments import SCALAR_ORDER, parse_scalar
 from protocol.configuration import get_mpc
-from protocol.mpc import MpcShape, Proven, make_place, open_shares
-from protocol.norm_proof import (
+from protocol.modes.mpc import checker as mpc
+from protocol.modes.mpc.checker import MpcShape, Proven, make_place, open_shares
+from protocol.modes.mpc.commitments import SCALAR_ORDER, parse_scalar
+from protocol.modes.mpc.norm_proof import (
     NormProof,
     NormStatement,
     compute_challenges,
@@ -22,22 +22,27 @@ from protocol.norm_proof import (
     start_transcript,
     verify_norm_proof,
 )
-from protocol.norm_prover import (
+from protocol.modes.mpc.norm_prover import (
     ProverState,
     commit_update,
     find_four_squares,
     prove_norm,
 )
-from protocol.projections import Projection
-from protocol.sealing import SealedPlace, SealingSecretKey, open_share, seal_share
-from protocol.secret_round import Committed
-from protocol.share_link import (
+from protocol.modes.mpc.projections import Projection
+from protocol.modes.mpc.round import Committed
+from protocol.modes.mpc.sealing import (
+    SealedPlace,
+    SealingSecretKey,
+    open_share,
+    seal_share,
+)
+from protocol.modes.mpc.share_link import (
     SharesDifferError,
     SumMasks,
     expand_sum_projection,
     verify_link,
 )
-from protocol.shares import ShareRefusedError, parse_share, split_update
+from protocol.modes.mpc.shares import ShareRefusedError, parse_share, split_update
 from schemas import events as e
 from tests.builders import BlobDict
 from tests.simulation.federation import MPC_CONFIG, PARTIES, committed, edit
@@ -253,7 +258,7 @@ class Hiding(Round):
 
 @pytest.mark.parametrize("name", ["values", "squares"])
 def test_what_is_committed_to_beyond_the_shares_does_not_link(name: str) -> None:
-    # The proof is good: see `protocol.norm_proof` on these columns.
+    # The proof is good: see `protocol.modes.mpc.norm_proof` on these columns.
     attempt = Hiding(name)
     verify_norm_proof(attempt.statement, attempt.prove())
     with pytest.raises(SharesDifferError, match="of 309 projections"):

@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 
 from adapters.round_blobs import make_fetch
-from protocol.commitments import SCALAR_ORDER, encode_scalar
 from protocol.configuration import list_parties
-from protocol.mpc import (
+from protocol.modes.mpc.checker import (
     MAX_DETAIL_LENGTH,
     BadBlob,
     MpcShape,
@@ -32,14 +31,17 @@ from protocol.mpc import (
     read_proof,
     read_seed,
 )
-from protocol.norm_proof import NormProof, compute_challenges, expand_projection
-from protocol.norm_prover import ProverState, commit_update, prove_norm
-from protocol.persistent import PersistentMap
-from protocol.projections import NUM_PROJECTIONS
-from protocol.rounds import DECIDER
-from protocol.sealing import SealingSecretKey, seal_share
-from protocol.secret_round import Committed, SecretRound
-from protocol.share_link import (
+from protocol.modes.mpc.commitments import SCALAR_ORDER, encode_scalar
+from protocol.modes.mpc.norm_proof import (
+    NormProof,
+    compute_challenges,
+    expand_projection,
+)
+from protocol.modes.mpc.norm_prover import ProverState, commit_update, prove_norm
+from protocol.modes.mpc.projections import NUM_PROJECTIONS
+from protocol.modes.mpc.round import Committed, SecretRound
+from protocol.modes.mpc.sealing import SealingSecretKey, seal_share
+from protocol.modes.mpc.share_link import (
     NUM_SUM_PROJECTIONS,
     Link,
     PartySum,
@@ -48,7 +50,9 @@ from protocol.share_link import (
     compute_party_sum,
     expand_sum_projection,
 )
-from protocol.shares import parse_share, split_update
+from protocol.modes.mpc.shares import parse_share, split_update
+from protocol.persistent import PersistentMap
+from protocol.rounds import DECIDER
 from schemas import codec
 from schemas import events as e
 from schemas.reasons import Reason

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from py_arkworks_bls12381 import G1Point, Scalar
 
-from protocol import norm_proof
-from protocol.commitments import (
+from protocol.modes.mpc import norm_proof
+from protocol.modes.mpc.commitments import (
     SCALAR_ORDER,
     commit_scalars,
     encode_point,
@@ -17,15 +17,15 @@ from protocol.commitments import (
     parse_point,
     parse_scalar,
 )
-from protocol.norm_proof import (
+from protocol.modes.mpc.norm_proof import (
     MAX_PROJECTION,
     NormProof,
     start_transcript,
     verify_norm_proof,
     verify_norm_proofs,
 )
-from protocol.norm_prover import find_four_squares
-from protocol.projections import NUM_PROJECTIONS
+from protocol.modes.mpc.norm_prover import find_four_squares
+from protocol.modes.mpc.projections import NUM_PROJECTIONS
 from tests.slow_norm_prover import SlowProver, centre
 from tests.vectors.norm_proof.generate import (
     IDENTITY,

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 from protocol.clipping import compute_squared_norm
-from protocol.commitments import (
+from protocol.modes.mpc.commitments import (
     SCALAR_ORDER,
     commit_rows,
     commit_scalars,
     encode_scalar,
     parse_scalar,
 )
-from protocol.norm_proof import (
+from protocol.modes.mpc.norm_proof import (
     MASK_BITS,
     MAX_PROJECTION,
     MAX_SQUARED_BOUND,
@@ -32,13 +32,13 @@ from protocol.norm_proof import (
     verify_norm_proof,
     verify_norm_proofs,
 )
-from protocol.norm_prover import (
+from protocol.modes.mpc.norm_prover import (
     _Nonces,
     commit_update,
     find_four_squares,
     prove_norm,
 )
-from protocol.projections import NUM_PROJECTIONS
+from protocol.modes.mpc.projections import NUM_PROJECTIONS
 from tests.slow_norm_prover import FastGroup, PyEccGroup, SlowProver, expand
 from tests.vectors.norm_proof.generate import (
     IDENTITY,

@@ -8,13 +8,7 @@ from functools import cache
 import numpy as np
 import pytest
 
-from protocol.commitments import (
-    SCALAR_ORDER,
-    combine_rows,
-    parse_scalar,
-    verify_opening,
-)
-from protocol.mpc import (
+from protocol.modes.mpc.checker import (
     MpcShape,
     SecretRoundError,
     encode_links,
@@ -23,10 +17,21 @@ from protocol.mpc import (
     parse_links,
     parse_partial,
 )
-from protocol.norm_proof import PROJECTION_SIZE
-from protocol.projections import NUM_PROJECTIONS, Projection
-from protocol.sealing import SealError, SealingSecretKey, open_share, seal_share
-from protocol.share_link import (
+from protocol.modes.mpc.commitments import (
+    SCALAR_ORDER,
+    combine_rows,
+    parse_scalar,
+    verify_opening,
+)
+from protocol.modes.mpc.norm_proof import PROJECTION_SIZE
+from protocol.modes.mpc.projections import NUM_PROJECTIONS, Projection
+from protocol.modes.mpc.sealing import (
+    SealError,
+    SealingSecretKey,
+    open_share,
+    seal_share,
+)
+from protocol.modes.mpc.share_link import (
     Link,
     PartySum,
     SharesDifferError,
@@ -40,7 +45,7 @@ from protocol.share_link import (
     verify_link,
     verify_party_sum,
 )
-from protocol.shares import parse_share
+from protocol.modes.mpc.shares import parse_share
 from schemas import codec
 from schemas.reasons import Reason
 from tests.vectors.parties.generate import FOLDER, GENESIS, build_all, make_update

@@ -15,7 +15,7 @@ from protocol.exchanged_state import (
     model_from_blob,
     model_to_blob,
 )
-from protocol.plain import (
+from protocol.model import (
     compute_max_model_size,
     compute_max_sum_size,
     compute_max_update_size,

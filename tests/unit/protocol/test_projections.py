@@ -6,10 +6,10 @@ from functools import cache
 import numpy as np
 import pytest
 
-from protocol import projections
-from protocol.limbs import EXACT_LIMIT
-from protocol.projections import NUM_PROJECTIONS, Projection
-from protocol.share_link import NUM_SUM_PROJECTIONS
+from protocol.modes.mpc import projections
+from protocol.modes.mpc.limbs import EXACT_LIMIT
+from protocol.modes.mpc.projections import NUM_PROJECTIONS, Projection
+from protocol.modes.mpc.share_link import NUM_SUM_PROJECTIONS
 from tests.slow_norm_prover import expand
 
 SEED = bytes(range(32))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from protocol.sealing import (
+from protocol.modes.mpc.sealing import (
     HYBRID_KEY_SIZE,
     InvalidSealingKeyError,
     SealedPlace,

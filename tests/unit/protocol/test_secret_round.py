@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import pytest
 
+from protocol.modes.mpc.round import Owed, SecretRound, follow
 from protocol.rounds import DECIDER, RoundsState, has_all_links, has_all_partials
-from protocol.secret_round import Owed, SecretRound, follow
 from schemas import events as e
 from schemas.reasons import Reason
 from tests.simulation.federation import (

@@ -6,21 +6,21 @@ import numpy as np
 import pytest
 
 from protocol.aggregation import MAX_TOTAL_EXAMPLES
-from protocol.commitments import (
+from protocol.modes.mpc.commitments import (
     SCALAR_ORDER,
     combine_rows,
     commit_rows,
     parse_scalar,
 )
-from protocol.norm_proof import (
+from protocol.modes.mpc.norm_proof import (
     compute_blinding_challenges,
     compute_challenges,
     expand_projection,
     verify_norm_proof,
 )
-from protocol.norm_prover import commit_update, prove_norm
-from protocol.projections import NUM_PROJECTIONS, Projection
-from protocol.share_link import (
+from protocol.modes.mpc.norm_prover import commit_update, prove_norm
+from protocol.modes.mpc.projections import NUM_PROJECTIONS, Projection
+from protocol.modes.mpc.share_link import (
     NUM_SUM_PROJECTIONS,
     PartialRefusal,
     SharesDifferError,
@@ -34,7 +34,7 @@ from protocol.share_link import (
     verify_link,
     verify_party_sum,
 )
-from protocol.shares import ShareShape, parse_share, split_update
+from protocol.modes.mpc.shares import ShareShape, parse_share, split_update
 from tests.vectors.shares.generate import SeededEntropy, make_secrets
 
 ROW_LENGTH = 512

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-from protocol.commitments import SCALAR_ORDER, commit_scalars
-from protocol.norm_proof import NUM_PROJECTIONS, NUM_SQUARES
-from protocol.shares import (
+from protocol.modes.mpc.commitments import SCALAR_ORDER, commit_scalars
+from protocol.modes.mpc.norm_proof import NUM_PROJECTIONS, NUM_SQUARES
+from protocol.modes.mpc.shares import (
     ShareRefusal,
     ShareRefusedError,
     ShareShape,

@@ -5,9 +5,9 @@ import hashlib
 import numpy as np
 import pytest
 
-from protocol.far_pairs import MAX_FAR_THRESHOLD
-from protocol.norm_proof import expand_stream
-from protocol.sketches import MAX_LOAD, NUM_BUCKETS, Sketch, compute_threshold
+from protocol.modes.mpc.far_pairs import MAX_FAR_THRESHOLD
+from protocol.modes.mpc.norm_proof import expand_stream
+from protocol.modes.mpc.sketches import MAX_LOAD, NUM_BUCKETS, Sketch, compute_threshold
 
 SEED = bytes(range(32))
 NUM_VALUES = 5_000

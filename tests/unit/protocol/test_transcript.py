@@ -4,8 +4,8 @@ import hashlib
 
 import pytest
 
-from protocol.commitments import SCALAR_ORDER
-from protocol.transcript import STATE_SIZE, Transcript
+from protocol.modes.mpc.commitments import SCALAR_ORDER
+from protocol.modes.mpc.transcript import STATE_SIZE, Transcript
 
 
 def draw(*messages, domain=b"test", label=b"e"):

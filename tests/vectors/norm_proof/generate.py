@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from py_arkworks_bls12381 import G1Point
 
-from protocol import commitments as c
-from protocol.norm_proof import (
+from protocol.modes.mpc import commitments as c
+from protocol.modes.mpc.norm_proof import (
     MAX_PROJECTION,
     NormProof,
     NormStatement,
@@ -21,7 +21,7 @@ from protocol.norm_proof import (
     compute_challenges,
     expand_projection,
 )
-from protocol.norm_prover import find_four_squares
+from protocol.modes.mpc.norm_prover import find_four_squares
 from schemas import codec
 from schemas import events as e
 from tests.slow_norm_prover import SlowProver

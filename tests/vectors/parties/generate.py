@@ -1,7 +1,7 @@
 """Write links.json, partial.json and place.json.
 
 Run it as python -m tests.vectors.parties.generate. Links and sums are computed here a
-second time, with long integers, from the formulas of `protocol.share_link`.
+second time, with long integers, from the formulas of `protocol.modes.mpc.share_link`.
 """
 
 import hmac
@@ -12,21 +12,25 @@ from pathlib import Path
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-from protocol.commitments import (
+from protocol.modes.mpc.checker import SHARE_DOMAIN, make_place
+from protocol.modes.mpc.commitments import (
     SCALAR_ORDER,
     combine_rows,
     encode_scalar,
     parse_scalar,
 )
-from protocol.mpc import SHARE_DOMAIN, make_place
-from protocol.norm_proof import NUM_SQUARES, compute_challenges, expand_projection
-from protocol.norm_prover import commit_update, prove_norm
-from protocol.share_link import (
+from protocol.modes.mpc.norm_proof import (
+    NUM_SQUARES,
+    compute_challenges,
+    expand_projection,
+)
+from protocol.modes.mpc.norm_prover import commit_update, prove_norm
+from protocol.modes.mpc.share_link import (
     NUM_SUM_PROJECTIONS,
     SUM_MASK_DOMAIN,
     expand_sum_projection,
 )
-from protocol.shares import ShareShape, parse_share, split_update
+from protocol.modes.mpc.shares import ShareShape, parse_share, split_update
 from schemas import codec
 from schemas import events as e
 from tests.vectors.shares.generate import SeededEntropy

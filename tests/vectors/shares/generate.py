@@ -17,12 +17,12 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import (
 )
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from protocol.commitments import SCALAR_ORDER
-from protocol.norm_proof import NormStatement
-from protocol.norm_prover import ProverState
-from protocol.projections import NUM_PROJECTIONS
-from protocol.sealing import SealedPlace, SealingSecretKey
-from protocol.shares import split_update
+from protocol.modes.mpc.commitments import SCALAR_ORDER
+from protocol.modes.mpc.norm_proof import NormStatement
+from protocol.modes.mpc.norm_prover import ProverState
+from protocol.modes.mpc.projections import NUM_PROJECTIONS
+from protocol.modes.mpc.sealing import SealedPlace, SealingSecretKey
+from protocol.modes.mpc.shares import split_update
 
 FOLDER = Path(__file__).parent
 NUM_VALUES = 5

@@ -30,7 +30,7 @@ Rules:
   remember, however long the federation lives.
 
 A share opens for one federation, agent and base model alone
-(`protocol.mpc.make_place`): a forged log can call an update another agent's, or one of
+(`protocol.modes.mpc.checker.make_place`): a forged log can call an update another agent's, or one of
 another base, and gets nothing.
 
 Source: DESIGN.md section 6, ADR 0032.
@@ -45,7 +45,7 @@ from enum import StrEnum
 from typing import Final, TypeAlias
 
 from protocol.contributions import Contribution
-from protocol.far_pairs import MIN_COMPARED
+from protocol.modes.mpc.far_pairs import MIN_COMPARED
 from schemas.events import RoundSealed
 
 MAX_COMPARISONS: Final = 8

@@ -40,7 +40,7 @@ import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 
-from protocol.limbs import EXACT_LIMIT
+from protocol.modes.mpc.limbs import EXACT_LIMIT
 
 #: K: all rows miss a difference, or a wraparound, with a probability below 2^-128.
 NUM_PROJECTIONS: Final = 309

@@ -23,7 +23,7 @@ Two suites, told apart by the length of the party's key:
 
 AES-GCM does not commit to its key: whoever makes a blob can have it open under two keys
 or two `info`. So everything that decides how a blob opens, and its digest, is hashed
-into the projection that what is in it is checked with (`protocol.mpc.compute_context`),
+into the projection that what is in it is checked with (`protocol.modes.mpc.checker.compute_context`),
 and nothing in `info` may follow from that projection.
 
 Base mode does not authenticate the sender: the event that refers to the sealed share is
@@ -263,7 +263,7 @@ def seal_share(plaintext: bytes, key: SealingKey, place: SealedPlace) -> bytes:
     """Return a share that only its party can open, and only for its place.
 
     Args:
-        plaintext: The share, as `protocol.shares` writes it. **Secret.**
+        plaintext: The share, as `protocol.modes.mpc.shares` writes it. **Secret.**
         key: The party's.
         place: Where it counts.
 

@@ -16,7 +16,7 @@ Commitments add up as their vectors and blindings do.
 - An opening is checked by one random combination of all rows. Its coefficients are
   hashed from everything it is about, so the verdict is the same for everybody.
 
-It deliberately proves nothing about what is committed to (see `protocol.norm_proof`),
+It deliberately proves nothing about what is committed to (see `protocol.modes.mpc.norm_proof`),
 and does not try to take the same time for every secret: it runs where the secret is.
 
 Sources: Pedersen 1991; RFC 9380 (hash-to-curve, suite
@@ -37,7 +37,7 @@ from numpy.typing import NDArray
 from py_arkworks_bls12381 import G1Point, Scalar
 
 from protocol.clipping import COMMITTED_LIMIT
-from protocol.limbs import LIMB_BITS, NUM_LIMBS, from_limbs, to_limbs
+from protocol.modes.mpc.limbs import LIMB_BITS, NUM_LIMBS, from_limbs, to_limbs
 
 #: r, the order of the group; draft-irtf-cfrg-pairing-friendly-curves section 4.2.1.
 SCALAR_ORDER: Final = 0x73EDA753299D7D483339D80809A1D80553BDA402FFFE5BFEFFFFFFFF00000001

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 COMPARISON_DOMAIN: Final = b"folkmoot/comparison/v1\n"
 MAX_FAR_THRESHOLD: Final = 2**62
-"""Of squared distances: below it nothing wraps; see `protocol.sketches`."""
+"""Of squared distances: below it nothing wraps; see `protocol.modes.mpc.sketches`."""
 MIN_COMPARED: Final = 3
 """Of two updates that are far apart nobody can say which is the outlier."""
 

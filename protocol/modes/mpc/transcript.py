@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 from typing import Final
 
-from protocol.commitments import SCALAR_ORDER
+from protocol.modes.mpc.commitments import SCALAR_ORDER
 
 STATE_SIZE: Final = 64
 SEED_SIZE: Final = 32

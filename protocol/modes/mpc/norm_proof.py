@@ -6,14 +6,14 @@ integers". The bound is exact, there is no trusted setup, and anybody checks it.
 The agent commits to the rows x_1 … x_m of its update, to four squares and to masks;
 with what else it says that is a `NormStatement`. The first challenge of its transcript
 is the seed of a projection R, the agent's own (ADR 0033); then it proves: `NormProof`.
-`protocol.norm_prover` does both; this module says what they are, and verifies.
+`protocol.modes.mpc.norm_prover` does both; this module says what they are, and verifies.
 
 Notation: n columns; row m+1 = (a, 0 …) with the four squares a; row M = m+2 =
 (y, 0 …) with K masks y; x' = rows 1 to m+1; all modulo r, λ_M = (ρ^t)_t.
 
 - Squares: Σ a² = B² - Σ x² (Lagrange), so Σ x'² = B² without a gap.
 - Projections: w = R x' + y over the integers, K of them, each in range. R_t,ij =
-  a_ti b_tj, in bits (`protocol.projections`). If some |x'_j| (the representative
+  a_ti b_tj, in bits (`protocol.modes.mpc.projections`). If some |x'_j| (the representative
   nearest to 0) were beyond 4 · MAX_PROJECTION, then each w_t would be out of range with
   a probability of at least ¼ (lemma 2 there). So all K = 309 are in range with 2^-128
   at the most, which is what guesses, by committing again and again, have to beat. If
@@ -43,7 +43,7 @@ What the verifier checks, with random weights in one multiplication of many poin
   message. Nobody knows R before all of the former is fixed, and nobody chooses it.
 - w hides R x' to within K · Σ|x'| / 2^114: 2^-66 for 10^6 values that are all as large
   as can be. Two proofs with the same masks y would show a combination of the update, so
-  nothing random serves twice (`protocol.norm_prover`).
+  nothing random serves twice (`protocol.modes.mpc.norm_prover`).
 
 It deliberately says nothing of the columns beyond the last value, the four squares and
 the K masks: they needn't be zero, they only count towards the norm. What excludes them
@@ -68,7 +68,7 @@ import numpy as np
 from py_arkworks_bls12381 import G1Point
 
 from protocol.clipping import COMMITTED_LIMIT
-from protocol.commitments import (
+from protocol.modes.mpc.commitments import (
     MIN_ROW_LENGTH,
     SCALAR_ORDER,
     SCALAR_SIZE,
@@ -82,15 +82,15 @@ from protocol.commitments import (
     parse_scalars,
     sum_products,
 )
-from protocol.limbs import EXACT_LIMIT, LIMB_BITS, from_limbs, to_limbs
-from protocol.projections import (
+from protocol.modes.mpc.limbs import EXACT_LIMIT, LIMB_BITS, from_limbs, to_limbs
+from protocol.modes.mpc.projections import (
     MAX_ROW_LENGTH,
     NUM_PROJECTIONS,
     SEED_SIZE,
     Projection,
     expand_stream,
 )
-from protocol.transcript import Transcript
+from protocol.modes.mpc.transcript import Transcript
 
 PROOF_DOMAIN: Final = b"folkmoot-norm-proof/v1\n"
 #: Masks are uniform in [-2^113, 2^113).

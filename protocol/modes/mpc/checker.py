@@ -10,7 +10,7 @@ Blobs:
 - commitments: rows, squares, masks; compressed points, 48 bytes each;
 - norm proof, links of a party (`ShareLinks`), its part of the sum (`PartialSum`):
   single-object encodings;
-- a sealed share: see `protocol.sealing`.
+- a sealed share: see `protocol.modes.mpc.sealing`.
 
 Sources: PRIVACY.md sections 1 to 3 and 9, ADR 0033.
 """
@@ -26,7 +26,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from protocol.commitments import (
+from protocol.configuration import get_mpc
+from protocol.model import RoundResult, apply_sum
+from protocol.modes.mpc.commitments import (
     POINT_SIZE,
     SCALAR_SIZE,
     InvalidEncodingError,
@@ -38,8 +40,7 @@ from protocol.commitments import (
     parse_scalar,
     parse_scalars,
 )
-from protocol.configuration import get_mpc
-from protocol.norm_proof import (
+from protocol.modes.mpc.norm_proof import (
     Challenges,
     InvalidProofError,
     NormProof,
@@ -50,11 +51,15 @@ from protocol.norm_proof import (
     start_transcript,
     verify_norm_proofs,
 )
-from protocol.plain import RoundResult, apply_sum
-from protocol.projections import NUM_PROJECTIONS, Projection
-from protocol.sealing import SealedPlace, SealError, SealingSecretKey, open_share
-from protocol.secret_round import Committed, SecretRound
-from protocol.share_link import (
+from protocol.modes.mpc.projections import NUM_PROJECTIONS, Projection
+from protocol.modes.mpc.round import Committed, SecretRound
+from protocol.modes.mpc.sealing import (
+    SealedPlace,
+    SealError,
+    SealingSecretKey,
+    open_share,
+)
+from protocol.modes.mpc.share_link import (
     NUM_SUM_PROJECTIONS,
     Link,
     PartySum,
@@ -68,7 +73,7 @@ from protocol.share_link import (
     verify_link,
     verify_party_sum,
 )
-from protocol.shares import Share, ShareRefusedError, ShareShape, parse_share
+from protocol.modes.mpc.shares import Share, ShareRefusedError, ShareShape, parse_share
 from schemas import codec
 from schemas import events as e
 from schemas.reasons import Reason

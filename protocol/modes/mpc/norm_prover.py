@@ -4,7 +4,7 @@
     …                                           # share state's secrets, seal the shares
     proof = prove_norm(state.bind(context))     # the context names the sealed shares
 
-The notation is that of `protocol.norm_proof`.
+The notation is that of `protocol.modes.mpc.norm_proof`.
 
 - A state is bound to one context. Two proofs under different ones have different
   projections and the same masks: their difference is a combination of the update in the
@@ -33,7 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protocol.clipping import COMMITTED_LIMIT, compute_squared_norm
-from protocol.commitments import (
+from protocol.modes.mpc.commitments import (
     SCALAR_ORDER,
     WIDE_SCALAR_SIZE,
     choose_row_length,
@@ -44,8 +44,14 @@ from protocol.commitments import (
     encode_scalar,
     to_rows,
 )
-from protocol.limbs import EXACT_LIMIT, LIMB_BITS, NUM_LIMBS, from_limbs, to_limbs
-from protocol.norm_proof import (
+from protocol.modes.mpc.limbs import (
+    EXACT_LIMIT,
+    LIMB_BITS,
+    NUM_LIMBS,
+    from_limbs,
+    to_limbs,
+)
+from protocol.modes.mpc.norm_proof import (
     MASK_BITS,
     MAX_ENTRIES,
     NUM_SQUARES,
@@ -59,7 +65,7 @@ from protocol.norm_proof import (
     expand_projection,
     start_transcript,
 )
-from protocol.projections import (
+from protocol.modes.mpc.projections import (
     MAX_ROW_LENGTH,
     NUM_PROJECTIONS,
     SEED_SIZE,

@@ -5,7 +5,7 @@ the rounds decider's own step. It keeps what counted, not what was said: an even
 the decider refused is not here.
 
 Deliberately not here: rules (`protocol.rounds`) and what is in the blobs
-(`protocol.mpc`).
+(`protocol.modes.mpc.checker`).
 """
 
 from __future__ import annotations

@@ -28,8 +28,8 @@ A share in plaintext, all integers little-endian:
     kind 0: the seed, 32 bytes
     kind 1: x, a, y (u64 each) | blindings, opening (32 bytes each, below r)
 
-It deliberately knows neither keys (see `protocol.sealing`) nor sums (see
-`protocol.share_link`).
+It deliberately knows neither keys (see `protocol.modes.mpc.sealing`) nor sums (see
+`protocol.modes.mpc.share_link`).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 
-from protocol.commitments import (
+from protocol.modes.mpc.commitments import (
     SCALAR_ORDER,
     SCALAR_SIZE,
     WIDE_SCALAR_SIZE,
@@ -53,9 +53,9 @@ from protocol.commitments import (
     parse_point,
     parse_scalars,
 )
-from protocol.norm_proof import NUM_SQUARES
-from protocol.norm_prover import ProverState
-from protocol.projections import NUM_PROJECTIONS
+from protocol.modes.mpc.norm_proof import NUM_SQUARES
+from protocol.modes.mpc.norm_prover import ProverState
+from protocol.modes.mpc.projections import NUM_PROJECTIONS
 
 SHARE_MAGIC: Final = b"folkmoot-share/v1\n"
 #: Blindings besides those of the rows: squares, masks, mask commitment.

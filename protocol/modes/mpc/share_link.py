@@ -1,7 +1,7 @@
 """That shares add up to what was committed to, and sums to what was shared.
 
 Parties hold shares modulo 2^64 of an update that is committed to modulo r. The bridges
-are projections (`protocol.projections`): K rows, from a seed that nobody knew before
+are projections (`protocol.modes.mpc.projections`): K rows, from a seed that nobody knew before
 everything they are about was fixed (ADR 0033).
 
 **Link.** For agent i, R_i is the projection of its norm proof: its seed is a hash over
@@ -19,7 +19,7 @@ the agent committed to. `verify_link` demands Σ_j P_ij = w_i modulo 2^64 and
   from w_i and s_z, which are public. So links show nothing that the proof doesn't.
 - A link may be said again, it is the same bytes. The same masks under another
   projection or another challenge would show a combination of the update: a party links
-  one commitment in one statement with one proof (see `protocol.parties`).
+  one commitment in one statement with one proof (see `protocol.modes.mpc.party_memory`).
 - Where a link fails, the agent or one of the parties lied; it does not tell which.
 
 **Sum.** R' is another projection, with K' = 78 rows, of the values alone: its seed is a
@@ -40,13 +40,13 @@ agents.
   would not find more. Commitments to share vectors would (PRIVACY.md section 3b), at
   several times the work of the commitment to the update.
 - An honest party is never named: both checks hold by construction, whatever agents
-  share, once `protocol.shares.parse_share` has passed their share.
+  share, once `protocol.modes.mpc.shares.parse_share` has passed their share.
 - P'_ij shows nothing while y'_ij is unknown, and Y'_j follows from S_j and the P'_ij.
 - The squares' shares are in no sum: their own sum would show more of the agents' norms
   than the sum of updates does.
 
 It deliberately adds no noise to sums yet, and does not know who may be summed (see
-`protocol.parties`).
+`protocol.modes.mpc.party_memory`).
 """
 
 from __future__ import annotations
@@ -61,14 +61,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protocol.aggregation import MAX_TOTAL_EXAMPLES
-from protocol.commitments import (
+from protocol.modes.mpc.commitments import (
     SCALAR_ORDER,
     combine_points,
     commit_scalars,
     verify_opening,
 )
-from protocol.projections import NUM_PROJECTIONS, Projection, expand_stream
-from protocol.shares import Share, ShareShape
+from protocol.modes.mpc.projections import NUM_PROJECTIONS, Projection, expand_stream
+from protocol.modes.mpc.shares import Share, ShareShape
 
 SUM_MASK_DOMAIN: Final = b"folkmoot/sum-masks/v1\n"
 #: K': rows of the sum's projection, which miss a fault with (3/4)^78 < 2^-32.

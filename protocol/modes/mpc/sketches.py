@@ -3,7 +3,7 @@
 The norm proof bounds an update's length. It does not say that the update points where
 others do. So the parties compare updates in pairs, on sketches of their secret shares
 (see `streams.robustness`), and open one bit per pair: whether it is far apart. Here are
-the sketch and the threshold; what follows from the bits is in `protocol.far_pairs`.
+the sketch and the threshold; what follows from the bits is in `protocol.modes.mpc.far_pairs`.
 
 **Sketch.** A count-sketch: value k of an update is added to bucket h(k) with sign s(k);
 512 buckets. All updates of a round have the same h and s, from a seed that follows from
@@ -36,8 +36,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from protocol.far_pairs import MAX_FAR_THRESHOLD
-from protocol.projections import expand_stream
+from protocol.modes.mpc.far_pairs import MAX_FAR_THRESHOLD
+from protocol.modes.mpc.projections import expand_stream
 
 SKETCH_DOMAIN: Final = b"folkmoot/sketch/v1\n"
 NUM_BUCKETS: Final = 512

@@ -1,0 +1,1 @@
+"""Aggregation modes: one module or folder for each."""

@@ -1,0 +1,1 @@
+"""Aggregation MPC: parties add up shares, and nobody sees an update."""
