@@ -45,7 +45,7 @@ class Training:
     """
 
     def __init__(self, data: Mapping[str, Any]) -> None:
-        from producers.training import initial_tensors  # loads torch
+        from producers.agent.training import initial_tensors  # loads torch
 
         module, _ = _load()
         self._data = data
@@ -55,15 +55,15 @@ class Training:
 
     def draw(self, seed: int) -> Vector:
         """Return another initial model."""
-        from producers.training import initial_tensors  # loads torch
+        from producers.agent.training import initial_tensors  # loads torch
 
         tensors = initial_tensors(module=_load()[0], module_config={}, seed=seed)
         return flatten(tensors, self._manifest).astype(np.float64)
 
     def train(self, base: Vector, number: int) -> dict[str, Update]:
         """Return every agent's update of a base model in a round of this number."""
-        from producers.agent import _compute_seed  # loads the agent
-        from producers.training import train  # loads torch
+        from producers.agent.agent import _compute_seed  # loads the agent
+        from producers.agent.training import train  # loads torch
 
         module, data_module = _load()
         tensors = unflatten(base.astype(np.float32), self._manifest)

@@ -452,7 +452,7 @@ class _Demo:
 
     def _train_for_comparison(self) -> tuple[dict[str, float], float]:
         from adapters.imports import load_class
-        from producers.training import evaluate, initial_tensors, train
+        from producers.agent.training import evaluate, initial_tensors, train
 
         module = load_class(self.example.module, ("producers.examples",))
         data_module = load_class(self.example.data_module, ("producers.examples",))
@@ -494,4 +494,4 @@ def _bar(accuracy: float, colour: str) -> str:
 
 
 def _load_torch() -> None:
-    import producers.training  # noqa: F401
+    import producers.agent.training  # noqa: F401

@@ -882,7 +882,7 @@ def agent_accept_task(
 ) -> None:
     """Let an agent on this machine run a task that the operator has changed."""
     from cli.services import agent_directory
-    from producers.agent_terms import accept_task
+    from producers.agent.terms import accept_task
 
     settings = _settings()
     accept_task(

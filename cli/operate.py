@@ -105,7 +105,7 @@ def create_federation(
         StackError: the model's state cannot be exchanged, a principal is not one, or
             the module's configuration is not JSON.
     """
-    from producers.training import initialise  # loads torch
+    from producers.agent.training import initialise  # loads torch
 
     keys = settings.state_directory / "keys"
     if "OPERATOR" in principals:

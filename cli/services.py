@@ -209,8 +209,8 @@ def run_agent(
     """Run an agent in this process until it is told to stop."""
     from adapters import telemetry
     from adapters.topic_config import warn_of_topics
-    from producers.agent import Agent, AgentOptions
-    from producers.agent_terms import Floors
+    from producers.agent.agent import Agent, AgentOptions
+    from producers.agent.terms import Floors
 
     _log_to_stderr(settings.log_level)
     # Not the agent's to mend, and the services refuse to run on them.

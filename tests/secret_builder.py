@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 import streams.app
 from adapters.party_identity import PartyIdentity
 from adapters.settings import Settings
-from producers import secret_update
+from producers.modes import mpc as secret_update
 from protocol.configuration import get_mpc
 from protocol.contributions import Contribution
 from protocol.log import OpenedLeaf

@@ -123,7 +123,7 @@ from ledger.tiles import (
 )
 from ledger.votes import VotesLostError, VoteState
 from ledger.witness import InvalidRequestError, format_request, judge, parse_request
-from producers.agent import Agent
+from producers.agent.agent import Agent
 from producers.timer import Timer
 from protocol import admission, validation
 from protocol.admission import AdmissionState, Received

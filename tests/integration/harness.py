@@ -48,7 +48,7 @@ from cli.services import FAUST_SERVICES, Supervisor
 from cli.stack import Endpoints, LocalStack
 from ledger.signing import SigningKey
 from producers.control import Operator, Parameters, load_principals
-from producers.secret_update import prove, share
+from producers.modes.mpc import prove, share
 from protocol.configuration import get_mpc
 from protocol.encoding import update_to_blob
 from protocol.envelope import NO_GENESIS, sign_event

@@ -506,7 +506,7 @@ import os
 import signal
 import sys
 
-import producers.training  # torch: once it asks to join, it is quick enough for a round
+import producers.agent.training  # torch: once it asks to join, it is quick enough for a round
 from adapters.blobs import BlobStore
 from cli.main import main
 

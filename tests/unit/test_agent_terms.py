@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from adapters.kafka_log import Genesis
-from producers.agent_terms import Floors, Terms, accept_task
+from producers.agent.terms import Floors, Terms, accept_task
 from protocol.changes import make_change
 from protocol.configuration import compute_task_digest
 from schemas import events as e

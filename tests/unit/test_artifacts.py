@@ -15,11 +15,11 @@ from pytorch_lightning import LightningModule  # noqa: E402
 from adapters.models import StateMismatchError, read_state  # noqa: E402
 from consumers.export import artifacts  # noqa: E402
 from consumers.export.artifacts import ExportError, export_model  # noqa: E402
+from producers.agent.training import evaluate, initial_tensors, train  # noqa: E402
 from producers.examples.breast_cancer import (  # noqa: E402
     BreastCancerDataModule,
     BreastCancerModule,
 )
-from producers.training import evaluate, initial_tensors, train  # noqa: E402
 
 MODEL = {
     "module": BreastCancerModule,

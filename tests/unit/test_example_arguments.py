@@ -16,7 +16,9 @@ torch = pytest.importorskip("torch")
 
 from adapters.imports import ImportRefusedError, load_class  # noqa: E402
 from cli.main import DEFAULT_ALLOWED  # noqa: E402
-from producers.agent import Agent, AgentOptions  # noqa: E402
+from producers.agent.agent import Agent, AgentOptions  # noqa: E402
+from producers.agent.kept_update import UpdateKeeper  # noqa: E402
+from producers.agent.training import TrainingError, initial_tensors, train  # noqa: E402
 from producers.arguments import (  # noqa: E402
     ArgumentError,
     check_float,
@@ -30,8 +32,6 @@ from producers.examples.synthetic import (  # noqa: E402
     SyntheticDataModule,
     SyntheticModule,
 )
-from producers.kept_update import UpdateKeeper  # noqa: E402
-from producers.training import TrainingError, initial_tensors, train  # noqa: E402
 from protocol.exchanged_state import (  # noqa: E402
     Model,
     StateClass,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-import producers.receipts
+import producers.agent.receipts
 import tests.builders
 from adapters.kafka import END, KafkaUnavailableError, Pause
 from adapters.kafka_log import ReadBlock, UntrustedFederationError
@@ -19,7 +19,7 @@ from adapters.tile_store import TileStore
 from ledger.checkpoint import Checkpoint, cosign_checkpoint, sign_checkpoint
 from ledger.merkle import leaf_hash
 from ledger.proof_file import FILE_EXTENSION, verify_receipt
-from producers.receipts import ASK_EVERY_S, ReceiptKeeper
+from producers.agent.receipts import ASK_EVERY_S, ReceiptKeeper
 from protocol.admission import make_policy
 from protocol.log import LogError, OpenedLeaf
 from schemas import codec
@@ -109,7 +109,7 @@ class Clock:
 @pytest.fixture(autouse=True)
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(producers.receipts.time, "monotonic", clock)
+    monkeypatch.setattr(producers.agent.receipts.time, "monotonic", clock)
     return clock
 
 
@@ -360,8 +360,8 @@ def follow(
         yield from read_blocks(life)
         yield END
 
-    monkeypatch.setattr(producers.receipts, "follow_log", follow_log)
-    monkeypatch.setattr(producers.receipts.time, "sleep", slept.append)
+    monkeypatch.setattr(producers.agent.receipts, "follow_log", follow_log)
+    monkeypatch.setattr(producers.agent.receipts.time, "sleep", slept.append)
     keeper.run(lambda: not left)
     assert len(slept) == sum(isinstance(life, Exception) for life in lives)
 

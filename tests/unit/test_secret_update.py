@@ -11,20 +11,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-import producers.agent
+import producers.agent.agent
 from adapters.kafka import Record, make_headers
 from adapters.kafka_log import Genesis
 from ledger.merkle import leaf_hash
-from producers.agent import Agent, AgentOptions
-from producers.agent_directory import (
+from producers.agent.agent import Agent, AgentOptions
+from producers.agent.directory import (
     AgentDirectory,
     AgentDirectoryError,
     write_private,
 )
-from producers.agent_terms import Floors, Terms
-from producers.kept_update import KeptUpdate, UpdateKeeper
-from producers.receipts import ANSWERS
-from producers.secret_update import commit, encode_values
+from producers.agent.kept_update import KeptUpdate, UpdateKeeper
+from producers.agent.receipts import ANSWERS
+from producers.agent.terms import Floors, Terms
+from producers.modes.mpc import commit, encode_values
 from protocol.clipping import NormBoundTooSmallError, compute_squared_norm
 from protocol.configuration import get_mpc
 from protocol.envelope import sign_event
@@ -296,7 +296,7 @@ def test_a_disk_holds_nothing_random_of_an_update(world, started, monkeypatch):
         states.append(state)
         return split_update(state, *others)
 
-    monkeypatch.setattr("producers.secret_update.split_update", remember)
+    monkeypatch.setattr("producers.modes.mpc.split_update", remember)
     world.start().hear(started)
     (state,) = states
     names = {path.suffix for path in world.directory.iterdir()}
@@ -694,7 +694,7 @@ def test_an_agent_recalls_the_log_before_it_speaks(
 ):
     """The copy of a real directory, with the log as it is by now."""
     reads = list(read_blocks(answered))
-    monkeypatch.setattr(producers.agent, "read_log", lambda *_, **__: iter(reads))
+    monkeypatch.setattr(producers.agent.agent, "read_log", lambda *_, **__: iter(reads))
     world.start()._enrol()
     assert caplog.text.count("ANSWERED_ELSEWHERE") == 1
     world.last.hear(started)
@@ -727,7 +727,7 @@ def test_bytes_that_are_drawn_twice_give_no_mask_twice(log, started, monkeypatch
         states.append(state)
         return split_update(state, *others)
 
-    monkeypatch.setattr("producers.secret_update.split_update", remember)
+    monkeypatch.setattr("producers.modes.mpc.split_update", remember)
     made = []
     for number in range(2):
         delta = np.full(log.num_parameters, 0.001 * (what == "update") * number)
@@ -790,7 +790,7 @@ def test_nothing_secret_is_shown(world, started, caplog, monkeypatch):
         return split_update(state, *others)
 
     monkeypatch.setattr(norm_prover, "_compute_coefficients", remember)
-    monkeypatch.setattr("producers.secret_update.split_update", remember_state)
+    monkeypatch.setattr("producers.modes.mpc.split_update", remember_state)
     agent = world.start()
     live(world, [started], agent)
     [polynomial], [state] = polynomials, states

@@ -11,6 +11,13 @@ from adapters.models import (  # noqa: E402
     read_state,
     write_state,
 )
+from producers.agent.training import (  # noqa: E402
+    TrainingError,
+    evaluate,
+    initial_tensors,
+    initialise,
+    train,
+)
 from producers.examples.breast_cancer import (  # noqa: E402
     _SCALES,
     BreastCancerDataModule,
@@ -21,13 +28,6 @@ from producers.examples.partition import divide_by_label  # noqa: E402
 from producers.examples.synthetic import (  # noqa: E402
     SyntheticDataModule,
     SyntheticModule,
-)
-from producers.training import (  # noqa: E402
-    TrainingError,
-    evaluate,
-    initial_tensors,
-    initialise,
-    train,
 )
 from protocol.aggregation import Accumulator  # noqa: E402
 from protocol.encoding import encode_update  # noqa: E402

@@ -8,7 +8,7 @@ runs only code that its own settings allow.
 It may be killed at any moment: what it is about to say is on disk before it is said,
 so after a restart it says the very same thing. If the log has something under its key
 that is not on its disk, the disk is an old copy, or somebody else has the key: then it
-says nothing more in that round (`producers.agent_directory`).
+says nothing more in that round (`producers.agent.directory`).
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ from adapters.schema_registry import FramingError, SchemaRegistry
 from adapters.settings import Settings
 from ledger.merkle import leaf_hash
 from ledger.signing import InvalidSignatureError
-from producers.agent_directory import PAGE, AgentDirectory, write_private
-from producers.agent_terms import Floors, Terms
+from producers.agent.directory import PAGE, AgentDirectory, write_private
+from producers.agent.kept_update import KeptUpdate, UpdateKeeper
+from producers.agent.receipts import ANSWERS, ReceiptKeeper
+from producers.agent.terms import Floors, Terms
 from producers.arguments import ArgumentError
-from producers.kept_update import KeptUpdate, UpdateKeeper
-from producers.receipts import ANSWERS, ReceiptKeeper
-from producers.secret_update import commit, encode_values
+from producers.modes.mpc import commit, encode_values
 from protocol.cohort import is_drawn
 from protocol.encoding import (
     NotFiniteError,
@@ -140,7 +140,7 @@ class Agent:
         """
         if not self._join(should_stop):
             return
-        import producers.training  # noqa: F401, PLC0415  # torch, before the first round waits
+        import producers.agent.training  # noqa: F401, PLC0415  # torch, before the first round waits
 
         keeper = ReceiptKeeper(
             self._settings,
@@ -469,7 +469,7 @@ class Agent:
         self, started: RoundStarted
     ) -> tuple[NDArray[np.floating[Any]], int, int | None]:
         """Return the update, the number of examples, and the loss in millionths."""
-        from producers.training import train  # noqa: PLC0415  # loads torch
+        from producers.agent.training import train  # noqa: PLC0415  # loads torch
 
         options, task = self._options, started.task
         base_blob = self._store.fetch(

@@ -18,7 +18,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from producers.agent_directory import write_private
+from producers.agent.directory import write_private
 from schemas.events import FederationConfigured, RoundStarted
 
 SUFFIX: Final = ".update"

@@ -1,7 +1,7 @@
 """An agent's side of a round whose updates nobody sees: all that it says, at once.
 
 The message is computed in memory: commitments, sealed shares, norm proof. Then its
-blobs are stored, and what refers to them is written down and said (`producers.agent`).
+blobs are stored, and what refers to them is written down and said (`producers.agent.agent`).
 An agent that is killed before it was written down starts afresh, and draws everything
 random anew: two proofs with the same masks would show combinations of the update. So
 nothing random is ever on the agent's disk, and no copy of its directory can prove

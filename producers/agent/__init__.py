@@ -1,0 +1,1 @@
+"""The agent: a data owner's process, its terms, its training, its receipts."""
