@@ -109,7 +109,7 @@ def run_party(
     name = _demand_name("party", name, "`moot party init` makes its keys")
     from adapters.settings import load_settings
     from streams.app import serve
-    from streams.party import make_party
+    from streams.mpc.party import make_party
 
     fewest = max(2, min_cohort or load_settings().min_cohort)
     serve(make_party(name, min_cohort=fewest, listen_host=listen_host))
@@ -123,7 +123,7 @@ def run_dealer(name: str | None) -> None:
     """
     name = _demand_name("dealer", name, "`moot dealer init` makes its key")
     from streams.app import serve
-    from streams.dealer import make_dealer
+    from streams.mpc.dealer import make_dealer
 
     serve(make_dealer(name))
 

@@ -45,7 +45,7 @@ from protocol.modes.mpc.sealing import SealingSecretKey
 from protocol.modes.mpc.sketches import Sketch
 from schemas import codec
 from schemas import events as e
-from streams.party import Party, PartyState, make_step
+from streams.mpc.party import Party, PartyState, make_step
 from tests.builders import LogBuilder, make_key
 from tests.sealed import list_contributions
 

@@ -42,8 +42,8 @@ EXEMPT: Final = {
     "protocol/modes/mpc/share_link.py:SumMasks": OURS,
     "protocol/modes/mpc/shares.py:split_update": OURS,
     "protocol/modes/mpc/sketches.py": OURS,
-    "streams/crypten_alias.py": "takes frames of known size and type off the link",
-    "streams/robustness.py:_demand_same": "takes a frame of known size off the link",
+    "streams/mpc/crypten_alias.py": "takes frames of known size and type off the link",
+    "streams/mpc/robustness.py:_demand_same": "takes a frame of known size off the link",
     # Kafka's records, once they are unpacked.
     "protocol/log.py:read_block": HANDS_ON,
     "adapters/kafka_log.py:read_log": HANDS_ON,

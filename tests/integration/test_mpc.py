@@ -321,27 +321,27 @@ from dataclasses import replace
 
 import numpy as np
 
-import streams.party
+import streams.mpc.party
 from streams.app import serve
 
-compute_sum = streams.party.Party._sum
+compute_sum = streams.mpc.party.Party._sum
 name, number = sys.argv[1:]
 
 
 def lie(self, secret, sealed):
-    encode_partial = streams.party.encode_partial
+    encode_partial = streams.mpc.party.encode_partial
     if sealed.round == int(number):  # it may read earlier ones again
-        streams.party.encode_partial = lambda party_sum: encode_partial(
+        streams.mpc.party.encode_partial = lambda party_sum: encode_partial(
             replace(party_sum, values=party_sum.values + np.uint64(1))
         )
     try:
         return compute_sum(self, secret, sealed)
     finally:
-        streams.party.encode_partial = encode_partial
+        streams.mpc.party.encode_partial = encode_partial
 
 
-streams.party.Party._sum = lie
-serve(streams.party.make_party(name))
+streams.mpc.party.Party._sum = lie
+serve(streams.mpc.party.make_party(name))
 """
 
 

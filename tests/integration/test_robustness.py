@@ -24,8 +24,8 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from adapters.party_link import LinkError, LinkFailure, LinkPlan, PartyLink, Peer
 from protocol.modes.mpc.far_pairs import MAX_FAR_THRESHOLD, flag
 from protocol.modes.mpc.sketches import NUM_BUCKETS, Sketch, compute_threshold
-from streams import robustness
-from streams.robustness import (
+from streams.mpc import robustness
+from streams.mpc.robustness import (
     MAX_AGENTS,
     RobustnessError,
     RobustnessFailure,
@@ -37,7 +37,7 @@ from streams.robustness import (
     run_find_far,
 )
 
-ALIAS = "streams.crypten_alias"
+ALIAS = "streams.mpc.crypten_alias"
 CONTEXT = b"round 7"
 THRESHOLD = 1_000_000
 
@@ -180,7 +180,7 @@ def test_bits_are_exact_for_however_many_parties(num_parties, threshold):
 CHILD = """
 import os, pickle, signal, sys
 from adapters.party_link import PartyLink
-from streams.robustness import find_far, serve_dealer
+from streams.mpc.robustness import find_far, serve_dealer
 
 class Dying(PartyLink):
     left = int(sys.argv[1])
@@ -300,7 +300,7 @@ def run_in_threads(
 
     fault = SimpleNamespace(compute_far_bits=compute_far_bits)
     monkeypatch.setitem(sys.modules, ALIAS, fault)
-    monkeypatch.setattr("streams.crypten_alias", fault, raising=False)
+    monkeypatch.setattr("streams.mpc.crypten_alias", fault, raising=False)
     plans = make_plans(2)
     sketches = np.zeros((3, NUM_BUCKETS), dtype=np.uint64)
 
@@ -435,7 +435,8 @@ def test_nothing_is_computed_or_sent_if_crypten_is_set_to_what_leaks(
 ):
     program = f"""
 import numpy as np
-from streams import crypten_alias, robustness
+from streams.mpc import crypten_alias
+from streams.mpc import robustness
 crypten_alias.cfg.mpc.{setting} = "{value}"
 try:
     crypten_alias.compute_far_bits(None, np.zeros((2, 512), np.uint64), 1)  # no link
@@ -447,7 +448,7 @@ except robustness.UnsafeConfigurationError as error:
 
 def test_the_module_that_the_party_imports_loads_no_torch():
     program = """
-import sys, streams.robustness
+import sys, streams.mpc.robustness
 print([name for name in ("torch", "crypten") if name in sys.modules])
 """
     assert run_python(program).strip() == "[]"
@@ -456,7 +457,7 @@ print([name for name in ("torch", "crypten") if name in sys.modules])
 def test_masks_are_aes_and_never_torchs_generators():
     program = """
 import torch
-from streams import crypten_alias as alias
+from streams.mpc import crypten_alias as alias
 for name in ("randint", "rand", "manual_seed"):
     setattr(torch, name, None)
 first, second = alias._Stream(bytes(range(32))), alias._Stream(bytes(range(32)))
@@ -480,8 +481,8 @@ print(whole.numpy().tobytes().hex())
 def test_a_dealer_deals_only_what_this_takes():
     program = """
 import numpy as np
-from streams.crypten_alias import MAX_DEALT_WORDS, _parse_request
-from streams.robustness import RobustnessError
+from streams.mpc.crypten_alias import MAX_DEALT_WORDS, _parse_request
+from streams.mpc.robustness import RobustnessError
 
 def is_dealt(*numbers, dtype=np.int64):
     try:

@@ -12,9 +12,9 @@ from protocol.configuration import list_parties
 from protocol.modes.mpc.party_memory import PartyRefusesError, RefusalCode
 from protocol.modes.mpc.round import SecretRound
 from schemas import events as e
-from streams import comparing, robustness
-from streams.comparing import Comparer, make_link_plan
-from streams.robustness import RobustnessError, RobustnessFailure
+from streams.mpc import comparing, robustness
+from streams.mpc.comparing import Comparer, make_link_plan
+from streams.mpc.robustness import RobustnessError, RobustnessFailure
 from tests.simulation.federation import (
     BASE,
     COMPARING_CONFIG,

@@ -44,7 +44,7 @@ from protocol.modes.mpc.sealing import SealError, open_share, seal_share
 from schemas import codec, topics
 from schemas import events as e
 from schemas.reasons import Reason
-from streams.comparing import make_link_plan
+from streams.mpc.comparing import make_link_plan
 from tests.architecture.golden import make_example
 from tests.attesting import Nodes
 from tests.builders import LogBuilder, frame, make_key, make_nodes, unframe

@@ -128,7 +128,7 @@ def test_a_sum_of_which_a_part_is_missing_is_waited_for_if_nobody_else_is_left()
 
 
 def _work(secret):
-    from streams.party import Work
+    from streams.mpc.party import Work
 
     return Work(secret, "")
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-import streams.party
+import streams.mpc.party
 from adapters.party_identity import PartyIdentity
 from adapters.party_log import PartyLog, create_party_log
 from protocol.log import LogState, OpenedLeaf
@@ -20,7 +20,7 @@ from schemas import codec
 from schemas import events as e
 from schemas.reasons import Reason
 from streams.following import Followed, Follower
-from streams.party import PartyState, make_step
+from streams.mpc.party import PartyState, make_step
 from tests.builders import BlobDict, make_key
 from tests.secret_builder import (
     build_secret_log,
@@ -203,7 +203,7 @@ def party(directory, blobs):
 
 
 def make(memory, blobs, *, identity=None, name=ME, min_cohort=2):
-    return streams.party.Party(
+    return streams.mpc.party.Party(
         name, identity or make_identity(ME), memory, blobs, min_cohort=min_cohort
     )
 
@@ -246,7 +246,7 @@ def test_an_honest_party_says_what_everybody_can_check(
 
 def test_what_it_says_has_the_trace_of_what_it_was_asked(party, asked_to_link):
     parent = f"00-{'ab' * 16}-{'cd' * 8}-01"
-    ((event, traceparent),) = party.do([streams.party.Work(asked_to_link, parent)])
+    ((event, traceparent),) = party.do([streams.mpc.party.Work(asked_to_link, parent)])
     assert isinstance(event, e.SharesLinked)
     assert traceparent.split("-")[1] == "ab" * 16
     assert traceparent != parent
@@ -255,7 +255,7 @@ def test_what_it_says_has_the_trace_of_what_it_was_asked(party, asked_to_link):
 def test_shares_are_linked_a_few_at_a_time_with_the_same_result(
     log, party, asked_to_link, monkeypatch
 ):
-    monkeypatch.setattr(streams.party, "LINKED_TOGETHER", 2)
+    monkeypatch.setattr(streams.mpc.party, "LINKED_TOGETHER", 2)
     assert len(asked_to_link.waiting) == 5
     assert party.answer(asked_to_link) == said(log, e.SharesLinked)
 
@@ -372,13 +372,13 @@ def refuses(party, secret, blobs, caplog, code):
     # A rule of its memory ends the round; anything else may pass.
     if code not in set(RefusalCode):
         assert answer is None
-        assert party.do([streams.party.Work(secret, "")]) == []
+        assert party.do([streams.mpc.party.Work(secret, "")]) == []
         return
     assert isinstance(answer, e.PartyDeclined)
     assert (answer.party, answer.round) == (ME, secret.started.round)
     assert answer.reason == code
     assert find_problem(answer) is None
-    assert [event for event, _ in party.do([streams.party.Work(secret, "")])] == [
+    assert [event for event, _ in party.do([streams.mpc.party.Work(secret, "")])] == [
         answer
     ]
 

@@ -8,7 +8,7 @@ from protocol.modes.mpc.round import SecretRound
 from protocol.persistent import PersistentMap
 from protocol.rounds import DECIDER
 from schemas import events as e
-from streams.party import PartyState, find_debt
+from streams.mpc.party import PartyState, find_debt
 from tests.simulation.federation import (
     AGENTS,
     GENESIS,

@@ -2,7 +2,7 @@
 
 The norm proof bounds an update's length. It does not say that the update points where
 others do. So the parties compare updates in pairs, on sketches of their secret shares
-(see `streams.robustness`), and open one bit per pair: whether it is far apart. Here are
+(see `streams.mpc.robustness`), and open one bit per pair: whether it is far apart. Here are
 the sketch and the threshold; what follows from the bits is in `protocol.modes.mpc.far_pairs`.
 
 **Sketch.** A count-sketch: value k of an update is added to bucket h(k) with sign s(k);

@@ -1,7 +1,7 @@
 """The dealer: gives the parties what they compare updates with.
 
 Random numbers that fit together, from which it learns nothing, whatever the parties
-make of them. It must not be in league with a party: see `streams.crypten_alias`. It
+make of them. It must not be in league with a party: see `streams.mpc.crypten_alias`. It
 follows the log only to know when it is needed, and says nothing on it.
 """
 
@@ -16,10 +16,10 @@ from adapters.settings import load_settings
 from protocol.modes.mpc.round import SecretRound
 from schemas import topics
 from streams.app import Service, fail_stop, make_service_with_key
-from streams.comparing import Comparer, make_link_plan
 from streams.following import Follower
-from streams.party import PartyState, follow_secret
-from streams.robustness import run_dealer
+from streams.mpc.comparing import Comparer, make_link_plan
+from streams.mpc.party import PartyState, follow_secret
+from streams.mpc.robustness import run_dealer
 
 
 def make_dealer(name: str) -> Service:

@@ -32,7 +32,7 @@ from protocol.modes.mpc.checker import SecretRoundError
 from protocol.modes.mpc.party_memory import PartyRefusesError
 from protocol.modes.mpc.round import SecretRound
 from schemas.events import FederationConfigured
-from streams.robustness import RobustnessError
+from streams.mpc.robustness import RobustnessError
 
 log = logging.getLogger(__name__)
 

@@ -38,7 +38,7 @@ from torch.onnx._internal.torchscript_exporter import registration
 
 from adapters.party_link import ArrayKind, PartyLink
 from protocol.modes.mpc.sketches import NUM_BUCKETS
-from streams.robustness import (
+from streams.mpc.robustness import (
     MAX_AGENTS,
     RobustnessError,
     RobustnessFailure,

@@ -64,10 +64,10 @@ from schemas import events as e
 from schemas import topics
 from schemas.reasons import Reason
 from streams.app import Service, Source, fail_stop, make_service_with_key
-from streams.comparing import Comparer, make_link_plan
 from streams.completing import complete
 from streams.following import Follower
-from streams.robustness import run_find_far
+from streams.mpc.comparing import Comparer, make_link_plan
+from streams.mpc.robustness import run_find_far
 from streams.verifying import Verifying
 
 log = logging.getLogger(__name__)

@@ -1,0 +1,1 @@
+"""What the parties and dealers of aggregation MPC run."""
