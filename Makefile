@@ -8,7 +8,7 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-interop test-nightly fuzz lint bench clean uv stack-tools
 
-# Kept in step with cli/fetch.py (cache_directory).
+# Kept in step with cli/stack/fetch.py (cache_directory).
 CACHE := $(shell \
 	if [ -n "$$FOLKMOOT_CACHE" ]; then echo "$$FOLKMOOT_CACHE"; \
 	elif [ "$$(uname)" = Darwin ]; then echo "$$HOME/Library/Caches/folkmoot"; \

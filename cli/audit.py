@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import typer
 
 from cli.audit_show import render
-from cli.processes import read_at_most
 from cli.show import say, say_error, say_json
+from cli.stack.processes import read_at_most
 
 if TYPE_CHECKING:
     from adapters.kafka import Record

@@ -14,8 +14,8 @@ from cli.bench_report import (
     render_document,
     replace_section,
 )
-from cli.processes import StackError
 from cli.show import say
+from cli.stack.processes import StackError
 
 BENCHMARKS: Final = (
     "sequencer",

@@ -29,7 +29,7 @@ from cli.bench_report import (
     show_hot_spots,
     show_target,
 )
-from cli.processes import StackError
+from cli.stack.processes import StackError
 from consumers.audit.auditor import run_audit
 from consumers.audit.bundle import BundleWriter
 from ledger.signing import SigningKey

@@ -27,7 +27,7 @@ from cli.bench_federation import (
 )
 from cli.bench_node import Cost
 from cli.bench_report import Section, Table, measure_rate, show, show_target
-from cli.processes import StackError
+from cli.stack.processes import StackError
 from consumers.audit.auditor import run_audit
 from ledger.checkpoint import (
     Checkpoint,

@@ -25,7 +25,7 @@ from adapters.tile_store import TileStore
 from adapters.vote_log import VoteLog, create_identity
 from cli.bench_log import BLOCK_INTERVAL_MS, LogMaker, forget
 from cli.bench_report import Table, show, show_target
-from cli.processes import StackError
+from cli.stack.processes import StackError
 from consumers.audit.auditor import run_audit
 from consumers.node.kafka import KafkaIntake
 from consumers.node.ledger_node import LedgerNode

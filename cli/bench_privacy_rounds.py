@@ -26,7 +26,7 @@ from cli.bench_federation import (
 from cli.bench_privacy_steps import NUM_PARTIES, one_thread
 from cli.bench_report import count_cores, median
 from cli.bench_rounds import SERVICES, Load
-from cli.processes import StackError
+from cli.stack.processes import StackError
 from producers.modes.mpc import commit, encode_values
 from protocol.modes.mpc.commitments import choose_row_length, get_generators
 from schemas import events as e

@@ -166,7 +166,7 @@ def _find_memory() -> int:
 
 def _find_servers() -> list[str]:
     """Return the versions of what the local stack runs, from its definitions."""
-    from cli.fetch import DEFINITIONS
+    from cli.stack.fetch import DEFINITIONS
 
     checksums = (DEFINITIONS / "checksums.txt").read_text(encoding="utf-8")
     servers = []

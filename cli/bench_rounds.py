@@ -23,7 +23,7 @@ from cli.bench_federation import (
     make_agent_keys,
 )
 from cli.bench_report import Section, Table, median, show
-from cli.processes import StackError
+from cli.stack.processes import StackError
 from protocol.encoding import parse_update, update_to_blob
 from schemas import events as e
 

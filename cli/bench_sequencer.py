@@ -29,7 +29,7 @@ from cli.bench_report import (
     show_hot_spots,
     show_target,
 )
-from cli.processes import StackError, kill_owned, spawn_owned
+from cli.stack.processes import StackError, kill_owned, spawn_owned
 from protocol.admission import Received
 from protocol.envelope import (
     choose_genesis,

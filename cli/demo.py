@@ -22,9 +22,9 @@ from rich.text import Text
 
 from adapters import alive
 from adapters.log_lines import printable
-from cli.processes import LOOPBACK, StackError, find_free_ports
-from cli.services import Supervisor
-from cli.stack import LocalStack
+from cli.stack.processes import LOOPBACK, StackError, find_free_ports
+from cli.stack.services import Supervisor
+from cli.stack.stack import LocalStack
 
 if TYPE_CHECKING:
     from adapters.settings import Settings

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, cast
 import typer
 from typer.core import TyperGroup
 
-from cli.processes import StackError
 from cli.show import prepare, say, say_error, say_json
+from cli.stack.processes import StackError
 
 if TYPE_CHECKING:
     from adapters.settings import Settings
@@ -102,7 +102,7 @@ StackDirectory = Annotated[
 @app.command()
 def up(directory: StackDirectory = None) -> None:
     """Start Kafka, the schema registry and MinIO, and leave them running."""
-    from cli.stack import LocalStack, default_directory
+    from cli.stack.stack import LocalStack, default_directory
 
     stack = LocalStack(directory or default_directory(), detached=True)
     stack.start(_say)
@@ -112,7 +112,7 @@ def up(directory: StackDirectory = None) -> None:
 @app.command()
 def down(directory: StackDirectory = None) -> None:
     """Stop the stack that `moot up` started; its data stays."""
-    from cli.stack import default_directory, stop_detached
+    from cli.stack.stack import default_directory, stop_detached
 
     running = stop_detached(directory or default_directory())
     say("stopped" if running else "nothing was running")
@@ -127,7 +127,7 @@ def status(
     as_json: AsJson = False,
 ) -> None:
     """Show the stack that `moot up` started."""
-    from cli.stack import StackState, default_directory, read_status
+    from cli.stack.stack import StackState, default_directory, read_status
 
     found = read_status(directory or default_directory())
     if env:
@@ -220,8 +220,8 @@ def serve(
 ) -> None:
     """Run one service until it is told to stop."""
     from adapters.descriptors import raise_limit
-    from cli.processes import LOOPBACK
-    from cli.services import (
+    from cli.stack.processes import LOOPBACK
+    from cli.stack.services import (
         NODE_PORTS,
         NodeArguments,
         run_dealer,
@@ -854,7 +854,7 @@ def agent_run(
     ] = None,
 ) -> None:
     """Run a training agent until it is told to stop."""
-    from cli.services import run_agent
+    from cli.stack.services import run_agent
 
     run_agent(
         _settings(),
@@ -881,7 +881,7 @@ def agent_accept_task(
     ] = None,
 ) -> None:
     """Let an agent on this machine run a task that the operator has changed."""
-    from cli.services import agent_directory
+    from cli.stack.services import agent_directory
     from producers.agent.terms import accept_task
 
     settings = _settings()
@@ -1029,7 +1029,7 @@ def _load_environment() -> None:
     """Point the settings at the stack of `moot up`, where the environment is silent."""
     if "MOOT_BOOTSTRAP_SERVERS" in os.environ:
         return
-    from cli.stack import default_directory, read_endpoints
+    from cli.stack.stack import default_directory, read_endpoints
 
     endpoints = read_endpoints(default_directory())
     if endpoints is not None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from adapters.keys import KeyFileError
 from adapters.names import NameBook, NamesError
 from adapters.settings import Settings
-from cli.processes import StackError
 from cli.show import say, say_json
+from cli.stack.processes import StackError
 
 
 def open_book(settings: Settings, federation_id: str) -> NameBook:

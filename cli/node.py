@@ -12,8 +12,8 @@ from adapters.kafka_log import read_log
 from adapters.settings import Settings
 from adapters.vote_log import create_identity, load_identity
 from cli.operate import await_leaf, make_operator, make_registry
-from cli.processes import StackError, demand_name, read_at_most
 from cli.show import say, say_json
+from cli.stack.processes import StackError, demand_name, read_at_most
 from ledger.attestations import InvalidNodeSetError, NodeSet, sign_approval
 from protocol.admission import AdmissionState
 from protocol.log import fold_admission

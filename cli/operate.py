@@ -23,8 +23,8 @@ from adapters.keys import key_path, load_key, load_or_create_key
 from adapters.schema_registry import FramingError, SchemaRegistry
 from adapters.settings import Settings
 from cli.names import find_names
-from cli.processes import StackError
 from cli.show import say, say_json, show_time
+from cli.stack.processes import StackError
 from producers.control import Operator, Parameters, Position, load_principals
 from protocol.admission import AdmissionState, compute_event_id
 from protocol.changes import (

@@ -11,7 +11,7 @@ from adapters.party_identity import (
     dealer_key_path,
     party_directory,
 )
-from cli.processes import StackError, demand_name
+from cli.stack.processes import StackError, demand_name
 from protocol.modes.mpc.sealing import InvalidSealingKeyError, SealingKey
 from protocol.validation import ADDRESS
 from schemas.events import Party

@@ -10,8 +10,8 @@ from adapters.kafka_log import read_log
 from adapters.log_client import LogUnavailableError, NotFinalYetError, fetch_receipt
 from adapters.settings import Settings
 from cli.operate import describe, make_registry, to_jsonable
-from cli.processes import StackError, read_at_most
 from cli.show import say, say_json, show_time
+from cli.stack.processes import StackError, read_at_most
 from ledger.checkpoint import compute_origin
 from ledger.merkle import InvalidProofError
 from ledger.note import InvalidNoteError

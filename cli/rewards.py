@@ -14,8 +14,8 @@ from typing import Final
 
 from adapters.settings import Settings
 from cli.operate import read_leaves, to_jsonable
-from cli.processes import StackError
 from cli.show import say, say_json
+from cli.stack.processes import StackError
 from protocol.decider import step
 from protocol.log import OpenedLeaf
 from protocol.rewards import DECIDER, RECOMMENDED_RULE, RewardsState

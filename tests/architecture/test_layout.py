@@ -224,7 +224,7 @@ def test_the_core_loads_no_client_of_anything() -> None:
 
 MAY_PRINT = {
     "cli/show.py",
-    "cli/guard.py",  # a process of its own, which says one line of ours
+    "cli/stack/guard.py",  # a process of its own, which says one line of ours
     "adapters/log_lines.py",  # what nobody caught
 }
 MAY_USE_RICH = {"cli/demo.py", "cli/audit.py"}

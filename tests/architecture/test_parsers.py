@@ -18,12 +18,12 @@ OURS: Final = "makes values of random bytes, or of seeds that are 32 bytes by sc
 EXEMPT: Final = {
     # The command line: benchmarks, the local stack, an operator's arguments.
     "cli/bench": OWN,
-    "cli/fetch.py": OWN,
-    "cli/stack.py": OWN,
-    "cli/processes.py": OWN,
+    "cli/stack/fetch.py": OWN,
+    "cli/stack/stack.py": OWN,
+    "cli/stack/processes.py": OWN,
     "cli/demo.py": OWN,
-    "cli/services.py:run_agent": OWN,
-    "cli/services.py:_parse_modes": OWN,
+    "cli/stack/services.py:run_agent": OWN,
+    "cli/stack/services.py:_parse_modes": OWN,
     "cli/names.py": OWN,
     "cli/operate.py:create_federation": OWN,
     "cli/main.py:_parse_principals": OWN,

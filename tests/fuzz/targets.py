@@ -47,9 +47,9 @@ from adapters.vote_log import VoteLogError
 from cli.audit import CannotAuditError, _load_policy, _load_state, _parse_key
 from cli.node import load_proposal, parse_ledger_nodes
 from cli.party import parse_parties
-from cli.processes import StackError
 from cli.receipts import check_receipt
 from cli.rewards import parse_reward_rule
+from cli.stack.processes import StackError
 from consumers.audit.auditor import run_audit
 from consumers.audit.bundle import (
     Bundle,

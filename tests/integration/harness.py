@@ -42,10 +42,10 @@ from adapters.kafka_log import ReadBlock, follow_log
 from adapters.keys import key_path, load_or_create_key
 from adapters.schema_registry import SchemaRegistry
 from adapters.settings import Settings
-from cli import services as cli_services
-from cli.processes import last_lines
-from cli.services import FAUST_SERVICES, Supervisor
-from cli.stack import Endpoints, LocalStack
+from cli.stack import services as cli_services
+from cli.stack.processes import last_lines
+from cli.stack.services import FAUST_SERVICES, Supervisor
+from cli.stack.stack import Endpoints, LocalStack
 from ledger.signing import SigningKey
 from producers.control import Operator, Parameters, load_principals
 from producers.modes.mpc import prove, share

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from adapters.settings import Settings
-from cli import stack
-from cli.stack import LocalStack
+from cli.stack import stack
+from cli.stack.stack import LocalStack
 
 IMPATIENT = """
 # Deletes what has expired at once, not every five minutes.

@@ -15,7 +15,7 @@ from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient
 
 from adapters.kafka import MAX_RECORD_SIZE_BYTES, Record, create_topics
-from cli.stack import LocalStack
+from cli.stack.stack import LocalStack
 from consumers.audit.auditor import run_audit
 from schemas import events as e
 from schemas import topics

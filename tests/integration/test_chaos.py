@@ -11,7 +11,7 @@ from collections.abc import Callable
 import pytest
 from confluent_kafka.admin import AdminClient
 
-from cli.stack import KAFKA, MINIO, REGISTRY
+from cli.stack.stack import KAFKA, MINIO, REGISTRY
 from protocol.contributions import Contribution
 from schemas import events as e
 from schemas import topics

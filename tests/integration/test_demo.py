@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from cli.demo import PARTIES
-from cli.processes import process_started
+from cli.stack.processes import process_started
 from tests.integration.harness import (
     NUM_PARAMETERS,
     ROOT,

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from cli.processes import kill_owned, last_lines, spawn_owned
+from cli.stack.processes import kill_owned, last_lines, spawn_owned
 from schemas import events as e
 from streams.app import find_reading_problem
 from tests.integration.harness import Federation, Puppet, World, wait_until

@@ -12,7 +12,7 @@ import pytest
 from confluent_kafka import KafkaException, Producer, TopicPartition
 
 from adapters.kafka import find_bounds, make_admin
-from cli.processes import find_free_ports
+from cli.stack.processes import find_free_ports
 from schemas import events as e
 from schemas import topics
 from tests.integration.harness import (

@@ -30,8 +30,8 @@ from adapters.kafka import (
 from adapters.keys import key_path, load_or_create_key
 from adapters.log_client import LogClient
 from cli.node import make_node
-from cli.processes import find_free_ports
-from cli.stack import LocalStack
+from cli.stack.processes import find_free_ports
+from cli.stack.stack import LocalStack
 from consumers.node.feed import AlertCode
 from ledger.blocks import Chain, plan_block
 from ledger.checkpoint import (

@@ -25,10 +25,10 @@ import pytest
 from confluent_kafka import Producer
 
 from adapters.schema_registry import FramingError
-from cli import stack
 from cli.node import make_node
-from cli.processes import find_free_ports
-from cli.services import FAUST_SERVICES
+from cli.stack import stack
+from cli.stack.processes import find_free_ports
+from cli.stack.services import FAUST_SERVICES
 from ledger.signing import SigningKey
 from producers.control import with_parties
 from schemas import codec, topics

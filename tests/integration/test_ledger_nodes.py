@@ -18,8 +18,8 @@ from adapters.log_client import LogClient
 from adapters.topic_watch import TopicWatcher
 from adapters.vote_log import VOTES_FILE, create_identity
 from cli.node import make_node, node_directory
-from cli.processes import find_free_ports, kill_owned, spawn_owned
-from cli.stack import KAFKA
+from cli.stack.processes import find_free_ports, kill_owned, spawn_owned
+from cli.stack.stack import KAFKA
 from ledger.checkpoint import compute_origin, parse_checkpoint
 from ledger.equivocation import find_contradiction
 from ledger.note import parse_note
@@ -274,7 +274,7 @@ DRIVER = """
 import sys
 from pathlib import Path
 from adapters.settings import load_settings
-from cli.services import _stop_on_signal
+from cli.stack.services import _stop_on_signal
 from consumers.node.service import NodeOptions, NodeService
 
 federation, directory, port, is_node, read, *peers = sys.argv[1:]

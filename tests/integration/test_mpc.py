@@ -29,7 +29,7 @@ from adapters.blobs import make_client
 from adapters.kafka import make_consumer
 from adapters.party_identity import party_directory
 from adapters.party_log import SAID_FILE
-from cli.processes import kill_owned, last_lines, spawn_owned
+from cli.stack.processes import kill_owned, last_lines, spawn_owned
 from producers.control import with_parties
 from protocol.aggregation import sum_from_blob
 from protocol.clipping import compute_squared_norm

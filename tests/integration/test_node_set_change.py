@@ -11,7 +11,7 @@ from pathlib import Path
 
 from adapters.vote_log import KEY_FILE
 from cli.node import make_node, node_directory, read_node_sets
-from cli.processes import find_free_ports
+from cli.stack.processes import find_free_ports
 from ledger.attestations import START
 from ledger.checkpoint import parse_checkpoint
 from ledger.finality import FinalityProof, verify_finality

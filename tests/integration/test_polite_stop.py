@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from cli.processes import kill_owned, spawn_owned
+from cli.stack.processes import kill_owned, spawn_owned
 from schemas import events as e
 from tests.integration.harness import ROOT, Federation, Puppet, World, wait_until
 

@@ -7,7 +7,7 @@ import pytest
 
 from adapters.kafka import read_partition
 from cli.node import make_node
-from cli.processes import find_free_ports
+from cli.stack.processes import find_free_ports
 from schemas import events as e
 from schemas import topics
 from schemas.reasons import Reason

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from confluent_kafka import Producer
 
-import cli.stack
+import cli.stack.stack
 from adapters.kafka import (
     END,
     KafkaUnavailableError,
@@ -20,7 +20,7 @@ from adapters.kafka import (
     read_partition,
 )
 from adapters.settings import Settings
-from cli.stack import KAFKA, LocalStack
+from cli.stack.stack import KAFKA, LocalStack
 from schemas import topics
 from tests.integration.harness import make_settings, wait_until
 
@@ -31,11 +31,11 @@ IDLE_MS = 3_000
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
     definitions = tmp_path_factory.mktemp("definitions") / "local"
-    shutil.copytree(cli.stack.DEFINITIONS, definitions)
+    shutil.copytree(cli.stack.stack.DEFINITIONS, definitions)
     with (definitions / "server.properties").open("a", encoding="utf-8") as file:
         file.write(f"\nconnections.max.idle.ms={IDLE_MS}\n")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli.stack, "DEFINITIONS", definitions)
+        patch.setattr(cli.stack.stack, "DEFINITIONS", definitions)
         with LocalStack(tmp_path_factory.mktemp("reading")) as running:
             create_topics(make_settings(running.endpoints, Path()))
             yield running

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from confluent_kafka.schema_registry import Schema, SchemaRegistryClient
 
-from cli.services import FAUST_SERVICES
+from cli.stack.services import FAUST_SERVICES
 from ledger.signing import SigningKey
 from protocol.encoding import update_to_blob
 from protocol.envelope import NO_GENESIS

@@ -20,9 +20,9 @@ from confluent_kafka import Consumer, Producer
 from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 from minio import Minio
 
-from cli import fetch
-from cli.processes import process_started, spawn_owned
-from cli.stack import (
+from cli.stack import fetch
+from cli.stack.processes import process_started, spawn_owned
+from cli.stack.stack import (
     KAFKA,
     MINIO,
     REGISTRY,
@@ -198,7 +198,7 @@ _OWNER = textwrap.dedent(
     """
     import signal, sys, threading, time
     from pathlib import Path
-    from cli.stack import LocalStack
+    from cli.stack.stack import LocalStack
 
     # Also where the tests run in the background, with Ctrl-C ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -218,7 +218,7 @@ _OWNER = textwrap.dedent(
 
 def test_a_detached_stack_stays_until_stopped(tmp_path: Path) -> None:
     start = (
-        "import sys; from pathlib import Path; from cli.stack import LocalStack;"
+        "import sys; from pathlib import Path; from cli.stack.stack import LocalStack;"
         "LocalStack(Path(sys.argv[1]), detached=True).start()"
     )
     subprocess.run([sys.executable, "-c", start, str(tmp_path)], check=True)

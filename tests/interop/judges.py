@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cli.processes import kill_owned, last_lines, spawn_owned
+from cli.stack.processes import kill_owned, last_lines, spawn_owned
 from ledger.merkle import EMPTY_ROOT
 from ledger.note import KeyType, VerifierKey, encode_base64, encode_skey, parse_vkey
 from tests.interop.post import post

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from cli import fetch
-from cli.processes import Progress, StackError
+from cli.stack import fetch
+from cli.stack.processes import Progress, StackError
 
 VERIFIER: Final = Path(__file__).parent / "verifier"
 

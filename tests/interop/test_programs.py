@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.processes import StackError
+from cli.stack.processes import StackError
 from tests.interop import programs
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from cli import bench_audit
 from cli.bench_audit import audit_bundle, make_bundle, measure_rss_bytes
-from cli.processes import StackError
+from cli.stack.processes import StackError
 from consumers.audit.bundle import Bundle
 from schemas import topics
 

@@ -25,7 +25,7 @@ from cli.bench_report import (
     show,
     show_target,
 )
-from cli.processes import StackError, kill_owned, spawn_owned
+from cli.stack.processes import StackError, kill_owned, spawn_owned
 from consumers.audit.auditor import run_audit
 from schemas import codec, topics
 from schemas import events as e

@@ -8,7 +8,7 @@ import pytest
 
 from cli.bench_finality import Finality, report
 from cli.bench_node import Cost, MadeLog
-from cli.processes import StackError
+from cli.stack.processes import StackError
 from consumers.node.ledger_node import LedgerNode
 
 

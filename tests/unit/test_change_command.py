@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 import cli.operate
 from cli.main import app
-from cli.processes import StackError
+from cli.stack.processes import StackError
 from protocol.changes import make_change, read_configuration
 from schemas import codec
 from tests.builders import LogBuilder, make_key

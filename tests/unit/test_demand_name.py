@@ -2,7 +2,7 @@
 
 import pytest
 
-from cli.processes import StackError, demand_name
+from cli.stack.processes import StackError, demand_name
 
 
 @pytest.mark.parametrize("name", ["a", "p0", "node-1.example_x"])

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 import cli.main
 from cli.operate import create_federation, make_state_rules
-from cli.processes import StackError
+from cli.stack.processes import StackError
 from consumers.audit.auditor import run_audit
 from consumers.audit.report import FindingCode
 from producers.control import (

@@ -32,8 +32,8 @@ from cli.node import (
     read_node_sets,
     show_node,
 )
-from cli.processes import StackError
 from cli.receipts import show_policy
+from cli.stack.processes import StackError
 from ledger.attestations import sign_approval, verify_node_set_change
 from ledger.policy import parse_policy
 from ledger.signing import SigningKey

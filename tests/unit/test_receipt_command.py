@@ -14,8 +14,8 @@ import cli.receipts
 from adapters.kafka_log import ReadBlock
 from adapters.log_client import LogClient, LogUnavailableError
 from adapters.settings import Settings
-from cli.processes import StackError
 from cli.receipts import check_receipt, get_receipt, show_policy
+from cli.stack.processes import StackError
 from ledger.checkpoint import Checkpoint, cosign_checkpoint, sign_checkpoint
 from ledger.merkle import inclusion_proof, leaf_hash, root
 from ledger.proof_file import make_receipt, parse_proof_file

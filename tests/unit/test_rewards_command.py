@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from cli.processes import StackError
 from cli.rewards import (
     follow_rewards,
     list_balances,
@@ -18,7 +17,8 @@ from cli.rewards import (
     parse_reward_rule,
     summarise,
 )
-from cli.services import FAUST_SERVICES, OWN_PROCESS
+from cli.stack.processes import StackError
+from cli.stack.services import FAUST_SERVICES, OWN_PROCESS
 from protocol.envelope import SIGNATURE_HEADER
 from protocol.log import LogState, OpenedLeaf, open_block
 from protocol.rewards import RECOMMENDED_RULE, Basis, RewardsState

@@ -6,11 +6,11 @@ import pytest
 import urllib3
 
 import cli.audit
-import cli.services
+import cli.stack.services
 import consumers.node.service
 from adapters.blobs import BlobStore, make_client
 from adapters.settings import Settings, SettingsError, load_settings
-from cli.services import NodeArguments
+from cli.stack.services import NodeArguments
 
 KAFKA = {
     "MOOT_BOOTSTRAP_SERVERS": "127.0.0.1:1",
@@ -127,12 +127,12 @@ def run_node(monkeypatch, tmp_path, set_only):
             genesis=None,
             peers=(),
         )
-        cli.services.run_node(service, arguments)
+        cli.stack.services.run_node(service, arguments)
         return made.pop()
 
     monkeypatch.setattr(consumers.node.service, "NodeService", NodeService)
-    monkeypatch.setattr(cli.services, "_stop_on_signal", lambda: lambda: True)
-    monkeypatch.setattr(cli.services, "_log_to_stderr", lambda _level: None)
+    monkeypatch.setattr(cli.stack.services, "_stop_on_signal", lambda: lambda: True)
+    monkeypatch.setattr(cli.stack.services, "_log_to_stderr", lambda _level: None)
     return run_node
 
 

@@ -4,7 +4,7 @@ import pytest
 
 import cli.operate
 from adapters.kafka import Bounds, Record
-from cli.processes import StackError
+from cli.stack.processes import StackError
 from schemas import events as e
 from schemas import topics
 from tests.builders import frame

@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 import pytest
 
-from cli.services import FAUST_SERVICES
+from cli.stack.services import FAUST_SERVICES
 from protocol import registry, rewards, rounds
 from protocol.deciders import DECIDERS
 from schemas import events as e

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from cli.processes import (
+from cli.stack.processes import (
     LOOPBACK,
     StackError,
     find_free_ports,

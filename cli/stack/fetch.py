@@ -26,8 +26,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from cli.processes import Progress, StackError, kill_owned, last_lines, spawn_owned
 from cli.show import say
+from cli.stack.processes import (
+    Progress,
+    StackError,
+    kill_owned,
+    last_lines,
+    spawn_owned,
+)
 
 DEFINITIONS = Path(__file__).resolve().parent.parent / "ops" / "local"
 REGISTRY_ARCHIVE = re.compile(r"apicurio-registry-app-.*-all\.tar\.gz")
@@ -159,7 +165,7 @@ def _verify(directory: Path, expected: Mapping[str, str]) -> None:
         raise StackError(
             "Refusing to run what was downloaded; it differs from "
             "ops/local/checksums.txt:\n  " + "\n  ".join(wrong),
-            "If you changed versions, regenerate the list (python -m cli.fetch) and "
+            "If you changed versions, regenerate the list (python -m cli.stack.fetch) and "
             "review its diff. Otherwise suspect ~/.m2 or a tampered mirror.",
         )
 

@@ -31,13 +31,13 @@ from types import TracebackType
 from typing import IO, Self
 from uuid import UUID
 
-from cli.fetch import (
+from cli.stack.fetch import (
     DEFINITIONS,
     Artifacts,
     cache_directory,
     ensure_fetched,
 )
-from cli.processes import (
+from cli.stack.processes import (
     LOOPBACK,
     Progress,
     StackError,
@@ -718,7 +718,7 @@ def _kafka_answers(bootstrap_servers: str, files: _Files) -> bool:
     from confluent_kafka import KafkaException
     from confluent_kafka.admin import AdminClient
 
-    quiet = logging.getLogger("cli.stack.probe")
+    quiet = logging.getLogger("cli.stack.stack.probe")
     quiet.setLevel(logging.CRITICAL + 1)
     admin = AdminClient(
         {"bootstrap.servers": bootstrap_servers, "log_level": 0}, logger=quiet
