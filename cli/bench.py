@@ -8,14 +8,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import Final
 
-from cli.bench_report import (
+from cli.show import say
+from cli.stack.processes import StackError
+from tests.bench.report import (
     Section,
     inspect_machine,
     render_document,
     replace_section,
 )
-from cli.show import say
-from cli.stack.processes import StackError
 
 BENCHMARKS: Final = (
     "sequencer",

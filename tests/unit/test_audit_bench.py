@@ -6,11 +6,11 @@ import sys
 
 import pytest
 
-from cli import bench_audit
-from cli.bench_audit import audit_bundle, make_bundle, measure_rss_bytes
 from cli.stack.processes import StackError
 from consumers.audit.bundle import Bundle
 from schemas import topics
+from tests.bench import audit as bench_audit
+from tests.bench.audit import audit_bundle, make_bundle, measure_rss_bytes
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,17 @@ from pathlib import Path
 import pytest
 
 from adapters.kafka import Record, make_headers
-from cli import bench, bench_aggregation, bench_rounds, bench_sequencer
-from cli.bench_federation import make_agent_keys, measure_cpu_s
-from cli.bench_log import LogMaker, forget
-from cli.bench_report import (
+from cli import bench
+from cli.stack.processes import StackError, kill_owned, spawn_owned
+from consumers.audit.auditor import run_audit
+from schemas import codec, topics
+from schemas import events as e
+from tests.bench import aggregation as bench_aggregation
+from tests.bench import rounds as bench_rounds
+from tests.bench import sequencer as bench_sequencer
+from tests.bench.federation import make_agent_keys, measure_cpu_s
+from tests.bench.log import LogMaker, forget
+from tests.bench.report import (
     Machine,
     Section,
     Table,
@@ -25,10 +32,6 @@ from cli.bench_report import (
     show,
     show_target,
 )
-from cli.stack.processes import StackError, kill_owned, spawn_owned
-from consumers.audit.auditor import run_audit
-from schemas import codec, topics
-from schemas import events as e
 from tests.builders import BlobDict, frame, unframe
 
 SECTION = Section(

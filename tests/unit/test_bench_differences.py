@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cli.bench_differences import Update, compute_cosines
+from tests.bench.differences import Update, compute_cosines
 
 AGENTS = ("ada", "bea", "cleo", "dora", "eve", "finn")
 

@@ -6,10 +6,10 @@ from __future__ import annotations
 
 import pytest
 
-from cli.bench_finality import Finality, report
-from cli.bench_node import Cost, MadeLog
 from cli.stack.processes import StackError
 from consumers.node.ledger_node import LedgerNode
+from tests.bench.finality import Finality, report
+from tests.bench.node import Cost, MadeLog
 
 
 def make(per_cpu_s: float | None, audited: float = 6_000.0) -> Finality:

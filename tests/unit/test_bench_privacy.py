@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from cli import bench_privacy_steps as steps
-from cli.bench_privacy import TARGETS, Path, report
-from cli.bench_privacy_rounds import Rounds, Size
-from cli.bench_privacy_steps import Found, Step, measure, measure_alone, one_thread
+from tests.bench import privacy_steps as steps
+from tests.bench.privacy import TARGETS, Path, report
+from tests.bench.privacy_rounds import Rounds, Size
+from tests.bench.privacy_steps import Found, Step, measure, measure_alone, one_thread
 
 CPU_S = {
     "agents: commit, share, seal, prove": 5.0,
@@ -111,7 +111,7 @@ def test_a_size_without_targets_says_nothing_of_them(found: Found) -> None:
 def test_a_round_that_takes_too_long_is_said_to_with_its_arithmetic(
     found: Found, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cli.bench_privacy.count_cores", lambda: 2)
+    monkeypatch.setattr("tests.bench.privacy.count_cores", lambda: 2)
 
     rounds = [make_rounds(10, 1_000, 0.5, 1.25), make_rounds(10, 100_000, 1.0, 6.0)]
     text = report([found], rounds).render()

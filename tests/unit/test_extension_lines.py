@@ -94,8 +94,8 @@ EXEMPT: Final = {
     # It shows what a log server answers, once.
     "cli/demo.py",
     # They sign what they made themselves.
-    "cli/bench_finality.py",
-    "cli/bench_log.py",
+    "tests/bench/finality.py",
+    "tests/bench/log.py",
     # It looks for the checkpoints that it signed itself, and passes over the rest.
     "streams/sequencer.py",
     # It cosigns what the desk has, by `cosign_checkpoint`.

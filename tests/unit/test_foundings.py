@@ -358,7 +358,7 @@ def test_every_place_that_signs_is_here() -> None:
         "ledger/attestations.py",  # attestations, requests, approvals: by chain id
         "ledger/note.py",  # checkpoints and cosignatures: by origin
         "adapters/party_link.py",  # a certificate: its greeting says for what
-        "cli/bench_finality.py",  # measures the cipher
+        "tests/bench/finality.py",  # measures the cipher
     }
 
 

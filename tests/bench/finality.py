@@ -16,17 +16,6 @@ from adapters.kafka import (
     read_partition,
 )
 from adapters.kafka_log import find_partition
-from cli import bench_node
-from cli.bench_federation import (
-    BenchStack,
-    FastProducer,
-    admit,
-    bench_stack,
-    make_agent_keys,
-    make_update_event,
-)
-from cli.bench_node import Cost
-from cli.bench_report import Section, Table, measure_rate, show, show_target
 from cli.stack.processes import StackError
 from consumers.audit.auditor import run_audit
 from ledger.checkpoint import (
@@ -45,6 +34,17 @@ from ledger.signing import SigningKey
 from schemas import codec, topics
 from schemas import events as e
 from schemas.events import LedgerNode
+from tests.bench import node as bench_node
+from tests.bench.federation import (
+    BenchStack,
+    FastProducer,
+    admit,
+    bench_stack,
+    make_agent_keys,
+    make_update_event,
+)
+from tests.bench.node import Cost
+from tests.bench.report import Section, Table, measure_rate, show, show_target
 
 FEDERATION: Final = "bench"
 NUM_AGENTS: Final = 10

@@ -17,18 +17,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from adapters.kafka import Record, make_headers, read_partition
 from adapters.kafka_log import find_partition
-from cli.bench_federation import BenchStack, FastProducer, Say, bench_stack
-from cli.bench_log import LogMaker, Store, forget
-from cli.bench_report import (
-    HotSpot,
-    Section,
-    Table,
-    find_hot_spots,
-    measure_rate,
-    show,
-    show_hot_spots,
-    show_target,
-)
 from cli.stack.processes import StackError
 from consumers.audit.auditor import run_audit
 from consumers.audit.bundle import BundleWriter
@@ -39,6 +27,18 @@ from protocol.envelope import NO_GENESIS, SIGNATURE_HEADER, sign_event, verify_e
 from protocol.log import LogState, SequencerState, open_block, read_block
 from schemas import codec, topics
 from schemas import events as e
+from tests.bench.federation import BenchStack, FastProducer, Say, bench_stack
+from tests.bench.log import LogMaker, Store, forget
+from tests.bench.report import (
+    HotSpot,
+    Section,
+    Table,
+    find_hot_spots,
+    measure_rate,
+    show,
+    show_hot_spots,
+    show_target,
+)
 
 if TYPE_CHECKING:
     from consumers.audit.report import Report

@@ -23,8 +23,6 @@ from adapters.block_store import BlockStore
 from adapters.kafka import Record, make_headers
 from adapters.tile_store import TileStore
 from adapters.vote_log import VoteLog, create_identity
-from cli.bench_log import BLOCK_INTERVAL_MS, LogMaker, forget
-from cli.bench_report import Table, show, show_target
 from cli.stack.processes import StackError
 from consumers.audit.auditor import run_audit
 from consumers.node.kafka import KafkaIntake
@@ -34,6 +32,8 @@ from consumers.node.service import BLOCKS_FILE, TICK_S, TILES_DIRECTORY
 from ledger.signing import SigningKey
 from schemas import codec, topics
 from schemas import events as e
+from tests.bench.log import BLOCK_INTERVAL_MS, LogMaker, forget
+from tests.bench.report import Table, show, show_target
 
 Say = Callable[[str], None]
 
@@ -285,7 +285,7 @@ def measure(say: Say, *, quick: bool) -> tuple[Cost, Cost]:
 
 
 def report(large: Cost, small: Cost) -> tuple[str | Table, ...]:
-    """Say what was found, for the section of `cli.bench_finality`."""
+    """Say what was found, for the section of `tests.bench.finality`."""
     return (
         f"""\
 **What a node's re-verification costs beside the audit**, without Kafka's client, HTTP

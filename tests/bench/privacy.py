@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from cli import bench_privacy_rounds as whole
-from cli import bench_privacy_steps as steps
-from cli.bench_privacy_rounds import Rounds, Size, measure_rounds
-from cli.bench_privacy_steps import NUM_PARTIES, Found, measure_alone
-from cli.bench_report import Section, Table, count_cores, show, show_target
+from tests.bench import privacy_rounds as whole
+from tests.bench import privacy_steps as steps
+from tests.bench.privacy_rounds import Rounds, Size, measure_rounds
+from tests.bench.privacy_steps import NUM_PARTIES, Found, measure_alone
+from tests.bench.report import Section, Table, count_cores, show, show_target
 
 if TYPE_CHECKING:
-    from cli.bench_federation import Say
+    from tests.bench.federation import Say
 
 #: Length of an update, and agents that really commit and prove.
 SIZES: Final = ((100_000, 10), (1_000_000, 4))

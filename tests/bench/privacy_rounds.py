@@ -15,7 +15,11 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from adapters.blobs import BlobStore
-from cli.bench_federation import (
+from cli.stack.processes import StackError
+from producers.modes.mpc import commit, encode_values
+from protocol.modes.mpc.commitments import choose_row_length, get_generators
+from schemas import events as e
+from tests.bench.federation import (
     BenchStack,
     FastProducer,
     Say,
@@ -23,13 +27,9 @@ from cli.bench_federation import (
     bench_stack,
     make_agent_keys,
 )
-from cli.bench_privacy_steps import NUM_PARTIES, one_thread
-from cli.bench_report import count_cores, median
-from cli.bench_rounds import SERVICES, Load
-from cli.stack.processes import StackError
-from producers.modes.mpc import commit, encode_values
-from protocol.modes.mpc.commitments import choose_row_length, get_generators
-from schemas import events as e
+from tests.bench.privacy_steps import NUM_PARTIES, one_thread
+from tests.bench.report import count_cores, median
+from tests.bench.rounds import SERVICES, Load
 
 if TYPE_CHECKING:
     from ledger.signing import SigningKey

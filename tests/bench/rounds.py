@@ -14,7 +14,10 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from cli.bench_federation import (
+from cli.stack.processes import StackError
+from protocol.encoding import parse_update, update_to_blob
+from schemas import events as e
+from tests.bench.federation import (
     BenchStack,
     FastProducer,
     Say,
@@ -22,10 +25,7 @@ from cli.bench_federation import (
     bench_stack,
     make_agent_keys,
 )
-from cli.bench_report import Section, Table, median, show
-from cli.stack.processes import StackError
-from protocol.encoding import parse_update, update_to_blob
-from schemas import events as e
+from tests.bench.report import Section, Table, median, show
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -10,8 +10,12 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from cli.bench_federation import Say, make_model
-from cli.bench_report import (
+from protocol.aggregation import Accumulator
+from protocol.encoding import update_to_blob
+from protocol.model import compute_result
+from schemas import events as e
+from tests.bench.federation import Say, make_model
+from tests.bench.report import (
     Section,
     Table,
     find_hot_spots,
@@ -19,10 +23,6 @@ from cli.bench_report import (
     show_hot_spots,
     show_target,
 )
-from protocol.aggregation import Accumulator
-from protocol.encoding import update_to_blob
-from protocol.model import compute_result
-from schemas import events as e
 
 SIZES: Final = ((10, 100_000), (10, 1_000_000), (100, 100_000), (100, 1_000_000))
 QUICK_SIZES: Final = ((3, 10_000), (10, 10_000))

@@ -14,9 +14,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from cli.bench_federation import Say
-from cli.bench_report import Section, Table
 from protocol.tensors import flatten, manifest_of, unflatten
+from tests.bench.federation import Say
+from tests.bench.report import Section, Table
 
 AGENTS: Final = ("ada", "bea", "cleo", "dora", "eve", "finn")
 ALPHA: Final = 10.0

@@ -280,9 +280,9 @@ def show(value: float) -> str:
     """Return a number with about three digits that count."""
     if value == 0:
         return "0"
-    if abs(value) >= 100:  # noqa: PLR2004  # three digits before the point
+    if abs(value) >= 100:  # three digits before the point
         return f"{round(value, -len(str(int(abs(value)))) + 3):,.0f}"
-    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"  # noqa: PLR2004  # as above
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"  # as above
 
 
 def show_target(*, value: float, target: float, unit: str, at_least: bool) -> str:

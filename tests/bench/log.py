@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from cli.bench_federation import TASK, make_agent_keys, make_model
 from ledger.attestations import START, Header, sign_attestation
 from ledger.checkpoint import (
     Checkpoint,
@@ -42,6 +41,7 @@ from protocol.state_root import StateHasher
 from protocol.validation import MAX_CHECKS, ROLES
 from schemas import codec, topics
 from schemas import events as e
+from tests.bench.federation import TASK, make_agent_keys, make_model
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

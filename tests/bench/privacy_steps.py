@@ -23,7 +23,6 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from numpy.typing import NDArray
 from py_arkworks_bls12381 import G1Point, Scalar
 
-from cli.bench_report import NUM_REPEATS, median
 from protocol.clipping import clip_and_encode
 from protocol.encoding import update_to_blob
 from protocol.modes.mpc.checker import encode_links, encode_partial, encode_proof
@@ -71,6 +70,7 @@ from protocol.modes.mpc.shares import (
     parse_share,
     split_update,
 )
+from tests.bench.report import NUM_REPEATS, median
 
 NUM_PARTIES: Final = 3
 COHORTS: Final = (10, 100)

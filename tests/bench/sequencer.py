@@ -8,27 +8,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from cli.bench_federation import (
-    BenchStack,
-    FastProducer,
-    Say,
-    admit,
-    bench_stack,
-    make_agent_keys,
-    make_update_event,
-    measure_cpu_s,
-)
-from cli.bench_passthrough import OUTPUT_TOPIC
-from cli.bench_report import (
-    Section,
-    Table,
-    find_hot_spots,
-    measure_rate,
-    median,
-    show,
-    show_hot_spots,
-    show_target,
-)
 from cli.stack.processes import StackError, kill_owned, spawn_owned
 from protocol.admission import Received
 from protocol.envelope import (
@@ -41,6 +20,27 @@ from protocol.log import SequencerState, sequence
 from protocol.rules import LATEST_VERSION
 from schemas import codec, topics
 from schemas import events as e
+from tests.bench.federation import (
+    BenchStack,
+    FastProducer,
+    Say,
+    admit,
+    bench_stack,
+    make_agent_keys,
+    make_update_event,
+    measure_cpu_s,
+)
+from tests.bench.passthrough import OUTPUT_TOPIC
+from tests.bench.report import (
+    Section,
+    Table,
+    find_hot_spots,
+    measure_rate,
+    median,
+    show,
+    show_hot_spots,
+    show_target,
+)
 
 if TYPE_CHECKING:
     from ledger.signing import SigningKey
@@ -153,7 +153,7 @@ def _measure_passthrough(stack: BenchStack, count: int) -> Throughput:
 
     stack.create_topic(OUTPUT_TOPIC)
     process = spawn_owned(
-        [sys.executable, "-m", "cli.bench_passthrough"],
+        [sys.executable, "-m", "tests.bench.passthrough"],
         env=stack.process_environment(),
         log_path=stack.supervisor.log_path("passthrough"),
     )

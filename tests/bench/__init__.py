@@ -1,0 +1,1 @@
+"""Benchmarks: `moot bench` loads them from a checkout."""
