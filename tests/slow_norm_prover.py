@@ -1,9 +1,9 @@
 """The norm proof's prover a second time: long integers and the formulas, nothing else.
 
-It is written from the docstring of `protocol.modes.mpc.norm_proof` and shares no code with the
-fast prover; where a program in another language differs from both, the vectors decide.
-It has no scruples: rows may hold anything modulo r, and `lie` may change what it says,
-so it is also the attacker of the tests.
+It is written from the docstring of `protocol.modes.mpc.norm_proof` and shares no code
+with the fast prover; where a program in another language differs from both, the vectors
+decide. It has no scruples: rows may hold anything modulo r, and `lie` may change what
+it says, so it is also the attacker of the tests.
 
 Two groups: `PyEccGroup`, an implementation by others from hash-to-curve to compression,
 and `FastGroup`, for when many proofs are needed.

@@ -165,8 +165,9 @@ def _verify(directory: Path, expected: Mapping[str, str]) -> None:
         raise StackError(
             "Refusing to run what was downloaded; it differs from "
             "ops/local/checksums.txt:\n  " + "\n  ".join(wrong),
-            "If you changed versions, regenerate the list (python -m cli.stack.fetch) and "
-            "review its diff. Otherwise suspect ~/.m2 or a tampered mirror.",
+            "If you changed versions, regenerate the list "
+            "(python -m cli.stack.fetch) and review its diff. "
+            "Otherwise suspect ~/.m2 or a tampered mirror.",
         )
 
 

@@ -40,10 +40,10 @@ def spawn_owned(
 ) -> subprocess.Popen[bytes]:
     """Start a command that ends when this process does, however this process ends.
 
-    The returned process is a guard (see `cli.stack.guard`) that leads its own session, so a
-    Ctrl-C in the terminal reaches us alone and we stop our children in order. SIGTERM
-    and SIGINT sent to it are forwarded; `kill_owned` kills it and the command at once.
-    Its standard input is the lifeline: closing it stops the command.
+    The returned process is a guard (see `cli.stack.guard`) that leads its own session,
+    so a Ctrl-C in the terminal reaches us alone and we stop our children in order.
+    SIGTERM and SIGINT sent to it are forwarded; `kill_owned` kills it and the command
+    at once. Its standard input is the lifeline: closing it stops the command.
 
     Args:
         argv: The command.

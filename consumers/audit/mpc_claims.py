@@ -3,7 +3,8 @@
 The audit and ledger nodes check the same claims: those that the rounds decider acted
 upon. A claim that it refused changes nothing, so nobody looks at it.
 
-Deliberately not here: whether they are true. `protocol.modes.mpc.checker.RoundVerifier` says so.
+Deliberately not here: whether they are true. `protocol.modes.mpc.checker.RoundVerifier`
+says so.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 Aggregation `MPC` needs no key to be checked, so a node that can read the bucket checks
 what the aggregator claims: which commitments count, which parts of a sum are wrong, and
 that the published sum opens the commitments and gives the published model. The checks
-are the audit's, `protocol.modes.mpc.checker.RoundVerifier`; a node without the bucket attests what
-follows from the log alone.
+are the audit's, `protocol.modes.mpc.checker.RoundVerifier`; a node without the bucket
+attests what follows from the log alone.
 
 What comes out has two sides, since blobs are outside the log:
 

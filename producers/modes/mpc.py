@@ -1,11 +1,11 @@
 """An agent's side of a round whose updates nobody sees: all that it says, at once.
 
 The message is computed in memory: commitments, sealed shares, norm proof. Then its
-blobs are stored, and what refers to them is written down and said (`producers.agent.agent`).
-An agent that is killed before it was written down starts afresh, and draws everything
-random anew: two proofs with the same masks would show combinations of the update. So
-nothing random is ever on the agent's disk, and no copy of its directory can prove
-anything.
+blobs are stored, and what refers to them is written down and said
+(`producers.agent.agent`). An agent that is killed before it was written down starts
+afresh, and draws everything random anew: two proofs with the same masks would show
+combinations of the update. So nothing random is ever on the agent's disk, and no copy
+of its directory can prove anything.
 
 What is random in commitments and in shares is derived from drawn bytes, the round and
 the update together: should a machine draw the same bytes twice, as one that is put back

@@ -279,8 +279,8 @@ def compute_far_bits(
         threshold: On squared distances, at most 2^62.
 
     Returns:
-        In the order of pairs (see `protocol.modes.mpc.sketches`); what all parties opened. If
-        shares were no shares of sketches, anything.
+        In the order of pairs (see `protocol.modes.mpc.sketches`); what all parties
+        opened. If shares were no shares of sketches, anything.
 
     Raises:
         UnsafeConfigurationError: CrypTen is set to what leaks.

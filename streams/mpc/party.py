@@ -4,9 +4,9 @@ It follows the ledger with the rounds decider's own functions and says, of every
 round, two things: its links, once the set is closed, and its part of the sum, once the
 round is sealed; and between them, if the federation compares updates, which of them
 are far apart. Before any of it leaves the process, the party's memory has to permit it
-(`protocol.modes.mpc.party_memory`): so whoever runs sequencer and deciders gets nothing by asking. If
-it does not, the party says `PartyDeclined`, which ends the round. If the aggregator is
-gone it also says what all parts of the sum come to.
+(`protocol.modes.mpc.party_memory`): so whoever runs sequencer and deciders gets nothing
+by asking. If it does not, the party says `PartyDeclined`, which ends the round. If the
+aggregator is gone it also says what all parts of the sum come to.
 
 A party that was killed reads the ledger again and says the same bytes: everything it
 says follows from blobs, its sealing key and the ledger. With the first block that

@@ -1,17 +1,17 @@
 """Which updates of a round are far from which others, as the parties find it together.
 
-The parties hold shares of all updates, and so of their sketches (`protocol.modes.mpc.sketches`).
-On these they compute all squared distances and compare them to a public threshold, with
-CrypTen. Only the bits are opened: N (N - 1) / 2 of them, and nobody learns more, under
-what follows.
+The parties hold shares of all updates, and so of their sketches
+(`protocol.modes.mpc.sketches`). On these they compute all squared distances and compare
+them to a public threshold, with CrypTen. Only the bits are opened: N (N - 1) / 2 of
+them, and nobody learns more, under what follows.
 
 - **Who is trusted.** Parties follow the protocol, but try to learn what they can
   (semi-honest). Then any P-1 of them together learn only the bits, and the dealer not
   even those. The dealer must not be in league with a party: see
-  `streams.mpc.crypten_alias.Dealer`. A party that lies is not found out. It can make bits
-  wrong, and as it may shift what is compared, learn other bits than these: as many, in
-  each run. So whoever calls this has to limit how often one round is computed: it is
-  asked for its permission when all are there and agree, before anything is shown.
+  `streams.mpc.crypten_alias.Dealer`. A party that lies is not found out. It can make
+  bits wrong, and as it may shift what is compared, learn other bits than these: as
+  many, in each run. So whoever calls this has to limit how often one round is computed:
+  it is asked for its permission when all are there and agree, before anything is shown.
 - **What all agree on.** Before: the context (which round, which agents in which order),
   the number of agents and the threshold. After: the bits. A party that differs is
   named.

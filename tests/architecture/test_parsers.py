@@ -43,7 +43,7 @@ EXEMPT: Final = {
     "protocol/modes/mpc/shares.py:split_update": OURS,
     "protocol/modes/mpc/sketches.py": OURS,
     "streams/mpc/crypten_alias.py": "takes frames of known size and type off the link",
-    "streams/mpc/robustness.py:_demand_same": "takes a frame of known size off the link",
+    "streams/mpc/robustness.py:_demand_same": "takes a frame of known size",
     # Kafka's records, once they are unpacked.
     "protocol/log.py:read_block": HANDS_ON,
     "adapters/kafka_log.py:read_log": HANDS_ON,

@@ -506,7 +506,7 @@ import os
 import signal
 import sys
 
-import producers.agent.training  # torch: once it asks to join, it is quick enough for a round
+import producers.agent.training  # torch: ready for a round once it has joined
 from adapters.blobs import BlobStore
 from cli.main import main
 

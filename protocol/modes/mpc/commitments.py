@@ -16,8 +16,9 @@ Commitments add up as their vectors and blindings do.
 - An opening is checked by one random combination of all rows. Its coefficients are
   hashed from everything it is about, so the verdict is the same for everybody.
 
-It deliberately proves nothing about what is committed to (see `protocol.modes.mpc.norm_proof`),
-and does not try to take the same time for every secret: it runs where the secret is.
+It deliberately proves nothing about what is committed to (see
+`protocol.modes.mpc.norm_proof`), and does not try to take the same time for every
+secret: it runs where the secret is.
 
 Sources: Pedersen 1991; RFC 9380 (hash-to-curve, suite
 BLS12381G1_XMD:SHA-256_SSWU_RO_); PRIVACY.md section 1.

@@ -6,18 +6,19 @@ integers". The bound is exact, there is no trusted setup, and anybody checks it.
 The agent commits to the rows x_1 … x_m of its update, to four squares and to masks;
 with what else it says that is a `NormStatement`. The first challenge of its transcript
 is the seed of a projection R, the agent's own (ADR 0033); then it proves: `NormProof`.
-`protocol.modes.mpc.norm_prover` does both; this module says what they are, and verifies.
+`protocol.modes.mpc.norm_prover` does both; this module says what they are, and
+verifies.
 
 Notation: n columns; row m+1 = (a, 0 …) with the four squares a; row M = m+2 =
 (y, 0 …) with K masks y; x' = rows 1 to m+1; all modulo r, λ_M = (ρ^t)_t.
 
 - Squares: Σ a² = B² - Σ x² (Lagrange), so Σ x'² = B² without a gap.
 - Projections: w = R x' + y over the integers, K of them, each in range. R_t,ij =
-  a_ti b_tj, in bits (`protocol.modes.mpc.projections`). If some |x'_j| (the representative
-  nearest to 0) were beyond 4 · MAX_PROJECTION, then each w_t would be out of range with
-  a probability of at least ¼ (lemma 2 there). So all K = 309 are in range with 2^-128
-  at the most, which is what guesses, by committing again and again, have to beat. If
-  no |x'_j| is, Σ x'² < r, and equality modulo r is equality.
+  a_ti b_tj, in bits (`protocol.modes.mpc.projections`). If some |x'_j| (the
+  representative nearest to 0) were beyond 4 · MAX_PROJECTION, then each w_t would be
+  out of range with a probability of at least ¼ (lemma 2 there). So all K = 309 are in
+  range with 2^-128 at the most, which is what guesses, by committing again and again,
+  have to beat. If no |x'_j| is, Σ x'² < r, and equality modulo r is equality.
 - One linear claim: ρ, α from the transcript, λ_i = Σ_t ρ^t a_ti b_t, τ = Σ ρ^t w_t;
   then Σ_{i≤M} <x_i, λ_i> = τ.
 - With masks μ, ν, uniform, committed to in C_μ, C_ν:

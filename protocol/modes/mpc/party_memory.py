@@ -30,8 +30,8 @@ Rules:
   remember, however long the federation lives.
 
 A share opens for one federation, agent and base model alone
-(`protocol.modes.mpc.checker.make_place`): a forged log can call an update another agent's, or one of
-another base, and gets nothing.
+(`protocol.modes.mpc.checker.make_place`): a forged log can call an update another
+agent's, or one of another base, and gets nothing.
 
 Source: DESIGN.md section 6, ADR 0032.
 """

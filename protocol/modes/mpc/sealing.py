@@ -23,8 +23,9 @@ Two suites, told apart by the length of the party's key:
 
 AES-GCM does not commit to its key: whoever makes a blob can have it open under two keys
 or two `info`. So everything that decides how a blob opens, and its digest, is hashed
-into the projection that what is in it is checked with (`protocol.modes.mpc.checker.compute_context`),
-and nothing in `info` may follow from that projection.
+into the projection that what is in it is checked with
+(`protocol.modes.mpc.checker.compute_context`), and nothing in `info` may follow from
+that projection.
 
 Base mode does not authenticate the sender: the event that refers to the sealed share is
 signed. It hides what is in a share, not how long it is: that is public anyway.

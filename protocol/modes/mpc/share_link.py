@@ -1,8 +1,8 @@
 """That shares add up to what was committed to, and sums to what was shared.
 
 Parties hold shares modulo 2^64 of an update that is committed to modulo r. The bridges
-are projections (`protocol.modes.mpc.projections`): K rows, from a seed that nobody knew before
-everything they are about was fixed (ADR 0033).
+are projections (`protocol.modes.mpc.projections`): K rows, from a seed that nobody knew
+before everything they are about was fixed (ADR 0033).
 
 **Link.** For agent i, R_i is the projection of its norm proof: its seed is a hash over
 the commitments and the digests of all sealed shares. Party j publishes
@@ -19,7 +19,8 @@ the agent committed to. `verify_link` demands Σ_j P_ij = w_i modulo 2^64 and
   from w_i and s_z, which are public. So links show nothing that the proof doesn't.
 - A link may be said again, it is the same bytes. The same masks under another
   projection or another challenge would show a combination of the update: a party links
-  one commitment in one statement with one proof (see `protocol.modes.mpc.party_memory`).
+  one commitment in one statement with one proof (see
+  `protocol.modes.mpc.party_memory`).
 - Where a link fails, the agent or one of the parties lied; it does not tell which.
 
 **Sum.** R' is another projection, with K' = 78 rows, of the values alone: its seed is a

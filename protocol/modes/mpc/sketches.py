@@ -2,8 +2,9 @@
 
 The norm proof bounds an update's length. It does not say that the update points where
 others do. So the parties compare updates in pairs, on sketches of their secret shares
-(see `streams.mpc.robustness`), and open one bit per pair: whether it is far apart. Here are
-the sketch and the threshold; what follows from the bits is in `protocol.modes.mpc.far_pairs`.
+(see `streams.mpc.robustness`), and open one bit per pair: whether it is far apart. Here
+are the sketch and the threshold; what follows from the bits is in
+`protocol.modes.mpc.far_pairs`.
 
 **Sketch.** A count-sketch: value k of an update is added to bucket h(k) with sign s(k);
 512 buckets. All updates of a round have the same h and s, from a seed that follows from
