@@ -174,7 +174,7 @@ from tests.fuzz.mutations import mutate, mutate_event
 from tests.hostile.batches import Codec, RawBatch, RawRecord, bomb, many_records
 from tests.simulation.federation import CONFIG
 from tests.unit.ledger import nodes as made
-from tests.unit.protocol import test_party_vectors as party_vectors
+from tests.unit.protocol.modes.mpc import test_party_vectors as party_vectors
 
 Parse = Callable[[bytes], object]
 FEDERATION: Final = "clinics"

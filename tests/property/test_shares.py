@@ -10,7 +10,7 @@ from protocol.modes.mpc.share_link import (
     verify_link,
     verify_party_sum,
 )
-from tests.unit.protocol.test_share_link import (
+from tests.unit.protocol.modes.mpc.test_share_link import (
     ROW_LENGTH,
     SHAPE,
     SUM_PROJECTION,

@@ -9,7 +9,7 @@ import pytest
 from protocol.changes import make_change
 from schemas import events as e
 from tests.builders import LogBuilder, make_key
-from tests.unit.test_audit import audit, codes
+from tests.unit.consumers.audit.test_auditor import audit, codes
 
 SECOND_RULE = e.RewardRule(per_contribution=7)
 

@@ -33,9 +33,9 @@ from schemas import events as e
 from schemas.reasons import Reason
 from tests.builders import LogBuilder, build_log, make_key, unframe
 from tests.secret_builder import build_secret_log
-from tests.unit.test_audit_bundle import write
-from tests.unit.test_exit_codes import moot
-from tests.unit.test_node_parts import make_tree, pairs
+from tests.unit.cli.test_exit_codes import moot
+from tests.unit.consumers.audit.test_bundle import write
+from tests.unit.consumers.node.test_parts import make_tree, pairs
 from tests.unit.test_recorded_logs import PATHS, Recording
 
 NODES = ("node0", "node1", "node2", "node3")

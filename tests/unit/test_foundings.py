@@ -51,7 +51,7 @@ from tests.builders import LogBuilder, frame, make_key, make_nodes, unframe
 from tests.secret_builder import SecretLogBuilder, make_sealing_key
 from tests.simulation import federation
 from tests.simulation.federation import COMPARING_CONFIG, edit
-from tests.unit.test_ledger_node import Bus, last_height, short_log
+from tests.unit.consumers.node.test_ledger_node import Bus, last_height, short_log
 
 ROOT: Final = Path(__file__).parents[2]
 NAMES: Final = ("node0", "node1", "node2", "node3")

@@ -34,7 +34,7 @@ from schemas.reasons import Reason
 from tests.builders import BlobDict, LogBuilder, build_log, frame, make_key
 from tests.builders import unframe as builders_unframe
 from tests.secret_builder import build_secret_log, lie_once, start_secret_log
-from tests.unit.test_ledger_node import NAMES, NOW_S, Bus
+from tests.unit.consumers.node.test_ledger_node import NAMES, NOW_S, Bus
 
 FOLDER = Path(__file__).parents[1] / "vectors" / "log"
 SUMS = FOLDER / "SHA256SUMS"

@@ -26,7 +26,7 @@ from ledger.note import InvalidNoteError, parse_note
 from schemas import codec
 from schemas import events as e
 from tests.builders import build_log, unframe
-from tests.unit.test_ledger_node import (
+from tests.unit.consumers.node.test_ledger_node import (
     NOW_S,
     Bus,
     make_identity,

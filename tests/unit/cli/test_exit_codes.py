@@ -18,7 +18,7 @@ import cli.receipts
 from consumers.audit.bundle import BundleError
 from tests.attesting import attest_all
 from tests.builders import build_log
-from tests.unit.test_audit_bundle import write
+from tests.unit.consumers.audit.test_bundle import write
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from schemas import codec
 from schemas.reasons import Reason
 from streams.following import Follower
 from tests.builders import LogBuilder, make_key, unframe
-from tests.unit.test_schema_registry import Client, make_registry
+from tests.unit.adapters.test_schema_registry import Client, make_registry
 
 
 def found():

@@ -12,7 +12,7 @@ from ledger.attestations import sign_attestation
 from ledger.finality import FinalityProof
 from schemas import events as e
 from tests.builders import make_header, make_key
-from tests.unit.test_ledger_node import Bus, last_height, short_log
+from tests.unit.consumers.node.test_ledger_node import Bus, last_height, short_log
 
 NAME = "node3"
 

@@ -21,9 +21,9 @@ from adapters.listening import Guest, Limits, Listener, compute_group
 from adapters.party_link import LinkError, LinkFailure, PartyLink
 from consumers.node import http as node_http
 from tests.flood import Sampler, count_open_files, files_left, flood
-from tests.unit.test_ledger_node import Bus, quick, short_log
-from tests.unit.test_node_http import Shell, ends, get, serving
-from tests.unit.test_party_link import make_plans, wait_for
+from tests.unit.adapters.test_party_link import make_plans, wait_for
+from tests.unit.consumers.node.test_http import Shell, ends, get, serving
+from tests.unit.consumers.node.test_ledger_node import Bus, quick, short_log
 
 __all__ = ["quick"]  # a fixture
 LIMITS = Limits(connections=20, per_address=20, reserve=32, idle_s=60, age_s=60)

@@ -27,7 +27,7 @@ from schemas.reasons import Reason
 from tests.builders import BlobDict, LogBuilder, make_key, unframe
 
 TASK = e.Task(
-    module="tests.unit.test_founding_state:Module",
+    module="tests.unit.cli.test_founding_state:Module",
     module_config="{}",
     data_module="producers.examples.synthetic:SyntheticDataModule",
     data_config="{}",

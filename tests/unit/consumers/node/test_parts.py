@@ -16,7 +16,12 @@ from protocol.log import ForeignRecordError
 from schemas import codec
 from schemas import events as e
 from tests.builders import LogBuilder, build_log, make_key, unframe
-from tests.unit.test_ledger_node import fork, lying_log, short_log, unframe_refused
+from tests.unit.consumers.node.test_ledger_node import (
+    fork,
+    lying_log,
+    short_log,
+    unframe_refused,
+)
 
 
 def alerts():

@@ -18,7 +18,7 @@ from protocol.log import LogError, SequencerState, sequence
 from schemas import codec
 from schemas.reasons import Reason
 from tests.builders import LogBuilder, frame, make_key, unframe
-from tests.unit.test_schema_registry import Client, make_registry
+from tests.unit.adapters.test_schema_registry import Client, make_registry
 
 REGISTRY = make_registry(Client())
 OPERATOR = make_key("OPERATOR").public_key

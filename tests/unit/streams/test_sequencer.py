@@ -14,9 +14,9 @@ from adapters.settings import Settings
 from adapters.topic_watch import Ends
 from schemas import topics
 from tests.builders import LogBuilder, make_key
-from tests.unit import test_ledger_reading
-from tests.unit.test_following import signed_by
-from tests.unit.test_schema_registry import Client, make_registry
+from tests.unit.adapters import test_kafka_log as test_ledger_reading
+from tests.unit.adapters.test_schema_registry import Client, make_registry
+from tests.unit.streams.test_following import signed_by
 
 SETTINGS = Settings(
     bootstrap_servers="127.0.0.1:1", schema_registry_url="http://127.0.0.1:1"

@@ -8,7 +8,7 @@ from cli.stack.processes import StackError
 from schemas import events as e
 from schemas import topics
 from tests.builders import frame
-from tests.unit.test_schema_registry import Client, make_registry
+from tests.unit.adapters.test_schema_registry import Client, make_registry
 
 POSITION = (topics.CONTROL, 0, 77)
 END = 1_000_000

@@ -11,7 +11,7 @@ from cli import names, operate
 from cli.main import app
 from schemas import codec
 from tests.builders import build_log, unframe
-from tests.unit.test_audit import audit
+from tests.unit.consumers.audit.test_auditor import audit
 
 NAME = "Dr. Žofie Nováková, Aster clinic"
 

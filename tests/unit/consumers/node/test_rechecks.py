@@ -18,8 +18,8 @@ from schemas import events as e
 from schemas.reasons import Reason
 from tests.builders import BlobDict, make_key, unframe
 from tests.secret_builder import build_secret_log, change_byte
-from tests.unit import test_audit_mpc as audit_mpc
-from tests.unit.test_audit_mpc import (
+from tests.unit.consumers.audit import test_mpc as audit_mpc
+from tests.unit.consumers.audit.test_mpc import (
     LIES,
     accepting,
     accuse,
@@ -30,8 +30,14 @@ from tests.unit.test_audit_mpc import (
     publish,
     run_with,
 )
-from tests.unit.test_ledger_node import NAMES, NOW_S, Bus, last_height, quick
-from tests.unit.test_node_loop import pairs
+from tests.unit.consumers.node.test_ledger_node import (
+    NAMES,
+    NOW_S,
+    Bus,
+    last_height,
+    quick,
+)
+from tests.unit.consumers.node.test_loop import pairs
 
 __all__ = ["quick"]  # a fixture
 

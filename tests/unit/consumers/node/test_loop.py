@@ -14,7 +14,7 @@ from protocol.envelope import SIGNATURE_HEADER
 from schemas import codec
 from schemas import events as e
 from tests.builders import LogBuilder, make_key, unframe
-from tests.unit.test_ledger_node import (
+from tests.unit.consumers.node.test_ledger_node import (
     NAMES,
     Bus,
     Member,

@@ -26,7 +26,7 @@ from ledger.witness import format_request, monitoring_path
 from schemas import codec
 from schemas import events as e
 from tests.builders import LogBuilder, build_log
-from tests.unit.test_ledger_node import (
+from tests.unit.consumers.node.test_ledger_node import (
     NAMES,
     Bus,
     Member,
