@@ -35,7 +35,7 @@ from cli.stack.processes import (
     spawn_owned,
 )
 
-DEFINITIONS = Path(__file__).resolve().parent.parent / "ops" / "local"
+DEFINITIONS = Path(__file__).resolve().parents[2] / "ops" / "local"
 REGISTRY_ARCHIVE = re.compile(r"apicurio-registry-app-.*-all\.tar\.gz")
 MINIO_MODULE = "github.com/minio/minio"
 

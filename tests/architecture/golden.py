@@ -16,8 +16,8 @@ from types import UnionType
 from typing import Any, Final, get_args, get_type_hints
 
 from schemas import codec
+from tests.paths import ROOT
 
-ROOT: Final = Path(__file__).parents[2]
 VECTORS: Final = ROOT / "tests" / "vectors" / "schemas"
 LOCK: Final = ROOT / "schemas" / "lock.json"
 

@@ -14,11 +14,11 @@ import logging
 import re
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from random import Random
 from typing import Final
 
-ROOT: Final = Path(__file__).parents[2]
+from tests.paths import ROOT
+
 PACKAGES: Final = (
     *("schemas", "ledger", "protocol", "adapters"),
     *("streams", "producers", "consumers", "cli"),

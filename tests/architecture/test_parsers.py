@@ -16,8 +16,7 @@ HANDS_ON: Final = "hands on to parsers that are fuzzed, and takes nothing apart 
 OURS: Final = "makes values of random bytes, or of seeds that are 32 bytes by schema"
 
 EXEMPT: Final = {
-    # The command line: benchmarks, the local stack, an operator's arguments.
-    "cli/bench": OWN,
+    # The command line: the local stack, an operator's arguments.
     "cli/stack/fetch.py": OWN,
     "cli/stack/stack.py": OWN,
     "cli/stack/processes.py": OWN,

@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Final
 
 from tests.fuzz.targets import Target
+from tests.paths import ROOT
 
 MEMORY_BEYOND_BYTES: Final = 3 * 2**29
 """What a child may map beyond what it has at its start: the last resort, since what is
 allocated and never touched is not seen otherwise."""
 MAX_INPUT_BYTES: Final = 2**20
-_FOLDER: Final = str(Path(__file__).parents[2]) + os.sep
+_FOLDER: Final = str(ROOT) + os.sep
 _BOARD: Final = struct.Struct("=QI")
 
 

@@ -172,13 +172,13 @@ from tests.attesting import attest_all
 from tests.builders import LogBuilder, make_key, unframe
 from tests.fuzz.mutations import mutate, mutate_event
 from tests.hostile.batches import Codec, RawBatch, RawRecord, bomb, many_records
+from tests.paths import VECTORS
 from tests.simulation.federation import CONFIG
 from tests.unit.ledger import nodes as made
 from tests.unit.protocol.modes.mpc import test_party_vectors as party_vectors
 
 Parse = Callable[[bytes], object]
 FEDERATION: Final = "clinics"
-VECTORS: Final = Path(__file__).parents[1] / "vectors"
 NOW_S: Final = 1_760_000_000
 SEQUENCER: Final = make_key("SEQUENCER")
 

@@ -57,10 +57,10 @@ from protocol.modes.mpc.norm_prover import commit_update
 from protocol.tensors import tensors_to_blob
 from schemas import codec, topics
 from schemas import events as e
+from tests.paths import ROOT
 
 EventT = TypeVar("EventT")
 
-ROOT = Path(__file__).parents[2]
 WAIT_S = 60.0
 """How long a test waits for what should take a second or two: two cores are slow."""
 AGENTS = ("aster", "birch", "cedar")

@@ -26,8 +26,8 @@ from protocol.envelope import compute_input_id, sign_event
 from schemas import codec, topics
 from schemas import events as e
 from schemas.reasons import Reason
+from tests.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 REFERENCE = DOCS / "reference"
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])

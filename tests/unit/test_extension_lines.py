@@ -60,11 +60,11 @@ from schemas import events as e
 from schemas.reasons import Reason
 from tests.attesting import Nodes
 from tests.builders import LogBuilder, frame, make_key, unframe
+from tests.paths import ROOT
 from tests.unit.consumers.node.test_ledger_node import Bus, short_log
 from tests.unit.producers import test_timer
 from tests.unit.protocol.test_cohort_checkpoint import founded
 
-ROOT: Final = Path(__file__).parents[2]
 PACKAGES: Final = [
     "adapters",
     "cli",

@@ -48,12 +48,12 @@ from streams.mpc.comparing import make_link_plan
 from tests.architecture.golden import make_example
 from tests.attesting import Nodes
 from tests.builders import LogBuilder, frame, make_key, make_nodes, unframe
+from tests.paths import ROOT
 from tests.secret_builder import SecretLogBuilder, make_sealing_key
 from tests.simulation import federation
 from tests.simulation.federation import COMPARING_CONFIG, edit
 from tests.unit.consumers.node.test_ledger_node import Bus, last_height, short_log
 
-ROOT: Final = Path(__file__).parents[2]
 NAMES: Final = ("node0", "node1", "node2", "node3")
 KEYS: Final = {
     make_key(name).public_key: make_key(name)

@@ -33,10 +33,11 @@ from schemas import events as e
 from schemas.reasons import Reason
 from tests.builders import BlobDict, LogBuilder, build_log, frame, make_key
 from tests.builders import unframe as builders_unframe
+from tests.paths import VECTORS
 from tests.secret_builder import build_secret_log, lie_once, start_secret_log
 from tests.unit.consumers.node.test_ledger_node import NAMES, NOW_S, Bus
 
-FOLDER = Path(__file__).parents[1] / "vectors" / "log"
+FOLDER = VECTORS / "log"
 SUMS = FOLDER / "SHA256SUMS"
 """As `sha256sum --check` reads it. It only grows."""
 PREFIX_SIZE = 5

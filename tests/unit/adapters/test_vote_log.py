@@ -22,6 +22,7 @@ from adapters.vote_log import (
     load_identity,
 )
 from ledger.votes import VoteState
+from tests.paths import ROOT
 
 CHAIN = bytes(range(32))
 START = (-1, bytes(32))
@@ -371,7 +372,7 @@ die()
 def test_a_kill_leaves_the_old_votes_or_the_new_ones(directory, point, found):
     done = subprocess.run(
         [sys.executable, "-c", WRITER, str(directory), point],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         check=False,
     )
     assert done.returncode == -signal.SIGKILL

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from adapters.kafka import Record, make_headers
-from cli import bench
 from cli.stack.processes import StackError, kill_owned, spawn_owned
 from consumers.audit.auditor import run_audit
 from schemas import codec, topics
 from schemas import events as e
 from tests.bench import aggregation as bench_aggregation
 from tests.bench import rounds as bench_rounds
+from tests.bench import run as bench
 from tests.bench import sequencer as bench_sequencer
 from tests.bench.federation import make_agent_keys, measure_cpu_s
 from tests.bench.log import LogMaker, forget

@@ -18,6 +18,7 @@ import cli.receipts
 from consumers.audit.bundle import BundleError
 from tests.attesting import attest_all
 from tests.builders import build_log
+from tests.paths import ROOT
 from tests.unit.consumers.audit.test_bundle import write
 
 
@@ -104,7 +105,7 @@ def test_a_wrong_option_is_no_verdict(monkeypatch, capsys, arguments):
 def start(*arguments, **options):
     return subprocess.Popen(
         [sys.executable, "-m", "cli.main", *map(str, arguments)],
-        cwd=Path(__file__).parents[2],
+        cwd=ROOT,
         stderr=subprocess.PIPE,
         **options,
     )

@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -26,8 +25,9 @@ from schemas import events as e
 from schemas import topics
 from schemas.reasons import Reason
 from tests.builders import LogBuilder, make_key, unframe
+from tests.paths import ROOT
 
-PAGE = Path(__file__).parents[2] / "docs" / "howto" / "rewards.md"
+PAGE = ROOT / "docs" / "howto" / "rewards.md"
 RULE = e.RewardRule(
     per_contribution=100,
     per_accuracy_percent=10,

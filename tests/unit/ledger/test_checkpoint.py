@@ -1,7 +1,6 @@
 """Heads of a tree as other programs read them."""
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -26,9 +25,10 @@ from ledger.note import (
     sign_note,
 )
 from ledger.signing import SigningKey
+from tests.paths import VECTORS
 
-VECTORS = Path(__file__).parents[2] / "vectors" / "ledger"
-VECTOR = json.loads((VECTORS / "three_leaves.json").read_text(encoding="utf-8"))
+FOLDER = VECTORS / "ledger"
+VECTOR = json.loads((FOLDER / "three_leaves.json").read_text(encoding="utf-8"))
 
 LOG = SigningKey(bytes.fromhex(VECTOR["log_seed"]))
 WITNESS = SigningKey(bytes.fromhex(VECTOR["witness_seed"]))

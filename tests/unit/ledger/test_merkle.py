@@ -2,16 +2,16 @@
 
 import base64
 import json
-from pathlib import Path
 
 import pytest
 
 from ledger import merkle
 from ledger.merkle import CompactRange, InvalidProofError, leaf_hash, node_hash
+from tests.paths import VECTORS
 
-VECTORS = Path(__file__).parents[2] / "vectors" / "ledger"
-INCLUSION = json.loads((VECTORS / "inclusion.json").read_text())
-CONSISTENCY = json.loads((VECTORS / "consistency.json").read_text())
+FOLDER = VECTORS / "ledger"
+INCLUSION = json.loads((FOLDER / "inclusion.json").read_text())
+CONSISTENCY = json.loads((FOLDER / "consistency.json").read_text())
 LEAVES = [leaf_hash(bytes([i])) for i in range(70)]
 
 
@@ -78,7 +78,7 @@ def test_hashes_of_nothing():
 
 
 def test_three_leaves_reproduced():
-    vector = json.loads((VECTORS / "three_leaves.json").read_text())
+    vector = json.loads((FOLDER / "three_leaves.json").read_text())
     leaves = [leaf_hash(entry.encode()) for entry in vector["entries"]]
     assert leaves[0].hex() == vector["leaf_0"]
     assert merkle.root(leaves[:2]).hex() == vector["root_2"]

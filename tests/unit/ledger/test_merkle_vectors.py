@@ -2,16 +2,16 @@
 
 import base64
 import json
-from pathlib import Path
 
 import pytest
 
 from ledger import merkle
 from ledger.merkle import InvalidProofError, leaf_hash
+from tests.paths import VECTORS
 
-VECTORS = Path(__file__).parents[2] / "vectors" / "ledger"
-INCLUSION = json.loads((VECTORS / "subtree_inclusion.json").read_text())
-CONSISTENCY = json.loads((VECTORS / "subtree_consistency.json").read_text())
+FOLDER = VECTORS / "ledger"
+INCLUSION = json.loads((FOLDER / "subtree_inclusion.json").read_text())
+CONSISTENCY = json.loads((FOLDER / "subtree_consistency.json").read_text())
 LEAVES = [leaf_hash(bytes([i])) for i in range(34)]
 SUBTREES = [
     (start, end)

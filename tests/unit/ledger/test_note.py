@@ -1,7 +1,6 @@
 """Notes that must open, and those that must not."""
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -28,9 +27,10 @@ from ledger.note import (
     sign_note,
 )
 from ledger.signing import SigningKey
+from tests.paths import VECTORS
 
-VECTORS = Path(__file__).parents[2] / "vectors" / "ledger"
-VECTOR = json.loads((VECTORS / "three_leaves.json").read_text(encoding="utf-8"))
+FOLDER = VECTORS / "ledger"
+VECTOR = json.loads((FOLDER / "three_leaves.json").read_text(encoding="utf-8"))
 
 ALICE = SigningKey(b"a" * 32)
 BOB = SigningKey(b"b" * 32)

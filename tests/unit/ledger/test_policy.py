@@ -2,7 +2,6 @@
 
 import json
 from itertools import combinations
-from pathlib import Path
 
 import pytest
 
@@ -16,9 +15,10 @@ from ledger.checkpoint import (
 from ledger.note import InvalidNoteError, KeyType, VerifierKey, parse_vkey
 from ledger.policy import InvalidPolicyError, QuorumError, make_bft_policy, parse_policy
 from ledger.signing import SigningKey
+from tests.paths import VECTORS
 
-VECTORS = Path(__file__).parents[2] / "vectors" / "ledger"
-VECTOR = json.loads((VECTORS / "three_leaves.json").read_text(encoding="utf-8"))
+FOLDER = VECTORS / "ledger"
+VECTOR = json.loads((FOLDER / "three_leaves.json").read_text(encoding="utf-8"))
 
 ORIGIN = "log.example/a"
 LOG = SigningKey(b"l" * 32)

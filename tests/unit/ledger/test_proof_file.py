@@ -2,7 +2,6 @@
 
 import base64
 import json
-from pathlib import Path
 
 import pytest
 
@@ -21,9 +20,10 @@ from ledger.proof_file import (
     verify_receipt,
 )
 from ledger.signing import SigningKey
+from tests.paths import VECTORS
 
-VECTORS = Path(__file__).parents[2] / "vectors" / "ledger"
-VECTOR = json.loads((VECTORS / "three_leaves.json").read_text(encoding="utf-8"))
+FOLDER = VECTORS / "ledger"
+VECTOR = json.loads((FOLDER / "three_leaves.json").read_text(encoding="utf-8"))
 
 ORIGIN = "log.example/a"
 LOG = SigningKey(b"l" * 32)

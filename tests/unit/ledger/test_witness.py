@@ -3,7 +3,6 @@
 import base64
 import hashlib
 import json
-from pathlib import Path
 
 import pytest
 
@@ -27,9 +26,10 @@ from ledger.witness import (
     make_response,
     parse_request,
 )
+from tests.paths import VECTORS
 
-VECTORS = Path(__file__).parents[2] / "vectors" / "ledger"
-VECTOR = json.loads((VECTORS / "three_leaves.json").read_text(encoding="utf-8"))
+FOLDER = VECTORS / "ledger"
+VECTOR = json.loads((FOLDER / "three_leaves.json").read_text(encoding="utf-8"))
 
 ORIGIN = "log.example/a"
 LOG = SigningKey(b"l" * 32)

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,8 +26,9 @@ from protocol.tensors import (
     tensors_to_blob,
 )
 from schemas.reasons import Reason
+from tests.paths import VECTORS
 
-VECTORS = Path(__file__).parents[2] / "vectors" / "protocol" / "models.json"
+FILE = VECTORS / "protocol" / "models.json"
 TRAINED, APART, KEPT, FIXED, REFUSED = StateClass
 OTHER = (KEPT, FIXED)
 
@@ -117,7 +117,7 @@ def test_mutated_models_raise_nothing_else(model, data):
     assert same(model_from_blob(model_to_blob(found)), found)
 
 
-@pytest.mark.parametrize("vector", json.loads(VECTORS.read_text("utf-8"))["good"])
+@pytest.mark.parametrize("vector", json.loads(FILE.read_text("utf-8"))["good"])
 def test_golden_vector(vector):
     tensors = {
         name: np.array(values, dtype=dtype)
@@ -131,7 +131,7 @@ def test_golden_vector(vector):
 
 
 @pytest.mark.parametrize(
-    "vector", json.loads(VECTORS.read_text("utf-8"))["bad"], ids=lambda v: v["why"]
+    "vector", json.loads(FILE.read_text("utf-8"))["bad"], ids=lambda v: v["why"]
 )
 def test_bad_golden_vector(vector):
     blob = bytes.fromhex(vector["blob"])

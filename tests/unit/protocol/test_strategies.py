@@ -3,7 +3,6 @@
 import hashlib
 import json
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,8 +12,9 @@ from hypothesis import strategies as st
 from protocol.aggregation import MAX_TOTAL_EXAMPLES, weighted_sum
 from protocol.encoding import MAX_FRACTIONAL_BITS, encode_update
 from protocol.strategies import fedavg
+from tests.paths import VECTORS
 
-VECTORS = Path(__file__).parents[2] / "vectors" / "protocol" / "fedavg.json"
+FILE = VECTORS / "protocol" / "fedavg.json"
 
 
 def exact(base, total, num_examples, fractional_bits):
@@ -56,7 +56,7 @@ def test_arguments_are_left_alone():
     assert (base.tolist(), total.tolist()) == ([1], [1])
 
 
-@pytest.mark.parametrize("vector", json.loads(VECTORS.read_text("utf-8"))["good"])
+@pytest.mark.parametrize("vector", json.loads(FILE.read_text("utf-8"))["good"])
 def test_golden_vector(vector):
     model = fedavg(
         np.frombuffer(bytes.fromhex(vector["base"]), dtype="<f4"),

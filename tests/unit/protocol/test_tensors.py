@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,8 +25,9 @@ from protocol.tensors import (
     tensors_to_blob,
     unflatten,
 )
+from tests.paths import VECTORS
 
-VECTORS = Path(__file__).parents[2] / "vectors" / "protocol" / "tensors.json"
+FILE = VECTORS / "protocol" / "tensors.json"
 
 DTYPES = ["?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"]
 arrays = st.sampled_from(DTYPES).flatmap(
@@ -112,7 +112,7 @@ def test_the_header_is_canonical(tensors):
     assert len(written) == 8 + length + end
 
 
-@pytest.mark.parametrize("vector", json.loads(VECTORS.read_text("utf-8"))["good"])
+@pytest.mark.parametrize("vector", json.loads(FILE.read_text("utf-8"))["good"])
 def test_golden_vector(vector):
     tensors = {
         name: np.array(values, dtype=dtype)
@@ -124,7 +124,7 @@ def test_golden_vector(vector):
 
 
 @pytest.mark.parametrize(
-    "vector", json.loads(VECTORS.read_text("utf-8"))["bad"], ids=lambda v: v["why"]
+    "vector", json.loads(FILE.read_text("utf-8"))["bad"], ids=lambda v: v["why"]
 )
 def test_bad_golden_vector(vector):
     with pytest.raises(MalformedBlobError):

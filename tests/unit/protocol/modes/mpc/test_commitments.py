@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +9,7 @@ from py_arkworks_bls12381 import G1Point
 
 from protocol.modes.mpc import commitments as c
 from tests.oracle import compress_G1, curve_order, hash_to_G1
+from tests.paths import VECTORS
 from tests.vectors.norm_proof.generate import (
     IDENTITY,
     OUTSIDE,
@@ -18,7 +18,7 @@ from tests.vectors.norm_proof.generate import (
     render,
 )
 
-FILE = Path(__file__).parents[2] / "vectors" / "norm_proof" / "commitments.json"
+FILE = VECTORS / "norm_proof" / "commitments.json"
 VECTORS = json.loads(FILE.read_text(encoding="utf-8"))
 LARGEST = 2**19 - 1
 

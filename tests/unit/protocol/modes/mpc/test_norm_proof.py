@@ -4,7 +4,6 @@ import hashlib
 import json
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -39,6 +38,7 @@ from protocol.modes.mpc.norm_prover import (
     prove_norm,
 )
 from protocol.modes.mpc.projections import NUM_PROJECTIONS
+from tests.paths import VECTORS
 from tests.slow_norm_prover import FastGroup, PyEccGroup, SlowProver, expand
 from tests.vectors.norm_proof.generate import (
     IDENTITY,
@@ -57,7 +57,7 @@ from tests.vectors.norm_proof.generate import (
 )
 from tests.vectors.shares.generate import SeededEntropy
 
-FILE = Path(__file__).parents[2] / "vectors" / "norm_proof" / "norm_proof.json"
+FILE = VECTORS / "norm_proof" / "norm_proof.json"
 VECTORS = json.loads(FILE.read_text(encoding="utf-8"))
 CONTEXT = b"context"
 

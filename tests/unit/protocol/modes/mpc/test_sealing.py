@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -16,9 +15,10 @@ from protocol.modes.mpc.sealing import (
     open_share,
     seal_share,
 )
+from tests.paths import VECTORS
 from tests.vectors.shares.generate import build_sealed, render, seal
 
-FILE = Path(__file__).parents[2] / "vectors" / "shares" / "sealed.json"
+FILE = VECTORS / "shares" / "sealed.json"
 VECTORS = json.loads(FILE.read_text(encoding="utf-8"))
 
 KEY = SealingSecretKey(b"k" * 32)

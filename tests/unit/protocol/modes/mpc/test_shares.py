@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ from protocol.modes.mpc.shares import (
     parse_share,
     split_update,
 )
+from tests.paths import VECTORS
 from tests.vectors.shares.generate import (
     HEADER_SIZE,
     SeededEntropy,
@@ -25,7 +25,7 @@ from tests.vectors.shares.generate import (
     render,
 )
 
-FILE = Path(__file__).parents[2] / "vectors" / "shares" / "shares.json"
+FILE = VECTORS / "shares" / "shares.json"
 VECTORS = json.loads(FILE.read_text(encoding="utf-8"))
 SHAPE = ShareShape(VECTORS["num_values"], VECTORS["num_rows"])
 
