@@ -6,18 +6,26 @@ from typing import Any, TypeVar
 
 from adapters import telemetry
 from protocol.decider import Decider, step
+from protocol.deciders import DECIDERS
 from protocol.log import OpenedLeaf
 from schemas import topics
 from schemas.events import Fact
-from streams.app import Service, Source, fail_stop
+from streams.app import Service, Source, fail_stop, make_service
 from streams.following import Follower
 
 State = TypeVar("State")
 FactT = TypeVar("FactT", bound=Fact)
 
 
-def run_decider(service: Service, decider: Decider[State, FactT]) -> None:
-    """Attach a decider to an app: every fact it concludes is sent to its topic."""
+def make_decider(name: str) -> Service:
+    """Return the Faust app of a decider, by its name in `DECIDERS`."""
+    service = make_service(name, "DECIDER")
+    _follow(service, DECIDERS[name])
+    return service
+
+
+def _follow(service: Service, decider: Decider[State, FactT]) -> None:
+    """Send every fact that a decider concludes to its topic."""
 
     def decide(state: State, leaf: OpenedLeaf) -> tuple[State, list[tuple[Fact, str]]]:
         after, facts = step(decider, state, leaf.sequenced)

@@ -53,13 +53,7 @@ from protocol.log import (
 from schemas import codec, topics
 from schemas.events import BlockSequenced, CheckpointSigned
 from schemas.reasons import Reason
-from streams.app import (
-    Service,
-    Source,
-    fail_stop,
-    make_service,
-    serve,
-)
+from streams.app import Service, Source, fail_stop, make_service
 
 log = logging.getLogger(__name__)
 
@@ -422,31 +416,30 @@ def _blocks_of(batch: Sequence[Received]) -> Iterator[list[Received]]:
         yield part
 
 
-service = make_service("sequencer", "SEQUENCER")
-app = service.app
-sequencer = Sequencer(service)
-sequencer.look_before_start()
+def make_sequencer() -> Service:
+    """Return the sequencer's Faust app.
 
+    Raises:
+        InputsReplacedError: an input topic is not the one that a ledger was made from.
+    """
+    service = make_service("sequencer", "SEQUENCER")
+    sequencer = Sequencer(service)
+    sequencer.look_before_start()
+    app = service.app
 
-@app.agent(service.topic(*topics.SEQUENCED_TOPICS), name="sequencer", concurrency=1)
-async def sequence_inputs(stream: Any) -> None:
-    """Append what arrives; nothing is decided here."""
-    async for batch in stream.take_events(MAX_BLOCK_LEAVES, within=BATCH_WINDOW_S):
-        with fail_stop(*batch):
-            await sequencer.process(batch)
+    @app.agent(service.topic(*topics.SEQUENCED_TOPICS), name="sequencer", concurrency=1)
+    async def sequence_inputs(stream: Any) -> None:
+        async for batch in stream.take_events(MAX_BLOCK_LEAVES, within=BATCH_WINDOW_S):
+            with fail_stop(*batch):
+                await sequencer.process(batch)
 
+    @app.task
+    async def watch_inputs() -> None:
+        alive.start_thread(sequencer.watch, "watch")
 
-@app.task
-async def watch_inputs() -> None:
-    """Look at the inputs beside reading them, until the process ends."""
-    alive.start_thread(sequencer.watch, "watch")
+    @app.on_partitions_revoked.connect
+    async def on_partitions_revoked(*_: Any, **__: Any) -> None:
+        # A process that knows nothing reads the ledger, and only then writes.
+        sequencer.leave()
 
-
-@app.on_partitions_revoked.connect
-async def on_partitions_revoked(*_: Any, **__: Any) -> None:
-    """Let a process that knows nothing read the ledger, and only then write."""
-    sequencer.leave()
-
-
-if __name__ == "__main__":
-    serve(service)
+    return service

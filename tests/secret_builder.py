@@ -9,22 +9,16 @@ Sealing is never twice the same, so neither are these logs.
 from __future__ import annotations
 
 import hashlib
-import importlib
 import itertools
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
-from types import ModuleType, SimpleNamespace
 from typing import Any, TypeAlias
 
 import numpy as np
-import pytest
 from numpy.typing import NDArray
 
-import streams.app
 from adapters.party_identity import PartyIdentity
-from adapters.settings import Settings
 from producers.modes import mpc as secret_update
 from protocol.configuration import get_mpc
 from protocol.contributions import Contribution
@@ -45,6 +39,7 @@ from protocol.modes.mpc.sealing import SealingSecretKey
 from protocol.modes.mpc.sketches import Sketch
 from schemas import codec
 from schemas import events as e
+from streams.aggregator import Aggregator, AggregatorState, follow_step
 from streams.mpc.party import Party, PartyState, make_step
 from tests.builders import LogBuilder, make_key
 from tests.sealed import list_contributions
@@ -89,27 +84,6 @@ class Memory:
         self.known = remember(self.known, asked)
 
 
-@cache
-def load_aggregation() -> ModuleType:
-    """Return `streams.aggregation`, which looks for its topics when it is imported."""
-    settings = Settings(
-        bootstrap_servers="nowhere:1",
-        schema_registry_url="http://nowhere",
-        minio_endpoint="nowhere:1",
-        minio_access_key="none",  # type: ignore[arg-type]  # pydantic hides it
-        minio_secret_key="none",  # type: ignore[arg-type]  # as above
-    )
-    service = SimpleNamespace(
-        app=SimpleNamespace(agent=lambda *_, **__: lambda function: function),
-        settings=settings,
-        table=dict,
-        topic=lambda *_: None,
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(streams.app, "make_service", lambda *_: service)
-        return importlib.import_module("streams.aggregation")
-
-
 Speak: TypeAlias = "Callable[[SecretLogBuilder, str, e.Event], Iterable[e.Event]]"
 
 
@@ -148,9 +122,8 @@ class SecretLogBuilder(LogBuilder):
         self.states: dict[str, ProverState] = {}
         self.hands = {name: self.make_hands(name) for name in self.parties}
         self.following = dict.fromkeys(self.parties, PartyState())
-        aggregation = load_aggregation()
-        self.aggregator: Any = aggregation.Aggregator(self.blobs)
-        self.aggregator_state = aggregation.AggregatorState()
+        self.aggregator = Aggregator(self.blobs)
+        self.aggregator_state = AggregatorState()
 
     def request_round(self, number: int | None = None) -> tuple[str, ...]:
         """Ask for a round, drawn from a final checkpoint if there are ledger nodes."""
@@ -304,12 +277,8 @@ class SecretLogBuilder(LogBuilder):
             for event, _ in hands.do(work):
                 for said in self.speak(self, name, event):
                     self.say(said, make_key(name))
-        aggregation = load_aggregation()
-        self.aggregator_state, work = aggregation.follow_step(
-            self.aggregator_state, leaf
-        )
-        aggregation.aggregator = self.aggregator
-        for event, _ in aggregation.do(work):
+        self.aggregator_state, work = follow_step(self.aggregator_state, leaf)
+        for event, _ in self.aggregator.do(work):
             for said in self.speak(self, "AGGREGATOR", event):
                 self.say(said, make_key("AGGREGATOR"))
 

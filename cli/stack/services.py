@@ -32,11 +32,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FAUST_SERVICES: Final = {
-    "sequencer": "streams.sequencer",
-    "rounds": "streams.rounds",
-    "aggregator": "streams.aggregation",
-    "registry": "streams.registry",
-    "rewards": "streams.rewards",
+    "sequencer": "streams.apps.sequencer",
+    "rounds": "streams.apps.rounds",
+    "aggregator": "streams.apps.aggregator",
+    "registry": "streams.apps.registry",
+    "rewards": "streams.apps.rewards",
 }
 NODE_PORTS: Final = {"ledger-node": 7400, "log": 7480}
 """Where a ledger node and the log server listen unless told otherwise."""

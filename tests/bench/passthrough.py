@@ -11,10 +11,9 @@ from typing import Any, Final
 from protocol.log import MAX_BLOCK_LEAVES
 from schemas import topics
 from streams.app import Source, fail_stop, make_service, serve
+from streams.sequencer import BATCH_WINDOW_S
 
 OUTPUT_TOPIC: Final = "bench.passthrough"
-BATCH_WINDOW_S: Final = 0.03
-"""That of `streams.sequencer`, which cannot be imported without becoming it."""
 
 
 def run() -> None:

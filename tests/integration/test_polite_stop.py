@@ -21,32 +21,32 @@ marker = Path("{marker}")
 
 
 def make_slow_aggregator():
-    import streams.aggregation as module
+    from streams.aggregator import Aggregator, make_aggregator
 
-    do = module.do
+    do = Aggregator.do
 
-    def slow(work):
+    def slow(self, work):
         if work:
             marker.touch()
             time.sleep(1)
-        return do(work)
+        return do(self, work)
 
-    module.do = slow
-    return module.service
+    Aggregator.do = slow
+    return make_aggregator()
 
 
 def make_slow_sequencer():
-    import streams.sequencer as module
+    from streams.sequencer import Sequencer, make_sequencer
 
-    process = module.Sequencer.process
+    process = Sequencer.process
 
     async def slow(self, batch):
         marker.touch()
         await asyncio.sleep(1)
         await process(self, batch)
 
-    module.Sequencer.process = slow
-    return module.service
+    Sequencer.process = slow
+    return make_sequencer()
 
 
 serve(make_slow_{service}())

@@ -203,7 +203,7 @@ def test_a_rule_that_is_not_written_like_that_is_refused(texts):
 
 
 def test_the_service_can_be_served():
-    assert FAUST_SERVICES["rewards"] == "streams.rewards"
+    assert FAUST_SERVICES["rewards"] == "streams.apps.rewards"
     assert "rewards" in OWN_PROCESS
 
 

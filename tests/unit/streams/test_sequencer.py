@@ -1,18 +1,16 @@
 """What the sequencer demands of its topics before it writes."""
 
 import asyncio
-import importlib
-import sys
 from types import SimpleNamespace
 from unittest.mock import AsyncMock, MagicMock
 
 import pytest
 
-import adapters.kafka
-import streams.app
+import streams.sequencer
 from adapters.settings import Settings
 from adapters.topic_watch import Ends
 from schemas import topics
+from streams.sequencer import InputsReplacedError, Sequencer
 from tests.builders import LogBuilder, make_key
 from tests.unit.adapters import test_kafka_log as test_ledger_reading
 from tests.unit.adapters.test_schema_registry import Client, make_registry
@@ -24,19 +22,15 @@ SETTINGS = Settings(
 
 
 @pytest.fixture
-def module(monkeypatch):
-    """Return the module; its service has neither Kafka nor a registry."""
+def sequencer():
+    """Return one whose service has neither Kafka nor a registry."""
     service = MagicMock(
         settings=SETTINGS,
         num_partitions=1,
         key=make_key("SEQUENCER"),
         registry=make_registry(Client()),
     )
-    monkeypatch.setattr(streams.app, "make_service", lambda *_: service)
-    monkeypatch.setattr(adapters.kafka, "find_committed", lambda *_: {})
-    monkeypatch.delitem(sys.modules, "streams.sequencer", raising=False)
-    yield importlib.import_module("streams.sequencer")
-    del sys.modules["streams.sequencer"]
+    return Sequencer(service)
 
 
 @pytest.fixture
@@ -51,19 +45,21 @@ forged = test_ledger_reading.forged
 
 
 @pytest.fixture
-def start(module, log, monkeypatch):
+def start(sequencer, log, monkeypatch):
     """Start on this ledger, and inputs that end there; returns the logs by key."""
 
     def start(records, changes=()):
         offsets = log.state.admission.offsets
         ends = {
             place: Ends(0, end, end)
-            for place in module.sequencer._places
+            for place in sequencer._places
             for end in [dict(changes).get(place.topic, offsets.get(str(place), -1) + 1)]
         }
-        monkeypatch.setattr(module, "find_ends", lambda *_: ends)
-        monkeypatch.setattr(module, "read_partition", lambda *_, **__: records)
-        states, _ = module.sequencer._recover(0)
+        monkeypatch.setattr(streams.sequencer, "find_ends", lambda *_: ends)
+        monkeypatch.setattr(
+            streams.sequencer, "read_partition", lambda *_, **__: records
+        )
+        states, _ = sequencer._recover(0)
         return states
 
     return start
@@ -77,10 +73,10 @@ def test_it_goes_on_where_the_ledger_ends(start, log):
 
 @pytest.mark.parametrize("topic", [topics.CONTROL, topics.AGENTS])
 def test_an_input_topic_that_is_shorter_than_the_ledger_has_it_is_refused(
-    module, start, log, topic
+    start, log, topic
 ):
     last = log.state.admission.offsets[f"{topic}/0"]
-    with pytest.raises(module.InputsReplacedError, match=f"{topic}/0 ends at {last},"):
+    with pytest.raises(InputsReplacedError, match=f"{topic}/0 ends at {last},"):
         start(log.records, {topic: last})
 
 
@@ -91,12 +87,12 @@ def test_a_strangers_log_of_a_name_does_not_take_it(start, log, forged):
     assert states[b"clinics"].log == log.state.log
 
 
-def test_a_batch_of_a_thousand_names_is_confirmed_once(module):
+def test_a_batch_of_a_thousand_names_is_confirmed_once(sequencer):
     """Whoever invents names makes nobody wait for as many answers of Kafka."""
-    service = module.sequencer._service
+    service = sequencer._service
     service.send, service.send_raw = AsyncMock(), AsyncMock()
     service.confirm = AsyncMock()
-    module.sequencer._states = {0: {}}
+    sequencer._states = {0: {}}
     events = [
         SimpleNamespace(
             key=b"nobody-%d" % number,
@@ -106,6 +102,6 @@ def test_a_batch_of_a_thousand_names_is_confirmed_once(module):
         )
         for number in range(1_000)
     ]
-    asyncio.run(module.sequencer.process(events))
+    asyncio.run(sequencer.process(events))
     assert service.send.await_count == 1_000
     assert service.confirm.await_count == 1

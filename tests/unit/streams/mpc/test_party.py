@@ -19,12 +19,12 @@ from protocol.validation import find_problem
 from schemas import codec
 from schemas import events as e
 from schemas.reasons import Reason
+from streams.aggregator import AggregatorState, follow_step
 from streams.following import Followed, Follower
 from streams.mpc.party import PartyState, make_step
 from tests.builders import BlobDict, make_key
 from tests.secret_builder import (
     build_secret_log,
-    load_aggregation,
     make_identity,
     make_sealing_key,
     start_secret_log,
@@ -607,13 +607,12 @@ def states_of(log):
     """Return what a party and the aggregator know after each leaf of a log."""
     seen = []
     step = make_step(ME)
-    aggregation = load_aggregation()
-    following, aggregator = PartyState(), aggregation.AggregatorState()
+    following, aggregator = PartyState(), AggregatorState()
     for index, event in enumerate(log.leaves):
         leaf = log.opened[index]
         assert leaf.sequenced.event == event
         following, _ = step(following, leaf)
-        aggregator, _ = aggregation.follow_step(aggregator, leaf)
+        aggregator, _ = follow_step(aggregator, leaf)
         seen.append((following, aggregator))
     return seen
 
@@ -621,11 +620,10 @@ def states_of(log):
 def test_snapshots_are_what_was_snapshot():
     """In the form that a follower keeps them in its table."""
     log = build_secret_log()
-    aggregation = load_aggregation()
     service = SimpleNamespace(table=dict)
     adapters = [
         Follower(service, state_type, state_type(), None)._snapshots
-        for state_type in (PartyState, aggregation.AggregatorState)
+        for state_type in (PartyState, AggregatorState)
     ]
     phases = set()
     for states in states_of(log):

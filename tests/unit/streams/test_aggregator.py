@@ -5,25 +5,28 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+import streams.aggregator
 from adapters.blobs import BlobError
 from protocol.aggregation import sum_from_blob
 from protocol.modes.mpc.round import Owed
 from schemas import codec
 from schemas import events as e
 from schemas.reasons import Reason
+from streams.aggregator import (
+    Aggregator,
+    AggregatorState,
+    ToAggregate,
+    ToCheck,
+    ToVerify,
+    follow_step,
+)
 from streams.completing import MAX_DETAIL_LENGTH
 from tests.builders import BlobDict, LogBuilder
 from tests.secret_builder import (
     build_secret_log,
     change_values,
-    load_aggregation,
     start_secret_log,
 )
-
-
-@pytest.fixture(scope="module")
-def aggregation():
-    return load_aggregation()
 
 
 @pytest.fixture(scope="module")
@@ -46,19 +49,19 @@ class Store(BlobDict):
         return super().fetch(ref, max_size_bytes=max_size_bytes)
 
 
-def work_of(aggregation, log):
+def work_of(log):
     """Return what each leaf of a log makes the aggregator do, by leaf index."""
-    state, work = aggregation.AggregatorState(), {}
+    state, work = AggregatorState(), {}
     for leaf in log.opened:
-        state, items = aggregation.follow_step(state, leaf)
+        state, items = follow_step(state, leaf)
         if items:
             work[leaf.sequenced.leaf_index] = items
     return work
 
 
-def secrets_of(aggregation, log):
+def secrets_of(log):
     """Return the round as it is when checks, and when the result, are owed."""
-    items = [x for items in work_of(aggregation, log).values() for x in items]
+    items = [x for items in work_of(log).values() for x in items]
     by_owed = {item.secret.owed_by_aggregator(): item.secret for item in items}
     return by_owed[Owed.CHECKS], by_owed[Owed.RESULT]
 
@@ -66,8 +69,8 @@ def secrets_of(aggregation, log):
 # When
 
 
-def test_it_works_once_for_each_proof_for_the_checks_and_for_the_sum(aggregation, log):
-    work = work_of(aggregation, log)
+def test_it_works_once_for_each_proof_for_the_checks_and_for_the_sum(log):
+    work = work_of(log)
     seen = [
         (type(log.leaves[index]), item.secret.owed_by_aggregator())
         for index, items in work.items()
@@ -82,11 +85,11 @@ def test_it_works_once_for_each_proof_for_the_checks_and_for_the_sum(aggregation
         assert {x.traceparent for x in items} == {log.opened[index].traceparent}
 
 
-def test_it_works_again_when_a_rejected_part_is_there_again(aggregation):
+def test_it_works_again_when_a_rejected_part_is_there_again():
     log = build_secret_log()
     results = [
         index
-        for index, items in work_of(aggregation, log).items()
+        for index, items in work_of(log).items()
         if items[-1].secret.owed_by_aggregator() is Owed.RESULT
     ]
     numbers = [log.leaves[index].round for index in results]
@@ -94,16 +97,16 @@ def test_it_works_again_when_a_rejected_part_is_there_again(aggregation):
     assert log.leaves[results[2]].party == "p1"
 
 
-def test_it_works_in_the_clear_as_ever(aggregation):
+def test_it_works_in_the_clear_as_ever():
     log = LogBuilder()
     log.found()
     log.admit("ada", "bea", "cleo", "dora")
     log.run_round()
-    work = [x for items in work_of(aggregation, log).values() for x in items]
-    checks = [x for x in work if isinstance(x, aggregation.ToCheck)]
-    (to_sum,) = [x for x in work if isinstance(x, aggregation.ToAggregate)]
+    work = [x for items in work_of(log).values() for x in items]
+    checks = [x for x in work if isinstance(x, ToCheck)]
+    (to_sum,) = [x for x in work if isinstance(x, ToAggregate)]
     assert len(work) == len(checks) + 1 == 5
-    aggregator = aggregation.Aggregator(log.blobs)
+    aggregator = Aggregator(log.blobs)
     ((claim, _),) = aggregator.check(checks)
     assert [r.reason for r in claim.results] == [""] * 4
     assert [r.leaf_index for r in claim.results] == [x.leaf_index for x in checks]
@@ -111,16 +114,16 @@ def test_it_works_in_the_clear_as_ever(aggregation):
     assert aggregator.aggregate(to_sum) == published
 
 
-def test_a_clear_round_whose_blob_is_gone_has_no_sum(aggregation, caplog, monkeypatch):
+def test_a_clear_round_whose_blob_is_gone_has_no_sum(caplog):
     log = LogBuilder()
     log.found()
     log.admit("ada", "bea", "cleo", "dora")
     log.run_round()
-    work = [x for items in work_of(aggregation, log).values() for x in items]
+    work = [x for items in work_of(log).values() for x in items]
     blobs = BlobDict(log.blobs)
     del blobs[work[0].update.update.sha256]
-    monkeypatch.setattr(aggregation, "aggregator", aggregation.Aggregator(blobs))
-    claims = [claim for claim, _ in aggregation.do(work)]
+    aggregator = Aggregator(blobs)
+    claims = [claim for claim, _ in aggregator.do(work)]
     assert [type(claim) for claim in claims] == [e.UpdatesChecked]
     assert [r.reason for r in claims[0].results] == [Reason.MISSING_BLOB, "", "", ""]
     assert "has no sum" in caplog.text
@@ -129,58 +132,58 @@ def test_a_clear_round_whose_blob_is_gone_has_no_sum(aggregation, caplog, monkey
 # What
 
 
-def test_it_accepts_what_is_good_and_publishes_its_sum(aggregation, log):
-    to_check, to_sum = secrets_of(aggregation, log)
+def test_it_accepts_what_is_good_and_publishes_its_sum(log):
+    to_check, to_sum = secrets_of(log)
     blobs = BlobDict(log.blobs)
-    aggregator = aggregation.Aggregator(blobs)
+    aggregator = Aggregator(blobs)
     (checks,) = aggregator.settle(to_check)
     assert checks == next(x for x in log.leaves if isinstance(x, e.UpdatesChecked))
     assert {r.reason for r in checks.results} == {""}
     indexes = [r.leaf_index for r in checks.results]
     assert indexes == sorted(indexes)
     # A new process finds the same.
-    (claim,) = aggregation.Aggregator(blobs).settle(to_sum)
+    (claim,) = Aggregator(blobs).settle(to_sum)
     assert claim == next(x for x in log.leaves if isinstance(x, e.AggregateSubmitted))
     total = sum_from_blob(blobs[claim.sum.sha256], num_parameters=log.num_parameters)
     assert np.array_equal(total, log.compute_sum(to_sum.sealed))
 
 
-def test_proofs_are_verified_as_they_come_and_once(aggregation, log, monkeypatch):
-    to_check, _ = secrets_of(aggregation, log)
+def test_proofs_are_verified_as_they_come_and_once(log):
+    to_check, _ = secrets_of(log)
     store = Store(log.blobs)
-    monkeypatch.setattr(aggregation, "aggregator", aggregation.Aggregator(store))
+    aggregator = Aggregator(store)
     proofs = {c.event.proof.sha256 for c in to_check.commitments.values()}
-    items = [x for items in work_of(aggregation, log).values() for x in items]
-    assert aggregation.do(items[:2]) == []
+    items = [x for items in work_of(log).values() for x in items]
+    assert aggregator.do(items[:2]) == []
     assert len(proofs & set(store.fetched)) == 2
-    assert aggregation.do(items[2:5]) == []
+    assert aggregator.do(items[2:5]) == []
     assert proofs <= set(store.fetched)
-    ((claim, _),) = aggregation.do(items[5:6])
+    ((claim, _),) = aggregator.do(items[5:6])
     assert isinstance(claim, e.UpdatesChecked)
     assert all(store.fetched.count(proof) == 1 for proof in proofs)
 
 
-def test_nothing_is_claimed_before_it_is_owed(aggregation, log):
-    for items in work_of(aggregation, log).values():
+def test_nothing_is_claimed_before_it_is_owed(log):
+    for items in work_of(log).values():
         for item in items:
             if item.secret.owed_by_aggregator() is None:
-                aggregator = aggregation.Aggregator(BlobDict(log.blobs))
+                aggregator = Aggregator(BlobDict(log.blobs))
                 assert list(aggregator.settle(item.secret)) == []
 
 
-def test_claims_fit_the_ledger(aggregation, log, monkeypatch):
+def test_claims_fit_the_ledger(log, monkeypatch):
     """However many agents: here two to a claim."""
-    monkeypatch.setattr(aggregation, "MAX_CHECKS", 2)
-    to_check, _ = secrets_of(aggregation, log)
-    claims = list(aggregation.Aggregator(log.blobs).settle(to_check))
+    monkeypatch.setattr(streams.aggregator, "MAX_CHECKS", 2)
+    to_check, _ = secrets_of(log)
+    claims = list(Aggregator(log.blobs).settle(to_check))
     assert [len(claim.results) for claim in claims] == [2, 2, 1]
     indexes = [r.leaf_index for claim in claims for r in claim.results]
     assert indexes == sorted(c.leaf_index for c in to_check.commitments.values())
 
 
-def test_a_detail_is_short_and_plain(aggregation, log):
+def test_a_detail_is_short_and_plain(log):
     """A party's excuse is the party's to fill."""
-    to_check, _ = secrets_of(aggregation, log)
+    to_check, _ = secrets_of(log)
     blobs = BlobDict(log.blobs)
     links = codec.decode(blobs[to_check.links["p0"].sha256])
     entries = tuple(
@@ -189,15 +192,15 @@ def test_a_detail_is_short_and_plain(aggregation, log):
     )
     ref = blobs.store(codec.encode(replace(links, entries=entries)))
     secret = replace(to_check, links={**to_check.links, "p0": ref})
-    (claim,) = aggregation.Aggregator(blobs).settle(secret)
+    (claim,) = Aggregator(blobs).settle(secret)
     for result in claim.results:
         assert result.reason == Reason.BAD_SHARE
         assert len(result.detail) == MAX_DETAIL_LENGTH
         assert result.detail.isascii()
 
 
-def test_wrong_parts_are_claimed_together_and_in_order(aggregation, log):
-    _, to_sum = secrets_of(aggregation, log)
+def test_wrong_parts_are_claimed_together_and_in_order(log):
+    _, to_sum = secrets_of(log)
     blobs = BlobDict(log.blobs)
     partials = dict(to_sum.partials)
     for party in ("p2", "p0"):
@@ -205,7 +208,7 @@ def test_wrong_parts_are_claimed_together_and_in_order(aggregation, log):
         ref = blobs.store(codec.encode(change_values(part)))
         partials[party] = replace(partials[party], blob=ref)
     secret = replace(to_sum, partials=partials)
-    (claim,) = aggregation.Aggregator(blobs).settle(secret)
+    (claim,) = Aggregator(blobs).settle(secret)
     assert isinstance(claim, e.UpdatesChecked)
     assert [r.leaf_index for r in claim.results] == sorted(
         partials[party].leaf_index for party in ("p0", "p2")
@@ -214,18 +217,16 @@ def test_wrong_parts_are_claimed_together_and_in_order(aggregation, log):
 
 
 @pytest.mark.parametrize("lost", ["base", "commitments"])
-def test_a_round_that_cannot_be_summed_does_not_stop_others(
-    aggregation, log, lost, caplog, monkeypatch
-):
-    _, to_sum = secrets_of(aggregation, log)
+def test_a_round_that_cannot_be_summed_does_not_stop_others(log, lost, caplog):
+    _, to_sum = secrets_of(log)
     blobs = BlobDict(log.blobs)
     if lost == "base":
         del blobs[to_sum.sealed.base_model.sha256]
     else:
         del blobs[to_sum.commitments["ada"].event.commitments.sha256]
-    monkeypatch.setattr(aggregation, "aggregator", aggregation.Aggregator(blobs))
-    work = aggregation.ToVerify(to_sum, (), "")
-    assert aggregation.do([work]) == []
+    aggregator = Aggregator(blobs)
+    work = ToVerify(to_sum, (), "")
+    assert aggregator.do([work]) == []
     assert "round 1 has no sum" in caplog.text
     with pytest.raises((BlobError, ValueError)):
-        list(aggregation.Aggregator(blobs).settle(to_sum))
+        list(Aggregator(blobs).settle(to_sum))

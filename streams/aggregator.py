@@ -36,7 +36,7 @@ from protocol.rounds import DECIDER, RoundsState
 from protocol.validation import MAX_CHECKS
 from schemas import events as e
 from schemas import topics
-from streams.app import Source, fail_stop, make_service, serve
+from streams.app import Service, Source, fail_stop, make_service
 from streams.completing import complete, make_check, make_claim
 from streams.following import Follower
 from streams.verifying import Verifying
@@ -166,6 +166,51 @@ class Aggregator:
         self._pool = ThreadPoolExecutor(NUM_FETCHERS, "fetch")
         self._verifying = Verifying(make_fetch(store.fetch))
 
+    def do(self, work: list[Work]) -> list[tuple[e.Event, str]]:
+        """Return the claims that settle this work, checks first."""
+        secret = [item for item in work if isinstance(item, ToVerify)]
+        if secret:
+            return self._do_secret(secret)
+        claims: list[tuple[e.Event, str]] = []
+        rounds: dict[tuple[str, int], list[ToCheck]] = {}
+        for item in work:
+            if isinstance(item, ToCheck):
+                place = (item.update.federation_id, item.update.round)
+                rounds.setdefault(place, []).append(item)
+        for batch in rounds.values():
+            claims.extend(self.check(batch))
+        for item in work:
+            if isinstance(item, ToAggregate):
+                with telemetry.span(
+                    "aggregate",
+                    "round",
+                    kind=telemetry.INTERNAL,
+                    parent=item.traceparent,
+                ) as current:
+                    try:
+                        claims.append((self.aggregate(item), current))
+                    except BlobError as error:
+                        number = item.sealed.round
+                        # A blob that was there when it was checked. The round cannot
+                        # end, but others can go on: the operator abandons it.
+                        log.error("round %d has no sum: %s", number, error)  # noqa: TRY400
+        return claims
+
+    def _do_secret(self, work: list[ToVerify]) -> list[tuple[e.Event, str]]:
+        self.verify_proofs(work)
+        claims: list[tuple[e.Event, str]] = []
+        for item in work:
+            with telemetry.span(
+                "verify", "round", kind=telemetry.INTERNAL, parent=item.traceparent
+            ) as current:
+                try:
+                    claims += [(claim, current) for claim in self.settle(item.secret)]
+                except (BlobError, SecretRoundError) as error:
+                    # Others can go on: the operator abandons the round.
+                    number = item.secret.started.round
+                    log.error("round %d has no sum: %s", number, error)  # noqa: TRY400
+        return claims
+
     def check(self, batch: list[ToCheck]) -> Iterator[tuple[e.UpdatesChecked, str]]:
         """Yield claims about the blobs of updates of one round."""
         results = list(self._pool.map(self._check_one, batch))
@@ -255,67 +300,21 @@ def _explain(problem: SecretRoundError | None) -> tuple[str, str]:
     return ("", "") if problem is None else (problem.reason, problem.detail)
 
 
-service = make_service("aggregator", "AGGREGATOR")
-app = service.app
-aggregator = Aggregator(BlobStore(service.settings))
-follower = Follower(service, AggregatorState, AggregatorState(), follow_step)
+def make_aggregator() -> Service:
+    """Return the aggregator's Faust app."""
+    service = make_service("aggregator", "AGGREGATOR")
+    aggregator = Aggregator(BlobStore(service.settings))
+    follower = Follower(service, AggregatorState, AggregatorState(), follow_step)
 
+    @service.app.agent(service.topic(topics.LEDGER), name=service.name, concurrency=1)
+    async def follow_ledger(stream: Any) -> None:
+        async for event in stream.events():
+            with fail_stop(event):
+                source = Source(topics.LEDGER, event.message.partition)
+                work = await follower.follow(event)
+                genesis = follower.get_genesis(event.key)
+                for claim, cause in await asyncio.to_thread(aggregator.do, work):
+                    await service.send(claim, genesis, cause, source)
+                await service.confirm()
 
-def do(work: list[Work]) -> list[tuple[e.Event, str]]:
-    """Return the claims that settle this work, checks first."""
-    secret = [item for item in work if isinstance(item, ToVerify)]
-    if secret:
-        return _do_secret(secret)
-    claims: list[tuple[e.Event, str]] = []
-    rounds: dict[tuple[str, int], list[ToCheck]] = {}
-    for item in work:
-        if isinstance(item, ToCheck):
-            place = (item.update.federation_id, item.update.round)
-            rounds.setdefault(place, []).append(item)
-    for batch in rounds.values():
-        claims.extend(aggregator.check(batch))
-    for item in work:
-        if isinstance(item, ToAggregate):
-            with telemetry.span(
-                "aggregate", "round", kind=telemetry.INTERNAL, parent=item.traceparent
-            ) as current:
-                try:
-                    claims.append((aggregator.aggregate(item), current))
-                except BlobError as error:
-                    # A blob that was there when it was checked. The round cannot
-                    # end, but others can go on: the operator abandons it.
-                    log.error("round %d has no sum: %s", item.sealed.round, error)  # noqa: TRY400
-    return claims
-
-
-def _do_secret(work: list[ToVerify]) -> list[tuple[e.Event, str]]:
-    aggregator.verify_proofs(work)
-    claims: list[tuple[e.Event, str]] = []
-    for item in work:
-        with telemetry.span(
-            "verify", "round", kind=telemetry.INTERNAL, parent=item.traceparent
-        ) as current:
-            try:
-                claims += [(claim, current) for claim in aggregator.settle(item.secret)]
-            except (BlobError, SecretRoundError) as error:
-                # Others can go on: the operator abandons the round.
-                number = item.secret.started.round
-                log.error("round %d has no sum: %s", number, error)  # noqa: TRY400
-    return claims
-
-
-@app.agent(service.topic(topics.LEDGER), name="aggregator", concurrency=1)
-async def follow_ledger(stream: Any) -> None:
-    """Do the work that a block brings; nothing is decided here."""
-    async for event in stream.events():
-        with fail_stop(event):
-            source = Source(topics.LEDGER, event.message.partition)
-            work = await follower.follow(event)
-            genesis = follower.get_genesis(event.key)
-            for claim, cause in await asyncio.to_thread(do, work):
-                await service.send(claim, genesis, cause, source)
-            await service.confirm()
-
-
-if __name__ == "__main__":
-    serve(service)
+    return service

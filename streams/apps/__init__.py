@@ -1,0 +1,1 @@
+"""Services as `faust -A` names them: what alone starts something when imported."""

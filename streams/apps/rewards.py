@@ -1,0 +1,10 @@
+"""The rewards decider."""
+
+from streams.app import serve
+from streams.deciding import make_decider
+
+service = make_decider("rewards")
+app = service.app
+
+if __name__ == "__main__":
+    serve(service)

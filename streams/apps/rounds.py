@@ -1,0 +1,10 @@
+"""The rounds decider."""
+
+from streams.app import serve
+from streams.deciding import make_decider
+
+service = make_decider("rounds")
+app = service.app
+
+if __name__ == "__main__":
+    serve(service)
