@@ -15,7 +15,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from adapters.imports import ImportRefusedError, load_class  # noqa: E402
-from cli.main import DEFAULT_ALLOWED  # noqa: E402
+from cli.options import DEFAULT_ALLOWED  # noqa: E402
 from producers.agent.agent import Agent, AgentOptions  # noqa: E402
 from producers.agent.kept_update import UpdateKeeper  # noqa: E402
 from producers.agent.training import TrainingError, initial_tensors, train  # noqa: E402

@@ -1,0 +1,1 @@
+"""Commands and their options; what they do is imported when they run."""

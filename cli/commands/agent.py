@@ -1,0 +1,125 @@
+"""`moot agent`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.environment import find_settings
+from cli.options import DEFAULT_ALLOWED, AsJson, Federation, GenesisHash, parse_key
+from cli.show import say
+
+app = typer.Typer(help="Run, admit and revoke agents.", no_args_is_help=True)
+
+
+@app.command("run")
+def run(
+    agent_id: str,
+    federation: Federation,
+    operator_key: Annotated[
+        str, typer.Option(help="Public key of the operator you trust, hex.")
+    ],
+    genesis: GenesisHash = None,
+    directory: Annotated[
+        Path | None, typer.Option(help="Its key and what it has said.")
+    ] = None,
+    data_config: Annotated[
+        str, typer.Option(help="Its own arguments of the data module, JSON.")
+    ] = "{}",
+    allow: Annotated[
+        list[str] | None, typer.Option(help="Modules that a task may name.")
+    ] = None,
+    min_cohort: Annotated[
+        int | None,
+        typer.Option(min=1, help="Decline where fewer contributions may be summed."),
+    ] = None,
+    mode: Annotated[
+        list[str] | None,
+        typer.Option(help="Decline where updates are combined otherwise: plain, mpc."),
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="HEX, digest of the task that a first start accepts; the one that it "
+            "finds unless told."
+        ),
+    ] = None,
+) -> None:
+    """Run a training agent until it is told to stop."""
+    from cli.stack.services import run_agent
+
+    run_agent(
+        find_settings(),
+        federation=federation,
+        agent_id=agent_id,
+        operator_key=parse_key(operator_key),
+        genesis=None if genesis is None else parse_key(genesis),
+        directory=directory,
+        data_config=data_config,
+        allowed_prefixes=tuple(allow or ()) or DEFAULT_ALLOWED,
+        min_cohort=min_cohort,
+        modes=tuple(mode or ()),
+        task=None if task is None else parse_key(task),
+    )
+
+
+@app.command("accept-task")
+def accept_task(
+    agent_id: str,
+    federation: Federation,
+    task: Annotated[str, typer.Option(help="Digest of the task, hex.")],
+    directory: Annotated[
+        Path | None, typer.Option(help="The agent's, if it is not the usual one.")
+    ] = None,
+) -> None:
+    """Let an agent on this machine run a task that the operator has changed."""
+    from cli.stack.services import agent_directory
+    from producers.agent.terms import accept_task
+
+    settings = find_settings()
+    accept_task(
+        directory or agent_directory(settings, federation, agent_id), parse_key(task)
+    )
+    say(f"{agent_id} runs the task {task}")
+
+
+@app.command("list")
+def list_(federation: Federation, as_json: AsJson = False) -> None:
+    """Show who asked to join, who was admitted, who was revoked."""
+    from cli.operate import list_agents
+
+    list_agents(find_settings(), federation, as_json=as_json)
+
+
+@app.command("admit")
+def admit(
+    agent_id: str,
+    federation: Federation,
+    public_key: Annotated[
+        str,
+        typer.Option(
+            help="The key that its organisation told you, hex: `moot agent list` "
+            "shows what was asked for; compare before you admit."
+        ),
+    ],
+) -> None:
+    """Bind an agent to its key; from then on its events count."""
+    from cli.operate import admit_agent
+
+    admit_agent(find_settings(), federation, agent_id, parse_key(public_key))
+    say(f"admitted {agent_id}")
+
+
+@app.command("revoke")
+def revoke(
+    agent_id: str,
+    federation: Federation,
+    explanation: Annotated[str, typer.Option("--because", help="Why.")],
+) -> None:
+    """End an agent's membership, for good."""
+    from cli.operate import revoke_agent
+
+    revoke_agent(find_settings(), federation, agent_id, explanation)
+    say(f"revoked {agent_id}")

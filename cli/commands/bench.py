@@ -1,0 +1,28 @@
+"""`moot bench`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def bench(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Which: sequencer, rounds, finality, audit, aggregation, privacy, "
+            "differences."
+        ),
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option(help="Small sizes, to see that it runs.")
+    ] = False,
+    write: Annotated[
+        bool, typer.Option(help="Write docs/benchmarks.md instead of printing it.")
+    ] = False,
+) -> None:
+    """Measure, on a stack of its own, and compare with the limits."""
+    from cli.bench import run_bench
+
+    run_bench(tuple(names or ()), quick=quick, write=write)

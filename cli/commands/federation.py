@@ -1,0 +1,234 @@
+"""`moot federation`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from cli.environment import find_settings
+from cli.options import (
+    DEFAULT_ALLOWED,
+    AsJson,
+    Federation,
+    make_failure,
+    parse_key,
+    parse_principals,
+)
+from cli.show import say
+
+app = typer.Typer(help="Found and show federations.", no_args_is_help=True)
+
+
+@app.command("create")
+def create(
+    federation: Federation,
+    module: Annotated[str, typer.Option(help="LightningModule, package.module:Class.")],
+    data_module: Annotated[
+        str, typer.Option(help="LightningDataModule, package.module:Class.")
+    ],
+    module_config: Annotated[str, typer.Option(help="Its arguments, JSON.")] = "{}",
+    data_config: Annotated[str, typer.Option(help="Its arguments, JSON.")] = "{}",
+    local_epochs: Annotated[int, typer.Option(min=1)] = 1,
+    cohort_size: Annotated[int, typer.Option(min=1)] = 5,
+    min_cohort: Annotated[int, typer.Option(min=1)] = 3,
+    round_duration_s: Annotated[int, typer.Option(min=1)] = 120,
+    seed: Annotated[int, typer.Option(help="Of the initial model.")] = 0,
+    principal: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="ROLE=HEX, the public key of a service that keeps its own key; "
+            "EXPORTER=none for no exporter."
+        ),
+    ] = None,
+    ledger_node: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=HEX@URL, a ledger node: `moot node init` prints it."),
+    ] = None,
+    reward: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=POINTS, a value of the reward rule; or none=0."),
+    ] = None,
+    party: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME=HEX:HEX[@HOST:PORT], a party: `moot party init` prints it."
+        ),
+    ] = None,
+    clip_norm: Annotated[
+        float,
+        typer.Option(min=0.001, help="With parties: the largest norm of an update."),
+    ] = 8.0,
+    dealer: Annotated[
+        str | None,
+        typer.Option(
+            help="HEX, who deals the parties what they compare updates with: "
+            "`moot dealer init` prints it."
+        ),
+    ] = None,
+    max_distance: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            max=2.0,
+            help="With a dealer: how many clip norms apart two updates are far from "
+            "each other; who is far from most others is left out. 0: none is.",
+        ),
+    ] = 0.0,
+    state: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="PATTERN=CLASS, what becomes of entries of the model's state: "
+            "trained, kept or fixed; the first pattern that fits a name."
+        ),
+    ] = None,
+    allow: Annotated[
+        list[str] | None, typer.Option(help="Modules that may be loaded.")
+    ] = None,
+) -> None:
+    """Found a federation: make its initial model and publish its genesis.
+
+    With parties nobody sees an update: each is shared among them, and only sums are
+    opened. Without, the aggregator sees them all.
+    """
+    from cli.node import parse_ledger_nodes
+    from cli.operate import create_federation, make_state_rules
+    from cli.party import parse_parties
+    from cli.rewards import parse_reward_rule
+    from producers.control import Parameters, with_parties
+    from schemas.events import Task
+
+    task = Task(
+        module=module,
+        module_config=module_config,
+        data_module=data_module,
+        data_config=data_config,
+        local_epochs=local_epochs,
+    )
+    parameters = Parameters(
+        task=task,
+        cohort_size=cohort_size,
+        min_cohort=min_cohort,
+        round_duration_ms=round_duration_s * 1000,
+        ledger_nodes=parse_ledger_nodes(ledger_node or ()),
+        reward_rule=parse_reward_rule(reward or ()),
+        **with_parties(
+            parse_parties(party or ()),
+            clip_norm,
+            dealer_key=None if dealer is None else parse_key(dealer),
+            max_distance=max_distance,
+        ),
+    )
+    operator = create_federation(
+        find_settings(),
+        federation,
+        parameters,
+        seed=seed,
+        principals=parse_principals(principal or ()),
+        allowed_prefixes=tuple(allow or ()) or DEFAULT_ALLOWED,
+        state_rules=make_state_rules(state or ()),
+    )
+    say(f"founded {federation}, genesis {operator.genesis.hex()}")
+    say("agents and auditors pin this operator key:")
+    say(operator.public_key.hex())
+
+
+@app.command("key")
+def key(
+    role: Annotated[
+        str, typer.Argument(help="SEQUENCER, DECIDER, AGGREGATOR, EXPORTER or TIMER.")
+    ],
+) -> None:
+    """Print a service's public key, for `federation create --principal`.
+
+    The key is made in this machine's state directory if it does not exist yet.
+    """
+    from adapters.keys import key_path, load_or_create_key
+    from protocol.validation import ROLES
+
+    if role not in ROLES:
+        raise make_failure(f"no role {role!r}: {', '.join(ROLES)}")
+    keys = find_settings().state_directory / "keys"
+    say(load_or_create_key(key_path(keys, role)).public_key.hex())
+
+
+@app.command("show")
+def show(federation: Federation, as_json: AsJson = False) -> None:
+    """Show a federation: its parameters, agents, round and model."""
+    from cli.operate import show_federation
+
+    show_federation(find_settings(), federation, as_json=as_json)
+
+
+@app.command("change")
+def change(
+    federation: Federation,
+    round_duration_s: Annotated[int | None, typer.Option(min=1)] = None,
+    cohort_size: Annotated[int | None, typer.Option(min=1)] = None,
+    min_cohort: Annotated[
+        int | None, typer.Option(min=1, help="May only become larger.")
+    ] = None,
+    max_num_examples: Annotated[
+        int | None, typer.Option(min=1, help="May only become smaller.")
+    ] = None,
+    norm_bound: Annotated[
+        int | None,
+        typer.Option(min=1, help="In encoded units; may only become smaller."),
+    ] = None,
+    local_epochs: Annotated[int | None, typer.Option(min=1)] = None,
+    rules_version: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of the deciders' rules; may only become larger."),
+    ] = None,
+    reward: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=POINTS, as for `create`: the whole rule anew."),
+    ] = None,
+    module: Annotated[
+        str | None, typer.Option(help="Agents run it once they accept it.")
+    ] = None,
+    module_config: Annotated[str | None, typer.Option(help="JSON.")] = None,
+    data_module: Annotated[
+        str | None, typer.Option(help="Agents run it once they accept it.")
+    ] = None,
+    data_config: Annotated[str | None, typer.Option(help="JSON.")] = None,
+    is_agreed: Annotated[
+        bool, typer.Option("--yes", help="Sign without asking.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Change a federation from the next round on, after showing what changes.
+
+    With --json and without --yes it only shows.
+    """
+    from cli.operate import change_federation, propose_change, show_change
+    from cli.rewards import parse_reward_rule
+
+    asked: dict[str, Any] = {
+        "round_duration_ms": None
+        if round_duration_s is None
+        else round_duration_s * 1000,
+        "cohort_size": cohort_size,
+        "min_cohort": min_cohort,
+        "max_num_examples": max_num_examples,
+        "mpc.norm_bound": norm_bound,
+        "rules_version": rules_version,
+        "task.local_epochs": local_epochs,
+        "task.module": module,
+        "task.module_config": module_config,
+        "task.data_module": data_module,
+        "task.data_config": data_config,
+    }
+    changes = {name: value for name, value in asked.items() if value is not None}
+    if reward:
+        changes["reward_rule"] = parse_reward_rule(reward)
+    settings = find_settings()
+    change, differences = propose_change(settings, federation, changes)
+    show_change(change, differences, as_json=as_json)
+    if as_json and not is_agreed:
+        return
+    if not is_agreed:
+        typer.confirm("Sign it?", abort=True)
+    change_federation(settings, change)
+    if not as_json:
+        say(f"change {change.number} is on the ledger")

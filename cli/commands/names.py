@@ -1,0 +1,42 @@
+"""`moot names`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from cli.environment import find_settings
+from cli.options import AsJson, Federation
+
+app = typer.Typer(
+    help="Whose pseudonyms the agents are: beside the log.", no_args_is_help=True
+)
+
+
+@app.command("set")
+def set_(
+    agent_id: str,
+    name: Annotated[str, typer.Argument(help="An empty one takes it out.")],
+    federation: Federation,
+) -> None:
+    """Remember whose pseudonym an agent is, encrypted, on this machine."""
+    from cli.names import set_name
+
+    set_name(find_settings(), federation, agent_id, name)
+
+
+@app.command("list")
+def list_(federation: Federation, as_json: AsJson = False) -> None:
+    """Show whose pseudonyms the agents are."""
+    from cli.names import list_names
+
+    list_names(find_settings(), federation, as_json=as_json)
+
+
+@app.command("destroy-key")
+def destroy_key(federation: Federation) -> None:
+    """Make the names unreadable, for good; the log stays as it is."""
+    from cli.names import destroy_key
+
+    destroy_key(find_settings(), federation)

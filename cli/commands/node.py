@@ -1,0 +1,82 @@
+"""`moot node`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.environment import find_settings
+from cli.options import AsJson, Federation
+from cli.show import say
+
+app = typer.Typer(help="Ledger nodes and their keys.", no_args_is_help=True)
+
+
+@app.command("init")
+def init(
+    name: Annotated[str, typer.Argument(help="Its name among the nodes.")],
+    url: Annotated[
+        str, typer.Option(help="Where others will reach it, http://host:port.")
+    ] = "",
+) -> None:
+    """Make a ledger node's key and vote log, and print it for `federation create`."""
+    from cli.node import make_node, show_node
+
+    say(show_node(make_node(find_settings(), name, url)))
+
+
+@app.command("list")
+def list_(federation: Federation, as_json: AsJson = False) -> None:
+    """List a federation's ledger nodes, era by era."""
+    from cli.node import list_nodes
+
+    list_nodes(find_settings(), federation, as_json=as_json)
+
+
+@app.command("policy")
+def policy(
+    federation: Federation,
+    era: Annotated[
+        int | None,
+        typer.Option(help="Of which node set, from 0; the present one by default."),
+    ] = None,
+) -> None:
+    """Print whose cosignatures make a checkpoint final, as a C2SP policy file."""
+    from cli.receipts import show_policy
+
+    say(*show_policy(find_settings(), federation, era).splitlines())
+
+
+@app.command("propose")
+def propose(
+    federation: Federation,
+    node: Annotated[list[str], typer.Option(help="NAME=HEX@URL, each new node.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file.")],
+) -> None:
+    """Write a proposal for other ledger nodes, to be approved by the present ones."""
+    from cli.node import parse_ledger_nodes, propose
+
+    propose(find_settings(), federation, parse_ledger_nodes(node), output)
+
+
+@app.command("approve")
+def approve(
+    proposal: Annotated[Path, typer.Argument(help="The file.")],
+    name: Annotated[str, typer.Option(help="Which of this machine's nodes signs.")],
+) -> None:
+    """Sign a proposal with the key of a present ledger node."""
+    from cli.node import approve
+
+    approve(find_settings(), proposal, name)
+
+
+@app.command("change")
+def change(
+    proposal: Annotated[Path, typer.Argument(help="The file, approved.")],
+) -> None:
+    """Publish an approved proposal as the operator."""
+    from cli.node import change
+
+    change(find_settings(), proposal)

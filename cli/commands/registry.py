@@ -1,0 +1,36 @@
+"""`moot registry`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.environment import find_settings
+from cli.options import AsJson, Federation
+
+app = typer.Typer(help="The model registry.", no_args_is_help=True)
+
+
+@app.command("list")
+def list_(federation: Federation, as_json: AsJson = False) -> None:
+    """Show the model versions of a federation."""
+    from cli.operate import list_versions
+
+    list_versions(find_settings(), federation, as_json=as_json)
+
+
+@app.command("get")
+def get(
+    version: Annotated[int, typer.Argument(min=1)],
+    federation: Federation,
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")],
+    form: Annotated[
+        str, typer.Option("--format", help="onnx or safetensors.")
+    ] = "onnx",
+) -> None:
+    """Fetch a model version, digest verified."""
+    from cli.operate import get_version
+
+    get_version(find_settings(), federation, version, form, output)

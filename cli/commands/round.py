@@ -1,0 +1,50 @@
+"""`moot round`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from cli.environment import find_settings
+from cli.options import AsJson, Federation
+from cli.show import say
+
+app = typer.Typer(help="Ask for rounds and watch them.", no_args_is_help=True)
+
+
+@app.command("start")
+def start(
+    federation: Federation,
+    wait: Annotated[bool, typer.Option(help="Wait until it ends.")] = True,
+    timeout_s: Annotated[float, typer.Option(help="How long to wait.")] = 600,
+) -> None:
+    """Ask for the next round, and watch it."""
+    from cli.operate import start_round
+
+    raise typer.Exit(
+        start_round(find_settings(), federation, wait=wait, timeout_s=timeout_s)
+    )
+
+
+@app.command("abandon")
+def abandon(
+    federation: Federation,
+    explanation: Annotated[str, typer.Option("--because", help="Why.")],
+) -> None:
+    """Give up the round in progress, so that another can start."""
+    from cli.operate import abandon_round
+
+    say(f"gave up round {abandon_round(find_settings(), federation, explanation)}")
+
+
+@app.command("watch")
+def watch(
+    federation: Federation,
+    as_json: AsJson = False,
+    follow: Annotated[bool, typer.Option(help="Go on past the present end.")] = True,
+) -> None:
+    """Print what happens in a federation, from the beginning on."""
+    from cli.operate import watch
+
+    watch(find_settings(), federation, as_json=as_json, follow=follow)

@@ -1,0 +1,87 @@
+"""`moot serve`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from cli.environment import load_environment
+from cli.options import DEFAULT_ALLOWED, GenesisHash, OperatorKey, parse_key
+
+
+def serve(
+    service: Annotated[
+        str,
+        typer.Argument(
+            help="sequencer, rounds, aggregator, registry, rewards, party or dealer; "
+            "timer, exporter, ledger-node or log, which serve one federation."
+        ),
+    ],
+    federation: Annotated[
+        str | None, typer.Option("--federation", "-f", help="Which federation.")
+    ] = None,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(help="Modules that the exporter may load models from."),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="The ledger node's, party's or dealer's.")
+    ] = None,
+    min_cohort: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            help="The fewest contributions that a party sums: 2, or MOOT_MIN_COHORT.",
+        ),
+    ] = None,
+    host: Annotated[
+        str | None,
+        typer.Option(
+            help="Where to listen: 127.0.0.1 unless told, a party at its own address."
+        ),
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(help="7400 for a ledger node, 7480 for the log; 0: a free one."),
+    ] = None,
+    operator_key: OperatorKey = None,
+    genesis: GenesisHash = None,
+    peer: Annotated[
+        list[str] | None,
+        typer.Option(help="URL of a ledger node, besides those that the log names."),
+    ] = None,
+) -> None:
+    """Run one service until it is told to stop."""
+    from adapters.descriptors import raise_limit
+    from cli.stack.processes import LOOPBACK
+    from cli.stack.services import (
+        NODE_PORTS,
+        NodeArguments,
+        run_dealer,
+        run_node,
+        run_party,
+        run_service,
+    )
+
+    load_environment()
+    raise_limit()
+    if service == "party":
+        run_party(name, min_cohort, host)
+        return
+    if service == "dealer":
+        run_dealer(name)
+        return
+    if service in NODE_PORTS:
+        arguments = NodeArguments(
+            federation=federation,
+            name=name,
+            host=host or LOOPBACK,
+            port=port,
+            operator_key=None if operator_key is None else parse_key(operator_key),
+            genesis=None if genesis is None else parse_key(genesis),
+            peers=tuple(peer or ()),
+        )
+        run_node(service, arguments)
+        return
+    run_service(service, federation, tuple(allow or ()) or DEFAULT_ALLOWED)

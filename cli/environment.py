@@ -1,0 +1,39 @@
+"""Where commands run: the settings, or else the stack of `moot up`."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from adapters.settings import Settings
+
+
+def load_environment() -> None:
+    """Point the settings at the stack of `moot up`, where the environment is silent."""
+    if "MOOT_BOOTSTRAP_SERVERS" in os.environ:
+        return
+    from cli.stack.stack import default_directory, read_endpoints
+
+    endpoints = read_endpoints(default_directory())
+    if endpoints is not None:
+        for name, value in endpoints.environment().items():
+            os.environ.setdefault(name, value)
+        os.environ.setdefault(
+            "MOOT_STATE_DIRECTORY", str(default_directory() / "services")
+        )
+
+
+def find_settings() -> Settings:
+    """Return the settings of this command, and be quiet about what they need."""
+    from adapters import telemetry
+    from adapters.settings import load_settings
+
+    load_environment()
+    settings = load_settings()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    # Our own readers say that Kafka is away, and say it once.
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
+    telemetry.configure("moot", settings.otlp_endpoint)
+    return settings
