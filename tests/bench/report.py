@@ -17,6 +17,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
+from tests.paths import ROOT
+
 PACKAGES: Final = (
     "faust-streaming", "aiokafka", "confluent-kafka", "fastavro", "minio", "numpy",
     "pynacl", "py-arkworks-bls12381", "cryptography",
@@ -266,7 +268,9 @@ def _name(place: tuple[str, int, str]) -> str:
         return found[1].removeprefix("_sodium.") if found else function.strip("<>")
     package = Path(path).parent.name
     module = Path(path).stem
-    if not package.startswith("python"):  # not the standard library
+    if Path(path).is_relative_to(ROOT) and "site-packages" not in path:
+        module = ".".join(Path(path).relative_to(ROOT).with_suffix("").parts)
+    elif not package.startswith("python"):  # not the standard library
         module = f"{package}.{module}"
     return f"{module}.{function.strip('<>')}"
 

@@ -194,7 +194,7 @@ def _spin() -> None:
 def test_a_hot_spot_is_found_and_named_without_its_path() -> None:
     spots = find_hot_spots(_spin)
 
-    assert spots[0].name == "unit.test_bench._spin"
+    assert spots[0].name == "tests.unit.bench.test_bench._spin"
     assert 0.5 < spots[0].share <= 1
 
 
