@@ -43,7 +43,7 @@ def name_mode(config: e.FederationConfigured) -> str:
 
 def get_mpc(config: e.FederationConfigured) -> e.Mpc:
     """Return the section of a federation whose updates nobody sees."""
-    assert config.mpc is not None, "a secret round is of a federation with parties"
+    assert config.mpc is not None, "an MPC round is of a federation with parties"
     return config.mpc
 
 

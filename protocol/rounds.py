@@ -394,7 +394,7 @@ def _evolve_fact(state: RoundsState, fact: e.RoundFact) -> RoundsState:
             )
         case e.RoundSealed() if current is not None:
             sealed = replace(current, sealed=fact)
-            if _is_secret(state):
+            if _is_mpc(state):
                 summed = state.summed.union(current.contributions)
                 state = replace(state, summed=summed)
             return replace(state, current=sealed)
@@ -448,7 +448,7 @@ _FINAL = _DECLINES | WITHDRAWN | {Reason.NO_ANSWER}
 """Rejections after which an agent has no further answer to the round."""
 
 
-def _is_secret(state: RoundsState) -> bool:
+def _is_mpc(state: RoundsState) -> bool:
     return state.config is not None and state.config.mpc is not None
 
 
@@ -585,7 +585,7 @@ def _abandon(
 
     if current is None or current.started.round != request.round:
         return refused(Reason.WRONG_ROUND, "this round is not in progress")
-    is_sealed = _is_secret(state) and current.sealed is not None
+    is_sealed = _is_mpc(state) and current.sealed is not None
     if is_sealed and has_all_partials(state):
         detail = "every party has given its part: the sum is public, and is published"
         return refused(Reason.ALL_PARTS_GIVEN, detail)

@@ -4,7 +4,7 @@ It follows the ledger with the rounds decider's own functions, so it knows what 
 for a check and what is sealed without believing anybody. What it concludes are claims:
 the decider checks that they fit, the audit recomputes them.
 
-Of a secret round it verifies norm proofs as they come, links once all parties have
+Of an MPC round it verifies norm proofs as they come, links once all parties have
 given theirs, and the parts of the sum; it sees no update, and needs no key for any of
 it.
 """
@@ -29,8 +29,8 @@ from protocol.model import (
     compute_max_update_size,
     compute_result,
 )
-from protocol.modes.mpc.checker import SecretRoundError
-from protocol.modes.mpc.round import Owed, SecretRound, follow
+from protocol.modes.mpc.checker import MpcRoundError
+from protocol.modes.mpc.round import MpcRound, Owed, follow
 from protocol.persistent import PersistentMap
 from protocol.rounds import DECIDER, RoundsState
 from protocol.validation import MAX_CHECKS
@@ -71,7 +71,7 @@ class ToAggregate:
 
 @dataclass(frozen=True, slots=True)
 class ToVerify:
-    """A secret round that waits for something from the aggregator, or soon will.
+    """An MPC round that waits for something from the aggregator, or soon will.
 
     Attributes:
         secret: The round.
@@ -79,7 +79,7 @@ class ToVerify:
         traceparent: The trace it belongs to.
     """
 
-    secret: SecretRound
+    secret: MpcRound
     agents: tuple[str, ...]
     traceparent: str
 
@@ -93,7 +93,7 @@ class AggregatorState:
 
     rounds: RoundsState = DECIDER.initial
     blobs: PersistentMap[str, e.BlobRef] = field(default_factory=PersistentMap)
-    secret: SecretRound | None = None
+    secret: MpcRound | None = None
 
 
 def follow_step(
@@ -103,7 +103,7 @@ def follow_step(
     rounds, facts = step(DECIDER, state.rounds, leaf.sequenced)
     secret = follow(state.secret, rounds, leaf.sequenced)
     if secret is not None:
-        return _follow_secret(state, rounds, secret, leaf)
+        return _follow_mpc(state, rounds, secret, leaf)
     blobs = state.blobs
     work: list[Work] = []
     event = leaf.sequenced.event
@@ -130,8 +130,8 @@ def follow_step(
     return AggregatorState(rounds=rounds, blobs=blobs), work
 
 
-def _follow_secret(
-    state: AggregatorState, rounds: RoundsState, secret: SecretRound, leaf: OpenedLeaf
+def _follow_mpc(
+    state: AggregatorState, rounds: RoundsState, secret: MpcRound, leaf: OpenedLeaf
 ) -> tuple[AggregatorState, list[Work]]:
     before = state.secret
     owed = None if before is None else before.owed_by_aggregator()
@@ -143,7 +143,7 @@ def _follow_secret(
 
 
 def _find_provable(
-    before: SecretRound | None, secret: SecretRound, leaf: OpenedLeaf
+    before: MpcRound | None, secret: MpcRound, leaf: OpenedLeaf
 ) -> tuple[str, ...]:
     """Return whose proofs can be verified from this leaf on."""
     event = leaf.sequenced.event
@@ -170,7 +170,7 @@ class Aggregator:
         """Return the claims that settle this work, checks first."""
         secret = [item for item in work if isinstance(item, ToVerify)]
         if secret:
-            return self._do_secret(secret)
+            return self._do_mpc(secret)
         claims: list[tuple[e.Event, str]] = []
         rounds: dict[tuple[str, int], list[ToCheck]] = {}
         for item in work:
@@ -196,7 +196,7 @@ class Aggregator:
                         log.error("round %d has no sum: %s", number, error)  # noqa: TRY400
         return claims
 
-    def _do_secret(self, work: list[ToVerify]) -> list[tuple[e.Event, str]]:
+    def _do_mpc(self, work: list[ToVerify]) -> list[tuple[e.Event, str]]:
         self.verify_proofs(work)
         claims: list[tuple[e.Event, str]] = []
         for item in work:
@@ -205,7 +205,7 @@ class Aggregator:
             ) as current:
                 try:
                     claims += [(claim, current) for claim in self.settle(item.secret)]
-                except (BlobError, SecretRoundError) as error:
+                except (BlobError, MpcRoundError) as error:
                     # Others can go on: the operator abandons the round.
                     number = item.secret.started.round
                     log.error("round %d has no sum: %s", number, error)  # noqa: TRY400
@@ -259,15 +259,15 @@ class Aggregator:
         if here and latest.started_leaf_hash:
             self._verifying.verify_proofs(latest, here)
 
-    def settle(self, secret: SecretRound) -> Iterator[e.Event]:
-        """Yield the claims that a secret round waits for."""
+    def settle(self, secret: MpcRound) -> Iterator[e.Event]:
+        """Yield the claims that an MPC round waits for."""
         owed = secret.owed_by_aggregator()
         if owed is Owed.CHECKS:
             yield from self._check_commitments(secret)
         elif owed is Owed.RESULT:
             yield complete(secret, self._verifying.get(secret), self._store)
 
-    def _check_commitments(self, secret: SecretRound) -> Iterator[e.UpdatesChecked]:
+    def _check_commitments(self, secret: MpcRound) -> Iterator[e.UpdatesChecked]:
         agents = sorted(secret.waiting)
         self._verifying.verify_proofs(secret, agents)
         reasons = self._verifying.get(secret).find_reasons(secret, agents)
@@ -296,7 +296,7 @@ class Aggregator:
             yield from self._pool.map(fetch, work.updates[start : start + NUM_FETCHERS])
 
 
-def _explain(problem: SecretRoundError | None) -> tuple[str, str]:
+def _explain(problem: MpcRoundError | None) -> tuple[str, str]:
     return ("", "") if problem is None else (problem.reason, problem.detail)
 
 

@@ -1,4 +1,4 @@
-"""What all parts of a secret round's sum come to: the claim that ends it.
+"""What all parts of an MPC round's sum come to: the claim that ends it.
 
 The aggregator makes it; if it is gone any party does, so that a sum that is public is
 never lost: a round that is asked for once more would be a second sum. What it takes is
@@ -11,8 +11,8 @@ from typing import Final
 
 from adapters.blobs import BlobStore
 from protocol.model import RoundResult, compute_max_model_size
-from protocol.modes.mpc.checker import RoundVerifier, SecretRoundError
-from protocol.modes.mpc.round import SecretRound
+from protocol.modes.mpc.checker import MpcRoundError, RoundVerifier
+from protocol.modes.mpc.round import MpcRound
 from protocol.modes.mpc.share_link import PartySum
 from schemas import events as e
 
@@ -20,7 +20,7 @@ MAX_DETAIL_LENGTH: Final = 200
 
 
 def complete(
-    secret: SecretRound, verifier: RoundVerifier, store: BlobStore, *, party: str = ""
+    secret: MpcRound, verifier: RoundVerifier, store: BlobStore, *, party: str = ""
 ) -> e.UpdatesChecked | e.AggregateSubmitted:
     """Return what follows from all parts of a sum: the model, or whose part is wrong.
 
@@ -32,7 +32,7 @@ def complete(
 
     Raises:
         BlobError: the base model is gone.
-        SecretRoundError: commitments are gone.
+        MpcRoundError: commitments are gone.
     """
     sealed = secret.sealed
     assert sealed is not None, "it has all parts"
@@ -41,7 +41,7 @@ def complete(
         for member in secret.mpc.parties
     }
     wrong = {
-        name: part for name, part in parts.items() if isinstance(part, SecretRoundError)
+        name: part for name, part in parts.items() if isinstance(part, MpcRoundError)
     }
     if wrong:
         return _reject(secret, wrong, party)
@@ -52,7 +52,7 @@ def complete(
     good = [part for part in parts.values() if isinstance(part, PartySum)]
     try:
         result = verifier.compute_result(secret, good, base)
-    except SecretRoundError as error:
+    except MpcRoundError as error:
         if error.blob is not None:
             raise
         # Somebody lied, and nobody can say who. None of them counts, so that the round
@@ -78,7 +78,7 @@ def make_claim(
 
 
 def _reject(
-    secret: SecretRound, wrong: dict[str, SecretRoundError], party: str
+    secret: MpcRound, wrong: dict[str, MpcRoundError], party: str
 ) -> e.UpdatesChecked:
     checks = (
         make_check(secret.partials[name].leaf_index, problem.reason, problem.detail)

@@ -1,4 +1,4 @@
-"""Verifying secret rounds, as parties and the aggregator do; norm proofs on all cores.
+"""Verifying MPC rounds, as parties and the aggregator do; norm proofs on all cores.
 
 Multiplying points, which is most of the work, leaves Python's lock to others. A batch
 of proofs costs less than the proofs one by one, so each core gets one batch.
@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from protocol.modes.mpc.checker import Fetch, RoundVerifier
-from protocol.modes.mpc.round import SecretRound
+from protocol.modes.mpc.round import MpcRound
 
 MIN_TOGETHER: Final = 2
 """Proofs in a batch: fewer are not worth a thread."""
@@ -34,13 +34,13 @@ class Verifying:
         self._pool = ThreadPoolExecutor(self._num_threads, "verify")
         self._current: tuple[bytes, RoundVerifier] | None = None
 
-    def get(self, secret: SecretRound) -> RoundVerifier:
+    def get(self, secret: MpcRound) -> RoundVerifier:
         """Return a round's verifier, made once: it remembers what it has verified."""
         if self._current is None or self._current[0] != secret.identity:
             self._current = (secret.identity, RoundVerifier(secret, self._fetch))
         return self._current[1]
 
-    def verify_proofs(self, secret: SecretRound, agent_ids: Sequence[str]) -> None:
+    def verify_proofs(self, secret: MpcRound, agent_ids: Sequence[str]) -> None:
         """Verify norm proofs; the round's verifier remembers what came out.
 
         Args:

@@ -83,7 +83,7 @@ from protocol.envelope import (
     compute_input_id,
 )
 from protocol.log import LogError, LogState, OpenedLeaf
-from protocol.modes.mpc.round import SecretRound, follow
+from protocol.modes.mpc.round import MpcRound, follow
 from protocol.replay import (
     DeciderError,
     Fault,
@@ -760,7 +760,7 @@ class _Audit:
         before = self._view.secret
         self._view.secret = follow(before, self._rounds, leaf)
         if before is not None:
-            self._check_secret(event, before, item.facts, place)
+            self._check_mpc(event, before, item.facts, place)
         if isinstance(event, e.UpdateSubmitted):
             if current is not None and leaf.leaf_index in current.pending:
                 self._view.updates[leaf.leaf_index] = event
@@ -771,10 +771,10 @@ class _Audit:
         for fact in item.facts:
             self._follow_fact(event, fact, place)
 
-    def _check_secret(
+    def _check_mpc(
         self,
         event: e.LedgerEvent,
-        before: SecretRound,
+        before: MpcRound,
         facts: Sequence[e.Fact],
         place: Place,
     ) -> None:
@@ -790,7 +790,7 @@ class _Audit:
                         before, claim.party, claim.reason, place
                     )
                 case SumClaim():
-                    self._blobs.check_secret_round(before, claim.published, place)
+                    self._blobs.check_mpc_round(before, claim.published, place)
 
     def _follow_fact(self, event: e.LedgerEvent, fact: e.Fact, place: Place) -> None:
         match fact:

@@ -27,8 +27,8 @@ from protocol.model import (
     compute_max_update_size,
     compute_result,
 )
-from protocol.modes.mpc.checker import RoundVerifier, SecretRoundError
-from protocol.modes.mpc.round import SecretRound
+from protocol.modes.mpc.checker import MpcRoundError, RoundVerifier
+from protocol.modes.mpc.round import MpcRound
 from protocol.modes.mpc.share_link import PartySum
 from protocol.tensors import MalformedBlobError, num_parameters
 from schemas.events import AggregatePublished, BlobRef, RoundSealed
@@ -212,7 +212,7 @@ class BlobAuditor:
         )
 
     def check_commitments(
-        self, secret: SecretRound, claims: Mapping[str, str], place: Place
+        self, secret: MpcRound, claims: Mapping[str, str], place: Place
     ) -> None:
         """Verify proofs and links again, and compare what the aggregator said of them.
 
@@ -223,7 +223,7 @@ class BlobAuditor:
         """
         verifier = self._get_verifier(secret)
         reasons = verifier.find_reasons(secret, sorted(claims))
-        bad: dict[bytes, SecretRoundError] = {}  # a party's links concern all agents
+        bad: dict[bytes, MpcRoundError] = {}  # a party's links concern all agents
         for agent_id, problem in reasons.items():
             claimed, found = claims[agent_id], "" if problem is None else problem.reason
             if claimed and _is_unknowable(claimed, problem):
@@ -253,7 +253,7 @@ class BlobAuditor:
             self._add(_bad_blob_finding(problem, place))
 
     def check_partial_claim(
-        self, secret: SecretRound, party: str, reason: str, place: Place
+        self, secret: MpcRound, party: str, reason: str, place: Place
     ) -> None:
         """Check what an aggregator said of a party's part of the sum it rejected."""
         verifier = self._get_verifier(secret)
@@ -278,8 +278,8 @@ class BlobAuditor:
             )
         )
 
-    def check_secret_round(
-        self, secret: SecretRound, published: AggregatePublished, place: Place
+    def check_mpc_round(
+        self, secret: MpcRound, published: AggregatePublished, place: Place
     ) -> None:
         """Check that a published sum is that of exactly the accepted contributions.
 
@@ -295,7 +295,7 @@ class BlobAuditor:
         )
 
     def _add_parts(
-        self, secret: SecretRound, sealed: RoundSealed, place: Place
+        self, secret: MpcRound, sealed: RoundSealed, place: Place
     ) -> RoundResult | None:
         verifier = self._get_verifier(secret)
         base = self._get_model(sealed.base_model, place)
@@ -322,7 +322,7 @@ class BlobAuditor:
             return None
         try:
             return verifier.compute_result(secret, parts, base)
-        except SecretRoundError as error:
+        except MpcRoundError as error:
             if error.blob is not None:
                 self._add(_bad_blob_finding(error, place))
                 return None
@@ -341,7 +341,7 @@ class BlobAuditor:
         )
         return None
 
-    def _get_verifier(self, secret: SecretRound) -> RoundVerifier:
+    def _get_verifier(self, secret: MpcRound) -> RoundVerifier:
         if self._verifier is None or self._verifier[0] != secret.identity:
             verifier = RoundVerifier(secret, make_fetch(self._fetch_now))
             self._verifier = (secret.identity, verifier)
@@ -538,13 +538,13 @@ def _blob_finding(error: BlobError, ref: BlobRef, place: Place, what: str) -> Fi
     )
 
 
-def _bad_blob_finding(problem: SecretRoundError, place: Place) -> Finding:
+def _bad_blob_finding(problem: MpcRoundError, place: Place) -> Finding:
     assert problem.blob is not None, "its caller has looked"
     error = BlobError(problem.blob.reason, problem.detail)
-    return _blob_finding(error, problem.blob.ref, place, "a blob of a secret round")
+    return _blob_finding(error, problem.blob.ref, place, "a blob of an MPC round")
 
 
-def _is_unknowable(claimed: str, problem: SecretRoundError | None) -> bool:
+def _is_unknowable(claimed: str, problem: MpcRoundError | None) -> bool:
     """Return whether a blob is missing: if it was there then cannot be known now."""
     found = None if problem is None or problem.blob is None else problem.blob.reason
     return Reason.MISSING_BLOB in {claimed, found}

@@ -1,4 +1,4 @@
-"""What an aggregator claims of a secret round, leaf by leaf.
+"""What an aggregator claims of an MPC round, leaf by leaf.
 
 The audit and ledger nodes check the same claims: those that the rounds decider acted
 upon. A claim that it refused changes nothing, so nobody looks at it.
@@ -42,7 +42,7 @@ Claim: TypeAlias = CommitmentsClaim | PartialClaim | SumClaim
 
 
 def read_claims(event: e.LedgerEvent, facts: Sequence[e.Fact]) -> list[Claim]:
-    """Return what a leaf of a secret round claims.
+    """Return what a leaf of an MPC round claims.
 
     Args:
         event: The leaf's.

@@ -35,8 +35,8 @@ from ledger import attestations, blocks, equivocation, merkle
 from protocol import admission, contributions, log, registry, replay, rewards, rounds
 from protocol.contributions import Contribution
 from protocol.modes.mpc import party_memory as parties
-from protocol.modes.mpc import round as secret_round
-from protocol.modes.mpc.round import SecretRound
+from protocol.modes.mpc import round as mpc_round
+from protocol.modes.mpc.round import MpcRound
 from protocol.persistent import PersistentMap, PersistentSet
 from protocol.replay import ReplayState
 from schemas import events as e
@@ -95,7 +95,7 @@ class RoundView:
     accepted: dict[str, e.BlobRef] = field(default_factory=dict)
     sealed: e.RoundSealed | None = None
     contributions: tuple[Contribution, ...] = ()
-    secret: SecretRound | None = None
+    secret: MpcRound | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -267,7 +267,7 @@ _CLASSES: Final = {
     for name, cls in (
         *_types(
             e, admission, contributions, log, registry, replay, rewards, rounds,
-            secret_round,
+            mpc_round,
             attestations, blocks, equivocation, merkle, audit_finality, audit_report,
             opened_sums, parties,
         ).items(),

@@ -34,7 +34,7 @@ from ledger.attestations import START, Header, NodeSet, Start
 from ledger.blocks import GENESIS_HASH, block_hash
 from protocol.envelope import verify_event
 from protocol.log import ForeignRecordError, LogError, LogState, verify_author
-from protocol.modes.mpc.round import SecretRound
+from protocol.modes.mpc.round import MpcRound
 from protocol.replay import DeciderError, ReplayState, Unframe, replay_block
 from protocol.rules import UnknownRulesError
 from protocol.state_root import StateHasher
@@ -68,7 +68,7 @@ class TreeBlock:
         changes_nodes: Whether other nodes attest its child.
         next_nodes: Who attests its child; None if the federation has no ledger nodes.
         next_start: The block that the era of its child starts from.
-        secret: The secret round in progress after it.
+        secret: The MPC round in progress after it.
         rechecked: What its blobs show of it.
     """
 
@@ -82,7 +82,7 @@ class TreeBlock:
     changes_nodes: bool
     next_nodes: NodeSet | None
     next_start: Start
-    secret: SecretRound | None
+    secret: MpcRound | None
     rechecked: Rechecked
 
     @property

@@ -1,4 +1,4 @@
-"""What a ledger node checks of the blobs of secret rounds before it attests a block.
+"""What a ledger node checks of the blobs of MPC rounds before it attests a block.
 
 Aggregation `MPC` needs no key to be checked, so a node that can read the bucket checks
 what the aggregator claims: which commitments count, which parts of a sum are wrong, and
@@ -52,8 +52,8 @@ from consumers.audit.mpc_claims import (
     read_claims,
 )
 from protocol.model import RoundResult, compute_max_model_size
-from protocol.modes.mpc.checker import RoundVerifier, SecretRoundError
-from protocol.modes.mpc.round import SecretRound, follow
+from protocol.modes.mpc.checker import MpcRoundError, RoundVerifier
+from protocol.modes.mpc.round import MpcRound, follow
 from protocol.modes.mpc.share_link import PartySum
 from protocol.replay import Replayed
 from protocol.tensors import MalformedBlobError
@@ -252,7 +252,7 @@ class Rechecker:
     def check(
         self,
         replayed: Replayed,
-        secrets: Sequence[SecretRound | None],
+        secrets: Sequence[MpcRound | None],
     ) -> Rechecked:
         """Check a block's claims; raises nothing, whatever store and blobs are like.
 
@@ -284,7 +284,7 @@ class Rechecker:
             unchecked=by_verdict[_Verdict.UNCHECKED],
         )
 
-    def _try(self, claim: Claim, secret: SecretRound) -> list[_Found]:
+    def _try(self, claim: Claim, secret: MpcRound) -> list[_Found]:
         try:
             match claim:
                 case CommitmentsClaim():
@@ -298,9 +298,7 @@ class Rechecker:
             log.exception("a claim cannot be re-checked")
             return [(_Verdict.UNCHECKED, f"{type(error).__name__}: {error}")]
 
-    def _verify_ahead(
-        self, before: SecretRound | None, after: SecretRound | None
-    ) -> None:
+    def _verify_ahead(self, before: MpcRound | None, after: MpcRound | None) -> None:
         """Verify the proofs that a block brought; what is not there yet later."""
         if after is None:
             self._verifier = None
@@ -315,7 +313,7 @@ class Rechecker:
             log.exception("proofs cannot be verified")
 
     def _check_commitments(
-        self, reasons: Mapping[str, str], secret: SecretRound
+        self, reasons: Mapping[str, str], secret: MpcRound
     ) -> Iterator[_Found]:
         knowable = [a for a in sorted(reasons) if reasons[a] not in _OF_THE_STORE]
         for agent_id in sorted(reasons.keys() - knowable):
@@ -340,7 +338,7 @@ class Rechecker:
                 )
                 yield _Verdict.FALSE, detail
 
-    def _check_partial(self, claim: PartialClaim, secret: SecretRound) -> _Found:
+    def _check_partial(self, claim: PartialClaim, secret: MpcRound) -> _Found:
         party, claimed = claim.party, claim.reason
         if claimed in _OF_THE_STORE:
             return _cannot_know(party, claimed)
@@ -360,7 +358,7 @@ class Rechecker:
         )
 
     def _check_sum(
-        self, published: e.AggregatePublished, secret: SecretRound
+        self, published: e.AggregatePublished, secret: MpcRound
     ) -> Iterator[_Found]:
         verifier = self._get_verifier(secret)
         found: list[_Found] = []
@@ -398,7 +396,7 @@ class Rechecker:
         self._model = hashlib.sha256(result.model_blob).digest(), result.model_blob
 
     def _compute(
-        self, verifier: RoundVerifier, secret: SecretRound, parts: Sequence[PartySum]
+        self, verifier: RoundVerifier, secret: MpcRound, parts: Sequence[PartySum]
     ) -> RoundResult | _Found:
         sealed = secret.sealed
         assert sealed is not None, "only a sealed round is published"
@@ -408,7 +406,7 @@ class Rechecker:
                 size = compute_max_model_size(secret.config.initial_model)
                 base = self._fetch(sealed.base_model, size)
             return verifier.compute_result(secret, parts, base)
-        except SecretRoundError as error:
+        except MpcRoundError as error:
             if self._is_absent(error):
                 return _Verdict.UNCHECKED, f"the sum: {error}"
             return _Verdict.FALSE, f"a sum is published, and none follows: {error}"
@@ -416,14 +414,14 @@ class Rechecker:
             detail = f"a model is published, and the base model is none: {error}"
             return _Verdict.FALSE, detail
 
-    def _is_absent(self, problem: SecretRoundError) -> bool:
+    def _is_absent(self, problem: MpcRoundError) -> bool:
         """Return whether there is no more to a problem than a blob that is not there.
 
         One that is too large by what the log promises is there or not: no matter.
         """
         return problem.blob is not None and self._blobs.is_absent(problem.blob.ref)
 
-    def _get_verifier(self, secret: SecretRound) -> RoundVerifier:
+    def _get_verifier(self, secret: MpcRound) -> RoundVerifier:
         """Return what checks a round; it remembers the proofs that it has verified."""
         if self._verifier is None or self._verifier[0] != secret.identity:
             self._verifier = (secret.identity, RoundVerifier(secret, self._fetch))
@@ -435,10 +433,8 @@ def _cannot_know(name: str, claimed: str) -> _Found:
     return _Verdict.UNCHECKED, f"{detail} cannot be known"
 
 
-def follow_block(
-    secret: SecretRound | None, replayed: Replayed
-) -> list[SecretRound | None]:
-    """Return the secret round in progress before each leaf, and after the last.
+def follow_block(secret: MpcRound | None, replayed: Replayed) -> list[MpcRound | None]:
+    """Return the MPC round in progress before each leaf, and after the last.
 
     Args:
         secret: The one before the block.

@@ -1,4 +1,4 @@
-"""Comparing the updates of secret rounds, beside following the log.
+"""Comparing the updates of MPC rounds, beside following the log.
 
 It takes all parties and the dealer at once, and seconds or, if one of them is away,
 for ever. So it has a thread of its own: the log goes on, other federations too, and
@@ -28,9 +28,9 @@ from adapters.kafka import KafkaUnavailableError
 from adapters.party_link import LinkError, LinkPlan, Peer
 from protocol.configuration import get_mpc
 from protocol.envelope import TRACEPARENT_HEADER
-from protocol.modes.mpc.checker import SecretRoundError
+from protocol.modes.mpc.checker import MpcRoundError
 from protocol.modes.mpc.party_memory import PartyRefusesError
-from protocol.modes.mpc.round import SecretRound
+from protocol.modes.mpc.round import MpcRound
 from schemas.events import FederationConfigured
 from streams.mpc.robustness import RobustnessError
 
@@ -43,7 +43,7 @@ AGAIN_S: Final = 10.0
 
 
 class _Waiting(NamedTuple):
-    secret: SecretRound
+    secret: MpcRound
     traceparent: str
 
 
@@ -54,7 +54,7 @@ class Comparer:
         attempt: Compares once, and says what was found; gets the round and its trace.
     """
 
-    def __init__(self, attempt: Callable[[SecretRound, str], None]) -> None:
+    def __init__(self, attempt: Callable[[MpcRound, str], None]) -> None:
         self._attempt = attempt
         self._changed = threading.Condition()
         self._waiting: dict[bytes, _Waiting] = {}
@@ -62,7 +62,7 @@ class Comparer:
         self._refused: set[bytes] = set()
         self._thread: threading.Thread | None = None
 
-    def look(self, secret: SecretRound | None, event: Any) -> None:
+    def look(self, secret: MpcRound | None, event: Any) -> None:
         """Take note of a federation's round, as the log has it now.
 
         Args:
@@ -92,7 +92,7 @@ class Comparer:
                 pause_s = AGAIN_S
             except (LinkError, RobustnessError, KafkaUnavailableError) as error:
                 log.warning("%s: not compared yet: %s", _name(waiting.secret), error)
-            except (PartyRefusesError, SecretRoundError) as error:
+            except (PartyRefusesError, MpcRoundError) as error:
                 # Whoever asks has to live without it.
                 log.error("%s: not compared: %s", _name(waiting.secret), error)  # noqa: TRY400
                 self._refused.add(_cause(waiting.secret))
@@ -157,10 +157,10 @@ def _split(address: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def _cause(secret: SecretRound) -> bytes:
+def _cause(secret: MpcRound) -> bytes:
     assert secret.comparison is not None, "it is comparing"
     return secret.comparison.cause
 
 
-def _name(secret: SecretRound) -> str:
+def _name(secret: MpcRound) -> str:
     return f"round {secret.started.round} of {secret.config.federation_id}"

@@ -13,12 +13,12 @@ from adapters import telemetry
 from adapters.keys import load_key
 from adapters.party_identity import dealer_key_path
 from adapters.settings import load_settings
-from protocol.modes.mpc.round import SecretRound
+from protocol.modes.mpc.round import MpcRound
 from schemas import topics
 from streams.app import Service, fail_stop, make_service_with_key
 from streams.following import Follower
 from streams.mpc.comparing import Comparer, make_link_plan
-from streams.mpc.party import PartyState, follow_secret
+from streams.mpc.party import PartyState, follow_mpc
 from streams.mpc.robustness import run_dealer
 
 
@@ -35,10 +35,10 @@ def make_dealer(name: str) -> Service:
         service,
         PartyState,
         PartyState(),
-        lambda state, leaf: (follow_secret(state, leaf), []),
+        lambda state, leaf: (follow_mpc(state, leaf), []),
     )
 
-    def deal(secret: SecretRound, traceparent: str) -> None:
+    def deal(secret: MpcRound, traceparent: str) -> None:
         plan = make_link_plan(secret.config, secret.genesis, key.public_key, key.seed)
         # Whoever holds a party's key may not deal as well: then it would see all.
         if plan is None or plan.rank < len(secret.mpc.parties):

@@ -36,10 +36,10 @@ from protocol.decider import step
 from protocol.envelope import TRACEPARENT_HEADER, compute_fact_id
 from protocol.log import OpenedLeaf
 from protocol.modes.mpc.checker import (
+    MpcRoundError,
     MpcShape,
     Proven,
     RoundVerifier,
-    SecretRoundError,
     encode_links,
     encode_partial,
     link_share,
@@ -54,7 +54,7 @@ from protocol.modes.mpc.party_memory import (
     RefusalCode,
     Summed,
 )
-from protocol.modes.mpc.round import Owed, SecretRound, follow
+from protocol.modes.mpc.round import MpcRound, Owed, follow
 from protocol.modes.mpc.share_link import Link, SumMasks, compute_party_sum
 from protocol.modes.mpc.shares import Share
 from protocol.modes.mpc.sketches import Sketch
@@ -86,7 +86,7 @@ Answer: TypeAlias = (
 class Work(NamedTuple):
     """A round that waits for a party, and the trace it belongs to."""
 
-    secret: SecretRound
+    secret: MpcRound
     traceparent: str
 
 
@@ -96,13 +96,13 @@ LINKED_TOGETHER: Final = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartyState:
-    """The rounds decider's state, and the secret round in progress."""
+    """The rounds decider's state, and the MPC round in progress."""
 
     rounds: RoundsState = DECIDER.initial
-    secret: SecretRound | None = None
+    secret: MpcRound | None = None
 
 
-def follow_secret(state: PartyState, leaf: OpenedLeaf) -> PartyState:
+def follow_mpc(state: PartyState, leaf: OpenedLeaf) -> PartyState:
     """Move by one leaf. Pure."""
     rounds, _ = step(DECIDER, state.rounds, leaf.sequenced)
     return PartyState(
@@ -118,7 +118,7 @@ def make_step(
     def follow_step(
         state: PartyState, leaf: OpenedLeaf
     ) -> tuple[PartyState, list[Work]]:
-        after = follow_secret(state, leaf)
+        after = follow_mpc(state, leaf)
         secret = after.secret
         work = []
         owed = None if secret is None else secret.owed_by_party(name)
@@ -182,7 +182,7 @@ class Party:
                     said.append((answer, current))
         return said
 
-    def answer(self, secret: SecretRound) -> Answer | None:
+    def answer(self, secret: MpcRound) -> Answer | None:
         """Return what the round waits for from this party; None if it says nothing."""
         mine = next((p for p in secret.mpc.parties if p.name == self._name), None)
         if mine is None or mine.public_key != self._identity.key.public_key:
@@ -202,12 +202,12 @@ class Party:
         except PartyRefusesError as error:
             log.error("round %d: %s", secret.started.round, error)  # noqa: TRY400
             return self.decline(secret, error)
-        except (BlobError, SecretRoundError) as error:
+        except (BlobError, MpcRoundError) as error:
             # A share that was there when it was linked. Other rounds go on.
             log.error("round %d has no sum: %s", secret.started.round, error)  # noqa: TRY400
         return None
 
-    def decline(self, secret: SecretRound, error: PartyRefusesError) -> e.PartyDeclined:
+    def decline(self, secret: MpcRound, error: PartyRefusesError) -> e.PartyDeclined:
         """Return what ends a round that this party will not go on with."""
         return e.PartyDeclined(
             federation_id=secret.config.federation_id,
@@ -217,14 +217,14 @@ class Party:
             detail=error.detail[:MAX_TEXT_LENGTH],
         )
 
-    def compare(self, secret: SecretRound) -> e.UpdatesCompared | None:
+    def compare(self, secret: MpcRound) -> e.UpdatesCompared | None:
         """Find out with the other parties which updates of a round are far apart.
 
         Raises:
             LinkError: another is away.
             RobustnessError: another computes something else.
             PartyRefusesError: the memory does not permit it.
-            SecretRoundError: a share that was there when it was linked is gone.
+            MpcRoundError: a share that was there when it was linked is gone.
         """
         config, comparison = secret.config, secret.comparison
         assert comparison is not None, "it is comparing"
@@ -271,7 +271,7 @@ class Party:
             far=encode_far(far),
         )
 
-    def _link(self, secret: SecretRound) -> e.SharesLinked:
+    def _link(self, secret: MpcRound) -> e.SharesLinked:
         agents = sorted(secret.waiting)
         fewest = self._compute_min_cohort(secret)
         if len(agents) < fewest:
@@ -279,14 +279,14 @@ class Party:
             detail = f"{len(agents)} updates; this party sums at least {fewest}"
             raise PartyRefusesError(RefusalCode.COHORT_TOO_SMALL, detail)
         verifier = self._verifying.get(secret)
-        entries: dict[str, Link | SecretRoundError] = {}
+        entries: dict[str, Link | MpcRoundError] = {}
         proven: list[Proven] = []
         # Nothing is linked but what this party itself found proved: what comes of it
         # then follows from the proof.
         self._verifying.verify_proofs(secret, agents)
         for agent_id in agents:
             found = verifier.get_proven(secret, agent_id)
-            if isinstance(found, SecretRoundError):
+            if isinstance(found, MpcRoundError):
                 entries[agent_id] = found
             else:
                 proven.append(found)
@@ -303,17 +303,17 @@ class Party:
 
     def _link_some(
         self,
-        secret: SecretRound,
+        secret: MpcRound,
         proven: list[Proven],
         verifier: RoundVerifier,
-        entries: dict[str, Link | SecretRoundError],
+        entries: dict[str, Link | MpcRoundError],
     ) -> None:
         opened: list[tuple[Proven, Share]] = []
         for item in proven:
             update = item.committed.event
             try:
                 opened.append((item, self._open(secret, update, verifier.shape)))
-            except SecretRoundError as error:
+            except MpcRoundError as error:
                 entries[update.agent_id] = error
         if not opened:
             return
@@ -336,7 +336,7 @@ class Party:
             if place in refused:
                 code, why = refused[place]
                 detail = f"{code}: {why}"
-                entries[update.agent_id] = SecretRoundError(Reason.BAD_SHARE, detail)
+                entries[update.agent_id] = MpcRoundError(Reason.BAD_SHARE, detail)
                 log.error("round %d: %s: %s", update.round, update.agent_id, detail)
                 continue
             entries[update.agent_id] = link_share(
@@ -346,12 +346,12 @@ class Party:
                 self._get_masks(secret),
             )
 
-    def _get_masks(self, secret: SecretRound) -> SumMasks:
+    def _get_masks(self, secret: MpcRound) -> SumMasks:
         assert secret.closed is not None, "there is no sum to mask for before"
         return SumMasks(self._mask_key, secret.closed.sum_seed)
 
     def _sum(
-        self, secret: SecretRound, sealed: e.RoundSealed
+        self, secret: MpcRound, sealed: e.RoundSealed
     ) -> e.PartialAggregateSubmitted:
         shape = MpcShape.of(secret.config)
         masks = self._get_masks(secret)
@@ -378,13 +378,13 @@ class Party:
             partial=self._store.store(encode_partial(party_sum)),
         )
 
-    def _compute_min_cohort(self, secret: SecretRound) -> int:
+    def _compute_min_cohort(self, secret: MpcRound) -> int:
         """Return the fewest that this party sums: its own minimum, or the round's."""
         return max(self._min_cohort, secret.config.min_cohort)
 
     def _open(
         self,
-        secret: SecretRound,
+        secret: MpcRound,
         update: e.UpdateCommitted,
         shape: MpcShape,
         *,
@@ -461,7 +461,7 @@ def make_party(
     follower = Follower(service, PartyState, PartyState(), make_step(name), directory)
     debts = Debts(name, follower)
 
-    def compare(secret: SecretRound, traceparent: str) -> None:
+    def compare(secret: MpcRound, traceparent: str) -> None:
         with telemetry.span(
             "compare", "round", kind=telemetry.INTERNAL, parent=traceparent
         ) as current:

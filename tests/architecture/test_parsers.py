@@ -31,7 +31,7 @@ EXEMPT: Final = {
     "cli/operate.py": HANDS_ON,
     "cli/node.py:read_": HANDS_ON,
     "cli/audit.py": HANDS_ON,
-    # Blobs and proofs of secret rounds.
+    # Blobs and proofs of MPC rounds.
     "protocol/modes/mpc/checker.py": HANDS_ON,
     "streams/completing.py:make_check": HANDS_ON,
     "streams/verifying.py": HANDS_ON,

@@ -134,8 +134,8 @@ from protocol.envelope import SIGNATURE_HEADER, sign_event
 from protocol.exchanged_state import model_from_blob
 from protocol.log import LogError, LogState, fold_admission, open_block
 from protocol.modes.mpc.checker import (
+    MpcRoundError,
     MpcShape,
-    SecretRoundError,
     parse_links,
     parse_partial,
     parse_proof,
@@ -1645,7 +1645,7 @@ TARGETS: Final[tuple[Target, ...]] = (
     Target(
         name="norm-proof",
         parse=_verify_norm,
-        errors=(SecretRoundError,),
+        errors=(MpcRoundError,),
         seeds=lambda: [
             bytes.fromhex(vectors("norm_proof/norm_proof.json")["proof"]),
             *golden_events()["NormProof"],
@@ -1661,7 +1661,7 @@ TARGETS: Final[tuple[Target, ...]] = (
     Target(
         name="links",
         parse=parse_links,
-        errors=(SecretRoundError,),
+        errors=(MpcRoundError,),
         seeds=lambda: [
             bytes.fromhex(party["blob"])
             for party in vectors("parties/links.json")["parties"].values()
@@ -1674,7 +1674,7 @@ TARGETS: Final[tuple[Target, ...]] = (
     Target(
         name="partial-sum",
         parse=lambda data: parse_partial(data, SHAPE),
-        errors=(SecretRoundError,),
+        errors=(MpcRoundError,),
         seeds=lambda: [
             bytes.fromhex(party["blob"])
             for party in vectors("parties/partial.json")["parties"].values()
@@ -1685,7 +1685,7 @@ TARGETS: Final[tuple[Target, ...]] = (
     Target(
         name="links-of-round",
         parse=_verify_links,
-        errors=(SecretRoundError,),
+        errors=(MpcRoundError,),
         seeds=lambda: [
             bytes.fromhex(vectors("parties/links.json")["parties"]["cairn"]["blob"])
         ],
@@ -1696,7 +1696,7 @@ TARGETS: Final[tuple[Target, ...]] = (
     Target(
         name="sum-of-round",
         parse=_verify_party_sum,
-        errors=(SecretRoundError,),
+        errors=(MpcRoundError,),
         seeds=lambda: [
             bytes.fromhex(vectors("parties/partial.json")["parties"]["cairn"]["blob"])
         ],

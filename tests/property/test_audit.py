@@ -27,7 +27,7 @@ from schemas import codec, topics
 from schemas import events as e
 from tests.attesting import Nodes
 from tests.builders import BlobDict, build_log, frame, make_key, unframe
-from tests.secret_builder import build_secret_log, lie_once, start_secret_log
+from tests.mpc_builder import build_mpc_log, lie_once, start_mpc_log
 
 PARTS = ("key", "value", "moot-signature", "moot-event-id", "traceparent")
 
@@ -311,8 +311,8 @@ NOBODY_IS_FAR = 2**62
 
 
 @cache
-def the_secret_log():
-    return build_secret_log(far_threshold=NOBODY_IS_FAR)
+def the_mpc_log():
+    return build_mpc_log(far_threshold=NOBODY_IS_FAR)
 
 
 SECRET_FACTS = tuple(
@@ -325,12 +325,12 @@ SECRET_FACTS = tuple(
 
 def test_there_is_every_kind_of_fact_in_one_log_or_the_other():
     for kind in SECRET_FACTS:
-        assert any(type(event) is kind for event in the_secret_log().leaves), kind
+        assert any(type(event) is kind for event in the_mpc_log().leaves), kind
 
 
 @given(st.sampled_from(SECRET_FACTS), st.data())
 @settings(max_examples=12)
-def test_no_fact_of_a_secret_round_can_be_bent_either(kind, data):
+def test_no_fact_of_a_mpc_round_can_be_bent_either(kind, data):
     """Agents hear the lie, and go by it; the log goes on however it may."""
     lies = []
 
@@ -340,7 +340,7 @@ def test_no_fact_of_a_secret_round_can_be_bent_either(kind, data):
             return lies
         return [fact]
 
-    log = start_secret_log(
+    log = start_mpc_log(
         "ada",
         "bea",
         "dora",
@@ -356,37 +356,35 @@ def test_no_fact_of_a_secret_round_can_be_bent_either(kind, data):
 
 
 @cache
-def secret_blobs_that_count():
+def mpc_blobs_that_count():
     """Return the digests that an audit of the secret log looks at, in order."""
     seen = {}
 
     def fetch(ref, *, max_size_bytes):
-        blob = the_secret_log().blobs.fetch(ref, max_size_bytes=max_size_bytes)
+        blob = the_mpc_log().blobs.fetch(ref, max_size_bytes=max_size_bytes)
         seen[ref.sha256] = None
         return blob
 
-    assert audit(log=the_secret_log(), fetch=fetch).is_sound
+    assert audit(log=the_mpc_log(), fetch=fetch).is_sound
     return tuple(seen)
 
 
 @given(indexes, indexes, bits)
 @settings(max_examples=30)
-def test_no_bit_of_a_secret_rounds_blob_can_change_unnoticed(number, place, bit):
-    digests = secret_blobs_that_count()
+def test_no_bit_of_a_mpc_rounds_blob_can_change_unnoticed(number, place, bit):
+    digests = mpc_blobs_that_count()
     digest = digests[number % len(digests)]
-    blobs = BlobDict(the_secret_log().blobs)
+    blobs = BlobDict(the_mpc_log().blobs)
     blobs[digest] = flip(blobs[digest], place, bit)
-    report = audit(log=the_secret_log(), fetch=blobs.fetch)
+    report = audit(log=the_mpc_log(), fetch=blobs.fetch)
     assert not report.is_sound
     assert {finding.blob_sha256 for finding in report.findings} == {digest.hex()}
 
 
 @given(indexes, st.sampled_from(PARTS), indexes, bits)
 @settings(max_examples=30)
-def test_no_bit_of_a_secret_rounds_record_can_change_unnoticed(
-    number, part, place, bit
-):
-    log = the_secret_log()
+def test_no_bit_of_a_mpc_rounds_record_can_change_unnoticed(number, part, place, bit):
+    log = the_mpc_log()
     records = [*log.records]
     number %= len(records)
     records[number] = flip_record(records[number], part, place, bit)

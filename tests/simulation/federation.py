@@ -177,7 +177,7 @@ def update(agent_id: str, number: int = 1, **changes: Any) -> e.UpdateSubmitted:
 
 
 def committed(agent_id: str, number: int = 1, **changes: Any) -> e.UpdateCommitted:
-    """Return all that an agent says in a secret round of the initial model."""
+    """Return all that an agent says in an MPC round of the initial model."""
     event = e.UpdateCommitted(
         federation_id=FEDERATION,
         round=number,

@@ -1,4 +1,4 @@
-"""Histories of secret rounds, and an attacker who solves for updates.
+"""Histories of MPC rounds, and an attacker who solves for updates.
 
 Everybody but one party may lie: the others, whoever runs the log, aggregator and timer.
 The log is the rounds decider's own; the honest party follows it as the real one does
@@ -30,7 +30,7 @@ from protocol.modes.mpc.party_memory import (
     find_unlinkable,
     remember,
 )
-from protocol.modes.mpc.round import SecretRound, follow
+from protocol.modes.mpc.round import MpcRound, follow
 from protocol.rounds import (
     DECIDER,
     RoundsState,
@@ -138,7 +138,7 @@ class Log:
     """A log as somebody shows it, and where it is."""
 
     run: Run[RoundsState, e.RoundFact]
-    secret: SecretRound | None = None
+    secret: MpcRound | None = None
     founding: int = 0
 
     def when(self, event: e.LedgerEvent, *, at_ms: int | None = None) -> list[Any]:
@@ -331,7 +331,7 @@ class History:
                 )
         self.pass_deadline()
 
-    def link(self, secret: SecretRound) -> None:
+    def link(self, secret: MpcRound) -> None:
         """Let the parties link; the honest one only what its memory permits."""
         number = secret.started.round
         agents = sorted(secret.waiting)
@@ -354,7 +354,7 @@ class History:
         for party in PARTIES:
             self.log.when(linked(party, number))
 
-    def check(self, secret: SecretRound) -> None:
+    def check(self, secret: MpcRound) -> None:
         """Say which commitments count: a liar says it of any."""
         bad = getattr(self, "left_out", frozenset())
         checks = []
@@ -367,7 +367,7 @@ class History:
         event = replace(checked(0, number=secret.started.round), results=tuple(checks))
         self.log.when(event)
 
-    def give_parts(self, secret: SecretRound, sealed: e.RoundSealed) -> None:
+    def give_parts(self, secret: MpcRound, sealed: e.RoundSealed) -> None:
         """Let the parties give their parts; some do not, or give wrong ones."""
         for party in PARTIES:
             current = self.log.run.state.current
@@ -388,7 +388,7 @@ class History:
                 self.log.when(wrong)
                 self.happened["part rejected"] += 1
 
-    def give_part(self, secret: SecretRound, sealed: e.RoundSealed) -> bool:
+    def give_part(self, secret: MpcRound, sealed: e.RoundSealed) -> bool:
         """Let the honest party give its part, if its memory permits it."""
         try:
             self.memory.permit_sum(

@@ -32,7 +32,7 @@ from schemas import codec
 from schemas import events as e
 from schemas.reasons import Reason
 from tests.builders import LogBuilder, build_log, make_key, unframe
-from tests.secret_builder import build_secret_log
+from tests.mpc_builder import build_mpc_log
 from tests.unit.cli.test_exit_codes import moot
 from tests.unit.consumers.audit.test_bundle import write
 from tests.unit.consumers.node.test_parts import make_tree, pairs
@@ -49,7 +49,7 @@ def written(name: str) -> Any:
     elif name == "nodes":
         log = build_log(ledger_nodes=NODES)
     elif name == "secret":
-        log = build_secret_log()
+        log = build_mpc_log()
     else:
         [path] = [path for path in PATHS if path.stem == name]
         recording = Recording(path)

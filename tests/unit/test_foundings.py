@@ -48,8 +48,8 @@ from streams.mpc.comparing import make_link_plan
 from tests.architecture.golden import make_example
 from tests.attesting import Nodes
 from tests.builders import LogBuilder, frame, make_key, make_nodes, unframe
+from tests.mpc_builder import MpcLogBuilder, make_sealing_key
 from tests.paths import ROOT
-from tests.secret_builder import SecretLogBuilder, make_sealing_key
 from tests.simulation import federation
 from tests.simulation.federation import COMPARING_CONFIG, edit
 from tests.unit.consumers.node.test_ledger_node import Bus, last_height, short_log
@@ -71,21 +71,21 @@ LEAVES: Final = [
 SAID_OF_THE_LOG: Final = set(get_args(e.Event)) - set(get_args(e.LedgerEvent))
 
 
-def found(nonce: bytes) -> SecretLogBuilder:
+def found(nonce: bytes) -> MpcLogBuilder:
     """Found a federation that has all that events can be signed by."""
-    log = SecretLogBuilder(ledger_nodes=NAMES, nonce=nonce)
+    log = MpcLogBuilder(ledger_nodes=NAMES, nonce=nonce)
     log.found()
     log.admit("ada", "bea", "cleo")
     return log
 
 
 @pytest.fixture(scope="module")
-def old() -> SecretLogBuilder:
+def old() -> MpcLogBuilder:
     return found(b"a" * 32)
 
 
 @pytest.fixture(scope="module")
-def new() -> SecretLogBuilder:
+def new() -> MpcLogBuilder:
     return found(b"b" * 32)
 
 
@@ -147,7 +147,7 @@ def judge(log: LogBuilder, event: e.LedgerEvent, genesis: bytes) -> str:
 
 @pytest.mark.parametrize("kind", LEAVES, ids=lambda kind: kind.__name__)
 def test_what_was_said_in_one_founding_is_refused_in_another(
-    kind: type, old: SecretLogBuilder, new: SecretLogBuilder
+    kind: type, old: MpcLogBuilder, new: MpcLogBuilder
 ) -> None:
     event = make_event(kind, new)
     assert judge(new, event, old.genesis) == Reason.BAD_SIGNATURE
@@ -156,7 +156,7 @@ def test_what_was_said_in_one_founding_is_refused_in_another(
 
 
 def test_foundings_differ_even_with_equal_parameters(
-    old: SecretLogBuilder, new: SecretLogBuilder
+    old: MpcLogBuilder, new: MpcLogBuilder
 ) -> None:
     one, other = (log.leaves[0] for log in (old, new))
     assert isinstance(one, e.FederationConfigured)
@@ -169,13 +169,13 @@ def test_foundings_differ_even_with_equal_parameters(
         assert log.origin == f"folkmoot/clinics/{genesis.hex()}"
 
 
-def test_a_founding_is_no_founding_of_another_federation(new: SecretLogBuilder) -> None:
+def test_a_founding_is_no_founding_of_another_federation(new: MpcLogBuilder) -> None:
     """Signed outside of any log, it names its federation itself."""
     config = new.leaves[0]
     assert judge(new, config, new.genesis) == Reason.FEDERATION_EXISTS
 
 
-def test_what_was_said_outside_of_any_log_counts_in_none(new: SecretLogBuilder) -> None:
+def test_what_was_said_outside_of_any_log_counts_in_none(new: MpcLogBuilder) -> None:
     event = make_event(e.RoundRequested, new)
     assert judge(new, event, bytes(32)) == Reason.BAD_SIGNATURE
 
@@ -261,7 +261,7 @@ def test_everything_that_is_said_of_a_log_is_here() -> None:
 
 
 def test_a_block_of_one_founding_is_foreign_in_another(
-    old: SecretLogBuilder, new: SecretLogBuilder
+    old: MpcLogBuilder, new: MpcLogBuilder
 ) -> None:
     for records in (new.records[:1], new.records):
         state = LogState()
@@ -449,7 +449,7 @@ def test_consent_to_other_nodes_is_for_one_founding() -> None:
 
 
 def test_secrets_and_proofs_are_for_one_founding(
-    old: SecretLogBuilder, new: SecretLogBuilder
+    old: MpcLogBuilder, new: MpcLogBuilder
 ) -> None:
     update = make_event(e.UpdateCommitted, old)
     assert isinstance(update, e.UpdateCommitted)
@@ -467,9 +467,7 @@ def test_secrets_and_proofs_are_for_one_founding(
         open_share(sealed, key, make_place(new.genesis, update, "p0", commitment))
 
 
-def test_a_link_is_for_one_founding(
-    old: SecretLogBuilder, new: SecretLogBuilder
-) -> None:
+def test_a_link_is_for_one_founding(old: MpcLogBuilder, new: MpcLogBuilder) -> None:
     config = COMPARING_CONFIG
     key = federation.make_key("p0")
     one, other = (

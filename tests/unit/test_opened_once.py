@@ -13,7 +13,7 @@ from protocol.modes.mpc.checker import MpcShape, parse_partial
 from schemas import events as e
 from schemas.reasons import Reason
 from tests.builders import make_key, unframe
-from tests.secret_builder import start_secret_log
+from tests.mpc_builder import start_mpc_log
 
 SIX = ("ada", "bea", "cleo", "dora", "eve", "finn")
 
@@ -91,7 +91,7 @@ def published(log):
 
 def test_a_sum_that_is_public_is_completed_and_not_asked_for_again():
     """By whoever is there: the aggregator is gone."""
-    log = start_secret_log(*SIX, cohort_size=6, min_cohort=5)
+    log = start_mpc_log(*SIX, cohort_size=6, min_cohort=5)
     log.speak = silence_the_aggregator
     assert len(run_round(log)) == 6
     assert len(parts_of(log, 1)) == 3
@@ -112,7 +112,7 @@ def test_a_sum_that_is_public_is_completed_and_not_asked_for_again():
 
 
 def test_a_sum_of_which_a_part_is_missing_is_waited_for_if_nobody_else_is_left():
-    log = start_secret_log(*SIX, cohort_size=6, min_cohort=5)
+    log = start_mpc_log(*SIX, cohort_size=6, min_cohort=5)
     log.speak = hold_back("p1")
     run_round(log)
     assert len(parts_of(log, 1)) == 2
@@ -134,7 +134,7 @@ def _work(secret):
 
 
 def test_who_may_have_been_summed_is_not_drawn_again_for_that_model():
-    log = start_secret_log(*SIX, cohort_size=3, min_cohort=3)
+    log = start_mpc_log(*SIX, cohort_size=3, min_cohort=3)
     log.speak = hold_back("p1")
     first = run_round(log)
     assert give_up(log) == (e.RoundAbandoned, Reason.OPERATOR_ABANDONED)
@@ -149,7 +149,7 @@ def test_who_may_have_been_summed_is_not_drawn_again_for_that_model():
 def test_parties_shown_a_log_that_draws_them_again_do_not_sum_them(monkeypatch, left):
     """Whoever runs the log breaks its rules, and the parties are shown nothing else."""
     monkeypatch.setattr(protocol.rounds, "find_drawable_agents", lambda s: s.agents)
-    log = start_secret_log(*SIX, cohort_size=6, min_cohort=3)
+    log = start_mpc_log(*SIX, cohort_size=6, min_cohort=3)
     log.speak = hold_back("p1")
     run_round(log)
     assert give_up(log) == (e.RoundAbandoned, Reason.OPERATOR_ABANDONED)
@@ -170,7 +170,7 @@ def test_parties_shown_a_log_that_draws_them_again_do_not_sum_them(monkeypatch, 
 def test_the_audit_finds_sums_that_overlap(monkeypatch):
     """All parties have forgotten, and the log's rules let it happen."""
     monkeypatch.setattr(protocol.rounds, "find_drawable_agents", lambda s: s.agents)
-    log = start_secret_log(*SIX, cohort_size=6, min_cohort=5)
+    log = start_mpc_log(*SIX, cohort_size=6, min_cohort=5)
     log.speak = hold_back("p1")
     run_round(log)
     secret = log.following["p1"].secret

@@ -33,8 +33,8 @@ from schemas import events as e
 from schemas.reasons import Reason
 from tests.builders import BlobDict, LogBuilder, build_log, frame, make_key
 from tests.builders import unframe as builders_unframe
+from tests.mpc_builder import build_mpc_log, lie_once, start_mpc_log
 from tests.paths import VECTORS
-from tests.secret_builder import build_secret_log, lie_once, start_secret_log
 from tests.unit.consumers.node.test_ledger_node import NAMES, NOW_S, Bus
 
 FOLDER = VECTORS / "log"
@@ -108,16 +108,14 @@ def build_nodes():
 
 
 def build_secret():
-    return build_secret_log(num_parameters=SMALL)
+    return build_mpc_log(num_parameters=SMALL)
 
 
 def build_compared():
     """One agent is far from the others, and a party gives a wrong part first."""
     agents = ("ada", "bea", "cleo", "dora")
     far = 2 * 10**9 * SMALL // 300  # of 300 parameters 2 * 10**9
-    log = start_secret_log(
-        *agents, cohort_size=4, far_threshold=far, num_parameters=SMALL
-    )
+    log = start_mpc_log(*agents, cohort_size=4, far_threshold=far, num_parameters=SMALL)
     log.speak = lie_once("p1")
     log.request_round()
     for agent in agents[:-1]:

@@ -1,4 +1,4 @@
-"""Aggregation `mpc`: from the blobs of a secret round to what follows from them.
+"""Aggregation `mpc`: from the blobs of an MPC round to what follows from them.
 
 Agents, parties, the aggregator and every auditor run these functions: what an agent
 commits to and proves, what a party says of its shares, which commitments count, whether
@@ -52,7 +52,7 @@ from protocol.modes.mpc.norm_proof import (
     verify_norm_proofs,
 )
 from protocol.modes.mpc.projections import NUM_PROJECTIONS, Projection
-from protocol.modes.mpc.round import Committed, SecretRound
+from protocol.modes.mpc.round import Committed, MpcRound
 from protocol.modes.mpc.sealing import (
     SealedPlace,
     SealError,
@@ -103,8 +103,8 @@ class BadBlob:
     ref: e.BlobRef
 
 
-class SecretRoundError(ValueError):
-    """Something in a secret round is not what it must be; bad input.
+class MpcRoundError(ValueError):
+    """Something in an MPC round is not what it must be; bad input.
 
     Attributes:
         reason: For the ledger.
@@ -122,7 +122,7 @@ class SecretRoundError(ValueError):
 
 
 Fetch = Callable[[e.BlobRef, int], bytes]
-"""Returns a blob, digest verified, of at most so many bytes; raises `SecretRoundError`
+"""Returns a blob, digest verified, of at most so many bytes; raises `MpcRoundError`
 if it is not there or not what the reference promises."""
 
 
@@ -261,7 +261,7 @@ def parse_commitments(
         commitments: The blob, digest verified.
 
     Raises:
-        SecretRoundError: the blob has another size. Its points are looked at when
+        MpcRoundError: the blob has another size. Its points are looked at when
             a proof is verified.
     """
     if len(commitments) != shape.commitments_size:
@@ -269,7 +269,7 @@ def parse_commitments(
             f"{len(commitments)} bytes of commitments; {shape.num_rows} rows, squares "
             f"and masks take {shape.commitments_size}"
         )
-        raise SecretRoundError(Reason.WRONG_SHAPE, detail)
+        raise MpcRoundError(Reason.WRONG_SHAPE, detail)
     *rows, squares, masks = (
         commitments[begin : begin + POINT_SIZE]
         for begin in range(0, len(commitments), POINT_SIZE)
@@ -278,7 +278,7 @@ def parse_commitments(
 
 
 def parse_statement(
-    secret: SecretRound, update: e.UpdateCommitted, commitments: bytes
+    secret: MpcRound, update: e.UpdateCommitted, commitments: bytes
 ) -> NormStatement:
     """Return what an agent has to prove.
 
@@ -288,7 +288,7 @@ def parse_statement(
         commitments: The blob of commitments, digest verified.
 
     Raises:
-        SecretRoundError: the blob has another size.
+        MpcRoundError: the blob has another size.
     """
     shape = MpcShape.of(secret.config)
     rows, squares, masks = parse_commitments(shape, commitments)
@@ -330,7 +330,7 @@ def open_shares(
         was_linked: Whether this share was linked, and so checked already.
 
     Raises:
-        SecretRoundError: it cannot be opened, or is not what the agent committed to:
+        MpcRoundError: it cannot be opened, or is not what the agent committed to:
             BAD_SHARE.
     """
     (share,) = (share for share in update.shares if share.party == party)
@@ -340,10 +340,10 @@ def open_shares(
         plaintext = open_share(sealed, key, place)
         return parse_share(plaintext, shape=shape.shares, commitment=commitment)
     except (SealError, ShareRefusedError) as error:
-        raise SecretRoundError(Reason.BAD_SHARE, str(error)) from error
+        raise MpcRoundError(Reason.BAD_SHARE, str(error)) from error
 
 
-def encode_links(entries: Mapping[str, Link | SecretRoundError]) -> bytes:
+def encode_links(entries: Mapping[str, Link | MpcRoundError]) -> bytes:
     """Return the blob of a party's links, by agent."""
     return codec.encode(
         e.ShareLinks(
@@ -355,8 +355,8 @@ def encode_links(entries: Mapping[str, Link | SecretRoundError]) -> bytes:
     )
 
 
-def _encode_link(agent_id: str, link: Link | SecretRoundError) -> e.ShareLink:
-    if isinstance(link, SecretRoundError):
+def _encode_link(agent_id: str, link: Link | MpcRoundError) -> e.ShareLink:
+    if isinstance(link, MpcRoundError):
         return e.ShareLink(
             agent_id=agent_id,
             reason=link.reason,
@@ -375,40 +375,40 @@ def _encode_link(agent_id: str, link: Link | SecretRoundError) -> e.ShareLink:
     )
 
 
-def parse_links(blob: bytes) -> dict[str, Link | SecretRoundError]:
+def parse_links(blob: bytes) -> dict[str, Link | MpcRoundError]:
     """Return a party's links by agent; why not, where it could not open the share.
 
     Raises:
-        SecretRoundError: the blob is no party's links, or not as `encode_links` orders
+        MpcRoundError: the blob is no party's links, or not as `encode_links` orders
             them: MALFORMED_BLOB.
     """
     try:
         links = codec.decode_as(e.ShareLinks, blob)
     except codec.CodecError as error:
-        raise SecretRoundError(Reason.MALFORMED_BLOB, str(error)) from error
+        raise MpcRoundError(Reason.MALFORMED_BLOB, str(error)) from error
     # One order, so that links have one encoding, and nobody is spoken of twice: which
     # of two entries counts must not be up to who reads them.
     for before, after in pairwise(entry.agent_id for entry in links.entries):
         if before >= after:
             detail = f"agent {after} after {before}: not in ascending order, each once"
-            raise SecretRoundError(Reason.MALFORMED_BLOB, detail)
+            raise MpcRoundError(Reason.MALFORMED_BLOB, detail)
     return {entry.agent_id: _parse_link(entry) for entry in links.entries}
 
 
-def _parse_link(entry: e.ShareLink) -> Link | SecretRoundError:
+def _parse_link(entry: e.ShareLink) -> Link | MpcRoundError:
     if entry.reason:
-        return SecretRoundError(Reason.BAD_SHARE, f"{entry.reason}: {entry.detail}")
+        return MpcRoundError(Reason.BAD_SHARE, f"{entry.reason}: {entry.detail}")
     if entry.detail:
         detail = "a detail, but no reason"
-        return SecretRoundError(Reason.BAD_SHARE, detail)
+        return MpcRoundError(Reason.BAD_SHARE, detail)
     sizes = len(entry.projections), len(entry.sum_projections)
     if sizes != (NUM_PROJECTIONS * _WORD_SIZE, NUM_SUM_PROJECTIONS * _WORD_SIZE):
         detail = "{} and {} bytes of projections".format(*sizes)
-        return SecretRoundError(Reason.BAD_SHARE, detail)
+        return MpcRoundError(Reason.BAD_SHARE, detail)
     try:
         blinding = parse_scalar(entry.blinding)
     except InvalidEncodingError as error:
-        return SecretRoundError(Reason.BAD_SHARE, str(error))
+        return MpcRoundError(Reason.BAD_SHARE, str(error))
     return Link(
         projections=_to_words(entry.projections),
         blinding=blinding,
@@ -436,12 +436,12 @@ def parse_partial(blob: bytes, shape: MpcShape) -> PartySum:
     """Return a party's part of the sum.
 
     Raises:
-        SecretRoundError: the blob is not one of this shape: WRONG_PARTIAL.
+        MpcRoundError: the blob is not one of this shape: WRONG_PARTIAL.
     """
     try:
         partial = codec.decode_as(e.PartialSum, blob)
     except codec.CodecError as error:
-        raise SecretRoundError(Reason.WRONG_PARTIAL, str(error)) from error
+        raise MpcRoundError(Reason.WRONG_PARTIAL, str(error)) from error
     sizes = len(partial.values), len(partial.masks), len(partial.row_blindings)
     expected = (
         shape.num_values * _WORD_SIZE,
@@ -450,12 +450,12 @@ def parse_partial(blob: bytes, shape: MpcShape) -> PartySum:
     )
     if sizes != expected:
         detail = f"lengths {sizes}, not {expected}"
-        raise SecretRoundError(Reason.WRONG_PARTIAL, detail)
+        raise MpcRoundError(Reason.WRONG_PARTIAL, detail)
     try:
         blindings = parse_scalars(partial.row_blindings)
         opening = parse_scalar(partial.opening)
     except InvalidEncodingError as error:
-        raise SecretRoundError(Reason.WRONG_PARTIAL, str(error)) from error
+        raise MpcRoundError(Reason.WRONG_PARTIAL, str(error)) from error
     return PartySum(
         values=_to_words(partial.values),
         masks=_to_words(partial.masks),
@@ -474,12 +474,12 @@ def parse_proof(blob: bytes) -> NormProof:
     """Return a norm proof; its numbers and points are looked at when it is verified.
 
     Raises:
-        SecretRoundError: the blob is no norm proof: INVALID_PROOF.
+        MpcRoundError: the blob is no norm proof: INVALID_PROOF.
     """
     try:
         proof = codec.decode_as(e.NormProof, blob)
     except codec.CodecError as error:
-        raise SecretRoundError(Reason.INVALID_PROOF, str(error)) from error
+        raise MpcRoundError(Reason.INVALID_PROOF, str(error)) from error
     names = (part.name for part in fields(NormProof))
     return NormProof(**{name: getattr(proof, name) for name in names})
 
@@ -509,11 +509,11 @@ class Proven:
         return hashlib.sha256(self.challenges.digest).digest()
 
 
-def read_proof(secret: SecretRound, agent_id: str, fetch: Fetch) -> Proven:
+def read_proof(secret: MpcRound, agent_id: str, fetch: Fetch) -> Proven:
     """Fetch and parse what an agent committed to and proved; verifies nothing.
 
     Raises:
-        SecretRoundError: a blob is missing or malformed.
+        MpcRoundError: a blob is missing or malformed.
     """
     shape = MpcShape.of(secret.config)
     committed = secret.commitments[agent_id]
@@ -523,11 +523,11 @@ def read_proof(secret: SecretRound, agent_id: str, fetch: Fetch) -> Proven:
     return Proven(committed, statement, proof, compute_challenges(statement, proof))
 
 
-def read_seed(secret: SecretRound, agent_id: str, fetch: Fetch) -> bytes:
+def read_seed(secret: MpcRound, agent_id: str, fetch: Fetch) -> bytes:
     """Return the seed of an agent's projection, 32 bytes; its proof is not needed.
 
     Raises:
-        SecretRoundError: its commitments are missing or malformed.
+        MpcRoundError: its commitments are missing or malformed.
     """
     update = secret.commitments[agent_id].event
     size = MpcShape.of(secret.config).commitments_size
@@ -557,13 +557,13 @@ class RoundVerifier:
         fetch: How to fetch blobs.
     """
 
-    def __init__(self, secret: SecretRound, fetch: Fetch) -> None:
+    def __init__(self, secret: MpcRound, fetch: Fetch) -> None:
         self._fetch = fetch
         self._shape = MpcShape.of(secret.config)
         self._sum_projection: tuple[bytes, Projection] | None = None
-        self._proven: dict[e.UpdateCommitted, Proven | SecretRoundError] = {}
+        self._proven: dict[e.UpdateCommitted, Proven | MpcRoundError] = {}
         self._links: dict[
-            bytes, Mapping[str, Link | SecretRoundError] | SecretRoundError
+            bytes, Mapping[str, Link | MpcRoundError] | MpcRoundError
         ] = {}
 
     @property
@@ -571,7 +571,7 @@ class RoundVerifier:
         """How updates are committed to and shared."""
         return self._shape
 
-    def get_sum_projection(self, secret: SecretRound) -> Projection:
+    def get_sum_projection(self, secret: MpcRound) -> Projection:
         """Return R', of a round that is closed; expanded once."""
         assert secret.closed is not None, "there is none before"
         seed = secret.closed.sum_seed
@@ -582,7 +582,7 @@ class RoundVerifier:
             self._sum_projection = (seed, projection)
         return self._sum_projection[1]
 
-    def verify_proofs(self, secret: SecretRound, agent_ids: Sequence[str]) -> None:
+    def verify_proofs(self, secret: MpcRound, agent_ids: Sequence[str]) -> None:
         """Verify norm proofs, together; `find_reasons` says what came out.
 
         Those that were verified before are not verified again. Threads may do this at
@@ -598,11 +598,11 @@ class RoundVerifier:
                 # Only its party compares it with a share, and that may be a lie.
                 parse_points(share.commitment for share in update.shares)
                 read.append(proven)
-            except SecretRoundError as error:
+            except MpcRoundError as error:
                 self._proven[update] = error
             except InvalidEncodingError as error:
                 detail = f"share commitments: {error}"
-                self._proven[update] = SecretRoundError(Reason.INVALID_PROOF, detail)
+                self._proven[update] = MpcRoundError(Reason.INVALID_PROOF, detail)
         verdicts = verify_norm_proofs(
             [(proven.statement, proven.proof) for proven in read]
         )
@@ -610,19 +610,17 @@ class RoundVerifier:
             update = proven.committed.event
             self._proven[update] = proven if verdict is None else _to_error(verdict)
 
-    def has_proven(self, secret: SecretRound, agent_id: str) -> bool:
+    def has_proven(self, secret: MpcRound, agent_id: str) -> bool:
         """Return whether `verify_proofs` has looked at an agent's proof."""
         return secret.commitments[agent_id].event in self._proven
 
-    def get_proven(
-        self, secret: SecretRound, agent_id: str
-    ) -> Proven | SecretRoundError:
+    def get_proven(self, secret: MpcRound, agent_id: str) -> Proven | MpcRoundError:
         """Return what `verify_proofs` found for an agent."""
         return self._proven[secret.commitments[agent_id].event]
 
     def find_reasons(
-        self, secret: SecretRound, agent_ids: Sequence[str]
-    ) -> dict[str, SecretRoundError | None]:
+        self, secret: MpcRound, agent_ids: Sequence[str]
+    ) -> dict[str, MpcRoundError | None]:
         """Return for each agent why its commitment does not count; None if it does.
 
         Args:
@@ -638,14 +636,12 @@ class RoundVerifier:
         remembered: tuple[dict[Any, Any], ...] = (self._proven, self._links)
         for known in remembered:
             for key, value in tuple(known.items()):
-                if isinstance(value, SecretRoundError) and value.blob is not None:
+                if isinstance(value, MpcRoundError) and value.blob is not None:
                     del known[key]
 
-    def _find_reason(
-        self, secret: SecretRound, agent_id: str
-    ) -> SecretRoundError | None:
+    def _find_reason(self, secret: MpcRound, agent_id: str) -> MpcRoundError | None:
         proven = self.get_proven(secret, agent_id)
-        if isinstance(proven, SecretRoundError):
+        if isinstance(proven, MpcRoundError):
             return proven
         try:
             links = [
@@ -657,33 +653,33 @@ class RoundVerifier:
                 projections=proven.proof.projection_values,
                 blinding=parse_scalar(proven.proof.z_blinding),
             )
-        except SecretRoundError as error:
+        except MpcRoundError as error:
             return error
         except SharesDifferError as error:
-            return SecretRoundError(Reason.SHARES_DIFFER, str(error))
+            return MpcRoundError(Reason.SHARES_DIFFER, str(error))
         return None
 
-    def _get_link(self, secret: SecretRound, party: str, agent_id: str) -> Link:
+    def _get_link(self, secret: MpcRound, party: str, agent_id: str) -> Link:
         ref = secret.links[party]
         if ref.sha256 not in self._links:
             self._links[ref.sha256] = _fetch_links(self._fetch, ref, self._shape)
         links = self._links[ref.sha256]
-        if isinstance(links, SecretRoundError):
+        if isinstance(links, MpcRoundError):
             # Its silence on each agent: no agent is to blame for it.
             detail = f"the links of party {party}: {links}"
-            raise SecretRoundError(Reason.BAD_SHARE, detail, links.blob)
+            raise MpcRoundError(Reason.BAD_SHARE, detail, links.blob)
         link = links.get(agent_id)
         if link is None:
             detail = f"party {party} says nothing of this share"
-            raise SecretRoundError(Reason.BAD_SHARE, detail)
-        if isinstance(link, SecretRoundError):
+            raise MpcRoundError(Reason.BAD_SHARE, detail)
+        if isinstance(link, MpcRoundError):
             detail = f"party {party}: {link.detail}"
-            raise SecretRoundError(Reason.BAD_SHARE, detail)
+            raise MpcRoundError(Reason.BAD_SHARE, detail)
         return link
 
     def find_partial_problem(
-        self, secret: SecretRound, party: str
-    ) -> PartySum | SecretRoundError:
+        self, secret: MpcRound, party: str
+    ) -> PartySum | MpcRoundError:
         """Return a party's part of the sealed sum, or why it is not its own."""
         assert secret.sealed is not None, "only a sealed round has a sum"
         self._forget_absent()
@@ -704,18 +700,18 @@ class RoundVerifier:
                 shape=self._shape.shares,
                 sum_projection=self.get_sum_projection(secret),
             )
-        except SecretRoundError as error:
+        except MpcRoundError as error:
             if error.blob is not None:
-                return SecretRoundError(error.blob.reason, str(error), error.blob)
-            return SecretRoundError(Reason.WRONG_PARTIAL, str(error))
+                return MpcRoundError(error.blob.reason, str(error), error.blob)
+            return MpcRoundError(Reason.WRONG_PARTIAL, str(error))
         except (WrongPartialError, InvalidEncodingError) as error:
             # Or a share commitment that is no point: its party has not opened it.
-            return SecretRoundError(Reason.WRONG_PARTIAL, str(error))
+            return MpcRoundError(Reason.WRONG_PARTIAL, str(error))
         return party_sum
 
     def find_claim_problem(
-        self, secret: SecretRound, party: str, reason: str
-    ) -> SecretRoundError | None:
+        self, secret: MpcRound, party: str, reason: str
+    ) -> MpcRoundError | None:
         """Return what is wrong with a part of the sum that was rejected, if anything.
 
         Args:
@@ -724,27 +720,27 @@ class RoundVerifier:
             reason: Why it was rejected.
         """
         part = self.find_partial_problem(secret, party)
-        if isinstance(part, SecretRoundError):
+        if isinstance(part, MpcRoundError):
             return part
         return self._find_sum_problem(secret) if reason == Reason.WRONG_SUM else None
 
-    def _find_sum_problem(self, secret: SecretRound) -> SecretRoundError | None:
+    def _find_sum_problem(self, secret: MpcRound) -> MpcRoundError | None:
         if not secret.has_all_partials:
             return None
         parts: list[PartySum] = []
         for party in secret.mpc.parties:
             part = self.find_partial_problem(secret, party.name)
-            if isinstance(part, SecretRoundError):
+            if isinstance(part, MpcRoundError):
                 return part
             parts.append(part)
         try:
             self._open(secret, parts)
-        except SecretRoundError as error:
+        except MpcRoundError as error:
             return error
         return None
 
     def compute_result(
-        self, secret: SecretRound, party_sums: Sequence[PartySum], base_blob: bytes
+        self, secret: MpcRound, party_sums: Sequence[PartySum], base_blob: bytes
     ) -> RoundResult:
         """Add up the parts, check that they open the commitments, apply the sum.
 
@@ -754,14 +750,14 @@ class RoundVerifier:
             base_blob: The base model's blob, digest verified.
 
         Raises:
-            SecretRoundError: they do not open them: a party lied, and nobody can say
+            MpcRoundError: they do not open them: a party lied, and nobody can say
                 which. Nothing follows from such a round.
         """
         assert secret.sealed is not None, "only a sealed round has a sum"
         return apply_sum(self._open(secret, party_sums), secret.sealed, base_blob)
 
     def _open(
-        self, secret: SecretRound, party_sums: Sequence[PartySum]
+        self, secret: MpcRound, party_sums: Sequence[PartySum]
     ) -> NDArray[np.int64]:
         rows = combine_rows(
             [
@@ -776,18 +772,18 @@ class RoundVerifier:
         try:
             return open_aggregate(party_sums, rows)
         except WrongSumError as error:
-            raise SecretRoundError(Reason.WRONG_SUM, str(error)) from error
+            raise MpcRoundError(Reason.WRONG_SUM, str(error)) from error
 
 
 def _fetch_links(
     fetch: Fetch, ref: e.BlobRef, shape: MpcShape
-) -> Mapping[str, Link | SecretRoundError] | SecretRoundError:
+) -> Mapping[str, Link | MpcRoundError] | MpcRoundError:
     """Return a party's links by agent; why not, if nobody can read them."""
     try:
         return parse_links(fetch(ref, shape.max_links_size))
-    except SecretRoundError as error:
+    except MpcRoundError as error:
         return error
 
 
-def _to_error(error: InvalidProofError) -> SecretRoundError:
-    return SecretRoundError(Reason.INVALID_PROOF, str(error))
+def _to_error(error: InvalidProofError) -> MpcRoundError:
+    return MpcRoundError(Reason.INVALID_PROOF, str(error))

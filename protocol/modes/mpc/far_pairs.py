@@ -1,6 +1,6 @@
 """Which updates of a round are far apart, as bits; and who is flagged for it.
 
-The parties of a secret round find the bits together (`streams.mpc.robustness`), and the
+The parties of an MPC round find the bits together (`streams.mpc.robustness`), and the
 rounds decider draws the conclusion. This is what both have to agree on.
 
 **The bits.** Agents are in ascending order of agent_id; pair (i, j), i < j, comes in

@@ -59,7 +59,7 @@ class Owed(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SecretRound:
+class MpcRound:
     """The round in progress.
 
     Attributes:
@@ -170,10 +170,10 @@ def _list_contributions(current: OpenRound) -> tuple[Contribution, ...]:
 
 
 def follow(
-    secret: SecretRound | None,
+    secret: MpcRound | None,
     rounds: RoundsState,
     leaf: Sequenced,
-) -> SecretRound | None:
+) -> MpcRound | None:
     """Move by one leaf.
 
     Args:
@@ -188,9 +188,7 @@ def follow(
     if config is None or config.mpc is None or current is None:
         return None
     if secret is None or secret.started != current.started:
-        secret = SecretRound(
-            config=config, genesis=leaf.genesis, started=current.started
-        )
+        secret = MpcRound(config=config, genesis=leaf.genesis, started=current.started)
     event, index = leaf.event, leaf.leaf_index
     match event:
         # Agents hear of it when the log does: an update may come before it.

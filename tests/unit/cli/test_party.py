@@ -11,7 +11,7 @@ from cli.stack.processes import StackError
 from producers.control import InvalidConfigurationError, with_parties
 from protocol.modes.mpc.sealing import SealingSecretKey
 from schemas import events as e
-from tests.secret_builder import make_party as make_known_party
+from tests.mpc_builder import make_party as make_known_party
 
 
 class Settings:

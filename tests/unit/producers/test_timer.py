@@ -35,7 +35,7 @@ from tests.builders import (
     make_key,
     read_blocks,
 )
-from tests.secret_builder import SecretLogBuilder, start_secret_log
+from tests.mpc_builder import MpcLogBuilder, start_mpc_log
 
 NAMES = ("node0", "node1", "node2", "node3")
 KEY = make_key("TIMER")
@@ -166,7 +166,7 @@ def test_an_aggregator_that_is_late_with_a_public_sum_is_announced(
 ) -> None:
     """From when all parts are there; not while one is missing, nor once it is done."""
 
-    def speak(log: SecretLogBuilder, author: str, event: e.Event) -> list[e.Event]:
+    def speak(log: MpcLogBuilder, author: str, event: e.Event) -> list[e.Event]:
         del log
         is_held_back = author == "p2" and isinstance(event, e.PartialAggregateSubmitted)
         held_back.extend([event] * is_held_back)
@@ -174,7 +174,7 @@ def test_an_aggregator_that_is_late_with_a_public_sum_is_announced(
         return [] if is_held_back or (is_result and author == "AGGREGATOR") else [event]
 
     held_back: list[e.Event] = []
-    log = start_secret_log("ada", "bea", "cleo", cohort_size=3, speak=speak)
+    log = start_mpc_log("ada", "bea", "cleo", cohort_size=3, speak=speak)
     for agent in log.request_round():
         log.commit(agent)
     log.settle()

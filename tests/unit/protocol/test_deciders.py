@@ -12,7 +12,7 @@ from protocol import registry, rewards, rounds
 from protocol.deciders import DECIDERS
 from schemas import events as e
 from tests.builders import LogBuilder, build_log
-from tests.secret_builder import build_secret_log
+from tests.mpc_builder import build_mpc_log
 
 MODULES = {"rounds": rounds, "registry": registry, "rewards": rewards}
 KINDS: dict[str, Any] = {
@@ -24,7 +24,7 @@ FOLDING = {
     # What `evolve` is made of. None of these says what follows from a leaf.
     "rounds": {"evolve", "_evolve_input", "_evolve_fact", "_counts", "_answer"}
     | {"is_drawable", "_change", "find_newest", "_open", "find_drawable_agents"}
-    | {"_end", "_is_secret", "_with_result_deadline", "has_all_partials", "_has_all"},
+    | {"_end", "_is_mpc", "_with_result_deadline", "has_all_partials", "_has_all"},
     "registry": {"evolve"},
     "rewards": {"evolve", "_name_nodes", "_unpaid", "_remember", "_compute_gain"}
     | {"find_accuracy", "_forget", "_sealed"},
@@ -40,7 +40,7 @@ def test_every_fact_has_a_decider_and_every_decider_an_app() -> None:
         assert FAUST_SERVICES[name] == f"streams.{name}"
 
 
-@pytest.mark.parametrize("build", [build_log, build_secret_log])
+@pytest.mark.parametrize("build", [build_log, build_mpc_log])
 @pytest.mark.parametrize("name", DECIDERS)
 def test_the_log_gives_the_state_without_any_rule(
     name: str, build: Any, monkeypatch: pytest.MonkeyPatch

@@ -22,17 +22,17 @@ from streams.aggregator import (
 )
 from streams.completing import MAX_DETAIL_LENGTH
 from tests.builders import BlobDict, LogBuilder
-from tests.secret_builder import (
-    build_secret_log,
+from tests.mpc_builder import (
+    build_mpc_log,
     change_values,
-    start_secret_log,
+    start_mpc_log,
 )
 
 
 @pytest.fixture(scope="module")
 def log():
     """A round in which all is well."""
-    log = start_secret_log()
+    log = start_mpc_log()
     log.run_round()
     return log
 
@@ -86,7 +86,7 @@ def test_it_works_once_for_each_proof_for_the_checks_and_for_the_sum(log):
 
 
 def test_it_works_again_when_a_rejected_part_is_there_again():
-    log = build_secret_log()
+    log = build_mpc_log()
     results = [
         index
         for index, items in work_of(log).items()

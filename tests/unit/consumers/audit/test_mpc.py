@@ -13,18 +13,18 @@ from consumers.audit.report import FindingCode
 from consumers.audit.state import load_state, save_state
 from protocol.aggregation import sum_from_blob, sum_to_blob
 from protocol.model import apply_sum
-from protocol.modes.mpc import round as secret_round
+from protocol.modes.mpc import round as mpc_round
 from protocol.modes.mpc.checker import MpcShape, RoundVerifier, parse_partial
 from protocol.modes.mpc.commitments import SCALAR_ORDER
 from schemas import events as e
 from schemas import topics
 from schemas.reasons import Reason
 from tests.builders import BlobDict, make_key, unframe
-from tests.secret_builder import (
+from tests.mpc_builder import (
     AGENTS,
-    build_secret_log,
+    build_mpc_log,
     change_byte,
-    start_secret_log,
+    start_mpc_log,
 )
 
 FEW = ("ada", "bea", "dora")
@@ -35,7 +35,7 @@ TOO_LONG = 2**16
 
 @pytest.fixture(scope="module")
 def log():
-    return build_secret_log()
+    return build_mpc_log()
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def whole(log):
 
 
 def start(**options):
-    return start_secret_log(*FEW, cohort_size=len(FEW), **options)
+    return start_mpc_log(*FEW, cohort_size=len(FEW), **options)
 
 
 def audit(log, *, fetch=None, **options):
@@ -946,7 +946,7 @@ def test_the_base_model_may_be_no_model():
 # An audit in pieces, and offline
 
 
-def test_an_audit_goes_on_in_the_middle_of_a_secret_round(log, whole):
+def test_an_audit_goes_on_in_the_middle_of_a_mpc_round(log, whole):
     """After each block: so in every phase of a round."""
     state = None
     phases = set()
@@ -1001,7 +1001,7 @@ def test_a_lie_is_found_by_an_audit_that_goes_on(log):
 def test_a_saved_round_has_no_class_with_a_name_of_anothers():
     from consumers.audit import state as audit_state
 
-    for name, value in vars(secret_round).items():
+    for name, value in vars(mpc_round).items():
         if (
             dataclasses.is_dataclass(value)
             and value.__module__ == "protocol.modes.mpc.round"
@@ -1068,7 +1068,7 @@ def point_elsewhere(log, agent):
 @pytest.fixture(scope="module")
 def compared():
     """One round in which dora's update is far from both others'."""
-    log = start_secret_log(
+    log = start_mpc_log(
         "ada", "bea", "cleo", "dora", cohort_size=4, far_threshold=2 * 10**9
     )
     log.request_round()

@@ -1,4 +1,4 @@
-"""Ledger nodes that check the blobs of secret rounds, one lie at a time."""
+"""Ledger nodes that check the blobs of MPC rounds, one lie at a time."""
 
 import asyncio
 import itertools
@@ -11,13 +11,13 @@ from consumers.node import rechecks as node_rechecks
 from consumers.node.feed import AlertCode
 from consumers.node.loop import NodeLoop
 from consumers.node.rechecks import Rechecker
-from protocol.modes.mpc.checker import RoundVerifier, SecretRoundError
+from protocol.modes.mpc.checker import MpcRoundError, RoundVerifier
 from protocol.modes.mpc.norm_proof import verify_norm_proofs
 from schemas import codec
 from schemas import events as e
 from schemas.reasons import Reason
 from tests.builders import BlobDict, make_key, unframe
-from tests.secret_builder import build_secret_log, change_byte
+from tests.mpc_builder import build_mpc_log, change_byte
 from tests.unit.consumers.audit import test_mpc as audit_mpc
 from tests.unit.consumers.audit.test_mpc import (
     LIES,
@@ -126,7 +126,7 @@ def honest():
 
 
 def test_an_honest_log_is_final(tmp_path):
-    log = end(build_secret_log(ledger_nodes=NAMES))
+    log = end(build_mpc_log(ledger_nodes=NAMES))
     assert index_of(log, e.AggregatePublished, 1)
     bus = follow(tmp_path, log, names=NAMES)
     demand_attested(bus, log, unchecked=0)
@@ -518,8 +518,8 @@ def test_proofs_of_another_branch_are_verified_anew(tmp_path, honest):
     forked = replace(secret, commitments={**secret.commitments, agent: other})
     assert not verifier.has_proven(forked, agent)
     verifier.verify_proofs(forked, [agent])
-    assert isinstance(verifier.get_proven(forked, agent), SecretRoundError)
-    assert not isinstance(verifier.get_proven(secret, agent), SecretRoundError)
+    assert isinstance(verifier.get_proven(forked, agent), MpcRoundError)
+    assert not isinstance(verifier.get_proven(secret, agent), MpcRoundError)
     # Nor is it another beginning's.
     other = replace(secret, started_leaf_hash=bytes(32))
     assert rechecker._get_verifier(other) is not verifier

@@ -1,4 +1,4 @@
-"""An agent in a secret round: it says one thing, at once, killed or not."""
+"""An agent in an MPC round: it says one thing, at once, killed or not."""
 
 import itertools
 import logging
@@ -36,13 +36,13 @@ from protocol.modes.mpc.checker import (
     parse_statement,
 )
 from protocol.modes.mpc.norm_proof import InvalidProofError, verify_norm_proof
-from protocol.modes.mpc.round import SecretRound
+from protocol.modes.mpc.round import MpcRound
 from protocol.modes.mpc.shares import split_update
 from schemas import codec, topics
 from schemas import events as e
 from schemas.reasons import Reason
 from tests.builders import BlobDict, frame, make_key, read_blocks, unframe
-from tests.secret_builder import make_sealing_key, start_secret_log
+from tests.mpc_builder import make_sealing_key, start_mpc_log
 from tests.simulation.federation import GENESIS, edit
 
 ME = "ada"
@@ -54,7 +54,7 @@ OFFSET = 7
 @pytest.fixture(scope="module")
 def log():
     """A federation with a round that has just begun."""
-    log = start_secret_log()
+    log = start_mpc_log()
     log.request_round()
     return log
 
@@ -212,7 +212,7 @@ def world(tmp_path, log):
 
 def check(world, started, update):
     """Check that an update proves what it says, and return what was shared."""
-    secret = SecretRound(
+    secret = MpcRound(
         config=world.config,
         genesis=GENESIS,
         started=started,
@@ -629,7 +629,7 @@ def make_leaves(log, *, signer=ME):
 @pytest.fixture(scope="module")
 def answered():
     """A log on which everybody has committed in the first round."""
-    log = start_secret_log()
+    log = start_mpc_log()
     for agent in log.request_round():
         log.commit(agent)
     log.settle()
@@ -703,7 +703,7 @@ def test_an_agent_recalls_the_log_before_it_speaks(
 
 def test_what_another_process_says_meanwhile_is_noticed_too(world, started, caplog):
     agent = world.start()
-    log = start_secret_log()
+    log = start_mpc_log()
     log.request_round()
     recall(agent, make_leaves(log))
     log.commit(ME)

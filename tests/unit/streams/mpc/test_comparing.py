@@ -10,7 +10,7 @@ from adapters import alive
 from adapters.party_link import LinkError, LinkFailure
 from protocol.configuration import list_parties
 from protocol.modes.mpc.party_memory import PartyRefusesError, RefusalCode
-from protocol.modes.mpc.round import SecretRound
+from protocol.modes.mpc.round import MpcRound
 from schemas import events as e
 from streams.mpc import comparing, robustness
 from streams.mpc.comparing import Comparer, make_link_plan
@@ -36,7 +36,7 @@ def _quick(monkeypatch):
     monkeypatch.setattr(comparing, "RETRY_S", 0.01)
 
 
-def make_round(name: str = "clinics", number: int = 1, **changes) -> SecretRound:
+def make_round(name: str = "clinics", number: int = 1, **changes) -> MpcRound:
     common = {"federation_id": name, "round": number, "output_index": 0}
     started = e.RoundStarted(
         **common, cause=bytes(32), cause_leaf_index=0, num_drawn=0,
@@ -49,7 +49,7 @@ def make_round(name: str = "clinics", number: int = 1, **changes) -> SecretRound
         agent_ids=("ana",), far_threshold=9,
     )  # fmt: skip
     config = replace(COMPARING_CONFIG, federation_id=name)
-    return SecretRound(
+    return MpcRound(
         **{
             "config": config,
             "genesis": GENESIS,

@@ -23,11 +23,11 @@ from streams.aggregator import AggregatorState, follow_step
 from streams.following import Followed, Follower
 from streams.mpc.party import PartyState, make_step
 from tests.builders import BlobDict, make_key
-from tests.secret_builder import (
-    build_secret_log,
+from tests.mpc_builder import (
+    build_mpc_log,
     make_identity,
     make_sealing_key,
-    start_secret_log,
+    start_mpc_log,
 )
 from tests.simulation.federation import (
     AGENTS,
@@ -168,7 +168,7 @@ class Recorder:
 @pytest.fixture(scope="module")
 def log():
     """A round in which all is well."""
-    log = start_secret_log()
+    log = start_mpc_log()
     log.hands[ME] = Recorder(log.hands[ME])
     log.run_round()
     return log
@@ -619,7 +619,7 @@ def states_of(log):
 
 def test_snapshots_are_what_was_snapshot():
     """In the form that a follower keeps them in its table."""
-    log = build_secret_log()
+    log = build_mpc_log()
     service = SimpleNamespace(table=dict)
     adapters = [
         Follower(service, state_type, state_type(), None)._snapshots

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from protocol.modes.mpc.round import SecretRound
+from protocol.modes.mpc.round import MpcRound
 from protocol.persistent import PersistentMap
 from protocol.rounds import DECIDER
 from schemas import events as e
@@ -24,19 +24,19 @@ TRACE = "00-0123456789abcdef0123456789abcdef-0123456789abcdef-01"
 
 
 @pytest.fixture
-def secret() -> SecretRound:
+def secret() -> MpcRound:
     run = start(DECIDER).given(MPC_CONFIG, *map(admitted, AGENTS)).given(request(1))
     started = run.state.current.started
-    return SecretRound(config=MPC_CONFIG, genesis=GENESIS, started=started)
+    return MpcRound(config=MPC_CONFIG, genesis=GENESIS, started=started)
 
 
-def debt(secret: SecretRound | None) -> list[SecretRound]:
+def debt(secret: MpcRound | None) -> list[MpcRound]:
     work = find_debt("p1", PartyState(secret=secret), TRACE)
     assert {item.traceparent for item in work} <= {TRACE}
     return [item.secret for item in work]
 
 
-def test_nothing_without_a_secret_round():
+def test_nothing_without_a_mpc_round():
     assert debt(None) == []
 
 

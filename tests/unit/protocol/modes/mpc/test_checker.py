@@ -1,4 +1,4 @@
-"""What is bound to what in a secret round, and how its blobs are read."""
+"""What is bound to what in an MPC round, and how its blobs are read."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from protocol.configuration import list_parties
 from protocol.modes.mpc.checker import (
     MAX_DETAIL_LENGTH,
     BadBlob,
+    MpcRoundError,
     MpcShape,
     RoundVerifier,
-    SecretRoundError,
     compute_context,
     encode_links,
     encode_partial,
@@ -39,7 +39,7 @@ from protocol.modes.mpc.norm_proof import (
 )
 from protocol.modes.mpc.norm_prover import ProverState, commit_update, prove_norm
 from protocol.modes.mpc.projections import NUM_PROJECTIONS
-from protocol.modes.mpc.round import Committed, SecretRound
+from protocol.modes.mpc.round import Committed, MpcRound
 from protocol.modes.mpc.sealing import SealingSecretKey, seal_share
 from protocol.modes.mpc.share_link import (
     NUM_SUM_PROJECTIONS,
@@ -74,7 +74,7 @@ STARTED = b"\4" * 32
 """Hash of the leaf that opened the round."""
 NORM_BOUND = 2**17
 SIZES = (1, 300, 5_000)
-Refused = pytest.raises(SecretRoundError)
+Refused = pytest.raises(MpcRoundError)
 
 
 def configured(num_values: int = 300) -> e.FederationConfigured:
@@ -133,7 +133,7 @@ def test_what_is_honest_is_not_too_large(num_values: int) -> None:
 def test_links_for_the_largest_cohort_are_not_too_large() -> None:
     words = np.full(NUM_PROJECTIONS, 2**64 - 1, dtype=np.uint64)
     link = Link(words, SCALAR_ORDER - 1, words[:NUM_SUM_PROJECTIONS])
-    excuse = SecretRoundError(Reason.BAD_SHARE, "\N{PILE OF POO}" * 10_000)
+    excuse = MpcRoundError(Reason.BAD_SHARE, "\N{PILE OF POO}" * 10_000)
     names = [f"{number:064}" for number in range(256)]
     limit = MpcShape.of(configured()).max_links_size
     for entry in (link, excuse):
@@ -233,11 +233,11 @@ def test_a_share_counts_in_one_place() -> None:
 # Commitments and proofs
 
 
-def opened_round() -> SecretRound:
+def opened_round() -> MpcRound:
     run = start(DECIDER).given(configured(), admitted("ana"), admitted("bea"))
     run.given(request(1))
     assert run.state.current is not None
-    return SecretRound(
+    return MpcRound(
         config=configured(),
         genesis=GENESIS,
         started=run.state.current.started,
@@ -364,10 +364,10 @@ def make_link(number: int) -> Link:
 
 
 def test_links_are_read_as_they_were_written() -> None:
-    links: dict[str, Link | SecretRoundError] = {
+    links: dict[str, Link | MpcRoundError] = {
         "bea": make_link(77),
         "ana": make_link(88),
-        "cem": SecretRoundError(Reason.BAD_SHARE, "x" * 1_000),
+        "cem": MpcRoundError(Reason.BAD_SHARE, "x" * 1_000),
     }
     blob = encode_links(links)
     assert blob == encode_links(dict(reversed(links.items())))
@@ -381,7 +381,7 @@ def test_links_are_read_as_they_were_written() -> None:
         assert np.array_equal(link.sum_projections, expected.sum_projections)
         assert link.blinding == expected.blinding
     excuse = found["cem"]
-    assert isinstance(excuse, SecretRoundError)
+    assert isinstance(excuse, MpcRoundError)
     assert excuse.reason is Reason.BAD_SHARE
     assert excuse.detail == "BAD_SHARE: " + "x" * MAX_DETAIL_LENGTH
     assert parse_links(encode_links({})) == {}
@@ -412,7 +412,7 @@ def test_a_link_that_is_none_concerns_one_agent(changes: dict[str, Any]) -> None
     found = parse_links(codec.encode(replace(links, entries=entries)))
     assert isinstance(found["bea"], Link)
     bad = found["ana"]
-    assert isinstance(bad, SecretRoundError)
+    assert isinstance(bad, MpcRoundError)
     # Nobody pays for it, whatever a party calls it.
     assert bad.reason is Reason.BAD_SHARE
 
@@ -500,12 +500,12 @@ def test_a_blob_that_is_not_as_promised_is_named() -> None:
             fetch(ref, 6 if change is None else 7)
         assert caught.value.reason is reason
         assert caught.value.blob == BadBlob(reason, ref)
-    assert SecretRoundError(Reason.BAD_SHARE, "").blob is None
+    assert MpcRoundError(Reason.BAD_SHARE, "").blob is None
 
 
 def closed_round(
     *agents: str, blobs: BlobDict
-) -> tuple[SecretRound, dict[str, ProverState]]:
+) -> tuple[MpcRound, dict[str, ProverState]]:
     """Return a round in which these agents have proved; shares are left out."""
     config = configured()
     run = start(DECIDER).given(config)
@@ -536,7 +536,7 @@ def closed_round(
         update = replace(update, proof=blobs.store(blob))
         commitments[agent_id] = Committed(leaf_index=number, event=update)
         states[agent_id] = state
-    secret = SecretRound(
+    secret = MpcRound(
         config=config,
         genesis=GENESIS,
         started=run.state.current.started,
@@ -548,7 +548,7 @@ def closed_round(
     return secret, states
 
 
-def with_proof(secret: SecretRound, agent_id: str, proof: e.BlobRef) -> SecretRound:
+def with_proof(secret: MpcRound, agent_id: str, proof: e.BlobRef) -> MpcRound:
     """Return the round in which an agent gives another proof."""
     found = secret.commitments[agent_id]
     changed = replace(found, event=replace(found.event, proof=proof))
@@ -569,7 +569,7 @@ def test_proofs_are_verified_together_and_each_for_itself() -> None:
         for verifier in (together, alone):
             found = verifier.get_proven(secret, agent_id)
             if agent_id in {"ana", "cem"}:
-                assert not isinstance(found, SecretRoundError)
+                assert not isinstance(found, MpcRoundError)
                 assert found.committed == secret.commitments[agent_id]
                 assert found.challenges == compute_challenges(
                     found.statement, found.proof
@@ -577,7 +577,7 @@ def test_proofs_are_verified_together_and_each_for_itself() -> None:
                 fetch = make_fetch(blobs.fetch)
                 assert read_seed(secret, agent_id, fetch) == found.challenges.seed
             else:
-                assert isinstance(found, SecretRoundError)
+                assert isinstance(found, MpcRoundError)
                 assert found.reason is Reason.INVALID_PROOF
                 assert found.blob is None
 
@@ -589,7 +589,7 @@ def test_what_was_verified_is_not_fetched_again() -> None:
     verifier.verify_proofs(secret, ["ana", "bea"])
     blobs.clear()
     verifier.verify_proofs(secret, ["ana", "bea"])
-    assert not isinstance(verifier.get_proven(secret, "bea"), SecretRoundError)
+    assert not isinstance(verifier.get_proven(secret, "bea"), MpcRoundError)
 
 
 @pytest.mark.parametrize("what", ["commitments", "proof"])
@@ -602,9 +602,9 @@ def test_a_proof_whose_blobs_are_gone_proves_nothing(what: str) -> None:
     verifier = RoundVerifier(secret, make_fetch(blobs.fetch))
     verifier.verify_proofs(secret, ["ana", "bea"])
     found = verifier.get_proven(secret, "ana")
-    assert isinstance(found, SecretRoundError)
+    assert isinstance(found, MpcRoundError)
     assert found.blob == BadBlob(Reason.MISSING_BLOB, ref)
-    assert not isinstance(verifier.get_proven(secret, "bea"), SecretRoundError)
+    assert not isinstance(verifier.get_proven(secret, "bea"), MpcRoundError)
     with Refused:
         read_proof(secret, "ana", make_fetch(blobs.fetch))
 

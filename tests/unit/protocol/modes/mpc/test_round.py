@@ -1,4 +1,4 @@
-"""What is followed of a secret round is what the decider counts, leaf by leaf."""
+"""What is followed of an MPC round is what the decider counts, leaf by leaf."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from protocol.modes.mpc.round import Owed, SecretRound, follow
+from protocol.modes.mpc.round import MpcRound, Owed, follow
 from protocol.rounds import DECIDER, RoundsState, has_all_links, has_all_partials
 from schemas import events as e
 from schemas.reasons import Reason
@@ -41,7 +41,7 @@ class Followed:
 
     def __init__(self, config: e.FederationConfigured = MPC_CONFIG) -> None:
         self.run: Run[RoundsState, e.RoundFact] = start(DECIDER)
-        self.secret: SecretRound | None = None
+        self.secret: MpcRound | None = None
         self.given(config, *map(admitted, AGENTS))
 
     def when(self, event: e.LedgerEvent, *, at_ms: int | None = None) -> int:

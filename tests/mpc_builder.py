@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adapters.party_identity import PartyIdentity
-from producers.modes import mpc as secret_update
+from producers.modes import mpc
 from protocol.configuration import get_mpc
 from protocol.contributions import Contribution
 from protocol.log import OpenedLeaf
@@ -34,7 +34,7 @@ from protocol.modes.mpc.party_memory import (
     find_unlinkable,
     remember,
 )
-from protocol.modes.mpc.round import SecretRound
+from protocol.modes.mpc.round import MpcRound
 from protocol.modes.mpc.sealing import SealingSecretKey
 from protocol.modes.mpc.sketches import Sketch
 from schemas import codec
@@ -84,18 +84,18 @@ class Memory:
         self.known = remember(self.known, asked)
 
 
-Speak: TypeAlias = "Callable[[SecretLogBuilder, str, e.Event], Iterable[e.Event]]"
+Speak: TypeAlias = "Callable[[MpcLogBuilder, str, e.Event], Iterable[e.Event]]"
 
 
 def speak_honestly(
-    log: SecretLogBuilder, author: str, event: e.Event
+    log: MpcLogBuilder, author: str, event: e.Event
 ) -> Iterable[e.Event]:
     """Say what was meant."""
     return [event]
 
 
 @dataclass(kw_only=True)
-class SecretLogBuilder(LogBuilder):
+class MpcLogBuilder(LogBuilder):
     """One federation whose updates nobody sees, and what it left behind.
 
     Args:
@@ -223,7 +223,7 @@ class SecretLogBuilder(LogBuilder):
             values = self.make_values(agent)
         bound = norm_bound or get_mpc(self.config).norm_bound
         state = commit_update(values, squared_bound=bound**2, entropy=os.urandom)
-        update = secret_update.share(
+        update = mpc.share(
             share(state),
             self.started,
             self.config,
@@ -242,7 +242,7 @@ class SecretLogBuilder(LogBuilder):
 
     def prove(self, update: e.UpdateCommitted) -> e.UpdateCommitted:
         """Return an update with the proof of what it says now, from its own agent."""
-        return secret_update.prove(
+        return mpc.prove(
             self.states[update.agent_id],
             update,
             self.config,
@@ -282,7 +282,7 @@ class SecretLogBuilder(LogBuilder):
             for said in self.speak(self, "AGGREGATOR", event):
                 self.say(said, make_key("AGGREGATOR"))
 
-    def compare(self, secret: SecretRound) -> bytes:
+    def compare(self, secret: MpcRound) -> bytes:
         """Return who is far from whom, as parties would find it: from the sketches."""
         assert secret.comparison is not None, "it is about one"
         sketch = Sketch.expand(
@@ -353,9 +353,9 @@ class SecretLogBuilder(LogBuilder):
         raise NotImplementedError
 
 
-def start_secret_log(*agents: str, **options: Any) -> SecretLogBuilder:
+def start_mpc_log(*agents: str, **options: Any) -> MpcLogBuilder:
     """Return a federation with these agents, before its first round."""
-    log = SecretLogBuilder(**options)
+    log = MpcLogBuilder(**options)
     log.found()
     log.admit(*(agents or AGENTS))
     return log
@@ -375,7 +375,7 @@ def lie_once(party: str) -> Speak:
     """Let a party give a wrong part of the sum, once."""
     left = [1]
 
-    def speak(log: SecretLogBuilder, author: str, event: e.Event) -> Iterable[e.Event]:
+    def speak(log: MpcLogBuilder, author: str, event: e.Event) -> Iterable[e.Event]:
         if author == party and isinstance(event, e.PartialAggregateSubmitted) and left:
             left.clear()
             return [replace(event, partial=log.edit(event.partial, change_values))]
@@ -384,17 +384,17 @@ def lie_once(party: str) -> Speak:
     return speak
 
 
-def build_secret_log(**options: Any) -> SecretLogBuilder:
-    """Return a log in which everything happened that can in secret rounds.
+def build_mpc_log(**options: Any) -> MpcLogBuilder:
+    """Return a log in which everything happened that can in MPC rounds.
 
     One round in which all is well but for an agent that declines; one in which an agent
     shares what it did not commit to, another says nothing, and a party gives a wrong
     part first; one that is abandoned, as too few say anything.
 
     Args:
-        **options: As `SecretLogBuilder` takes them.
+        **options: As `MpcLogBuilder` takes them.
     """
-    log = start_secret_log(**options)
+    log = start_mpc_log(**options)
     log.run_round(num_declining=1)
     log.speak = lie_once("p1")
     differs = {"share": lambda state: replace(state, values=state.values + 1)}
