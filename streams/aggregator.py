@@ -39,7 +39,7 @@ from schemas import topics
 from streams.app import Service, Source, fail_stop, make_service
 from streams.completing import complete, make_check, make_claim
 from streams.following import Follower
-from streams.verifying import Verifying
+from streams.mpc.verifying import Verifying
 
 log = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """The dealer: gives the parties what they compare updates with.
 
 Random numbers that fit together, from which it learns nothing, whatever the parties
-make of them. It must not be in league with a party: see `streams.mpc.crypten_alias`. It
+make of them. It must not be in league with a party: see `streams.mpc.crypten_link`. It
 follows the log only to know when it is needed, and says nothing on it.
 """
 

@@ -68,7 +68,7 @@ from streams.completing import complete
 from streams.following import Follower
 from streams.mpc.comparing import Comparer, make_link_plan
 from streams.mpc.robustness import run_find_far
-from streams.verifying import Verifying
+from streams.mpc.verifying import Verifying
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ them, and nobody learns more, under what follows.
 - **Who is trusted.** Parties follow the protocol, but try to learn what they can
   (semi-honest). Then any P-1 of them together learn only the bits, and the dealer not
   even those. The dealer must not be in league with a party: see
-  `streams.mpc.crypten_alias.Dealer`. A party that lies is not found out. It can make
+  `streams.mpc.crypten_link.Dealer`. A party that lies is not found out. It can make
   bits wrong, and as it may shift what is compared, learn other bits than these: as
   many, in each run. So whoever calls this has to limit how often one round is computed:
   it is asked for its permission when all are there and agree, before anything is shown.
@@ -186,9 +186,9 @@ def find_far(
     ).digest()
     _demand_same(link, digest, RobustnessFailure.OTHER_CONTEXT)
     permit()
-    from streams.mpc import crypten_alias  # noqa: PLC0415  # loads torch
+    from streams.mpc import crypten_link  # noqa: PLC0415  # loads torch
 
-    bits = crypten_alias.compute_far_bits(link, sketches, threshold)
+    bits = crypten_link.compute_far_bits(link, sketches, threshold)
     if (
         bits.shape != (compute_num_pairs(num_agents),)
         or not np.isin(bits, (0, 1)).all()
@@ -216,9 +216,9 @@ def serve_dealer(link: PartyLink) -> None:
         LinkError: a party is gone or silent.
         RobustnessError: it is asked for what is not dealt.
     """
-    from streams.mpc import crypten_alias  # noqa: PLC0415  # loads torch
+    from streams.mpc import crypten_link  # noqa: PLC0415  # loads torch
 
-    crypten_alias.Dealer(link).serve()
+    crypten_link.Dealer(link).serve()
 
 
 def run_find_far(
@@ -261,14 +261,14 @@ def _find_far(
     threshold: int,
     context: bytes,
 ) -> NDArray[np.bool_]:
-    import streams.mpc.crypten_alias  # noqa: F401, PLC0415  # slow: not while others wait
+    import streams.mpc.crypten_link  # noqa: F401, PLC0415  # slow: not while others wait
 
     with PartyLink(plan) as link:
         return find_far(link, sketches, threshold, context=context, permit=ask)
 
 
 def _serve_dealer(_ask: Callable[[], None], plan: LinkPlan) -> None:
-    import streams.mpc.crypten_alias  # noqa: F401, PLC0415  # slow: not while others wait
+    import streams.mpc.crypten_link  # noqa: F401, PLC0415  # slow: not while others wait
 
     with PartyLink(plan) as link:
         serve_dealer(link)

@@ -34,14 +34,14 @@ EXEMPT: Final = {
     # Blobs and proofs of MPC rounds.
     "protocol/modes/mpc/checker.py": HANDS_ON,
     "streams/completing.py:make_check": HANDS_ON,
-    "streams/verifying.py": HANDS_ON,
+    "streams/mpc/verifying.py": HANDS_ON,
     "protocol/clipping.py:clip_and_encode": OURS,
     "protocol/modes/mpc/commitments.py:_commit_small": OURS,
     "protocol/modes/mpc/norm_prover.py": OURS,
     "protocol/modes/mpc/share_link.py:SumMasks": OURS,
     "protocol/modes/mpc/shares.py:split_update": OURS,
     "protocol/modes/mpc/sketches.py": OURS,
-    "streams/mpc/crypten_alias.py": "takes frames of known size and type off the link",
+    "streams/mpc/crypten_link.py": "takes frames of known size and type off the link",
     "streams/mpc/robustness.py:_demand_same": "takes a frame of known size",
     # Kafka's records, once they are unpacked.
     "protocol/log.py:read_block": HANDS_ON,

@@ -37,7 +37,7 @@ from streams.mpc.robustness import (
     run_find_far,
 )
 
-ALIAS = "streams.mpc.crypten_alias"
+CRYPTEN = "streams.mpc.crypten_link"
 CONTEXT = b"round 7"
 THRESHOLD = 1_000_000
 
@@ -299,8 +299,8 @@ def run_in_threads(
         return np.array(opened[link.rank])
 
     fault = SimpleNamespace(compute_far_bits=compute_far_bits)
-    monkeypatch.setitem(sys.modules, ALIAS, fault)
-    monkeypatch.setattr("streams.mpc.crypten_alias", fault, raising=False)
+    monkeypatch.setitem(sys.modules, CRYPTEN, fault)
+    monkeypatch.setattr("streams.mpc.crypten_link", fault, raising=False)
     plans = make_plans(2)
     sketches = np.zeros((3, NUM_BUCKETS), dtype=np.uint64)
 
@@ -435,11 +435,11 @@ def test_nothing_is_computed_or_sent_if_crypten_is_set_to_what_leaks(
 ):
     program = f"""
 import numpy as np
-from streams.mpc import crypten_alias
+from streams.mpc import crypten_link
 from streams.mpc import robustness
-crypten_alias.cfg.mpc.{setting} = "{value}"
+crypten_link.cfg.mpc.{setting} = "{value}"
 try:
-    crypten_alias.compute_far_bits(None, np.zeros((2, 512), np.uint64), 1)  # no link
+    crypten_link.compute_far_bits(None, np.zeros((2, 512), np.uint64), 1)  # no link
 except robustness.UnsafeConfigurationError as error:
     print(error.reason)
 """
@@ -457,19 +457,19 @@ print([name for name in ("torch", "crypten") if name in sys.modules])
 def test_masks_are_aes_and_never_torchs_generators():
     program = """
 import torch
-from streams.mpc import crypten_alias as alias
+from streams.mpc import crypten_link
 for name in ("randint", "rand", "manual_seed"):
     setattr(torch, name, None)
-first, second = alias._Stream(bytes(range(32))), alias._Stream(bytes(range(32)))
-drawn = alias.ttp_provider.generate_random_ring_element((2, 3), generator=first)
-assert drawn.dtype == torch.int64 and drawn.shape == (2, 3)
-whole = second.draw((7,))
-assert torch.equal(drawn.reshape(-1), whole[:6])
-bit = alias.binary.generate_kbit_random_tensor(
+first, second = crypten_link._Stream(bytes(range(32))),
+crypten_link._Stream(bytes(range(32))) drawn =
+crypten_link.ttp_provider.generate_random_ring_element((2, 3), generator=first) assert
+drawn.dtype == torch.int64 and drawn.shape == (2, 3) whole = second.draw((7,)) assert
+torch.equal(drawn.reshape(-1), whole[:6]) bit =
+crypten_link.binary.generate_kbit_random_tensor(
     torch.Size([1]), bitlength=1, generator=first
 )
 assert int(bit) == int(whole[6]) & 1
-none = alias.arithmetic.generate_random_ring_element((0,), generator=first)
+none = crypten_link.arithmetic.generate_random_ring_element((0,), generator=first)
 assert none.shape == (0,)
 print(whole.numpy().tobytes().hex())
 """
@@ -481,7 +481,7 @@ print(whole.numpy().tobytes().hex())
 def test_a_dealer_deals_only_what_this_takes():
     program = """
 import numpy as np
-from streams.mpc.crypten_alias import MAX_DEALT_WORDS, _parse_request
+from streams.mpc.crypten_link import MAX_DEALT_WORDS, _parse_request
 from streams.mpc.robustness import RobustnessError
 
 def is_dealt(*numbers, dtype=np.int64):

@@ -1,4 +1,4 @@
-"""CrypTen as it is used here; the one module that imports it, and loads torch.
+"""CrypTen over a party link: communicator, provider, dealer. It alone loads CrypTen.
 
 CrypTen 0.4.1 computes on additive shares modulo 2^64: products from dealt triples
 (Beaver), comparisons by a circuit on bits. What is replaced of it, and why:
