@@ -37,7 +37,7 @@ def test_every_fact_has_a_decider_and_every_decider_an_app() -> None:
     assert set(concluded) == set(get_args(e.Fact))
     assert len(concluded) == len(set(concluded))
     for name in DECIDERS:
-        assert FAUST_SERVICES[name] == f"streams.{name}"
+        assert FAUST_SERVICES[name] == f"streams.apps.{name}"
 
 
 @pytest.mark.parametrize("build", [build_log, build_mpc_log])
