@@ -93,9 +93,6 @@ EXEMPT: Final = {
     "ledger/note.py",
     # It shows what a log server answers, once.
     "cli/demo.py",
-    # They sign what they made themselves.
-    "tests/bench/finality.py",
-    "tests/bench/log.py",
     # It looks for the checkpoints that it signed itself, and passes over the rest.
     "streams/sequencer.py",
     # It cosigns what the desk has, by `cosign_checkpoint`.

@@ -46,6 +46,7 @@ from schemas import events as e
 from schemas.reasons import Reason
 from streams.mpc.comparing import make_link_plan
 from tests.architecture.golden import make_example
+from tests.architecture.parsers import PACKAGES
 from tests.attesting import Nodes
 from tests.builders import LogBuilder, frame, make_key, make_nodes, unframe
 from tests.mpc_builder import MpcLogBuilder, make_sealing_key
@@ -337,16 +338,7 @@ def test_every_place_that_signs_is_here() -> None:
     """Who signs something new must say here why it counts in one log alone."""
     found = {
         str(path.relative_to(ROOT))
-        for package in (
-            "adapters",
-            "cli",
-            "consumers",
-            "ledger",
-            "producers",
-            "protocol",
-            "schemas",
-            "streams",
-        )
+        for package in PACKAGES
         for path in (ROOT / package).rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Call)
@@ -358,7 +350,6 @@ def test_every_place_that_signs_is_here() -> None:
         "ledger/attestations.py",  # attestations, requests, approvals: by chain id
         "ledger/note.py",  # checkpoints and cosignatures: by origin
         "adapters/party_link.py",  # a certificate: its greeting says for what
-        "tests/bench/finality.py",  # measures the cipher
     }
 
 
