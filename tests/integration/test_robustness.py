@@ -460,12 +460,12 @@ import torch
 from streams.mpc import crypten_link
 for name in ("randint", "rand", "manual_seed"):
     setattr(torch, name, None)
-first, second = crypten_link._Stream(bytes(range(32))),
-crypten_link._Stream(bytes(range(32))) drawn =
-crypten_link.ttp_provider.generate_random_ring_element((2, 3), generator=first) assert
-drawn.dtype == torch.int64 and drawn.shape == (2, 3) whole = second.draw((7,)) assert
-torch.equal(drawn.reshape(-1), whole[:6]) bit =
-crypten_link.binary.generate_kbit_random_tensor(
+first, second = (crypten_link._Stream(bytes(range(32))) for _ in range(2))
+drawn = crypten_link.ttp_provider.generate_random_ring_element((2, 3), generator=first)
+assert drawn.dtype == torch.int64 and drawn.shape == (2, 3)
+whole = second.draw((7,))
+assert torch.equal(drawn.reshape(-1), whole[:6])
+bit = crypten_link.binary.generate_kbit_random_tensor(
     torch.Size([1]), bitlength=1, generator=first
 )
 assert int(bit) == int(whole[6]) & 1
