@@ -26,7 +26,7 @@ def load_environment() -> None:
 
 
 def find_settings() -> Settings:
-    """Return the settings of this command, and be quiet about what they need."""
+    """Return the settings, and set up what a command logs and traces."""
     from adapters import telemetry
     from adapters.settings import load_settings
 

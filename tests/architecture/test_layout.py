@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.architecture.golden import ROOT
+from tests.paths import ROOT
 
 MAY_IMPORT = {
     "schemas": set(),

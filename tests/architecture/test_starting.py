@@ -34,7 +34,7 @@ def list_modules():
     for package in PACKAGES:
         for path in sorted((ROOT / package).rglob("*.py")):
             name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-            if not name.startswith(APPS) and not name.endswith("__main__"):
+            if not name.startswith(APPS):
                 yield name.removesuffix(".__init__")
 
 

@@ -30,7 +30,6 @@ def run() -> None:
                 key = batch[0].key
                 await service.send_raw(OUTPUT_TOPIC, key, value, headers, source)
                 await service.confirm()
-                await service.confirm()
 
     serve(service)
 

@@ -17,13 +17,13 @@ from cli.demo import PARTIES
 from cli.stack.processes import process_started
 from tests.integration.harness import (
     NUM_PARAMETERS,
-    ROOT,
     SYNTHETIC,
     Federation,
     World,
     run_moot,
     wait_until,
 )
+from tests.paths import ROOT
 
 KEY = "ab" * 32
 NOWHERE = "127.0.0.1:1"

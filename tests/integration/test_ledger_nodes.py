@@ -28,7 +28,8 @@ from ledger.tiles import tile_path, tree_from_tiles
 from ledger.witness import format_request
 from schemas import events as e
 from schemas import topics
-from tests.integration.harness import ROOT, Federation, Puppet, World, wait_until
+from tests.integration.harness import Federation, Puppet, World, wait_until
+from tests.paths import ROOT
 
 NAME = "nodes"
 NUM_NODES = 4

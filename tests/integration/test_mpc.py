@@ -44,7 +44,6 @@ from schemas import topics
 from schemas.reasons import Reason
 from tests.integration.harness import (
     NUM_PARAMETERS,
-    ROOT,
     WAIT_S,
     Federation,
     SecretPuppet,
@@ -52,6 +51,7 @@ from tests.integration.harness import (
     start_agents,
     wait_until,
 )
+from tests.paths import ROOT
 from tests.sealed import list_contributions
 
 NAME = "secret"

@@ -8,7 +8,8 @@ import pytest
 
 from cli.stack.processes import kill_owned, spawn_owned
 from schemas import events as e
-from tests.integration.harness import ROOT, Federation, Puppet, World, wait_until
+from tests.integration.harness import Federation, Puppet, World, wait_until
+from tests.paths import ROOT
 
 SLOW = """
 import asyncio

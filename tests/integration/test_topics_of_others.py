@@ -22,8 +22,9 @@ from adapters.kafka import (
 from adapters.settings import Settings
 from adapters.topic_config import TopicConfigError, check_topics, demand_topics
 from schemas import topics
-from tests.integration.harness import ROOT, wait_until
+from tests.integration.harness import wait_until
 from tests.integration.kafka_alone import run_kafka
+from tests.paths import ROOT
 
 OTHERS = {
     topics.LEDGER: {"cleanup.policy": "compact"},

@@ -330,7 +330,7 @@ def test_there_is_every_kind_of_fact_in_one_log_or_the_other():
 
 @given(st.sampled_from(SECRET_FACTS), st.data())
 @settings(max_examples=12)
-def test_no_fact_of_a_mpc_round_can_be_bent_either(kind, data):
+def test_no_fact_of_an_mpc_round_can_be_bent_either(kind, data):
     """Agents hear the lie, and go by it; the log goes on however it may."""
     lies = []
 
@@ -371,7 +371,7 @@ def mpc_blobs_that_count():
 
 @given(indexes, indexes, bits)
 @settings(max_examples=30)
-def test_no_bit_of_a_mpc_rounds_blob_can_change_unnoticed(number, place, bit):
+def test_no_bit_of_an_mpc_rounds_blob_can_change_unnoticed(number, place, bit):
     digests = mpc_blobs_that_count()
     digest = digests[number % len(digests)]
     blobs = BlobDict(the_mpc_log().blobs)
@@ -383,7 +383,7 @@ def test_no_bit_of_a_mpc_rounds_blob_can_change_unnoticed(number, place, bit):
 
 @given(indexes, st.sampled_from(PARTS), indexes, bits)
 @settings(max_examples=30)
-def test_no_bit_of_a_mpc_rounds_record_can_change_unnoticed(number, part, place, bit):
+def test_no_bit_of_an_mpc_rounds_record_can_change_unnoticed(number, part, place, bit):
     log = the_mpc_log()
     records = [*log.records]
     number %= len(records)

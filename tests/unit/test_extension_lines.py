@@ -58,6 +58,7 @@ from protocol.rounds import DECIDER
 from schemas import codec, topics
 from schemas import events as e
 from schemas.reasons import Reason
+from tests.architecture.parsers import PACKAGES
 from tests.attesting import Nodes
 from tests.builders import LogBuilder, frame, make_key, unframe
 from tests.paths import ROOT
@@ -65,16 +66,6 @@ from tests.unit.consumers.node.test_ledger_node import Bus, short_log
 from tests.unit.producers import test_timer
 from tests.unit.protocol.test_cohort_checkpoint import founded
 
-PACKAGES: Final = [
-    "adapters",
-    "cli",
-    "consumers",
-    "ledger",
-    "producers",
-    "protocol",
-    "schemas",
-    "streams",
-]
 NAMES: Final = ("node0", "node1", "node2", "node3")
 SEQUENCER: Final = make_key("SEQUENCER")
 NOW_S: Final = 1_760_000_000

@@ -47,7 +47,7 @@ def test_a_round_in_the_clear():
     assert waited_for(run) == ["aggregator"]
 
 
-def test_a_mpc_round():
+def test_an_mpc_round():
     run = opened(MPC_CONFIG)
     indexes = []
     for agent_id in AGENTS:

@@ -946,7 +946,7 @@ def test_the_base_model_may_be_no_model():
 # An audit in pieces, and offline
 
 
-def test_an_audit_goes_on_in_the_middle_of_a_mpc_round(log, whole):
+def test_an_audit_goes_on_in_the_middle_of_an_mpc_round(log, whole):
     """After each block: so in every phase of a round."""
     state = None
     phases = set()

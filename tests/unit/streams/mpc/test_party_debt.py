@@ -36,7 +36,7 @@ def debt(secret: MpcRound | None) -> list[MpcRound]:
     return [item.secret for item in work]
 
 
-def test_nothing_without_a_mpc_round():
+def test_nothing_without_an_mpc_round():
     assert debt(None) == []
 
 
