@@ -271,7 +271,8 @@ class _Demo:
         from cli.operate import DRAWABLE_WITHIN_S, make_operator, make_registry
         from protocol.decider import step
         from protocol.rewards import find_accuracy
-        from protocol.rounds import DECIDER, is_drawable
+        from protocol.round_state import is_drawable
+        from protocol.rounds import DECIDER
         from schemas import events as e
 
         operator = make_operator(settings, FEDERATION)

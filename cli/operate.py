@@ -39,14 +39,14 @@ from protocol.decider import step
 from protocol.exchanged_state import RefusedStateError, StateClass, model_to_blob
 from protocol.log import OpenedLeaf, fold_admission
 from protocol.model import compute_max_model_size
-from protocol.rounds import (
-    DECIDER,
-    OpenRound,
+from protocol.modes import list_waited_for
+from protocol.round_state import (
     RoundsState,
     find_drawable_agents,
     find_newest,
     is_drawable,
 )
+from protocol.rounds import DECIDER
 from protocol.rules import find_rules_problem
 from protocol.validation import ROLES
 from schemas import codec, topics
@@ -429,7 +429,7 @@ def show_federation(settings: Settings, federation_id: str, *, as_json: bool) ->
         "agents": sorted(state.agents),
         "last_round": state.last_round,
         "round_open": current is not None,
-        "waits_for": [] if current is None else find_waited_for(state.config, current),
+        "waits_for": [] if current is None else list_waited_for(state.config, current),
         "drawable_agents": len(find_drawable_agents(state)),
         "model_version": state.version,
         "model_sha256": state.model.sha256.hex() if state.model else "",
@@ -451,22 +451,6 @@ def show_federation(settings: Settings, federation_id: str, *, as_json: bool) ->
     for name, value in summary.items():
         shown = ", ".join(value) if isinstance(value, list) else value
         say(f"{name:<16} {shown}")
-
-
-def find_waited_for(config: e.FederationConfigured, current: OpenRound) -> list[str]:
-    """Return whom a round in progress waits for: agents, parties, or the aggregator."""
-    parties = [party.name for party in list_parties(config)]
-    if current.sealed is not None:
-        missing = [f"party {name}" for name in parties if name not in current.partials]
-    elif current.closed is not None:
-        said = current.far if current.comparison else current.links
-        missing = [f"party {name}" for name in parties if name not in said]
-    else:
-        missing = sorted(current.owing)
-    if not missing and current.is_result_late:
-        # The aggregator has had its time.
-        missing = [f"party {name}" for name in parties]
-    return missing or ["aggregator"]
 
 
 def list_agents(settings: Settings, federation_id: str, *, as_json: bool) -> None:

@@ -30,18 +30,15 @@ from ledger.signing import SigningKey
 from protocol.admission import AdmissionState
 from protocol.decider import step
 from protocol.log import OpenedLeaf, fold_admission
-from protocol.rounds import DECIDER, RoundsState
+from protocol.round_state import RoundsState
+from protocol.rounds import DECIDER
 from schemas import codec, topics
 from schemas.events import (
-    AggregatePublished,
     CheckpointCosigned,
     CheckpointFinalised,
-    CommitmentsClosed,
     DeadlineReached,
     Event,
     FinalityRequested,
-    RoundAbandoned,
-    RoundSealed,
     RoundStarted,
 )
 
@@ -71,6 +68,7 @@ class Timer:
         self._registry = SchemaRegistry(settings.schema_registry_url)
         self._publisher = Publisher(settings, self._registry)
         self._open: tuple[RoundStarted, str] | None = None
+        self._deadline_ms = 0
         self._due_ms = 0
         self._repeat_after_ms = REPEAT_AFTER_MS
         self._rounds: RoundsState = DECIDER.initial
@@ -124,30 +122,17 @@ class Timer:
             event = leaf.sequenced.event
             if isinstance(event, CheckpointFinalised):
                 self._announced_size = self._admission.finalised_size
-            if isinstance(event, RoundStarted):
-                self._open = (event, leaf.traceparent)
-                self._due_ms = event.deadline_ms
-                self._repeat_after_ms = REPEAT_AFTER_MS
-            elif isinstance(
-                event,
-                CommitmentsClosed | RoundSealed | RoundAbandoned | AggregatePublished,
-            ):
-                self._open = None
-            self._learn_result_deadline(leaf)
+            self._learn_deadline(leaf)
 
-    def _learn_result_deadline(self, leaf: OpenedLeaf) -> None:
-        """Watch how long the aggregator takes once all parts of a sum are there.
-
-        No fact says when that begins or ends before its time: the state does.
-        """
+    def _learn_deadline(self, leaf: OpenedLeaf) -> None:
+        """Watch the deadline of the phase that the round is in, if it has one."""
         current = self._rounds.current
-        if current is None or current.sealed is None:
-            return
-        if current.deadline_ms is None:
+        deadline_ms = None if current is None else current.deadline_ms
+        if current is None or deadline_ms is None:
             self._open = None
-        elif self._open is None:
+        elif self._open is None or self._deadline_ms != deadline_ms:
             self._open = (current.started, leaf.traceparent)
-            self._due_ms = current.deadline_ms
+            self._deadline_ms = self._due_ms = deadline_ms
             self._repeat_after_ms = REPEAT_AFTER_MS
 
     def _announce_if_due(self, now_ms: int) -> None:

@@ -33,7 +33,7 @@ from protocol.deciders import States, compute_initial_states, step_all
 from protocol.envelope import verify_event
 from protocol.log import LogState, OpenedLeaf, open_block
 from protocol.rewards import RewardsState
-from protocol.rounds import RoundsState
+from protocol.round_state import RoundsState
 from protocol.rules import UnknownRulesError
 from schemas import codec, topics
 from schemas import events as e

@@ -14,7 +14,9 @@ Encoding, one for each value:
 Items of sets, keys of mappings and names of fields (as str) come in ascending order of
 their encodings. A field at its default is left out and does not count. So a class may
 get a field, an event's schema too, and nothing has another encoding until the field is
-used; what a class or a module is called is nothing.
+used; what a class or a module is called is nothing. The items of a mapping that is
+marked as spread are fields of the class that holds it: what a mode keeps of a round is
+named as if the round had fields for it.
 
 The root is SHA-256 over ``folkmoot/state/v2\n`` and, for each field of each part of the
 state, in ascending order, the encoding of its name, ``part.field``, and SHA-256 of that
@@ -102,6 +104,33 @@ def _encoded_fields(cls: Hashable) -> tuple[tuple[str, bytes, Any], ...]:
     return tuple(sorted(found, key=itemgetter(1)))
 
 
+@cache
+def _find_spread(cls: Hashable) -> frozenset[str]:
+    """Return the fields of a class whose items are fields of their own."""
+    found = fields(cast("Any", cls))
+    return frozenset(part.name for part in found if part.metadata.get("is_spread"))
+
+
+def _list_fields(value: Any) -> list[tuple[bytes, Any]]:
+    """Return the fields that are not at their default, in order."""
+    cls = value.__class__
+    known = [
+        (name, key, item)
+        for name, key, default in _encoded_fields(cls)
+        if (item := getattr(value, name)) != default
+    ]
+    spread = _find_spread(cls)
+    if not spread:
+        return [(key, item) for _, key, item in known]
+    listed: list[tuple[bytes, Any]] = []
+    for name, key, item in known:
+        if name in spread:
+            listed += [(encode(inner), said) for inner, said in item.items()]
+        else:
+            listed.append((key, item))
+    return sorted(listed, key=itemgetter(0))
+
+
 def encode(value: Any) -> bytes:
     """Return the one encoding of a value.
 
@@ -158,11 +187,7 @@ def _write_other(value: Any, out: bytearray) -> None:
                 out += key
                 _write(item, out)
         case _ if is_dataclass(value):
-            known = [
-                (key, item)
-                for name, key, default in _encoded_fields(value.__class__)
-                if (item := getattr(value, name)) != default
-            ]
+            known = _list_fields(value)
             out += b"d%d:" % len(known)
             for key, item in known:
                 out += key

@@ -32,7 +32,8 @@ from protocol.model import (
 from protocol.modes.mpc.checker import MpcRoundError
 from protocol.modes.mpc.round import MpcRound, Owed, follow
 from protocol.persistent import PersistentMap
-from protocol.rounds import DECIDER, RoundsState
+from protocol.round_state import RoundsState
+from protocol.rounds import DECIDER
 from protocol.validation import MAX_CHECKS
 from schemas import events as e
 from schemas import topics

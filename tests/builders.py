@@ -60,7 +60,7 @@ from protocol.log import (
 )
 from protocol.model import RoundResult, compute_max_update_size, compute_result
 from protocol.rewards import RECOMMENDED_RULE
-from protocol.rounds import RoundsState
+from protocol.round_state import RoundsState
 from protocol.rules import LATEST_VERSION
 from protocol.tensors import tensors_to_blob
 from protocol.validation import ROLES

@@ -58,7 +58,8 @@ from protocol.modes.mpc.round import MpcRound, Owed, follow
 from protocol.modes.mpc.share_link import Link, SumMasks, compute_party_sum
 from protocol.modes.mpc.shares import Share
 from protocol.modes.mpc.sketches import Sketch
-from protocol.rounds import DECIDER, RoundsState
+from protocol.round_state import RoundsState
+from protocol.rounds import DECIDER
 from protocol.validation import MAX_TEXT_LENGTH
 from schemas import events as e
 from schemas import topics

@@ -35,7 +35,7 @@ from protocol.log import LogState, NewBlock, SequencerState, open_block, sequenc
 from protocol.model import compute_result
 from protocol.replay import ReplayState
 from protocol.rewards import RECOMMENDED_RULE
-from protocol.rounds import RoundsState
+from protocol.round_state import RoundsState
 from protocol.rules import LATEST_VERSION
 from protocol.state_root import StateHasher
 from protocol.validation import MAX_CHECKS, ROLES

@@ -17,7 +17,8 @@ from hypothesis.stateful import (
 )
 
 from protocol.contributions import Contribution
-from protocol.rounds import DECIDER, RoundsState
+from protocol.round_state import RoundsState
+from protocol.rounds import DECIDER
 from schemas import codec
 from schemas import events as e
 from schemas.reasons import Reason

@@ -30,14 +30,10 @@ from protocol.modes.mpc.party_memory import (
     find_unlinkable,
     remember,
 )
+from protocol.modes.mpc.phases import has_all_links, has_all_partials
 from protocol.modes.mpc.round import MpcRound, follow
-from protocol.rounds import (
-    DECIDER,
-    RoundsState,
-    find_newest,
-    has_all_links,
-    has_all_partials,
-)
+from protocol.round_state import RoundsState, find_newest
+from protocol.rounds import DECIDER
 from schemas import codec
 from schemas import events as e
 from schemas.reasons import Reason
@@ -293,7 +289,7 @@ class History:
             self.happened[type(facts[0]).__name__] += 1
             if state.summed:
                 self.happened["asked again after a seal"] += 1
-        elif current.closed is None:
+        elif "closed" not in current.begun:
             self.commit(current.started, sorted(current.cohort))
         elif secret is None:
             raise AssertionError(secret)
@@ -371,7 +367,11 @@ class History:
         """Let the parties give their parts; some do not, or give wrong ones."""
         for party in PARTIES:
             current = self.log.run.state.current
-            if current is None or party in current.partials or self.happens(0.25):
+            if (
+                current is None
+                or party in current.said.get("partials", {})
+                or self.happens(0.25)
+            ):
                 continue
             if party == HONEST and not self.give_part(secret, sealed):
                 return

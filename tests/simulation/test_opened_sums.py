@@ -15,6 +15,7 @@ import pytest
 
 import protocol.rounds
 from adapters.party_log import SAID_FILE, PartyLog, create_party_log
+from protocol.facts import name_cause
 from protocol.modes.mpc.party_memory import (
     Linked,
     PartyRefusesError,
@@ -307,7 +308,7 @@ def test_abandoning_after_all_parts_is_found_out(monkeypatch):
             round=request.round,
             reason=Reason.OPERATOR_ABANDONED,
             detail="",
-            **protocol.rounds._cause(leaf),
+            **name_cause(leaf),
         )
 
     monkeypatch.setattr(protocol.rounds, "_abandon", abandon)

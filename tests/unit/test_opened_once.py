@@ -9,6 +9,7 @@ import pytest
 import protocol.rounds
 from consumers.audit.auditor import run_audit
 from consumers.audit.report import FindingCode
+from protocol.modes.mpc import phases
 from protocol.modes.mpc.checker import MpcShape, parse_partial
 from schemas import events as e
 from schemas.reasons import Reason
@@ -179,7 +180,7 @@ def test_the_audit_finds_sums_that_overlap(monkeypatch):
     log.say(part, make_key("p1"))
     log.settle()
     # Give it up by a rule that is no more.
-    monkeypatch.setattr(protocol.rounds, "has_all_partials", lambda s: False)
+    monkeypatch.setattr(phases, "has_all_partials", lambda s: False)
     assert give_up(log) == (e.RoundAbandoned, Reason.OPERATOR_ABANDONED)
     log.revoke("dora")
     for name in log.parties:

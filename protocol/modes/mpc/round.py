@@ -19,15 +19,17 @@ from typing import Final
 from protocol.configuration import get_mpc
 from protocol.contributions import Contribution
 from protocol.decider import Sequenced
-from protocol.persistent import PersistentMap
-from protocol.rounds import (
-    OpenRound,
-    RoundsState,
+from protocol.modes.mpc.phases import (
+    CLOSED,
+    PARTS,
+    get_closed,
+    get_comparison_started,
     has_all_comparisons,
     has_all_links,
     has_all_partials,
-    is_result_late,
 )
+from protocol.persistent import PersistentMap
+from protocol.round_state import OpenRound, RoundsState
 from schemas import events as e
 
 SKETCH_SEED_DOMAIN: Final = b"folkmoot/sketch-seed/v1\n"
@@ -190,6 +192,7 @@ def follow(
     if secret is None or secret.started != current.started:
         secret = MpcRound(config=config, genesis=leaf.genesis, started=current.started)
     event, index = leaf.event, leaf.leaf_index
+    links, parts = (current.said.get(p.collects, {}) for p in (CLOSED, PARTS))
     match event:
         # Agents hear of it when the log does: an update may come before it.
         case e.RoundStarted(cause=cause) if (
@@ -200,29 +203,27 @@ def follow(
             committed = Committed(leaf_index=index, event=event)
             commitments = secret.commitments.insert(agent_id, committed)
             secret = replace(secret, commitments=commitments)
-        case e.SharesLinked(party=party) if current.links.get(party) == index:
+        case e.SharesLinked(party=party) if links.get(party) == index:
             secret = replace(secret, links={**secret.links, party: event.links})
-        case e.PartialAggregateSubmitted(party=party) if (
-            current.partials.get(party) == index
-        ):
+        case e.PartialAggregateSubmitted(party=party) if parts.get(party) == index:
             partial = Partial(leaf_index=index, blob=event.partial)
             secret = replace(secret, partials={**secret.partials, party: partial})
         case _:
             pass
     return replace(
         secret,
-        closed=current.closed,
+        closed=get_closed(current),
         waiting=current.pending_of,
         has_all_links=has_all_links(rounds),
-        comparison=current.comparison,
+        comparison=get_comparison_started(current),
         has_all_comparisons=has_all_comparisons(rounds),
         sealed=current.sealed,
         contributions=secret.contributions or _list_contributions(current),
         partials={
             party: partial
             for party, partial in secret.partials.items()
-            if party in current.partials
+            if party in parts
         },
         has_all_partials=has_all_partials(rounds),
-        is_result_late=is_result_late(rounds),
+        is_result_late=current.is_result_late,
     )

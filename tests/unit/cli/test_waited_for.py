@@ -2,7 +2,7 @@
 
 import itertools
 
-from cli.operate import find_waited_for
+from protocol.modes import list_waited_for
 from protocol.rounds import DECIDER
 from tests.simulation.federation import (
     AGENTS,
@@ -30,7 +30,7 @@ def opened(config):
 
 
 def waited_for(run):
-    return find_waited_for(run.state.config, run.state.current)
+    return list_waited_for(run.state.config, run.state.current)
 
 
 def test_a_round_in_the_clear():

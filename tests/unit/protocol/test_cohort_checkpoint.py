@@ -20,7 +20,8 @@ from protocol.cohort import (
     compute_cohort_seed,
     draw_cohort,
 )
-from protocol.rounds import DECIDER, RoundsState, is_drawable
+from protocol.round_state import RoundsState, is_drawable
+from protocol.rounds import DECIDER
 from schemas import events as e
 from tests.builders import LogBuilder, make_nodes
 from tests.simulation.federation import (

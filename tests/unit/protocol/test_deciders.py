@@ -23,8 +23,7 @@ KINDS: dict[str, Any] = {
 FOLDING = {
     # What `evolve` is made of. None of these says what follows from a leaf.
     "rounds": {"evolve", "_evolve_input", "_evolve_fact", "_counts", "_answer"}
-    | {"is_drawable", "_change", "find_newest", "_open", "find_drawable_agents"}
-    | {"_end", "_is_mpc", "_with_result_deadline", "has_all_partials", "_has_all"},
+    | {"_change", "_open", "_end", "_evolve_said", "_evolve_phase", "_kinds", "_mode"},
     "registry": {"evolve"},
     "rewards": {"evolve", "_name_nodes", "_unpaid", "_remember", "_compute_gain"}
     | {"find_accuracy", "_forget", "_sealed"},

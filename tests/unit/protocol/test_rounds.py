@@ -11,7 +11,8 @@ import pytest
 
 from protocol.cohort import compute_cohort_seed, draw_cohort, is_drawn
 from protocol.contributions import Contribution, compute_contributions_digest
-from protocol.rounds import DECIDER, RoundsState
+from protocol.round_state import RoundsState
+from protocol.rounds import DECIDER
 from schemas import events as e
 from schemas.reasons import Reason
 from tests.sealed import list_sealed

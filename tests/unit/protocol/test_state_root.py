@@ -23,7 +23,7 @@ from protocol.persistent import PersistentMap, PersistentSet
 from protocol.registry import RegistryState
 from protocol.replay import ReplayState, replay_block
 from protocol.rewards import RewardsState, UnpaidRound
-from protocol.rounds import OpenRound, PendingUpdate, RoundsState
+from protocol.round_state import OpenRound, PendingUpdate, RoundsState
 from protocol.state_root import LEFT_OUT, StateHasher, encode
 from schemas import events as e
 from tests.builders import LogBuilder, build_log, make_nodes, unframe

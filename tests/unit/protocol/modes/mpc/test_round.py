@@ -8,8 +8,10 @@ from dataclasses import replace
 
 import pytest
 
+from protocol.modes.mpc.phases import has_all_links, has_all_partials
 from protocol.modes.mpc.round import MpcRound, Owed, follow
-from protocol.rounds import DECIDER, RoundsState, has_all_links, has_all_partials
+from protocol.round_state import RoundsState
+from protocol.rounds import DECIDER
 from schemas import events as e
 from schemas.reasons import Reason
 from tests.simulation.federation import (
@@ -74,7 +76,10 @@ class Followed:
             return
         leaves = self.run.leaves
         assert (secret.config, secret.started) == (config, current.started)
-        assert (secret.closed, secret.sealed) == (current.closed, current.sealed)
+        assert (secret.closed, secret.sealed) == (
+            current.begun.get("closed"),
+            current.sealed,
+        )
         waiting = {p.agent_id: i for i, p in current.pending.items()}
         assert secret.waiting.keys() == waiting.keys()
         assert secret.has_all_links == has_all_links(state)
@@ -86,12 +91,15 @@ class Followed:
             assert found.event == event
             assert found.event.agent_id == agent_id
         assert secret.links == {
-            p: leaves[i].event.links for p, i in current.links.items()
+            p: leaves[i].event.links for p, i in current.said.get("links", {}).items()
         }  # type: ignore[union-attr]
         assert {
             party: (given.leaf_index, given.blob)
             for party, given in secret.partials.items()
-        } == {p: (i, leaves[i].event.partial) for p, i in current.partials.items()}  # type: ignore[union-attr]
+        } == {
+            p: (i, leaves[i].event.partial)
+            for p, i in current.said.get("partials", {}).items()
+        }  # type: ignore[union-attr]
         if secret.sealed is not None:
             accepted = [c.event.commitments.sha256 for c in secret.accepted()]
             assert accepted == [c.update_sha256 for c in secret.contributions]
@@ -354,8 +362,8 @@ def guess(followed: Followed, chance: random.Random) -> e.LedgerEvent:
         size = current.sealed.num_contributions + chance.choice([0, 0, 0, 1])
         if chance.random() < 0.3 and has_all_partials(state):
             return aggregate(size, current.sealed.num_examples, number)
-        if chance.random() < 0.3 and current.partials:
-            index = chance.choice(sorted(current.partials.values()))
+        if chance.random() < 0.3 and current.said.get("partials", {}):
+            index = chance.choice(sorted(current.said.get("partials", {}).values()))
             reason = chance.choice(["", Reason.WRONG_PARTIAL])
             return checked(index, number=number, reason=reason)
         party = chance.choice(PARTIES)

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
-from protocol.rounds import DECIDER, RoundsState, compute_sum_seed
+from protocol.modes.mpc.phases import compute_sum_seed
+from protocol.round_state import RoundsState
+from protocol.rounds import DECIDER
 from schemas import events as e
 from schemas.reasons import Reason
 from tests.sealed import list_sealed
@@ -134,13 +136,13 @@ def test_the_seed_does_not_depend_on_the_order_of_arrival() -> None:
         run = opened(*AGENTS[:3])
         for agent_id in order:
             facts = run.when(committed(agent_id))
-        seeds.add(run.state.current.closed.sum_seed)  # type: ignore[union-attr]
+        seeds.add(run.state.current.begun["closed"].sum_seed)  # type: ignore[union-attr]
     assert len(seeds) == 1
     assert isinstance(facts[0], e.CommitmentsClosed)
     other = opened(*AGENTS[:3])
     for agent_id in AGENTS[:3]:
         other.when(committed(agent_id, num_examples=11))
-    assert other.state.current.closed.sum_seed not in seeds  # type: ignore[union-attr]
+    assert other.state.current.begun["closed"].sum_seed not in seeds  # type: ignore[union-attr]
 
 
 def test_the_seed_is_of_one_round_of_one_federation_and_of_its_set() -> None:

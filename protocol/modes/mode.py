@@ -1,0 +1,142 @@
+"""A round as a row of phases; a mode of aggregation as one such row.
+
+The first phase of every round is that in which agents answer (`protocol.rounds`). A
+mode says what an answer is, and which phases come after it: in each of them the same
+authors owe one event of the same kind, and it ends when enough have spoken. The last
+one ends in the claim about what the round comes to.
+
+A mode decides nothing on its own: the decider asks it, in its turn.
+
+Source: DESIGN.md section 11.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeAlias
+
+from protocol.decider import Sequenced
+from protocol.modes.problem import Problem
+from protocol.round_state import Noted, OpenRound, RoundsState
+from schemas import events as e
+
+SEALED: Final = "sealed"
+"""The name of the phase, in every mode, in which nothing changes the set any more."""
+AGGREGATOR: Final = "aggregator"
+"""Whom a round waits for when nobody else owes it anything."""
+
+Answer: TypeAlias = e.UpdateSubmitted | e.UpdateCommitted
+"""What a member of a cohort may say of its update, whatever the mode."""
+
+
+def _nobody(_config: e.FederationConfigured) -> tuple[str, ...]:
+    return ()
+
+
+def _never(_config: e.FederationConfigured) -> bool:
+    return False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Phase:
+    """A time in a round: these authors each owe one event of this kind.
+
+    Attributes:
+        name: Its name, also in `OpenRound.begun`.
+        begins: The kind of fact that begins it.
+        begin: Makes that fact; None for the sealed phase, whose fact is every mode's.
+        awaits: The kind of event that is owed; None if only the aggregator's claims.
+        collects: What that is called, in `OpenRound.said`.
+        debtors: Who owes one.
+        debtor: What they are, for people.
+        get_author: Returns who said an event of that kind.
+        refuse: Says to whoever says one that no round waits for it.
+        is_skipped: Whether a federation does without it.
+        find_problem: Says why an event that comes in this phase, from an author who has
+            not spoken in it, does not count all the same; empty if it does.
+        note: What is kept of an event that counts.
+        conclude: The facts that follow from an event that counts, after it is noted.
+        is_over: Whether the next phase may begin.
+        retracted_by: The kind of fact that makes an author owe the event again.
+        limits_result: Whether the aggregator's time begins to run when it is over.
+    """
+
+    name: str
+    begins: type[e.RoundFact]
+    begin: Callable[[RoundsState, Sequenced], e.RoundFact] | None = None
+    awaits: type[e.LedgerEvent] | None = None
+    collects: str = ""
+    debtors: Callable[[e.FederationConfigured], tuple[str, ...]] = _nobody
+    debtor: str = ""
+    get_author: Callable[[Any], str] = lambda _: ""
+    refuse: Callable[[Any], str] = lambda _: "the round does not wait for this"
+    is_skipped: Callable[[e.FederationConfigured], bool] = _never
+    find_problem: Callable[[RoundsState, Any, Sequenced], str] = lambda *_: ""
+    note: Callable[[Any, Sequenced], Noted] = lambda _, leaf: leaf.leaf_index
+    conclude: Callable[[RoundsState, Any, Sequenced], list[e.RoundFact]] = lambda *_: []
+    is_over: Callable[[RoundsState], bool] = lambda _: False
+    retracted_by: type[e.RoundFact] | None = None
+    limits_result: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Mode:
+    """One way to combine updates.
+
+    Attributes:
+        name: Its name, which is that of its section of the configuration, too.
+        answer: The kind of event by which agents answer.
+        get_blob: Returns the blob that an answer is known by.
+        find_answer_problem: Says what is wrong with an answer of this kind.
+        awaits_checks: Whether the first phase lasts until answers are checked.
+        is_checkable: Whether the aggregator's checks of answers count now.
+        phases: The phases after the first, in their order.
+        find_part: Returns who said what is at a leaf, if the aggregator may refuse it.
+        refuse_part: Makes the fact that does.
+        sums_once: Whether an agent enters at most one sum over a base model.
+        find_abandon_problem: Says why a round may not be given up now.
+        others: What follows from events that no phase awaits, by their kind.
+    """
+
+    name: str
+    answer: type[Answer]
+    get_blob: Callable[[Any], e.BlobRef]
+    find_answer_problem: Callable[[e.FederationConfigured, Any], Problem | None] = (
+        lambda *_: None
+    )
+    awaits_checks: bool
+    is_checkable: Callable[[RoundsState], bool] = lambda _: True
+    phases: tuple[Phase, ...]
+    find_part: Callable[[OpenRound, int], str | None] = lambda *_: None
+    refuse_part: (
+        Callable[[str, e.UpdateCheck, e.UpdatesChecked, Sequenced], e.RoundFact] | None
+    ) = None
+    sums_once: bool = False
+    find_abandon_problem: Callable[[RoundsState], Problem | None] = lambda _: None
+    others: Mapping[
+        type[e.LedgerEvent], Callable[[RoundsState, Any, Sequenced], list[e.RoundFact]]
+    ] = field(default_factory=dict)
+
+    def find_phase(self, current: OpenRound) -> Phase | None:
+        """Return the phase that a round is in; None in the first."""
+        for phase in reversed(self.phases):
+            if phase.name in current.begun:
+                return phase
+        return None
+
+    def find_next(
+        self, config: e.FederationConfigured, current: OpenRound
+    ) -> Phase | None:
+        """Return the phase that comes after the one that a round is in."""
+        phase = self.find_phase(current)
+        first = 0 if phase is None else self.phases.index(phase) + 1
+        return next((p for p in self.phases[first:] if not p.is_skipped(config)), None)
+
+
+def find_missing(
+    phase: Phase, config: e.FederationConfigured, current: OpenRound
+) -> list[str]:
+    """Return who still owes an event of a phase, in the order of its debtors."""
+    said = current.said.get(phase.collects, {})
+    return [author for author in phase.debtors(config) if author not in said]

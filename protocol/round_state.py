@@ -1,0 +1,160 @@
+"""What the rounds decider knows: of a federation, and of its round in progress."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from protocol.changes import read_configuration
+from protocol.contributions import Contribution
+from protocol.persistent import PersistentMap, PersistentSet
+from schemas import events as e
+
+Noted: TypeAlias = int | bytes
+"""What is kept of something said: the index of its leaf, or what it says."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PendingUpdate:
+    """An update, or what stands for one, whose blobs nobody has checked yet."""
+
+    agent_id: str
+    update_sha256: bytes
+    num_examples: int
+    leaf_hash: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenRound:
+    """The round in progress.
+
+    Attributes:
+        started: The fact that opened it.
+        cohort: The agents drawn.
+        owing: Those of them that have not answered: what they send may still count.
+        pending: Updates to be checked, by leaf index.
+        pending_of: Their leaf indexes, by agent.
+        contributions: Accepted contributions, by agent.
+        begun: The facts that began the phases after the first, by name of the phase
+            (`protocol.modes.mode.Phase`).
+        said: What was said in them and counts, by what the phase collects, by author.
+        result_deadline_ms: Until when the aggregator alone may say what the round
+            comes to; 0 where nobody else may, or while something is missing.
+        told_at_ms: Stamp of the last block in which the timer spoke of this round since
+            it was sealed; 0 before any.
+    """
+
+    started: e.RoundStarted
+    cohort: frozenset[str]
+    owing: PersistentSet[str]
+    pending: PersistentMap[int, PendingUpdate] = field(default_factory=PersistentMap)
+    pending_of: PersistentMap[str, int] = field(default_factory=PersistentMap)
+    contributions: PersistentMap[str, Contribution] = field(
+        default_factory=PersistentMap
+    )
+    begun: Mapping[str, e.RoundFact] = field(
+        default_factory=dict, metadata={"is_spread": True}
+    )
+    said: Mapping[str, Mapping[str, Noted]] = field(
+        default_factory=dict, metadata={"is_spread": True}
+    )
+    result_deadline_ms: int = 0
+    told_at_ms: int = 0
+
+    @property
+    def sealed(self) -> e.RoundSealed | None:
+        """Return the fact that sealed it, if it is sealed."""
+        fact = self.begun.get("sealed")
+        return fact if isinstance(fact, e.RoundSealed) else None
+
+    @property
+    def deadline_ms(self) -> int | None:
+        """Return the deadline of the present phase; None if it has none."""
+        if self.sealed is not None:
+            return self.result_deadline_ms or None
+        return None if self.begun else self.started.deadline_ms
+
+    @property
+    def is_result_late(self) -> bool:
+        """Return whether the aggregator has had its time, once all was said."""
+        return 0 < self.result_deadline_ms < self.told_at_ms
+
+    @property
+    def num_possible(self) -> int:
+        """Return how many contributions it may come to."""
+        return len(self.contributions) + len(self.pending)
+
+    @property
+    def ordered(self) -> tuple[Contribution, ...]:
+        """Return the accepted contributions in ascending order of agent_id."""
+        return tuple(item for _, item in sorted(self.contributions.items()))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundsState:
+    """What the rounds decider knows of a federation.
+
+    Attributes:
+        config: Its parameters, of the round in progress if there is one; None before
+            the first leaf.
+        change: Number of the change that they came with; 0 as founded.
+        waiting: The last change, if it waits for the end of the round in progress.
+        agents: Active agents.
+        last_round: Number of the last round that started; 0 if none.
+        last_requested_at_ms: Latest clock of a request for a round; -1 before any.
+        version: Version of the current global model; 0 is the initial one.
+        model: The current global model.
+        current: The round in progress, if any.
+        summed: Where a sum is opened once, agents that are or were in a sealed set on
+            the current global model: a sum over them was opened, or may have been.
+        draw_size: Tree size of the checkpoint that the next cohort is drawn from; 0
+            without ledger nodes.
+        draw_entropy: What the last such checkpoint gave, 32 bytes; zeros at first.
+        drawn_size: Its tree size; 0 at first.
+    """
+
+    config: e.FederationConfigured | None = None
+    change: int = 0
+    waiting: e.FederationChanged | None = None
+    agents: PersistentSet[str] = field(default_factory=PersistentSet)
+    last_round: int = 0
+    last_requested_at_ms: int = -1
+    version: int = 0
+    model: e.BlobRef | None = None
+    current: OpenRound | None = None
+    summed: frozenset[str] = frozenset()
+    draw_size: int = 0
+    draw_entropy: bytes = bytes(32)
+    drawn_size: int = 0
+
+
+def find_drawable_agents(state: RoundsState) -> frozenset[str]:
+    """Return who may be drawn for a round on the current global model."""
+    return frozenset(state.agents) - state.summed
+
+
+def find_newest(state: RoundsState) -> tuple[e.FederationConfigured | None, int]:
+    """Return the configuration of the next round, and the number of its change."""
+    if state.waiting is None:
+        return state.config, state.change
+    return read_configuration(state.waiting), state.waiting.number
+
+
+def is_drawable(state: RoundsState) -> bool:
+    """Return whether the checkpoint that the next cohort is drawn from is known."""
+    return state.drawn_size == state.draw_size
+
+
+def describe_few(state: RoundsState, config: e.FederationConfigured) -> str:
+    """Return why no round can be drawn: how many may be, and how many it takes."""
+    num_summed = len(frozenset(state.agents) & state.summed)
+    summed = (
+        f"; {num_summed} more are in a sum over this base model already"
+        if num_summed
+        else ""
+    )
+    return (
+        f"{len(find_drawable_agents(state))} active agents{summed}, min_cohort is "
+        f"{config.min_cohort}"
+    )
