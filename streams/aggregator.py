@@ -153,7 +153,7 @@ def _find_provable(
     if before is None or before.started_leaf_hash != secret.started_leaf_hash:
         return tuple(sorted(secret.waiting))
     if isinstance(event, e.UpdateCommitted) and (
-        secret.commitments is not before.commitments
+        secret.view.answers is not before.view.answers
     ):
         return (event.agent_id,)
     return ()
@@ -256,7 +256,7 @@ class Aggregator:
         """Verify the norm proofs that came, together; nothing is said of them yet."""
         latest = work[-1].secret
         agents = {agent_id for item in work for agent_id in item.agents}
-        here = sorted(agents & latest.commitments.keys())
+        here = sorted(agents & latest.view.answers.keys())
         if here and latest.started_leaf_hash:
             self._verifying.verify_proofs(latest, here)
 
@@ -274,7 +274,7 @@ class Aggregator:
         reasons = self._verifying.get(secret).find_reasons(secret, agents)
         results = sorted(
             (
-                make_check(secret.commitments[agent_id].leaf_index, *_explain(reason))
+                make_check(secret.get_committed(agent_id).leaf_index, *_explain(reason))
                 for agent_id, reason in reasons.items()
             ),
             key=lambda check: check.leaf_index,

@@ -246,7 +246,7 @@ class BlobAuditor:
                     "and links show",
                     expected="it counts" if problem is None else str(problem),
                     found=claimed or "it counts",
-                    blob_sha256=_hex(secret.commitments[agent_id].event.commitments),
+                    blob_sha256=_hex(secret.get_committed(agent_id).event.commitments),
                 )
             )
         for problem in bad.values():

@@ -133,6 +133,14 @@ class Mode:
         first = 0 if phase is None else self.phases.index(phase) + 1
         return next((p for p in self.phases[first:] if not p.is_skipped(config)), None)
 
+    def has_noted(self, current: OpenRound, event: Any, leaf: Sequenced) -> bool:
+        """Return whether an event is what a phase keeps of its author."""
+        phase = next((p for p in self.phases if p.awaits is type(event)), None)
+        if phase is None:
+            return False
+        said = current.said.get(phase.collects, {})
+        return said.get(phase.get_author(event)) == phase.note(event, leaf)
+
 
 def find_missing(
     phase: Phase, config: e.FederationConfigured, current: OpenRound

@@ -235,7 +235,7 @@ class Party:
         )
         if plan is None or secret.mpc.parties[plan.rank].name != self._name:
             return None
-        committed = [secret.commitments[name] for name in comparison.agent_ids]
+        committed = [secret.get_committed(name) for name in comparison.agent_ids]
         shape = MpcShape.of(config)
         sketch = Sketch.expand(
             secret.compute_sketch_seed(), num_values=shape.num_values

@@ -337,7 +337,7 @@ class History:
             updates=tuple(
                 (name, digest, hashlib.sha256(secret.identity + digest).digest())
                 for name in agents
-                for digest in [secret.commitments[name].event.commitments.sha256]
+                for digest in [secret.get_committed(name).event.commitments.sha256]
             ),
         )
         try:
@@ -357,7 +357,7 @@ class History:
         for name in sorted(secret.waiting):
             is_bad = name in bad if not self.is_hostile else self.happens(0.2)
             reason = Reason.BAD_SHARE if is_bad else ""
-            index = secret.commitments[name].leaf_index
+            index = secret.get_committed(name).leaf_index
             checks.append(e.UpdateCheck(leaf_index=index, reason=reason, detail=""))
         checks.sort(key=lambda check: check.leaf_index)
         event = replace(checked(0, number=secret.started.round), results=tuple(checks))

@@ -516,7 +516,7 @@ def read_proof(secret: MpcRound, agent_id: str, fetch: Fetch) -> Proven:
         MpcRoundError: a blob is missing or malformed.
     """
     shape = MpcShape.of(secret.config)
-    committed = secret.commitments[agent_id]
+    committed = secret.get_committed(agent_id)
     blob = fetch(committed.event.commitments, shape.commitments_size)
     statement = parse_statement(secret, committed.event, blob)
     proof = parse_proof(fetch(committed.event.proof, shape.max_proof_size))
@@ -529,7 +529,7 @@ def read_seed(secret: MpcRound, agent_id: str, fetch: Fetch) -> bytes:
     Raises:
         MpcRoundError: its commitments are missing or malformed.
     """
-    update = secret.commitments[agent_id].event
+    update = secret.get_committed(agent_id).event
     size = MpcShape.of(secret.config).commitments_size
     statement = parse_statement(secret, update, fetch(update.commitments, size))
     return start_transcript(statement)[1]
@@ -590,7 +590,7 @@ class RoundVerifier:
         """
         read: list[Proven] = []
         for agent_id in agent_ids:
-            update = secret.commitments[agent_id].event
+            update = secret.get_committed(agent_id).event
             if update in self._proven:
                 continue
             try:
@@ -612,11 +612,11 @@ class RoundVerifier:
 
     def has_proven(self, secret: MpcRound, agent_id: str) -> bool:
         """Return whether `verify_proofs` has looked at an agent's proof."""
-        return secret.commitments[agent_id].event in self._proven
+        return secret.get_committed(agent_id).event in self._proven
 
     def get_proven(self, secret: MpcRound, agent_id: str) -> Proven | MpcRoundError:
         """Return what `verify_proofs` found for an agent."""
-        return self._proven[secret.commitments[agent_id].event]
+        return self._proven[secret.get_committed(agent_id).event]
 
     def find_reasons(
         self, secret: MpcRound, agent_ids: Sequence[str]

@@ -18,6 +18,7 @@ from schemas import events as e
 from schemas.reasons import Reason
 from tests.builders import BlobDict, make_key, unframe
 from tests.mpc_builder import build_mpc_log, change_byte
+from tests.mpc_rounds import change_mpc_round
 from tests.unit.consumers.audit import test_mpc as audit_mpc
 from tests.unit.consumers.audit.test_mpc import (
     LIES,
@@ -514,14 +515,14 @@ def test_proofs_of_another_branch_are_verified_anew(tmp_path, honest):
     assert rechecker._get_verifier(secret) is verifier
     agent, committed = next(iter(secret.commitments.items()))
     assert verifier.has_proven(secret, agent)
-    other = replace(committed, event=replace(committed.event, num_examples=7))
-    forked = replace(secret, commitments={**secret.commitments, agent: other})
+    other = committed._replace(event=replace(committed.event, num_examples=7))
+    forked = change_mpc_round(secret, commitments={**secret.commitments, agent: other})
     assert not verifier.has_proven(forked, agent)
     verifier.verify_proofs(forked, [agent])
     assert isinstance(verifier.get_proven(forked, agent), MpcRoundError)
     assert not isinstance(verifier.get_proven(secret, agent), MpcRoundError)
     # Nor is it another beginning's.
-    other = replace(secret, started_leaf_hash=bytes(32))
+    other = change_mpc_round(secret, started_leaf_hash=bytes(32))
     assert rechecker._get_verifier(other) is not verifier
 
 

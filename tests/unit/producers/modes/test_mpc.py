@@ -36,13 +36,13 @@ from protocol.modes.mpc.checker import (
     parse_statement,
 )
 from protocol.modes.mpc.norm_proof import InvalidProofError, verify_norm_proof
-from protocol.modes.mpc.round import MpcRound
 from protocol.modes.mpc.shares import split_update
 from schemas import codec, topics
 from schemas import events as e
 from schemas.reasons import Reason
 from tests.builders import BlobDict, frame, make_key, read_blocks, unframe
 from tests.mpc_builder import make_sealing_key, start_mpc_log
+from tests.mpc_rounds import make_mpc_round
 from tests.simulation.federation import GENESIS, edit
 
 ME = "ada"
@@ -212,12 +212,7 @@ def world(tmp_path, log):
 
 def check(world, started, update):
     """Check that an update proves what it says, and return what was shared."""
-    secret = MpcRound(
-        config=world.config,
-        genesis=GENESIS,
-        started=started,
-        started_leaf_hash=leaf_of(started),
-    )
+    secret = make_mpc_round(world.config, started, started_leaf_hash=leaf_of(started))
     commitments = world.blobs[update.commitments.sha256]
     statement = parse_statement(secret, update, commitments)
     verify_norm_proof(statement, parse_proof(world.blobs[update.proof.sha256]))

@@ -15,6 +15,7 @@ from schemas import events as e
 from streams.mpc import comparing, robustness
 from streams.mpc.comparing import Comparer, make_link_plan
 from streams.mpc.robustness import RobustnessError, RobustnessFailure
+from tests.mpc_rounds import make_mpc_round
 from tests.simulation.federation import (
     BASE,
     COMPARING_CONFIG,
@@ -36,6 +37,13 @@ def _quick(monkeypatch):
     monkeypatch.setattr(comparing, "RETRY_S", 0.01)
 
 
+SEALED = e.RoundSealed(
+    federation_id="clinics", round=1, cause=bytes(32), cause_leaf_index=2,
+    output_index=0, num_contributions=0, contributions_sha256=bytes(32),
+    num_examples=0, base_model=BASE, fractional_bits=0, num_parameters=4,
+)  # fmt: skip
+
+
 def make_round(name: str = "clinics", number: int = 1, **changes) -> MpcRound:
     common = {"federation_id": name, "round": number, "output_index": 0}
     started = e.RoundStarted(
@@ -49,15 +57,7 @@ def make_round(name: str = "clinics", number: int = 1, **changes) -> MpcRound:
         agent_ids=("ana",), far_threshold=9,
     )  # fmt: skip
     config = replace(COMPARING_CONFIG, federation_id=name)
-    return MpcRound(
-        **{
-            "config": config,
-            "genesis": GENESIS,
-            "started": started,
-            "comparison": comparison,
-            **changes,
-        }
-    )
+    return make_mpc_round(config, started, **{"comparison": comparison, **changes})
 
 
 def record(key: bytes = b"clinics", trace: str = "1") -> SimpleNamespace:
@@ -118,7 +118,7 @@ def test_who_has_said_it_is_needed_while_others_have_not(monkeypatch):
         None,
         make_round(comparison=None),
         make_round(has_all_comparisons=True),
-        make_round(sealed=SimpleNamespace()),
+        make_round(sealed=SEALED),
     ],
 )
 def test_a_round_that_does_not_wait_is_not_compared(over):

@@ -29,6 +29,7 @@ from tests.mpc_builder import (
     make_sealing_key,
     start_mpc_log,
 )
+from tests.mpc_rounds import change_mpc_round
 from tests.simulation.federation import (
     AGENTS,
     CONFIG,
@@ -266,20 +267,22 @@ def entries_of(blobs, event):
 
 def with_my_share(secret, agent_id, **changes):
     """Return the round with this party's share of an update changed."""
-    committed = secret.commitments[agent_id]
+    committed = secret.get_committed(agent_id)
     shares = tuple(
         replace(share, **changes) if share.party == ME else share
         for share in committed.event.shares
     )
     event = replace(committed.event, shares=shares)
-    changed = replace(committed, event=event)
-    return replace(secret, commitments={**secret.commitments, agent_id: changed})
+    changed = committed._replace(event=event)
+    return change_mpc_round(
+        secret, commitments={**secret.commitments, agent_id: changed}
+    )
 
 
 def with_update(secret, update):
     """Return the round in which an agent says something else."""
-    committed = replace(secret.commitments[update.agent_id], event=update)
-    return replace(
+    committed = secret.get_committed(update.agent_id)._replace(event=update)
+    return change_mpc_round(
         secret, commitments={**secret.commitments, update.agent_id: committed}
     )
 
@@ -297,7 +300,7 @@ def test_a_share_that_is_not_its_own_is_said_to_be_bad(
         "missing": {},
     }[how]
     secret = with_my_share(asked_to_link, "ada", **changes)
-    secret = with_update(secret, log.prove(secret.commitments["ada"].event))
+    secret = with_update(secret, log.prove(secret.get_committed("ada").event))
     blobs.update(log.blobs)
     if how == "missing":
         del blobs[ada.shares[1].sealed.sha256]
@@ -535,7 +538,7 @@ def test_a_small_cohort_is_not_summed(directory, asked_to_sum, blobs, caplog, wh
     party = make(memory, blobs, min_cohort=6 if whose == "party" else 2)
     secret = asked_to_sum
     if whose == "federation":
-        secret = replace(secret, config=replace(secret.config, min_cohort=6))
+        secret = change_mpc_round(secret, config=replace(secret.config, min_cohort=6))
     refuses(party, secret, blobs, caplog, "COHORT_TOO_SMALL")
     assert memory.known == ()
     memory.close()

@@ -1,7 +1,5 @@
 """What a party that was started again owes a round that was under way before."""
 
-from dataclasses import replace
-
 import pytest
 
 from protocol.modes.mpc.round import MpcRound
@@ -9,9 +7,9 @@ from protocol.persistent import PersistentMap
 from protocol.rounds import DECIDER
 from schemas import events as e
 from streams.mpc.party import PartyState, find_debt
+from tests.mpc_rounds import change_mpc_round, make_mpc_round
 from tests.simulation.federation import (
     AGENTS,
-    GENESIS,
     MPC_CONFIG,
     admitted,
     make_blob,
@@ -27,7 +25,7 @@ TRACE = "00-0123456789abcdef0123456789abcdef-0123456789abcdef-01"
 def secret() -> MpcRound:
     run = start(DECIDER).given(MPC_CONFIG, *map(admitted, AGENTS)).given(request(1))
     started = run.state.current.started
-    return MpcRound(config=MPC_CONFIG, genesis=GENESIS, started=started)
+    return make_mpc_round(MPC_CONFIG, started)
 
 
 def debt(secret: MpcRound | None) -> list[MpcRound]:
@@ -42,11 +40,11 @@ def test_nothing_without_an_mpc_round():
 
 def test_nothing_while_agents_answer(secret):
     assert debt(secret) == []
-    assert debt(replace(secret, waiting=WAITING)) == []
+    assert debt(change_mpc_round(secret, waiting=WAITING)) == []
 
 
 def test_links_until_they_are_on_the_ledger(secret):
-    closed = replace(
+    closed = change_mpc_round(
         secret,
         waiting=WAITING,
         closed=e.CommitmentsClosed(
@@ -61,11 +59,11 @@ def test_links_until_they_are_on_the_ledger(secret):
         started_leaf_hash=bytes(32),
     )
     assert debt(closed) == [closed]
-    others = replace(closed, links={"p0": make_blob("links")})
+    others = change_mpc_round(closed, links={"p0": make_blob("links")})
     assert debt(others) == [others]
-    assert debt(replace(closed, links={"p1": make_blob("links")})) == []
+    assert debt(change_mpc_round(closed, links={"p1": make_blob("links")})) == []
     # What is proved is about the leaf that opened the round.
-    assert debt(replace(closed, started_leaf_hash=b"")) == []
+    assert debt(change_mpc_round(closed, started_leaf_hash=b"")) == []
 
 
 def test_its_part_until_it_counts(secret):
@@ -82,5 +80,5 @@ def test_its_part_until_it_counts(secret):
         fractional_bits=MPC_CONFIG.fractional_bits,
         num_parameters=MPC_CONFIG.num_parameters,
     )
-    linked = replace(secret, links={"p1": make_blob("links")}, sealed=sealed)
+    linked = change_mpc_round(secret, links={"p1": make_blob("links")}, sealed=sealed)
     assert debt(linked) == [linked]

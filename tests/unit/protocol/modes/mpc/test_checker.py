@@ -57,6 +57,7 @@ from schemas import codec
 from schemas import events as e
 from schemas.reasons import Reason
 from tests.builders import BlobDict
+from tests.mpc_rounds import change_mpc_round, make_mpc_round
 from tests.simulation.federation import (
     GENESIS,
     MPC_CONFIG,
@@ -237,11 +238,8 @@ def opened_round() -> MpcRound:
     run = start(DECIDER).given(configured(), admitted("ana"), admitted("bea"))
     run.given(request(1))
     assert run.state.current is not None
-    return MpcRound(
-        config=configured(),
-        genesis=GENESIS,
-        started=run.state.current.started,
-        started_leaf_hash=STARTED,
+    return make_mpc_round(
+        configured(), run.state.current.started, started_leaf_hash=STARTED
     )
 
 
@@ -536,12 +534,11 @@ def closed_round(
         update = replace(update, proof=blobs.store(blob))
         commitments[agent_id] = Committed(leaf_index=number, event=update)
         states[agent_id] = state
-    secret = MpcRound(
-        config=config,
-        genesis=GENESIS,
-        started=run.state.current.started,
+    secret = make_mpc_round(
+        config,
+        run.state.current.started,
         started_leaf_hash=STARTED,
-        commitments=PersistentMap(commitments),
+        commitments=commitments,
         closed=closed,
         waiting=PersistentMap((name, 0) for name in agents),
     )
@@ -550,15 +547,17 @@ def closed_round(
 
 def with_proof(secret: MpcRound, agent_id: str, proof: e.BlobRef) -> MpcRound:
     """Return the round in which an agent gives another proof."""
-    found = secret.commitments[agent_id]
-    changed = replace(found, event=replace(found.event, proof=proof))
-    return replace(secret, commitments={**secret.commitments, agent_id: changed})
+    found = secret.get_committed(agent_id)
+    changed = found._replace(event=replace(found.event, proof=proof))
+    return change_mpc_round(
+        secret, commitments={**secret.commitments, agent_id: changed}
+    )
 
 
 def test_proofs_are_verified_together_and_each_for_itself() -> None:
     blobs = BlobDict()
     secret, _ = closed_round("ana", "bea", "cem", "dan", blobs=blobs)
-    others = secret.commitments["ana"].event.proof
+    others = secret.get_committed("ana").event.proof
     secret = with_proof(secret, "bea", others)
     secret = with_proof(secret, "dan", blobs.store(b"no proof"))
     together = RoundVerifier(secret, make_fetch(blobs.fetch))
@@ -570,7 +569,7 @@ def test_proofs_are_verified_together_and_each_for_itself() -> None:
             found = verifier.get_proven(secret, agent_id)
             if agent_id in {"ana", "cem"}:
                 assert not isinstance(found, MpcRoundError)
-                assert found.committed == secret.commitments[agent_id]
+                assert found.committed == secret.get_committed(agent_id)
                 assert found.challenges == compute_challenges(
                     found.statement, found.proof
                 )
@@ -596,7 +595,7 @@ def test_what_was_verified_is_not_fetched_again() -> None:
 def test_a_proof_whose_blobs_are_gone_proves_nothing(what: str) -> None:
     blobs = BlobDict()
     secret, _ = closed_round("ana", "bea", blobs=blobs)
-    update = secret.commitments["ana"].event
+    update = secret.get_committed("ana").event
     ref = update.proof if what == "proof" else update.commitments
     del blobs[ref.sha256]
     verifier = RoundVerifier(secret, make_fetch(blobs.fetch))
@@ -615,7 +614,7 @@ def test_a_round_that_is_not_closed_has_no_sum() -> None:
     known = verifier.get_sum_projection(secret)
     assert verifier.get_sum_projection(secret) is known
     with pytest.raises(AssertionError, match="none before"):
-        verifier.get_sum_projection(replace(secret, closed=None))
+        verifier.get_sum_projection(change_mpc_round(secret, closed=None))
 
 
 # What is published shows nothing

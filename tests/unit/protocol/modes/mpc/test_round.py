@@ -85,7 +85,7 @@ class Followed:
         assert secret.has_all_links == has_all_links(state)
         assert secret.has_all_partials == has_all_partials(state)
         for agent_id, index in waiting.items():
-            assert secret.commitments[agent_id].leaf_index == index
+            assert secret.get_committed(agent_id).leaf_index == index
         for agent_id, found in secret.commitments.items():
             event = leaves[found.leaf_index].event
             assert found.event == event

@@ -1,0 +1,112 @@
+"""A round as the log tells it: what was said in it and counts, and whom it waits for.
+
+Whoever does something for a round (agents and parties, the aggregator, nodes, the
+audit) follows it with `follow`, beside the rounds decider's own step. It keeps what
+counts, not what was said: an event that the decider refused is not here.
+
+Deliberately not here: rules (`protocol.rounds`) and what is in the blobs (the mode's).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Any
+
+from protocol.contributions import Contribution
+from protocol.decider import Sequenced
+from protocol.modes import get_mode
+from protocol.modes.mode import Answer
+from protocol.persistent import PersistentMap
+from protocol.round_state import OpenRound, RoundsState
+from schemas import codec
+from schemas import events as e
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answered:
+    """An agent's answer that counts, or did when it came, and where it is."""
+
+    leaf_index: int
+    event: Answer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundView:
+    """The round in progress.
+
+    Attributes:
+        config: The federation's parameters.
+        genesis: Hash of the log's genesis, 32 bytes: what is secret in one log, and
+            what is said of it, is of no use in another.
+        open: What the rounds decider knows of it.
+        started_leaf_hash: Of the leaf with the fact that opened it; empty before it is
+            on the log.
+        answers: What agents answered, by agent; also those rejected since.
+        said: Events that phases waited for, encoded, by leaf index; also those that
+            were taken back since.
+    """
+
+    config: e.FederationConfigured
+    genesis: bytes
+    open: OpenRound
+    started_leaf_hash: bytes = b""
+    answers: PersistentMap[str, Answered] = field(default_factory=PersistentMap)
+    said: PersistentMap[int, bytes] = field(default_factory=PersistentMap)
+
+    @property
+    def started(self) -> e.RoundStarted:
+        """Return the fact that opened it."""
+        return self.open.started
+
+    @property
+    def identity(self) -> bytes:
+        """What tells it from any other, also of another branch of the log."""
+        return self.started.cause + self.started_leaf_hash
+
+    @property
+    def contributions(self) -> tuple[Contribution, ...]:
+        """Return what it was sealed with, by agent_id; nothing before it is sealed."""
+        return () if self.open.sealed is None else self.open.ordered
+
+    def get_said(self, leaf_index: int) -> Any:
+        """Return what was said at a leaf in one of its phases."""
+        return _decode(self.said[leaf_index])
+
+
+@lru_cache(maxsize=256)
+def _decode(data: bytes) -> Any:
+    return codec.decode(data)
+
+
+def follow(
+    view: RoundView | None, rounds: RoundsState, leaf: Sequenced
+) -> RoundView | None:
+    """Move by one leaf.
+
+    Args:
+        view: The round before it; None if there was none.
+        rounds: The rounds decider's state after the leaf.
+        leaf: The leaf.
+
+    Returns:
+        The round after it; None if none is in progress.
+    """
+    config, current = rounds.config, rounds.current
+    if config is None or current is None:
+        return None
+    if view is None or view.started != current.started:
+        view = RoundView(config=config, genesis=leaf.genesis, open=current)
+    event, index = leaf.event, leaf.leaf_index
+    changes: dict[str, Any] = {}
+    if isinstance(event, e.RoundStarted):
+        # Agents hear of it when the log does: an answer may come before it.
+        if event.cause == current.started.cause and not view.started_leaf_hash:
+            changes["started_leaf_hash"] = leaf.leaf_hash
+    elif isinstance(event, Answer):
+        if index in current.pending:
+            answered = Answered(leaf_index=index, event=event)
+            changes["answers"] = view.answers.insert(event.agent_id, answered)
+    elif get_mode(config).has_noted(current, event, leaf):
+        changes["said"] = view.said.insert(index, codec.encode(event))
+    return replace(view, open=current, **changes)
