@@ -1,16 +1,16 @@
-"""Blobs of an MPC round, as `protocol.modes.mpc.checker` wants them fetched."""
+"""Blobs of a round, as those who check it want them fetched."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from adapters.blobs import BlobError
-from protocol.modes.mpc.checker import BadBlob, Fetch, MpcRoundError
+from protocol.modes.problem import BadBlob, Fetch, RoundError
 from schemas.events import BlobRef
 
 
 def make_fetch(fetch: Callable[..., bytes]) -> Fetch:
-    """Return what fetches for an MPC round.
+    """Return what fetches for a round.
 
     Args:
         fetch: `adapters.blobs.BlobStore.fetch`, or something that promises the same.
@@ -21,6 +21,6 @@ def make_fetch(fetch: Callable[..., bytes]) -> Fetch:
             return fetch(ref, max_size_bytes=max_size_bytes)
         except BlobError as error:
             blob = BadBlob(error.reason, ref)
-            raise MpcRoundError(error.reason, str(error), blob) from error
+            raise RoundError(error.reason, str(error), blob) from error
 
     return fetch_for_round

@@ -29,8 +29,8 @@ from protocol.model import (
     compute_max_update_size,
     compute_result,
 )
-from protocol.modes.mpc.checker import MpcRoundError
 from protocol.modes.mpc.round import MpcRound, Owed, follow
+from protocol.modes.problem import RoundError
 from protocol.persistent import PersistentMap
 from protocol.round_state import RoundsState
 from protocol.rounds import DECIDER
@@ -206,7 +206,7 @@ class Aggregator:
             ) as current:
                 try:
                     claims += [(claim, current) for claim in self.settle(item.secret)]
-                except (BlobError, MpcRoundError) as error:
+                except (BlobError, RoundError) as error:
                     # Others can go on: the operator abandons the round.
                     number = item.secret.started.round
                     log.error("round %d has no sum: %s", number, error)  # noqa: TRY400
@@ -297,7 +297,7 @@ class Aggregator:
             yield from self._pool.map(fetch, work.updates[start : start + NUM_FETCHERS])
 
 
-def _explain(problem: MpcRoundError | None) -> tuple[str, str]:
+def _explain(problem: RoundError | None) -> tuple[str, str]:
     return ("", "") if problem is None else (problem.reason, problem.detail)
 
 

@@ -11,9 +11,10 @@ from typing import Final
 
 from adapters.blobs import BlobStore
 from protocol.model import RoundResult, compute_max_model_size
-from protocol.modes.mpc.checker import MpcRoundError, RoundVerifier
+from protocol.modes.mpc.checker import RoundVerifier
 from protocol.modes.mpc.round import MpcRound
 from protocol.modes.mpc.share_link import PartySum
+from protocol.modes.problem import RoundError
 from schemas import events as e
 
 MAX_DETAIL_LENGTH: Final = 200
@@ -32,7 +33,7 @@ def complete(
 
     Raises:
         BlobError: the base model is gone.
-        MpcRoundError: commitments are gone.
+        RoundError: commitments are gone.
     """
     sealed = secret.sealed
     assert sealed is not None, "it has all parts"
@@ -40,9 +41,7 @@ def complete(
         member.name: verifier.find_partial_problem(secret, member.name)
         for member in secret.mpc.parties
     }
-    wrong = {
-        name: part for name, part in parts.items() if isinstance(part, MpcRoundError)
-    }
+    wrong = {name: part for name, part in parts.items() if isinstance(part, RoundError)}
     if wrong:
         return _reject(secret, wrong, party)
     base = store.fetch(
@@ -52,7 +51,7 @@ def complete(
     good = [part for part in parts.values() if isinstance(part, PartySum)]
     try:
         result = verifier.compute_result(secret, good, base)
-    except MpcRoundError as error:
+    except RoundError as error:
         if error.blob is not None:
             raise
         # Somebody lied, and nobody can say who. None of them counts, so that the round
@@ -78,7 +77,7 @@ def make_claim(
 
 
 def _reject(
-    secret: MpcRound, wrong: dict[str, MpcRoundError], party: str
+    secret: MpcRound, wrong: dict[str, RoundError], party: str
 ) -> e.UpdatesChecked:
     checks = (
         make_check(secret.partials[name].leaf_index, problem.reason, problem.detail)

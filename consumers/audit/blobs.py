@@ -27,9 +27,10 @@ from protocol.model import (
     compute_max_update_size,
     compute_result,
 )
-from protocol.modes.mpc.checker import MpcRoundError, RoundVerifier
+from protocol.modes.mpc.checker import RoundVerifier
 from protocol.modes.mpc.round import MpcRound
 from protocol.modes.mpc.share_link import PartySum
+from protocol.modes.problem import RoundError
 from protocol.tensors import MalformedBlobError, num_parameters
 from schemas.events import AggregatePublished, BlobRef, RoundSealed
 from schemas.reasons import Reason
@@ -223,7 +224,7 @@ class BlobAuditor:
         """
         verifier = self._get_verifier(secret)
         reasons = verifier.find_reasons(secret, sorted(claims))
-        bad: dict[bytes, MpcRoundError] = {}  # a party's links concern all agents
+        bad: dict[bytes, RoundError] = {}  # a party's links concern all agents
         for agent_id, problem in reasons.items():
             claimed, found = claims[agent_id], "" if problem is None else problem.reason
             if claimed and _is_unknowable(claimed, problem):
@@ -322,7 +323,7 @@ class BlobAuditor:
             return None
         try:
             return verifier.compute_result(secret, parts, base)
-        except MpcRoundError as error:
+        except RoundError as error:
             if error.blob is not None:
                 self._add(_bad_blob_finding(error, place))
                 return None
@@ -538,13 +539,13 @@ def _blob_finding(error: BlobError, ref: BlobRef, place: Place, what: str) -> Fi
     )
 
 
-def _bad_blob_finding(problem: MpcRoundError, place: Place) -> Finding:
+def _bad_blob_finding(problem: RoundError, place: Place) -> Finding:
     assert problem.blob is not None, "its caller has looked"
     error = BlobError(problem.blob.reason, problem.detail)
     return _blob_finding(error, problem.blob.ref, place, "a blob of an MPC round")
 
 
-def _is_unknowable(claimed: str, problem: MpcRoundError | None) -> bool:
+def _is_unknowable(claimed: str, problem: RoundError | None) -> bool:
     """Return whether a blob is missing: if it was there then cannot be known now."""
     found = None if problem is None or problem.blob is None else problem.blob.reason
     return Reason.MISSING_BLOB in {claimed, found}

@@ -52,9 +52,10 @@ from consumers.audit.mpc_claims import (
     read_claims,
 )
 from protocol.model import RoundResult, compute_max_model_size
-from protocol.modes.mpc.checker import MpcRoundError, RoundVerifier
+from protocol.modes.mpc.checker import RoundVerifier
 from protocol.modes.mpc.round import MpcRound, follow
 from protocol.modes.mpc.share_link import PartySum
+from protocol.modes.problem import RoundError
 from protocol.replay import Replayed
 from protocol.tensors import MalformedBlobError
 from schemas import events as e
@@ -406,7 +407,7 @@ class Rechecker:
                 size = compute_max_model_size(secret.config.initial_model)
                 base = self._fetch(sealed.base_model, size)
             return verifier.compute_result(secret, parts, base)
-        except MpcRoundError as error:
+        except RoundError as error:
             if self._is_absent(error):
                 return _Verdict.UNCHECKED, f"the sum: {error}"
             return _Verdict.FALSE, f"a sum is published, and none follows: {error}"
@@ -414,7 +415,7 @@ class Rechecker:
             detail = f"a model is published, and the base model is none: {error}"
             return _Verdict.FALSE, detail
 
-    def _is_absent(self, problem: MpcRoundError) -> bool:
+    def _is_absent(self, problem: RoundError) -> bool:
         """Return whether there is no more to a problem than a blob that is not there.
 
         One that is too large by what the log promises is there or not: no matter.

@@ -28,9 +28,9 @@ from adapters.kafka import KafkaUnavailableError
 from adapters.party_link import LinkError, LinkPlan, Peer
 from protocol.configuration import get_mpc
 from protocol.envelope import TRACEPARENT_HEADER
-from protocol.modes.mpc.checker import MpcRoundError
 from protocol.modes.mpc.party_memory import PartyRefusesError
 from protocol.modes.mpc.round import MpcRound
+from protocol.modes.problem import RoundError
 from schemas.events import FederationConfigured
 from streams.mpc.robustness import RobustnessError
 
@@ -92,7 +92,7 @@ class Comparer:
                 pause_s = AGAIN_S
             except (LinkError, RobustnessError, KafkaUnavailableError) as error:
                 log.warning("%s: not compared yet: %s", _name(waiting.secret), error)
-            except (PartyRefusesError, MpcRoundError) as error:
+            except (PartyRefusesError, RoundError) as error:
                 # Whoever asks has to live without it.
                 log.error("%s: not compared: %s", _name(waiting.secret), error)  # noqa: TRY400
                 self._refused.add(_cause(waiting.secret))

@@ -36,7 +36,6 @@ from protocol.decider import step
 from protocol.envelope import TRACEPARENT_HEADER, compute_fact_id
 from protocol.log import OpenedLeaf
 from protocol.modes.mpc.checker import (
-    MpcRoundError,
     MpcShape,
     Proven,
     RoundVerifier,
@@ -58,6 +57,7 @@ from protocol.modes.mpc.round import MpcRound, Owed, follow
 from protocol.modes.mpc.share_link import Link, SumMasks, compute_party_sum
 from protocol.modes.mpc.shares import Share
 from protocol.modes.mpc.sketches import Sketch
+from protocol.modes.problem import RoundError
 from protocol.round_state import RoundsState
 from protocol.rounds import DECIDER
 from protocol.validation import MAX_TEXT_LENGTH
@@ -203,7 +203,7 @@ class Party:
         except PartyRefusesError as error:
             log.error("round %d: %s", secret.started.round, error)  # noqa: TRY400
             return self.decline(secret, error)
-        except (BlobError, MpcRoundError) as error:
+        except (BlobError, RoundError) as error:
             # A share that was there when it was linked. Other rounds go on.
             log.error("round %d has no sum: %s", secret.started.round, error)  # noqa: TRY400
         return None
@@ -225,7 +225,7 @@ class Party:
             LinkError: another is away.
             RobustnessError: another computes something else.
             PartyRefusesError: the memory does not permit it.
-            MpcRoundError: a share that was there when it was linked is gone.
+            RoundError: a share that was there when it was linked is gone.
         """
         config, comparison = secret.config, secret.comparison
         assert comparison is not None, "it is comparing"
@@ -280,14 +280,14 @@ class Party:
             detail = f"{len(agents)} updates; this party sums at least {fewest}"
             raise PartyRefusesError(RefusalCode.COHORT_TOO_SMALL, detail)
         verifier = self._verifying.get(secret)
-        entries: dict[str, Link | MpcRoundError] = {}
+        entries: dict[str, Link | RoundError] = {}
         proven: list[Proven] = []
         # Nothing is linked but what this party itself found proved: what comes of it
         # then follows from the proof.
         self._verifying.verify_proofs(secret, agents)
         for agent_id in agents:
             found = verifier.get_proven(secret, agent_id)
-            if isinstance(found, MpcRoundError):
+            if isinstance(found, RoundError):
                 entries[agent_id] = found
             else:
                 proven.append(found)
@@ -307,14 +307,14 @@ class Party:
         secret: MpcRound,
         proven: list[Proven],
         verifier: RoundVerifier,
-        entries: dict[str, Link | MpcRoundError],
+        entries: dict[str, Link | RoundError],
     ) -> None:
         opened: list[tuple[Proven, Share]] = []
         for item in proven:
             update = item.committed.event
             try:
                 opened.append((item, self._open(secret, update, verifier.shape)))
-            except MpcRoundError as error:
+            except RoundError as error:
                 entries[update.agent_id] = error
         if not opened:
             return
@@ -337,7 +337,7 @@ class Party:
             if place in refused:
                 code, why = refused[place]
                 detail = f"{code}: {why}"
-                entries[update.agent_id] = MpcRoundError(Reason.BAD_SHARE, detail)
+                entries[update.agent_id] = RoundError(Reason.BAD_SHARE, detail)
                 log.error("round %d: %s: %s", update.round, update.agent_id, detail)
                 continue
             entries[update.agent_id] = link_share(

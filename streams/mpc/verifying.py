@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
-from protocol.modes.mpc.checker import Fetch, RoundVerifier
+from protocol.modes.mpc.checker import RoundVerifier
 from protocol.modes.mpc.round import MpcRound
+from protocol.modes.problem import Fetch
 
 MIN_TOGETHER: Final = 2
 """Proofs in a batch: fewer are not worth a thread."""

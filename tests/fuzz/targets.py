@@ -133,13 +133,7 @@ from protocol.encoding import UpdateRefusedError, parse_update, update_to_blob
 from protocol.envelope import SIGNATURE_HEADER, sign_event
 from protocol.exchanged_state import model_from_blob
 from protocol.log import LogError, LogState, fold_admission, open_block
-from protocol.modes.mpc.checker import (
-    MpcRoundError,
-    MpcShape,
-    parse_links,
-    parse_partial,
-    parse_proof,
-)
+from protocol.modes.mpc.checker import MpcShape, parse_links, parse_partial, parse_proof
 from protocol.modes.mpc.commitments import (
     InvalidEncodingError,
     parse_points,
@@ -163,6 +157,7 @@ from protocol.modes.mpc.share_link import (
     WrongSumError,
 )
 from protocol.modes.mpc.shares import ShareRefusedError, ShareShape, parse_share
+from protocol.modes.problem import RoundError
 from protocol.replay import DeciderError, ReplayState, replay_block
 from protocol.rounds import DECIDER
 from protocol.tensors import MalformedBlobError, tensors_to_blob
@@ -1645,7 +1640,7 @@ TARGETS: Final[tuple[Target, ...]] = (
     Target(
         name="norm-proof",
         parse=_verify_norm,
-        errors=(MpcRoundError,),
+        errors=(RoundError,),
         seeds=lambda: [
             bytes.fromhex(vectors("norm_proof/norm_proof.json")["proof"]),
             *golden_events()["NormProof"],
@@ -1661,7 +1656,7 @@ TARGETS: Final[tuple[Target, ...]] = (
     Target(
         name="links",
         parse=parse_links,
-        errors=(MpcRoundError,),
+        errors=(RoundError,),
         seeds=lambda: [
             bytes.fromhex(party["blob"])
             for party in vectors("parties/links.json")["parties"].values()
@@ -1674,7 +1669,7 @@ TARGETS: Final[tuple[Target, ...]] = (
     Target(
         name="partial-sum",
         parse=lambda data: parse_partial(data, SHAPE),
-        errors=(MpcRoundError,),
+        errors=(RoundError,),
         seeds=lambda: [
             bytes.fromhex(party["blob"])
             for party in vectors("parties/partial.json")["parties"].values()
@@ -1685,7 +1680,7 @@ TARGETS: Final[tuple[Target, ...]] = (
     Target(
         name="links-of-round",
         parse=_verify_links,
-        errors=(MpcRoundError,),
+        errors=(RoundError,),
         seeds=lambda: [
             bytes.fromhex(vectors("parties/links.json")["parties"]["cairn"]["blob"])
         ],
@@ -1696,7 +1691,7 @@ TARGETS: Final[tuple[Target, ...]] = (
     Target(
         name="sum-of-round",
         parse=_verify_party_sum,
-        errors=(MpcRoundError,),
+        errors=(RoundError,),
         seeds=lambda: [
             bytes.fromhex(vectors("parties/partial.json")["parties"]["cairn"]["blob"])
         ],

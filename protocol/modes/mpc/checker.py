@@ -18,7 +18,7 @@ Sources: PRIVACY.md sections 1 to 3 and 9, ADR 0033.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import Any, Final
@@ -74,6 +74,7 @@ from protocol.modes.mpc.share_link import (
     verify_party_sum,
 )
 from protocol.modes.mpc.shares import Share, ShareRefusedError, ShareShape, parse_share
+from protocol.modes.problem import Fetch, RoundError
 from schemas import codec
 from schemas import events as e
 from schemas.reasons import Reason
@@ -88,42 +89,6 @@ PROOF_ALLOWANCE_BYTES: Final = 6_144
 _WORD_SIZE: Final = 8
 _LINK_OVERHEAD_BYTES: Final = 1_024
 """Names, reason, detail and lengths of an entry; ours take less."""
-
-
-@dataclass(frozen=True, slots=True)
-class BadBlob:
-    """A blob that is not in the store as the log promises.
-
-    Attributes:
-        reason: MISSING_BLOB, OVERSIZED_BLOB or CORRUPT_BLOB.
-        ref: The promise.
-    """
-
-    reason: Reason
-    ref: e.BlobRef
-
-
-class MpcRoundError(ValueError):
-    """Something in an MPC round is not what it must be; bad input.
-
-    Attributes:
-        reason: For the ledger.
-        detail: For people.
-        blob: The blob that is to blame; None if its content is, or none of them.
-    """
-
-    def __init__(
-        self, reason: Reason, detail: str, blob: BadBlob | None = None
-    ) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
-        self.detail = detail
-        self.blob = blob
-
-
-Fetch = Callable[[e.BlobRef, int], bytes]
-"""Returns a blob, digest verified, of at most so many bytes; raises `MpcRoundError`
-if it is not there or not what the reference promises."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,7 +226,7 @@ def parse_commitments(
         commitments: The blob, digest verified.
 
     Raises:
-        MpcRoundError: the blob has another size. Its points are looked at when
+        RoundError: the blob has another size. Its points are looked at when
             a proof is verified.
     """
     if len(commitments) != shape.commitments_size:
@@ -269,7 +234,7 @@ def parse_commitments(
             f"{len(commitments)} bytes of commitments; {shape.num_rows} rows, squares "
             f"and masks take {shape.commitments_size}"
         )
-        raise MpcRoundError(Reason.WRONG_SHAPE, detail)
+        raise RoundError(Reason.WRONG_SHAPE, detail)
     *rows, squares, masks = (
         commitments[begin : begin + POINT_SIZE]
         for begin in range(0, len(commitments), POINT_SIZE)
@@ -288,7 +253,7 @@ def parse_statement(
         commitments: The blob of commitments, digest verified.
 
     Raises:
-        MpcRoundError: the blob has another size.
+        RoundError: the blob has another size.
     """
     shape = MpcShape.of(secret.config)
     rows, squares, masks = parse_commitments(shape, commitments)
@@ -330,7 +295,7 @@ def open_shares(
         was_linked: Whether this share was linked, and so checked already.
 
     Raises:
-        MpcRoundError: it cannot be opened, or is not what the agent committed to:
+        RoundError: it cannot be opened, or is not what the agent committed to:
             BAD_SHARE.
     """
     (share,) = (share for share in update.shares if share.party == party)
@@ -340,10 +305,10 @@ def open_shares(
         plaintext = open_share(sealed, key, place)
         return parse_share(plaintext, shape=shape.shares, commitment=commitment)
     except (SealError, ShareRefusedError) as error:
-        raise MpcRoundError(Reason.BAD_SHARE, str(error)) from error
+        raise RoundError(Reason.BAD_SHARE, str(error)) from error
 
 
-def encode_links(entries: Mapping[str, Link | MpcRoundError]) -> bytes:
+def encode_links(entries: Mapping[str, Link | RoundError]) -> bytes:
     """Return the blob of a party's links, by agent."""
     return codec.encode(
         e.ShareLinks(
@@ -355,8 +320,8 @@ def encode_links(entries: Mapping[str, Link | MpcRoundError]) -> bytes:
     )
 
 
-def _encode_link(agent_id: str, link: Link | MpcRoundError) -> e.ShareLink:
-    if isinstance(link, MpcRoundError):
+def _encode_link(agent_id: str, link: Link | RoundError) -> e.ShareLink:
+    if isinstance(link, RoundError):
         return e.ShareLink(
             agent_id=agent_id,
             reason=link.reason,
@@ -375,40 +340,40 @@ def _encode_link(agent_id: str, link: Link | MpcRoundError) -> e.ShareLink:
     )
 
 
-def parse_links(blob: bytes) -> dict[str, Link | MpcRoundError]:
+def parse_links(blob: bytes) -> dict[str, Link | RoundError]:
     """Return a party's links by agent; why not, where it could not open the share.
 
     Raises:
-        MpcRoundError: the blob is no party's links, or not as `encode_links` orders
+        RoundError: the blob is no party's links, or not as `encode_links` orders
             them: MALFORMED_BLOB.
     """
     try:
         links = codec.decode_as(e.ShareLinks, blob)
     except codec.CodecError as error:
-        raise MpcRoundError(Reason.MALFORMED_BLOB, str(error)) from error
+        raise RoundError(Reason.MALFORMED_BLOB, str(error)) from error
     # One order, so that links have one encoding, and nobody is spoken of twice: which
     # of two entries counts must not be up to who reads them.
     for before, after in pairwise(entry.agent_id for entry in links.entries):
         if before >= after:
             detail = f"agent {after} after {before}: not in ascending order, each once"
-            raise MpcRoundError(Reason.MALFORMED_BLOB, detail)
+            raise RoundError(Reason.MALFORMED_BLOB, detail)
     return {entry.agent_id: _parse_link(entry) for entry in links.entries}
 
 
-def _parse_link(entry: e.ShareLink) -> Link | MpcRoundError:
+def _parse_link(entry: e.ShareLink) -> Link | RoundError:
     if entry.reason:
-        return MpcRoundError(Reason.BAD_SHARE, f"{entry.reason}: {entry.detail}")
+        return RoundError(Reason.BAD_SHARE, f"{entry.reason}: {entry.detail}")
     if entry.detail:
         detail = "a detail, but no reason"
-        return MpcRoundError(Reason.BAD_SHARE, detail)
+        return RoundError(Reason.BAD_SHARE, detail)
     sizes = len(entry.projections), len(entry.sum_projections)
     if sizes != (NUM_PROJECTIONS * _WORD_SIZE, NUM_SUM_PROJECTIONS * _WORD_SIZE):
         detail = "{} and {} bytes of projections".format(*sizes)
-        return MpcRoundError(Reason.BAD_SHARE, detail)
+        return RoundError(Reason.BAD_SHARE, detail)
     try:
         blinding = parse_scalar(entry.blinding)
     except InvalidEncodingError as error:
-        return MpcRoundError(Reason.BAD_SHARE, str(error))
+        return RoundError(Reason.BAD_SHARE, str(error))
     return Link(
         projections=_to_words(entry.projections),
         blinding=blinding,
@@ -436,12 +401,12 @@ def parse_partial(blob: bytes, shape: MpcShape) -> PartySum:
     """Return a party's part of the sum.
 
     Raises:
-        MpcRoundError: the blob is not one of this shape: WRONG_PARTIAL.
+        RoundError: the blob is not one of this shape: WRONG_PARTIAL.
     """
     try:
         partial = codec.decode_as(e.PartialSum, blob)
     except codec.CodecError as error:
-        raise MpcRoundError(Reason.WRONG_PARTIAL, str(error)) from error
+        raise RoundError(Reason.WRONG_PARTIAL, str(error)) from error
     sizes = len(partial.values), len(partial.masks), len(partial.row_blindings)
     expected = (
         shape.num_values * _WORD_SIZE,
@@ -450,12 +415,12 @@ def parse_partial(blob: bytes, shape: MpcShape) -> PartySum:
     )
     if sizes != expected:
         detail = f"lengths {sizes}, not {expected}"
-        raise MpcRoundError(Reason.WRONG_PARTIAL, detail)
+        raise RoundError(Reason.WRONG_PARTIAL, detail)
     try:
         blindings = parse_scalars(partial.row_blindings)
         opening = parse_scalar(partial.opening)
     except InvalidEncodingError as error:
-        raise MpcRoundError(Reason.WRONG_PARTIAL, str(error)) from error
+        raise RoundError(Reason.WRONG_PARTIAL, str(error)) from error
     return PartySum(
         values=_to_words(partial.values),
         masks=_to_words(partial.masks),
@@ -474,12 +439,12 @@ def parse_proof(blob: bytes) -> NormProof:
     """Return a norm proof; its numbers and points are looked at when it is verified.
 
     Raises:
-        MpcRoundError: the blob is no norm proof: INVALID_PROOF.
+        RoundError: the blob is no norm proof: INVALID_PROOF.
     """
     try:
         proof = codec.decode_as(e.NormProof, blob)
     except codec.CodecError as error:
-        raise MpcRoundError(Reason.INVALID_PROOF, str(error)) from error
+        raise RoundError(Reason.INVALID_PROOF, str(error)) from error
     names = (part.name for part in fields(NormProof))
     return NormProof(**{name: getattr(proof, name) for name in names})
 
@@ -513,7 +478,7 @@ def read_proof(secret: MpcRound, agent_id: str, fetch: Fetch) -> Proven:
     """Fetch and parse what an agent committed to and proved; verifies nothing.
 
     Raises:
-        MpcRoundError: a blob is missing or malformed.
+        RoundError: a blob is missing or malformed.
     """
     shape = MpcShape.of(secret.config)
     committed = secret.get_committed(agent_id)
@@ -527,7 +492,7 @@ def read_seed(secret: MpcRound, agent_id: str, fetch: Fetch) -> bytes:
     """Return the seed of an agent's projection, 32 bytes; its proof is not needed.
 
     Raises:
-        MpcRoundError: its commitments are missing or malformed.
+        RoundError: its commitments are missing or malformed.
     """
     update = secret.get_committed(agent_id).event
     size = MpcShape.of(secret.config).commitments_size
@@ -561,10 +526,8 @@ class RoundVerifier:
         self._fetch = fetch
         self._shape = MpcShape.of(secret.config)
         self._sum_projection: tuple[bytes, Projection] | None = None
-        self._proven: dict[e.UpdateCommitted, Proven | MpcRoundError] = {}
-        self._links: dict[
-            bytes, Mapping[str, Link | MpcRoundError] | MpcRoundError
-        ] = {}
+        self._proven: dict[e.UpdateCommitted, Proven | RoundError] = {}
+        self._links: dict[bytes, Mapping[str, Link | RoundError] | RoundError] = {}
 
     @property
     def shape(self) -> MpcShape:
@@ -598,11 +561,11 @@ class RoundVerifier:
                 # Only its party compares it with a share, and that may be a lie.
                 parse_points(share.commitment for share in update.shares)
                 read.append(proven)
-            except MpcRoundError as error:
+            except RoundError as error:
                 self._proven[update] = error
             except InvalidEncodingError as error:
                 detail = f"share commitments: {error}"
-                self._proven[update] = MpcRoundError(Reason.INVALID_PROOF, detail)
+                self._proven[update] = RoundError(Reason.INVALID_PROOF, detail)
         verdicts = verify_norm_proofs(
             [(proven.statement, proven.proof) for proven in read]
         )
@@ -614,13 +577,13 @@ class RoundVerifier:
         """Return whether `verify_proofs` has looked at an agent's proof."""
         return secret.get_committed(agent_id).event in self._proven
 
-    def get_proven(self, secret: MpcRound, agent_id: str) -> Proven | MpcRoundError:
+    def get_proven(self, secret: MpcRound, agent_id: str) -> Proven | RoundError:
         """Return what `verify_proofs` found for an agent."""
         return self._proven[secret.get_committed(agent_id).event]
 
     def find_reasons(
         self, secret: MpcRound, agent_ids: Sequence[str]
-    ) -> dict[str, MpcRoundError | None]:
+    ) -> dict[str, RoundError | None]:
         """Return for each agent why its commitment does not count; None if it does.
 
         Args:
@@ -636,12 +599,12 @@ class RoundVerifier:
         remembered: tuple[dict[Any, Any], ...] = (self._proven, self._links)
         for known in remembered:
             for key, value in tuple(known.items()):
-                if isinstance(value, MpcRoundError) and value.blob is not None:
+                if isinstance(value, RoundError) and value.blob is not None:
                     del known[key]
 
-    def _find_reason(self, secret: MpcRound, agent_id: str) -> MpcRoundError | None:
+    def _find_reason(self, secret: MpcRound, agent_id: str) -> RoundError | None:
         proven = self.get_proven(secret, agent_id)
-        if isinstance(proven, MpcRoundError):
+        if isinstance(proven, RoundError):
             return proven
         try:
             links = [
@@ -653,10 +616,10 @@ class RoundVerifier:
                 projections=proven.proof.projection_values,
                 blinding=parse_scalar(proven.proof.z_blinding),
             )
-        except MpcRoundError as error:
+        except RoundError as error:
             return error
         except SharesDifferError as error:
-            return MpcRoundError(Reason.SHARES_DIFFER, str(error))
+            return RoundError(Reason.SHARES_DIFFER, str(error))
         return None
 
     def _get_link(self, secret: MpcRound, party: str, agent_id: str) -> Link:
@@ -664,22 +627,22 @@ class RoundVerifier:
         if ref.sha256 not in self._links:
             self._links[ref.sha256] = _fetch_links(self._fetch, ref, self._shape)
         links = self._links[ref.sha256]
-        if isinstance(links, MpcRoundError):
+        if isinstance(links, RoundError):
             # Its silence on each agent: no agent is to blame for it.
             detail = f"the links of party {party}: {links}"
-            raise MpcRoundError(Reason.BAD_SHARE, detail, links.blob)
+            raise RoundError(Reason.BAD_SHARE, detail, links.blob)
         link = links.get(agent_id)
         if link is None:
             detail = f"party {party} says nothing of this share"
-            raise MpcRoundError(Reason.BAD_SHARE, detail)
-        if isinstance(link, MpcRoundError):
+            raise RoundError(Reason.BAD_SHARE, detail)
+        if isinstance(link, RoundError):
             detail = f"party {party}: {link.detail}"
-            raise MpcRoundError(Reason.BAD_SHARE, detail)
+            raise RoundError(Reason.BAD_SHARE, detail)
         return link
 
     def find_partial_problem(
         self, secret: MpcRound, party: str
-    ) -> PartySum | MpcRoundError:
+    ) -> PartySum | RoundError:
         """Return a party's part of the sealed sum, or why it is not its own."""
         assert secret.sealed is not None, "only a sealed round has a sum"
         self._forget_absent()
@@ -700,18 +663,18 @@ class RoundVerifier:
                 shape=self._shape.shares,
                 sum_projection=self.get_sum_projection(secret),
             )
-        except MpcRoundError as error:
+        except RoundError as error:
             if error.blob is not None:
-                return MpcRoundError(error.blob.reason, str(error), error.blob)
-            return MpcRoundError(Reason.WRONG_PARTIAL, str(error))
+                return RoundError(error.blob.reason, str(error), error.blob)
+            return RoundError(Reason.WRONG_PARTIAL, str(error))
         except (WrongPartialError, InvalidEncodingError) as error:
             # Or a share commitment that is no point: its party has not opened it.
-            return MpcRoundError(Reason.WRONG_PARTIAL, str(error))
+            return RoundError(Reason.WRONG_PARTIAL, str(error))
         return party_sum
 
     def find_claim_problem(
         self, secret: MpcRound, party: str, reason: str
-    ) -> MpcRoundError | None:
+    ) -> RoundError | None:
         """Return what is wrong with a part of the sum that was rejected, if anything.
 
         Args:
@@ -720,22 +683,22 @@ class RoundVerifier:
             reason: Why it was rejected.
         """
         part = self.find_partial_problem(secret, party)
-        if isinstance(part, MpcRoundError):
+        if isinstance(part, RoundError):
             return part
         return self._find_sum_problem(secret) if reason == Reason.WRONG_SUM else None
 
-    def _find_sum_problem(self, secret: MpcRound) -> MpcRoundError | None:
+    def _find_sum_problem(self, secret: MpcRound) -> RoundError | None:
         if not secret.has_all_partials:
             return None
         parts: list[PartySum] = []
         for party in secret.mpc.parties:
             part = self.find_partial_problem(secret, party.name)
-            if isinstance(part, MpcRoundError):
+            if isinstance(part, RoundError):
                 return part
             parts.append(part)
         try:
             self._open(secret, parts)
-        except MpcRoundError as error:
+        except RoundError as error:
             return error
         return None
 
@@ -750,7 +713,7 @@ class RoundVerifier:
             base_blob: The base model's blob, digest verified.
 
         Raises:
-            MpcRoundError: they do not open them: a party lied, and nobody can say
+            RoundError: they do not open them: a party lied, and nobody can say
                 which. Nothing follows from such a round.
         """
         assert secret.sealed is not None, "only a sealed round has a sum"
@@ -772,18 +735,18 @@ class RoundVerifier:
         try:
             return open_aggregate(party_sums, rows)
         except WrongSumError as error:
-            raise MpcRoundError(Reason.WRONG_SUM, str(error)) from error
+            raise RoundError(Reason.WRONG_SUM, str(error)) from error
 
 
 def _fetch_links(
     fetch: Fetch, ref: e.BlobRef, shape: MpcShape
-) -> Mapping[str, Link | MpcRoundError] | MpcRoundError:
+) -> Mapping[str, Link | RoundError] | RoundError:
     """Return a party's links by agent; why not, if nobody can read them."""
     try:
         return parse_links(fetch(ref, shape.max_links_size))
-    except MpcRoundError as error:
+    except RoundError as error:
         return error
 
 
-def _to_error(error: InvalidProofError) -> MpcRoundError:
-    return MpcRoundError(Reason.INVALID_PROOF, str(error))
+def _to_error(error: InvalidProofError) -> RoundError:
+    return RoundError(Reason.INVALID_PROOF, str(error))

@@ -11,8 +11,9 @@ from consumers.node import rechecks as node_rechecks
 from consumers.node.feed import AlertCode
 from consumers.node.loop import NodeLoop
 from consumers.node.rechecks import Rechecker
-from protocol.modes.mpc.checker import MpcRoundError, RoundVerifier
+from protocol.modes.mpc.checker import RoundVerifier
 from protocol.modes.mpc.norm_proof import verify_norm_proofs
+from protocol.modes.problem import RoundError
 from schemas import codec
 from schemas import events as e
 from schemas.reasons import Reason
@@ -519,8 +520,8 @@ def test_proofs_of_another_branch_are_verified_anew(tmp_path, honest):
     forked = change_mpc_round(secret, commitments={**secret.commitments, agent: other})
     assert not verifier.has_proven(forked, agent)
     verifier.verify_proofs(forked, [agent])
-    assert isinstance(verifier.get_proven(forked, agent), MpcRoundError)
-    assert not isinstance(verifier.get_proven(secret, agent), MpcRoundError)
+    assert isinstance(verifier.get_proven(forked, agent), RoundError)
+    assert not isinstance(verifier.get_proven(secret, agent), RoundError)
     # Nor is it another beginning's.
     other = change_mpc_round(secret, started_leaf_hash=bytes(32))
     assert rechecker._get_verifier(other) is not verifier

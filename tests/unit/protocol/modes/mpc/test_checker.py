@@ -14,8 +14,6 @@ from adapters.round_blobs import make_fetch
 from protocol.configuration import list_parties
 from protocol.modes.mpc.checker import (
     MAX_DETAIL_LENGTH,
-    BadBlob,
-    MpcRoundError,
     MpcShape,
     RoundVerifier,
     compute_context,
@@ -51,6 +49,7 @@ from protocol.modes.mpc.share_link import (
     expand_sum_projection,
 )
 from protocol.modes.mpc.shares import parse_share, split_update
+from protocol.modes.problem import BadBlob, RoundError
 from protocol.persistent import PersistentMap
 from protocol.rounds import DECIDER
 from schemas import codec
@@ -75,7 +74,7 @@ STARTED = b"\4" * 32
 """Hash of the leaf that opened the round."""
 NORM_BOUND = 2**17
 SIZES = (1, 300, 5_000)
-Refused = pytest.raises(MpcRoundError)
+Refused = pytest.raises(RoundError)
 
 
 def configured(num_values: int = 300) -> e.FederationConfigured:
@@ -134,7 +133,7 @@ def test_what_is_honest_is_not_too_large(num_values: int) -> None:
 def test_links_for_the_largest_cohort_are_not_too_large() -> None:
     words = np.full(NUM_PROJECTIONS, 2**64 - 1, dtype=np.uint64)
     link = Link(words, SCALAR_ORDER - 1, words[:NUM_SUM_PROJECTIONS])
-    excuse = MpcRoundError(Reason.BAD_SHARE, "\N{PILE OF POO}" * 10_000)
+    excuse = RoundError(Reason.BAD_SHARE, "\N{PILE OF POO}" * 10_000)
     names = [f"{number:064}" for number in range(256)]
     limit = MpcShape.of(configured()).max_links_size
     for entry in (link, excuse):
@@ -362,10 +361,10 @@ def make_link(number: int) -> Link:
 
 
 def test_links_are_read_as_they_were_written() -> None:
-    links: dict[str, Link | MpcRoundError] = {
+    links: dict[str, Link | RoundError] = {
         "bea": make_link(77),
         "ana": make_link(88),
-        "cem": MpcRoundError(Reason.BAD_SHARE, "x" * 1_000),
+        "cem": RoundError(Reason.BAD_SHARE, "x" * 1_000),
     }
     blob = encode_links(links)
     assert blob == encode_links(dict(reversed(links.items())))
@@ -379,7 +378,7 @@ def test_links_are_read_as_they_were_written() -> None:
         assert np.array_equal(link.sum_projections, expected.sum_projections)
         assert link.blinding == expected.blinding
     excuse = found["cem"]
-    assert isinstance(excuse, MpcRoundError)
+    assert isinstance(excuse, RoundError)
     assert excuse.reason is Reason.BAD_SHARE
     assert excuse.detail == "BAD_SHARE: " + "x" * MAX_DETAIL_LENGTH
     assert parse_links(encode_links({})) == {}
@@ -410,7 +409,7 @@ def test_a_link_that_is_none_concerns_one_agent(changes: dict[str, Any]) -> None
     found = parse_links(codec.encode(replace(links, entries=entries)))
     assert isinstance(found["bea"], Link)
     bad = found["ana"]
-    assert isinstance(bad, MpcRoundError)
+    assert isinstance(bad, RoundError)
     # Nobody pays for it, whatever a party calls it.
     assert bad.reason is Reason.BAD_SHARE
 
@@ -498,7 +497,7 @@ def test_a_blob_that_is_not_as_promised_is_named() -> None:
             fetch(ref, 6 if change is None else 7)
         assert caught.value.reason is reason
         assert caught.value.blob == BadBlob(reason, ref)
-    assert MpcRoundError(Reason.BAD_SHARE, "").blob is None
+    assert RoundError(Reason.BAD_SHARE, "").blob is None
 
 
 def closed_round(
@@ -568,7 +567,7 @@ def test_proofs_are_verified_together_and_each_for_itself() -> None:
         for verifier in (together, alone):
             found = verifier.get_proven(secret, agent_id)
             if agent_id in {"ana", "cem"}:
-                assert not isinstance(found, MpcRoundError)
+                assert not isinstance(found, RoundError)
                 assert found.committed == secret.get_committed(agent_id)
                 assert found.challenges == compute_challenges(
                     found.statement, found.proof
@@ -576,7 +575,7 @@ def test_proofs_are_verified_together_and_each_for_itself() -> None:
                 fetch = make_fetch(blobs.fetch)
                 assert read_seed(secret, agent_id, fetch) == found.challenges.seed
             else:
-                assert isinstance(found, MpcRoundError)
+                assert isinstance(found, RoundError)
                 assert found.reason is Reason.INVALID_PROOF
                 assert found.blob is None
 
@@ -588,7 +587,7 @@ def test_what_was_verified_is_not_fetched_again() -> None:
     verifier.verify_proofs(secret, ["ana", "bea"])
     blobs.clear()
     verifier.verify_proofs(secret, ["ana", "bea"])
-    assert not isinstance(verifier.get_proven(secret, "bea"), MpcRoundError)
+    assert not isinstance(verifier.get_proven(secret, "bea"), RoundError)
 
 
 @pytest.mark.parametrize("what", ["commitments", "proof"])
@@ -601,9 +600,9 @@ def test_a_proof_whose_blobs_are_gone_proves_nothing(what: str) -> None:
     verifier = RoundVerifier(secret, make_fetch(blobs.fetch))
     verifier.verify_proofs(secret, ["ana", "bea"])
     found = verifier.get_proven(secret, "ana")
-    assert isinstance(found, MpcRoundError)
+    assert isinstance(found, RoundError)
     assert found.blob == BadBlob(Reason.MISSING_BLOB, ref)
-    assert not isinstance(verifier.get_proven(secret, "bea"), MpcRoundError)
+    assert not isinstance(verifier.get_proven(secret, "bea"), RoundError)
     with Refused:
         read_proof(secret, "ana", make_fetch(blobs.fetch))
 

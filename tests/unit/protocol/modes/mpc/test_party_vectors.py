@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from protocol.modes.mpc.checker import (
-    MpcRoundError,
     MpcShape,
     encode_links,
     encode_partial,
@@ -46,6 +45,7 @@ from protocol.modes.mpc.share_link import (
     verify_party_sum,
 )
 from protocol.modes.mpc.shares import parse_share
+from protocol.modes.problem import RoundError
 from schemas import codec
 from schemas.reasons import Reason
 from tests.vectors.parties.generate import FOLDER, GENESIS, build_all, make_update
@@ -170,7 +170,7 @@ def test_good_links_say_what_is_beside_them(party):
     for entry in vector["entries"]:
         link = found[entry["agent_id"]]
         if entry["reason"]:
-            assert isinstance(link, MpcRoundError)
+            assert isinstance(link, RoundError)
             assert link.reason is Reason.BAD_SHARE
             assert link.detail == f"{entry['reason']}: {entry['detail']}"
             names = ("projections", "blinding", "sum_projections")
@@ -203,7 +203,7 @@ def test_good_links_are_what_a_party_says_of_its_shares(party):
         links.append(link)
     excuse = LINKS["parties"][party]["entries"][-1]
     said = dict(zip(AGENTS, links, strict=True)) | {
-        EXCUSED: MpcRoundError(Reason(excuse["reason"]), excuse["detail"])
+        EXCUSED: RoundError(Reason(excuse["reason"]), excuse["detail"])
     }
     assert encode_links(said).hex() == LINKS["parties"][party]["blob"]
 
@@ -286,7 +286,7 @@ def test_blobs_are_what_the_readme_says(party):
 def refuse_links(bad, blob):
     """Do what must refuse a blob of links; returns the reason."""
     if bad["operation"] == "parse":
-        with pytest.raises(MpcRoundError) as caught:
+        with pytest.raises(RoundError) as caught:
             parse_links(blob)
         return caught.value.reason
     found, good = read_links(bad["party"], blob), read_links(bad["party"])
@@ -319,7 +319,7 @@ def refuse_partial(bad, blob):
     """Do what must refuse a party's part; returns the reason."""
     party = bad["party"]
     if bad["operation"] == "parse":
-        with pytest.raises(MpcRoundError) as caught:
+        with pytest.raises(RoundError) as caught:
             parse_partial(blob, SHAPE)
         return caught.value.reason
     party_sum = parse_partial(blob, SHAPE)
@@ -359,7 +359,7 @@ def test_any_part_of_a_blob_is_none(name):
     }[name]
     blob = bytes.fromhex(vectors["parties"][PARTIES[0]]["blob"])
     for size in range(1, len(blob), 7):
-        with pytest.raises(MpcRoundError):
+        with pytest.raises(RoundError):
             read(PARTIES[0], blob[:size])
 
 
