@@ -27,6 +27,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Final
 
 from ledger.signing import InvalidSignatureError
+from protocol.configuration import read_configuration
 from protocol.envelope import verify_event
 from protocol.validation import Problem, find_configuration_problem
 from schemas import codec
@@ -101,15 +102,6 @@ def make_change(config: e.FederationConfigured, number: int) -> e.FederationChan
         number=number,
         configuration=codec.encode(config),
     )
-
-
-def read_configuration(change: e.FederationChanged) -> e.FederationConfigured:
-    """Return the configuration that a change puts into force.
-
-    Raises:
-        codec.CodecError: it has none.
-    """
-    return codec.decode_as(e.FederationConfigured, change.configuration)
 
 
 def find_change_problem(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from typing import Final
 
+from schemas import codec
 from schemas import events as e
 
 MODES: Final = ("plain", "mpc")
@@ -65,3 +66,12 @@ def list_nodes(config: e.FederationConfigured) -> tuple[e.LedgerNode, ...]:
 def get_reward_rule(config: e.FederationConfigured) -> e.RewardRule:
     """Return what contributions earn; all zeros if nothing."""
     return config.reward_rule or e.RewardRule()
+
+
+def read_configuration(change: e.FederationChanged) -> e.FederationConfigured:
+    """Return the configuration that a change puts into force.
+
+    Raises:
+        codec.CodecError: it has none.
+    """
+    return codec.decode_as(e.FederationConfigured, change.configuration)

@@ -45,8 +45,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Final, TypeAlias
 
-from protocol.changes import read_configuration
-from protocol.configuration import get_reward_rule, list_nodes
+from protocol.configuration import get_reward_rule, list_nodes, read_configuration
 from protocol.contributions import WITHDRAWN, Contribution
 from protocol.decider import Decider, Sequenced
 from protocol.persistent import PersistentMap, PersistentSet

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from protocol.changes import read_configuration
+from protocol.configuration import read_configuration
 from protocol.contributions import Contribution
 from protocol.persistent import PersistentMap, PersistentSet
 from schemas import events as e

@@ -15,7 +15,7 @@ from typing import Any
 
 from protocol.contributions import Contribution
 from protocol.decider import Sequenced
-from protocol.modes import get_mode
+from protocol.modes import get_mode, is_complete
 from protocol.modes.mode import Answer
 from protocol.persistent import PersistentMap
 from protocol.round_state import OpenRound, RoundsState
@@ -68,6 +68,22 @@ class RoundView:
     def contributions(self) -> tuple[Contribution, ...]:
         """Return what it was sealed with, by agent_id; nothing before it is sealed."""
         return () if self.open.sealed is None else self.open.ordered
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether answers can be looked at: some are about the leaf that opened it."""
+        return bool(self.started_leaf_hash) or not get_mode(self.config).needs_leaf
+
+    @property
+    def is_checkable(self) -> bool:
+        """Whether answers can be judged, for the log to say what they are."""
+        mode = get_mode(self.config)
+        return self.is_ready and mode.is_checkable(self.config, self.open)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all is there that its result follows from."""
+        return is_complete(self.config, self.open)
 
     def get_said(self, leaf_index: int) -> Any:
         """Return what was said at a leaf in one of its phases."""

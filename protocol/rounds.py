@@ -58,7 +58,7 @@ from protocol.contributions import (
 )
 from protocol.decider import Decider, Sequenced
 from protocol.facts import name_cause, refuse_claim, reject
-from protocol.modes import MODES, get_mode
+from protocol.modes import MODES, get_mode, is_complete
 from protocol.modes.mode import SEALED, Answer, Mode, Phase, find_missing
 from protocol.modes.problem import Problem
 from protocol.persistent import PersistentMap, PersistentSet
@@ -546,7 +546,12 @@ def _checked(
     current, mode = state.current, _mode(state)
     if current is not None and current.started.round != checked.round:
         current = None
-    takes_answers = not checked.party and mode.is_checkable(state)
+    takes_answers = (
+        current is not None
+        and state.config is not None
+        and not checked.party
+        and mode.is_checkable(state.config, current)
+    )
     takes_parts = _may_claim(state, checked.party)
     for result in checked.results:
         pending = part = None
@@ -655,7 +660,7 @@ def _publish(
         or claim.base_model_sha256 != sealed.base_model.sha256
         or claim.num_contributions != sealed.num_contributions
         or claim.num_examples != sealed.num_examples
-        or not _is_complete(config, current)
+        or not is_complete(config, current)
     ):
         return refuse_claim(leaf, claim.round, "the claim does not fit a sealed round")
     if not _may_claim(state, claim.party):
@@ -670,12 +675,6 @@ def _publish(
         task=current.started.task,
         **name_cause(leaf),
     )
-
-
-def _is_complete(config: e.FederationConfigured, current: OpenRound) -> bool:
-    """Return whether all has been said that the claim about a round rests on."""
-    phase = get_mode(config).find_phase(current)
-    return phase is not None and not find_missing(phase, config, current)
 
 
 DECIDER = Decider(initial=RoundsState(), decide=decide, evolve=evolve)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from protocol.configuration import list_modes
-from protocol.modes.mode import AGGREGATOR, Mode, find_missing
+from protocol.modes.mode import AGGREGATOR, SEALED, Mode, find_missing
 from protocol.modes.mpc.phases import MPC
 from protocol.modes.plain import PLAIN
 from protocol.round_state import OpenRound
@@ -30,3 +30,13 @@ def list_waited_for(config: e.FederationConfigured, current: OpenRound) -> list[
         # The aggregator has had its time.
         missing = [*phase.debtors(config)]
     return [f"{phase.debtor} {name}" for name in missing] or [AGGREGATOR]
+
+
+def is_complete(config: e.FederationConfigured, current: OpenRound) -> bool:
+    """Return whether all has been said that the claim about a round rests on."""
+    phase = get_mode(config).find_phase(current)
+    return (
+        phase is not None
+        and phase.name == SEALED
+        and not find_missing(phase, config, current)
+    )

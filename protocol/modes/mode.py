@@ -12,14 +12,18 @@ Source: DESIGN.md section 11.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 from protocol.decider import Sequenced
-from protocol.modes.problem import Problem
+from protocol.modes.problem import Fetch, Problem
 from protocol.round_state import Noted, OpenRound, RoundsState
 from schemas import events as e
+
+if TYPE_CHECKING:
+    from protocol.model import RoundResult
+    from protocol.round_view import RoundView
 
 SEALED: Final = "sealed"
 """The name of the phase, in every mode, in which nothing changes the set any more."""
@@ -28,6 +32,51 @@ AGGREGATOR: Final = "aggregator"
 
 Answer: TypeAlias = e.UpdateSubmitted | e.UpdateCommitted
 """What a member of a cohort may say of its update, whatever the mode."""
+
+
+class MapAll(Protocol):
+    """As `map`: perhaps several at a time, results in order."""
+
+    def __call__(
+        self, function: Callable[[Any], Any], items: Iterable[Any], /
+    ) -> Iterator[Any]:
+        """Return the function's results."""
+        ...
+
+
+class Checker(Protocol):
+    """Checks what is in the blobs of one round, for whoever wants to know.
+
+    It remembers what it has found, and forgets what it did not find.
+    """
+
+    def prepare(self, view: RoundView, agent_ids: Sequence[str]) -> None:
+        """Look at answers before it is time to judge them, as far as that goes."""
+        ...
+
+    def check(
+        self, view: RoundView, agent_ids: Sequence[str]
+    ) -> Mapping[str, Problem | None]:
+        """Return why answers do not count; None for those that do.
+
+        Raises:
+            RoundError: nobody can say it, for want of a blob.
+        """
+        ...
+
+    def compute(
+        self, view: RoundView, base: bytes
+    ) -> RoundResult | Mapping[int, Problem]:
+        """Return what a sealed round comes to, or which of its parts are wrong.
+
+        Args:
+            view: The round, with all its parts.
+            base: The base model's blob, digest verified.
+
+        Raises:
+            RoundError: nothing follows, for want of a blob.
+        """
+        ...
 
 
 def _nobody(_config: e.FederationConfigured) -> tuple[str, ...]:
@@ -91,6 +140,8 @@ class Mode:
         find_answer_problem: Says what is wrong with an answer of this kind.
         awaits_checks: Whether the first phase lasts until answers are checked.
         is_checkable: Whether the aggregator's checks of answers count now.
+        makes_checker: Makes a checker of a round, out of how to fetch and to map.
+        needs_leaf: Whether answers are about the leaf that opened the round.
         phases: The phases after the first, in their order.
         find_part: Returns who said what is at a leaf, if the aggregator may refuse it.
         refuse_part: Makes the fact that does.
@@ -106,7 +157,9 @@ class Mode:
         lambda *_: None
     )
     awaits_checks: bool
-    is_checkable: Callable[[RoundsState], bool] = lambda _: True
+    is_checkable: Callable[[e.FederationConfigured, OpenRound], bool] = lambda *_: True
+    makes_checker: Callable[[RoundView, Fetch, MapAll], Checker]
+    needs_leaf: bool = False
     phases: tuple[Phase, ...]
     find_part: Callable[[OpenRound, int], str | None] = lambda *_: None
     refuse_part: (

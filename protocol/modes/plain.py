@@ -2,15 +2,83 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Final
 
-from protocol.modes.mode import SEALED, Mode, Phase
+from protocol.encoding import UpdateRefusedError, parse_update
+from protocol.model import RoundResult, compute_max_update_size, compute_result
+from protocol.modes.mode import SEALED, MapAll, Mode, Phase
+from protocol.modes.problem import Fetch, Problem, RoundError
 from schemas import events as e
+from schemas.reasons import Reason
+
+if TYPE_CHECKING:
+    from protocol.round_view import RoundView
+
+NUM_AHEAD: Final = 4
+"""Updates fetched at a time: enough to hide the store's latency, few enough that their
+bytes (4 per parameter each) fit in memory."""
+
+
+class PlainChecker:
+    """Checks one round; see `protocol.modes.mode.Checker`."""
+
+    def __init__(self, _view: RoundView, fetch: Fetch, map_all: MapAll) -> None:
+        self._fetch = fetch
+        self._map_all = map_all
+
+    def prepare(self, view: RoundView, agent_ids: Sequence[str]) -> None:
+        """Do nothing: an update can be judged when it comes."""
+
+    def check(
+        self, view: RoundView, agent_ids: Sequence[str]
+    ) -> Mapping[str, Problem | None]:
+        """Return which blobs are no updates for this model."""
+        size = view.started.num_parameters
+
+        def check_one(agent_id: str) -> Problem | None:
+            try:
+                blob = self._get_update(view, agent_id)
+                parse_update(blob, num_parameters=size)
+            except RoundError as error:
+                return error.problem
+            except UpdateRefusedError as error:
+                return Reason(error.reason), error.detail
+            return None
+
+        found = self._map_all(check_one, agent_ids)
+        return dict(zip(agent_ids, found, strict=True))
+
+    def compute(
+        self, view: RoundView, base: bytes
+    ) -> RoundResult | Mapping[int, Problem]:
+        """Return the sum of the accepted updates, and the model that follows."""
+        sealed = view.open.sealed
+        assert sealed is not None, "only a sealed round has a sum"
+        agent_ids = [c.agent_id for c in view.contributions]
+        weights = [c.num_examples for c in view.contributions]
+
+        def fetch() -> Iterator[bytes]:
+            for start in range(0, len(agent_ids), NUM_AHEAD):
+                yield from self._map_all(
+                    lambda agent_id: self._get_update(view, agent_id),
+                    agent_ids[start : start + NUM_AHEAD],
+                )
+
+        return compute_result(sealed, weights, base, fetch())
+
+    def _get_update(self, view: RoundView, agent_id: str) -> bytes:
+        update = view.answers[agent_id].event
+        assert isinstance(update, e.UpdateSubmitted), "no other answer counts"
+        size = compute_max_update_size(view.started.num_parameters)
+        return self._fetch(update.update, size)
+
 
 PLAIN: Final = Mode(
     name="plain",
     answer=e.UpdateSubmitted,
     get_blob=lambda update: update.update,
     awaits_checks=True,
+    makes_checker=PlainChecker,
     phases=(Phase(name=SEALED, begins=e.RoundSealed),),
 )

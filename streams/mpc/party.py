@@ -18,7 +18,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, TypeAlias
 
@@ -54,6 +56,7 @@ from protocol.modes.mpc.party_memory import (
     Summed,
 )
 from protocol.modes.mpc.round import MpcRound, Owed, follow
+from protocol.modes.mpc.round_checker import MpcChecker
 from protocol.modes.mpc.share_link import Link, SumMasks, compute_party_sum
 from protocol.modes.mpc.shares import Share
 from protocol.modes.mpc.sketches import Sketch
@@ -65,11 +68,10 @@ from schemas import events as e
 from schemas import topics
 from schemas.reasons import Reason
 from streams.app import Service, Source, fail_stop, make_service_with_key
-from streams.completing import complete
+from streams.checking import Checking, complete
 from streams.following import Follower
 from streams.mpc.comparing import Comparer, make_link_plan
 from streams.mpc.robustness import run_find_far
-from streams.mpc.verifying import Verifying
 
 log = logging.getLogger(__name__)
 
@@ -168,7 +170,8 @@ class Party:
         self._fetch = make_fetch(store.fetch)
         self._min_cohort = min_cohort
         self._listen_host = listen_host
-        self._verifying = Verifying(self._fetch)
+        pool = ThreadPoolExecutor(os.cpu_count(), "verify")
+        self._checking = Checking(store, pool.map)
         self._mask_key = identity.sealing_key.derive_mask_key()
 
     def do(self, work: list[Work]) -> list[tuple[e.Event, str]]:
@@ -196,9 +199,8 @@ class Party:
                     "round %d: the aggregator is silent; this party completes it",
                     secret.started.round,
                 )
-                return complete(
-                    secret, self._verifying.get(secret), self._store, party=self._name
-                )
+                checker = self._get_checker(secret)
+                return complete(secret.view, checker, self._store, party=self._name)
             return self._sum(secret, secret.sealed)
         except PartyRefusesError as error:
             log.error("round %d: %s", secret.started.round, error)  # noqa: TRY400
@@ -207,6 +209,11 @@ class Party:
             # A share that was there when it was linked. Other rounds go on.
             log.error("round %d has no sum: %s", secret.started.round, error)  # noqa: TRY400
         return None
+
+    def _get_checker(self, secret: MpcRound) -> MpcChecker:
+        checker = self._checking.get(secret.view)
+        assert isinstance(checker, MpcChecker), "it is a round of this mode"
+        return checker
 
     def decline(self, secret: MpcRound, error: PartyRefusesError) -> e.PartyDeclined:
         """Return what ends a round that this party will not go on with."""
@@ -279,12 +286,13 @@ class Party:
             # It would not sum them: better said before anybody has given a part.
             detail = f"{len(agents)} updates; this party sums at least {fewest}"
             raise PartyRefusesError(RefusalCode.COHORT_TOO_SMALL, detail)
-        verifier = self._verifying.get(secret)
+        checker = self._get_checker(secret)
+        verifier = checker.verifier
         entries: dict[str, Link | RoundError] = {}
         proven: list[Proven] = []
         # Nothing is linked but what this party itself found proved: what comes of it
         # then follows from the proof.
-        self._verifying.verify_proofs(secret, agents)
+        checker.prepare(secret.view, agents)
         for agent_id in agents:
             found = verifier.get_proven(secret, agent_id)
             if isinstance(found, RoundError):

@@ -33,8 +33,7 @@ EXEMPT: Final = {
     "cli/audit.py": HANDS_ON,
     # Blobs and proofs of MPC rounds.
     "protocol/modes/mpc/checker.py": HANDS_ON,
-    "streams/completing.py:make_check": HANDS_ON,
-    "streams/mpc/verifying.py": HANDS_ON,
+    "streams/checking.py:make_check": HANDS_ON,
     "protocol/clipping.py:clip_and_encode": OURS,
     "protocol/modes/mpc/commitments.py:_commit_small": OURS,
     "protocol/modes/mpc/norm_prover.py": OURS,

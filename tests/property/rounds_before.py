@@ -57,7 +57,7 @@ from typing import Any, Final
 
 from ledger.checkpoint import parse_checkpoint
 from ledger.note import parse_note
-from protocol.changes import apply_change, read_configuration
+from protocol.changes import apply_change
 from protocol.cohort import (
     compute_checkpoint_entropy,
     compute_cohort_seed,
@@ -65,7 +65,12 @@ from protocol.cohort import (
     draw_cohort,
     is_drawn,
 )
-from protocol.configuration import get_comparison, list_parties, name_mode
+from protocol.configuration import (
+    get_comparison,
+    list_parties,
+    name_mode,
+    read_configuration,
+)
 from protocol.contributions import (
     WITHDRAWN,
     Contribution,

@@ -24,14 +24,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Final, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from protocol.configuration import get_comparison, list_parties
 from protocol.decider import Sequenced
 from protocol.facts import name_cause, refuse_claim, reject
-from protocol.modes.mode import SEALED, Mode, Phase
+from protocol.modes.mode import SEALED, Checker, MapAll, Mode, Phase
 from protocol.modes.mpc.far_pairs import MalformedBitsError, flag, parse_far
-from protocol.modes.problem import Problem
+from protocol.modes.problem import Fetch, Problem
 from protocol.round_state import (
     OpenRound,
     RoundsState,
@@ -41,6 +41,9 @@ from protocol.round_state import (
 )
 from schemas import events as e
 from schemas.reasons import Reason
+
+if TYPE_CHECKING:
+    from protocol.round_view import RoundView
 
 Said: TypeAlias = e.SharesLinked | e.UpdatesCompared | e.PartialAggregateSubmitted
 
@@ -67,6 +70,18 @@ def get_comparison_started(current: OpenRound) -> e.ComparisonStarted | None:
 def has_all_links(state: RoundsState) -> bool:
     """Return whether every party has linked its shares of the round in progress."""
     return _has_all(state, CLOSED)
+
+
+def _is_checkable(config: e.FederationConfigured, current: OpenRound) -> bool:
+    said = current.said.get(CLOSED.collects, {})
+    return said.keys() == {*list_party_names(config)}
+
+
+def _make_checker(view: RoundView, fetch: Fetch, map_all: MapAll) -> Checker:
+    # Whoever only follows rounds does without the curves.
+    from protocol.modes.mpc.round_checker import MpcChecker  # noqa: PLC0415
+
+    return MpcChecker(view, fetch, map_all)
 
 
 def has_all_comparisons(state: RoundsState) -> bool:
@@ -345,7 +360,9 @@ MPC: Final = Mode(
     get_blob=lambda update: update.commitments,
     find_answer_problem=_find_answer_problem,
     awaits_checks=False,
-    is_checkable=has_all_links,
+    is_checkable=_is_checkable,
+    makes_checker=_make_checker,
+    needs_leaf=True,
     phases=(CLOSED, COMPARISON, PARTS),
     find_part=_find_part,
     refuse_part=_refuse_part,

@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 import cli.operate
 from cli.main import app
 from cli.stack.processes import StackError
-from protocol.changes import make_change, read_configuration
+from protocol.changes import make_change
+from protocol.configuration import read_configuration
 from schemas import codec
 from tests.builders import LogBuilder, make_key
 from tests.simulation.federation import FEDERATION, MPC_CONFIG

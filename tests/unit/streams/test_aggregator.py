@@ -8,25 +8,20 @@ import pytest
 import streams.aggregator
 from adapters.blobs import BlobError
 from protocol.aggregation import sum_from_blob
-from protocol.modes.mpc.round import Owed
+from protocol.modes.mpc.round import MpcRound
+from protocol.modes.problem import RoundError
 from schemas import codec
 from schemas import events as e
 from schemas.reasons import Reason
-from streams.aggregator import (
-    Aggregator,
-    AggregatorState,
-    ToAggregate,
-    ToCheck,
-    ToVerify,
-    follow_step,
-)
-from streams.completing import MAX_DETAIL_LENGTH
+from streams.aggregator import Aggregator, AggregatorState, Work, follow_step
+from streams.checking import MAX_DETAIL_LENGTH, Checking, complete
 from tests.builders import BlobDict, LogBuilder
 from tests.mpc_builder import (
     build_mpc_log,
     change_values,
     start_mpc_log,
 )
+from tests.mpc_rounds import change_mpc_round
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +57,16 @@ def work_of(log):
 def secrets_of(log):
     """Return the round as it is when checks, and when the result, are owed."""
     items = [x for items in work_of(log).values() for x in items]
-    by_owed = {item.secret.owed_by_aggregator(): item.secret for item in items}
-    return by_owed[Owed.CHECKS], by_owed[Owed.RESULT]
+    (to_check,) = [item.view for item in items if item.due]
+    to_sum = [item.view for item in items if item.is_complete][-1]
+    return MpcRound(to_check), MpcRound(to_sum)
+
+
+def settle(blobs, secret):
+    """Return the claims that a round in this state waits for."""
+    due = () if secret.sealed else tuple(sorted(secret.waiting))
+    work = Work(secret.view, (), due, secret.sealed is not None, "")
+    return [claim for claim, _ in Aggregator(blobs).do([work])]
 
 
 # When
@@ -72,14 +75,14 @@ def secrets_of(log):
 def test_it_works_once_for_each_proof_for_the_checks_and_for_the_sum(log):
     work = work_of(log)
     seen = [
-        (type(log.leaves[index]), item.secret.owed_by_aggregator())
+        (type(log.leaves[index]), len(item.came), len(item.due), item.is_complete)
         for index, items in work.items()
         for item in items
     ]
     assert seen == [
-        *[(e.UpdateCommitted, None)] * 5,
-        (e.SharesLinked, Owed.CHECKS),
-        (e.PartialAggregateSubmitted, Owed.RESULT),
+        *[(e.UpdateCommitted, 1, 0, False)] * 5,
+        (e.SharesLinked, 0, 5, False),
+        (e.PartialAggregateSubmitted, 0, 0, True),
     ]
     for index, items in work.items():
         assert {x.traceparent for x in items} == {log.opened[index].traceparent}
@@ -87,11 +90,7 @@ def test_it_works_once_for_each_proof_for_the_checks_and_for_the_sum(log):
 
 def test_it_works_again_when_a_rejected_part_is_there_again():
     log = build_mpc_log()
-    results = [
-        index
-        for index, items in work_of(log).items()
-        if items[-1].secret.owed_by_aggregator() is Owed.RESULT
-    ]
+    results = [index for index, items in work_of(log).items() if items[-1].is_complete]
     numbers = [log.leaves[index].round for index in results]
     assert numbers == [1, 2, 2]
     assert log.leaves[results[2]].party == "p1"
@@ -103,15 +102,20 @@ def test_it_works_in_the_clear_as_ever():
     log.admit("ada", "bea", "cleo", "dora")
     log.run_round()
     work = [x for items in work_of(log).values() for x in items]
-    checks = [x for x in work if isinstance(x, ToCheck)]
-    (to_sum,) = [x for x in work if isinstance(x, ToAggregate)]
+    checks = [x for x in work if x.due]
+    (to_sum,) = [x for x in work if x.is_complete]
     assert len(work) == len(checks) + 1 == 5
     aggregator = Aggregator(log.blobs)
-    ((claim, _),) = aggregator.check(checks)
+    ((claim, _),) = aggregator.do(checks)
     assert [r.reason for r in claim.results] == [""] * 4
-    assert [r.leaf_index for r in claim.results] == [x.leaf_index for x in checks]
+    updates = [
+        x for x in log.opened if isinstance(x.sequenced.event, e.UpdateSubmitted)
+    ]
+    indexes = [x.sequenced.leaf_index for x in updates]
+    assert [r.leaf_index for r in claim.results] == indexes
     published = next(x for x in log.leaves if isinstance(x, e.AggregateSubmitted))
-    assert aggregator.aggregate(to_sum) == published
+    ((claim, _),) = aggregator.do([to_sum])
+    assert claim == published
 
 
 def test_a_clear_round_whose_blob_is_gone_has_no_sum(caplog):
@@ -121,9 +125,11 @@ def test_a_clear_round_whose_blob_is_gone_has_no_sum(caplog):
     log.run_round()
     work = [x for items in work_of(log).values() for x in items]
     blobs = BlobDict(log.blobs)
-    del blobs[work[0].update.update.sha256]
+    (first,) = work[0].due
+    del blobs[work[0].view.answers[first].event.update.sha256]
     aggregator = Aggregator(blobs)
-    claims = [claim for claim, _ in aggregator.do(work)]
+    claims = [claim for claim, _ in aggregator.do(work[:-1])]
+    assert aggregator.do(work[-1:]) == []
     assert [type(claim) for claim in claims] == [e.UpdatesChecked]
     assert [r.reason for r in claims[0].results] == [Reason.MISSING_BLOB, "", "", ""]
     assert "has no sum" in caplog.text
@@ -135,14 +141,13 @@ def test_a_clear_round_whose_blob_is_gone_has_no_sum(caplog):
 def test_it_accepts_what_is_good_and_publishes_its_sum(log):
     to_check, to_sum = secrets_of(log)
     blobs = BlobDict(log.blobs)
-    aggregator = Aggregator(blobs)
-    (checks,) = aggregator.settle(to_check)
+    (checks,) = settle(blobs, to_check)
     assert checks == next(x for x in log.leaves if isinstance(x, e.UpdatesChecked))
     assert {r.reason for r in checks.results} == {""}
     indexes = [r.leaf_index for r in checks.results]
     assert indexes == sorted(indexes)
     # A new process finds the same.
-    (claim,) = Aggregator(blobs).settle(to_sum)
+    (claim,) = settle(blobs, to_sum)
     assert claim == next(x for x in log.leaves if isinstance(x, e.AggregateSubmitted))
     total = sum_from_blob(blobs[claim.sum.sha256], num_parameters=log.num_parameters)
     assert np.array_equal(total, log.compute_sum(to_sum.sealed))
@@ -166,16 +171,15 @@ def test_proofs_are_verified_as_they_come_and_once(log):
 def test_nothing_is_claimed_before_it_is_owed(log):
     for items in work_of(log).values():
         for item in items:
-            if item.secret.owed_by_aggregator() is None:
-                aggregator = Aggregator(BlobDict(log.blobs))
-                assert list(aggregator.settle(item.secret)) == []
+            if not item.due and not item.is_complete:
+                assert Aggregator(BlobDict(log.blobs)).do([item]) == []
 
 
 def test_claims_fit_the_ledger(log, monkeypatch):
     """However many agents: here two to a claim."""
     monkeypatch.setattr(streams.aggregator, "MAX_CHECKS", 2)
     to_check, _ = secrets_of(log)
-    claims = list(Aggregator(log.blobs).settle(to_check))
+    claims = settle(log.blobs, to_check)
     assert [len(claim.results) for claim in claims] == [2, 2, 1]
     indexes = [r.leaf_index for claim in claims for r in claim.results]
     assert indexes == sorted(c.leaf_index for c in to_check.commitments.values())
@@ -191,8 +195,8 @@ def test_a_detail_is_short_and_plain(log):
         for entry in links.entries
     )
     ref = blobs.store(codec.encode(replace(links, entries=entries)))
-    secret = replace(to_check, links={**to_check.links, "p0": ref})
-    (claim,) = Aggregator(blobs).settle(secret)
+    secret = change_mpc_round(to_check, links={**to_check.links, "p0": ref})
+    (claim,) = settle(blobs, secret)
     for result in claim.results:
         assert result.reason == Reason.BAD_SHARE
         assert len(result.detail) == MAX_DETAIL_LENGTH
@@ -206,9 +210,9 @@ def test_wrong_parts_are_claimed_together_and_in_order(log):
     for party in ("p2", "p0"):
         part = codec.decode(blobs[partials[party].blob.sha256])
         ref = blobs.store(codec.encode(change_values(part)))
-        partials[party] = replace(partials[party], blob=ref)
-    secret = replace(to_sum, partials=partials)
-    (claim,) = Aggregator(blobs).settle(secret)
+        partials[party] = partials[party]._replace(blob=ref)
+    secret = change_mpc_round(to_sum, partials=partials)
+    (claim,) = settle(blobs, secret)
     assert isinstance(claim, e.UpdatesChecked)
     assert [r.leaf_index for r in claim.results] == sorted(
         partials[party].leaf_index for party in ("p0", "p2")
@@ -224,9 +228,8 @@ def test_a_round_that_cannot_be_summed_does_not_stop_others(log, lost, caplog):
         del blobs[to_sum.sealed.base_model.sha256]
     else:
         del blobs[to_sum.commitments["ada"].event.commitments.sha256]
-    aggregator = Aggregator(blobs)
-    work = ToVerify(to_sum, (), "")
-    assert aggregator.do([work]) == []
+    assert settle(blobs, to_sum) == []
     assert "round 1 has no sum" in caplog.text
-    with pytest.raises((BlobError, ValueError)):
-        list(Aggregator(blobs).settle(to_sum))
+    checker = Checking(blobs, map).get(to_sum.view)
+    with pytest.raises((BlobError, RoundError)):
+        complete(to_sum.view, checker, blobs)

@@ -1,0 +1,82 @@
+"""The checker of aggregation MPC: norm proofs, links, parts of the sum, the result.
+
+Multiplying points, which is most of the work, leaves Python's lock to others. A batch
+of proofs costs less than the proofs one by one, so each thread gets one batch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from protocol.model import RoundResult
+from protocol.modes.mode import MapAll
+from protocol.modes.mpc.checker import RoundVerifier
+from protocol.modes.mpc.round import MpcRound
+from protocol.modes.mpc.share_link import PartySum
+from protocol.modes.problem import Fetch, Problem, RoundError
+from protocol.round_view import RoundView
+
+MIN_TOGETHER: Final = 2
+"""Proofs in a batch: fewer are not worth a thread."""
+
+
+class MpcChecker:
+    """Checks one round; see `protocol.modes.mode.Checker`."""
+
+    def __init__(self, view: RoundView, fetch: Fetch, map_all: MapAll) -> None:
+        self.verifier = RoundVerifier(MpcRound(view), fetch)
+        self._map_all = map_all
+        self._num_batches = os.cpu_count() or 1
+
+    def prepare(self, view: RoundView, agent_ids: Sequence[str]) -> None:
+        """Verify norm proofs; what came out is remembered."""
+        if not view.started_leaf_hash:
+            return  # they are about that leaf
+        secret, verifier = MpcRound(view), self.verifier
+        new = [a for a in agent_ids if not verifier.has_proven(secret, a)]
+        num_batches = min(self._num_batches, len(new) // MIN_TOGETHER) or 1
+        batches = [new[first::num_batches] for first in range(num_batches)]
+        for _ in self._map_all(
+            lambda batch: verifier.verify_proofs(secret, batch), batches
+        ):
+            pass
+
+    def check(
+        self, view: RoundView, agent_ids: Sequence[str]
+    ) -> Mapping[str, Problem | None]:
+        """Return what proofs and all parties' links show."""
+        self.prepare(view, agent_ids)
+        found = self.verifier.find_reasons(MpcRound(view), agent_ids)
+        return {
+            agent_id: None if problem is None else problem.problem
+            for agent_id, problem in found.items()
+        }
+
+    def compute(
+        self, view: RoundView, base: bytes
+    ) -> RoundResult | Mapping[int, Problem]:
+        """Return the sum that opens the commitments, or whose part is wrong."""
+        secret = MpcRound(view)
+        places = {name: part.leaf_index for name, part in secret.partials.items()}
+        parts = {
+            party.name: self.verifier.find_partial_problem(secret, party.name)
+            for party in secret.mpc.parties
+        }
+        wrong = {
+            places[name]: part.problem
+            for name, part in parts.items()
+            if isinstance(part, RoundError)
+        }
+        if wrong:
+            return wrong
+        good = [part for part in parts.values() if isinstance(part, PartySum)]
+        try:
+            return self.verifier.compute_result(secret, good, base)
+        except RoundError as error:
+            if error.blob is not None:
+                raise
+            # Somebody lied, and nobody can say who. None of them counts, so that the
+            # round can end; who was summed stays summed.
+            return dict.fromkeys(places.values(), error.problem)

@@ -1,0 +1,103 @@
+"""Checking rounds, and the claim about what one comes to, whatever its mode.
+
+The aggregator makes it. Where a mode lets others do so if the aggregator is gone, they
+make the same: what it takes is on the ledger and in the store, and everybody comes to
+the same bytes.
+
+What waits to be checked is on Kafka: a block is followed when the one before it is
+done, so no more than one block's blobs are in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from adapters.blobs import BlobStore
+from adapters.round_blobs import make_fetch
+from protocol.model import RoundResult, compute_max_model_size
+from protocol.modes import get_mode
+from protocol.modes.mode import Checker, MapAll
+from protocol.modes.problem import Problem
+from protocol.round_view import RoundView
+from schemas import events as e
+
+MAX_DETAIL_LENGTH: Final = 200
+
+
+class Checking:
+    """The checker of the round in progress.
+
+    Args:
+        store: Where blobs are.
+        map_all: How several are looked at.
+    """
+
+    def __init__(self, store: BlobStore, map_all: MapAll) -> None:
+        self._fetch = make_fetch(store.fetch)
+        self._map_all = map_all
+        self._current: tuple[bytes, Checker] | None = None
+
+    def get(self, view: RoundView) -> Checker:
+        """Return a round's checker, made once: it remembers what it has found."""
+        if self._current is None or self._current[0] != view.identity:
+            make = get_mode(view.config).makes_checker
+            self._current = view.identity, make(view, self._fetch, self._map_all)
+        return self._current[1]
+
+
+def complete(
+    view: RoundView, checker: Checker, store: BlobStore, *, party: str = ""
+) -> e.UpdatesChecked | e.AggregateSubmitted:
+    """Return what a round comes to: the model, or which of its parts are wrong.
+
+    Args:
+        view: The round, with all its parts.
+        checker: The round's.
+        store: Where blobs are.
+        party: Who claims it; empty for the aggregator.
+
+    Raises:
+        BlobError: the base model is gone.
+        RoundError: something else is.
+    """
+    sealed = view.open.sealed
+    assert sealed is not None, "it is complete"
+    base = store.fetch(
+        sealed.base_model,
+        max_size_bytes=compute_max_model_size(view.config.initial_model),
+    )
+    result = checker.compute(view, base)
+    if not isinstance(result, RoundResult):
+        return _reject(view, result, party)
+    return e.AggregateSubmitted(
+        federation_id=sealed.federation_id,
+        round=sealed.round,
+        base_model_sha256=sealed.base_model.sha256,
+        num_contributions=sealed.num_contributions,
+        num_examples=sealed.num_examples,
+        sum=store.store(result.sum_blob),
+        model=store.store(result.model_blob),
+        party=party,
+    )
+
+
+def _reject(
+    view: RoundView, wrong: Mapping[int, Problem], party: str
+) -> e.UpdatesChecked:
+    return e.UpdatesChecked(
+        federation_id=view.config.federation_id,
+        round=view.started.round,
+        results=tuple(make_check(at, *wrong[at]) for at in sorted(wrong)),
+        party=party,
+    )
+
+
+def make_check(leaf_index: int, reason: str, detail: str = "") -> e.UpdateCheck:
+    """Return one result of a check, with a detail that fits."""
+    # A detail may quote the blob, which is an agent's to fill: a hundred of them must
+    # fit a claim, whatever they quote.
+    plain = detail.encode("ascii", "backslashreplace").decode()
+    return e.UpdateCheck(
+        leaf_index=leaf_index, reason=reason, detail=plain[:MAX_DETAIL_LENGTH]
+    )
