@@ -22,7 +22,7 @@ from adapters.blobs import BlobError, BlobStore
 from protocol.decider import step
 from protocol.log import OpenedLeaf
 from protocol.modes.mode import Answer
-from protocol.modes.problem import Problem, RoundError
+from protocol.modes.problem import RoundError
 from protocol.round_state import RoundsState
 from protocol.round_view import RoundView, follow
 from protocol.rounds import DECIDER
@@ -149,11 +149,7 @@ class Aggregator:
         with telemetry.span(
             "check", "update", kind=telemetry.INTERNAL, parent=traces[due[-1]]
         ):
-            try:
-                found = self._checking.get(view).check(view, due)
-            except RoundError as error:
-                log.error("round %d cannot go on: %s", view.started.round, error)  # noqa: TRY400
-                return
+            found = self._checking.get(view).check(view, due)
         checks = [make_check(places[name], *_explain(found[name])) for name in due]
         for start in range(0, len(due), MAX_CHECKS):
             part = slice(start, start + MAX_CHECKS)
@@ -188,8 +184,8 @@ def _group(work: list[Work]) -> Iterator[list[Work]]:
     yield from rounds.values()
 
 
-def _explain(problem: Problem | None) -> tuple[str, str]:
-    return ("", "") if problem is None else problem
+def _explain(problem: RoundError | None) -> tuple[str, str]:
+    return ("", "") if problem is None else (problem.reason, problem.detail)
 
 
 def make_aggregator() -> Service:

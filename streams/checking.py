@@ -18,7 +18,7 @@ from adapters.round_blobs import make_fetch
 from protocol.model import RoundResult, compute_max_model_size
 from protocol.modes import get_mode
 from protocol.modes.mode import Checker, MapAll
-from protocol.modes.problem import Problem
+from protocol.modes.problem import RoundError
 from protocol.round_view import RoundView
 from schemas import events as e
 
@@ -83,12 +83,15 @@ def complete(
 
 
 def _reject(
-    view: RoundView, wrong: Mapping[int, Problem], party: str
+    view: RoundView, wrong: Mapping[int, RoundError], party: str
 ) -> e.UpdatesChecked:
     return e.UpdatesChecked(
         federation_id=view.config.federation_id,
         round=view.started.round,
-        results=tuple(make_check(at, *wrong[at]) for at in sorted(wrong)),
+        results=tuple(
+            make_check(at, problem.reason, problem.detail)
+            for at, problem in sorted(wrong.items())
+        ),
         party=party,
     )
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 from protocol.decider import Sequenced
-from protocol.modes.problem import Fetch, Problem
+from protocol.modes.problem import Fetch, Problem, RoundError
 from protocol.round_state import Noted, OpenRound, RoundsState
 from schemas import events as e
 
@@ -56,17 +56,13 @@ class Checker(Protocol):
 
     def check(
         self, view: RoundView, agent_ids: Sequence[str]
-    ) -> Mapping[str, Problem | None]:
-        """Return why answers do not count; None for those that do.
-
-        Raises:
-            RoundError: nobody can say it, for want of a blob.
-        """
+    ) -> Mapping[str, RoundError | None]:
+        """Return why answers do not count; None for those that do."""
         ...
 
     def compute(
         self, view: RoundView, base: bytes
-    ) -> RoundResult | Mapping[int, Problem]:
+    ) -> RoundResult | Mapping[int, RoundError]:
         """Return what a sealed round comes to, or which of its parts are wrong.
 
         Args:

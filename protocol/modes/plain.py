@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from protocol.encoding import UpdateRefusedError, parse_update
 from protocol.model import RoundResult, compute_max_update_size, compute_result
 from protocol.modes.mode import SEALED, MapAll, Mode, Phase
-from protocol.modes.problem import Fetch, Problem, RoundError
+from protocol.modes.problem import Fetch, RoundError
 from schemas import events as e
 from schemas.reasons import Reason
 
@@ -32,18 +32,18 @@ class PlainChecker:
 
     def check(
         self, view: RoundView, agent_ids: Sequence[str]
-    ) -> Mapping[str, Problem | None]:
+    ) -> Mapping[str, RoundError | None]:
         """Return which blobs are no updates for this model."""
         size = view.started.num_parameters
 
-        def check_one(agent_id: str) -> Problem | None:
+        def check_one(agent_id: str) -> RoundError | None:
             try:
                 blob = self._get_update(view, agent_id)
                 parse_update(blob, num_parameters=size)
             except RoundError as error:
-                return error.problem
+                return error
             except UpdateRefusedError as error:
-                return Reason(error.reason), error.detail
+                return RoundError(Reason(error.reason), error.detail)
             return None
 
         found = self._map_all(check_one, agent_ids)
@@ -51,7 +51,7 @@ class PlainChecker:
 
     def compute(
         self, view: RoundView, base: bytes
-    ) -> RoundResult | Mapping[int, Problem]:
+    ) -> RoundResult | Mapping[int, RoundError]:
         """Return the sum of the accepted updates, and the model that follows."""
         sealed = view.open.sealed
         assert sealed is not None, "only a sealed round has a sum"

@@ -43,11 +43,6 @@ class RoundError(ValueError):
         self.detail = detail
         self.blob = blob
 
-    @property
-    def problem(self) -> Problem:
-        """Return what is wrong."""
-        return self.reason, self.detail
-
 
 Fetch: TypeAlias = Callable[[e.BlobRef, int], bytes]
 """Returns a blob, digest verified, of at most so many bytes; raises `RoundError` if it

@@ -15,7 +15,7 @@ from protocol.modes.mode import MapAll
 from protocol.modes.mpc.checker import RoundVerifier
 from protocol.modes.mpc.round import MpcRound
 from protocol.modes.mpc.share_link import PartySum
-from protocol.modes.problem import Fetch, Problem, RoundError
+from protocol.modes.problem import Fetch, RoundError
 from protocol.round_view import RoundView
 
 MIN_TOGETHER: Final = 2
@@ -45,18 +45,14 @@ class MpcChecker:
 
     def check(
         self, view: RoundView, agent_ids: Sequence[str]
-    ) -> Mapping[str, Problem | None]:
+    ) -> Mapping[str, RoundError | None]:
         """Return what proofs and all parties' links show."""
         self.prepare(view, agent_ids)
-        found = self.verifier.find_reasons(MpcRound(view), agent_ids)
-        return {
-            agent_id: None if problem is None else problem.problem
-            for agent_id, problem in found.items()
-        }
+        return self.verifier.find_reasons(MpcRound(view), agent_ids)
 
     def compute(
         self, view: RoundView, base: bytes
-    ) -> RoundResult | Mapping[int, Problem]:
+    ) -> RoundResult | Mapping[int, RoundError]:
         """Return the sum that opens the commitments, or whose part is wrong."""
         secret = MpcRound(view)
         places = {name: part.leaf_index for name, part in secret.partials.items()}
@@ -65,7 +61,7 @@ class MpcChecker:
             for party in secret.mpc.parties
         }
         wrong = {
-            places[name]: part.problem
+            places[name]: part
             for name, part in parts.items()
             if isinstance(part, RoundError)
         }
@@ -79,4 +75,4 @@ class MpcChecker:
                 raise
             # Somebody lied, and nobody can say who. None of them counts, so that the
             # round can end; who was summed stays summed.
-            return dict.fromkeys(places.values(), error.problem)
+            return dict.fromkeys(places.values(), error)
