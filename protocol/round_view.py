@@ -90,6 +90,13 @@ class RoundView:
         return _decode(self.said[leaf_index])
 
 
+def list_parts(view: RoundView) -> dict[str, int]:
+    """Return the leaf indexes of the parts of a sealed round's result, by author."""
+    phase = get_mode(view.config).find_phase(view.open)
+    said = {} if phase is None else view.open.said.get(phase.collects, {})
+    return {author: at for author, at in said.items() if isinstance(at, int)}
+
+
 @lru_cache(maxsize=256)
 def _decode(data: bytes) -> Any:
     return codec.decode(data)

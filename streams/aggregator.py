@@ -13,11 +13,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final
 
 from adapters import telemetry
+from adapters.ahead import Ahead
 from adapters.blobs import BlobError, BlobStore
 from protocol.decider import step
 from protocol.log import OpenedLeaf
@@ -116,8 +116,7 @@ class Aggregator:
 
     def __init__(self, store: BlobStore) -> None:
         self._store = store
-        pool = ThreadPoolExecutor(NUM_THREADS, "aggregate")
-        self._checking = Checking(store, pool.map)
+        self._checking = Checking(store, Ahead(NUM_THREADS, "aggregate"))
 
     def do(self, work: list[Work]) -> list[tuple[e.Event, str]]:
         """Return the claims that settle this work, checks first."""

@@ -15,11 +15,11 @@ from typing import Final
 
 from adapters.blobs import BlobStore
 from adapters.round_blobs import make_fetch
-from protocol.model import RoundResult, compute_max_model_size
+from protocol.model import compute_max_model_size
 from protocol.modes import get_mode
 from protocol.modes.mode import Checker, MapAll
 from protocol.modes.problem import RoundError
-from protocol.round_view import RoundView
+from protocol.round_view import RoundView, list_parts
 from schemas import events as e
 
 MAX_DETAIL_LENGTH: Final = 200
@@ -63,13 +63,26 @@ def complete(
     """
     sealed = view.open.sealed
     assert sealed is not None, "it is complete"
+    places = list_parts(view)
+    wrong = {
+        places[author]: problem
+        for author, problem in checker.check_parts(view).items()
+        if problem is not None
+    }
+    if wrong:
+        return _reject(view, wrong, party)
     base = store.fetch(
         sealed.base_model,
         max_size_bytes=compute_max_model_size(view.config.initial_model),
     )
-    result = checker.compute(view, base)
-    if not isinstance(result, RoundResult):
-        return _reject(view, result, party)
+    try:
+        result = checker.compute(view, base)
+    except RoundError as error:
+        if error.blob is not None or not places:
+            raise
+        # Somebody lied, and nobody can say who. None of them counts, so that the round
+        # can end; who was summed stays summed.
+        return _reject(view, dict.fromkeys(places.values(), error), party)
     return e.AggregateSubmitted(
         federation_id=sealed.federation_id,
         round=sealed.round,

@@ -42,13 +42,8 @@ from typing import Final
 from adapters.kafka import Record
 from adapters.schema_registry import FramingError
 from consumers.audit.blobs import BlobAuditor, FetchBlob
+from consumers.audit.claims import AnswersClaim, PartClaim, ResultClaim, read_claims
 from consumers.audit.finality import FinalityAuditor, hash_context
-from consumers.audit.mpc_claims import (
-    CommitmentsClaim,
-    PartialClaim,
-    SumClaim,
-    read_claims,
-)
 from consumers.audit.parallel import CheckpointContext, Helpers, Item
 from consumers.audit.report import (
     Equivocation,
@@ -64,7 +59,6 @@ from consumers.audit.state import (
     AuditState,
     ExpectedCheckpoint,
     Position,
-    RoundView,
     hash_record,
 )
 from ledger.attestations import InvalidMessageError
@@ -83,7 +77,6 @@ from protocol.envelope import (
     compute_input_id,
 )
 from protocol.log import LogError, LogState, OpenedLeaf
-from protocol.modes.mpc.round import MpcRound, follow
 from protocol.replay import (
     DeciderError,
     Fault,
@@ -95,6 +88,7 @@ from protocol.replay import (
     find_pending,
     replay_block,
 )
+from protocol.round_view import RoundView, follow
 from protocol.rules import UnknownRulesError
 from schemas import codec, topics
 from schemas import events as e
@@ -753,99 +747,44 @@ class _Audit:
     # Blobs
 
     def _follow_round(self, item: ReplayedLeaf, place: Place) -> None:
-        """Keep the current round's blobs in view, and check what is decided."""
+        """Keep the round in progress in view, and check what is claimed of it."""
         leaf = item.opened.sequenced
-        event = leaf.event
-        current = self._rounds.current
-        before = self._view.secret
-        self._view.secret = follow(before, self._rounds, leaf)
-        if before is not None:
-            self._check_mpc(event, before, item.facts, place)
-        if isinstance(event, e.UpdateSubmitted):
-            if current is not None and leaf.leaf_index in current.pending:
-                self._view.updates[leaf.leaf_index] = event
-        elif isinstance(event, e.FederationConfigured) and self._blobs is not None:
-            self._blobs.check_initial_model(
-                event.initial_model, event.num_parameters, place
-            )
+        before = self._view
+        self._view = follow(before, self._rounds, leaf)
         for fact in item.facts:
-            self._follow_fact(event, fact, place)
+            if isinstance(fact, e.ContributionRejected):
+                self.report.rejections[fact.reason] += 1
+        if self._blobs is None:
+            return
+        if isinstance(leaf.event, e.FederationConfigured):
+            self._blobs.check_initial_model(
+                leaf.event.initial_model, leaf.event.num_parameters, place
+            )
+        if before is not None:
+            self._check_claims(leaf.event, before, item.facts, place)
+        for fact in item.facts:
+            if isinstance(fact, e.ModelVersionRegistered) and fact.onnx is not None:
+                self._blobs.check_onnx(fact.onnx, place)
 
-    def _check_mpc(
+    def _check_claims(
         self,
         event: e.LedgerEvent,
-        before: MpcRound,
+        before: RoundView,
         facts: Sequence[e.Fact],
         place: Place,
     ) -> None:
-        """Check what a leaf decides about a round whose updates nobody sees."""
-        if self._blobs is None:
-            return
+        """Check what a leaf claims of the round that was in progress before it."""
+        assert self._blobs is not None, "or nothing is checked"
         for claim in read_claims(event, facts):
             match claim:
-                case CommitmentsClaim():
-                    self._blobs.check_commitments(before, claim.reasons, place)
-                case PartialClaim():
-                    self._blobs.check_partial_claim(
-                        before, claim.party, claim.reason, place
-                    )
-                case SumClaim():
-                    self._blobs.check_mpc_round(before, claim.published, place)
-
-    def _follow_fact(self, event: e.LedgerEvent, fact: e.Fact, place: Place) -> None:
-        match fact:
-            case e.ContributionAccepted():
-                update = self._view.updates.pop(fact.update_leaf_index, None)
-                if update is not None:
-                    self._view.accepted[fact.agent_id] = update.update
-            case e.ContributionRejected():
-                self.report.rejections[fact.reason] += 1
-                rejected = self._view.updates.pop(fact.update_leaf_index, None)
-                if (
-                    isinstance(event, e.UpdatesChecked)
-                    and rejected is not None
-                    and self._blobs is not None
-                ):
-                    size = self._num_parameters()
-                    self._blobs.check_claim(rejected.update, size, fact.reason, place)
-            case e.RoundSealed():
-                assert self._rounds.current is not None, "it is sealed, not over"
-                self._view.sealed = fact
-                self._view.contributions = self._rounds.current.ordered
-            case e.AggregatePublished():
-                view = self._view
-                assert view.sealed is not None, "the decider publishes what it sealed"
-                if self._blobs is not None and self._is_plain():
-                    refs = [view.accepted[c.agent_id] for c in view.contributions]
-                    weights = [c.num_examples for c in view.contributions]
-                    self._blobs.check_round(view.sealed, weights, refs, fact, place)
-                self._end_round()
-            case e.RoundAbandoned():
-                self._check_unsummed(place)
-                self._end_round()
-            case e.ModelVersionRegistered(onnx=onnx) if self._blobs is not None:
-                if onnx is not None:
-                    self._blobs.check_onnx(onnx, place)
-            case _:
-                pass
-
-    def _check_unsummed(self, place: Place) -> None:
-        """Check accepted updates that did not enter a published sum."""
-        if self._blobs is not None:
-            for ref in self._view.accepted.values():
-                self._blobs.check_update(ref, self._num_parameters(), place)
-
-    def _end_round(self) -> None:
-        self._view = RoundView()
-
-    def _is_plain(self) -> bool:
-        config = self._rounds.config
-        return config is not None and config.plain is not None
-
-    def _num_parameters(self) -> int:
-        config = self._rounds.config
-        assert config is not None, "a round has a configuration"
-        return config.num_parameters
+                case AnswersClaim():
+                    self._blobs.check_answers(before, claim.reasons, place)
+                case PartClaim():
+                    self._blobs.check_part(before, claim.author, claim.reason, place)
+                case ResultClaim():
+                    self._blobs.check_result(before, claim.published, place)
+        if any(isinstance(fact, e.RoundAbandoned) for fact in facts):
+            self._blobs.check_unsummed(before, place)
 
     # Checkpoints
 
@@ -1050,7 +989,8 @@ class _Audit:
             )
             for due in find_pending(self._state)
         )
-        self._check_unsummed(self._last_place)
+        if self._blobs is not None and self._view is not None:
+            self._blobs.check_unsummed(self._view, self._last_place)
         self._drain()
 
     def _drain(self) -> None:

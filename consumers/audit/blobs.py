@@ -8,29 +8,27 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from typing import Final, Protocol
 
 import numpy as np
 
+from adapters.ahead import Ahead
 from adapters.blobs import BlobError
 from adapters.round_blobs import make_fetch
 from consumers.audit.report import Finding, FindingCode, Place, Report
 from protocol.aggregation import sum_from_blob
-from protocol.encoding import UpdateRefusedError, parse_update
 from protocol.exchanged_state import model_from_blob
 from protocol.model import (
     RoundResult,
     compute_max_model_size,
     compute_max_sum_size,
-    compute_max_update_size,
-    compute_result,
 )
-from protocol.modes.mpc.checker import RoundVerifier
-from protocol.modes.mpc.round import MpcRound
-from protocol.modes.mpc.share_link import PartySum
+from protocol.modes import get_mode
+from protocol.modes.mode import Checker
 from protocol.modes.problem import RoundError
+from protocol.round_view import RoundView
 from protocol.tensors import MalformedBlobError, num_parameters
 from schemas.events import AggregatePublished, BlobRef, RoundSealed
 from schemas.reasons import Reason
@@ -75,14 +73,14 @@ class BlobAuditor:
         self._report = report
         self._add = add
         self._window = jobs
-        self._pool = ThreadPoolExecutor(jobs, "audit-fetch")
+        self._ahead = Ahead(jobs, "audit-fetch")
         self._tasks: deque[tuple[Future[int], Callable[[Future[int]], None]]] = deque()
         self._model: tuple[bytes, bytes] = (b"", b"")  # digest and bytes of the last
         # Without a genesis there are no models.
         self._max_model_size = (
             0 if initial_model is None else compute_max_model_size(initial_model)
         )
-        self._verifier: tuple[bytes, RoundVerifier] | None = None
+        self._checker: tuple[bytes, Checker] | None = None
 
     def _fetch(self, ref: BlobRef, *, max_size_bytes: int) -> bytes:
         try:
@@ -100,7 +98,7 @@ class BlobAuditor:
 
     def close(self) -> None:
         """End the threads; what was not looked at stays so."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._ahead.close()
 
     def check_initial_model(self, ref: BlobRef, size: int, place: Place) -> None:
         """Check that the first model is there and of its size."""
@@ -136,97 +134,25 @@ class BlobAuditor:
 
         self._later(work, lambda done: self._settle(done, ref, place, "the ONNX file"))
 
-    def check_update(self, ref: BlobRef, size: int, place: Place) -> None:
-        """Check an accepted update that no sum was computed from."""
-
-        def work() -> int:
-            blob = self._fetch(ref, max_size_bytes=compute_max_update_size(size))
-            parse_update(blob, num_parameters=size)
-            return len(blob)
-
-        self._later(
-            work, lambda done: self._settle(done, ref, place, "an accepted update")
-        )
-
-    def check_claim(self, ref: BlobRef, size: int, reason: str, place: Place) -> None:
-        """Check what an aggregator said about an update that it rejected."""
-        if reason == Reason.MISSING_BLOB:
-            # Whether it was there then cannot be known now.
-            self._report.num_claims_unchecked += 1
-            return
-
-        def work() -> int:
-            blob = self._fetch(ref, max_size_bytes=compute_max_update_size(size))
-            parse_update(blob, num_parameters=size)
-            return len(blob)
-
-        self._later(work, lambda done: self._settle_claim(done, ref, reason, place))
-
-    def _settle_claim(
-        self, done: Future[int], ref: BlobRef, reason: str, place: Place
+    def check_answers(
+        self, view: RoundView, reasons: Mapping[str, str], place: Place
     ) -> None:
-        found = ""
-        try:
-            self._count(done.result())
-        except BlobError as error:
-            if error.reason == Reason.MISSING_BLOB:
-                self._report.num_claims_unchecked += 1
-                return
-            found = str(error.reason)
-            if error.reason == Reason.CORRUPT_BLOB and reason != found:
-                self._add(_blob_finding(error, ref, place, "a rejected update"))
-                return
-        except UpdateRefusedError as error:
-            found = str(error.reason)
-        self._report.num_claims_checked += 1
-        if found != reason:
-            self._add(
-                Finding(
-                    code=FindingCode.CLAIM_CONTRADICTED,
-                    place=place,
-                    message="the update was rejected for what its blob does not show",
-                    expected=found or "nothing wrong with the update",
-                    found=reason,
-                    blob_sha256=ref.sha256.hex(),
-                )
+        """Check again what the aggregator said of answers.
+
+        Args:
+            view: The round, just before the claim.
+            reasons: The reason that was given, by agent; empty if it counts.
+            place: Where it was claimed.
+        """
+        # An answer that counts and is no good shows when the result is computed again.
+        is_shown_later = get_mode(view.config).result_shows_answers
+        agents = sorted(a for a in reasons if reasons[a] or not is_shown_later)
+        bad: dict[bytes, RoundError] = {}  # one blob may concern all agents
+        for agent_id, problem in self._check(view, agents):
+            claimed, found = (
+                reasons[agent_id],
+                "" if problem is None else problem.reason,
             )
-
-    def check_round(
-        self,
-        sealed: RoundSealed,
-        weights: Sequence[int],
-        refs: Sequence[BlobRef],
-        published: AggregatePublished,
-        place: Place,
-    ) -> None:
-        """Compute a round again and compare what was published.
-
-        Args:
-            sealed: The round.
-            weights: Of its contributions, in order.
-            refs: Their blobs, in order.
-            published: What should come out.
-            place: Where it was claimed.
-        """
-        self._compare_round(
-            sealed, self._compute(sealed, weights, refs, place), published, place
-        )
-
-    def check_commitments(
-        self, secret: MpcRound, claims: Mapping[str, str], place: Place
-    ) -> None:
-        """Verify proofs and links again, and compare what the aggregator said of them.
-
-        Args:
-            secret: The round, just before the claim.
-            claims: The reason that was given, by agent; empty if accepted.
-            place: Where it was claimed.
-        """
-        verifier = self._get_verifier(secret)
-        reasons = verifier.find_reasons(secret, sorted(claims))
-        bad: dict[bytes, RoundError] = {}  # a party's links concern all agents
-        for agent_id, problem in reasons.items():
-            claimed, found = claims[agent_id], "" if problem is None else problem.reason
             if claimed and _is_unknowable(claimed, problem):
                 self._report.num_claims_unchecked += 1
                 continue
@@ -243,22 +169,21 @@ class BlobAuditor:
                     if claimed
                     else FindingCode.INVALID_UPDATE,
                     place=place,
-                    message=f"the aggregator's word on {agent_id} is not what proofs "
-                    "and links show",
+                    message=f"the aggregator's word on {agent_id} is not what the "
+                    "round's blobs show",
                     expected="it counts" if problem is None else str(problem),
                     found=claimed or "it counts",
-                    blob_sha256=_hex(secret.get_committed(agent_id).event.commitments),
+                    blob_sha256=_hex(_get_blob(view, agent_id)),
                 )
             )
         for problem in bad.values():
             self._add(_bad_blob_finding(problem, place))
 
-    def check_partial_claim(
-        self, secret: MpcRound, party: str, reason: str, place: Place
+    def check_part(
+        self, view: RoundView, author: str, reason: str, place: Place
     ) -> None:
-        """Check what an aggregator said of a party's part of the sum it rejected."""
-        verifier = self._get_verifier(secret)
-        problem = verifier.find_claim_problem(secret, party, reason)
+        """Check what an aggregator said of a part of the result that it refused."""
+        problem = self._get_checker(view).check_refused(view, author, reason)
         if _is_unknowable(reason, problem):
             self._report.num_claims_unchecked += 1
             return
@@ -272,81 +197,105 @@ class BlobAuditor:
             Finding(
                 code=FindingCode.CLAIM_CONTRADICTED,
                 place=place,
-                message=f"the part of {party} was rejected for what it does not show",
+                message=f"the part of {author} was rejected for what it does not show",
                 expected="it counts" if problem is None else str(problem),
                 found=reason,
-                blob_sha256=_hex(secret.partials[party].blob),
             )
         )
 
-    def check_mpc_round(
-        self, secret: MpcRound, published: AggregatePublished, place: Place
+    def check_result(
+        self, view: RoundView, published: AggregatePublished, place: Place
     ) -> None:
-        """Check that a published sum is that of exactly the accepted contributions.
+        """Compute a round again and compare what was published.
 
         Args:
-            secret: The round, sealed, with all parts of the sum.
-            published: What was published.
+            view: The round, with all that its result follows from.
+            published: What should come out.
             place: Where it was claimed.
         """
-        sealed = secret.sealed
+        sealed = view.open.sealed
         assert sealed is not None, "only a sealed round is published"
-        self._compare_round(
-            sealed, self._add_parts(secret, sealed, place), published, place
-        )
+        result = self._compute(view, sealed, place)
+        self._compare_round(sealed, result, published, place)
 
-    def _add_parts(
-        self, secret: MpcRound, sealed: RoundSealed, place: Place
+    def check_unsummed(self, view: RoundView, place: Place) -> None:
+        """Check answers that count in a round that has no result yet, or never."""
+        if get_mode(view.config).result_shows_answers:
+            self._find_bad(view, sorted(view.open.contributions), place)
+
+    def _check(
+        self, view: RoundView, agents: Sequence[str]
+    ) -> Iterator[tuple[str, RoundError | None]]:
+        if agents:
+            yield from self._get_checker(view).check(view, agents).items()
+
+    def _find_bad(self, view: RoundView, agents: Sequence[str], place: Place) -> bool:
+        """Report answers that count and should not; return whether there are any."""
+        found = False
+        for agent_id, problem in self._check(view, agents):
+            if problem is not None:
+                found = True
+                ref = _get_blob(view, agent_id)
+                self._add(_answer_finding(problem, ref, place))
+        return found
+
+    def _compute(
+        self, view: RoundView, sealed: RoundSealed, place: Place
     ) -> RoundResult | None:
-        verifier = self._get_verifier(secret)
+        checker = self._get_checker(view)
         base = self._get_model(sealed.base_model, place)
-        parts: list[PartySum] = []
-        for party in secret.mpc.parties:
-            part = verifier.find_partial_problem(secret, party.name)
-            if isinstance(part, PartySum):
-                parts.append(part)
+        is_good = True
+        for author, problem in checker.check_parts(view).items():
+            if problem is None:
                 continue
-            if part.blob is not None:
-                self._add(_bad_blob_finding(part, place))
+            is_good = False
+            if problem.blob is not None:
+                self._add(_bad_blob_finding(problem, place))
                 continue
             self._add(
                 Finding(
                     code=FindingCode.WRONG_SUM,
                     place=place,
-                    message=f"round {sealed.round}: the part of {party.name} is wrong",
+                    message=f"round {sealed.round}: the part of {author} is wrong",
                     expected="what its own links add up to",
-                    found=part.detail,
-                    blob_sha256=_hex(secret.partials[party.name].blob),
+                    found=problem.detail,
                 )
             )
-        if base is None or len(parts) < len(secret.mpc.parties):
+        if base is None or not is_good:
+            if is_good:
+                self.check_unsummed(view, place)
             return None
         try:
-            return verifier.compute_result(secret, parts, base)
+            return checker.compute(view, base)
         except RoundError as error:
+            if get_mode(view.config).result_shows_answers and self._find_bad(
+                view, [c.agent_id for c in view.contributions], place
+            ):
+                return None
             if error.blob is not None:
                 self._add(_bad_blob_finding(error, place))
                 return None
-            problem = str(error)
+            problem_found = str(error)
         except Exception as error:  # noqa: BLE001  # whatever it is, it does not compute
             self._demand_cause(error)
-            problem = f"{type(error).__name__}: {error}"
+            problem_found = f"{type(error).__name__}: {error}"
         self._add(
             Finding(
                 code=FindingCode.NOT_COMPUTABLE,
                 place=place,
-                message=f"round {sealed.round}: no sum follows from its parts",
+                message=f"round {sealed.round} cannot be computed",
                 expected="a sum and a model",
-                found=problem,
+                found=problem_found,
             )
         )
         return None
 
-    def _get_verifier(self, secret: MpcRound) -> RoundVerifier:
-        if self._verifier is None or self._verifier[0] != secret.identity:
-            verifier = RoundVerifier(secret, make_fetch(self._fetch_now))
-            self._verifier = (secret.identity, verifier)
-        return self._verifier[1]
+    def _get_checker(self, view: RoundView) -> Checker:
+        if self._checker is None or self._checker[0] != view.identity:
+            make = get_mode(view.config).makes_checker
+            checker = make(view, make_fetch(self._fetch_now), self._ahead)
+            self._checker = (view.identity, checker)
+        return self._checker[1]
 
     def _fetch_now(self, ref: BlobRef, *, max_size_bytes: int) -> bytes:
         blob = self._fetch(ref, max_size_bytes=max_size_bytes)
@@ -390,56 +339,6 @@ class BlobAuditor:
             # The next round can be computed even if the store has lost it.
             self._model = (published.model.sha256, result.model_blob)
 
-    def _compute(
-        self,
-        sealed: RoundSealed,
-        weights: Sequence[int],
-        refs: Sequence[BlobRef],
-        place: Place,
-    ) -> RoundResult | None:
-        size = sealed.num_parameters
-        base = self._get_model(sealed.base_model, place)
-        fetched = self._fetch_in_order(refs, compute_max_update_size(size))
-        current: list[BlobRef] = []
-
-        def usable() -> Iterator[bytes]:
-            for ref, blob in fetched:
-                current[:] = [ref]
-                if isinstance(blob, BlobError):
-                    raise blob
-                yield blob
-
-        try:
-            if base is not None:
-                return compute_result(sealed, weights, base, usable())
-        except (BlobError, UpdateRefusedError) as error:
-            self._add(_update_finding(error, current[0], place))
-        except Exception as error:  # noqa: BLE001  # whatever it is, it does not compute
-            self._demand_cause(error)
-            self._add(
-                Finding(
-                    code=FindingCode.NOT_COMPUTABLE,
-                    place=place,
-                    message=f"round {sealed.round} cannot be computed",
-                    expected="a sum and a model",
-                    found=f"{type(error).__name__}: {error}",
-                )
-            )
-        # Nothing can be compared any more; the other blobs are still looked at.
-        for ref, blob in fetched:
-            self._check_fetched(ref, blob, size, place)
-        return None
-
-    def _check_fetched(
-        self, ref: BlobRef, blob: bytes | BlobError, size: int, place: Place
-    ) -> None:
-        try:
-            if isinstance(blob, BlobError):
-                raise blob
-            parse_update(blob, num_parameters=size)
-        except (BlobError, UpdateRefusedError) as error:
-            self._add(_update_finding(error, ref, place))
-
     def _get_model(self, ref: BlobRef, place: Place) -> bytes | None:
         """Return a base model: nearly always the last one that was looked at."""
         digest, blob = self._model
@@ -465,29 +364,6 @@ class BlobAuditor:
         )
         return False
 
-    def _fetch_in_order(
-        self, refs: Iterable[BlobRef], max_size_bytes: int
-    ) -> Iterator[tuple[BlobRef, bytes | BlobError]]:
-        """Fetch a few blobs ahead of the sum, never all of them."""
-        ahead: deque[tuple[BlobRef, Future[bytes]]] = deque()
-        for ref in refs:
-            future = self._pool.submit(self._fetch, ref, max_size_bytes=max_size_bytes)
-            ahead.append((ref, future))
-            if len(ahead) > self._window:
-                yield self._take(*ahead.popleft())
-        while ahead:
-            yield self._take(*ahead.popleft())
-
-    def _take(
-        self, ref: BlobRef, future: Future[bytes]
-    ) -> tuple[BlobRef, bytes | BlobError]:
-        try:
-            blob = future.result()
-        except BlobError as error:
-            return ref, error
-        self._count(len(blob))
-        return ref, blob
-
     def _get(
         self, ref: BlobRef, max_size_bytes: int, place: Place, what: str
     ) -> bytes | None:
@@ -506,7 +382,7 @@ class BlobAuditor:
     def _later(
         self, work: Callable[[], int], settle: Callable[[Future[int]], None]
     ) -> None:
-        self._tasks.append((self._pool.submit(work), settle))
+        self._tasks.append((self._ahead.submit(work), settle))
         while len(self._tasks) > self._window:
             self._settle_next()
 
@@ -524,8 +400,6 @@ class BlobAuditor:
             self._count(done.result())
         except BlobError as error:
             self._add(_blob_finding(error, ref, place, what))
-        except UpdateRefusedError as error:
-            self._add(_update_finding(error, ref, place))
 
 
 def _blob_finding(error: BlobError, ref: BlobRef, place: Place, what: str) -> Finding:
@@ -542,7 +416,7 @@ def _blob_finding(error: BlobError, ref: BlobRef, place: Place, what: str) -> Fi
 def _bad_blob_finding(problem: RoundError, place: Place) -> Finding:
     assert problem.blob is not None, "its caller has looked"
     error = BlobError(problem.blob.reason, problem.detail)
-    return _blob_finding(error, problem.blob.ref, place, "a blob of an MPC round")
+    return _blob_finding(error, problem.blob.ref, place, "a blob of a round")
 
 
 def _is_unknowable(claimed: str, problem: RoundError | None) -> bool:
@@ -555,17 +429,20 @@ def _hex(ref: BlobRef) -> str:
     return ref.sha256.hex()
 
 
-def _update_finding(
-    error: BlobError | UpdateRefusedError, ref: BlobRef, place: Place
-) -> Finding:
-    if isinstance(error, BlobError):
-        return _blob_finding(error, ref, place, "an accepted update")
+def _get_blob(view: RoundView, agent_id: str) -> BlobRef:
+    return get_mode(view.config).get_blob(view.answers[agent_id].event)
+
+
+def _answer_finding(problem: RoundError, ref: BlobRef, place: Place) -> Finding:
+    if problem.blob is not None:
+        error = BlobError(problem.blob.reason, problem.detail)
+        return _blob_finding(error, problem.blob.ref, place, "an accepted update")
     return Finding(
         code=FindingCode.INVALID_UPDATE,
         place=place,
         message="an update was accepted that should have been rejected",
-        expected=f"a rejection: {error.reason}",
-        found=error.detail,
+        expected=f"a rejection: {problem.reason}",
+        found=problem.detail,
         blob_sha256=ref.sha256.hex(),
     )
 

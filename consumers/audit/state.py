@@ -32,13 +32,20 @@ from consumers.audit.finality import FinalityState
 from consumers.audit.opened_sums import OpenedSums
 from consumers.audit.report import Report
 from ledger import attestations, blocks, equivocation, merkle
-from protocol import admission, contributions, log, registry, replay, rewards, rounds
-from protocol.contributions import Contribution
+from protocol import (
+    admission,
+    contributions,
+    log,
+    registry,
+    replay,
+    rewards,
+    round_state,
+    round_view,
+)
 from protocol.modes.mpc import party_memory as parties
-from protocol.modes.mpc import round as mpc_round
-from protocol.modes.mpc.round import MpcRound
 from protocol.persistent import PersistentMap, PersistentSet
 from protocol.replay import ReplayState
+from protocol.round_view import RoundView
 from schemas import events as e
 from schemas import reasons
 
@@ -80,25 +87,6 @@ class ExpectedCheckpoint:
 
 
 @dataclass(slots=True, kw_only=True)
-class RoundView:
-    """The current round's blobs.
-
-    Attributes:
-        updates: Updates that nobody decided on, by leaf index.
-        accepted: Updates that count, by agent.
-        sealed: Its end, if it came.
-        contributions: What it was sealed with.
-        secret: The round, if nobody sees its updates.
-    """
-
-    updates: dict[int, e.UpdateSubmitted] = field(default_factory=dict)
-    accepted: dict[str, e.BlobRef] = field(default_factory=dict)
-    sealed: e.RoundSealed | None = None
-    contributions: tuple[Contribution, ...] = ()
-    secret: MpcRound | None = None
-
-
-@dataclass(slots=True, kw_only=True)
 class AuditState:
     """Everything that an audit goes on from.
 
@@ -106,7 +94,7 @@ class AuditState:
         positions: The last record of each topic, by topic.
         first_offsets: Offset of the federation's first record on each topic.
         replay: What the leaves lead to.
-        view: The current round's blobs.
+        view: The round in progress.
         opened: Sums that are open.
         checkpoints: Those of the last blocks that have none yet.
         finality: What ledger nodes said.
@@ -116,7 +104,7 @@ class AuditState:
     positions: dict[str, Position] = field(default_factory=dict)
     first_offsets: dict[str, int] = field(default_factory=dict)
     replay: ReplayState = field(default_factory=ReplayState)
-    view: RoundView = field(default_factory=RoundView)
+    view: RoundView | None = None
     opened: OpenedSums = field(default_factory=OpenedSums)
     checkpoints: list[ExpectedCheckpoint] = field(default_factory=list)
     finality: FinalityState = field(default_factory=FinalityState)
@@ -266,13 +254,13 @@ _CLASSES: Final = {
     name: cls
     for name, cls in (
         *_types(
-            e, admission, contributions, log, registry, replay, rewards, rounds,
-            mpc_round,
+            e, admission, contributions, log, registry, replay, rewards, round_state,
+            round_view,
             attestations, blocks, equivocation, merkle, audit_finality, audit_report,
             opened_sums, parties,
         ).items(),
         *((cls.__name__, cls) for cls in (
-            AuditState, RoundView, ExpectedCheckpoint, Position,
+            AuditState, ExpectedCheckpoint, Position,
         )),
     )
     if is_dataclass(cls)

@@ -34,8 +34,8 @@ from ledger.attestations import START, Header, NodeSet, Start
 from ledger.blocks import GENESIS_HASH, block_hash
 from protocol.envelope import verify_event
 from protocol.log import ForeignRecordError, LogError, LogState, verify_author
-from protocol.modes.mpc.round import MpcRound
 from protocol.replay import DeciderError, ReplayState, Unframe, replay_block
+from protocol.round_view import RoundView
 from protocol.rules import UnknownRulesError
 from protocol.state_root import StateHasher
 
@@ -68,7 +68,7 @@ class TreeBlock:
         changes_nodes: Whether other nodes attest its child.
         next_nodes: Who attests its child; None if the federation has no ledger nodes.
         next_start: The block that the era of its child starts from.
-        secret: The MPC round in progress after it.
+        view: The round in progress after it, if nodes check what is in its blobs.
         rechecked: What its blobs show of it.
     """
 
@@ -82,7 +82,7 @@ class TreeBlock:
     changes_nodes: bool
     next_nodes: NodeSet | None
     next_start: Start
-    secret: MpcRound | None
+    view: RoundView | None
     rechecked: Rechecked
 
     @property
@@ -408,7 +408,7 @@ class BlockTree:
             state_root=self._hasher.compute_root(state),
             node_set_hash=NO_NODES_HASH if nodes is None else nodes.hash,
         )
-        secrets = follow_block(None if parent is None else parent.secret, replayed)
+        views = follow_block(None if parent is None else parent.view, replayed)
         following = node_sets[-1] if node_sets else None
         changes_nodes = following is not nodes and following != nodes
         return TreeBlock(
@@ -422,10 +422,10 @@ class BlockTree:
             changes_nodes=changes_nodes,
             next_nodes=following,
             next_start=(header.height, header.id) if changes_nodes else start,
-            secret=secrets[-1],
+            view=views[-1],
             rechecked=NOTHING_CLAIMED
             if self.rechecker is None
-            else self.rechecker.check(replayed, secrets),
+            else self.rechecker.check(replayed, views),
         )
 
     def _check_founder(self, state: ReplayState) -> None:

@@ -116,7 +116,7 @@ class LedgerNode:
         clock: Seconds since 1970-01-01 UTC: for cosignatures and alerts, nothing else.
         operator_key: Who must have founded the federation; None takes its word.
         genesis: Hash of the founding, 32 bytes; None takes any of that operator's.
-        rechecker: What checks the blobs of MPC rounds; None, or an observer, looks
+        rechecker: What checks the blobs of rounds; None, or an observer, looks
             at none.
 
     Raises:

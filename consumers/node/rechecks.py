@@ -1,10 +1,10 @@
-"""What a ledger node checks of the blobs of MPC rounds before it attests a block.
+"""What a ledger node checks of the blobs of rounds before it attests a block.
 
-Aggregation `MPC` needs no key to be checked, so a node that can read the bucket checks
-what the aggregator claims: which commitments count, which parts of a sum are wrong, and
-that the published sum opens the commitments and gives the published model. The checks
-are the audit's, `protocol.modes.mpc.checker.RoundVerifier`; a node without the bucket
-attests what follows from the log alone.
+Where a mode's blobs tell nothing of an update, a node that can read the bucket checks
+what the aggregator claims: which answers count, which parts of a result are wrong, and
+that the published sum and model are what follows. The checks are the audit's, those of
+the mode (`protocol.modes.mode.Checker`); a node without the bucket attests what follows
+from the log alone.
 
 What comes out has two sides, since blobs are outside the log:
 
@@ -23,8 +23,8 @@ since it costs nobody finality if it errs.
 Proofs are verified in the block that brings them, so that the claim only compares.
 Blocks are looked at one at a time, in the thread that replays them.
 
-Deliberately not here: aggregation `PLAIN`, whose updates not every node may read; who
-was far from whom, which nobody can compute again; the copies in the store of the
+Deliberately not here: modes whose updates not every node may read; who was far from
+whom, which nobody can compute again; the copies in the store of the
 published sum and model, as their digests say it all.
 """
 
@@ -44,19 +44,19 @@ from adapters import alive
 from adapters.blobs import BlobError
 from adapters.round_blobs import make_fetch
 from consumers.audit.blobs import FetchBlob
-from consumers.audit.mpc_claims import (
+from consumers.audit.claims import (
+    AnswersClaim,
     Claim,
-    CommitmentsClaim,
-    PartialClaim,
-    SumClaim,
+    PartClaim,
+    ResultClaim,
     read_claims,
 )
 from protocol.model import RoundResult, compute_max_model_size
-from protocol.modes.mpc.checker import RoundVerifier
-from protocol.modes.mpc.round import MpcRound, follow
-from protocol.modes.mpc.share_link import PartySum
+from protocol.modes import get_mode
+from protocol.modes.mode import Answer, Checker
 from protocol.modes.problem import RoundError
 from protocol.replay import Replayed
+from protocol.round_view import RoundView, follow
 from protocol.tensors import MalformedBlobError
 from schemas import events as e
 from schemas.events import BlobRef
@@ -243,7 +243,7 @@ class Rechecker:
         self._blobs = PatientFetcher(fetch, now_s)
         self._fetch = make_fetch(self._blobs.fetch)
         self._clock = clock
-        self._verifier: tuple[bytes, RoundVerifier] | None = None
+        self._checker: tuple[bytes, Checker] | None = None
         self._model = (b"", b"")  # digest and bytes of the last one computed
 
     def stop(self) -> None:
@@ -253,28 +253,28 @@ class Rechecker:
     def check(
         self,
         replayed: Replayed,
-        secrets: Sequence[MpcRound | None],
+        views: Sequence[RoundView | None],
     ) -> Rechecked:
         """Check a block's claims; raises nothing, whatever store and blobs are like.
 
         Args:
             replayed: The block, without faults.
-            secrets: What `follow_block` returns for it.
+            views: What `follow_block` returns for it.
         """
         age_s = self._clock() - replayed.block.sequenced_at_ms / 1_000
         self._blobs.begin(PATIENCE_S if age_s <= RECENT_S else 0)
         found: list[_Found] = []
         # The last one is after the last leaf.
-        for leaf, secret in zip(replayed.leaves, secrets, strict=False):
-            if secret is not None:
+        for leaf, view in zip(replayed.leaves, views, strict=False):
+            if view is not None and get_mode(view.config).is_for_nodes:
                 index = leaf.opened.sequenced.leaf_index
-                place = f"leaf {index}, round {secret.started.round}"
+                place = f"leaf {index}, round {view.started.round}"
                 found += [
                     (verdict, f"{place}: {detail}")
                     for claim in read_claims(leaf.opened.sequenced.event, leaf.facts)
-                    for verdict, detail in self._try(claim, secret)
+                    for verdict, detail in self._try(claim, view)
                 ]
-        self._verify_ahead(secrets[0], secrets[-1])
+        self._prepare(replayed, views[-1])
         by_verdict = {
             verdict: tuple(detail for this, detail in found if this is verdict)
             for verdict in _Verdict
@@ -285,36 +285,43 @@ class Rechecker:
             unchecked=by_verdict[_Verdict.UNCHECKED],
         )
 
-    def _try(self, claim: Claim, secret: MpcRound) -> list[_Found]:
+    def _try(self, claim: Claim, view: RoundView) -> list[_Found]:
         try:
             match claim:
-                case CommitmentsClaim():
-                    return list(self._check_commitments(claim.reasons, secret))
-                case PartialClaim():
-                    return [self._check_partial(claim, secret)]
-                case SumClaim():
-                    return list(self._check_sum(claim.published, secret))
+                case AnswersClaim():
+                    return list(self._check_answers(claim.reasons, view))
+                case PartClaim():
+                    return [self._check_part(claim, view)]
+                case ResultClaim():
+                    return list(self._check_result(claim.published, view))
         except Exception as error:
             # Ours, or this machine's: it proves nothing.
             log.exception("a claim cannot be re-checked")
             return [(_Verdict.UNCHECKED, f"{type(error).__name__}: {error}")]
 
-    def _verify_ahead(self, before: MpcRound | None, after: MpcRound | None) -> None:
-        """Verify the proofs that a block brought; what is not there yet later."""
-        if after is None:
-            self._verifier = None
+    def _prepare(self, replayed: Replayed, view: RoundView | None) -> None:
+        """Look at the answers that a block brought; what is not there yet later."""
+        if view is None or not get_mode(view.config).is_for_nodes:
+            self._checker = None
             return
-        new = after.provable - (frozenset() if before is None else before.provable)
+        if not view.is_ready:
+            return
+        events = [leaf.opened.sequenced.event for leaf in replayed.leaves]
+        if any(isinstance(event, e.RoundStarted) for event in events):
+            new = sorted(view.open.pending_of)
+        else:
+            came = {event.agent_id for event in events if isinstance(event, Answer)}
+            new = sorted(name for name in came if name in view.open.pending_of)
         if not new:
             return
         self._blobs.begin(0)
         try:
-            self._get_verifier(after).verify_proofs(after, sorted(new))
+            self._get_checker(view).prepare(view, new)
         except Exception:
-            log.exception("proofs cannot be verified")
+            log.exception("answers cannot be looked at")
 
-    def _check_commitments(
-        self, reasons: Mapping[str, str], secret: MpcRound
+    def _check_answers(
+        self, reasons: Mapping[str, str], view: RoundView
     ) -> Iterator[_Found]:
         knowable = [a for a in sorted(reasons) if reasons[a] not in _OF_THE_STORE]
         for agent_id in sorted(reasons.keys() - knowable):
@@ -322,7 +329,7 @@ class Rechecker:
         if not knowable:
             return
         had_links = not _NEEDS_LINKS.isdisjoint(reasons.values())
-        found = self._get_verifier(secret).find_reasons(secret, knowable)
+        found = self._get_checker(view).check(view, knowable)
         for agent_id, problem in found.items():
             claimed = reasons[agent_id]
             true = "" if problem is None else str(problem.reason)
@@ -339,45 +346,41 @@ class Rechecker:
                 )
                 yield _Verdict.FALSE, detail
 
-    def _check_partial(self, claim: PartialClaim, secret: MpcRound) -> _Found:
-        party, claimed = claim.party, claim.reason
+    def _check_part(self, claim: PartClaim, view: RoundView) -> _Found:
+        author, claimed = claim.author, claim.reason
         if claimed in _OF_THE_STORE:
-            return _cannot_know(party, claimed)
-        verifier = self._get_verifier(secret)
-        problem = verifier.find_claim_problem(secret, party, claimed)
+            return _cannot_know(author, claimed)
+        problem = self._get_checker(view).check_refused(view, author, claimed)
         if problem is None:
             found = "it is what its links add up to"
         elif self._is_absent(problem):
-            return _Verdict.UNCHECKED, f"the part of {party}: {problem}"
+            return _Verdict.UNCHECKED, f"the part of {author}: {problem}"
         elif problem.reason == claimed:
-            return _Verdict.TRUE, party
+            return _Verdict.TRUE, author
         else:
             found = str(problem)
         return (
             _Verdict.FALSE,
-            f"the aggregator says of the part of {party}: {claimed}; {found}",
+            f"the aggregator says of the part of {author}: {claimed}; {found}",
         )
 
-    def _check_sum(
-        self, published: e.AggregatePublished, secret: MpcRound
+    def _check_result(
+        self, published: e.AggregatePublished, view: RoundView
     ) -> Iterator[_Found]:
-        verifier = self._get_verifier(secret)
         found: list[_Found] = []
-        parts: list[PartySum] = []
-        for party in secret.mpc.parties:
-            part = verifier.find_partial_problem(secret, party.name)
-            if isinstance(part, PartySum):
-                parts.append(part)
-            elif self._is_absent(part):
-                detail = f"the part of {party.name}: {part}"
+        for author, problem in self._get_checker(view).check_parts(view).items():
+            if problem is None:
+                continue
+            if self._is_absent(problem):
+                detail = f"the part of {author}: {problem}"
                 found.append((_Verdict.UNCHECKED, detail))
             else:
-                detail = f"a sum is published, and the part of {party.name} is wrong"
-                found.append((_Verdict.FALSE, f"{detail}: {part}"))
+                detail = f"a sum is published, and the part of {author} is wrong"
+                found.append((_Verdict.FALSE, f"{detail}: {problem}"))
         if found:
             yield from found
             return
-        result = self._compute(verifier, secret, parts)
+        result = self._compute(view)
         if not isinstance(result, RoundResult):
             yield result
             return
@@ -396,17 +399,15 @@ class Rechecker:
                 yield _Verdict.FALSE, detail
         self._model = hashlib.sha256(result.model_blob).digest(), result.model_blob
 
-    def _compute(
-        self, verifier: RoundVerifier, secret: MpcRound, parts: Sequence[PartySum]
-    ) -> RoundResult | _Found:
-        sealed = secret.sealed
+    def _compute(self, view: RoundView) -> RoundResult | _Found:
+        sealed = view.open.sealed
         assert sealed is not None, "only a sealed round is published"
         digest, base = self._model
         try:
             if digest != sealed.base_model.sha256:
-                size = compute_max_model_size(secret.config.initial_model)
+                size = compute_max_model_size(view.config.initial_model)
                 base = self._fetch(sealed.base_model, size)
-            return verifier.compute_result(secret, parts, base)
+            return self._get_checker(view).compute(view, base)
         except RoundError as error:
             if self._is_absent(error):
                 return _Verdict.UNCHECKED, f"the sum: {error}"
@@ -422,11 +423,12 @@ class Rechecker:
         """
         return problem.blob is not None and self._blobs.is_absent(problem.blob.ref)
 
-    def _get_verifier(self, secret: MpcRound) -> RoundVerifier:
-        """Return what checks a round; it remembers the proofs that it has verified."""
-        if self._verifier is None or self._verifier[0] != secret.identity:
-            self._verifier = (secret.identity, RoundVerifier(secret, self._fetch))
-        return self._verifier[1]
+    def _get_checker(self, view: RoundView) -> Checker:
+        """Return what checks a round; it remembers what it has looked at."""
+        if self._checker is None or self._checker[0] != view.identity:
+            make = get_mode(view.config).makes_checker
+            self._checker = (view.identity, make(view, self._fetch, map))
+        return self._checker[1]
 
 
 def _cannot_know(name: str, claimed: str) -> _Found:
@@ -434,14 +436,22 @@ def _cannot_know(name: str, claimed: str) -> _Found:
     return _Verdict.UNCHECKED, f"{detail} cannot be known"
 
 
-def follow_block(secret: MpcRound | None, replayed: Replayed) -> list[MpcRound | None]:
-    """Return the MPC round in progress before each leaf, and after the last.
+def follow_block(view: RoundView | None, replayed: Replayed) -> list[RoundView | None]:
+    """Return the round in progress before each leaf, and after the last.
+
+    None where there is none, or nodes do not look at its blobs.
 
     Args:
-        secret: The one before the block.
+        view: The one before the block.
         replayed: The block, without faults.
     """
-    secrets = [secret]
+    views = [view]
     for leaf in replayed.leaves:
-        secrets.append(follow(secrets[-1], leaf.rounds, leaf.opened.sequenced))
-    return secrets
+        config = leaf.rounds.config
+        is_looked_at = config is not None and get_mode(config).is_for_nodes
+        views.append(
+            follow(views[-1], leaf.rounds, leaf.opened.sequenced)
+            if is_looked_at
+            else None
+        )
+    return views

@@ -60,7 +60,7 @@ class NodeOptions:
         genesis: Hash of the founding, 32 bytes; None takes any of that operator's.
         peers: URLs of nodes to pull from, besides those that the log names.
         is_mirrored: Whether the tiles are copied to the object store.
-        rechecks: Whether the blobs of MPC rounds are checked before a block is
+        rechecks: Whether the blobs of rounds are checked before a block is
             attested; it takes the object store.
         kafka_topics: What is read from Kafka, some of `TOPICS`. What the node says goes
             there only if the attestations are among them.
@@ -176,7 +176,7 @@ class NodeService:
         log.info("serving http://%s:%d", options.host, port)
         if options.is_node:
             words = "re-checked" if options.rechecks else "not looked at: no MinIO"
-            log.info("blobs of MPC rounds are %s", words)
+            log.info("blobs of rounds are %s", words)
         session = make_session()
         work = [kafka.run(), puller.run(session), self._tick(loop)]
         if self._votes is not None and topics.ATTESTATIONS in options.kafka_topics:

@@ -40,3 +40,12 @@ def is_complete(config: e.FederationConfigured, current: OpenRound) -> bool:
         and phase.name == SEALED
         and not find_missing(phase, config, current)
     )
+
+
+def find_refused_part(fact: e.Fact) -> tuple[str, str] | None:
+    """Return whose part of a result a fact refuses, and why; None if it does not."""
+    for mode in MODES.values():
+        for phase in mode.phases:
+            if phase.retracted_by is not None and isinstance(fact, phase.retracted_by):
+                return phase.get_author(fact), getattr(fact, "reason", "")
+    return None

@@ -35,7 +35,7 @@ Answer: TypeAlias = e.UpdateSubmitted | e.UpdateCommitted
 
 
 class MapAll(Protocol):
-    """As `map`: perhaps several at a time, results in order."""
+    """As `map`: perhaps several at a time, results in order, a few of them ahead."""
 
     def __call__(
         self, function: Callable[[Any], Any], items: Iterable[Any], /
@@ -60,17 +60,26 @@ class Checker(Protocol):
         """Return why answers do not count; None for those that do."""
         ...
 
-    def compute(
-        self, view: RoundView, base: bytes
-    ) -> RoundResult | Mapping[int, RoundError]:
-        """Return what a sealed round comes to, or which of its parts are wrong.
+    def check_parts(self, view: RoundView, /) -> Mapping[str, RoundError | None]:
+        """Return what is wrong with the parts of a complete round, by author."""
+        ...
+
+    def check_refused(
+        self, view: RoundView, author: str, reason: str, /
+    ) -> RoundError | None:
+        """Return what is wrong with a part that was refused for a reason."""
+        ...
+
+    def compute(self, view: RoundView, base: bytes) -> RoundResult:
+        """Return what a complete round, whose parts are good, comes to.
 
         Args:
-            view: The round, with all its parts.
+            view: The round.
             base: The base model's blob, digest verified.
 
         Raises:
-            RoundError: nothing follows, for want of a blob.
+            RoundError: nothing follows: a blob is not there, or somebody lied, and
+                nobody can say who.
         """
         ...
 
@@ -138,6 +147,10 @@ class Mode:
         is_checkable: Whether the aggregator's checks of answers count now.
         makes_checker: Makes a checker of a round, out of how to fetch and to map.
         needs_leaf: Whether answers are about the leaf that opened the round.
+        result_shows_answers: Whether computing the result looks at every answer again,
+            so that nobody need look at those that count before.
+        is_for_nodes: Whether ledger nodes check what is in the blobs: it takes no right
+            to read what agents submit.
         phases: The phases after the first, in their order.
         find_part: Returns who said what is at a leaf, if the aggregator may refuse it.
         refuse_part: Makes the fact that does.
@@ -156,6 +169,8 @@ class Mode:
     is_checkable: Callable[[e.FederationConfigured, OpenRound], bool] = lambda *_: True
     makes_checker: Callable[[RoundView, Fetch, MapAll], Checker]
     needs_leaf: bool = False
+    result_shows_answers: bool = False
+    is_for_nodes: bool = False
     phases: tuple[Phase, ...]
     find_part: Callable[[OpenRound, int], str | None] = lambda *_: None
     refuse_part: (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from protocol.encoding import UpdateRefusedError, parse_update
@@ -14,10 +14,6 @@ from schemas.reasons import Reason
 
 if TYPE_CHECKING:
     from protocol.round_view import RoundView
-
-NUM_AHEAD: Final = 4
-"""Updates fetched at a time: enough to hide the store's latency, few enough that their
-bytes (4 per parameter each) fit in memory."""
 
 
 class PlainChecker:
@@ -49,23 +45,26 @@ class PlainChecker:
         found = self._map_all(check_one, agent_ids)
         return dict(zip(agent_ids, found, strict=True))
 
-    def compute(
-        self, view: RoundView, base: bytes
-    ) -> RoundResult | Mapping[int, RoundError]:
+    def check_parts(self, _view: RoundView) -> Mapping[str, RoundError | None]:
+        """Return nothing: a sum has no parts."""
+        return {}
+
+    def check_refused(
+        self, _view: RoundView, _author: str, _reason: str
+    ) -> RoundError | None:
+        """Return nothing: there is no part to refuse."""
+
+    def compute(self, view: RoundView, base: bytes) -> RoundResult:
         """Return the sum of the accepted updates, and the model that follows."""
         sealed = view.open.sealed
         assert sealed is not None, "only a sealed round has a sum"
         agent_ids = [c.agent_id for c in view.contributions]
         weights = [c.num_examples for c in view.contributions]
-
-        def fetch() -> Iterator[bytes]:
-            for start in range(0, len(agent_ids), NUM_AHEAD):
-                yield from self._map_all(
-                    lambda agent_id: self._get_update(view, agent_id),
-                    agent_ids[start : start + NUM_AHEAD],
-                )
-
-        return compute_result(sealed, weights, base, fetch())
+        blobs = self._map_all(lambda agent: self._get_update(view, agent), agent_ids)
+        try:
+            return compute_result(sealed, weights, base, blobs)
+        except UpdateRefusedError as error:
+            raise RoundError(Reason(error.reason), error.detail) from error
 
     def _get_update(self, view: RoundView, agent_id: str) -> bytes:
         update = view.answers[agent_id].event
@@ -80,5 +79,6 @@ PLAIN: Final = Mode(
     get_blob=lambda update: update.update,
     awaits_checks=True,
     makes_checker=PlainChecker,
+    result_shows_answers=True,
     phases=(Phase(name=SEALED, begins=e.RoundSealed),),
 )

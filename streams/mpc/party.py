@@ -20,7 +20,6 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, TypeAlias
 
@@ -28,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adapters import telemetry
+from adapters.ahead import Ahead
 from adapters.blobs import BlobError, BlobStore
 from adapters.kafka import Publisher
 from adapters.party_identity import PartyIdentity, load_party, party_directory
@@ -170,8 +170,7 @@ class Party:
         self._fetch = make_fetch(store.fetch)
         self._min_cohort = min_cohort
         self._listen_host = listen_host
-        pool = ThreadPoolExecutor(os.cpu_count(), "verify")
-        self._checking = Checking(store, pool.map)
+        self._checking = Checking(store, Ahead(os.cpu_count() or 1, "verify"))
         self._mask_key = identity.sealing_key.derive_mask_key()
 
     def do(self, work: list[Work]) -> list[tuple[e.Event, str]]:

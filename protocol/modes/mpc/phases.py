@@ -363,6 +363,7 @@ MPC: Final = Mode(
     is_checkable=_is_checkable,
     makes_checker=_make_checker,
     needs_leaf=True,
+    is_for_nodes=True,
     phases=(CLOSED, COMPARISON, PARTS),
     find_part=_find_part,
     refuse_part=_refuse_part,

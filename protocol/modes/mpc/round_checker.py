@@ -29,6 +29,9 @@ class MpcChecker:
         self.verifier = RoundVerifier(MpcRound(view), fetch)
         self._map_all = map_all
         self._num_batches = os.cpu_count() or 1
+        self._parts: (
+            tuple[dict[str, bytes], Mapping[str, PartySum | RoundError]] | None
+        ) = None
 
     def prepare(self, view: RoundView, agent_ids: Sequence[str]) -> None:
         """Verify norm proofs; what came out is remembered."""
@@ -50,29 +53,39 @@ class MpcChecker:
         self.prepare(view, agent_ids)
         return self.verifier.find_reasons(MpcRound(view), agent_ids)
 
-    def compute(
-        self, view: RoundView, base: bytes
-    ) -> RoundResult | Mapping[int, RoundError]:
-        """Return the sum that opens the commitments, or whose part is wrong."""
-        secret = MpcRound(view)
-        places = {name: part.leaf_index for name, part in secret.partials.items()}
-        parts = {
-            party.name: self.verifier.find_partial_problem(secret, party.name)
-            for party in secret.mpc.parties
-        }
-        wrong = {
-            places[name]: part
+    def check_parts(self, view: RoundView) -> Mapping[str, RoundError | None]:
+        """Return whose part of the sum is not what its own links add up to."""
+        parts = self._get_parts(MpcRound(view))
+        return {
+            name: part if isinstance(part, RoundError) else None
             for name, part in parts.items()
-            if isinstance(part, RoundError)
         }
-        if wrong:
-            return wrong
-        good = [part for part in parts.values() if isinstance(part, PartySum)]
-        try:
-            return self.verifier.compute_result(secret, good, base)
-        except RoundError as error:
-            if error.blob is not None:
-                raise
-            # Somebody lied, and nobody can say who. None of them counts, so that the
-            # round can end; who was summed stays summed.
-            return dict.fromkeys(places.values(), error)
+
+    def check_refused(
+        self, view: RoundView, author: str, reason: str
+    ) -> RoundError | None:
+        """Return what is wrong with a party's part of the sum, if anything."""
+        return self.verifier.find_claim_problem(MpcRound(view), author, reason)
+
+    def compute(self, view: RoundView, base: bytes) -> RoundResult:
+        """Return the sum that opens the commitments, and the model that follows."""
+        secret = MpcRound(view)
+        good: list[PartySum] = []
+        for part in self._get_parts(secret).values():
+            if isinstance(part, RoundError):
+                raise part
+            good.append(part)
+        return self.verifier.compute_result(secret, good, base)
+
+    def _get_parts(self, secret: MpcRound) -> Mapping[str, PartySum | RoundError]:
+        known = {name: part.blob.sha256 for name, part in secret.partials.items()}
+        if self._parts is None or self._parts[0] != known:
+            found = {
+                party.name: self.verifier.find_partial_problem(secret, party.name)
+                for party in secret.mpc.parties
+            }
+            self._parts = known, found
+            if any(isinstance(p, RoundError) and p.blob for p in found.values()):
+                self._parts = None  # by the next time it may be there
+            return found
+        return self._parts[1]

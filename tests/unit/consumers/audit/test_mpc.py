@@ -16,6 +16,7 @@ from protocol.model import apply_sum
 from protocol.modes.mpc import round as mpc_round
 from protocol.modes.mpc.checker import MpcShape, RoundVerifier, parse_partial
 from protocol.modes.mpc.commitments import SCALAR_ORDER
+from protocol.modes.mpc.round import MpcRound
 from schemas import events as e
 from schemas import topics
 from schemas.reasons import Reason
@@ -618,7 +619,7 @@ def heed_the_projection(log, author, event):
     """Let p1 add a poison, and make up for it in the masks: no check names it."""
     if author != "p1" or not isinstance(event, e.PartialAggregateSubmitted):
         return [event]
-    secret = log.aggregator_state.secret
+    secret = MpcRound(log.aggregator_state.view)
     verifier = RoundVerifier(secret, log.blobs.fetch)
     projection = verifier.get_sum_projection(secret)
 
@@ -963,7 +964,7 @@ def test_an_audit_goes_on_in_the_middle_of_an_mpc_round(log, whole):
         assert audited.report.is_sound, audited.report.findings
         state = load_state(save_state(audited.state))
         assert state == audited.state
-        secret = state.view.secret
+        secret = MpcRound(state.view)
         if secret is not None:
             phases.add((secret.closed is None, secret.sealed is None))
     assert phases == {(True, True), (False, True), (False, False)}

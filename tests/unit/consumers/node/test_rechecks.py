@@ -13,6 +13,7 @@ from consumers.node.loop import NodeLoop
 from consumers.node.rechecks import Rechecker
 from protocol.modes.mpc.checker import RoundVerifier
 from protocol.modes.mpc.norm_proof import verify_norm_proofs
+from protocol.modes.mpc.round import MpcRound
 from protocol.modes.problem import RoundError
 from schemas import codec
 from schemas import events as e
@@ -511,9 +512,9 @@ def test_proofs_of_another_branch_are_verified_anew(tmp_path, honest):
     member = bus.add("node0", rechecker=rechecker)
     update = index_of(honest, e.UpdateCommitted)
     bus.show(records=honest.records[: height_of(honest, update) + 1])
-    secret = member.node.tree.pending()[-1].secret
-    verifier = rechecker._get_verifier(secret)
-    assert rechecker._get_verifier(secret) is verifier
+    secret = MpcRound(member.node.tree.pending()[-1].view)
+    verifier = rechecker._get_checker(secret.view).verifier
+    assert rechecker._get_checker(secret.view).verifier is verifier
     agent, committed = next(iter(secret.commitments.items()))
     assert verifier.has_proven(secret, agent)
     other = committed._replace(event=replace(committed.event, num_examples=7))
@@ -524,7 +525,7 @@ def test_proofs_of_another_branch_are_verified_anew(tmp_path, honest):
     assert not isinstance(verifier.get_proven(secret, agent), RoundError)
     # Nor is it another beginning's.
     other = change_mpc_round(secret, started_leaf_hash=bytes(32))
-    assert rechecker._get_verifier(other) is not verifier
+    assert rechecker._get_checker(other.view).verifier is not verifier
 
 
 def test_while_a_blob_is_waited_for_the_others_are_heard(tmp_path, honest):

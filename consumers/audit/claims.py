@@ -1,10 +1,9 @@
-"""What an aggregator claims of an MPC round, leaf by leaf.
+"""What an aggregator claims of a round, leaf by leaf.
 
 The audit and ledger nodes check the same claims: those that the rounds decider acted
 upon. A claim that it refused changes nothing, so nobody looks at it.
 
-Deliberately not here: whether they are true. `protocol.modes.mpc.checker.RoundVerifier`
-says so.
+Deliberately not here: whether they are true. The round's checker says so.
 """
 
 from __future__ import annotations
@@ -13,36 +12,37 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from protocol.modes import find_refused_part
 from schemas import events as e
 
 
 @dataclass(frozen=True, slots=True)
-class CommitmentsClaim:
-    """Which commitments count: the reason that was given by agent, empty if it does."""
+class AnswersClaim:
+    """Which answers count: the reason that was given by agent, empty if it does."""
 
     reasons: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
-class PartialClaim:
-    """That a party's part of the sum is wrong, and why."""
+class PartClaim:
+    """That an author's part of the result is wrong, and why."""
 
-    party: str
+    author: str
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
-class SumClaim:
-    """The sum that opens the commitments, and the model that follows."""
+class ResultClaim:
+    """The sum, and the model that follows."""
 
     published: e.AggregatePublished
 
 
-Claim: TypeAlias = CommitmentsClaim | PartialClaim | SumClaim
+Claim: TypeAlias = AnswersClaim | PartClaim | ResultClaim
 
 
 def read_claims(event: e.LedgerEvent, facts: Sequence[e.Fact]) -> list[Claim]:
-    """Return what a leaf of an MPC round claims.
+    """Return what a leaf claims of the round in progress.
 
     Args:
         event: The leaf's.
@@ -56,10 +56,11 @@ def read_claims(event: e.LedgerEvent, facts: Sequence[e.Fact]) -> list[Claim]:
             if isinstance(fact, e.ContributionAccepted | e.ContributionRejected)
         }
         if reasons:
-            claims.append(CommitmentsClaim(reasons))
+            claims.append(AnswersClaim(reasons))
     for fact in facts:
-        if isinstance(fact, e.PartialRejected):
-            claims.append(PartialClaim(fact.party, fact.reason))
+        part = find_refused_part(fact)
+        if part is not None:
+            claims.append(PartClaim(*part))
         elif isinstance(fact, e.AggregatePublished):
-            claims.append(SumClaim(fact))
+            claims.append(ResultClaim(fact))
     return claims
