@@ -28,7 +28,7 @@ from protocol.model import (
 from protocol.modes import get_mode
 from protocol.modes.mode import Checker
 from protocol.modes.problem import RoundError
-from protocol.round_view import RoundView
+from protocol.round_view import RoundView, list_parts
 from protocol.tensors import MalformedBlobError, num_parameters
 from schemas.events import AggregatePublished, BlobRef, RoundSealed
 from schemas.reasons import Reason
@@ -160,7 +160,9 @@ class BlobAuditor:
                 self._report.num_claims_checked += 1
             if claimed == found:
                 continue
-            if problem is not None and problem.blob is not None:
+            # Of one that is too large the log itself says so, whatever the store has.
+            is_known = bool(claimed) and found == Reason.OVERSIZED_BLOB
+            if problem is not None and problem.blob is not None and not is_known:
                 bad[problem.blob.ref.sha256] = problem
                 continue
             self._add(
@@ -200,6 +202,7 @@ class BlobAuditor:
                 message=f"the part of {author} was rejected for what it does not show",
                 expected="it counts" if problem is None else str(problem),
                 found=reason,
+                blob_sha256=_hex_of_part(view, author),
             )
         )
 
@@ -259,6 +262,7 @@ class BlobAuditor:
                     message=f"round {sealed.round}: the part of {author} is wrong",
                     expected="what its own links add up to",
                     found=problem.detail,
+                    blob_sha256=_hex_of_part(view, author),
                 )
             )
         if base is None or not is_good:
@@ -431,6 +435,12 @@ def _hex(ref: BlobRef) -> str:
 
 def _get_blob(view: RoundView, agent_id: str) -> BlobRef:
     return get_mode(view.config).get_blob(view.answers[agent_id].event)
+
+
+def _hex_of_part(view: RoundView, author: str) -> str:
+    get_blob = get_mode(view.config).get_part_blob
+    assert get_blob is not None, "its mode knows parts"
+    return _hex(get_blob(view.get_said(list_parts(view)[author])))
 
 
 def _answer_finding(problem: RoundError, ref: BlobRef, place: Place) -> Finding:

@@ -154,6 +154,7 @@ class Mode:
         phases: The phases after the first, in their order.
         find_part: Returns who said what is at a leaf, if the aggregator may refuse it.
         refuse_part: Makes the fact that does.
+        get_part_blob: Returns the blob of what was said there.
         sums_once: Whether an agent enters at most one sum over a base model.
         find_abandon_problem: Says why a round may not be given up now.
         others: What follows from events that no phase awaits, by their kind.
@@ -176,6 +177,7 @@ class Mode:
     refuse_part: (
         Callable[[str, e.UpdateCheck, e.UpdatesChecked, Sequenced], e.RoundFact] | None
     ) = None
+    get_part_blob: Callable[[Any], e.BlobRef] | None = None
     sums_once: bool = False
     find_abandon_problem: Callable[[RoundsState], Problem | None] = lambda _: None
     others: Mapping[

@@ -367,6 +367,7 @@ MPC: Final = Mode(
     phases=(CLOSED, COMPARISON, PARTS),
     find_part=_find_part,
     refuse_part=_refuse_part,
+    get_part_blob=lambda said: said.partial,
     sums_once=True,
     find_abandon_problem=_find_abandon_problem,
     others={e.PartyDeclined: _party_declined},

@@ -11,12 +11,12 @@ from consumers.audit.auditor import run_audit
 from consumers.audit.bundle import Bundle, BundleWriter
 from consumers.audit.report import FindingCode
 from consumers.audit.state import load_state, save_state
+from protocol import round_state, round_view
 from protocol.aggregation import sum_from_blob, sum_to_blob
 from protocol.model import apply_sum
-from protocol.modes.mpc import round as mpc_round
 from protocol.modes.mpc.checker import MpcShape, RoundVerifier, parse_partial
 from protocol.modes.mpc.commitments import SCALAR_ORDER
-from protocol.modes.mpc.round import MpcRound
+from protocol.modes.mpc.round import MpcRound, see
 from schemas import events as e
 from schemas import topics
 from schemas.reasons import Reason
@@ -964,7 +964,7 @@ def test_an_audit_goes_on_in_the_middle_of_an_mpc_round(log, whole):
         assert audited.report.is_sound, audited.report.findings
         state = load_state(save_state(audited.state))
         assert state == audited.state
-        secret = MpcRound(state.view)
+        secret = see(state.view)
         if secret is not None:
             phases.add((secret.closed is None, secret.sealed is None))
     assert phases == {(True, True), (False, True), (False, False)}
@@ -1002,11 +1002,11 @@ def test_a_lie_is_found_by_an_audit_that_goes_on(log):
 def test_a_saved_round_has_no_class_with_a_name_of_anothers():
     from consumers.audit import state as audit_state
 
-    for name, value in vars(mpc_round).items():
-        if (
-            dataclasses.is_dataclass(value)
-            and value.__module__ == "protocol.modes.mpc.round"
-        ):
+    for name, value in [*vars(round_view).items(), *vars(round_state).items()]:
+        if dataclasses.is_dataclass(value) and value.__module__ in {
+            "protocol.round_view",
+            "protocol.round_state",
+        }:
             assert audit_state._CLASSES[name] is value
 
 
