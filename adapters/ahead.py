@@ -20,7 +20,7 @@ class Ahead:
     """
 
     def __init__(self, num_threads: int, name: str) -> None:
-        self._num_threads = num_threads
+        self.num_threads = num_threads
         self._pool = ThreadPoolExecutor(num_threads, name)
 
     def submit(self, work: Callable[[], Result]) -> Future[Result]:
@@ -35,7 +35,7 @@ class Ahead:
         try:
             for item in items:
                 waiting.append(self._pool.submit(function, item))
-                if len(waiting) > self._num_threads:
+                if len(waiting) > self.num_threads:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()

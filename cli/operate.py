@@ -34,12 +34,13 @@ from protocol.changes import (
     list_differences,
     make_change,
 )
-from protocol.configuration import compute_task_digest, list_parties, name_mode
+from protocol.configuration import compute_task_digest
 from protocol.decider import step
 from protocol.exchanged_state import RefusedStateError, StateClass, model_to_blob
 from protocol.log import OpenedLeaf, fold_admission
 from protocol.model import compute_max_model_size
-from protocol.modes import list_waited_for
+from protocol.modes import list_waited_for, name_mode
+from protocol.modes.mpc.configuration import list_parties
 from protocol.round_state import (
     RoundsState,
     find_drawable_agents,

@@ -12,8 +12,8 @@ from adapters.party_identity import (
     party_directory,
 )
 from cli.stack.processes import StackError, demand_name
+from protocol.fields import ADDRESS
 from protocol.modes.mpc.sealing import InvalidSealingKeyError, SealingKey
-from protocol.validation import ADDRESS
 from schemas.events import Party
 
 if TYPE_CHECKING:

@@ -21,13 +21,13 @@ from protocol.exchanged_state import (
     model_from_blob,
     model_to_blob,
 )
+from protocol.modes.mpc.configuration import MAX_NORM_BOUND
 from protocol.modes.mpc.sketches import compute_threshold
 from protocol.rewards import RECOMMENDED_RULE
 from protocol.rules import LATEST_VERSION
 from protocol.tensors import MalformedBlobError, num_parameters
 from protocol.validation import (
     MAX_FRACTIONAL_BITS,
-    MAX_NORM_BOUND,
     MAX_WEIGHT,
     ROLES,
     find_configuration_problem,

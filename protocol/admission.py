@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import repeat
 from operator import contains
-from typing import Final, TypeAlias, cast
+from typing import Final, TypeAlias, TypeGuard, cast
 
 from ledger.attestations import (
     InvalidMessageError,
@@ -46,7 +46,6 @@ from ledger.note import InvalidNoteError, parse_note
 from ledger.policy import Policy, make_bft_policy
 from ledger.signing import SIGNATURE_SIZE, InvalidSignatureError
 from protocol.changes import apply_change, find_change_problem
-from protocol.configuration import list_parties
 from protocol.envelope import (
     choose_genesis,
     compute_fact_id,
@@ -54,6 +53,8 @@ from protocol.envelope import (
     compute_input_id,
     verify_event,
 )
+from protocol.modes import get_mode, list_kinds
+from protocol.modes.mode import Answer
 from protocol.persistent import PersistentMap, PersistentSet
 from protocol.rules import find_rules_problem
 from protocol.validation import (
@@ -165,7 +166,7 @@ class AdmissionState:
         principals: Public key by role.
         config: What the federation was founded with and changed to.
         change: Number of the last change; 0 if there was none.
-        parties: Public key by name, of aggregation MPC.
+        parties: Public keys of whoever else speaks in its rounds, by name.
         agents: Agents by id.
         keys: Public keys of all agents: a second name for one would be drawn, summed
             and rewarded as somebody else.
@@ -578,7 +579,7 @@ class _Scratch:
                 self._config = event
                 self._genesis = compute_genesis_hash(leaf.event)
                 self._principals = {p.role: p.public_key for p in event.principals}
-                self._parties = {p.name: p.public_key for p in list_parties(event)}
+                self._parties = dict(get_mode(event).list_speakers(event))
                 if event.ledger_nodes is not None:
                     nodes = NodeSet(0, self._genesis, event.ledger_nodes.nodes)
                     self._node_sets = (nodes,)
@@ -625,8 +626,9 @@ class _Scratch:
         elif not self._federation_id or event.federation_id != self._federation_id:
             detail = f"no federation {event.federation_id!r} has been founded"
             return Reason.UNKNOWN_FEDERATION, detail
+        speaker = _find_speaker(event)
         match event:
-            case e.UpdateSubmitted() | e.UpdateCommitted() | e.UpdateDeclined():
+            case _ if _is_agents_word(event):
                 agent = self._agents.get(event.agent_id)
                 if agent is None:
                     detail = f"agent {event.agent_id!r} has not been admitted"
@@ -646,17 +648,8 @@ class _Scratch:
             case e.AgentRevoked() if event.agent_id not in self._agents:
                 detail = f"agent {event.agent_id!r} has not been admitted"
                 return Reason.UNKNOWN_AGENT, detail
-            case (
-                e.SharesLinked(party=party)
-                | e.UpdatesCompared(party=party)
-                | e.PartialAggregateSubmitted(party=party)
-                | e.PartyDeclined(party=party)
-            ) if party not in self._parties:
-                return Reason.UNKNOWN_PARTY, f"no party {party!r} in this federation"
-            case e.UpdatesChecked(party=party) | e.AggregateSubmitted(party=party) if (
-                party and party not in self._parties
-            ):
-                return Reason.UNKNOWN_PARTY, f"no party {party!r} in this federation"
+            case _ if speaker is not None and speaker not in self._parties:
+                return Reason.UNKNOWN_PARTY, f"no party {speaker!r} in this federation"
             case e.EquivocationProven(reported_by=key) if not (
                 self._node_sets and self._node_sets[-1].find(key)
             ):
@@ -741,8 +734,11 @@ class _Scratch:
 
     def find_author_key(self, event: e.LedgerEvent) -> bytes:
         """Return whose signature an event on the ledger bears."""
+        speaker = _find_speaker(event)
+        if speaker is not None:
+            return self._parties[speaker]
         match event:
-            case e.UpdateSubmitted() | e.UpdateCommitted() | e.UpdateDeclined():
+            case _ if _is_agents_word(event):
                 return self._agents[event.agent_id].public_key
             case e.AgentEnrolmentRequested():
                 return event.public_key  # proof that the applicant holds the key
@@ -750,15 +746,6 @@ class _Scratch:
                 return {p.role: p.public_key for p in event.principals}["OPERATOR"]
             case e.EquivocationProven():
                 return event.reported_by
-            case (
-                e.SharesLinked()
-                | e.UpdatesCompared()
-                | e.PartialAggregateSubmitted()
-                | e.PartyDeclined()
-            ):
-                return self._parties[event.party]
-            case e.UpdatesChecked() | e.AggregateSubmitted() if event.party:
-                return self._parties[event.party]
             case _:
                 return self._principals[_AUTHOR_ROLE[type(event)]]
 
@@ -790,3 +777,18 @@ class _Scratch:
                 value=value[:MAX_REJECTED_VALUE_BYTES],
             )
         )
+
+
+def _is_agents_word(event: e.LedgerEvent) -> TypeGuard[Answer | e.UpdateDeclined]:
+    """Return whether it is an agent that says this, under its own name."""
+    return type(event) in list_kinds().answers or isinstance(event, e.UpdateDeclined)
+
+
+def _find_speaker(event: e.LedgerEvent) -> str | None:
+    """Return who says this, if it is neither an agent nor a principal."""
+    get_author = list_kinds().speakers.get(type(event))
+    if get_author is not None:
+        return get_author(event)
+    if isinstance(event, e.UpdatesChecked | e.AggregateSubmitted) and event.party:
+        return event.party
+    return None

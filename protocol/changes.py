@@ -29,7 +29,9 @@ from typing import Any, Final
 from ledger.signing import InvalidSignatureError
 from protocol.configuration import read_configuration
 from protocol.envelope import verify_event
-from protocol.validation import Problem, find_configuration_problem
+from protocol.modes import MODES
+from protocol.modes.problem import Problem
+from protocol.validation import find_configuration_problem
 from schemas import codec
 from schemas import events as e
 from schemas.reasons import Reason
@@ -55,9 +57,9 @@ RULES: Final[dict[str, Callable[[Any, Any], bool]]] = {
     "rules_version": _up,
     "min_cohort": _up,
     "max_num_examples": _down,
-    "mpc.norm_bound": _down,
 }
-"""What may be changed, and how; a name stands for all that is inside, too."""
+"""What may be changed, and how; a name stands for all that is inside, too. And what a
+mode lets become smaller, as mpc.norm_bound."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,7 @@ class Difference:
     """A parameter that two configurations have otherwise.
 
     Attributes:
-        name: Its name, with the sections that it is in, as mpc.norm_bound.
+        name: Its name, with the sections that it is in, as plain.bound.
         before: Its value in the first.
         after: Its value in the second.
     """
@@ -104,6 +106,16 @@ def make_change(config: e.FederationConfigured, number: int) -> e.FederationChan
     )
 
 
+def _find_rule(name: str) -> Callable[[Any, Any], bool] | None:
+    tightened = {
+        f"{m.name}.{value}": _down for m in MODES.values() for value in m.tightens
+    }
+    rules = {**RULES, **tightened}
+    return next(
+        (rule for of, rule in rules.items() if f"{name}.".startswith(f"{of}.")), None
+    )
+
+
 def find_change_problem(
     config: e.FederationConfigured, number: int, change: e.FederationChanged
 ) -> Problem | None:
@@ -126,10 +138,7 @@ def find_change_problem(
         return Reason.NOTHING_CHANGES, "the configuration is in force already"
     for difference in differences:
         name = difference.name
-        rule = next(
-            (rule for of, rule in RULES.items() if f"{name}.".startswith(f"{of}.")),
-            None,
-        )
+        rule = _find_rule(name)
         if rule is None:
             return Reason.NOT_CHANGEABLE, f"{name} is as it was founded, for good"
         if not rule(difference.before, difference.after):

@@ -48,6 +48,7 @@ from typing import Final, TypeAlias
 from protocol.configuration import get_reward_rule, list_nodes, read_configuration
 from protocol.contributions import WITHDRAWN, Contribution
 from protocol.decider import Decider, Sequenced
+from protocol.modes import find_refused_part
 from protocol.persistent import PersistentMap, PersistentSet
 from protocol.validation import ACCURACY, BLOB_REASONS, Direction
 from schemas import events as e
@@ -289,12 +290,6 @@ def _find_changes(state: RewardsState, event: e.LedgerEvent) -> Iterator[_Change
         ):
             cost = _unpaid(state, event.round).rule.failed_proof
             yield agent_id, -cost, Basis.FAILED_PROOF
-        # Of parts that open nothing together nobody can say whose is wrong.
-        case e.PartialRejected(party=party, reason=reason) if (
-            reason != Reason.WRONG_SUM
-        ):
-            cost = _unpaid(state, event.round).rule.failed_proof
-            yield PARTY_PREFIX + party, -cost, Basis.FAILED_PROOF
         case e.EquivocationProven(public_key=key):
             if key in state.node_names:
                 account = NODE_PREFIX + state.node_names[key]
@@ -302,7 +297,11 @@ def _find_changes(state: RewardsState, event: e.LedgerEvent) -> Iterator[_Change
             elif key == state.sequencer_key:
                 yield SEQUENCER_ACCOUNT, -state.rule.equivocation, Basis.EQUIVOCATION
         case _:
-            pass
+            part = find_refused_part(event)
+            # Of parts that open nothing together nobody can say whose is wrong.
+            if part is not None and part.reason != Reason.WRONG_SUM:
+                cost = _unpaid(state, part.round).rule.failed_proof
+                yield PARTY_PREFIX + part.author, -cost, Basis.FAILED_PROOF
 
 
 def _missed(state: RewardsState, number: int) -> Iterator[_Change]:

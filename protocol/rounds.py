@@ -35,10 +35,10 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import cache, reduce
-from typing import Any, NamedTuple
+from functools import reduce
+from typing import Any
 
 from ledger.checkpoint import parse_checkpoint
 from ledger.note import parse_note
@@ -50,7 +50,6 @@ from protocol.cohort import (
     draw_cohort,
     is_drawn,
 )
-from protocol.configuration import name_mode
 from protocol.contributions import (
     WITHDRAWN,
     Contribution,
@@ -58,7 +57,7 @@ from protocol.contributions import (
 )
 from protocol.decider import Decider, Sequenced
 from protocol.facts import name_cause, refuse_claim, reject
-from protocol.modes import MODES, get_mode, is_complete
+from protocol.modes import get_mode, is_complete, list_kinds, name_mode
 from protocol.modes.mode import SEALED, Answer, Mode, Phase, find_missing
 from protocol.modes.problem import Problem
 from protocol.persistent import PersistentMap, PersistentSet
@@ -92,40 +91,6 @@ _FINAL = _DECLINES | WITHDRAWN | {Reason.NO_ANSWER}
 """Rejections after which an agent has no further answer to the round."""
 
 
-class _Kinds(NamedTuple):
-    """What events and facts are to the modes, by their kind.
-
-    Attributes:
-        answers: The mode whose agents answer so.
-        awaited: The phase that waits for it.
-        others: What follows from it, if no phase waits for it.
-        begins: The name of the phase that it begins.
-        retracts: The phase that waits again for what it takes back.
-    """
-
-    answers: Mapping[type, Mode]
-    awaited: Mapping[type, Phase]
-    others: Mapping[type, Any]
-    begins: Mapping[type, str]
-    retracts: Mapping[type, Phase]
-
-
-@cache
-def _sort(modes: tuple[Mode, ...]) -> _Kinds:
-    phases = [phase for mode in modes for phase in mode.phases]
-    return _Kinds(
-        answers={mode.answer: mode for mode in modes},
-        awaited={phase.awaits: phase for phase in phases if phase.awaits},
-        others={kind: what for mode in modes for kind, what in mode.others.items()},
-        begins={phase.begins: phase.name for phase in phases},
-        retracts={p.retracted_by: p for p in phases if p.retracted_by},
-    )
-
-
-def _kinds() -> _Kinds:
-    return _sort(tuple(MODES.values()))
-
-
 def decide(state: RoundsState, leaf: Sequenced) -> Sequence[e.RoundFact]:
     """Return what follows from a leaf; every rule of a round is here, or its mode's."""
     match leaf.event:
@@ -151,14 +116,14 @@ def _said(
     state: RoundsState, event: e.LedgerEvent, leaf: Sequenced
 ) -> Sequence[e.RoundFact]:
     """Return what follows from what a mode's agents and parties say."""
-    kinds, kind = _kinds(), type(event)
+    kinds, kind = list_kinds(), type(event)
     if kind in kinds.answers:
         return _go_on(state, leaf, _why_not(state, event, leaf))
     phase = kinds.awaited.get(kind)
     if phase is not None:
         return _go_on(state, leaf, _in_phase(state, phase, event, leaf))
-    handle = kinds.others.get(kind)
-    return [] if handle is None else handle(state, event, leaf)
+    other = kinds.others.get(kind)
+    return [] if other is None else other[1](state, event, leaf)
 
 
 def _in_phase(
@@ -255,7 +220,7 @@ def _evolve_input(
 def _evolve_said(
     state: RoundsState, current: OpenRound, event: Any, leaf: Sequenced
 ) -> RoundsState:
-    kinds, kind = _kinds(), type(event)
+    kinds, kind = list_kinds(), type(event)
     mode = kinds.answers.get(kind)
     if mode is not None:
         pending = PendingUpdate(
@@ -330,7 +295,7 @@ def _evolve_fact(state: RoundsState, fact: e.RoundFact) -> RoundsState:
 
 
 def _evolve_phase(state: RoundsState, current: OpenRound, fact: Any) -> RoundsState:
-    kinds, kind = _kinds(), type(fact)
+    kinds, kind = list_kinds(), type(fact)
     name = kinds.begins.get(kind)
     if name is not None:
         if name == SEALED and _mode(state).sums_once:

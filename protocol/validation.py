@@ -8,37 +8,25 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import astuple
 from enum import StrEnum
-from typing import Final, TypeAlias
+from typing import Final
 
 from ledger.policy import BFT_GROUP, NO_QUORUM
-from protocol.clipping import compute_min_norm_bound
-from protocol.configuration import (
-    MODES,
-    get_comparison,
-    get_reward_rule,
-    list_modes,
-    list_parties,
-)
-from protocol.modes.mpc.far_pairs import (
-    MAX_FAR_THRESHOLD,
-    MIN_COMPARED,
-    compute_num_pairs,
-)
+from protocol.configuration import get_reward_rule
+from protocol.fields import NAME, find_blob_problem, find_text_problem
+from protocol.modes import MODES, get_mode, list_kinds, list_modes
+from protocol.modes.problem import Problem
 from protocol.tensors import compute_json_depth
 from schemas import events as e
 from schemas.reasons import Reason
 
-NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
 IMPORT_PATH: Final = re.compile(
     # ASCII: what else is a letter depends on the Unicode version of whoever asks.
     r"[A-Za-z_][\w.]{0,198}:[A-Za-z_]\w{0,98}",
     re.ASCII,
 )
-BLOB_URI: Final = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,62}/sha256/[0-9a-f]{64}")
-REFUSAL_CODE: Final = re.compile(r"[A-Z_]{1,64}")
-MAX_TEXT_LENGTH: Final = 500
 MAX_CONFIG_SIZE_BYTES: Final = 8_192
 """A round's start carries both configurations and a cohort; it must fit a leaf."""
 MAX_CONFIG_DEPTH: Final = 32
@@ -80,8 +68,6 @@ MAX_AGENTS_IN_COHORT: Final = 10_000
 MAX_WEIGHT: Final = 2**30
 """Of all contributions of a round: every |x| is below 2**31, so |sum| < 2**61, and the
 ring sum is exact."""
-MAX_COMPARED: Final = 256
-"""Updates that the parties compare, each with each: what they say has a bit a pair."""
 MAX_NUM_EXAMPLES: Final = 2**22
 MAX_NUM_PARAMETERS: Final = 2**31
 #: Of a model: float32 of all parameters, and as many bytes again of other entries.
@@ -95,23 +81,9 @@ MAX_LEDGER_NODES: Final = 64
 NODE_URL: Final = re.compile(
     r"https?://[a-zA-Z0-9.:\[\]_-]{1,200}(?:/[\w./-]{0,200})?", re.ASCII
 )
-ADDRESS: Final = re.compile(
-    r"(?:[a-zA-Z0-9._-]{1,200}|\[[0-9a-fA-F:.]{2,64}\]):[1-9][0-9]{0,4}", re.ASCII
-)
 MAX_CHECKPOINT_SIZE_BYTES: Final = 16_384
 MAX_EVIDENCE_SIZE_BYTES: Final = 16_384
 MAX_POINTS: Final = 1_000_000_000
-MAX_PARTIES: Final = 16
-MAX_NORM_BOUND: Final = 2**19 - 1
-"""So every value of an update is below 2**19 in magnitude, as the norm proof needs."""
-MAX_SECRET_PARAMETERS: Final = 2**24 - 2**13  # = 16,769,024
-"""What the norm proof's bounds against wraparound hold for: see
-`protocol.modes.mpc.norm_proof`."""
-SEALING_KEY_SIZES: Final = frozenset({32, 1_216})
-"""X25519 (RFC 7748), and ML-KEM-768 with X25519 (X-Wing)."""
-MIN_SECRET_COHORT: Final = 2
-"""The sum of one update is that update."""
-MAX_FAR_SIZE_BYTES: Final = (compute_num_pairs(MAX_COMPARED) + 7) // 8
 REQUIRED_ROLES: Final = ("OPERATOR", "SEQUENCER", "DECIDER", "AGGREGATOR", "TIMER")
 OPTIONAL_ROLES: Final = ("EXPORTER",)
 """Without an exporter no model is registered, so none is exported or earns by it."""
@@ -140,34 +112,12 @@ def find_problem(event: e.LedgerEvent) -> str | None:
             e.AgentRevoked(explanation=text)
             | e.RoundAbandonRequested(explanation=text)
             | e.UpdateDeclined(detail=text)
-            | e.PartyDeclined(detail=text)
-        ) if len(text) > MAX_TEXT_LENGTH:
-            return f"a text is longer than {MAX_TEXT_LENGTH} characters"
-        case (
-            e.UpdateSubmitted(num_examples=num_examples)
-            | e.UpdateCommitted(num_examples=num_examples)
-        ) if num_examples < 1:
-            return "num_examples must be at least 1"
-        case e.UpdateSubmitted(update=blob):
-            return _blob_problem(blob)
+        ):
+            return find_text_problem(text)
         case e.ModelExported():
             return _export_problem(event)
-        case e.UpdateCommitted(commitments=blob, shares=shares, proof=proof):
-            if len(shares) > MAX_PARTIES:
-                return f"at most {MAX_PARTIES} shares"
-            blobs = [blob, *(share.sealed for share in shares), proof]
-            return next(filter(None, map(_blob_problem, blobs)), None)
-        case e.PartialAggregateSubmitted(partial=blob):
-            return _blob_problem(blob)
-        case e.SharesLinked(links=blob, noise=noise):
-            blobs = [blob] if noise is None else [blob, noise.commitments, noise.proof]
-            return next(filter(None, map(_blob_problem, blobs)), None)
-        case e.PartyDeclined(reason=code) if REFUSAL_CODE.fullmatch(code) is None:
-            return "reason must be 1 to 64 of A-Z and _"
-        case e.UpdatesCompared(far=far) if len(far) > MAX_FAR_SIZE_BYTES:
-            return f"far has {len(far)} bytes; at most {MAX_FAR_SIZE_BYTES}"
         case e.AggregateSubmitted(sum=total, model=model):
-            return _blob_problem(total) or _blob_problem(model)
+            return find_blob_problem(total) or find_blob_problem(model)
         case e.UpdatesChecked(results=results):
             return _checks_problem(results)
         case e.NodeSetChanged(era=era, nodes=nodes):
@@ -195,11 +145,8 @@ def find_problem(event: e.LedgerEvent) -> str | None:
         ):
             return "cause_leaf_index and output_index must be at least 0"
         case _:
-            return None
-
-
-Problem: TypeAlias = tuple[Reason, str]
-"""Which rule, and what is wrong, for people."""
+            find = list_kinds().fields.get(type(event))
+            return None if find is None else find(event)
 
 
 def find_configuration_problem(config: e.FederationConfigured) -> Problem | None:
@@ -207,16 +154,27 @@ def find_configuration_problem(config: e.FederationConfigured) -> Problem | None
     problem = find_principals_problem(config)
     if problem is not None:
         return problem
-    sections = (
-        (Reason.NOT_ONE_MODE, _modes_problem),
-        (Reason.INVALID_CONFIGURATION, _numbers_problem),
-        (Reason.INVALID_TASK, _task_problem),
-        (Reason.INVALID_LEDGER_NODES, _first_nodes_problem),
-        (Reason.INVALID_PARTIES, _parties_problem),
-        (Reason.INVALID_COMPARISON, _comparison_problem),
-        (Reason.INVALID_REWARD_RULE, _rewards_problem),
-        (Reason.INVALID_CONFIGURATION, _initial_model_problem),
+    return (
+        _find_first(
+            config,
+            (Reason.NOT_ONE_MODE, _modes_problem),
+            (Reason.INVALID_CONFIGURATION, _numbers_problem),
+            (Reason.INVALID_TASK, _task_problem),
+            (Reason.INVALID_LEDGER_NODES, _first_nodes_problem),
+        )
+        or get_mode(config).find_configuration_problem(config)
+        or _find_first(
+            config,
+            (Reason.INVALID_REWARD_RULE, _rewards_problem),
+            (Reason.INVALID_CONFIGURATION, _initial_model_problem),
+        )
     )
+
+
+def _find_first(
+    config: e.FederationConfigured,
+    *sections: tuple[Reason, Callable[[e.FederationConfigured], str | None]],
+) -> Problem | None:
     for reason, find in sections:
         detail = find(config)
         if detail is not None:
@@ -316,59 +274,6 @@ def _nodes_problem(nodes: tuple[e.LedgerNode, ...]) -> str | None:
     return None
 
 
-def _parties_problem(config: e.FederationConfigured) -> str | None:
-    mpc = config.mpc
-    if mpc is None:
-        return None
-    parties = mpc.parties
-    names = [party.name for party in parties]
-    keys = {party.public_key for party in parties}
-    sealing_keys = {party.sealing_key for party in parties}
-    if not 2 <= len(parties) <= MAX_PARTIES:  # noqa: PLR2004  # one party sees it all
-        return f"aggregation MPC needs 2 to {MAX_PARTIES} parties"
-    if names != sorted(set(names)) or any(NAME.fullmatch(n) is None for n in names):
-        return "parties must be in ascending order of name, 1 to 64 of a-z 0-9 . _ -"
-    if len(keys) != len(parties) or len(sealing_keys) != len(parties):
-        return "every party has keys of its own"
-    if any(len(party.sealing_key) not in SEALING_KEY_SIZES for party in parties):
-        return "a party's sealing_key must have 32 or 1,216 bytes"
-    if any(
-        party.address and ADDRESS.fullmatch(party.address) is None for party in parties
-    ):
-        return "a party's address must be host:port"
-    if not 1 <= config.num_parameters <= MAX_SECRET_PARAMETERS:
-        return f"num_parameters must be 1 to {MAX_SECRET_PARAMETERS} with MPC"
-    smallest = compute_min_norm_bound(config.num_parameters)
-    if not smallest <= mpc.norm_bound <= MAX_NORM_BOUND:
-        return (
-            f"norm_bound must be {smallest} to {MAX_NORM_BOUND} for "
-            f"{config.num_parameters} parameters, or rounding alone exceeds it"
-        )
-    if config.min_cohort < MIN_SECRET_COHORT:
-        return f"min_cohort must be at least {MIN_SECRET_COHORT} with aggregation MPC"
-    return None
-
-
-def _comparison_problem(config: e.FederationConfigured) -> str | None:
-    """Return what is wrong with how the parties compare updates, if they do."""
-    comparison, parties = get_comparison(config), list_parties(config)
-    if comparison is None:
-        return None
-    if not 1 <= comparison.far_threshold <= MAX_FAR_THRESHOLD:
-        return f"far_threshold must be 1 to {MAX_FAR_THRESHOLD}"
-    if any(party.public_key == comparison.dealer_key for party in parties):
-        return "comparing updates needs a dealer with a key of its own"
-    addresses = {party.address for party in parties}
-    if "" in addresses or len(addresses) != len(parties):
-        return "to compare updates every party needs an address of its own"
-    if config.min_cohort < MIN_COMPARED or config.cohort_size > MAX_COMPARED:
-        return (
-            f"cohorts must be of {MIN_COMPARED} to {MAX_COMPARED} agents to compare "
-            "their updates"
-        )
-    return None
-
-
 def _rewards_problem(config: e.FederationConfigured) -> str | None:
     if any(
         not 0 <= points <= MAX_POINTS for points in astuple(get_reward_rule(config))
@@ -414,7 +319,7 @@ def _export_problem(exported: e.ModelExported) -> str | None:
     ):
         if (reason == "") != (found is not None) or reason not in EXPORT_REASONS:
             return "what is absent has a reason, what is there has none"
-    if exported.onnx is not None and (problem := _blob_problem(exported.onnx)):
+    if exported.onnx is not None and (problem := find_blob_problem(exported.onnx)):
         return problem
     if exported.evaluation is None:
         return None
@@ -441,15 +346,7 @@ def _initial_model_problem(config: e.FederationConfigured) -> str | None:
     # Everybody fetches models of this size.
     if config.initial_model.size_bytes > MAX_MODEL_SIZE_BYTES:
         return f"the initial model must be at most {MAX_MODEL_SIZE_BYTES} bytes"
-    return _blob_problem(config.initial_model)
-
-
-def _blob_problem(blob: e.BlobRef) -> str | None:
-    if blob.size_bytes < 1:
-        return "a blob's size_bytes must be at least 1"
-    if BLOB_URI.fullmatch(blob.uri) is None or blob.uri[-64:] != blob.sha256.hex():
-        return "a blob's uri must be s3://<bucket>/sha256/<hex of its sha256>"
-    return None
+    return find_blob_problem(config.initial_model)
 
 
 def _is_json_object(text: str) -> bool:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
@@ -35,9 +36,9 @@ from streams.following import Follower
 
 log = logging.getLogger(__name__)
 
-NUM_THREADS: Final = 4
-"""Blobs fetched at a time: enough to hide the store's latency, few enough that their
-bytes fit in memory."""
+NUM_THREADS: Final = max(4, os.cpu_count() or 1)
+"""Enough to hide the store's latency and to use all cores; few enough that so many
+blobs fit in memory."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from adapters.party_identity import PartyIdentity
 from producers.modes import mpc
-from protocol.configuration import get_mpc
 from protocol.contributions import Contribution
 from protocol.log import OpenedLeaf
+from protocol.modes.mpc.configuration import get_mpc
 from protocol.modes.mpc.far_pairs import MIN_COMPARED, encode_far, make_symmetric
 from protocol.modes.mpc.norm_prover import ProverState, commit_update
 from protocol.modes.mpc.party_memory import (

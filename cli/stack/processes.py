@@ -170,7 +170,7 @@ def demand_name(name: str, whose: str) -> None:
     Raises:
         StackError: it may not.
     """
-    from protocol.validation import NAME
+    from protocol.fields import NAME
 
     if NAME.fullmatch(name) is None:
         msg = f"{name!r:.80} cannot be {whose}'s name"

@@ -248,14 +248,14 @@ def agent_directory(settings: Any, federation: str, agent_id: str) -> Path:
 
 
 def _parse_modes(names: Sequence[str]) -> tuple[str, ...]:
-    from protocol.configuration import MODES
+    from protocol.modes import MODES
 
     named = tuple(name.strip().lower() for name in names if name.strip())
     unknown = set(named) - set(MODES)
     if unknown:
         msg = f"no such mode: {', '.join(sorted(unknown))}"
         raise StackError(msg, f"The modes are {', '.join(MODES)}.")
-    return named or MODES
+    return named or tuple(MODES)
 
 
 def _log_to_stderr(level: str) -> None:

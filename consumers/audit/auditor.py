@@ -69,7 +69,6 @@ from ledger.policy import Policy
 from ledger.signing import InvalidSignatureError
 from protocol import admission
 from protocol.admission import AdmissionState
-from protocol.configuration import list_parties
 from protocol.envelope import (
     EVENT_ID_HEADER,
     SIGNATURE_HEADER,
@@ -77,6 +76,7 @@ from protocol.envelope import (
     compute_input_id,
 )
 from protocol.log import LogError, LogState, OpenedLeaf
+from protocol.modes.mpc.configuration import list_parties
 from protocol.replay import (
     DeciderError,
     Fault,

@@ -60,7 +60,7 @@ def read_claims(event: e.LedgerEvent, facts: Sequence[e.Fact]) -> list[Claim]:
     for fact in facts:
         part = find_refused_part(fact)
         if part is not None:
-            claims.append(PartClaim(*part))
+            claims.append(PartClaim(part.author, part.reason))
         elif isinstance(fact, e.AggregatePublished):
             claims.append(ResultClaim(fact))
     return claims

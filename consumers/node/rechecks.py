@@ -53,7 +53,7 @@ from consumers.audit.claims import (
 )
 from protocol.model import RoundResult, compute_max_model_size
 from protocol.modes import get_mode
-from protocol.modes.mode import Answer, Checker
+from protocol.modes.mode import Answer, Checker, OneByOne
 from protocol.modes.problem import RoundError
 from protocol.replay import Replayed
 from protocol.round_view import RoundView, follow
@@ -427,7 +427,7 @@ class Rechecker:
         """Return what checks a round; it remembers what it has looked at."""
         if self._checker is None or self._checker[0] != view.identity:
             make = get_mode(view.config).makes_checker
-            self._checker = (view.identity, make(view, self._fetch, map))
+            self._checker = (view.identity, make(view, self._fetch, OneByOne()))
         return self._checker[1]
 
 

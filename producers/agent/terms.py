@@ -22,8 +22,9 @@ from typing import Final
 
 from adapters.kafka_log import Genesis
 from protocol.changes import apply_signed_change
-from protocol.configuration import MODES, compute_task_digest, list_modes
+from protocol.configuration import compute_task_digest
 from protocol.log import OpenedLeaf
+from protocol.modes import MODES, list_modes
 from schemas import events as e
 from schemas.reasons import Reason
 
@@ -40,7 +41,7 @@ class Floors:
     """
 
     min_cohort: int = 1
-    modes: tuple[str, ...] = MODES
+    modes: tuple[str, ...] = tuple(MODES)
 
 
 def accept_task(directory: Path, digest: bytes) -> None:

@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 
 from adapters.blobs import BlobStore
 from protocol.clipping import clip_and_encode
-from protocol.configuration import get_mpc
 from protocol.modes.mpc.checker import compute_context, encode_proof, make_place
+from protocol.modes.mpc.configuration import get_mpc
 from protocol.modes.mpc.norm_prover import ProverState, commit_update, prove_norm
 from protocol.modes.mpc.sealing import SealingKey, seal_share
 from protocol.modes.mpc.shares import split_update

@@ -2,16 +2,72 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any, Final, NamedTuple
 
-from protocol.configuration import list_modes
-from protocol.modes.mode import AGGREGATOR, SEALED, Mode, find_missing
+from protocol.modes.mode import AGGREGATOR, SEALED, Mode, Other, Phase, find_missing
 from protocol.modes.mpc.phases import MPC
 from protocol.modes.plain import PLAIN
 from protocol.round_state import OpenRound
 from schemas import events as e
 
 MODES: Final[dict[str, Mode]] = {mode.name: mode for mode in (PLAIN, MPC)}
+
+
+class Kinds(NamedTuple):
+    """What events and facts are to the modes, by their kind.
+
+    Attributes:
+        answers: The mode whose agents answer so.
+        awaited: The phase that waits for it.
+        others: Who said it, and what follows from it, if no phase waits for it.
+        speakers: Who said it, if it is neither an agent nor a principal.
+        begins: The name of the phase that it begins.
+        retracts: The phase that waits again for what it takes back.
+        fields: What is wrong with its fields.
+    """
+
+    answers: Mapping[type, Mode]
+    awaited: Mapping[type, Phase]
+    others: Mapping[type, Other]
+    speakers: Mapping[type, Callable[[Any], str]]
+    begins: Mapping[type, str]
+    retracts: Mapping[type, Phase]
+    fields: Mapping[type, Callable[[Any], str | None]]
+
+
+def list_kinds() -> Kinds:
+    """Return what events and facts are to all modes."""
+    return _sort(tuple(MODES.values()))
+
+
+@cache
+def _sort(modes: tuple[Mode, ...]) -> Kinds:
+    phases = [phase for mode in modes for phase in mode.phases]
+    awaited = {phase.awaits: phase for phase in phases if phase.awaits}
+    others = {kind: what for mode in modes for kind, what in mode.others.items()}
+    return Kinds(
+        answers={mode.answer: mode for mode in modes},
+        awaited=awaited,
+        others=others,
+        speakers={kind: phase.get_author for kind, phase in awaited.items()}
+        | {kind: get_author for kind, (get_author, _) in others.items()},
+        begins={phase.begins: phase.name for phase in phases},
+        retracts={p.retracted_by: p for p in phases if p.retracted_by},
+        fields={kind: find for mode in modes for kind, find in mode.fields.items()},
+    )
+
+
+def list_modes(config: e.FederationConfigured) -> list[str]:
+    """Return the modes that a configuration has a section for."""
+    return [mode for mode in MODES if getattr(config, mode) is not None]
+
+
+def name_mode(config: e.FederationConfigured) -> str:
+    """Return how a federation combines updates, as people write it: PLAIN, say."""
+    (mode,) = list_modes(config)
+    return mode.upper()
 
 
 def get_mode(config: e.FederationConfigured) -> Mode:
@@ -42,10 +98,18 @@ def is_complete(config: e.FederationConfigured, current: OpenRound) -> bool:
     )
 
 
-def find_refused_part(fact: e.Fact) -> tuple[str, str] | None:
+class RefusedPart(NamedTuple):
+    """A part of a result that does not count."""
+
+    round: int
+    author: str
+    reason: str
+
+
+def find_refused_part(fact: e.LedgerEvent) -> RefusedPart | None:
     """Return whose part of a result a fact refuses, and why; None if it does not."""
-    for mode in MODES.values():
-        for phase in mode.phases:
-            if phase.retracted_by is not None and isinstance(fact, phase.retracted_by):
-                return phase.get_author(fact), getattr(fact, "reason", "")
-    return None
+    phase = list_kinds().retracts.get(type(fact))
+    if phase is None:
+        return None
+    refused: Any = fact
+    return RefusedPart(refused.round, phase.get_author(refused), refused.reason)

@@ -35,13 +35,30 @@ Answer: TypeAlias = e.UpdateSubmitted | e.UpdateCommitted
 
 
 class MapAll(Protocol):
-    """As `map`: perhaps several at a time, results in order, a few of them ahead."""
+    """As `map`: so many at a time, results in order, as many of them ahead."""
+
+    @property
+    def num_threads(self) -> int:
+        """Return how many at a time."""
+        ...
 
     def __call__(
         self, function: Callable[[Any], Any], items: Iterable[Any], /
     ) -> Iterator[Any]:
         """Return the function's results."""
         ...
+
+
+class OneByOne:
+    """Maps without threads."""
+
+    num_threads = 1
+
+    def __call__(
+        self, function: Callable[[Any], Any], items: Iterable[Any], /
+    ) -> Iterator[Any]:
+        """Return the function's results."""
+        return map(function, items)
 
 
 class Checker(Protocol):
@@ -134,6 +151,12 @@ class Phase:
     limits_result: bool = False
 
 
+Other: TypeAlias = tuple[
+    Callable[[Any], str],
+    Callable[[RoundsState, Any, Sequenced], list[e.RoundFact]],
+]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Mode:
     """One way to combine updates.
@@ -143,6 +166,11 @@ class Mode:
         answer: The kind of event by which agents answer.
         get_blob: Returns the blob that an answer is known by.
         find_answer_problem: Says what is wrong with an answer of this kind.
+        find_configuration_problem: Says what is wrong with its section.
+        tightens: Values of its section that may be changed, and only become smaller.
+        list_speakers: Returns the public keys of whoever speaks in its rounds, besides
+            agents and principals, by name.
+        fields: Says what is wrong with the fields of its events, by their kind.
         awaits_checks: Whether the first phase lasts until answers are checked.
         is_checkable: Whether the aggregator's checks of answers count now.
         makes_checker: Makes a checker of a round, out of how to fetch and to map.
@@ -157,7 +185,8 @@ class Mode:
         get_part_blob: Returns the blob of what was said there.
         sums_once: Whether an agent enters at most one sum over a base model.
         find_abandon_problem: Says why a round may not be given up now.
-        others: What follows from events that no phase awaits, by their kind.
+        others: Who said events that no phase awaits, and what follows from them, by
+            their kind.
     """
 
     name: str
@@ -166,6 +195,12 @@ class Mode:
     find_answer_problem: Callable[[e.FederationConfigured, Any], Problem | None] = (
         lambda *_: None
     )
+    find_configuration_problem: Callable[[e.FederationConfigured], Problem | None] = (
+        lambda _: None
+    )
+    tightens: tuple[str, ...] = ()
+    list_speakers: Callable[[e.FederationConfigured], Mapping[str, bytes]] = lambda _: {}
+    fields: Mapping[type, Callable[[Any], str | None]] = field(default_factory=dict)
     awaits_checks: bool
     is_checkable: Callable[[e.FederationConfigured, OpenRound], bool] = lambda *_: True
     makes_checker: Callable[[RoundView, Fetch, MapAll], Checker]
@@ -180,9 +215,7 @@ class Mode:
     get_part_blob: Callable[[Any], e.BlobRef] | None = None
     sums_once: bool = False
     find_abandon_problem: Callable[[RoundsState], Problem | None] = lambda _: None
-    others: Mapping[
-        type[e.LedgerEvent], Callable[[RoundsState, Any, Sequenced], list[e.RoundFact]]
-    ] = field(default_factory=dict)
+    others: Mapping[type[e.LedgerEvent], Other] = field(default_factory=dict)
 
     def find_phase(self, current: OpenRound) -> Phase | None:
         """Return the phase that a round is in; None in the first."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from protocol.encoding import UpdateRefusedError, parse_update
+from protocol.fields import find_blob_problem, find_examples_problem
 from protocol.model import RoundResult, compute_max_update_size, compute_result
 from protocol.modes.mode import SEALED, MapAll, Mode, Phase
 from protocol.modes.problem import Fetch, RoundError
@@ -73,10 +74,16 @@ class PlainChecker:
         return self._fetch(update.update, size)
 
 
+def _find_update_problem(update: e.UpdateSubmitted) -> str | None:
+    problem = find_examples_problem(update.num_examples)
+    return problem or find_blob_problem(update.update)
+
+
 PLAIN: Final = Mode(
     name="plain",
     answer=e.UpdateSubmitted,
     get_blob=lambda update: update.update,
+    fields={e.UpdateSubmitted: _find_update_problem},
     awaits_checks=True,
     makes_checker=PlainChecker,
     result_shows_answers=True,

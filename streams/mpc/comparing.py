@@ -26,8 +26,8 @@ from typing import Any, Final, NamedTuple, NoReturn
 from adapters import alive, telemetry
 from adapters.kafka import KafkaUnavailableError
 from adapters.party_link import LinkError, LinkPlan, Peer
-from protocol.configuration import get_mpc
 from protocol.envelope import TRACEPARENT_HEADER
+from protocol.modes.mpc.configuration import get_mpc
 from protocol.modes.mpc.party_memory import PartyRefusesError
 from protocol.modes.mpc.round import MpcRound
 from protocol.modes.problem import RoundError

@@ -36,6 +36,7 @@ from adapters.round_blobs import make_fetch
 from adapters.settings import load_settings
 from protocol.decider import step
 from protocol.envelope import TRACEPARENT_HEADER, compute_fact_id
+from protocol.fields import MAX_TEXT_LENGTH
 from protocol.log import OpenedLeaf
 from protocol.modes.mpc.checker import (
     MpcShape,
@@ -63,7 +64,6 @@ from protocol.modes.mpc.sketches import Sketch
 from protocol.modes.problem import RoundError
 from protocol.round_state import RoundsState
 from protocol.rounds import DECIDER
-from protocol.validation import MAX_TEXT_LENGTH
 from schemas import events as e
 from schemas import topics
 from schemas.reasons import Reason

@@ -49,10 +49,10 @@ from cli.stack.stack import Endpoints, LocalStack
 from ledger.signing import SigningKey
 from producers.control import Operator, Parameters, load_principals
 from producers.modes.mpc import prove, share
-from protocol.configuration import get_mpc
 from protocol.encoding import update_to_blob
 from protocol.envelope import NO_GENESIS, sign_event
 from protocol.log import OpenedLeaf
+from protocol.modes.mpc.configuration import get_mpc
 from protocol.modes.mpc.norm_prover import commit_update
 from protocol.tensors import tensors_to_blob
 from schemas import codec, topics

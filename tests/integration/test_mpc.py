@@ -34,10 +34,10 @@ from producers.control import with_parties
 from protocol.aggregation import sum_from_blob
 from protocol.clipping import compute_squared_norm
 from protocol.cohort import is_drawn
-from protocol.configuration import get_mpc
 from protocol.envelope import TRACEPARENT_HEADER
 from protocol.model import compute_max_sum_size
 from protocol.modes.mpc.checker import MpcShape
+from protocol.modes.mpc.configuration import get_mpc
 from protocol.rewards import RECOMMENDED_RULE, Basis
 from schemas import events as e
 from schemas import topics

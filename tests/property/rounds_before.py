@@ -65,18 +65,15 @@ from protocol.cohort import (
     draw_cohort,
     is_drawn,
 )
-from protocol.configuration import (
-    get_comparison,
-    list_parties,
-    name_mode,
-    read_configuration,
-)
+from protocol.configuration import read_configuration
 from protocol.contributions import (
     WITHDRAWN,
     Contribution,
     compute_contributions_digest,
 )
 from protocol.decider import Decider, Sequenced
+from protocol.modes import name_mode
+from protocol.modes.mpc.configuration import get_comparison, list_parties
 from protocol.modes.mpc.far_pairs import MalformedBitsError, flag, parse_far
 from protocol.persistent import PersistentMap, PersistentSet
 from schemas import events as e

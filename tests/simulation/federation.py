@@ -10,7 +10,6 @@ from typing import Any, Final, Generic, TypeVar
 from ledger.merkle import leaf_hash
 from ledger.signing import SigningKey
 from protocol.admission import Received
-from protocol.configuration import get_comparison
 from protocol.decider import Decider, Sequenced, step
 from protocol.envelope import (
     NO_GENESIS,
@@ -18,6 +17,7 @@ from protocol.envelope import (
     compute_genesis_hash,
     sign_event,
 )
+from protocol.modes.mpc.configuration import get_comparison
 from protocol.validation import ROLES
 from schemas import codec, topics
 from schemas import events as e

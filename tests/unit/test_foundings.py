@@ -30,7 +30,6 @@ from ledger.note import InvalidNoteError
 from ledger.proof_file import make_receipt, verify_receipt
 from protocol import admission
 from protocol.admission import Received, Refused, find_author, make_policy
-from protocol.configuration import list_parties
 from protocol.encoding import update_to_blob
 from protocol.envelope import (
     SIGNATURE_HEADER,
@@ -40,6 +39,7 @@ from protocol.envelope import (
 )
 from protocol.log import ForeignRecordError, LogState, open_block
 from protocol.modes.mpc.checker import compute_context, make_place
+from protocol.modes.mpc.configuration import list_parties
 from protocol.modes.mpc.sealing import SealError, open_share, seal_share
 from schemas import codec, topics
 from schemas import events as e

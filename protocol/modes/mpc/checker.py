@@ -26,7 +26,6 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from protocol.configuration import get_mpc
 from protocol.model import RoundResult, apply_sum
 from protocol.modes.mpc.commitments import (
     POINT_SIZE,
@@ -40,6 +39,7 @@ from protocol.modes.mpc.commitments import (
     parse_scalar,
     parse_scalars,
 )
+from protocol.modes.mpc.configuration import get_mpc
 from protocol.modes.mpc.norm_proof import (
     Challenges,
     InvalidProofError,

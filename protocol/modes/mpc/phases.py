@@ -26,10 +26,15 @@ import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from protocol.configuration import get_comparison, list_parties
 from protocol.decider import Sequenced
 from protocol.facts import name_cause, refuse_claim, reject
 from protocol.modes.mode import SEALED, Checker, MapAll, Mode, Phase
+from protocol.modes.mpc.configuration import (
+    FIELDS,
+    find_configuration_problem,
+    get_comparison,
+    list_parties,
+)
 from protocol.modes.mpc.far_pairs import MalformedBitsError, flag, parse_far
 from protocol.modes.problem import Fetch, Problem
 from protocol.round_state import (
@@ -45,7 +50,13 @@ from schemas.reasons import Reason
 if TYPE_CHECKING:
     from protocol.round_view import RoundView
 
-Said: TypeAlias = e.SharesLinked | e.UpdatesCompared | e.PartialAggregateSubmitted
+Said: TypeAlias = (
+    e.SharesLinked
+    | e.UpdatesCompared
+    | e.PartialAggregateSubmitted
+    | e.PartyDeclined
+    | e.PartialRejected
+)
 
 SUM_SEED_DOMAIN: Final = b"folkmoot/sum-projection/v1\n"
 
@@ -359,6 +370,10 @@ MPC: Final = Mode(
     answer=e.UpdateCommitted,
     get_blob=lambda update: update.commitments,
     find_answer_problem=_find_answer_problem,
+    find_configuration_problem=find_configuration_problem,
+    tightens=("norm_bound",),
+    list_speakers=lambda config: {p.name: p.public_key for p in list_parties(config)},
+    fields=FIELDS,
     awaits_checks=False,
     is_checkable=_is_checkable,
     makes_checker=_make_checker,
@@ -370,5 +385,5 @@ MPC: Final = Mode(
     get_part_blob=lambda said: said.partial,
     sums_once=True,
     find_abandon_problem=_find_abandon_problem,
-    others={e.PartyDeclined: _party_declined},
+    others={e.PartyDeclined: (_get_party, _party_declined)},
 )

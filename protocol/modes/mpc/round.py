@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, NamedTuple
 
-from protocol.configuration import get_mpc
 from protocol.contributions import Contribution
 from protocol.decider import Sequenced
+from protocol.modes.mpc.configuration import get_mpc
 from protocol.modes.mpc.phases import (
     CLOSED,
     COMPARISON,

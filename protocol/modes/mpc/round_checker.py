@@ -6,7 +6,6 @@ of proofs costs less than the proofs one by one, so each thread gets one batch.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -28,7 +27,6 @@ class MpcChecker:
     def __init__(self, view: RoundView, fetch: Fetch, map_all: MapAll) -> None:
         self.verifier = RoundVerifier(MpcRound(view), fetch)
         self._map_all = map_all
-        self._num_batches = os.cpu_count() or 1
         self._parts: (
             tuple[dict[str, bytes], Mapping[str, PartySum | RoundError]] | None
         ) = None
@@ -39,7 +37,7 @@ class MpcChecker:
             return  # they are about that leaf
         secret, verifier = MpcRound(view), self.verifier
         new = [a for a in agent_ids if not verifier.has_proven(secret, a)]
-        num_batches = min(self._num_batches, len(new) // MIN_TOGETHER) or 1
+        num_batches = min(self._map_all.num_threads, len(new) // MIN_TOGETHER) or 1
         batches = [new[first::num_batches] for first in range(num_batches)]
         for _ in self._map_all(
             lambda batch: verifier.verify_proofs(secret, batch), batches

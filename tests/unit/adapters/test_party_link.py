@@ -33,7 +33,7 @@ from adapters.party_link import (
     PartyLink,
     Peer,
 )
-from protocol.validation import ADDRESS
+from protocol.fields import ADDRESS
 
 STRANGER = bytes([99]) * 32
 UINT64 = np.dtype("<u8")

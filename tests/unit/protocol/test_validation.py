@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
+from protocol.modes.mpc.configuration import MAX_COMPARED
 from protocol.validation import (
     BLOB_REASONS,
     CHECK_REASONS,
     MAX_AGENTS_IN_COHORT,
     MAX_CHECK_DETAIL_BYTES,
     MAX_CHECKS,
-    MAX_COMPARED,
     MAX_CONFIG_SIZE_BYTES,
     MAX_ROUND_DURATION_MS,
     MAX_WEIGHT,

@@ -8,6 +8,7 @@ import pytest
 import streams.aggregator
 from adapters.blobs import BlobError
 from protocol.aggregation import sum_from_blob
+from protocol.modes.mode import OneByOne
 from protocol.modes.mpc.round import MpcRound
 from protocol.modes.problem import RoundError
 from schemas import codec
@@ -230,6 +231,6 @@ def test_a_round_that_cannot_be_summed_does_not_stop_others(log, lost, caplog):
         del blobs[to_sum.commitments["ada"].event.commitments.sha256]
     assert settle(blobs, to_sum) == []
     assert "round 1 has no sum" in caplog.text
-    checker = Checking(blobs, map).get(to_sum.view)
+    checker = Checking(blobs, OneByOne()).get(to_sum.view)
     with pytest.raises((BlobError, RoundError)):
         complete(to_sum.view, checker, blobs)

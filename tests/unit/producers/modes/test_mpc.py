@@ -26,7 +26,6 @@ from producers.agent.receipts import ANSWERS
 from producers.agent.terms import Floors, Terms
 from producers.modes.mpc import commit, encode_values
 from protocol.clipping import NormBoundTooSmallError, compute_squared_norm
-from protocol.configuration import get_mpc
 from protocol.envelope import sign_event
 from protocol.modes.mpc import norm_prover
 from protocol.modes.mpc.checker import (
@@ -35,6 +34,7 @@ from protocol.modes.mpc.checker import (
     parse_proof,
     parse_statement,
 )
+from protocol.modes.mpc.configuration import get_mpc
 from protocol.modes.mpc.norm_proof import InvalidProofError, verify_norm_proof
 from protocol.modes.mpc.shares import split_update
 from schemas import codec, topics

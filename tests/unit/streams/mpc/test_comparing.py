@@ -8,7 +8,7 @@ import pytest
 
 from adapters import alive
 from adapters.party_link import LinkError, LinkFailure
-from protocol.configuration import list_parties
+from protocol.modes.mpc.configuration import list_parties
 from protocol.modes.mpc.party_memory import PartyRefusesError, RefusalCode
 from protocol.modes.mpc.round import MpcRound
 from schemas import events as e

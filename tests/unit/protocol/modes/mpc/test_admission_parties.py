@@ -8,17 +8,16 @@ from typing import Any
 import pytest
 
 from protocol.clipping import compute_min_norm_bound
-from protocol.configuration import list_parties
 from protocol.modes.mpc.commitments import choose_row_length
-from protocol.modes.mpc.norm_proof import NormStatement
-from protocol.validation import (
+from protocol.modes.mpc.configuration import (
     MAX_FAR_SIZE_BYTES,
     MAX_NORM_BOUND,
     MAX_PARTIES,
     MAX_SECRET_PARAMETERS,
-    find_configuration_problem,
-    find_problem,
+    list_parties,
 )
+from protocol.modes.mpc.norm_proof import NormStatement
+from protocol.validation import find_configuration_problem, find_problem
 from schemas import events as e
 from schemas.reasons import Reason
 from tests.simulation.federation import (

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from adapters.round_blobs import make_fetch
-from protocol.configuration import list_parties
 from protocol.modes.mpc.checker import (
     MAX_DETAIL_LENGTH,
     MpcShape,
@@ -30,6 +29,7 @@ from protocol.modes.mpc.checker import (
     read_seed,
 )
 from protocol.modes.mpc.commitments import SCALAR_ORDER, encode_scalar
+from protocol.modes.mpc.configuration import list_parties
 from protocol.modes.mpc.norm_proof import (
     NormProof,
     compute_challenges,

@@ -10,10 +10,10 @@ import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from protocol.configuration import get_mpc
 from protocol.modes.mpc import checker as mpc
 from protocol.modes.mpc.checker import MpcShape, Proven, make_place, open_shares
 from protocol.modes.mpc.commitments import SCALAR_ORDER, parse_scalar
+from protocol.modes.mpc.configuration import get_mpc
 from protocol.modes.mpc.norm_proof import (
     NormProof,
     NormStatement,

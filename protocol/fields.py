@@ -1,0 +1,37 @@
+"""What a field of any event must look like, whatever the event."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from schemas import events as e
+
+NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
+BLOB_URI: Final = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,62}/sha256/[0-9a-f]{64}")
+ADDRESS: Final = re.compile(
+    r"(?:[a-zA-Z0-9._-]{1,200}|\[[0-9a-fA-F:.]{2,64}\]):[1-9][0-9]{0,4}", re.ASCII
+)
+REFUSAL_CODE: Final = re.compile(r"[A-Z_]{1,64}")
+MAX_TEXT_LENGTH: Final = 500
+
+
+def find_blob_problem(blob: e.BlobRef) -> str | None:
+    """Return what is wrong with a reference to a blob, for people."""
+    if blob.size_bytes < 1:
+        return "a blob's size_bytes must be at least 1"
+    if BLOB_URI.fullmatch(blob.uri) is None or blob.uri[-64:] != blob.sha256.hex():
+        return "a blob's uri must be s3://<bucket>/sha256/<hex of its sha256>"
+    return None
+
+
+def find_text_problem(text: str) -> str | None:
+    """Return what is wrong with a text, for people."""
+    if len(text) > MAX_TEXT_LENGTH:
+        return f"a text is longer than {MAX_TEXT_LENGTH} characters"
+    return None
+
+
+def find_examples_problem(num_examples: int) -> str | None:
+    """Return what is wrong with a number of examples, for people."""
+    return "num_examples must be at least 1" if num_examples < 1 else None
