@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, TypeAlias, cast
+from typing import Any, Final, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,17 +39,16 @@ from ledger.merkle import leaf_hash
 from ledger.signing import InvalidSignatureError
 from producers.agent.directory import PAGE, AgentDirectory, write_private
 from producers.agent.kept_update import KeptUpdate, UpdateKeeper
-from producers.agent.receipts import ANSWERS, ReceiptKeeper
+from producers.agent.receipts import ReceiptKeeper, Said
 from producers.agent.terms import Floors, Terms
 from producers.arguments import ArgumentError
-from producers.modes.mpc import commit, encode_values
+from producers.modes import make_side
+from producers.modes.side import AgentSide, Site
 from protocol.cohort import is_drawn
 from protocol.encoding import (
     NotFiniteError,
     OutOfRangeError,
     compute_micros,
-    encode_update,
-    update_to_blob,
 )
 from protocol.envelope import SIGNATURE_HEADER, TRACEPARENT_HEADER, verify_event
 from protocol.exchanged_state import RefusedStateError, model_from_blob
@@ -65,9 +64,7 @@ from schemas.events import (
     FederationConfigured,
     Leaf,
     RoundStarted,
-    UpdateCommitted,
     UpdateDeclined,
-    UpdateSubmitted,
 )
 from schemas.reasons import Reason
 
@@ -75,10 +72,6 @@ log = logging.getLogger(__name__)
 
 POLL_S: Final = 0.2
 WAIT_FOR_FEDERATION_S: Final = 0.5
-
-
-Answer: TypeAlias = UpdateSubmitted | UpdateCommitted | UpdateDeclined
-"""What an agent says of a round."""
 
 
 class NameTakenError(Exception):
@@ -249,7 +242,7 @@ class Agent:
         """Return whether this shows that a round was answered from elsewhere, first."""
         event = leaf.sequenced.event
         if (
-            not isinstance(event, ANSWERS)
+            not isinstance(event, Said)
             or event.agent_id != self._options.agent_id
             or event.round in self._answered_elsewhere
         ):
@@ -289,6 +282,17 @@ class Agent:
     @property
     def _federation(self) -> FederationConfigured:
         return self._terms.config
+
+    @property
+    def _side(self) -> AgentSide:
+        return make_side(
+            Site(
+                config=self._federation,
+                genesis=self._founding.hash,
+                agent_id=self._options.agent_id,
+                store=self._store,
+            )
+        )
 
     def _act_on(self, record: Record) -> None:
         if record.key != self._options.federation_id.encode():
@@ -378,7 +382,7 @@ class Agent:
         if draft.exists():
             # Killed after deciding what to say: say exactly that.
             kept: Any = codec.decode(draft.read_bytes())
-            answer: Answer = kept
+            answer: Said = kept
         else:
             problem = self._find_objection(started)
             answer = (
@@ -395,7 +399,7 @@ class Agent:
 
     def _compute_answer(
         self, started: RoundStarted, started_leaf_hash: bytes, traceparent: str
-    ) -> Answer:
+    ) -> Said:
         try:
             with telemetry.span(
                 "train", "round", kind=telemetry.INTERNAL, parent=traceparent
@@ -404,21 +408,7 @@ class Agent:
             with telemetry.span(
                 "submit", "update", kind=telemetry.INTERNAL, parent=traceparent
             ):
-                if self._federation.mpc is not None:
-                    # The update may have been committed to before; its randomness
-                    # never.
-                    return commit(
-                        update.values,
-                        started,
-                        self._federation,
-                        self._founding.hash,
-                        self._store,
-                        started_leaf_hash=started_leaf_hash,
-                        agent_id=self._options.agent_id,
-                        num_examples=update.num_examples,
-                        loss_micros=update.loss_micros,
-                    )
-                return self._submit(started, update)
+                return self._side.answer(update, started, started_leaf_hash)
         except ImportRefusedError as error:
             # The message quotes this machine's allow-list: it stays here.
             log.warning("round %d: %s", started.round, error)
@@ -450,19 +440,16 @@ class Agent:
 
     def _train_once(self, started: RoundStarted) -> KeptUpdate:
         """Return the update for a round's base model: always the same for one."""
-        kept = self._updates.find(started, self._federation)
+        side = self._side
+        kept = self._updates.find(started, bound=side.bound)
         if kept is not None:
             log.info(
                 "round %d: saying again what was said for its base model", started.round
             )
             return kept
         delta, num_examples, loss_micros = self._train(started)
-        if self._federation.mpc is not None:
-            values = encode_values(delta, self._federation)
-        else:
-            values = encode_update(delta, started.fractional_bits).astype(np.int64)
-        update = KeptUpdate(values, num_examples, loss_micros)
-        self._updates.keep(started, self._federation, update)
+        update = KeptUpdate(side.encode(delta, started), num_examples, loss_micros)
+        self._updates.keep(started, update, bound=side.bound)
         return update
 
     def _train(
@@ -504,17 +491,6 @@ class Agent:
             raise NotFiniteError(msg)
         delta = base.compute_update(result.tensors)
         return delta, result.num_examples, compute_micros(result.loss)
-
-    def _submit(self, started: RoundStarted, update: KeptUpdate) -> UpdateSubmitted:
-        return UpdateSubmitted(
-            federation_id=started.federation_id,
-            round=started.round,
-            agent_id=self._options.agent_id,
-            base_model_sha256=started.base_model.sha256,
-            update=self._store.store(update_to_blob(update.values.astype(np.int32))),
-            num_examples=update.num_examples,
-            loss_micros=update.loss_micros,
-        )
 
     def _decline(
         self, started: RoundStarted, reason: Reason, detail: str

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from producers.agent.directory import write_private
-from schemas.events import FederationConfigured, RoundStarted
+from schemas.events import RoundStarted
 
 SUFFIX: Final = ".update"
 _MAGIC: Final = b"folkmoot/agent-update/v1\n"
@@ -30,7 +30,7 @@ _NUMBERS_SIZE: Final = 3 * _NUMBER_SIZE
 
 @dataclass(frozen=True, slots=True, eq=False)
 class KeptUpdate:
-    """What an agent says of a base model. **Secret** with aggregation MPC.
+    """What an agent says of a base model. **Secret** in some modes.
 
     Attributes:
         values: The encoded update, shape (d,) int64.
@@ -53,9 +53,7 @@ class UpdateKeeper:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
 
-    def find(
-        self, started: RoundStarted, config: FederationConfigured
-    ) -> KeptUpdate | None:
+    def find(self, started: RoundStarted, *, bound: int) -> KeptUpdate | None:
         """Return what was said for a round's base model; None if nothing was.
 
         One that was encoded otherwise than the federation now demands cannot be said
@@ -65,7 +63,7 @@ class UpdateKeeper:
         if not path.exists():
             return None
         data = path.read_bytes()
-        head = _make_head(started, config)
+        head = _make_head(started, bound)
         body = data[len(head) : -_DIGEST_SIZE]
         if (
             not data.startswith(head)
@@ -83,15 +81,13 @@ class UpdateKeeper:
             loss_micros=loss_micros if has_loss else None,
         )
 
-    def keep(
-        self, started: RoundStarted, config: FederationConfigured, update: KeptUpdate
-    ) -> None:
+    def keep(self, started: RoundStarted, update: KeptUpdate, *, bound: int) -> None:
         """Remember what is about to be said for a round's base model, durably."""
         loss_micros = update.loss_micros
         numbers = (update.num_examples, loss_micros is not None, loss_micros or 0)
         data = b"".join(
             (
-                _make_head(started, config),
+                _make_head(started, bound),
                 *(int(n).to_bytes(_NUMBER_SIZE, "big", signed=True) for n in numbers),
                 update.values.astype("<i4").tobytes(),
             )
@@ -109,8 +105,7 @@ class UpdateKeeper:
         return self._directory / f"base-{started.base_model.sha256.hex()}{SUFFIX}"
 
 
-def _make_head(started: RoundStarted, config: FederationConfigured) -> bytes:
-    bound = 0 if config.mpc is None else config.mpc.norm_bound
+def _make_head(started: RoundStarted, bound: int) -> bytes:
     numbers = (started.fractional_bits, bound)
     return (
         _MAGIC

@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 from adapters.kafka_log import ReadBlock, follow_log
 from adapters.log_client import LogUnavailableError, NotFinalYetError, fetch_receipt
@@ -21,22 +21,14 @@ from ledger.checkpoint import compute_origin
 from ledger.proof_file import FILE_EXTENSION
 from protocol.admission import AdmissionState, make_policy
 from protocol.log import OpenedLeaf, fold_admission
+from protocol.modes.mode import Answer
 from schemas import codec
-from schemas.events import (
-    AgentRevoked,
-    UpdateCommitted,
-    UpdateDeclined,
-    UpdateSubmitted,
-)
+from schemas.events import AgentRevoked, UpdateDeclined
 
 log = logging.getLogger(__name__)
 
-ANSWERS: Final = (
-    UpdateSubmitted,
-    UpdateCommitted,
-    UpdateDeclined,
-)
-"""What an agent wants a receipt for."""
+Said: TypeAlias = Answer | UpdateDeclined
+"""What an agent says of a round, and wants a receipt for."""
 ASK_EVERY_S: Final = 1.0
 START_AGAIN_AFTER_S: Final = 5.0
 
@@ -108,7 +100,7 @@ class ReceiptKeeper:
         self._admission = fold_admission(self._admission, read.leaves)
         for item in read.leaves:
             event = item.sequenced.event
-            if not isinstance(event, (*ANSWERS, AgentRevoked)):
+            if not isinstance(event, Said | AgentRevoked):
                 continue
             agent = self._admission.agents.get(event.agent_id)
             if agent is None or agent.public_key != self._public_key:

@@ -26,6 +26,8 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 
 from adapters.blobs import BlobStore
+from producers.agent.kept_update import KeptUpdate
+from producers.modes.side import Site
 from protocol.clipping import clip_and_encode
 from protocol.modes.mpc.checker import compute_context, encode_proof, make_place
 from protocol.modes.mpc.configuration import get_mpc
@@ -43,6 +45,44 @@ from schemas.events import (
 SEED_SIZE: Final = 32
 _DOMAIN: Final = b"folkmoot-agent-update/v1\n"
 _NOTHING: Final = BlobRef(uri="", sha256=bytes(32), size_bytes=1)
+
+
+class MpcSide:
+    """See `producers.modes.side.AgentSide`."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+
+    @property
+    def bound(self) -> int:
+        """Return the federation's bound on the norm of an update."""
+        return get_mpc(self._site.config).norm_bound
+
+    def encode(
+        self, delta: NDArray[np.floating[Any]], _started: RoundStarted
+    ) -> NDArray[np.int64]:
+        """Clip and encode the update."""
+        return encode_values(delta, self._site.config)
+
+    def answer(
+        self, update: KeptUpdate, started: RoundStarted, started_leaf_hash: bytes
+    ) -> UpdateCommitted:
+        """Commit to the update, share it, prove its norm.
+
+        It may have been committed to before; its randomness never.
+        """
+        site = self._site
+        return commit(
+            update.values,
+            started,
+            site.config,
+            site.genesis,
+            site.store,
+            started_leaf_hash=started_leaf_hash,
+            agent_id=site.agent_id,
+            num_examples=update.num_examples,
+            loss_micros=update.loss_micros,
+        )
 
 
 def encode_values(

@@ -199,7 +199,9 @@ class Mode:
         lambda _: None
     )
     tightens: tuple[str, ...] = ()
-    list_speakers: Callable[[e.FederationConfigured], Mapping[str, bytes]] = lambda _: {}
+    list_speakers: Callable[[e.FederationConfigured], Mapping[str, bytes]] = lambda _: (
+        dict[str, bytes]()
+    )
     fields: Mapping[type, Callable[[Any], str | None]] = field(default_factory=dict)
     awaits_checks: bool
     is_checkable: Callable[[e.FederationConfigured, OpenRound], bool] = lambda *_: True

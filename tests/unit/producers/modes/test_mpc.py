@@ -22,7 +22,7 @@ from producers.agent.directory import (
     write_private,
 )
 from producers.agent.kept_update import KeptUpdate, UpdateKeeper
-from producers.agent.receipts import ANSWERS
+from producers.agent.receipts import Said
 from producers.agent.terms import Floors, Terms
 from producers.modes.mpc import commit, encode_values
 from protocol.clipping import NormBoundTooSmallError, compute_squared_norm
@@ -381,21 +381,21 @@ def test_what_cannot_be_said_again_is_trained_anew(world, started, how):
 
 @pytest.mark.parametrize("loss_micros", [None, 0, -3, 345_678])
 def test_an_update_is_said_again_only_as_it_is_encoded(tmp_path, log, loss_micros):
-    keeper, config, started = UpdateKeeper(tmp_path), log.config, log.started
+    keeper, started = UpdateKeeper(tmp_path), log.started
     values = np.arange(-150, started.num_parameters - 150)
-    keeper.keep(started, config, KeptUpdate(values, 12, loss_micros))
-    found = keeper.find(started, config)
+    bound = get_mpc(log.config).norm_bound
+    keeper.keep(started, KeptUpdate(values, 12, loss_micros), bound=bound)
+    found = keeper.find(started, bound=bound)
     assert np.array_equal(found.values, values)
     assert (found.num_examples, found.loss_micros) == (12, loss_micros)
-    bound = get_mpc(config).norm_bound
     other = replace(started.base_model, sha256=bytes(32))
-    for otherwise in (
-        (started, edit(config, norm_bound=bound - 1)),
-        (replace(started, fractional_bits=started.fractional_bits - 1), config),
-        (replace(started, num_parameters=started.num_parameters + 1), config),
-        (replace(started, base_model=other), config),
+    for another, within in (
+        (started, bound - 1),
+        (replace(started, fractional_bits=started.fractional_bits - 1), bound),
+        (replace(started, num_parameters=started.num_parameters + 1), bound),
+        (replace(started, base_model=other), bound),
     ):
-        assert keeper.find(*otherwise) is None
+        assert keeper.find(another, bound=within) is None
 
 
 def test_who_is_not_drawn_says_nothing(world, started):
@@ -612,7 +612,7 @@ def make_leaves(log, *, signer=ME):
     """Return the opened leaves of a log, as if one had signed all answers."""
     for read in read_blocks(log):
         for leaf in read.leaves:
-            if not isinstance(leaf.sequenced.event, ANSWERS):
+            if not isinstance(leaf.sequenced.event, Said):
                 yield leaf
                 continue
             signature = sign_event(
@@ -658,7 +658,7 @@ def test_what_is_in_the_journal_is_the_agents_own(
     number = 0
     for leaf in make_leaves(answered):
         event = leaf.sequenced.event
-        if isinstance(event, ANSWERS) and event.agent_id == ME:
+        if isinstance(event, Said) and event.agent_id == ME:
             name = f"answer-{number}.{suffix}"
             (world.directory / name).write_bytes(leaf.leaf.event)
             number += 1
