@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from adapters.keys import load_or_create_key
-from adapters.party_identity import (
+from adapters.modes.mpc.identity import (
     create_party,
     dealer_key_path,
     party_directory,

@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from adapters.party_identity import PartyIdentity
+from adapters.modes.mpc.identity import PartyIdentity
 from producers.modes import mpc
 from protocol.contributions import Contribution
 from protocol.log import OpenedLeaf
@@ -69,7 +69,7 @@ def make_party(name: str) -> e.Party:
 
 
 class Memory:
-    """Does as `adapters.party_log.PartyLog`, without a disk."""
+    """Does as `adapters.modes.mpc.memory.PartyLog`, without a disk."""
 
     def __init__(self) -> None:
         self.known: list[Known] = []

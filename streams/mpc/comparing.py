@@ -25,7 +25,7 @@ from typing import Any, Final, NamedTuple, NoReturn
 
 from adapters import alive, telemetry
 from adapters.kafka import KafkaUnavailableError
-from adapters.party_link import LinkError, LinkPlan, Peer
+from adapters.modes.mpc.link import LinkError, LinkPlan, Peer
 from protocol.envelope import TRACEPARENT_HEADER
 from protocol.modes.mpc.configuration import get_mpc
 from protocol.modes.mpc.party_memory import PartyRefusesError

@@ -6,9 +6,9 @@ CrypTen 0.4.1 computes on additive shares modulo 2^64: products from dealt tripl
 - **An import.** It asks for ``torch.onnx._internal.registration``, which newer torch
   keeps elsewhere. Only its converter of models needs it, but imports it all the same.
 - **The communicator.** Its own is gloo: plain text to whoever connects, and pickled
-  objects from them. `LinkCommunicator` sends tensors over an `adapters.party_link` and
-  has what arithmetic and comparisons ask for: rank, number of parties, `all_reduce`.
-  Anything else raises NotImplementedError.
+  objects from them. `LinkCommunicator` sends tensors over an
+  `adapters.modes.mpc.link` and has what arithmetic and comparisons ask for: rank,
+  number of parties, `all_reduce`. Anything else raises NotImplementedError.
 - **The way to the dealer.** TTPClient and TTPServer speak to each other by
   torch.distributed. `_DealerClient` and `Dealer` do over the link, in integers. What is
   dealt is computed by CrypTen's own code.
@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 from torch.distributed import ReduceOp
 from torch.onnx._internal.torchscript_exporter import registration
 
-from adapters.party_link import ArrayKind, PartyLink
+from adapters.modes.mpc.link import ArrayKind, PartyLink
 from protocol.modes.mpc.sketches import NUM_BUCKETS
 from streams.mpc.robustness import (
     MAX_AGENTS,

@@ -11,7 +11,7 @@ from typing import Any
 
 from adapters import telemetry
 from adapters.keys import load_key
-from adapters.party_identity import dealer_key_path
+from adapters.modes.mpc.identity import dealer_key_path
 from adapters.settings import load_settings
 from protocol.modes.mpc.round import MpcRound
 from schemas import topics

@@ -30,8 +30,8 @@ from adapters import telemetry
 from adapters.ahead import Ahead
 from adapters.blobs import BlobError, BlobStore
 from adapters.kafka import Publisher
-from adapters.party_identity import PartyIdentity, load_party, party_directory
-from adapters.party_log import PartyLog
+from adapters.modes.mpc.identity import PartyIdentity, load_party, party_directory
+from adapters.modes.mpc.memory import PartyLog
 from adapters.round_blobs import make_fetch
 from adapters.settings import load_settings
 from protocol.decider import step

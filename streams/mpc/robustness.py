@@ -42,7 +42,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adapters.log_lines import guard_logs
-from adapters.party_link import LinkError, LinkPlan, PartyLink
+from adapters.modes.mpc.link import LinkError, LinkPlan, PartyLink
 from protocol.modes.mpc.far_pairs import compute_num_pairs, encode_far, make_symmetric
 from protocol.modes.mpc.sketches import NUM_BUCKETS, check_threshold
 

@@ -55,14 +55,14 @@ EXEMPT: Final = {
     "adapters/topic_config.py:_read_configs": "reads a broker's answers",
     # HTTP and TLS.
     "consumers/node/peers.py:PeerPuller._take_part": HANDS_ON,
-    "adapters/party_link.py:_identify": "reads a certificate that OpenSSL has verified",
-    "adapters/party_link.py:_Certificate.make_context": OWN,
+    "adapters/modes/mpc/link.py:_identify": "a certificate that OpenSSL has verified",
+    "adapters/modes/mpc/link.py:_Certificate.make_context": OWN,
     # What a process keeps for itself.
     "adapters/block_store.py": OWN,
     "adapters/genesis.py:remember_genesis": OWN,
     "adapters/keys.py:load_": OWN,
     "adapters/names.py": OWN,
-    "adapters/party_identity.py:load_party": OWN,
+    "adapters/modes/mpc/identity.py:load_party": OWN,
     "adapters/vote_log.py:load_identity": OWN,
     "adapters/vote_log.py:_load": OWN,
     "producers/control.py:load_principals": OWN,

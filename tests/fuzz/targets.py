@@ -30,15 +30,17 @@ from aiohttp.web import Request
 from aiokafka.record.util import calc_crc32c
 from aiokafka.structs import TopicPartition
 
-from adapters import party_link, party_log, telemetry, vote_log
+from adapters import telemetry, vote_log
 from adapters.block_store import BlockStore
 from adapters.imports import ImportRefusedError, load_class
 from adapters.kafka import Record
 from adapters.kafka_log import Genesis, PassingOverForeign
 from adapters.kafka_log import _read as read_log_record
 from adapters.keys import KeyFileError, load_seed
-from adapters.party_link import LinkError, PartyLink
-from adapters.party_log import PartyLog, PartyLogError
+from adapters.modes.mpc import link as party_link
+from adapters.modes.mpc import memory as party_log
+from adapters.modes.mpc.link import LinkError, PartyLink
+from adapters.modes.mpc.memory import PartyLog, PartyLogError
 from adapters.peers import Peer, PeerError, parse_feed
 from adapters.raw_records import Batches, PartitionRecords
 from adapters.schema_registry import FramingError, SchemaRegistry

@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 
 from adapters.blobs import make_client
 from adapters.kafka import make_consumer
-from adapters.party_identity import party_directory
-from adapters.party_log import SAID_FILE
+from adapters.modes.mpc.identity import party_directory
+from adapters.modes.mpc.memory import SAID_FILE
 from cli.stack.processes import kill_owned, last_lines, spawn_owned
 from producers.control import with_parties
 from protocol.aggregation import sum_from_blob

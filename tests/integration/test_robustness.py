@@ -21,7 +21,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-from adapters.party_link import LinkError, LinkFailure, LinkPlan, PartyLink, Peer
+from adapters.modes.mpc.link import LinkError, LinkFailure, LinkPlan, PartyLink, Peer
 from protocol.modes.mpc.far_pairs import MAX_FAR_THRESHOLD, flag
 from protocol.modes.mpc.sketches import NUM_BUCKETS, Sketch, compute_threshold
 from streams.mpc import robustness
@@ -179,7 +179,7 @@ def test_bits_are_exact_for_however_many_parties(num_parties, threshold):
 
 CHILD = """
 import os, pickle, signal, sys
-from adapters.party_link import PartyLink
+from adapters.modes.mpc.link import PartyLink
 from streams.mpc.robustness import find_far, serve_dealer
 
 class Dying(PartyLink):

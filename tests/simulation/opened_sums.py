@@ -112,7 +112,7 @@ class Memory:
         self.founding = 0
 
     def permit_links(self, asked: Linked) -> Mapping[int, Any]:
-        """Do as `adapters.party_log.PartyLog`."""
+        """Do as `adapters.modes.mpc.memory.PartyLog`."""
         refused = find_unlinkable(asked, self.known)
         permitted = asked.without(refused)
         if permitted.updates and permitted not in self.known:
@@ -120,7 +120,7 @@ class Memory:
         return refused
 
     def permit_sum(self, asked: Summed, *, min_cohort: int) -> None:
-        """Do as `adapters.party_log.PartyLog`."""
+        """Do as `adapters.modes.mpc.memory.PartyLog`."""
         demand_harmless(asked, self.known, min_cohort=min_cohort)
         if asked not in self.known:
             self.known = remember(self.known, asked)

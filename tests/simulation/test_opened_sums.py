@@ -14,7 +14,7 @@ from functools import partial
 import pytest
 
 import protocol.rounds
-from adapters.party_log import SAID_FILE, PartyLog, create_party_log
+from adapters.modes.mpc.memory import SAID_FILE, PartyLog, create_party_log
 from protocol.facts import name_cause
 from protocol.modes.mpc.party_memory import (
     Linked,

@@ -349,7 +349,7 @@ def test_every_place_that_signs_is_here() -> None:
         "protocol/envelope.py",  # events: the tests above
         "ledger/attestations.py",  # attestations, requests, approvals: by chain id
         "ledger/note.py",  # checkpoints and cosignatures: by origin
-        "adapters/party_link.py",  # a certificate: its greeting says for what
+        "adapters/modes/mpc/link.py",  # a certificate: its greeting says for what
     }
 
 

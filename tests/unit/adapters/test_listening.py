@@ -15,13 +15,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from adapters import party_link
 from adapters.descriptors import WANTED, Spares, find_room, raise_limit
 from adapters.listening import Guest, Limits, Listener, compute_group
-from adapters.party_link import LinkError, LinkFailure, PartyLink
+from adapters.modes.mpc import link as party_link
+from adapters.modes.mpc.link import LinkError, LinkFailure, PartyLink
 from consumers.node import http as node_http
 from tests.flood import Sampler, count_open_files, files_left, flood
-from tests.unit.adapters.test_party_link import make_plans, wait_for
+from tests.unit.adapters.modes.mpc.test_link import make_plans, wait_for
 from tests.unit.consumers.node.test_http import Shell, ends, get, serving
 from tests.unit.consumers.node.test_ledger_node import Bus, quick, short_log
 

@@ -5,7 +5,7 @@ from typer.testing import CliRunner
 
 import cli.main
 from adapters.keys import KeyFileError, load_key
-from adapters.party_identity import dealer_key_path, load_party, party_directory
+from adapters.modes.mpc.identity import dealer_key_path, load_party, party_directory
 from cli.party import make_dealer_key, make_party, parse_parties, show_party
 from cli.stack.processes import StackError
 from producers.control import InvalidConfigurationError, with_parties

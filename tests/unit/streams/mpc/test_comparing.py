@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from adapters import alive
-from adapters.party_link import LinkError, LinkFailure
+from adapters.modes.mpc.link import LinkError, LinkFailure
 from protocol.modes.mpc.configuration import list_parties
 from protocol.modes.mpc.party_memory import PartyRefusesError, RefusalCode
 from protocol.modes.mpc.round import MpcRound

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import streams.mpc.party
-from adapters.party_identity import PartyIdentity
-from adapters.party_log import PartyLog, create_party_log
+from adapters.modes.mpc.identity import PartyIdentity
+from adapters.modes.mpc.memory import PartyLog, create_party_log
 from protocol.log import LogState, OpenedLeaf
 from protocol.modes.mpc.checker import MpcShape, parse_links, parse_partial
 from protocol.modes.mpc.party_memory import Linked, RefusalCode, Summed

@@ -8,7 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from adapters.party_log import SAID_FILE, PartyLog, PartyLogError, create_party_log
+from adapters.modes.mpc.memory import (
+    SAID_FILE,
+    PartyLog,
+    PartyLogError,
+    create_party_log,
+)
 from protocol.contributions import Contribution
 from protocol.modes.mpc.party_memory import (
     MAX_COMPARISONS,

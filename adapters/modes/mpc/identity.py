@@ -2,8 +2,8 @@
 And a dealer's, which is a key.
 
 Three files in a directory of its own: ``said.jsonl``, what it has said (see
-`adapters.party_log`); ``party.key``, Ed25519, for what it says; ``sealing.key``, HPKE,
-for what is said to it.
+`adapters.modes.mpc.memory`); ``party.key``, Ed25519, for what it says;
+``sealing.key``, HPKE, for what is said to it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from adapters.keys import load_key, load_or_create_key, load_or_create_seed, load_seed
-from adapters.party_log import create_party_log
+from adapters.modes.mpc.memory import create_party_log
 from adapters.settings import Settings
 from ledger.signing import SigningKey
 from protocol.modes.mpc.sealing import SealingSecretKey

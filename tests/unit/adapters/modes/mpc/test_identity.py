@@ -5,13 +5,13 @@ import stat
 import pytest
 
 from adapters.keys import KeyFileError
-from adapters.party_identity import (
+from adapters.modes.mpc.identity import (
     SEALING_FILE,
     SIGNING_FILE,
     create_party,
     load_party,
 )
-from adapters.party_log import SAID_FILE, PartyLog, PartyLogError
+from adapters.modes.mpc.memory import SAID_FILE, PartyLog, PartyLogError
 
 FILES = (SAID_FILE, SEALING_FILE, SIGNING_FILE)
 

@@ -21,8 +21,8 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from adapters import party_link
-from adapters.party_link import (
+from adapters.modes.mpc import link as party_link
+from adapters.modes.mpc.link import (
     LINK_MAGIC,
     MAX_DIMENSIONS,
     READY,
@@ -295,7 +295,7 @@ def test_a_silent_peer_is_named_in_time():
 
 CHILD = """
 import sys, time
-from adapters.party_link import LinkPlan, PartyLink, Peer
+from adapters.modes.mpc.link import LinkPlan, PartyLink, Peer
 ports, keys, seed = sys.argv[1].split(","), sys.argv[2].split(","), sys.argv[3]
 peers = tuple(
     Peer("127.0.0.1", int(port), bytes.fromhex(key))
@@ -677,7 +677,7 @@ def test_a_link_closes_once_and_errors_can_be_pickled():
 
 def test_refusals_are_logged(caplog):
     plans = make_plans(2, connect_timeout_s=2)
-    with caplog.at_level(logging.WARNING, logger="adapters.party_link"):
+    with caplog.at_level(logging.WARNING, logger="adapters.modes.mpc.link"):
         a, b = plans[0].peers
         third = replace(b, public_key=public_key(STRANGER))
         together(

@@ -1,0 +1,1 @@
+"""What of the outside world single modes of aggregation need."""
