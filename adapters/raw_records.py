@@ -79,7 +79,6 @@ _XERIAL_HEADER_SIZE: Final = 16
 _MAX_VARINT_BITS: Final = 63
 _READ_COMMITTED: Final = 1
 _ABORT: Final = b"\x00\x00\x00\x00"  # a control record's version and type
-_COMPACTED_SUFFIX: Final = "-changelog"
 
 
 class Marker(Enum):
@@ -501,7 +500,6 @@ class PartitionRecords(Iterator[Any]):
         self._limit = max_unpacked_bytes(tp.topic)
         self._is_small = self._limit == MAX_UNPACKED_BYTES
         self._record_limit = MAX_RECORD_BYTES if self._is_small else self._limit
-        self._is_event_topic = not tp.topic.endswith(_COMPACTED_SUFFIX)
         self.next_fetch_offset = fetch_offset
         self.cost_bytes = 0
         self._iterator = self._unpack()
@@ -572,8 +570,6 @@ class PartitionRecords(Iterator[Any]):
         if problem is not None:
             note_unreadable(self._tp.topic, offset, problem)
             named = ((PROBLEM, problem),)
-        if not self._is_event_topic and key is None:
-            return None  # a table that is filled again has no use for it
         return ConsumerRecord(
             self._tp.topic,
             self._tp.partition,

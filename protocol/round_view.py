@@ -14,11 +14,12 @@ from functools import lru_cache
 from typing import Any
 
 from protocol.contributions import Contribution
-from protocol.decider import Sequenced
+from protocol.decider import Sequenced, step
 from protocol.modes import get_mode, is_complete
 from protocol.modes.mode import Answer
 from protocol.persistent import PersistentMap
 from protocol.round_state import OpenRound, RoundsState
+from protocol.rounds import DECIDER
 from schemas import codec
 from schemas import events as e
 
@@ -133,3 +134,17 @@ def follow(
     elif get_mode(config).has_noted(current, event, leaf):
         changes["said"] = view.said.insert(index, codec.encode(event))
     return replace(view, open=current, **changes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WatchedRounds:
+    """What is known after a leaf: the rounds decider's state, the round in progress."""
+
+    rounds: RoundsState = DECIDER.initial
+    view: RoundView | None = None
+
+
+def watch(state: WatchedRounds, leaf: Sequenced) -> WatchedRounds:
+    """Move by one leaf. Pure."""
+    rounds, _ = step(DECIDER, state.rounds, leaf)
+    return WatchedRounds(rounds=rounds, view=follow(state.view, rounds, leaf))

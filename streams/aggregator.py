@@ -10,29 +10,24 @@ aggregator needs no key for it.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from adapters import telemetry
 from adapters.ahead import Ahead
 from adapters.blobs import BlobError, BlobStore
-from protocol.decider import step
 from protocol.log import OpenedLeaf
 from protocol.modes.mode import Answer
 from protocol.modes.problem import RoundError
-from protocol.round_state import RoundsState
-from protocol.round_view import RoundView, follow
-from protocol.rounds import DECIDER
+from protocol.round_view import RoundView, WatchedRounds, watch
 from protocol.validation import MAX_CHECKS
 from schemas import events as e
-from schemas import topics
-from streams.app import Service, Source, fail_stop, make_service
+from streams.app import Service, make_service
 from streams.checking import Checking, complete, make_check
-from streams.following import Follower
+from streams.following import Follower, follow_ledger
 
 log = logging.getLogger(__name__)
 
@@ -60,22 +55,12 @@ class Work:
     traceparent: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AggregatorState:
-    """The rounds decider's state, and the round in progress."""
-
-    rounds: RoundsState = DECIDER.initial
-    view: RoundView | None = None
-
-
 def follow_step(
-    state: AggregatorState, leaf: OpenedLeaf
-) -> tuple[AggregatorState, list[Work]]:
+    state: WatchedRounds, leaf: OpenedLeaf
+) -> tuple[WatchedRounds, list[Work]]:
     """Move by one leaf and return the work that follows from it. Pure."""
-    rounds, _ = step(DECIDER, state.rounds, leaf.sequenced)
-    before = state.view
-    view = follow(before, rounds, leaf.sequenced)
-    after = AggregatorState(rounds=rounds, view=view)
+    after = watch(state, leaf.sequenced)
+    before, view = state.view, after.view
     if view is None:
         return after, []
     if before is not None and before.started != view.started:
@@ -192,17 +177,6 @@ def make_aggregator() -> Service:
     """Return the aggregator's Faust app."""
     service = make_service("aggregator", "AGGREGATOR")
     aggregator = Aggregator(BlobStore(service.settings))
-    follower = Follower(service, AggregatorState, AggregatorState(), follow_step)
-
-    @service.app.agent(service.topic(topics.LEDGER), name=service.name, concurrency=1)
-    async def follow_ledger(stream: Any) -> None:
-        async for event in stream.events():
-            with fail_stop(event):
-                source = Source(topics.LEDGER, event.message.partition)
-                work = await follower.follow(event)
-                genesis = follower.get_genesis(event.key)
-                for claim, cause in await asyncio.to_thread(aggregator.do, work):
-                    await service.send(claim, genesis, cause, source)
-                await service.confirm()
-
+    follower = Follower(service, WatchedRounds, WatchedRounds(), follow_step)
+    follow_ledger(service, follower, aggregator.do)
     return service

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Iterable, Iterator
+import time
+from collections import defaultdict
+from collections.abc import Awaitable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import faust
-from confluent_kafka.cimpl import NewTopic
+from aiokafka.errors import ProducerFenced
 from faust.transport.drivers import aiokafka
 
 from adapters import alive, telemetry
@@ -23,7 +26,6 @@ from adapters.kafka import (
     MAX_RECORD_SIZE_BYTES,
     count_partitions,
     find_fetch_problem,
-    make_admin,
     make_headers,
 )
 from adapters.keys import key_path, load_or_create_key
@@ -37,13 +39,19 @@ from schemas.events import Event
 
 log = logging.getLogger(__name__)
 
-COMMIT_INTERVAL_S: Final = 0.1
-"""Records become visible when their transaction commits, so this is the latency of
-every hop between processors. Shorter costs more transactions than it saves time."""
+COMMIT_INTERVAL_S: Final = 1.0
+"""How often Faust commits: offsets of records that led to nothing can wait."""
+BUSY_COMMIT_S: Final = 0.1
+"""How long what was said may stay invisible because there is more to say. Otherwise
+there is a transaction as soon as there is something to commit."""
+TRANSACTION_TIMEOUT_S: Final = 15.0
+"""How long the transaction of a process that was killed may hold up its successor. One
+takes milliseconds: nothing that takes long is done in it."""
+RETRY_BACKOFF_MS: Final = 10
+"""Kafka refuses a transaction's first request while it still ends the one before."""
 MAX_BUFFERED: Final = 1_000
 """Records that Faust holds ready for a stream: a block's worth. Each may be 128 KiB of
 zeros that came as a hundred bytes."""
-TABLE: Final = "states"
 LOOK_INTERVAL_S: Final = 5.0
 
 
@@ -66,13 +74,70 @@ class GapConsumer(aiokafka.Consumer):
         await super()._add_gap(tp, offset_from, offset_to - 1)
 
 
-class GapTransport(aiokafka.Transport):
-    """Faust's transport with that consumer."""
+class PromptProducer(aiokafka.Producer):
+    """Faust's producer, whose transactions are short and hold all that was sent."""
+
+    def _settings_extra(self) -> Mapping[str, Any]:
+        return {
+            **super()._settings_extra(),
+            "transaction_timeout_ms": int(TRANSACTION_TIMEOUT_S * 1_000),
+            "retry_backoff_ms": RETRY_BACKOFF_MS,
+        }
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._unconfirmed: defaultdict[str, list[Awaitable[Any]]] = defaultdict(list)
+
+    async def send(
+        self, *args: Any, transactional_id: str | None = None, **options: Any
+    ) -> Awaitable[Any]:
+        """Send a record; its transaction does not commit without it."""
+        options["transactional_id"] = transactional_id
+        sent = await super().send(*args, **options)
+        if transactional_id is not None:
+            self._unconfirmed[transactional_id].append(sent)
+        return sent
+
+    async def commit_transactions(
+        self,
+        tid_to_offset_map: Mapping[str, Mapping[Any, int]],
+        group_id: str,
+        start_new_transaction: bool = True,  # noqa: FBT001, FBT002  # Faust's
+    ) -> None:
+        """Commit transactions, once Kafka has what was sent in them.
+
+        A transaction that lacks a record which Kafka refused would commit the offset of
+        its cause all the same: the record would be lost.
+        """
+        try:
+            for transactional_id, offsets in tid_to_offset_map.items():
+                async with self._trn_locks[transactional_id]:
+                    producer = self._transaction_producers.get(transactional_id)
+                    if producer is None:
+                        log.warning("%s is over: not committed", transactional_id)
+                        continue
+                    await asyncio.gather(
+                        producer.send_offsets_to_transaction(offsets, group_id),
+                        *self._unconfirmed.pop(transactional_id, ()),
+                    )
+                    await producer.commit_transaction()
+                    if start_new_transaction:
+                        await producer.begin_transaction()
+        except ProducerFenced:
+            raise
+        except Exception:
+            log.critical("cannot go on, nothing was committed", exc_info=True)
+            alive.end_process()
+
+
+class Transport(aiokafka.Transport):
+    """Faust's transport with these."""
 
     Consumer = GapConsumer
+    Producer = PromptProducer
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Service:
     """A Faust app and what its agents need beside it."""
 
@@ -82,7 +147,9 @@ class Service:
     registry: SchemaRegistry
     key: SigningKey
     num_partitions: int
-    _unconfirmed: list[Awaitable[Any]] = field(default_factory=list, repr=False)
+    cache_directory: Path
+    _is_due: bool = False
+    _busy_until_s: float = 0.0
 
     def topic(self, *names: str) -> Any:
         """Return a channel of raw bytes: decoding is not Faust's business here."""
@@ -94,32 +161,10 @@ class Service:
             value_serializer="raw",
         )
 
-    def table(self) -> Any:
-        """Return the table of state snapshots, a cache that may be deleted."""
-        raw: Any = faust.Schema(
-            key_type=bytes,
-            value_type=bytes,
-            key_serializer="raw",
-            value_serializer="raw",
-        )
-        _ensure_changelog(
-            self.settings, f"moot-{self.name}-{TABLE}-changelog", self.num_partitions
-        )
-        return self.app.Table(
-            TABLE,
-            schema=raw,
-            # Faust asks the schema when it writes, and these when it reads again.
-            key_type=bytes,
-            value_type=bytes,
-            partitions=self.num_partitions,
-        )
-
     async def send(
         self, event: Event, genesis: bytes, traceparent: str, cause: Source
     ) -> None:
         """Sign an event and send it in the transaction of the record that caused it.
-
-        `confirm` waits until Kafka has it.
 
         Args:
             event: The event.
@@ -152,7 +197,7 @@ class Service:
         that fences a process which believes it still owns the partition.
         """
         group = self.app.assignor.group_for_topic(cause.topic)
-        sent = await self.app.producer.send(
+        await self.app.producer.send(
             topic,
             key,
             value,
@@ -161,17 +206,55 @@ class Service:
             dict(headers),
             transactional_id=f"{self.app.conf.id}-{group}-{cause.partition}",
         )
-        self._unconfirmed.append(sent)
 
-    async def confirm(self) -> None:
-        """Wait until Kafka has what was sent.
+    async def commit(self, *, has_said: bool, is_busy: bool) -> None:
+        """Make what was said visible, and wait until it is.
 
-        Comes before the cause is acknowledged: a process that died after its offset
-        was committed, and before Kafka had the record, would lose it.
+        Args:
+            has_said: Whether anything was since the last call.
+            is_busy: There is more to say, so a transaction may hold more than this.
         """
-        waiting = list(self._unconfirmed)
-        self._unconfirmed.clear()
-        await asyncio.gather(*waiting)
+        self._is_due |= has_said
+        if not self._is_due or (is_busy and time.monotonic() < self._busy_until_s):
+            return
+        self._is_due = False
+        consumer = self.app.consumer
+        # False: Faust was committing already, perhaps without what was said last.
+        if not await consumer.commit():
+            await consumer.commit()
+        self._busy_until_s = time.monotonic() + BUSY_COMMIT_S
+
+
+class Batches:
+    """Records for who takes all that wait at once, and then makes them visible.
+
+    What comes while a transaction commits is the next batch: one record if it comes
+    alone, hundreds under load, without a clock.
+
+    Args:
+        max_size: Records of a batch, at most.
+    """
+
+    def __init__(self, max_size: int) -> None:
+        self._waiting: asyncio.Queue[Any] = asyncio.Queue(max_size)
+
+    async def put(self, event: Any) -> None:
+        """Add a record that a stream hands out; waits while a whole batch waits."""
+        await self._waiting.put(hold(event))
+
+    async def take(self) -> list[Any]:
+        """Return those that wait, one at least, for `fail_stop`."""
+        batch = [await self._waiting.get()]
+        while not self._waiting.empty() and len(batch) < self._waiting.maxsize:
+            batch.append(self._waiting.get_nowait())
+        return batch
+
+    async def commit(self, service: Service) -> None:
+        """Make visible what a batch led to.
+
+        If another whole batch is there already, waiting would gather no more.
+        """
+        await service.commit(has_said=True, is_busy=self._waiting.full())
 
 
 def make_service(name: str, role: str) -> Service:
@@ -205,7 +288,6 @@ def make_service_with_key(name: str, settings: Settings, key: SigningKey) -> Ser
             f"aiokafka://{server}" for server in settings.bootstrap_servers.split(",")
         ),
         processing_guarantee="exactly_once",
-        store="rocksdb://?driver=rocksdict",
         datadir=str(directory),
         # Topics are made by `moot topics create`; with a leader topic or declarations
         # of its own Faust does not start against Kafka 4.
@@ -230,10 +312,22 @@ def make_service_with_key(name: str, settings: Settings, key: SigningKey) -> Ser
         broker_heartbeat_interval=2.0,
         broker_rebalance_timeout=12.0,
     )
-    app.transport = GapTransport(app.conf.broker_consumer, app)
+    app.transport = Transport(app.conf.broker_consumer, app)
+    app.producer_transport = Transport(app.conf.broker_producer, app)
     # The topics' own number, not a setting: it decides what is refused.
     num_partitions = count_partitions(settings, topics.LEDGER)
-    return Service(name, app, settings, registry, key, num_partitions)
+    return Service(name, app, settings, registry, key, num_partitions, directory)
+
+
+def hold(event: Any) -> Any:
+    """Return a record that does not count as read before `fail_stop` is done with it.
+
+    Its stream lets go of it when it hands out the next. Told to stop, Faust even
+    acknowledges what was handed out before it cancels who works on it, and commits
+    that.
+    """
+    event.message.incref()
+    return event
 
 
 @contextmanager
@@ -245,14 +339,9 @@ def fail_stop(*events: Any) -> Iterator[None]:
     nothing; its successor reads the record again, and whoever runs the services
     restarts them and sees the log.
 
-    Told to stop, Faust acknowledges what was handed out before it cancels the block,
-    and commits that. So the block holds a reference to each record until its end.
-
     Args:
-        *events: The records, as Faust hands them out.
+        *events: The records; see `hold`.
     """
-    for event in events:
-        event.message.incref()
     try:
         yield
     except Exception:
@@ -312,20 +401,3 @@ def serve(service: Service) -> None:
         service.app, loglevel=service.settings.log_level, redirect_stdouts=False
     )
     worker.execute_from_commandline()
-
-
-def _ensure_changelog(settings: Settings, topic: str, num_partitions: int) -> None:
-    """Create a table's changelog topic, compacted, unless it exists."""
-    admin = make_admin(settings)
-    if topic in admin.list_topics(timeout=30).topics:
-        return
-    new = NewTopic(
-        topic,
-        num_partitions=num_partitions,
-        replication_factor=settings.replication_factor,
-        config={
-            "cleanup.policy": "compact",
-            "max.message.bytes": str(MAX_RECORD_SIZE_BYTES),
-        },
-    )
-    admin.create_topics([new])[topic].result(30)

@@ -1,10 +1,10 @@
 """How a processor follows the ledger: verified blocks in, one state per federation.
 
-The state is cached in the app's table after every block. The cache is believed only
-if it is exactly at the block before the one that arrives; in any other case (deleted,
-behind, ahead because a transaction was aborted, or of a state of another shape, whose
-writer folded other things) the log is read again from its beginning, through the same
-functions.
+Now and then the state is cached in a file, so that a service that starts need not read
+the log from its beginning. The cache is believed only if the log goes on from it; in
+any other case (deleted, ahead because a transaction was aborted, of another founding,
+or of a state of another shape, whose writer folded other things) the log is read again
+from its beginning, through the same functions.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
@@ -22,25 +23,22 @@ from typing import Any, Final, Generic, TypeVar
 from pydantic import ConfigDict, TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 
+from adapters import telemetry
 from adapters.genesis import OtherGenesisError, remember_genesis
-from adapters.kafka import MAX_RECORD_SIZE_BYTES, read_partition
+from adapters.kafka import read_partition
 from adapters.kafka_log import PassingOverForeign
-from protocol.envelope import SIGNATURE_HEADER
-from protocol.log import (
-    ForeignRecordError,
-    LogState,
-    OpenedLeaf,
-    open_block,
-    verify_author,
-)
+from protocol.envelope import SIGNATURE_HEADER, TRACEPARENT_HEADER
+from protocol.log import LogError, LogState, OpenedLeaf, open_block, verify_author
 from schemas import topics
-from streams.app import Service
+from schemas.events import Event
+from streams.app import Service, Source, fail_stop, hold
 
 log = logging.getLogger(__name__)
 
-MAX_SNAPSHOT_BYTES: Final = MAX_RECORD_SIZE_BYTES - 2**16
-"""What Kafka takes of a state: 70,000 agents of one federation are more, and would end
-the service for all the others."""
+KEEP_EVERY_S: Final = 5.0
+"""Between two snapshots of a state; what came since is read again after a start."""
+MAX_KEEPING: Final = 0.02
+"""Of a service's time, for snapshots: one of 70,000 agents takes a second."""
 
 State = TypeVar("State")
 Output = TypeVar("Output")
@@ -48,10 +46,17 @@ Output = TypeVar("Output")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Followed(Generic[State]):
-    """How far a federation's log was followed, and the state there."""
+    """How far a federation's log was followed, and the state there.
+
+    Attributes:
+        log: How far.
+        state: The state there.
+        next_offset: In the ledger's partition, after the last block.
+    """
 
     log: LogState
     state: State
+    next_offset: int = 0
 
 
 class _Shape(GenerateJsonSchema):
@@ -68,6 +73,8 @@ class Follower(Generic[State, Output]):
         state_type: Type of the state, a frozen dataclass.
         initial: The state before the first leaf.
         step: Moves the state by one leaf and returns what follows.
+        find_owed: Returns what a state that was found at a start calls for, whenever
+            that began; gets the trace of the block that came. None: nothing.
         directory: Where the foundings that it takes part in are remembered; None for
             a service that keeps nothing of them.
     """
@@ -78,15 +85,18 @@ class Follower(Generic[State, Output]):
         state_type: type[State],
         initial: State,
         step: Callable[[State, OpenedLeaf], tuple[State, list[Output]]],
+        *,
+        find_owed: Callable[[State, str], list[Output]] | None = None,
         directory: Path | None = None,
     ) -> None:
         self._service = service
         self._initial = initial
         self._step = step
+        self._find_owed = find_owed
         self._directory = directory
         self._refused: set[bytes] = set()
-        self._table = service.table()
         self._known: dict[bytes, Followed[State]] = {}
+        self._keep_after_s: dict[bytes, float] = {}
         self._snapshots: TypeAdapter[Followed[State]] = TypeAdapter(
             Followed[state_type],  # type: ignore[valid-type]  # a type argument at run time
             config=ConfigDict(ser_json_bytes="base64", val_json_bytes="base64"),
@@ -109,15 +119,17 @@ class Follower(Generic[State, Output]):
         with PassingOverForeign(event.message.offset):
             data = self._service.registry.unframe_trusted(event.value or b"")
             before = await self._find_before(event, data, signature)
-            after, outputs = self._advance(before, data, signature)
-            if event.key not in self._known and not self._takes_part(after.log):
-                self._refused.add(event.key)
-                return []
+            after, outputs = self._advance(
+                before, data, signature, event.message.offset
+            )
+            if event.key not in self._known:
+                if not self._takes_part(after.log):
+                    self._refused.add(event.key)
+                    return []
+                if self._find_owed is not None and not outputs:
+                    traceparent = event.headers.get(TRACEPARENT_HEADER)
+                    outputs = self._find_owed(after.state, telemetry.clean(traceparent))
             self._known[event.key] = after
-            snapshot = self._shape + self._snapshots.dump_json(after)
-            if len(snapshot) <= MAX_SNAPSHOT_BYTES:
-                self._table[event.key] = snapshot
-            # What is in the cache now is behind, so after a restart the log is read.
         return outputs
 
     def get_genesis(self, key: bytes | None) -> bytes:
@@ -130,40 +142,66 @@ class Follower(Generic[State, Output]):
         known = self._known.get(key or b"")
         return self._initial if known is None else known.state
 
+    async def keep(self, key: bytes | None) -> None:
+        """Cache a federation's state, if it is time."""
+        key = key or b""
+        began = time.monotonic()
+        if key not in self._known or began < self._keep_after_s.get(key, began):
+            return
+        await asyncio.to_thread(self._write, key, self._known[key])
+        now = time.monotonic()
+        wait_s = max(KEEP_EVERY_S, (now - began) / MAX_KEEPING)
+        self._keep_after_s[key] = now + wait_s
+
     async def _find_before(
         self, event: Any, data: bytes, signature: bytes | None
     ) -> Followed[State]:
-        """Return the state before this block: the cached one or, if that is not it,
-        what the log says.
+        """Return the state before this block: the one that is known or, if that is not
+        it, what the log says.
 
         Raises:
             ForeignRecordError: the federation's sequencer did not sign the block.
         """
-        known = self._known.get(event.key) or self._load(event.key)
-        try:
+        known = self._known.get(event.key)
+        if known is not None:
             block, _ = verify_author(known.log, data, signature)
             if block.height == known.log.chain.height:
                 return known
-        except ForeignRecordError:
-            if known.log.genesis:
-                raise
-            # Without a state nobody can say whose it is; the log can.
-        message = event.message
-        rebuilt = await asyncio.to_thread(
-            self._rebuild, event.key, message.partition, message.offset
+        return await asyncio.to_thread(
+            self._read_until, event.key, event.message, data, signature
         )
-        verify_author(rebuilt.log, data, signature)
-        return rebuilt
+
+    def _read_until(
+        self, key: bytes | None, message: Any, data: bytes, signature: bytes | None
+    ) -> Followed[State]:
+        cached = self._load(key)
+        if cached is not None and cached.next_offset <= message.offset:
+            with suppress(LogError):
+                found = self._read(cached, key, message)
+                open_block(found.log, data, signature)
+                return found
+            log.warning("the cached state is of another log, reading this one")
+        # A record's key names its federation: no other's blocks count under it.
+        name = (key or b"").decode(errors="replace")
+        start = Followed(log=LogState(federation_id=name), state=self._initial)
+        found = self._read(start, key, message)
+        verify_author(found.log, data, signature)
+        return found
 
     def _advance(
-        self, before: Followed[State], data: bytes, signature: bytes | None
+        self,
+        before: Followed[State],
+        data: bytes,
+        signature: bytes | None,
+        offset: int,
     ) -> tuple[Followed[State], list[Output]]:
         state, outputs = before.state, []
         log_state, _, opened = open_block(before.log, data, signature)
         for leaf in opened:
             state, more = self._step(state, leaf)
             outputs.extend(more)
-        return Followed(log=log_state, state=state), outputs
+        after = Followed(log=log_state, state=state, next_offset=offset + 1)
+        return after, outputs
 
     def _takes_part(self, state: LogState) -> bool:
         """Return whether a log is of the founding that this directory knows."""
@@ -177,39 +215,92 @@ class Follower(Generic[State, Output]):
             return False
         return True
 
-    def _load(self, key: bytes | None) -> Followed[State]:
-        cached = None if key is None else self._table.get(key)
-        if cached is not None and cached.startswith(self._shape):
-            try:
+    def _path(self, key: bytes | None) -> Path:
+        name = hashlib.sha256(key or b"").hexdigest()
+        return self._service.cache_directory / f"{name}.state"
+
+    def _load(self, key: bytes | None) -> Followed[State] | None:
+        try:
+            cached = self._path(key).read_bytes()
+            if cached.startswith(self._shape):
                 return self._snapshots.validate_json(cached[len(self._shape) :])
-            except ValueError as error:
-                log.warning("the cached state is of no use, reading the log: %s", error)
-        return self._start(key)
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError) as error:
+            log.warning("the cached state is of no use, reading the log: %s", error)
+        return None
 
-    def _start(self, key: bytes | None) -> Followed[State]:
-        # A record's key names its federation: no other's blocks count under it.
-        name = (key or b"").decode(errors="replace")
-        return Followed(log=LogState(federation_id=name), state=self._initial)
+    def _write(self, key: bytes, followed: Followed[State]) -> None:
+        path = self._path(key)
+        draft = path.with_suffix(".draft")
+        try:
+            draft.write_bytes(self._shape + self._snapshots.dump_json(followed))
+            draft.replace(path)
+        except OSError as error:
+            log.warning("the state is not cached: %s", error)
 
-    def _rebuild(self, key: bytes | None, partition: int, end: int) -> Followed[State]:
-        """Follow the log from its beginning up to an offset, without its outputs."""
-        started = time.monotonic()
-        followed = self._start(key)
-        records = read_partition(
-            self._service.settings, topics.LEDGER, partition, start=0
-        )
-        for record in records:
-            if record.offset >= end:
-                break
-            if record.key == key:
-                with PassingOverForeign(record.offset):
-                    data = self._service.registry.unframe_trusted(record.value or b"")
-                    signature = record.header(SIGNATURE_HEADER)
-                    followed, _ = self._advance(followed, data, signature)
+    def _read(
+        self, followed: Followed[State], key: bytes | None, message: Any
+    ) -> Followed[State]:
+        """Follow the log on, up to a record, without its outputs."""
+        started, size = time.monotonic(), followed.log.chain.size
+        if followed.next_offset < message.offset:
+            records = read_partition(
+                self._service.settings,
+                topics.LEDGER,
+                message.partition,
+                start=followed.next_offset,
+            )
+            for record in records:
+                if record.offset >= message.offset:
+                    break
+                if record.key == key:
+                    with PassingOverForeign(record.offset):
+                        data = self._service.registry.unframe_trusted(
+                            record.value or b""
+                        )
+                        signature = record.header(SIGNATURE_HEADER)
+                        followed, _ = self._advance(
+                            followed, data, signature, record.offset
+                        )
         log.info(
-            "followed %s again from its beginning: %d leaves in %.1f s",
+            "followed %s on from leaf %d: %d leaves in %.1f s",
             (key or b"").decode(errors="replace"),
-            followed.log.chain.size,
+            size,
+            followed.log.chain.size - size,
             time.monotonic() - started,
         )
         return followed
+
+
+def follow_ledger(
+    service: Service,
+    follower: Follower[Any, Output],
+    answer: Callable[[list[Output]], list[tuple[Event, str]]],
+    look: Callable[[Any], None] = lambda _: None,
+) -> None:
+    """Make the app follow the ledger, and say what it has to say.
+
+    Args:
+        service: The app.
+        follower: Its follower.
+        answer: Returns what is said of what follows from a block, each with its trace.
+            It may take long, and runs in a thread: no transaction is open meanwhile.
+        look: Called with every record, after that.
+    """
+
+    @service.app.agent(service.topic(topics.LEDGER), name=service.name, concurrency=1)
+    async def follow(stream: Any) -> None:
+        async for event in stream.events():
+            with fail_stop(hold(event)):
+                outputs = await follower.follow(event)
+                said = await asyncio.to_thread(answer, outputs)
+                genesis = follower.get_genesis(event.key)
+                source = Source(topics.LEDGER, event.message.partition)
+                for what, cause in said:
+                    await service.send(what, genesis, cause, source)
+                look(event)
+            event.ack()  # for the stream, which would do so with the next record
+            is_busy = bool(service.app.consumer.unacked)
+            await service.commit(has_said=bool(said), is_busy=is_busy)
+            await follower.keep(event.key)

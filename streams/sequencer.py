@@ -53,12 +53,10 @@ from protocol.log import (
 from schemas import codec, topics
 from schemas.events import BlockSequenced, CheckpointSigned
 from schemas.reasons import Reason
-from streams.app import Service, Source, fail_stop, make_service
+from streams.app import Batches, Service, Source, fail_stop, make_service
 
 log = logging.getLogger(__name__)
 
-BATCH_WINDOW_S: Final = 0.03
-"""How long a block waits for more leaves: less than a transaction's commit."""
 WATCH_S: Final = 2.0
 """Between two looks at what is held up, or deleted unread."""
 
@@ -97,7 +95,6 @@ class Sequencer:
                 self._states[partition] = await self._start(partition)
             for part in _blocks_of(mine):
                 await self._append(partition, key, part)
-        await self._service.confirm()
         self._nexts |= {
             Place(record.topic, record.partition): record.offset + 1
             for record in received
@@ -425,13 +422,20 @@ def make_sequencer() -> Service:
     service = make_service("sequencer", "SEQUENCER")
     sequencer = Sequencer(service)
     sequencer.look_before_start()
-    app = service.app
+    app, batches = service.app, Batches(MAX_BLOCK_LEAVES)
 
     @app.agent(service.topic(*topics.SEQUENCED_TOPICS), name="sequencer", concurrency=1)
-    async def sequence_inputs(stream: Any) -> None:
-        async for batch in stream.take_events(MAX_BLOCK_LEAVES, within=BATCH_WINDOW_S):
+    async def read_inputs(stream: Any) -> None:
+        async for event in stream.events():
+            await batches.put(event)
+
+    @app.task
+    async def sequence_inputs() -> None:
+        while True:
+            batch = await batches.take()
             with fail_stop(*batch):
                 await sequencer.process(batch)
+            await batches.commit(service)
 
     @app.task
     async def watch_inputs() -> None:

@@ -34,13 +34,14 @@ from protocol.modes.mpc.party_memory import (
     find_unlinkable,
     remember,
 )
-from protocol.modes.mpc.round import MpcRound
+from protocol.modes.mpc.round import MpcRound, see
 from protocol.modes.mpc.sealing import SealingSecretKey
 from protocol.modes.mpc.sketches import Sketch
+from protocol.round_view import WatchedRounds
 from schemas import codec
 from schemas import events as e
-from streams.aggregator import Aggregator, AggregatorState, follow_step
-from streams.mpc.party import Party, PartyState, make_step
+from streams.aggregator import Aggregator, follow_step
+from streams.mpc.party import Party, make_step
 from tests.builders import LogBuilder, make_key
 from tests.sealed import list_contributions
 
@@ -121,9 +122,9 @@ class MpcLogBuilder(LogBuilder):
         self.values: dict[tuple[int, str], NDArray[np.int64]] = {}
         self.states: dict[str, ProverState] = {}
         self.hands = {name: self.make_hands(name) for name in self.parties}
-        self.following = dict.fromkeys(self.parties, PartyState())
+        self.following = dict.fromkeys(self.parties, WatchedRounds())
         self.aggregator = Aggregator(self.blobs)
-        self.aggregator_state = AggregatorState()
+        self.aggregator_state = WatchedRounds()
 
     def request_round(self, number: int | None = None) -> tuple[str, ...]:
         """Ask for a round, drawn from a final checkpoint if there are ledger nodes."""
@@ -255,12 +256,12 @@ class MpcLogBuilder(LogBuilder):
 
     def _notice(self, leaf: OpenedLeaf) -> None:
         for name, hands in self.hands.items():
-            before = self.following[name].secret
+            before = see(self.following[name].view)
             state, work = make_step(name)(self.following[name], leaf)
             self.following[name] = state
             if name in self.silent:
                 continue
-            secret = state.secret
+            secret = see(state.view)
             if (
                 secret is not None
                 and secret.is_comparing

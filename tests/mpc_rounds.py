@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from protocol.modes.mpc.round import Committed, MpcRound, Partial
+from protocol.decider import Sequenced
+from protocol.modes.mpc.round import Committed, MpcRound, Partial, see
 from protocol.persistent import PersistentMap, PersistentSet
-from protocol.round_state import OpenRound
+from protocol.round_state import OpenRound, RoundsState
 from protocol.round_view import Answered, RoundView
+from protocol.round_view import follow as follow_view
 from schemas import codec
 from schemas import events as e
 from tests.simulation.federation import GENESIS, linked, partial
@@ -65,6 +67,14 @@ def change_mpc_round(secret: MpcRound, **parts: Any) -> MpcRound:
     return MpcRound(replace(view, open=opened, said=said))
 
 
+def follow(
+    secret: MpcRound | None, rounds: RoundsState, leaf: Sequenced
+) -> MpcRound | None:
+    """Move by one leaf; see `protocol.round_view.follow`."""
+    view = None if secret is None else secret.view
+    return see(follow_view(view, rounds, leaf))
+
+
 def _say(
     opened: OpenRound,
     said: PersistentMap[int, bytes],
@@ -85,4 +95,4 @@ def _say(
     return replace(opened, said={**opened.said, name: places}), said
 
 
-__all__ = ["Committed", "change_mpc_round", "make_mpc_round"]
+__all__ = ["Committed", "change_mpc_round", "follow", "make_mpc_round"]

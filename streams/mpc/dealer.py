@@ -13,12 +13,11 @@ from adapters import telemetry
 from adapters.keys import load_key
 from adapters.modes.mpc.identity import dealer_key_path
 from adapters.settings import load_settings
-from protocol.modes.mpc.round import MpcRound
-from schemas import topics
-from streams.app import Service, fail_stop, make_service_with_key
-from streams.following import Follower
+from protocol.modes.mpc.round import MpcRound, see
+from protocol.round_view import WatchedRounds, watch
+from streams.app import Service, make_service_with_key
+from streams.following import Follower, follow_ledger
 from streams.mpc.comparing import Comparer, make_link_plan
-from streams.mpc.party import PartyState, follow_mpc
 from streams.mpc.robustness import run_dealer
 
 
@@ -31,11 +30,11 @@ def make_dealer(name: str) -> Service:
     settings = load_settings()
     key = load_key(dealer_key_path(settings, name))
     service = make_service_with_key(f"dealer-{name}", settings, key)
-    follower: Follower[PartyState, None] = Follower(
+    follower: Follower[WatchedRounds, None] = Follower(
         service,
-        PartyState,
-        PartyState(),
-        lambda state, leaf: (follow_mpc(state, leaf), []),
+        WatchedRounds,
+        WatchedRounds(),
+        lambda state, leaf: (watch(state, leaf.sequenced), []),
     )
 
     def deal(secret: MpcRound, traceparent: str) -> None:
@@ -50,11 +49,8 @@ def make_dealer(name: str) -> Service:
 
     comparer = Comparer(deal)
 
-    @service.app.agent(service.topic(topics.LEDGER), name=service.name, concurrency=1)
-    async def follow_ledger(stream: Any) -> None:
-        async for event in stream.events():
-            with fail_stop(event):
-                await follower.follow(event)
-                comparer.look(follower.get_state(event.key).secret, event)
+    def look(event: Any) -> None:
+        comparer.look(see(follower.get_state(event.key).view), event)
 
+    follow_ledger(service, follower, lambda _: [], look)
     return service

@@ -16,11 +16,10 @@ was refused is mended by mending it and starting it again.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
@@ -34,8 +33,7 @@ from adapters.modes.mpc.identity import PartyIdentity, load_party, party_directo
 from adapters.modes.mpc.memory import PartyLog
 from adapters.round_blobs import make_fetch
 from adapters.settings import load_settings
-from protocol.decider import step
-from protocol.envelope import TRACEPARENT_HEADER, compute_fact_id
+from protocol.envelope import compute_fact_id
 from protocol.fields import MAX_TEXT_LENGTH
 from protocol.log import OpenedLeaf
 from protocol.modes.mpc.checker import (
@@ -56,20 +54,19 @@ from protocol.modes.mpc.party_memory import (
     RefusalCode,
     Summed,
 )
-from protocol.modes.mpc.round import MpcRound, Owed, follow
+from protocol.modes.mpc.round import MpcRound, Owed, see
 from protocol.modes.mpc.round_checker import MpcChecker
 from protocol.modes.mpc.share_link import Link, SumMasks, compute_party_sum
 from protocol.modes.mpc.shares import Share
 from protocol.modes.mpc.sketches import Sketch
 from protocol.modes.problem import RoundError
-from protocol.round_state import RoundsState
-from protocol.rounds import DECIDER
+from protocol.round_view import WatchedRounds, watch
 from schemas import events as e
 from schemas import topics
 from schemas.reasons import Reason
-from streams.app import Service, Source, fail_stop, make_service_with_key
+from streams.app import Service, make_service_with_key
 from streams.checking import Checking, complete
-from streams.following import Follower
+from streams.following import Follower, follow_ledger
 from streams.mpc.comparing import Comparer, make_link_plan
 from streams.mpc.robustness import run_find_far
 
@@ -97,45 +94,29 @@ LINKED_TOGETHER: Final = 16
 """Shares in memory at a time: 8 bytes per parameter each."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PartyState:
-    """The rounds decider's state, and the MPC round in progress."""
-
-    rounds: RoundsState = DECIDER.initial
-    secret: MpcRound | None = None
-
-
-def follow_mpc(state: PartyState, leaf: OpenedLeaf) -> PartyState:
-    """Move by one leaf. Pure."""
-    rounds, _ = step(DECIDER, state.rounds, leaf.sequenced)
-    return PartyState(
-        rounds=rounds, secret=follow(state.secret, rounds, leaf.sequenced)
-    )
-
-
 def make_step(
     name: str,
-) -> Callable[[PartyState, OpenedLeaf], tuple[PartyState, list[Work]]]:
+) -> Callable[[WatchedRounds, OpenedLeaf], tuple[WatchedRounds, list[Work]]]:
     """Return how a party follows: what the leaf makes it owe. Pure."""
 
     def follow_step(
-        state: PartyState, leaf: OpenedLeaf
-    ) -> tuple[PartyState, list[Work]]:
-        after = follow_mpc(state, leaf)
-        secret = after.secret
-        work = []
-        owed = None if secret is None else secret.owed_by_party(name)
-        before = None if state.secret is None else state.secret.owed_by_party(name)
-        if secret is not None and owed not in {None, before}:
-            work.append(Work(secret, leaf.traceparent))
+        state: WatchedRounds, leaf: OpenedLeaf
+    ) -> tuple[WatchedRounds, list[Work]]:
+        after = watch(state, leaf.sequenced)
+        work = find_owed(name, after, leaf.traceparent)
+        before = see(state.view)
+        if work and before is not None:
+            (item,) = work
+            owed = item.secret.owed_by_party(name)
+            work = [] if owed is before.owed_by_party(name) else work
         return after, work
 
     return follow_step
 
 
-def find_debt(name: str, state: PartyState, traceparent: str) -> list[Work]:
+def find_owed(name: str, state: WatchedRounds, traceparent: str) -> list[Work]:
     """Return what a round waits for from a party, whenever that began. Pure."""
-    secret = state.secret
+    secret = see(state.view)
     if secret is None or secret.owed_by_party(name) is None:
         return []
     return [Work(secret, traceparent)]
@@ -411,33 +392,6 @@ class Party:
         )
 
 
-class Debts:
-    """What a party owes, as its log goes on; after a start also what it owed before.
-
-    Args:
-        name: The party.
-        follower: Follows the ledger with `make_step`.
-    """
-
-    def __init__(self, name: str, follower: Follower[PartyState, Work]) -> None:
-        self._name = name
-        self._follower = follower
-        self._looked_at: set[bytes] = set()
-
-    async def follow(self, event: Any) -> list[Work]:
-        """Take the next record of the ledger and return what it makes the party owe."""
-        work = await self._follower.follow(event)
-        if event.key in self._looked_at:
-            return work
-        # What the process before this one said may not have counted.
-        self._looked_at.add(event.key)
-        return work or find_debt(
-            self._name,
-            self._follower.get_state(event.key),
-            telemetry.clean(event.headers.get(TRACEPARENT_HEADER)),
-        )
-
-
 def make_party(
     name: str, *, min_cohort: int = 2, listen_host: str | None = None
 ) -> Service:
@@ -466,8 +420,14 @@ def make_party(
         listen_host=listen_host,
     )
     publisher = Publisher(settings, service.registry)
-    follower = Follower(service, PartyState, PartyState(), make_step(name), directory)
-    debts = Debts(name, follower)
+    follower = Follower(
+        service,
+        WatchedRounds,
+        WatchedRounds(),
+        make_step(name),
+        find_owed=partial(find_owed, name),
+        directory=directory,
+    )
 
     def compare(secret: MpcRound, traceparent: str) -> None:
         with telemetry.span(
@@ -489,16 +449,8 @@ def make_party(
 
     comparer = Comparer(compare)
 
-    @service.app.agent(service.topic(topics.LEDGER), name=service.name, concurrency=1)
-    async def follow_ledger(stream: Any) -> None:
-        async for event in stream.events():
-            with fail_stop(event):
-                source = Source(topics.LEDGER, event.message.partition)
-                work = await debts.follow(event)
-                genesis = follower.get_genesis(event.key)
-                for said, cause in await asyncio.to_thread(party.do, work):
-                    await service.send(said, genesis, cause, source)
-                await service.confirm()
-                comparer.look(follower.get_state(event.key).secret, event)
+    def look(event: Any) -> None:
+        comparer.look(see(follower.get_state(event.key).view), event)
 
+    follow_ledger(service, follower, party.do, look)
     return service

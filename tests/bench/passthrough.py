@@ -10,8 +10,7 @@ from typing import Any, Final
 
 from protocol.log import MAX_BLOCK_LEAVES
 from schemas import topics
-from streams.app import Source, fail_stop, make_service, serve
-from streams.sequencer import BATCH_WINDOW_S
+from streams.app import Batches, Source, fail_stop, make_service, serve
 
 OUTPUT_TOPIC: Final = "bench.passthrough"
 
@@ -19,17 +18,26 @@ OUTPUT_TOPIC: Final = "bench.passthrough"
 def run() -> None:
     """Pass records through until told to stop; ends the process."""
     service = make_service("bench", "SEQUENCER")
+    app = service.app
 
-    @service.app.agent(service.topic(topics.UPDATES), name="bench", concurrency=1)
-    async def pass_through(stream: Any) -> None:
-        async for batch in stream.take_events(MAX_BLOCK_LEAVES, within=BATCH_WINDOW_S):
-            with fail_stop():
+    batches = Batches(MAX_BLOCK_LEAVES)
+
+    @app.agent(service.topic(topics.UPDATES), name="bench", concurrency=1)
+    async def read(stream: Any) -> None:
+        async for event in stream.events():
+            await batches.put(event)
+
+    @app.task
+    async def pass_through() -> None:
+        while True:
+            batch = await batches.take()
+            with fail_stop(*batch):
                 headers = [("count", str(len(batch)).encode())]
                 value = b"".join(event.value for event in batch)
                 source = Source(topics.UPDATES, batch[0].message.partition)
                 key = batch[0].key
                 await service.send_raw(OUTPUT_TOPIC, key, value, headers, source)
-                await service.confirm()
+            await batches.commit(service)
 
     serve(service)
 

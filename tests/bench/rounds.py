@@ -176,8 +176,6 @@ class Load:
                         pool.submit(self._answer, event, name, key)
                         for name, key in self._agents.items()
                     ]
-                case e.AggregatePublished():
-                    break
                 case (
                     e.EventRejected()
                     | e.ContributionRejected()
@@ -187,6 +185,9 @@ class Load:
                     raise StackError(f"{event.reason}: {event.detail}", "A bug.")
                 case _:
                     pass
+            # They are on different topics: either may be on the ledger first.
+            if {e.RoundSealed, e.AggregatePublished} <= seen.keys():
+                break
         for future in sent:
             future.result()
         self._producer.flush()

@@ -434,7 +434,7 @@ def many_classes(n: int) -> bytes:
 
 
 def _read_batches(data: bytes) -> None:
-    for topic in (topics.CONTROL, topics.LEDGER, "moot-ledger-changelog"):
+    for topic in (topics.CONTROL, topics.LEDGER):
         records = PartitionRecords(
             TopicPartition(topic, 0), Batches(data), [], 0, None, None, True, 1
         )

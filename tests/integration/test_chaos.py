@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable
 
 import pytest
-from confluent_kafka.admin import AdminClient
 
 from cli.stack.stack import KAFKA, MINIO, REGISTRY
 from protocol.contributions import Contribution
@@ -74,14 +73,11 @@ def test_after_the_kills_the_audit_finds_the_log_sound(main: Federation) -> None
     assert not report["rejections"]
 
 
-def test_the_tables_and_their_changelogs_can_be_deleted(
-    world: World, main: Federation
-) -> None:
+def test_the_caches_can_be_deleted(world: World, main: Federation) -> None:
     number = main.request_round()
     main.wait(e.RoundStarted, round=number)
     world.services.stop(*DECIDERS, "sequencer")
     shutil.rmtree(world.settings.state_directory / "faust")
-    _delete_changelogs(world)
 
     for service in ("sequencer", *DECIDERS):
         world.services.start(service, "serve", service)
@@ -182,18 +178,4 @@ def _stamp(main: Federation, event: object) -> int:
         leaf.sequenced.sequenced_at_ms
         for leaf in main.leaves
         if leaf.sequenced.event is event
-    )
-
-
-def _delete_changelogs(world: World) -> None:
-    admin = AdminClient({"bootstrap.servers": world.settings.bootstrap_servers})
-    changelogs = [
-        name for name in admin.list_topics(timeout=30).topics if "changelog" in name
-    ]
-    assert changelogs
-    for future in admin.delete_topics(changelogs).values():
-        future.result(30)
-    wait_until(
-        lambda: not {*changelogs} & {*admin.list_topics(timeout=30).topics},
-        "the changelog topics go",
     )

@@ -9,7 +9,6 @@ from enum import StrEnum
 from typing import Final, NamedTuple
 
 from protocol.contributions import Contribution
-from protocol.decider import Sequenced
 from protocol.modes.mpc.configuration import get_mpc
 from protocol.modes.mpc.phases import (
     CLOSED,
@@ -19,9 +18,7 @@ from protocol.modes.mpc.phases import (
     get_comparison_started,
 )
 from protocol.persistent import PersistentMap
-from protocol.round_state import RoundsState
 from protocol.round_view import RoundView
-from protocol.round_view import follow as follow_view
 from schemas import events as e
 
 SKETCH_SEED_DOMAIN: Final = b"folkmoot/sketch-seed/v1\n"
@@ -226,11 +223,3 @@ def see(view: RoundView | None) -> MpcRound | None:
     if view is None or view.config.mpc is None:
         return None
     return MpcRound(view)
-
-
-def follow(
-    secret: MpcRound | None, rounds: RoundsState, leaf: Sequenced
-) -> MpcRound | None:
-    """Move by one leaf; see `protocol.round_view.follow`."""
-    view = None if secret is None else secret.view
-    return see(follow_view(view, rounds, leaf))

@@ -11,10 +11,11 @@ from protocol.aggregation import sum_from_blob
 from protocol.modes.mode import OneByOne
 from protocol.modes.mpc.round import MpcRound
 from protocol.modes.problem import RoundError
+from protocol.round_view import WatchedRounds
 from schemas import codec
 from schemas import events as e
 from schemas.reasons import Reason
-from streams.aggregator import Aggregator, AggregatorState, Work, follow_step
+from streams.aggregator import Aggregator, Work, follow_step
 from streams.checking import MAX_DETAIL_LENGTH, Checking, complete
 from tests.builders import BlobDict, LogBuilder
 from tests.mpc_builder import (
@@ -47,7 +48,7 @@ class Store(BlobDict):
 
 def work_of(log):
     """Return what each leaf of a log makes the aggregator do, by leaf index."""
-    state, work = AggregatorState(), {}
+    state, work = WatchedRounds(), {}
     for leaf in log.opened:
         state, items = follow_step(state, leaf)
         if items:

@@ -13,7 +13,7 @@ from faust.types.tuples import TP, Message
 from intervaltree import IntervalTree
 
 from adapters.alive import EXIT_FAILED
-from streams.app import GapConsumer, fail_stop
+from streams.app import GapConsumer, fail_stop, hold
 
 
 @pytest.mark.parametrize("committed", [None, 4])
@@ -52,7 +52,7 @@ def hand_out() -> SimpleNamespace:
 
 def test_a_stream_that_goes_on_acknowledges_after_the_work():
     events = hand_out(), hand_out()
-    with fail_stop(*events):
+    with fail_stop(*map(hold, events)):
         pass
     assert not any(event.message.acked for event in events)
     for event in events:
@@ -62,7 +62,7 @@ def test_a_stream_that_goes_on_acknowledges_after_the_work():
 
 def test_a_stream_that_closes_in_the_middle_of_the_work_does_not_count_it():
     event = hand_out()
-    with fail_stop(event):
+    with fail_stop(hold(event)):
         event.ack()
         assert not event.message.acked
     assert event.message.acked, "the work was done all the same"
@@ -72,7 +72,7 @@ def test_work_that_is_cancelled_is_not_read():
     event = hand_out()
 
     def work() -> None:
-        with fail_stop(event):
+        with fail_stop(hold(event)):
             event.ack()
             raise asyncio.CancelledError
 

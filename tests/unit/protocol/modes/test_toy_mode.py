@@ -20,10 +20,11 @@ from protocol.modes import MODES, list_waited_for
 from protocol.modes.mode import SEALED, Mode, Phase
 from protocol.modes.plain import PlainChecker
 from protocol.round_state import RoundsState
+from protocol.round_view import WatchedRounds
 from protocol.rounds import DECIDER
 from schemas import events as e
 from schemas.reasons import Reason
-from streams.aggregator import Aggregator, AggregatorState, follow_step
+from streams.aggregator import Aggregator, follow_step
 from tests.builders import BlobDict, LogBuilder
 from tests.simulation.federation import (
     AGENTS,
@@ -92,7 +93,7 @@ class World:
         self.config = replace(plain, plain=None, mpc=MPC_CONFIG.mpc)
         self.blobs = BlobDict(log.blobs)
         self.run = start(DECIDER)
-        self.state = AggregatorState()
+        self.state = WatchedRounds()
         self.aggregator = Aggregator(self.blobs)  # type: ignore[arg-type]
         self.claims: list[e.Event] = []
 

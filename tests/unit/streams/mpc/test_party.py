@@ -12,16 +12,16 @@ from adapters.modes.mpc.memory import PartyLog, create_party_log
 from protocol.log import LogState, OpenedLeaf
 from protocol.modes.mpc.checker import MpcShape, parse_links, parse_partial
 from protocol.modes.mpc.party_memory import Linked, RefusalCode, Summed
-from protocol.modes.mpc.round import Owed
+from protocol.modes.mpc.round import Owed, see
 from protocol.modes.mpc.share_link import Link, verify_link
+from protocol.round_view import WatchedRounds, watch
 from protocol.rounds import DECIDER
 from protocol.validation import find_problem
 from schemas import codec
 from schemas import events as e
 from schemas.reasons import Reason
-from streams.aggregator import AggregatorState, follow_step
 from streams.following import Followed, Follower
-from streams.mpc.party import PartyState, make_step
+from streams.mpc.party import make_step
 from tests.builders import BlobDict, make_key
 from tests.mpc_builder import (
     build_mpc_log,
@@ -60,7 +60,7 @@ class Asked:
 
     def __init__(self, config=MPC_CONFIG):
         self.run = start(DECIDER)
-        self.states = dict.fromkeys((*PARTIES, "somebody"), PartyState())
+        self.states = dict.fromkeys((*PARTIES, "somebody"), WatchedRounds())
         self.when(config, *map(admitted, AGENTS))
         self.request(1)
 
@@ -91,7 +91,7 @@ class Asked:
                 self.states[name], work = make_step(name)(state, leaf)
                 for item in work:
                     assert item.traceparent == leaf.traceparent
-                    assert item.secret == self.states[name].secret
+                    assert item.secret == see(self.states[name].view)
                     asked.append((name, item.secret.owed_by_party(name)))
         return asked
 
@@ -433,7 +433,9 @@ def test_a_link_is_said_again_for_another_set_with_other_masks(
     """Whoever shows another closed set gets the same link, and nothing to subtract."""
     first = entries_of(blobs, party.answer(asked_to_link))
     closed = replace(asked_to_link.closed, sum_seed=b"\7" * 32)
-    again = entries_of(blobs, party.answer(replace(asked_to_link, closed=closed)))
+    again = entries_of(
+        blobs, party.answer(change_mpc_round(asked_to_link, closed=closed))
+    )
     for agent_id, entry in first.items():
         other = again[agent_id]
         assert (other.projections, other.blinding) == (
@@ -470,7 +472,7 @@ def test_a_round_has_no_second_sum(party, asked_to_link, asked_to_sum, blobs, ca
     assert party.answer(asked_to_sum) is not None
     sealed = asked_to_sum.sealed
     *others, last = asked_to_sum.contributions
-    fewer = replace(
+    fewer = change_mpc_round(
         asked_to_sum,
         sealed=replace(
             sealed,
@@ -488,7 +490,7 @@ def test_an_agent_enters_no_second_sum_over_a_base_model(
     assert party.answer(asked_to_link) is not None
     assert party.answer(asked_to_sum) is not None
     again = replace(asked_to_sum.sealed, round=7, cause=bytes(32))
-    secret = replace(asked_to_sum, sealed=again)
+    secret = change_mpc_round(asked_to_sum, sealed=again)
     refuses(party, secret, blobs, caplog, "AGENT_SUMMED_BEFORE")
 
 
@@ -606,39 +608,21 @@ def test_a_party_with_anothers_sealing_key_can_open_nothing(
 # Snapshots
 
 
-def states_of(log):
-    """Return what a party and the aggregator know after each leaf of a log."""
-    seen = []
-    step = make_step(ME)
-    following, aggregator = PartyState(), AggregatorState()
-    for index, event in enumerate(log.leaves):
-        leaf = log.opened[index]
-        assert leaf.sequenced.event == event
-        following, _ = step(following, leaf)
-        aggregator, _ = follow_step(aggregator, leaf)
-        seen.append((following, aggregator))
-    return seen
-
-
 def test_snapshots_are_what_was_snapshot():
-    """In the form that a follower keeps them in its table."""
+    """In the form that a follower caches them in."""
     log = build_mpc_log()
-    service = SimpleNamespace(table=dict)
-    adapters = [
-        Follower(service, state_type, state_type(), None)._snapshots
-        for state_type in (PartyState, AggregatorState)
-    ]
-    phases = set()
-    for states in states_of(log):
-        for adapter, state in zip(adapters, states, strict=True):
-            followed = Followed(log=LogState(federation_id="clinics"), state=state)
-            data = adapter.dump_json(followed)
-            loaded = adapter.validate_json(data)
-            assert loaded == followed
-            secret = loaded.state.secret
-            if secret is not None:
-                phases.add((bool(secret.links), bool(secret.partials)))
-                assert secret.owed_by_party(ME) == state.secret.owed_by_party(ME)
+    initial = WatchedRounds()
+    snapshots = Follower(SimpleNamespace(), WatchedRounds, initial, None)._snapshots
+    state, phases = initial, set()
+    for leaf in log.opened:
+        state = watch(state, leaf.sequenced)
+        followed = Followed(log=LogState(federation_id="clinics"), state=state)
+        loaded = snapshots.validate_json(snapshots.dump_json(followed))
+        assert loaded == followed
+        secret = see(loaded.state.view)
+        if secret is not None:
+            phases.add((bool(secret.links), bool(secret.partials)))
+            assert secret.owed_by_party(ME) == see(state.view).owed_by_party(ME)
     assert phases == {(False, False), (True, False), (True, True)}
 
 

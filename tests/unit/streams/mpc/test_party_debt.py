@@ -4,9 +4,10 @@ import pytest
 
 from protocol.modes.mpc.round import MpcRound
 from protocol.persistent import PersistentMap
+from protocol.round_view import WatchedRounds
 from protocol.rounds import DECIDER
 from schemas import events as e
-from streams.mpc.party import PartyState, find_debt
+from streams.mpc.party import find_owed
 from tests.mpc_rounds import change_mpc_round, make_mpc_round
 from tests.simulation.federation import (
     AGENTS,
@@ -29,7 +30,8 @@ def secret() -> MpcRound:
 
 
 def debt(secret: MpcRound | None) -> list[MpcRound]:
-    work = find_debt("p1", PartyState(secret=secret), TRACE)
+    view = None if secret is None else secret.view
+    work = find_owed("p1", WatchedRounds(view=view), TRACE)
     assert {item.traceparent for item in work} <= {TRACE}
     return [item.secret for item in work]
 

@@ -9,11 +9,12 @@ from dataclasses import replace
 import pytest
 
 from protocol.modes.mpc.phases import has_all_links, has_all_partials
-from protocol.modes.mpc.round import MpcRound, Owed, follow
+from protocol.modes.mpc.round import MpcRound, Owed
 from protocol.round_state import RoundsState
 from protocol.rounds import DECIDER
 from schemas import events as e
 from schemas.reasons import Reason
+from tests.mpc_rounds import follow
 from tests.simulation.federation import (
     AGENTS,
     CONFIG,
