@@ -321,8 +321,7 @@ after the other (a round fetches while others still store); medians of
             """\
 Where the time of a round goes, in seconds: until the last update is on the ledger,
 from there until the last is checked and the round sealed, until the aggregate is on the
-ledger; then the services' processor time for a round (each commits a transaction ten
-times a second, busy or not):""",
+ledger; then the services' processor time for a round:""",
             Table(
                 ("agents × parameters", *names, *SERVICES),
                 tuple(phases),
@@ -332,8 +331,7 @@ times a second, busy or not):""",
 {max(shares):.0%} of the round. The smallest rounds
 ({smallest.num_agents} × {smallest.num_parameters:,}) are bound by hops between
 processors: an update, its check, its acceptance, the seal, the claim and the aggregate
-each wait for a Kafka transaction to commit (every 100 ms), on the way to the ledger and
-on the way from it.""",
+each take a Kafka transaction on the way to the ledger, and one on the way from it.""",
             """\
 **Next**: the aggregator fetches every update twice, once to check it and once to add it
 up; an update that is added while it is checked would spare the second. After that,

@@ -19,6 +19,7 @@ from tests.paths import ROOT
 
 BENCHMARKS: Final = (
     "sequencer",
+    "hops",
     "rounds",
     "finality",
     "audit",

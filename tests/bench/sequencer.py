@@ -344,8 +344,8 @@ first block to the last; blocks of {min(live.block_sizes[1:] or live.block_sizes
         f"""\
 One at a time, from an update's sending until its leaf can be read: median
 {show(median(latencies_ms))} ms, 90th percentile
-{show(latencies_ms[int(len(latencies_ms) * 0.9)])} ms. Most of it is waiting: a record
-becomes visible when its transaction commits, every 100 ms.""",
+{show(latencies_ms[int(len(latencies_ms) * 0.9)])} ms. Most of it is what a Kafka
+transaction takes: five requests, one after the other.""",
         f"**Hot spot** of `sequence()`: {show_hot_spots(spots)}.",
         _explain(live, ceiling, alone, verify),
         """\

@@ -1,0 +1,280 @@
+"""`moot bench hops`: how long it takes until something is on the ledger.
+
+Run as a program it measures the tree on its path, once, and prints JSON. So a tree of
+another state can be measured alternately with this one: see `BEFORE`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+from confluent_kafka import Producer
+
+from adapters.kafka import Record, follow_partition
+from schemas import topics
+from tests.bench.federation import (
+    BenchStack,
+    FastProducer,
+    Say,
+    admit,
+    bench_stack,
+    make_agent_keys,
+    make_update_event,
+)
+from tests.bench.privacy_rounds import PARTY_NAMES, SecretLoad, Size
+from tests.bench.report import Section, Table, count_cores, median, show, show_target
+from tests.bench.rounds import Load
+
+BEFORE: Final = "MOOT_BENCH_BEFORE"
+"""Names a checkout, with its virtual environment, to measure alternately with this."""
+NUM_PASSES: Final = 3
+NUM_LATENCIES: Final = 60
+NUM_AGENTS: Final = 10
+NUM_PARAMETERS: Final = 1_000
+NUM_ROUNDS: Final = 12
+NUM_MPC_ROUNDS: Final = 8
+LATENCY_TARGET_MS: Final = 25.0
+PLAIN_TARGET_S: Final = 0.35
+MPC_TARGET_S: Final = 1.3
+FEDERATION: Final = "hops"
+TOPIC: Final = "bench.hops"
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What one pass found.
+
+    Attributes:
+        ready_s: From the start of the sequencer until it has written its first block.
+        latency_ms: From an update's sending to its leaf, nothing else going on.
+        transaction_ms: As long for a bare Kafka transaction of one record.
+        plain_s: A round of PLAIN.
+        plain_cpu_s: Processor time of all processes for one, Kafka and MinIO included.
+        mpc_s: A round of MPC.
+        mpc_cpu_s: Processor time likewise.
+    """
+
+    ready_s: float
+    latency_ms: float
+    transaction_ms: float
+    plain_s: float
+    plain_cpu_s: float
+    mpc_s: float
+    mpc_cpu_s: float
+
+
+def run(say: Say, *, quick: bool) -> Section:
+    """Measure, and say what was found."""
+    trees = {"now": Path(__file__).parents[2]}
+    if before := os.environ.get(BEFORE):
+        trees = {"before": Path(before).resolve(), **trees}
+    found: dict[str, list[Found]] = {name: [] for name in trees}
+    for number in range(1 if quick else NUM_PASSES):
+        for name, tree in trees.items():
+            found[name].append(_run_pass(tree, quick=quick))
+            say(f"pass {number + 1}, {name}: {found[name][-1]}")
+    return report(found)
+
+
+def _run_pass(tree: Path, *, quick: bool) -> Found:
+    # "-P": this folder is not where its modules come from, the tree is.
+    command = [str(tree / ".venv" / "bin" / "python"), "-P", __file__]
+    done = subprocess.run(
+        command + ["--quick"] * quick,
+        cwd=tree,
+        env={**os.environ, "PYTHONPATH": str(tree)},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return Found(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def measure(say: Say, *, quick: bool) -> Found:
+    """Measure once, on a stack of its own."""
+    with bench_stack(say) as stack:
+        began = time.perf_counter()
+        stack.serve("sequencer")
+        operator = stack.found(FEDERATION, NUM_PARAMETERS, NUM_AGENTS)
+        agents = make_agent_keys(NUM_AGENTS)
+        admit(stack, operator, FEDERATION, agents)
+        ready_s = time.perf_counter() - began
+        latency_ms = _measure_latency(stack, 5 if quick else NUM_LATENCIES)
+        transaction_ms = _measure_transaction(stack, 5 if quick else NUM_LATENCIES)
+        stack.serve("rounds", "aggregator")
+        load = Load(stack, NUM_AGENTS, NUM_PARAMETERS)
+        before_s = measure_tree_s()
+        num_rounds = 2 if quick else NUM_ROUNDS
+        plain_s = load.measure(num_rounds, say).round_s
+        plain_cpu_s = (measure_tree_s() - before_s) / (num_rounds + 1)
+        parties = stack.supervisor.start_parties(stack.settings, PARTY_NAMES)
+        size = Size(NUM_AGENTS, NUM_PARAMETERS, 1 if quick else NUM_MPC_ROUNDS)
+        seconds, cpu_s = SecretLoad(stack, size, parties).measure(say)
+        return Found(
+            ready_s=ready_s,
+            latency_ms=latency_ms,
+            transaction_ms=transaction_ms,
+            plain_s=plain_s,
+            plain_cpu_s=plain_cpu_s,
+            mpc_s=median(seconds),
+            mpc_cpu_s=sum(cpu_s.values()),
+        )
+
+
+def _measure_latency(stack: BenchStack, count: int) -> float:
+    producer = FastProducer(stack.settings, stack.registry, stack.genesis)
+    name, key = next(iter(make_agent_keys(NUM_AGENTS).items()))
+    reader = stack.follow_ledger(FEDERATION)
+    for _ in range(stack.count_records(topics.LEDGER, FEDERATION)):
+        next(reader)
+
+    def send(number: int) -> None:
+        producer.send(make_update_event(FEDERATION, name, 10**6 + number), key)
+        producer.flush()
+
+    return _measure_waits(send, reader, count)
+
+
+def _measure_transaction(stack: BenchStack, count: int) -> float:
+    """Return how long one record takes that is written in a transaction of its own."""
+    stack.create_topic(TOPIC)
+    producer = Producer(
+        {
+            "bootstrap.servers": stack.settings.bootstrap_servers,
+            "log_level": 2,
+            "linger.ms": 0,
+            "transactional.id": TOPIC,
+        }
+    )
+    producer.init_transactions(30)
+
+    def send(_number: int) -> None:
+        producer.begin_transaction()
+        producer.produce(TOPIC, value=b"value")
+        producer.commit_transaction(30)
+
+    records = follow_partition(stack.settings, TOPIC, 0)
+    reader = (record for record in records if isinstance(record, Record))
+    return _measure_waits(send, reader, count)
+
+
+def _measure_waits(send: object, reader: Iterator[object], count: int) -> float:
+    assert callable(send)
+    waits = []
+    for number in range(count):
+        sent = time.perf_counter()
+        send(number)
+        next(reader)
+        waits.append((time.perf_counter() - sent) * 1e3)
+        # Not in step with anything that goes by the clock.
+        time.sleep(0.02 + 0.1 * (number % 7) / 7)
+    return median(waits)
+
+
+def measure_tree_s() -> float:
+    """Return the processor time of this process and all that descend from it."""
+    parents: dict[int, int] = {}
+    used: dict[int, float] = {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            stat = (entry / "stat").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            continue  # it ended meanwhile
+        fields = stat.rpartition(")")[2].split()
+        parents[int(entry.name)] = int(fields[1])
+        ticks = int(fields[11]) + int(fields[12])
+        used[int(entry.name)] = ticks / os.sysconf("SC_CLK_TCK")
+    own = {os.getpid()}
+    while more := {pid for pid, parent in parents.items() if parent in own} - own:
+        own |= more
+    return sum(used[pid] for pid in own)
+
+
+def report(found: Mapping[str, Sequence[Found]]) -> Section:
+    """Say what was found."""
+    cores = count_cores()
+    medians = {
+        name: Found(
+            **{
+                field: median(asdict(item)[field] for item in passes)
+                for field in Found.__slots__
+            }
+        )
+        for name, passes in found.items()
+    }
+    now = medians["now"]
+    alternating = ", the states alternating" if len(found) > 1 else ""
+    rows = [
+        ("an update until its leaf can be read, ms", "latency_ms"),
+        ("limit: a bare Kafka transaction, ms", "transaction_ms"),
+        ("a round of PLAIN, s", "plain_s"),
+        ("processor time of one, all processes, s", "plain_cpu_s"),
+        ("a round of MPC, s", "mpc_s"),
+        ("processor time of one, Kafka and MinIO left out, s", "mpc_cpu_s"),
+        ("start of the sequencer until the first blocks, s", "ready_s"),
+    ]
+    return Section(
+        "hops",
+        "Hops: until something is on the ledger",
+        (
+            f"""\
+Real Kafka, MinIO and services; medians of {len(found["now"])} passes, each on a
+stack of its own{alternating}. An update is sent when nothing else happens, and seen by
+a `read_committed` reader. Rounds are of {NUM_AGENTS} agents and {NUM_PARAMETERS:,}
+parameters: next to nothing is computed, but with MPC agents commit and prove, and four
+others verify it. `{BEFORE}=DIRECTORY` has another checkout measured
+alternately.""",
+            Table(
+                ("", *medians),
+                tuple(
+                    (what, *(show(getattr(item, field)) for item in medians.values()))
+                    for what, field in rows
+                ),
+            ),
+            show_target(
+                value=now.latency_ms,
+                target=LATENCY_TARGET_MS,
+                unit="ms to the leaf",
+                at_least=False,
+            ),
+            show_target(
+                value=now.plain_s,
+                target=PLAIN_TARGET_S,
+                unit="s a round of PLAIN",
+                at_least=False,
+            ),
+            show_target(
+                value=now.mpc_s,
+                target=MPC_TARGET_S,
+                unit="s a round of MPC",
+                at_least=False,
+            ),
+            f"""\
+**Limits**: an update takes {now.latency_ms / now.transaction_ms:.1f} times as long as a
+bare transaction, which one client writes and another reads. A round of PLAIN needs
+{show(now.plain_cpu_s)} s of processor time, so on {cores} cores
+{show(now.plain_cpu_s / cores)} s at least, and takes
+{now.plain_s / (now.plain_cpu_s / cores):.1f} times that; a round of MPC
+{show(now.mpc_cpu_s / cores)} s and {now.mpc_s / (now.mpc_cpu_s / cores):.1f} times
+that.""",
+        ),
+    )
+
+
+if __name__ == "__main__":
+
+    def _say(what: str) -> None:
+        print(what, file=sys.stderr, flush=True)
+
+    found_now = measure(_say, quick="--quick" in sys.argv)
+    sys.stdout.write(json.dumps(asdict(found_now)) + "\n")
