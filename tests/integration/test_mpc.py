@@ -257,7 +257,7 @@ def test_the_round_is_one_trace_through_parties_and_aggregator(secret: Secret) -
         BalanceChanged=len(PUPPETS),
     )
     expected = {
-        ("moot-aggregator", "verify round"),
+        ("moot-aggregator", "check update"),
         ("moot-aggregator", f"publish {topics.PARTIALS}"),
         *((f"moot-party-{name}", f"process {topics.LEDGER}") for name in PARTIES),
         *((f"moot-party-{name}", f"publish {topics.PARTIALS}") for name in PARTIES),
