@@ -49,9 +49,9 @@ TRANSACTION_TIMEOUT_S: Final = 15.0
 takes milliseconds: nothing that takes long is done in it."""
 RETRY_BACKOFF_MS: Final = 10
 """Kafka refuses a transaction's first request while it still ends the one before."""
-MAX_BUFFERED: Final = 1_000
-"""Records that Faust holds ready for a stream: a block's worth. Each may be 128 KiB of
-zeros that came as a hundred bytes."""
+MAX_BUFFERED: Final = 250
+"""Records that Faust holds ready for a stream. Each may be 128 KiB of zeros that came
+as a hundred bytes."""
 LOOK_INTERVAL_S: Final = 5.0
 
 

@@ -57,6 +57,8 @@ from streams.app import Batches, Service, Source, fail_stop, make_service
 
 log = logging.getLogger(__name__)
 
+MAX_BATCH: Final = 500
+"""Records: as many again may wait meanwhile."""
 WATCH_S: Final = 2.0
 """Between two looks at what is held up, or deleted unread."""
 
@@ -422,7 +424,7 @@ def make_sequencer() -> Service:
     service = make_service("sequencer", "SEQUENCER")
     sequencer = Sequencer(service)
     sequencer.look_before_start()
-    app, batches = service.app, Batches(MAX_BLOCK_LEAVES)
+    app, batches = service.app, Batches(MAX_BATCH)
 
     @app.agent(service.topic(*topics.SEQUENCED_TOPICS), name="sequencer", concurrency=1)
     async def read_inputs(stream: Any) -> None:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from protocol.log import MAX_BLOCK_LEAVES
 from schemas import topics
 from streams.app import Batches, Source, fail_stop, make_service, serve
+from streams.sequencer import MAX_BATCH
 
 OUTPUT_TOPIC: Final = "bench.passthrough"
 
@@ -20,7 +20,7 @@ def run() -> None:
     service = make_service("bench", "SEQUENCER")
     app = service.app
 
-    batches = Batches(MAX_BLOCK_LEAVES)
+    batches = Batches(MAX_BATCH)
 
     @app.agent(service.topic(topics.UPDATES), name="bench", concurrency=1)
     async def read(stream: Any) -> None:
