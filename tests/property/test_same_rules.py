@@ -45,9 +45,12 @@ from tests.simulation.federation import (
     update,
 )
 
-NUM_HISTORIES: Final = 120
 NUM_LEAVES: Final = 180
-"""Of a history: 21,600 leaves for each kind of federation."""
+"""Of a history."""
+OFTEN: Final = range(40)
+"""Histories of each kind of federation in an ordinary run: 21,600 leaves of all."""
+NIGHTLY: Final = range(40, 120)
+"""The others: 43,200 leaves."""
 EVERYBODY: Final = (*AGENTS, "eve", "fay", "gus")
 NOISE: Final = e.PartyNoise(
     commitments=make_blob("noise"), proof=make_blob("its proof"), blindings=bytes(48)
@@ -210,12 +213,17 @@ class Guess:
         return self.give_part(number)
 
 
+@pytest.mark.parametrize(
+    "histories",
+    [OFTEN, pytest.param(NIGHTLY, marks=pytest.mark.nightly)],
+    ids=["often", "nightly"],
+)
 @pytest.mark.parametrize("kind", EXPECTED)
-def test_facts_and_state_are_those_of_before(kind: str) -> None:
+def test_facts_and_state_are_those_of_before(kind: str, histories: range) -> None:
     """Over random leaves: each fact, and after each leaf the encoding of the state."""
     config, expected = EXPECTED[kind]
     met: Counter[str] = Counter()
-    for seed in range(NUM_HISTORIES):
+    for seed in histories:
         chance = random.Random(f"{kind} {seed}")
         now, before = start(DECIDER), start(rounds_before.DECIDER)
         mine = replace(config, min_cohort=chance.choice([2, 3]))
