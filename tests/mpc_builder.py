@@ -2,7 +2,6 @@
 
 Agents, parties and the aggregator are the real ones: they commit, prove, share, seal,
 link and sum with the functions that their processes run, and keys derived from names.
-What they say passes through `speak`, where it can be changed: that is how tests lie.
 Sealing is never twice the same, so neither are these logs.
 """
 
@@ -13,14 +12,13 @@ import itertools
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from adapters.modes.mpc.identity import PartyIdentity
 from producers.modes import mpc
-from protocol.contributions import Contribution
 from protocol.log import OpenedLeaf
 from protocol.modes.mpc.configuration import get_mpc
 from protocol.modes.mpc.far_pairs import MIN_COMPARED, encode_far, make_symmetric
@@ -40,10 +38,9 @@ from protocol.modes.mpc.sketches import Sketch
 from protocol.round_view import WatchedRounds
 from schemas import codec
 from schemas import events as e
-from streams.aggregator import Aggregator, follow_step
 from streams.mpc.party import Party, make_step
 from tests.builders import LogBuilder, make_key
-from tests.sealed import list_contributions
+from tests.speaking import Speak, SpeakingLog
 
 NORM_BOUND = 2**17
 """Of length in steps; the updates here are shorter."""
@@ -85,25 +82,14 @@ class Memory:
         self.known = remember(self.known, asked)
 
 
-Speak: TypeAlias = "Callable[[MpcLogBuilder, str, e.Event], Iterable[e.Event]]"
-
-
-def speak_honestly(
-    log: MpcLogBuilder, author: str, event: e.Event
-) -> Iterable[e.Event]:
-    """Say what was meant."""
-    return [event]
-
-
 @dataclass(kw_only=True)
-class MpcLogBuilder(LogBuilder):
+class MpcLogBuilder(SpeakingLog):
     """One federation whose updates nobody sees, and what it left behind.
 
     Args:
         parties: Names of its parties.
         norm_bound: Largest length of an update, in steps.
         far_threshold: Squared distance above which updates are far; 0: not compared.
-        speak: What an agent, a party or the aggregator says for what it means to say.
     """
 
     num_parameters: int = 300
@@ -112,26 +98,15 @@ class MpcLogBuilder(LogBuilder):
     parties: Sequence[str] = ("p0", "p1", "p2")
     norm_bound: int = NORM_BOUND
     far_threshold: int = 0
-    speak: Speak = speak_honestly
     silent: set[str] = field(default_factory=set)
     """Parties that say nothing."""
 
     def __post_init__(self) -> None:
         """Start with an empty log and parties that have said nothing."""
         super().__post_init__()
-        self.values: dict[tuple[int, str], NDArray[np.int64]] = {}
         self.states: dict[str, ProverState] = {}
         self.hands = {name: self.make_hands(name) for name in self.parties}
         self.following = dict.fromkeys(self.parties, WatchedRounds())
-        self.aggregator = Aggregator(self.blobs)
-        self.aggregator_state = WatchedRounds()
-
-    def request_round(self, number: int | None = None) -> tuple[str, ...]:
-        """Ask for a round, drawn from a final checkpoint if there are ledger nodes."""
-        if self.ledger_nodes:
-            self.request_finality()
-            self.finalise()
-        return super().request_round(number)
 
     def make_hands(self, name: str, memory: Any = None) -> Party:
         """Return the one who acts for a party."""
@@ -173,13 +148,6 @@ class MpcLogBuilder(LogBuilder):
         )
 
     @property
-    def config(self) -> e.FederationConfigured:
-        """What it was founded with."""
-        config = self._rounds.config
-        assert config is not None, "not founded"
-        return config
-
-    @property
     def started(self) -> e.RoundStarted:
         """The fact that opened the round in progress."""
         assert self._rounds.current is not None, "no round is open"
@@ -204,15 +172,23 @@ class MpcLogBuilder(LogBuilder):
     def _draw(self, agent: str) -> bytes:
         return hashlib.sha256(f"{agent} {self.started.round}".encode()).digest()
 
-    def commit(
+    def answer(self, agent: str) -> None:
+        """Let an agent answer the round."""
+        self.commit(agent)
+
+    def commit(self, agent: str, **how: Any) -> None:
+        """Let an agent commit to an update, share and prove it; see `make_answer`."""
+        self.tell(agent, self.make_answer(agent, **how))
+
+    def make_answer(
         self,
         agent: str,
         *,
         values: NDArray[np.int64] | None = None,
         norm_bound: int | None = None,
         share: Callable[[ProverState], ProverState] = lambda state: state,
-    ) -> None:
-        """Let an agent commit to an update, share and prove it.
+    ) -> e.UpdateCommitted:
+        """Return what an agent says that commits to an update, shares and proves it.
 
         Args:
             agent: Who.
@@ -236,10 +212,8 @@ class MpcLogBuilder(LogBuilder):
             loss_micros=500_000,
         )
         self.states[agent] = state
-        update = self.prove(update)
         self.values[self.started.round, agent] = values
-        for said in self.speak(self, agent, update):
-            self.say(said, make_key(agent))
+        return self.prove(update)
 
     def prove(self, update: e.UpdateCommitted) -> e.UpdateCommitted:
         """Return an update with the proof of what it says now, from its own agent."""
@@ -273,15 +247,10 @@ class MpcLogBuilder(LogBuilder):
                     party=name,
                     far=self.compare(secret),
                 )
-                for said in self.speak(self, name, compared):
-                    self.say(said, make_key(name))
+                self.tell(name, compared)
             for event, _ in hands.do(work):
-                for said in self.speak(self, name, event):
-                    self.say(said, make_key(name))
-        self.aggregator_state, work = follow_step(self.aggregator_state, leaf)
-        for event, _ in self.aggregator.do(work):
-            for said in self.speak(self, "AGGREGATOR", event):
-                self.say(said, make_key("AGGREGATOR"))
+                self.tell(name, event)
+        super()._notice(leaf)
 
     def compare(self, secret: MpcRound) -> bytes:
         """Return who is far from whom, as parties would find it: from the sketches."""
@@ -326,23 +295,6 @@ class MpcLogBuilder(LogBuilder):
         self.settle()
         if self._rounds.current is None and self._sealed is not None:
             self.export()
-
-    def list_summed(self, sealed: e.RoundSealed) -> tuple[str, ...]:
-        """Return whose updates a sealed round is over."""
-        return tuple(c.agent_id for c in self._list_contributions(sealed))
-
-    def _list_contributions(self, sealed: e.RoundSealed) -> tuple[Contribution, ...]:
-        return list_contributions(self.leaves, sealed)
-
-    def compute_sum(self, sealed: e.RoundSealed) -> NDArray[np.int64]:
-        """Return what a sealed round must open to, from the updates in the clear."""
-        return sum(
-            (
-                c.num_examples * self.values[sealed.round, c.agent_id]
-                for c in self._list_contributions(sealed)
-            ),
-            start=np.zeros(self.num_parameters, dtype=np.int64),
-        )
 
     def edit(self, ref: e.BlobRef, change: Callable[[Any], Any]) -> e.BlobRef:
         """Return a blob of ours with something in it changed."""

@@ -21,7 +21,6 @@ from cli.audit_show import render
 from consumers.audit.auditor import run_audit
 from consumers.audit.report import FindingCode
 from protocol.aggregation import sum_from_blob, sum_to_blob
-from protocol.encoding import update_to_blob
 from protocol.model import RoundResult
 from protocol.tensors import tensors_from_blob, tensors_to_blob
 from schemas import codec, topics
@@ -594,26 +593,11 @@ def test_every_bad_blob_of_a_round_is_found(log):
     assert codes(report) == [FindingCode.CORRUPT_BLOB] * 3
 
 
-@pytest.mark.parametrize("what", ["sum", "model"])
-def test_missing_results_are_found(log, what):
-    published = log.leaves[index_of(log, e.AggregatePublished, 1)]
-    blobs = altered(log.blobs, getattr(published, what).sha256, None)
-    finding = the_finding(audit(log, blobs=blobs), FindingCode.MISSING_BLOB)
-    assert f"published {what}" in finding.message
-
-
 def test_a_missing_onnx_file_is_found(log):
     exported = log.leaves[index_of(log, e.ModelExported)]
     blobs = altered(log.blobs, exported.onnx.sha256, None)
     finding = the_finding(audit(log, blobs=blobs), FindingCode.MISSING_BLOB)
     assert "ONNX" in finding.message
-
-
-def test_a_missing_initial_model_is_found(log):
-    genesis = log.leaves[0]
-    blobs = altered(log.blobs, genesis.initial_model.sha256, None)
-    report = audit(log, blobs=blobs)
-    assert codes(report) == [FindingCode.MISSING_BLOB] * 2  # and round 1's base
 
 
 def off_by_one(result):
@@ -644,107 +628,6 @@ def test_a_model_off_by_one_bit_is_found_once_a_round():
     report = audit(log)
     # Each round starts from what was published, so a lie is reported where it was told.
     assert codes(report) == [FindingCode.WRONG_MODEL] * 3
-
-
-def test_an_accepted_update_that_is_none_is_found():
-    def lie(log):
-        cohort = log.request_round()
-        log.submit(cohort[0], blob=b"nonsense")
-        for agent in cohort[1:]:
-            log.submit(agent)
-        log.settle()
-        results = tuple(
-            e.UpdateCheck(leaf_index=index, reason="", detail="")
-            for index, event in enumerate(log.leaves)
-            if isinstance(event, e.UpdateSubmitted)
-        )
-        log.say(
-            e.UpdatesChecked(federation_id="clinics", round=1, results=results),
-            make_key("AGGREGATOR"),
-        )
-        log.settle()
-        sealed = next(x for x in log.leaves if isinstance(x, e.RoundSealed))
-        log.say(
-            e.AggregateSubmitted(
-                federation_id="clinics",
-                round=1,
-                base_model_sha256=sealed.base_model.sha256,
-                num_contributions=sealed.num_contributions,
-                num_examples=sealed.num_examples,
-                sum=log.blobs.store(sum_to_blob(np.zeros(6, np.int64))),
-                model=log.leaves[0].initial_model,
-            ),
-            make_key("AGGREGATOR"),
-        )
-        log.settle()
-
-    finding = the_finding(audit(collude(before=lie)), FindingCode.INVALID_UPDATE)
-    assert "MALFORMED_BLOB" in finding.expected
-
-
-def claim_about(blob, reason):
-    """Return a log whose aggregator rejects an update for some reason."""
-
-    def lie(log):
-        cohort = log.request_round()
-        log.submit(cohort[0], blob=blob)
-        log.settle()
-        result = e.UpdateCheck(leaf_index=len(log.leaves) - 1, reason=reason, detail="")
-        log.say(
-            e.UpdatesChecked(federation_id="clinics", round=1, results=(result,)),
-            make_key("AGGREGATOR"),
-        )
-        log.settle()
-
-    return collude(before=lie)
-
-
-GOOD = update_to_blob(np.arange(6, dtype=np.int32))
-SHORT = update_to_blob(np.arange(5, dtype=np.int32))
-LONG = update_to_blob(np.arange(2_000, dtype=np.int32))
-BAD = update_to_blob(np.full(6, -(2**31), dtype=np.int32))
-FLOATS = tensors_to_blob({"update": np.zeros(6, np.float32)})
-NANS = tensors_to_blob({"update": np.full(6, np.nan, np.float32)})
-
-
-@pytest.mark.parametrize(
-    ("blob", "reason"),
-    [
-        (b"x", Reason.MALFORMED_BLOB),
-        (SHORT, Reason.WRONG_SHAPE),
-        (LONG, Reason.OVERSIZED_BLOB),
-        (BAD, Reason.OUT_OF_RANGE),
-        (FLOATS, Reason.WRONG_DTYPE),
-        (NANS, Reason.NOT_FINITE),
-    ],
-)
-def test_a_true_rejection_is_confirmed_and_a_false_one_contradicted(blob, reason):
-    report = audit(claim_about(blob, reason))
-    assert report.is_sound, report.findings
-    assert report.num_claims_checked == 1
-
-    report = audit(claim_about(GOOD, reason))
-    finding = the_finding(report, FindingCode.CLAIM_CONTRADICTED)
-    assert finding.found == reason
-    assert finding.expected == "it counts"
-
-    other = Reason.CORRUPT_BLOB if reason != Reason.CORRUPT_BLOB else Reason.WRONG_SHAPE
-    report = audit(claim_about(blob, other))
-    assert codes(report) == [FindingCode.CLAIM_CONTRADICTED]
-
-
-def test_a_corrupt_blob_confirms_that_it_was_rejected_as_corrupt():
-    log = claim_about(GOOD, Reason.CORRUPT_BLOB)
-    ref = log.leaves[index_of(log, e.UpdateSubmitted)].update
-    assert audit(log, blobs=altered(log.blobs, ref.sha256, b"other")).is_sound
-
-
-def test_a_rejection_whose_blob_is_gone_is_only_counted():
-    log = claim_about(GOOD, Reason.WRONG_SHAPE)
-    ref = log.leaves[index_of(log, e.UpdateSubmitted)].update
-    report = audit(log, blobs=altered(log.blobs, ref.sha256, None))
-    assert report.is_sound
-    assert report.num_claims_unchecked == 1
 
 
 def test_a_store_that_is_away_is_not_a_finding(log):

@@ -1,7 +1,9 @@
-"""Ledger nodes that check the blobs of MPC rounds, one lie at a time."""
+"""Ledger nodes that check the blobs of rounds: who does, and when blobs do not come.
+
+What they make of each lie is in `tests.unit.test_lies`.
+"""
 
 import asyncio
-import itertools
 import threading
 from dataclasses import replace
 
@@ -15,24 +17,24 @@ from protocol.modes.mpc.checker import RoundVerifier
 from protocol.modes.mpc.norm_proof import verify_norm_proofs
 from protocol.modes.mpc.round import MpcRound
 from protocol.modes.problem import RoundError
-from schemas import codec
 from schemas import events as e
 from schemas.reasons import Reason
-from tests.builders import BlobDict, make_key, unframe
-from tests.mpc_builder import build_mpc_log, change_byte
+from tests.auditing import index_of
+from tests.builders import BlobDict, make_key
+from tests.lies.lie import SPOILT, edit_sum, say
+from tests.lies.mpc import LIES, OTHER_SUM, start, tell
+from tests.mpc_builder import build_mpc_log
 from tests.mpc_rounds import change_mpc_round
-from tests.unit.consumers.audit import test_mpc as audit_mpc
-from tests.unit.consumers.audit.test_mpc import (
-    LIES,
-    accepting,
-    accuse,
-    edit_sum,
-    heed_and_hush,
-    index_of,
-    keeping_quiet,
-    publish,
-    run_with,
+from tests.rechecking import (
+    counts,
+    demand_attested,
+    demand_refused,
+    follow,
+    height_of,
+    heights_attested,
+    make_rechecker,
 )
+from tests.speaking import AGGREGATOR
 from tests.unit.consumers.node.test_ledger_node import (
     NAMES,
     NOW_S,
@@ -44,8 +46,6 @@ from tests.unit.consumers.node.test_loop import pairs
 
 __all__ = ["quick"]  # a fixture
 
-ONE = {"ledger_nodes": NAMES[:1]}
-"""A node that is a quorum by itself: what it does not attest is not final."""
 MANY_S = 2 * node_rechecks.RECENT_S
 
 
@@ -53,62 +53,6 @@ MANY_S = 2 * node_rechecks.RECENT_S
 def no_waiting(monkeypatch):
     """Time passes when it is looked at."""
     monkeypatch.setattr(node_rechecks, "RETRY_S", 0.01)
-
-
-def make_rechecker(fetch, *, age_s=0.0):
-    return Rechecker(
-        fetch, clock=lambda: NOW_S + age_s, now_s=itertools.count().__next__
-    )
-
-
-def follow(tmp_path, log, *, names=NAMES[:1], fetch=None, **options):
-    """Let nodes that re-check read a log."""
-    bus = Bus(tmp_path, log, ())
-    for name in names:
-        rechecker = make_rechecker(fetch or log.blobs.fetch, **options)
-        bus.add(name, rechecker=rechecker)
-    bus.run()
-    return bus
-
-
-def height_of(log, leaf_index):
-    """Return the block that a leaf is in."""
-    blocks = [codec.decode(unframe(record.value)) for record in log.records]
-    return max(b.height for b in blocks if b.first_leaf_index <= leaf_index)
-
-
-def heights_attested(bus, name):
-    return {said.height for said in bus.sent(e.BlockAttested, name)}
-
-
-def counts(member):
-    found = member.node.describe()["rechecks"]
-    return found["true"], found["false"], found["unchecked"]
-
-
-def demand_refused(bus, log, leaf_index):
-    """Check that nobody attests a leaf's block, and that it is said why."""
-    height = height_of(log, leaf_index)
-    assert height < last_height(log)
-    for name, member in bus.members.items():
-        assert max(heights_attested(bus, name)) == height - 1
-        assert member.final_height == height - 2
-        assert member.node.alerts.codes() == {AlertCode.BLOCK_INVALID}
-        details = [alert.detail for alert in member.node.alerts.all()]
-        assert any(f": leaf {leaf_index}, round 1: " in detail for detail in details)
-        assert counts(member)[1] > 0
-
-
-def demand_attested(bus, log, *, unchecked):
-    """Check that all is final but the last block, and what was not checked."""
-    for member in bus.members.values():
-        assert member.final_height == last_height(log) - 1
-        assert not member.node.alerts.all()
-        assert counts(member)[1:] == (0, unchecked)
-
-
-def start(**options):
-    return audit_mpc.start(**ONE, **options)
 
 
 def end(log):
@@ -120,7 +64,7 @@ def end(log):
 
 @pytest.fixture(scope="module")
 def honest():
-    log = audit_mpc.start(ledger_nodes=NAMES[:1])
+    log = start()
     log.run_round()
     return end(log)
 
@@ -165,134 +109,15 @@ def test_only_who_signs_and_may_fetch_rechecks(tmp_path, honest):
         assert member.node.describe()["rechecks"] is None
 
 
-# The aggregator lies
-
-
-@pytest.mark.parametrize(("how", "tamper", "reason"), LIES.values(), ids=LIES)
-def test_a_lie_that_is_accepted_is_not_attested(tmp_path, how, tamper, reason):
-    log = end(run_with(how, tamper, accepting, **ONE))
-    bus = follow(tmp_path, log)
-    demand_refused(bus, log, index_of(log, e.UpdatesChecked))
-    (detail,) = [alert.detail for alert in bus["node0"].node.alerts.all()][:1]
-    assert f"says of dora: it counts; proofs and links show: {reason}" in detail
-
-
-@pytest.mark.parametrize("name", ["shares other masks", "has no proof"])
-def test_a_lie_that_is_rejected_is_attested(tmp_path, name):
-    how, tamper, _ = LIES[name]
-    log = end(run_with(how, tamper, **ONE))
-    demand_attested(follow(tmp_path, log), log, unchecked=0)
-
-
-def rejecting(reason, *, everybody=False):
-    """Let the aggregator reject who is honest."""
-
-    def speak(log, author, event):
-        if not isinstance(event, e.UpdatesChecked):
-            return [event]
-        first, *others = event.results
-        if everybody:
-            others = [replace(other, reason=reason) for other in others]
-        return [replace(event, results=(replace(first, reason=reason), *others))]
-
-    return speak
-
-
-@pytest.mark.parametrize(
-    "reason", [Reason.INVALID_PROOF, Reason.SHARES_DIFFER, Reason.BAD_SHARE]
-)
-def test_who_rejects_an_honest_agent_is_not_attested(tmp_path, reason):
-    log = start(speak=rejecting(reason))
-    log.run_round()
-    bus = follow(tmp_path, end(log))
-    demand_refused(bus, log, index_of(log, e.UpdatesChecked))
-
-
-@pytest.mark.parametrize("reason", [Reason.MISSING_BLOB, Reason.CORRUPT_BLOB])
-def test_what_was_in_the_store_then_cannot_be_known(tmp_path, reason):
-    log = start(speak=rejecting(reason))
-    log.run_round()
-    demand_attested(follow(tmp_path, end(log)), log, unchecked=1)
-
-
-def test_links_were_perhaps_not_there(tmp_path):
-    log = start(speak=rejecting(Reason.BAD_SHARE, everybody=True))
-    log.run_round()
-    demand_attested(follow(tmp_path, end(log)), log, unchecked=3)
-
-
-def test_who_accuses_a_party_falsely_is_not_attested(tmp_path):
-    log = start(speak=accuse)
-    log.accusation = Reason.WRONG_PARTIAL
-    log.run_round()
-    bus = follow(tmp_path, end(log))
-    demand_refused(bus, log, index_of(log, e.UpdatesChecked, 1))
-
-
-def test_that_a_part_was_not_there_cannot_be_known(tmp_path):
-    log = start(speak=accuse)
-    log.accusation = Reason.MISSING_BLOB
-    log.run_round()
-    demand_attested(follow(tmp_path, end(log)), log, unchecked=1)
-
-
-def edit_model(log, author, event):
-    if not isinstance(event, e.AggregateSubmitted):
-        return [event]
-    blob = log.blobs[event.model.sha256]
-    return [replace(event, model=log.blobs.store(change_byte(blob, len(blob) - 1)))]
-
-
-@pytest.mark.parametrize("speak", [edit_sum, edit_model])
-def test_a_wrong_sum_or_model_is_not_attested(tmp_path, speak):
-    log = start(speak=speak)
-    log.run_round()
-    bus = follow(tmp_path, end(log))
-    demand_refused(bus, log, index_of(log, e.AggregateSubmitted))
-    (alert,) = bus["node0"].node.alerts.all()
-    assert f"the published {speak.__name__[5:]} is" in alert.detail
-
-
-def test_a_sum_that_opens_nothing_is_not_attested(tmp_path):
-    log = start(speak=heed_and_hush)
-    log.run_round()
-    publish(log)
-    bus = follow(tmp_path, end(log))
-    demand_refused(bus, log, index_of(log, e.AggregateSubmitted))
-    assert "none follows" in bus["node0"].node.alerts.all()[0].detail
-
-
-def test_a_wrong_part_that_nobody_rejects_is_not_attested(tmp_path):
-    def speak(log, author, event):
-        if author == "p1" and isinstance(event, e.PartialAggregateSubmitted):
-            return [
-                replace(
-                    event,
-                    partial=log.edit(
-                        event.partial,
-                        lambda part: replace(part, values=change_byte(part.values)),
-                    ),
-                )
-            ]
-        return keeping_quiet(log, author, event)
-
-    log = start(speak=speak)
-    log.request_round()
-    for agent in audit_mpc.FEW:
-        log.commit(agent)
-    # The aggregator would reject the part.
-    log.settle()
-    publish(log)
-    bus = follow(tmp_path, end(log))
-    demand_refused(bus, log, index_of(log, e.AggregateSubmitted))
-
-
 # Who checks and who does not
 
 
 @pytest.fixture
 def lying():
-    log = audit_mpc.start(speak=edit_sum, ledger_nodes=NAMES)
+    log = start(
+        speak=say(AGGREGATOR, e.AggregateSubmitted, edit_sum),
+        ledger_nodes=NAMES,
+    )
     log.run_round()
     return end(log)
 
@@ -340,39 +165,15 @@ def test_what_a_quorum_makes_final_without_it_binds_a_node_too(tmp_path, lying):
 # Blobs that do not come
 
 
-KINDS = {
-    "commitments": ((e.UpdateCommitted, "commitments"), 2),
-    "proof": ((e.UpdateCommitted, "proof"), 1),
-    "links": ((e.SharesLinked, "links"), 4),
-    "partial": ((e.PartialAggregateSubmitted, "partial"), 1),
-    "base model": ((e.RoundSealed, "base_model"), 1),
-}
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("how", ["missing", "another", "longer"])
-def test_absence_proves_nothing(tmp_path, honest, kind, how, caplog):
-    (event_type, name), unchecked = KINDS[kind]
-    event = honest.leaves[index_of(honest, event_type)]
-    digest = getattr(event, name).sha256
-    blobs = BlobDict(honest.blobs)
-    data = blobs.pop(digest)
-    if how != "missing":
-        blobs[digest] = change_byte(data, 50) if how == "another" else data + b"\0"
-    bus = follow(tmp_path, honest, fetch=blobs.fetch)
-    demand_attested(bus, honest, unchecked=unchecked)
+@pytest.mark.parametrize("how", SPOILT)
+def test_it_is_said_what_was_not_checked_and_why(tmp_path, how, caplog):
+    (lie,) = (x for x in LIES if x.name == f"has proof of UpdateCommitted: {how}")
+    log = lie.tell(start)
+    bus = follow(tmp_path, log)
+    demand_attested(bus, log, unchecked=1)
     last = bus["node0"].node.describe()["rechecks"]["last_unchecked"]
     assert f"not re-checked: {last}" in caplog.text
-    reason = {"missing": "MISSING", "another": "CORRUPT", "longer": "OVERSIZED"}[how]
-    assert f"{reason}_BLOB: " in last
-
-
-def test_published_sum_and_model_need_not_be_there(tmp_path, honest):
-    published = honest.leaves[index_of(honest, e.AggregatePublished)]
-    blobs = BlobDict(honest.blobs)
-    del blobs[published.sum.sha256], blobs[published.model.sha256]
-    bus = follow(tmp_path, honest, fetch=blobs.fetch)
-    demand_attested(bus, honest, unchecked=0)
+    assert f"{SPOILT[how]}: " in last
 
 
 class LateBlobs:
@@ -397,9 +198,8 @@ def test_a_blob_that_comes_late_is_waited_for(tmp_path, honest):
 
 
 def test_a_lie_is_found_when_its_blobs_come_late(tmp_path):
-    log = start(speak=edit_sum)
-    log.run_round()
-    late = LateBlobs(end(log).blobs, 3)
+    log = tell(OTHER_SUM)
+    late = LateBlobs(log.blobs, 3)
     bus = follow(tmp_path, log, fetch=late.fetch)
     demand_refused(bus, log, index_of(log, e.AggregateSubmitted))
 
@@ -454,9 +254,8 @@ def test_an_error_of_ours_proves_nothing(tmp_path, honest, monkeypatch):
 
 
 def test_a_lie_that_the_blobs_do_not_show_is_attested_and_said(tmp_path):
-    log = start(speak=edit_sum)
-    log.run_round()
-    blobs = BlobDict(end(log).blobs)
+    log = tell(OTHER_SUM)
+    blobs = BlobDict(log.blobs)
     del blobs[log.leaves[index_of(log, e.PartialAggregateSubmitted)].partial.sha256]
     demand_attested(follow(tmp_path, log, fetch=blobs.fetch), log, unchecked=1)
 
@@ -480,12 +279,15 @@ def test_a_node_restarts_after_each_block(tmp_path, honest):
     assert num_true == 3 + 2
 
 
-@pytest.mark.parametrize("speak", [edit_sum, rejecting(Reason.INVALID_PROOF)])
-def test_a_lie_is_found_after_a_restart_and_again_after_another(tmp_path, speak):
-    log = start(speak=speak)
-    log.run_round()
-    end(log)
-    claim = e.AggregateSubmitted if speak is edit_sum else e.UpdatesChecked
+@pytest.mark.parametrize(
+    ("lie", "claim"),
+    [
+        ((OTHER_SUM,), e.AggregateSubmitted),
+        (("nobody lies", Reason.INVALID_PROOF), e.UpdatesChecked),
+    ],
+)
+def test_a_lie_is_found_after_a_restart_and_again_after_another(tmp_path, lie, claim):
+    log = tell(*lie)
     height = height_of(log, index_of(log, claim))
     bus = Bus(tmp_path, log, ())
     member = bus.add("node0", rechecker=make_rechecker(log.blobs.fetch))
@@ -499,9 +301,7 @@ def test_a_lie_is_found_after_a_restart_and_again_after_another(tmp_path, speak)
 
 
 def test_who_refuses_a_block_does_not_ask_for_epochs(tmp_path):
-    log = start(speak=edit_sum)
-    log.run_round()
-    bus = follow(tmp_path, end(log))
+    bus = follow(tmp_path, tell(OTHER_SUM))
     bus.wait(200)
     assert not bus.sent(e.EpochRequested)
 
