@@ -26,6 +26,7 @@ from tests.lies.lie import (
     UNEXPECTED,
     About,
     Lie,
+    accept_all,
     check,
     compute_sum,
     edit,
@@ -37,7 +38,6 @@ from tests.lies.lie import (
     make_unkept,
     say,
 )
-from tests.lies.plain import accept_all
 from tests.mpc_builder import MpcLogBuilder, change_byte, start_mpc_log
 from tests.speaking import AGGREGATOR, Speak, speak_honestly, speak_in_turn
 
