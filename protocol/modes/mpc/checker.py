@@ -590,11 +590,11 @@ class RoundVerifier:
             secret: The round; all parties have linked.
             agent_ids: Agents that have committed.
         """
-        self._forget_absent()
+        self.forget_absent()
         self.verify_proofs(secret, agent_ids)
         return {agent_id: self._find_reason(secret, agent_id) for agent_id in agent_ids}
 
-    def _forget_absent(self) -> None:
+    def forget_absent(self) -> None:
         """Forget what came of blobs that were not there: by now they may be."""
         remembered: tuple[dict[Any, Any], ...] = (self._proven, self._links)
         for known in remembered:
@@ -645,7 +645,7 @@ class RoundVerifier:
     ) -> PartySum | RoundError:
         """Return a party's part of the sealed sum, or why it is not its own."""
         assert secret.sealed is not None, "only a sealed round has a sum"
-        self._forget_absent()
+        self.forget_absent()
         accepted = secret.accepted()
         index = [p.name for p in secret.mpc.parties].index(party)
         try:

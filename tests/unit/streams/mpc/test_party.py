@@ -90,6 +90,8 @@ class Asked:
             for name, state in self.states.items():
                 self.states[name], work = make_step(name)(state, leaf)
                 for item in work:
+                    if not item.is_owed:
+                        continue
                     assert item.traceparent == leaf.traceparent
                     assert item.secret == see(self.states[name].view)
                     asked.append((name, item.secret.owed_by_party(name)))
@@ -160,9 +162,11 @@ class Recorder:
     def __init__(self, hands):
         self.hands = hands
         self.work = []
+        self.came = []
 
     def do(self, work):
-        self.work += work
+        self.work += [item for item in work if item.is_owed]
+        self.came += [item for item in work if not item.is_owed]
         return self.hands.do(work)
 
 
@@ -564,6 +568,35 @@ def test_a_sum_whose_share_is_gone_is_not_given(
     share = asked_to_sum.accepted()[2].event.shares[1].sealed
     del blobs[share.sha256]
     refuses(party, asked_to_sum, blobs, caplog, "MISSING_BLOB")
+
+
+def count_proven(party, secret):
+    verifier = party._get_checker(secret).verifier
+    return sum(verifier.has_proven(secret, name) for name in secret.commitments)
+
+
+def test_proofs_are_verified_as_they_come_some_at_a_time(
+    log, party, asked_to_link, monkeypatch
+):
+    came = log.hands[ME].came
+    assert [len(item.secret.waiting) for item in came] == [1, 2, 3, 4]
+    assert party.do(came) == []
+    assert count_proven(party, asked_to_link) == 0, "too few to be worth it"
+    monkeypatch.setattr(streams.mpc.party, "VERIFIED_TOGETHER", 2)
+    assert party.do(came) == []
+    assert count_proven(party, asked_to_link) == 4, "two by two"
+    assert party.answer(asked_to_link) == said(log, e.SharesLinked)
+
+
+def test_a_proof_that_came_late_is_fetched_again(
+    log, party, asked_to_link, blobs, monkeypatch
+):
+    monkeypatch.setattr(streams.mpc.party, "VERIFIED_TOGETHER", 1)
+    proof = asked_to_link.commitments["ada"].event.proof
+    kept = blobs.pop(proof.sha256)
+    party.do(log.hands[ME].came)
+    blobs[proof.sha256] = kept
+    assert party.answer(asked_to_link) == said(log, e.SharesLinked)
 
 
 # Keys
