@@ -236,7 +236,8 @@ class Mode:
 
     def has_noted(self, current: OpenRound, event: Any, leaf: Sequenced) -> bool:
         """Return whether an event is what a phase keeps of its author."""
-        phase = next((p for p in self.phases if p.awaits is type(event)), None)
+        kinds = ((phase.awaits, phase) for phase in self.phases)
+        phase = next((p for kind, p in kinds if kind and isinstance(event, kind)), None)
         if phase is None:
             return False
         said = current.said.get(phase.collects, {})

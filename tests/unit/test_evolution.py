@@ -11,6 +11,7 @@ import json
 import sys
 from dataclasses import dataclass, field, make_dataclass, replace
 from functools import cache
+from itertools import chain
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,6 +26,7 @@ from protocol.decider import Decider, step
 from protocol.deciders import DECIDERS
 from protocol.envelope import SIGNATURE_HEADER
 from protocol.log import SequencerState, read_block
+from protocol.modes import list_kinds
 from protocol.replay import FaultCode, ReplayState, replay_block
 from protocol.rules import UnknownRulesError, choose
 from protocol.state_root import StateHasher
@@ -88,13 +90,13 @@ def forget() -> None:
 
 def find_tables(kind: type) -> list[dict[Any, Any]]:
     """Return all tables of ours that have a row for a class."""
-    return [
-        value
+    modules = [
+        module
         for name, module in sys.modules.items()
         if name.split(".")[0] in {"schemas", "protocol", "consumers"}
-        for value in vars(module).values()
-        if isinstance(value, dict) and kind in value
     ]
+    values = chain(*(vars(module).values() for module in modules), list_kinds())
+    return [value for value in values if isinstance(value, dict) and kind in value]
 
 
 MORE: list[tuple[dict[str, Any], Any, Any]] = [
