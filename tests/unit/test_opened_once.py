@@ -11,6 +11,7 @@ from consumers.audit.auditor import run_audit
 from consumers.audit.report import FindingCode
 from protocol.modes.mpc import phases
 from protocol.modes.mpc.checker import MpcShape, parse_partial
+from protocol.modes.mpc.round import see
 from schemas import events as e
 from schemas.reasons import Reason
 from tests.builders import make_key, unframe
@@ -121,7 +122,7 @@ def test_a_sum_of_which_a_part_is_missing_is_waited_for_if_nobody_else_is_left()
     assert give_up(log) == (e.RoundRefused, Reason.NOT_ENOUGH_AGENTS)
     # The party comes back, and says what it would have said.
     log.speak = lambda log, author, event: [event]
-    for event, _ in log.hands["p1"].do([_work(log.following["p1"].secret)]):
+    for event, _ in log.hands["p1"].do([_work(see(log.following["p1"].view))]):
         log.say(event, make_key("p1"))
     log.settle()
     assert len(published(log)) == 1
@@ -174,7 +175,7 @@ def test_the_audit_finds_sums_that_overlap(monkeypatch):
     log = start_mpc_log(*SIX, cohort_size=6, min_cohort=5)
     log.speak = hold_back("p1")
     run_round(log)
-    secret = log.following["p1"].secret
+    secret = see(log.following["p1"].view)
     (part, _) = log.hands["p1"].do([_work(secret)])[0]
     log.speak = silence_the_aggregator
     log.say(part, make_key("p1"))
