@@ -35,7 +35,7 @@ import re
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -76,7 +76,6 @@ from protocol.envelope import (
     compute_input_id,
 )
 from protocol.log import LogError, LogState, OpenedLeaf
-from protocol.modes.mpc.configuration import list_parties
 from protocol.replay import (
     DeciderError,
     Fault,
@@ -241,7 +240,7 @@ class _Audit:
                 positions=dict(start.positions),
                 first_offsets=dict(start.first_offsets),
                 view=deepcopy(start.view),
-                opened=replace(start.opened),
+                watches=tuple(map(copy, start.watches)),
                 finality=deepcopy(start.finality),
                 report=deepcopy(start.report),
             )
@@ -278,7 +277,7 @@ class _Audit:
             )
         )
         self._view = before.view
-        self._opened = before.opened
+        self._watches = before.watches
         self._last_place = Place()
         self._expected = deque(before.checkpoints)
         self._checkpoints: Iterator[_Signed] | None = None
@@ -336,7 +335,7 @@ class _Audit:
             first_offsets=self._own_firsts,
             replay=self._state,
             view=self._view,
-            opened=self._opened,
+            watches=self._watches,
             checkpoints=list(self._expected),
             finality=self._finality.state,
             report=report,
@@ -684,28 +683,13 @@ class _Audit:
                 report.facts[type(leaf.event).__name__] += 1
             self._rounds = item.rounds
             if item.is_admissible:
-                self._read_sum(leaf.event, place)
+                for watch in self._watches:
+                    finding = watch.follow(leaf.event, self._rounds.config, place)
+                    if finding is not None:
+                        self._add(finding)
             self._follow_round(item, place)
         for fault in replayed.faults:
             self._add_fault(fault, block)
-
-    def _read_sum(self, event: e.LedgerEvent, place: Place) -> None:
-        """Find sums that should not both have been opened."""
-        config = self._rounds.config
-        parties = (
-            [] if config is None else [party.name for party in list_parties(config)]
-        )
-        problem = self._opened.add(event, parties)
-        if problem:
-            self._add(
-                Finding(
-                    code=FindingCode.SUMS_OVERLAP,
-                    place=place,
-                    message="every party gave its part of a sum that may not be open",
-                    expected="agents that are in no other sum over this base model",
-                    found=problem,
-                )
-            )
 
     def _read_refusal(self, refusal: e.EventRejected, leaf_index: int) -> None:
         self.report.refusals[refusal.reason] += 1
@@ -1117,11 +1101,8 @@ class _Audit:
                 "signature, key or order, which a refusal does not keep: the "
                 "sequencer's word."
             )
-        if report.facts["ComparisonStarted"]:
-            yield (
-                "Which updates are far from others is the word of all parties "
-                "together: it cannot be computed again."
-            )
+        for watch in self._watches:
+            yield from watch.list_notes(report)
         if report.facts["ModelVersionRegistered"]:
             yield (
                 "Accuracy and loss of model versions, and that an ONNX file is the "

@@ -26,10 +26,9 @@ from typing import Any, Final
 
 from adapters.kafka import Record
 from consumers.audit import finality as audit_finality
-from consumers.audit import opened_sums
 from consumers.audit import report as audit_report
 from consumers.audit.finality import FinalityState
-from consumers.audit.opened_sums import OpenedSums
+from consumers.audit.modes import STATE_MODULES, Watch, make_watches
 from consumers.audit.report import Report
 from ledger import attestations, blocks, equivocation, merkle
 from protocol import (
@@ -42,7 +41,6 @@ from protocol import (
     round_state,
     round_view,
 )
-from protocol.modes.mpc import party_memory as parties
 from protocol.persistent import PersistentMap, PersistentSet
 from protocol.replay import ReplayState
 from protocol.round_view import RoundView
@@ -95,7 +93,7 @@ class AuditState:
         first_offsets: Offset of the federation's first record on each topic.
         replay: What the leaves lead to.
         view: The round in progress.
-        opened: Sums that are open.
+        watches: What is watched for single modes.
         checkpoints: Those of the last blocks that have none yet.
         finality: What ledger nodes said.
         report: What was counted.
@@ -105,7 +103,7 @@ class AuditState:
     first_offsets: dict[str, int] = field(default_factory=dict)
     replay: ReplayState = field(default_factory=ReplayState)
     view: RoundView | None = None
-    opened: OpenedSums = field(default_factory=OpenedSums)
+    watches: tuple[Watch, ...] = field(default_factory=make_watches)
     checkpoints: list[ExpectedCheckpoint] = field(default_factory=list)
     finality: FinalityState = field(default_factory=FinalityState)
     report: Report
@@ -131,7 +129,7 @@ def hash_record(record: Record) -> bytes:
 
 def save_state(state: AuditState) -> bytes:
     """Return a state as bytes to keep."""
-    content = {"format": FORMAT, "state": _to_plain(state)}
+    content = {"format": FORMAT, "state": _to_json(state)}
     return json.dumps(content, separators=(",", ":")).encode() + b"\n"
 
 
@@ -146,7 +144,7 @@ def load_state(data: bytes) -> AuditState:
         if content["format"] != FORMAT:
             msg = f"it is of format {content['format']!r}, not {FORMAT!r}"
             raise StateError(msg)  # noqa: TRY301  # one handler says what to do
-        state = _from_plain(content["state"])
+        state = _from_json(content["state"])
         if not isinstance(state, AuditState):
             msg = f"it holds a {type(state).__name__}"
             raise StateError(msg)  # noqa: TRY301  # as above
@@ -163,7 +161,7 @@ def load_state(data: bytes) -> AuditState:
 # One JSON form for each type; whatever is not JSON by itself is an object with one key.
 
 
-def _to_plain(value: Any) -> Any:
+def _to_json(value: Any) -> Any:
     match value:
         case Enum():
             return {"enum": [type(value).__name__, value.value]}
@@ -174,26 +172,24 @@ def _to_plain(value: Any) -> Any:
         case bytes():
             return {"bytes": b64encode(value).decode()}
         case list():
-            return list(map(_to_plain, value))
+            return list(map(_to_json, value))
         case tuple():
-            return {"tuple": list(map(_to_plain, value))}
+            return {"tuple": list(map(_to_json, value))}
         case PersistentMap():
             return {
-                "persistent map": [
-                    [_to_plain(k), _to_plain(v)] for k, v in value.items()
-                ]
+                "persistent map": [[_to_json(k), _to_json(v)] for k, v in value.items()]
             }
         case PersistentSet():
-            return {"persistent set": list(map(_to_plain, value))}
+            return {"persistent set": list(map(_to_json, value))}
         case frozenset():
-            return {"set": list(map(_to_plain, value))}
+            return {"set": list(map(_to_json, value))}
         case Counter():
-            return {"counter": [[_to_plain(k), n] for k, n in value.items()]}
+            return {"counter": [[_to_json(k), n] for k, n in value.items()]}
         case Mapping():
-            return {"map": [[_to_plain(k), _to_plain(v)] for k, v in value.items()]}
+            return {"map": [[_to_json(k), _to_json(v)] for k, v in value.items()]}
         case _ if is_dataclass(value):
             content = {
-                part.name: _to_plain(getattr(value, part.name))
+                part.name: _to_json(getattr(value, part.name))
                 for part in fields(value)
                 if part.init
             }
@@ -202,12 +198,12 @@ def _to_plain(value: Any) -> Any:
     raise TypeError(msg)
 
 
-def _from_plain(plain: Any) -> Any:
-    if isinstance(plain, list):
-        return list(map(_from_plain, plain))
-    if not isinstance(plain, dict):
-        return plain
-    ((kind, content),) = plain.items()
+def _from_json(parsed: Any) -> Any:
+    if isinstance(parsed, list):
+        return list(map(_from_json, parsed))
+    if not isinstance(parsed, dict):
+        return parsed
+    ((kind, content),) = parsed.items()
     match kind:
         case "enum":
             name, value = content
@@ -217,20 +213,20 @@ def _from_plain(plain: Any) -> Any:
         case "bytes":
             return b64decode(content, validate=True)
         case "tuple":
-            return tuple(map(_from_plain, content))
+            return tuple(map(_from_json, content))
         case "set":
-            return frozenset(map(_from_plain, content))
+            return frozenset(map(_from_json, content))
         case "persistent map":
-            return PersistentMap((_from_plain(k), _from_plain(v)) for k, v in content)
+            return PersistentMap((_from_json(k), _from_json(v)) for k, v in content)
         case "persistent set":
-            return PersistentSet(map(_from_plain, content))
+            return PersistentSet(map(_from_json, content))
         case "counter":
-            return Counter({_from_plain(k): n for k, n in content})
+            return Counter({_from_json(k): n for k, n in content})
         case "map":
-            return {_from_plain(k): _from_plain(v) for k, v in content}
+            return {_from_json(k): _from_json(v) for k, v in content}
         case "object":
             name, values = content
-            return _CLASSES[name](**{k: _from_plain(v) for k, v in values.items()})
+            return _CLASSES[name](**{k: _from_json(v) for k, v in values.items()})
     msg = f"no such form: {kind!r}"
     raise ValueError(msg)
 
@@ -257,7 +253,7 @@ _CLASSES: Final = {
             e, admission, contributions, log, registry, replay, rewards, round_state,
             round_view,
             attestations, blocks, equivocation, merkle, audit_finality, audit_report,
-            opened_sums, parties,
+            *STATE_MODULES,
         ).items(),
         *((cls.__name__, cls) for cls in (
             AuditState, ExpectedCheckpoint, Position,

@@ -74,7 +74,7 @@ EXEMPT: Final = {
     "schemas/codec.py:lock": "reads a file of this package",
     "schemas/codec.py:_names_by_fingerprint": "reads a file of this package",
     "consumers/audit/parallel.py:_load": "a pickle of the parent process, by a pipe",
-    "consumers/audit/state.py:_to_plain": OWN,
+    "consumers/audit/state.py:_to_json": OWN,
     "consumers/node/ledger_node.py:LedgerNode._resume": OWN,
     "consumers/node/ledger_node.py:LedgerNode._publish_cosigned": OWN,
     # Models of ours, and configurations that admission has judged.

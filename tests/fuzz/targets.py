@@ -169,6 +169,7 @@ from tests.attesting import attest_all
 from tests.builders import LogBuilder, make_key, unframe
 from tests.fuzz.mutations import mutate, mutate_event
 from tests.hostile.batches import Codec, RawBatch, RawRecord, bomb, many_records
+from tests.mpc_builder import MpcLogBuilder
 from tests.paths import VECTORS
 from tests.simulation.federation import CONFIG
 from tests.unit.ledger import nodes as made
@@ -307,6 +308,15 @@ def log() -> LogBuilder:
 def events_of_log() -> list[bytes]:
     """Return one event of each kind that is on the log."""
     return [*{type(x): codec.encode(x) for x in log().leaves}.values()]
+
+
+def events_of_parties() -> list[bytes]:
+    """Return what only a federation with parties has, and is well formed."""
+    declined = e.PartyDeclined(
+        federation_id=FEDERATION, round=1, party="p0", reason="NOT_LINKED", detail="no"
+    )
+    config = MpcLogBuilder(federation_id=FEDERATION).configure(CONFIG.initial_model)
+    return [codec.encode(event) for event in (config, declined)]
 
 
 @cache
@@ -1606,7 +1616,7 @@ TARGETS: Final[tuple[Target, ...]] = (
         name="event-rules",
         parse=as_event(_find_problem),
         errors=(),
-        seeds=lambda: [*events_of_log(), *all_events()],
+        seeds=lambda: [*events_of_log(), *events_of_parties(), *all_events()],
         shapes={"text": configuration},
         change=mutate_event,
     ),

@@ -16,6 +16,7 @@ import pytest
 import protocol.rounds
 from adapters.modes.mpc.memory import SAID_FILE, PartyLog, create_party_log
 from protocol.facts import name_cause
+from protocol.modes.mpc import phases
 from protocol.modes.mpc.party_memory import (
     Linked,
     PartyRefusesError,
@@ -116,7 +117,8 @@ def test_either_of_the_two_defences_is_enough(monkeypatch):
     """A party's memory against whoever runs the log; the log's rules for who forgot."""
     forgetful = [play_honestly(seed, make_memory=NoMemory) for seed in range(20)]
     assert [h.seed for h in forgetful if h.find_leak() is not None] == []
-    monkeypatch.setattr(protocol.rounds, "find_drawable_agents", lambda s: s.agents)
+    for module in (protocol.rounds, phases):
+        monkeypatch.setattr(module, "find_drawable_agents", lambda s: s.agents)
     assert search(range(20)) is None
     # And without both it is found.
     assert search(range(MAX_SEARCHED), make_memory=NoMemory, is_hostile=False)
@@ -319,7 +321,8 @@ def test_drawing_who_may_have_been_summed_is_found_out(monkeypatch):
     def find_all(state):
         return state.agents
 
-    monkeypatch.setattr(protocol.rounds, "find_drawable_agents", find_all)
+    for module in (protocol.rounds, phases):
+        monkeypatch.setattr(module, "find_drawable_agents", find_all)
     trouble = find_trouble()
     assert trouble is not None
     assert set(trouble.declined) == {RefusalCode.AGENT_SUMMED_BEFORE}

@@ -61,6 +61,12 @@ def give_up(log):
     return type(answer), answer.reason
 
 
+def forget_who_was_summed(monkeypatch):
+    """Break the rule of the log that whoever may have been summed is not drawn."""
+    for module in (protocol.rounds, phases):
+        monkeypatch.setattr(module, "find_drawable_agents", lambda s: s.agents)
+
+
 def audit(log):
     return run_audit(
         log.records,
@@ -147,15 +153,10 @@ def test_who_may_have_been_summed_is_not_drawn_again_for_that_model():
     assert audit(log).is_sound
 
 
-def draw_who_was_summed(monkeypatch):
-    for module in (protocol.rounds, phases):
-        monkeypatch.setattr(module, "find_drawable_agents", lambda s: s.agents)
-
-
 @pytest.mark.parametrize("left", [5, 6])
 def test_parties_shown_a_log_that_draws_them_again_do_not_sum_them(monkeypatch, left):
     """Whoever runs the log breaks its rules, and the parties are shown nothing else."""
-    draw_who_was_summed(monkeypatch)
+    forget_who_was_summed(monkeypatch)
     log = start_mpc_log(*SIX, cohort_size=6, min_cohort=3)
     log.speak = hold_back("p1")
     run_round(log)
@@ -176,7 +177,7 @@ def test_parties_shown_a_log_that_draws_them_again_do_not_sum_them(monkeypatch, 
 
 def test_the_audit_finds_sums_that_overlap(monkeypatch):
     """All parties have forgotten, and the log's rules let it happen."""
-    draw_who_was_summed(monkeypatch)
+    forget_who_was_summed(monkeypatch)
     log = start_mpc_log(*SIX, cohort_size=6, min_cohort=5)
     log.speak = hold_back("p1")
     run_round(log)

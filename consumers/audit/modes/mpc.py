@@ -8,10 +8,12 @@ says, not from what should be on it.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from consumers.audit.report import Finding, FindingCode, Place, Report
 from protocol.contributions import WITHDRAWN, Contribution
+from protocol.modes.mpc.configuration import list_parties
 from protocol.modes.mpc.party_memory import (
     Known,
     PartyRefusesError,
@@ -26,7 +28,7 @@ from schemas import events as e
 
 @dataclass(slots=True, kw_only=True)
 class OpenedSums:
-    """The sums that were opened so far.
+    """The sums that were opened so far; see `consumers.audit.modes.Watch`.
 
     Attributes:
         accepted: Contributions of the round in progress, by agent.
@@ -40,16 +42,32 @@ class OpenedSums:
     given: frozenset[str] = frozenset()
     known: tuple[Known, ...] = ()
 
-    def add(self, event: e.LedgerEvent, parties: Collection[str]) -> str:
-        """Follow a leaf.
+    def follow(
+        self, event: e.LedgerEvent, config: e.FederationConfigured | None, place: Place
+    ) -> Finding | None:
+        """Follow a leaf; returns why a sum that is open now should not be."""
+        problem = "" if config is None else self._follow(event, list_parties(config))
+        return (
+            Finding(
+                code=FindingCode.SUMS_OVERLAP,
+                place=place,
+                message="every party gave its part of a sum that may not be open",
+                expected="agents that are in no other sum over this base model",
+                found=problem,
+            )
+            if problem
+            else None
+        )
 
-        Args:
-            event: The leaf's.
-            parties: Names of the federation's parties; none without `MPC`.
+    def list_notes(self, report: Report) -> Iterator[str]:
+        """Yield what all parties together are believed."""
+        if report.facts[e.ComparisonStarted.__name__]:
+            yield (
+                "Which updates are far from others is the word of all parties "
+                "together: it cannot be computed again."
+            )
 
-        Returns:
-            Why a sum that is open now should not be; empty if that is fine.
-        """
+    def _follow(self, event: e.LedgerEvent, parties: tuple[e.Party, ...]) -> str:
         if not parties:
             return ""
         match event:
@@ -73,7 +91,7 @@ class OpenedSums:
                 self.sealed is not None and number == self.sealed.round
             ):
                 self.given |= {party}
-                if self.given >= frozenset(parties):
+                if self.given >= {party.name for party in parties}:
                     return self._open(self.sealed)
             case _:
                 pass

@@ -1,0 +1,43 @@
+"""What an audit watches in rounds of single modes, and the list of it.
+
+A watch is part of an audit's state (`consumers.audit.state`): a dataclass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Final, Protocol
+
+from consumers.audit.modes import mpc
+from consumers.audit.report import Finding, Place, Report
+from protocol.modes.mpc import party_memory
+from schemas import events as e
+
+STATE_MODULES: Final[tuple[ModuleType, ...]] = (mpc, party_memory)
+"""Whose classes the state of a watch is made of."""
+
+
+class Watch(Protocol):
+    """Looks for what no decider judges: what leaves of many rounds come to."""
+
+    def follow(
+        self, event: e.LedgerEvent, config: e.FederationConfigured | None, place: Place
+    ) -> Finding | None:
+        """Follow an admissible leaf; returns what is wrong now that was not before.
+
+        Args:
+            event: The leaf's.
+            config: The federation's parameters after it; None before the genesis.
+            place: Where it is.
+        """
+        ...
+
+    def list_notes(self, report: Report) -> Iterator[str]:
+        """Yield what had to be believed, for people."""
+        ...
+
+
+def make_watches() -> tuple[Watch, ...]:
+    """Return the watches of all modes, before the first leaf."""
+    return (mpc.OpenedSums(),)
