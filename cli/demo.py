@@ -22,13 +22,14 @@ from rich.text import Text
 
 from adapters import alive
 from adapters.log_lines import printable
+from cli.modes import forge_update, start_demo
 from cli.stack.processes import LOOPBACK, StackError, find_free_ports
 from cli.stack.services import Supervisor
 from cli.stack.stack import LocalStack
 
 if TYPE_CHECKING:
     from adapters.settings import Settings
-    from schemas.events import LedgerEvent, LedgerNode, Party
+    from schemas.events import LedgerEvent, LedgerNode
 
 FEDERATION: Final = "demo"
 ORGANISATIONS: Final = ("aster", "birch", "cedar", "dogwood", "elm")
@@ -113,7 +114,7 @@ class _Demo:
     begun: float = field(default_factory=time.monotonic)
     accuracies: list[float] = field(default_factory=list)
     nodes: tuple[LedgerNode, ...] = ()
-    parties: tuple[Party, ...] = ()
+    secrecy: dict[str, Any] = field(default_factory=dict)
     log_url: str = ""
     _stack: LocalStack | None = None
     _supervisor: Supervisor | None = None
@@ -202,7 +203,7 @@ class _Demo:
         self._supervisor = Supervisor(environment, self.work / "logs")
         self._supervisor.start_services(FEDERATION)
         self._start_nodes(settings, operator_key)
-        self.parties = self._supervisor.start_parties(settings, PARTIES)
+        self.secrecy = start_demo(self._supervisor, settings, PARTIES, CLIP_NORM)
         for index, name in enumerate(ORGANISATIONS):
             self._supervisor.start(
                 name, "agent", "run", name, "--federation", FEDERATION,
@@ -230,7 +231,7 @@ class _Demo:
 
     def _found(self, settings: Settings) -> None:
         from cli.operate import create_federation
-        from producers.control import Parameters, with_parties
+        from producers.control import Parameters
         from schemas.events import Task
 
         task = Task(
@@ -246,7 +247,7 @@ class _Demo:
             min_cohort=3,
             round_duration_ms=120_000,
             ledger_nodes=self.nodes,
-            **with_parties(self.parties, CLIP_NORM),
+            **self.secrecy,
         )
         create_federation(
             settings,
@@ -385,7 +386,7 @@ class _Demo:
         show_rewards(settings, FEDERATION, as_json=False, history=False)
 
     def _print(self, event: LedgerEvent, height: int, leaf_index: int) -> None:
-        from cli.operate import describe
+        from cli.describe import describe
         from schemas import events as e
 
         style = {
@@ -416,22 +417,11 @@ class _Demo:
         from adapters.kafka_log import find_genesis
         from cli.operate import make_registry
         from ledger.signing import SigningKey
-        from schemas.events import BlobRef, UpdateSubmitted
 
-        blob = BlobRef(
-            uri=f"s3://moot/sha256/{'0' * 64}", sha256=bytes(32), size_bytes=1
-        )
-        forged = UpdateSubmitted(
-            federation_id=FEDERATION,
-            round=1,
-            agent_id=ORGANISATIONS[0],
-            base_model_sha256=bytes(32),
-            update=blob,
-            num_examples=1_000_000,
-        )
         publisher = Publisher(settings, make_registry(settings))
         found = find_genesis(settings, make_registry(settings), FEDERATION)
         assert found is not None, "rounds are asked for"
+        forged = forge_update(FEDERATION, ORGANISATIONS[0])
         publisher.publish(forged, SigningKey(secrets.token_bytes(32)), found.hash)
 
     def _compare(self) -> None:

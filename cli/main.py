@@ -19,7 +19,6 @@ from cli.commands import (
     federation,
     names,
     node,
-    party,
     receipt,
     registry,
     rewards,
@@ -29,6 +28,7 @@ from cli.commands import (
     topics,
 )
 from cli.commands import round as round_
+from cli.modes import COMMANDS
 from cli.options import EXIT_CANNOT
 from cli.show import prepare, say, say_error
 from cli.stack.processes import StackError
@@ -90,8 +90,7 @@ for name, group in {
     "names": names.app,
     "registry": registry.app,
     "node": node.app,
-    "party": party.app,
-    "dealer": party.dealer_app,
+    **COMMANDS,
 }.items():
     app.add_typer(group, name=name)
 

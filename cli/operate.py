@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, is_dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,6 +22,7 @@ from adapters.kafka_log import ReadBlock, find_genesis, follow_log, read_log
 from adapters.keys import key_path, load_key, load_or_create_key
 from adapters.schema_registry import FramingError, SchemaRegistry
 from adapters.settings import Settings
+from cli.describe import describe, describe_metrics, to_jsonable
 from cli.names import find_names
 from cli.show import say, say_json, show_time
 from cli.stack.processes import StackError
@@ -39,8 +40,7 @@ from protocol.decider import step
 from protocol.exchanged_state import RefusedStateError, StateClass, model_to_blob
 from protocol.log import OpenedLeaf, fold_admission
 from protocol.model import compute_max_model_size
-from protocol.modes import list_waited_for, name_mode
-from protocol.modes.mpc.configuration import list_parties
+from protocol.modes import get_mode, list_waited_for, name_mode
 from protocol.round_state import (
     RoundsState,
     find_drawable_agents,
@@ -195,7 +195,7 @@ def propose_change(
         settings: Where Kafka is.
         federation_id: The federation.
         changes: New values, by name; of a section or the task with the dot, as
-            ``mpc.norm_bound``.
+            ``task.local_epochs``.
 
     Raises:
         StackError: there is no such federation, or this may not be changed.
@@ -439,7 +439,7 @@ def show_federation(settings: Settings, federation_id: str, *, as_json: bool) ->
         "cohort_size": state.config.cohort_size,
         "min_cohort": state.config.min_cohort,
         "aggregation": name_mode(state.config),
-        "parties": [party.name for party in list_parties(state.config)],
+        "parties": [*get_mode(state.config).list_speakers(state.config)],
         "module": state.config.task.module,
         "task": compute_task_digest(state.config.task).hex(),
         "operator_key": next(
@@ -607,132 +607,3 @@ def get_version(
             return
     msg = f"federation {federation_id!r} has no version {version}"
     raise StackError(msg, f"`moot registry list -f {federation_id}` shows them.")
-
-
-def describe(event: e.LedgerEvent) -> str:
-    """Return an event as a line for people."""
-    match event:
-        case e.FederationConfigured():
-            return (
-                f"federation {event.federation_id}: {event.num_parameters} parameters, "
-                f"cohorts of {event.min_cohort} to {event.cohort_size}"
-            )
-        case e.FederationChanged():
-            return f"change {event.number} of the federation, from the next round on"
-        case e.AgentEnrolmentRequested():
-            return f"{event.agent_id} asks to join"
-        case e.AgentAdmitted():
-            return f"{event.agent_id} admitted"
-        case e.AgentRevoked():
-            return f"{event.agent_id} revoked: {event.explanation}"
-        case e.RoundRequested():
-            return f"round {event.round} requested"
-        case e.RoundAbandonRequested():
-            return f"round {event.round} given up: {event.explanation}"
-        case e.RoundStarted():
-            return (
-                f"round {event.round} starts from version {event.base_version}: "
-                f"{event.num_drawn} agents drawn"
-            )
-        case e.RoundRefused() | e.RoundAbandoned() | e.ClaimRejected():
-            name = type(event).__name__
-            return f"round {event.round} {name}: {event.reason}, {event.detail}"
-        case e.UpdateSubmitted():
-            return (
-                f"round {event.round} update of {event.agent_id}: "
-                f"{event.num_examples} examples{_describe_loss(event.loss_micros)}"
-            )
-        case e.UpdateCommitted():
-            return (
-                f"round {event.round} {event.agent_id} commits to an update: "
-                f"{event.num_examples} examples{_describe_loss(event.loss_micros)}"
-            )
-        case e.CommitmentsClosed():
-            number = event.num_commitments
-            return f"round {event.round} closed with {number} commitments"
-        case e.SharesLinked():
-            return f"round {event.round} party {event.party} links its shares"
-        case e.ComparisonStarted():
-            number = len(event.agent_ids)
-            return f"round {event.round} parties compare {number} updates"
-        case e.UpdatesCompared():
-            return f"round {event.round} party {event.party} says who is far from whom"
-        case e.PartialAggregateSubmitted():
-            return f"round {event.round} party {event.party} gives its part of the sum"
-        case e.PartyDeclined():
-            return f"round {event.round} party {event.party} declines: {event.reason}"
-        case e.PartialRejected():
-            return (
-                f"round {event.round} rejected party {event.party}: {event.reason}, "
-                f"{event.detail}"
-            )
-        case e.UpdateDeclined():
-            return f"round {event.round} {event.agent_id} declines: {event.reason}"
-        case e.ContributionAccepted():
-            return f"round {event.round} accepted {event.agent_id}"
-        case e.ContributionRejected():
-            return (
-                f"round {event.round} rejected {event.agent_id}: {event.reason}, "
-                f"{event.detail}"
-            )
-        case e.RoundSealed():
-            return (
-                f"round {event.round} sealed with {event.num_contributions} "
-                f"contributions, {event.num_examples} examples"
-            )
-        case e.AggregatePublished():
-            return f"round {event.round} model {event.model.sha256.hex()[:16]}"
-        case e.ModelVersionRegistered():
-            return (
-                f"round {event.round} version {event.version}: "
-                f"{describe_metrics(event)}"
-            )
-        case e.NodeSetChanged():
-            names = ", ".join(node.name for node in event.nodes)
-            return f"era {event.era}: the ledger nodes are {names}"
-        case e.FinalityRequested():
-            return f"block {event.height} waits to become final"
-        case e.CheckpointFinalised():
-            size = event.checkpoint.split("\n")[1:2] or ["?"]
-            return f"the checkpoint of size {size[0]} is final"
-        case e.EquivocationProven():
-            return f"{event.public_key.hex()[:16]} contradicts itself: proven"
-        case e.BalanceChanged():
-            return (
-                f"{event.account} {event.amount:+} points for {event.basis}: "
-                f"{event.balance}"
-            )
-        case e.EventRejected():
-            return f"refused {event.reason} from {event.source_topic}: {event.detail}"
-        case e.DeadlineReached():
-            return f"round {event.round} deadline"
-        case e.UpdatesChecked():
-            bad = sum(bool(result.reason) for result in event.results)
-            return f"round {event.round} checked {len(event.results)}, {bad} bad"
-        case e.AggregateSubmitted() | e.ModelExported():
-            return f"round {event.round} {type(event).__name__}"
-
-
-def describe_metrics(version: e.ModelVersionRegistered) -> str:
-    """Return a version's metrics for people, or why there are none."""
-    if version.evaluation is None:
-        return version.no_evaluation
-    return ", ".join(
-        f"{metric.name} {metric.value_micros / 1e6:.4f}"
-        for metric in version.evaluation.metrics
-    )
-
-
-def _describe_loss(loss_micros: int | None) -> str:
-    return "" if loss_micros is None else f", loss {loss_micros / 1e6:.3f}"
-
-
-def to_jsonable(value: Any) -> Any:
-    """Return an event as JSON types: bytes in hex."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return to_jsonable(asdict(value))
-    if isinstance(value, dict):
-        return {name: to_jsonable(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [to_jsonable(item) for item in value]
-    return value.hex() if isinstance(value, bytes) else value

@@ -9,7 +9,8 @@ from pathlib import Path
 from adapters.kafka_log import read_log
 from adapters.log_client import LogUnavailableError, NotFinalYetError, fetch_receipt
 from adapters.settings import Settings
-from cli.operate import describe, make_registry, to_jsonable
+from cli.describe import describe, to_jsonable
+from cli.operate import make_registry
 from cli.show import say, say_json, show_time
 from cli.stack.processes import StackError, read_at_most
 from ledger.checkpoint import compute_origin

@@ -13,7 +13,8 @@ from dataclasses import fields, replace
 from typing import Final
 
 from adapters.settings import Settings
-from cli.operate import read_leaves, to_jsonable
+from cli.describe import to_jsonable
+from cli.operate import read_leaves
 from cli.show import say, say_json
 from cli.stack.processes import StackError
 from protocol.decider import step

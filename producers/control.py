@@ -5,8 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
-from fractions import Fraction
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
@@ -21,13 +20,11 @@ from protocol.exchanged_state import (
     model_from_blob,
     model_to_blob,
 )
-from protocol.modes.mpc.configuration import MAX_NORM_BOUND
-from protocol.modes.mpc.sketches import compute_threshold
+from protocol.modes import DEFAULT_SECTIONS
 from protocol.rewards import RECOMMENDED_RULE
 from protocol.rules import LATEST_VERSION
 from protocol.tensors import MalformedBlobError, num_parameters
 from protocol.validation import (
-    MAX_FRACTIONAL_BITS,
     MAX_WEIGHT,
     ROLES,
     find_configuration_problem,
@@ -36,17 +33,13 @@ from schemas import codec, topics
 from schemas.events import (
     AgentAdmitted,
     AgentRevoked,
-    Comparison,
     Event,
     FederationChanged,
     FederationConfigured,
     LedgerNode,
     LedgerNodes,
-    Mpc,
     NodeSetChanged,
     NodeSignature,
-    Party,
-    Plain,
     Principal,
     RewardRule,
     RoundAbandonRequested,
@@ -65,7 +58,8 @@ class InvalidConfigurationError(Exception):
 class Parameters:
     """What an operator chooses for a federation; units and ranges as in its schema.
 
-    With parties nobody sees an update, without the aggregator sees them all.
+    Attributes:
+        sections: Those of the configuration that a mode has, by name.
     """
 
     task: Task
@@ -76,55 +70,7 @@ class Parameters:
     max_num_examples: int = 2**22
     ledger_nodes: tuple[LedgerNode, ...] = ()
     reward_rule: RewardRule | None = RECOMMENDED_RULE
-    mpc: Mpc | None = None
-
-
-def with_parties(
-    parties: tuple[Party, ...],
-    clip_norm: float,
-    *,
-    dealer_key: bytes | None = None,
-    max_distance: float = 0.0,
-) -> dict[str, Any]:
-    """Return the parameters of aggregation MPC; none without parties.
-
-    Args:
-        parties: Who adds up shares.
-        clip_norm: The largest L2 norm of an update, above 0: longer ones are shrunk.
-            Encoded as finely as integers below 2^19 allow.
-        dealer_key: Of who deals the parties what they compare updates with, 32 bytes;
-            None if they don't.
-        max_distance: How many clip norms two updates may be apart before they are far
-            from each other, 0 to 2; 0 if updates are not compared.
-
-    Raises:
-        InvalidConfigurationError: the distance is out of range, or there is no dealer
-            for it, or no distance for a dealer.
-    """
-    if not parties:
-        if dealer_key is not None or max_distance:
-            msg = "only parties compare updates: name them, or leave the dealer out"
-            raise InvalidConfigurationError(msg)
-        return {}
-    bits = MAX_FRACTIONAL_BITS
-    while bits and clip_norm * 2**bits > MAX_NORM_BOUND:
-        bits -= 1
-    norm_bound = min(MAX_NORM_BOUND, max(1, int(clip_norm * 2**bits)))
-    if bool(max_distance) != (dealer_key is not None):
-        msg = "comparing updates takes both a dealer and a distance above 0"
-        raise InvalidConfigurationError(msg)
-    comparison = None
-    if dealer_key is not None:
-        numerator, denominator = Fraction(str(max_distance)).as_integer_ratio()
-        try:
-            far_threshold = compute_threshold(
-                norm_bound, numerator=numerator, denominator=denominator
-            )
-        except ValueError as error:
-            raise InvalidConfigurationError(str(error)) from None
-        comparison = Comparison(far_threshold=far_threshold, dealer_key=dealer_key)
-    mpc = Mpc(parties=parties, norm_bound=norm_bound, comparison=comparison)
-    return {"fractional_bits": bits, "mpc": mpc}
+    sections: Mapping[str, Any] = field(default_factory=DEFAULT_SECTIONS.copy)
 
 
 class Position(NamedTuple):
@@ -230,8 +176,7 @@ class Operator:
             min_cohort=parameters.min_cohort,
             round_duration_ms=parameters.round_duration_ms,
             strategy="FEDAVG",
-            plain=Plain() if parameters.mpc is None else None,
-            mpc=parameters.mpc,
+            **parameters.sections,
             ledger_nodes=LedgerNodes(nodes=parameters.ledger_nodes)
             if parameters.ledger_nodes
             else None,

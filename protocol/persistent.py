@@ -118,11 +118,11 @@ def _keep_as(cls: type, kept: Any, handler: Any) -> Any:
     from pydantic_core import core_schema  # noqa: PLC0415  # only processors have a cache
 
     inner = handler.generate_schema(kept)
-    plain = dict if issubclass(cls, Mapping) else list
+    make = dict if issubclass(cls, Mapping) else list
     return core_schema.no_info_after_validator_function(
         cls,
         inner,
         serialization=core_schema.wrap_serializer_function_ser_schema(
-            lambda value, serialise: serialise(plain(value)), schema=inner
+            lambda value, serialise: serialise(make(value)), schema=inner
         ),
     )

@@ -113,7 +113,7 @@ def make_check(leaf_index: int, reason: str, detail: str = "") -> e.UpdateCheck:
     """Return one result of a check, with a detail that fits."""
     # A detail may quote the blob, which is an agent's to fill: a hundred of them must
     # fit a claim, whatever they quote.
-    plain = detail.encode("ascii", "backslashreplace").decode()
+    ascii_only = detail.encode("ascii", "backslashreplace").decode()
     return e.UpdateCheck(
-        leaf_index=leaf_index, reason=reason, detail=plain[:MAX_DETAIL_LENGTH]
+        leaf_index=leaf_index, reason=reason, detail=ascii_only[:MAX_DETAIL_LENGTH]
     )

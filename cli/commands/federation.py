@@ -12,7 +12,6 @@ from cli.options import (
     AsJson,
     Federation,
     make_failure,
-    parse_key,
     parse_principals,
 )
 from cli.show import say
@@ -91,11 +90,11 @@ def create(
     With parties nobody sees an update: each is shared among them, and only sums are
     opened. Without, the aggregator sees them all.
     """
+    from cli.modes import read_parameters
     from cli.node import parse_ledger_nodes
     from cli.operate import create_federation, make_state_rules
-    from cli.party import parse_parties
     from cli.rewards import parse_reward_rule
-    from producers.control import Parameters, with_parties
+    from producers.control import Parameters
     from schemas.events import Task
 
     task = Task(
@@ -112,10 +111,10 @@ def create(
         round_duration_ms=round_duration_s * 1000,
         ledger_nodes=parse_ledger_nodes(ledger_node or ()),
         reward_rule=parse_reward_rule(reward or ()),
-        **with_parties(
-            parse_parties(party or ()),
-            clip_norm,
-            dealer_key=None if dealer is None else parse_key(dealer),
+        **read_parameters(
+            party=party,
+            clip_norm=clip_norm,
+            dealer=dealer,
             max_distance=max_distance,
         ),
     )
@@ -201,6 +200,7 @@ def change(
 
     With --json and without --yes it only shows.
     """
+    from cli.modes import name_changes
     from cli.operate import change_federation, propose_change, show_change
     from cli.rewards import parse_reward_rule
 
@@ -211,7 +211,7 @@ def change(
         "cohort_size": cohort_size,
         "min_cohort": min_cohort,
         "max_num_examples": max_num_examples,
-        "mpc.norm_bound": norm_bound,
+        **name_changes(norm_bound),
         "rules_version": rules_version,
         "task.local_epochs": local_epochs,
         "task.module": module,

@@ -54,23 +54,19 @@ def serve(
 ) -> None:
     """Run one service until it is told to stop."""
     from adapters.descriptors import raise_limit
+    from cli.modes import SERVICES
     from cli.stack.processes import LOOPBACK
     from cli.stack.services import (
         NODE_PORTS,
         NodeArguments,
-        run_dealer,
         run_node,
-        run_party,
         run_service,
     )
 
     load_environment()
     raise_limit()
-    if service == "party":
-        run_party(name, min_cohort, host)
-        return
-    if service == "dealer":
-        run_dealer(name)
+    if service in SERVICES:
+        SERVICES[service](name, min_cohort, host)
         return
     if service in NODE_PORTS:
         arguments = NodeArguments(

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from cli.modes import SERVICES
 from cli.stack.processes import (
     LOOPBACK,
     StackError,
@@ -24,38 +25,22 @@ from cli.stack.processes import (
     last_lines,
     spawn_owned,
 )
+from protocol.deciders import DECIDERS
 
 if TYPE_CHECKING:
     from adapters.settings import Settings
-    from schemas.events import LedgerNode, Party
+    from schemas.events import LedgerNode
 
 log = logging.getLogger(__name__)
 
-FAUST_SERVICES: Final = {
-    "sequencer": "streams.apps.sequencer",
-    "rounds": "streams.apps.rounds",
-    "aggregator": "streams.apps.aggregator",
-    "registry": "streams.apps.registry",
-    "rewards": "streams.apps.rewards",
-}
+FAUST_SERVICES: Final = ("sequencer", *DECIDERS, "aggregator")
+"""Each of them a module in `streams.apps`."""
 NODE_PORTS: Final = {"ledger-node": 7400, "log": 7480}
 """Where a ledger node and the log server listen unless told otherwise."""
 LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 MAX_RESTARTS: Final = 5
 STOP_TIMEOUT_S: Final = 10.0
-OWN_PROCESS: Final = (
-    "sequencer",
-    "rounds",
-    "aggregator",
-    "registry",
-    "rewards",
-    "party",
-    "dealer",
-    "timer",
-    "exporter",
-    "ledger-node",
-    "log",
-)
+OWN_PROCESS: Final = (*FAUST_SERVICES, *SERVICES, "timer", "exporter", *NODE_PORTS)
 
 
 def run_service(
@@ -69,7 +54,7 @@ def run_service(
     if service in FAUST_SERVICES:
         from streams.app import serve
 
-        serve(importlib.import_module(FAUST_SERVICES[service]).service)
+        serve(importlib.import_module(f"streams.apps.{service}").service)
         return
     if service not in {"timer", "exporter"}:
         msg = f"there is no service {service!r}"
@@ -98,37 +83,17 @@ def run_service(
     telemetry.shut_down()
 
 
-def run_party(
-    name: str | None, min_cohort: int | None, listen_host: str | None
-) -> None:
-    """Run a party in this process until it is told to stop.
+def demand_service_name(service: str, name: str | None, how: str) -> str:
+    """Return the name of a service that must have one.
+
+    Args:
+        service: What it is.
+        name: What it was given.
+        how: Where names come from, for people.
 
     Raises:
-        StackError: it needs a name.
+        StackError: it was given none.
     """
-    name = _demand_name("party", name, "`moot party init` makes its keys")
-    from adapters.settings import load_settings
-    from streams.app import serve
-    from streams.mpc.party import make_party
-
-    fewest = max(2, min_cohort or load_settings().min_cohort)
-    serve(make_party(name, min_cohort=fewest, listen_host=listen_host))
-
-
-def run_dealer(name: str | None) -> None:
-    """Run a dealer in this process until it is told to stop.
-
-    Raises:
-        StackError: it needs a name.
-    """
-    name = _demand_name("dealer", name, "`moot dealer init` makes its key")
-    from streams.app import serve
-    from streams.mpc.dealer import make_dealer
-
-    serve(make_dealer(name))
-
-
-def _demand_name(service: str, name: str | None, how: str) -> str:
     if name is None:
         msg = f"a {service} has a name"
         raise StackError(msg, f"Name it: --name NAME; {how}.")
@@ -168,7 +133,9 @@ def run_node(service: str, arguments: NodeArguments) -> None:
     federation = _demand_federation(service, arguments.federation)
     is_node = service == "ledger-node"
     if is_node:
-        _demand_name("ledger node", arguments.name, "`moot node init` makes its key")
+        demand_service_name(
+            "ledger node", arguments.name, "`moot node init` makes its key"
+        )
     settings = load_settings()
     _log_to_stderr(settings.log_level)
     if settings.has_minio:
@@ -318,31 +285,6 @@ class Supervisor:
                 "--port", str(port), "--federation", federation, *more,
             )  # fmt: skip
         return tuple(nodes)
-
-    def start_parties(
-        self, settings: Settings, names: Sequence[str]
-    ) -> tuple[Party, ...]:
-        """Start parties, making their keys; returns them as a federation has them.
-
-        Args:
-            settings: Where their directories are.
-            names: Their names, in ascending order.
-        """
-        from cli.party import make_party
-
-        parties = []
-        for name, port in zip(names, find_free_ports(len(names)), strict=True):
-            parties.append(make_party(settings, name, f"{LOOPBACK}:{port}"))
-            self.start(f"party-{name}", "serve", "party", "--name", name)
-        return tuple(parties)
-
-    def start_dealer(self, settings: Settings, name: str) -> bytes:
-        """Start a dealer, making its key; returns the public one."""
-        from cli.party import make_dealer_key
-
-        key = make_dealer_key(settings, name)
-        self.start(f"dealer-{name}", "serve", "dealer", "--name", name)
-        return key
 
     def _spawn(self, name: str) -> None:
         environment = {

@@ -14,6 +14,9 @@ from schemas import events as e
 
 MODES: Final[dict[str, Mode]] = {mode.name: mode for mode in (PLAIN, MPC)}
 
+DEFAULT_SECTIONS: Final[dict[str, Any]] = {PLAIN.name: e.Plain()}
+"""Of a configuration whose operator chooses no mode."""
+
 
 class Kinds(NamedTuple):
     """What events and facts are to the modes, by their kind.

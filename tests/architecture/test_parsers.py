@@ -24,6 +24,7 @@ EXEMPT: Final = {
     "cli/stack/services.py:run_agent": OWN,
     "cli/stack/services.py:_parse_modes": OWN,
     "cli/names.py": OWN,
+    "cli/modes/mpc.py:read_parameters": OWN,
     "cli/operate.py:create_federation": OWN,
     "cli/options.py:parse_principals": OWN,
     "cli/options.py:parse_key": OWN,

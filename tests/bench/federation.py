@@ -38,12 +38,13 @@ from adapters.kafka_log import find_partition
 from adapters.keys import key_path, load_or_create_key
 from adapters.schema_registry import SchemaRegistry
 from adapters.settings import Settings, load_settings
+from cli.modes.mpc import with_parties
 from cli.stack.processes import StackError, last_lines
 from cli.stack.services import Supervisor
 from cli.stack.stack import LocalStack
 from ledger.merkle import leaf_hash
 from ledger.signing import SigningKey
-from producers.control import Operator, Parameters, load_principals, with_parties
+from producers.control import Operator, Parameters, load_principals
 from protocol.envelope import NO_GENESIS
 from protocol.tensors import tensors_to_blob
 from schemas import codec, topics

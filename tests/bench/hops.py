@@ -19,6 +19,7 @@ from typing import Final
 from confluent_kafka import Producer
 
 from adapters.kafka import Record, follow_partition
+from cli.modes.mpc import start_parties
 from schemas import topics
 from tests.bench.federation import (
     BenchStack,
@@ -115,7 +116,7 @@ def measure(say: Say, *, quick: bool) -> Found:
         num_rounds = 2 if quick else NUM_ROUNDS
         plain_s = load.measure(num_rounds, say).round_s
         plain_cpu_s = (measure_tree_s() - before_s) / (num_rounds + 1)
-        parties = stack.supervisor.start_parties(stack.settings, PARTY_NAMES)
+        parties = start_parties(stack.supervisor, stack.settings, PARTY_NAMES)
         size = Size(NUM_AGENTS, NUM_PARAMETERS, 1 if quick else NUM_MPC_ROUNDS)
         seconds, cpu_s = SecretLoad(stack, size, parties).measure(say)
         return Found(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from adapters.blobs import BlobStore
+from cli.modes.mpc import start_parties
 from cli.stack.processes import StackError
 from producers.modes.mpc import commit, encode_values
 from protocol.modes.mpc.commitments import choose_row_length, get_generators
@@ -85,7 +86,7 @@ def measure_rounds(sizes: Sequence[Size], say: Say) -> list[Rounds]:
             load = Load(stack, size.num_agents, size.num_values)
             plain.append(load.measure(max(2, size.num_rounds), say).round_s)
         # Parties that wait take a little time too: plain rounds are over by now.
-        parties = stack.supervisor.start_parties(stack.settings, PARTY_NAMES)
+        parties = start_parties(stack.supervisor, stack.settings, PARTY_NAMES)
         for size, plain_s in zip(sizes, plain, strict=True):
             say(f"MPC: {size.num_agents} agents, {size.num_values:,} parameters")
             seconds, cpu_s = SecretLoad(stack, size, parties).measure(say)

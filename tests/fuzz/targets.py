@@ -47,8 +47,8 @@ from adapters.schema_registry import FramingError, SchemaRegistry
 from adapters.tile_store import TileStore
 from adapters.vote_log import VoteLogError
 from cli.audit import CannotAuditError, _load_policy, _load_state, _parse_key
+from cli.modes.mpc import parse_parties
 from cli.node import load_proposal, parse_ledger_nodes
-from cli.party import parse_parties
 from cli.receipts import check_receipt
 from cli.rewards import parse_reward_rule
 from cli.stack.processes import StackError

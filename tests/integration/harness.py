@@ -42,6 +42,7 @@ from adapters.kafka_log import ReadBlock, follow_log
 from adapters.keys import key_path, load_or_create_key
 from adapters.schema_registry import SchemaRegistry
 from adapters.settings import Settings
+from cli.modes.mpc import start_dealer, start_parties
 from cli.stack import services as cli_services
 from cli.stack.processes import last_lines
 from cli.stack.services import FAUST_SERVICES, Supervisor
@@ -145,12 +146,12 @@ class Services:
     def start_parties(self, settings: Settings, *names: str) -> tuple[e.Party, ...]:
         """Start parties as `party-<name>`, making their keys if need be."""
         with self._lock:
-            return self.supervisor.start_parties(settings, names)
+            return start_parties(self.supervisor, settings, names)
 
     def start_dealer(self, settings: Settings, name: str) -> bytes:
         """Start a dealer as `dealer-<name>`; returns its public key."""
         with self._lock:
-            return self.supervisor.start_dealer(settings, name)
+            return start_dealer(self.supervisor, settings, name)
 
     def stop(self, *names: str) -> None:
         # All at once: each takes its time to end politely.

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
+from cli.stack.services import FAUST_SERVICES
 from cli.stack.stack import KAFKA, MINIO, REGISTRY
 from protocol.contributions import Contribution
 from schemas import events as e
@@ -21,7 +22,6 @@ from tests.sealed import list_contributions
 NUM_KILLS = 5
 KILL_POINTS = range(9)
 """How many leaves of a round follow its request; it has thirteen in all, or more."""
-DECIDERS = ("rounds", "registry", "rewards", "aggregator")
 ROUND_TIMEOUT_S = 90.0
 
 
@@ -76,10 +76,10 @@ def test_after_the_kills_the_audit_finds_the_log_sound(main: Federation) -> None
 def test_the_caches_can_be_deleted(world: World, main: Federation) -> None:
     number = main.request_round()
     main.wait(e.RoundStarted, round=number)
-    world.services.stop(*DECIDERS, "sequencer")
+    world.services.stop(*FAUST_SERVICES)
     shutil.rmtree(world.settings.state_directory / "faust")
 
-    for service in ("sequencer", *DECIDERS):
+    for service in FAUST_SERVICES:
         world.services.start(service, "serve", service)
     main.wait(e.ModelVersionRegistered, ROUND_TIMEOUT_S, round=number)
 

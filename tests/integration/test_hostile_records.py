@@ -25,12 +25,12 @@ import pytest
 from confluent_kafka import Producer
 
 from adapters.schema_registry import FramingError
+from cli.modes.mpc import with_parties
 from cli.node import make_node
 from cli.stack import stack
 from cli.stack.processes import find_free_ports
 from cli.stack.services import FAUST_SERVICES
 from ledger.signing import SigningKey
-from producers.control import with_parties
 from schemas import codec, topics
 from schemas import events as e
 from schemas.reasons import Reason

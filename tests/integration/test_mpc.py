@@ -29,8 +29,8 @@ from adapters.blobs import make_client
 from adapters.kafka import make_consumer
 from adapters.modes.mpc.identity import party_directory
 from adapters.modes.mpc.memory import SAID_FILE
+from cli.modes.mpc import with_parties
 from cli.stack.processes import kill_owned, last_lines, spawn_owned
-from producers.control import with_parties
 from protocol.aggregation import sum_from_blob
 from protocol.clipping import compute_squared_norm
 from protocol.cohort import is_drawn

@@ -17,7 +17,6 @@ from cli.rewards import (
     summarise,
 )
 from cli.stack.processes import StackError
-from cli.stack.services import FAUST_SERVICES, OWN_PROCESS
 from protocol.envelope import SIGNATURE_HEADER
 from protocol.log import LogState, OpenedLeaf, open_block
 from protocol.rewards import RECOMMENDED_RULE, Basis, RewardsState
@@ -200,11 +199,6 @@ def test_a_rule_is_the_recommended_one_with_other_values():
 def test_a_rule_that_is_not_written_like_that_is_refused(texts):
     with pytest.raises(StackError, match="is not NAME=POINTS"):
         parse_reward_rule(texts)
-
-
-def test_the_service_can_be_served():
-    assert FAUST_SERVICES["rewards"] == "streams.apps.rewards"
-    assert "rewards" in OWN_PROCESS
 
 
 def test_every_basis_is_explained_and_no_other():

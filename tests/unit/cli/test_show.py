@@ -20,7 +20,7 @@ from adapters.kafka import END
 from adapters.log_lines import printable
 from adapters.settings import Settings
 from cli.audit_show import render
-from cli.operate import describe
+from cli.describe import describe
 from cli.show import prepare, say, say_json, show_time
 from consumers.audit.monitor import Alert, AlertKind
 from consumers.audit.report import (

@@ -6,9 +6,15 @@ from typer.testing import CliRunner
 import cli.main
 from adapters.keys import KeyFileError, load_key
 from adapters.modes.mpc.identity import dealer_key_path, load_party, party_directory
-from cli.party import make_dealer_key, make_party, parse_parties, show_party
+from cli.modes.mpc import (
+    make_dealer_key,
+    make_party,
+    parse_parties,
+    show_party,
+    with_parties,
+)
 from cli.stack.processes import StackError
-from producers.control import InvalidConfigurationError, with_parties
+from producers.control import InvalidConfigurationError
 from protocol.modes.mpc.sealing import SealingSecretKey
 from schemas import events as e
 from tests.mpc_builder import make_party as make_known_party
@@ -100,14 +106,15 @@ def test_what_is_no_address_is_refused(address, tmp_path):
 )
 def test_a_distance_is_squared_in_encoded_units(distance, threshold):
     parties = (make_known_party("p0"), make_known_party("p1"))
-    mpc = with_parties(parties, 1.0, dealer_key=b"d", max_distance=distance)["mpc"]
+    found = with_parties(parties, 1.0, dealer_key=b"d", max_distance=distance)
+    mpc = found["sections"]["mpc"]
     assert mpc.norm_bound == 2**18
     assert mpc.comparison == e.Comparison(far_threshold=threshold, dealer_key=b"d")
 
 
 def test_without_a_dealer_nothing_is_compared():
     parties = (make_known_party("p0"), make_known_party("p1"))
-    assert with_parties(parties, 1.0)["mpc"].comparison is None
+    assert with_parties(parties, 1.0)["sections"]["mpc"].comparison is None
     assert with_parties((), 1.0) == {}
 
 

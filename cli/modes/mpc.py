@@ -1,0 +1,299 @@
+"""What aggregation MPC adds to the command line: parties and dealers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from fractions import Fraction
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from cli.environment import find_settings
+from cli.options import parse_key
+from cli.show import say
+from cli.stack.processes import LOOPBACK, StackError, demand_name, find_free_ports
+
+if TYPE_CHECKING:
+    from adapters.settings import Settings
+    from cli.stack.services import Supervisor
+    from schemas.events import LedgerEvent, Party
+
+COMMANDS: Final = {
+    "party": typer.Typer(help="Parties and their keys.", no_args_is_help=True),
+    "dealer": typer.Typer(help="Dealers and their keys.", no_args_is_help=True),
+}
+
+
+@COMMANDS["party"].command("init")
+def init_party(
+    name: Annotated[str, typer.Argument(help="Its name among the parties.")],
+    address: Annotated[
+        str,
+        typer.Option(help="Where other parties reach it to compare, HOST:PORT."),
+    ] = "",
+) -> None:
+    """Make a party's keys and memory, and print it for `federation create`."""
+    say(show_party(make_party(find_settings(), name, address)))
+
+
+@COMMANDS["dealer"].command("init")
+def init_dealer(
+    name: Annotated[str, typer.Argument(help="What this machine calls it.")],
+) -> None:
+    """Make a dealer's key, and print it for `federation create`."""
+    say(make_dealer_key(find_settings(), name).hex())
+
+
+def make_party(settings: Settings, name: str, address: str = "") -> Party:
+    """Return a party of this machine; its keys and memory are made if need be.
+
+    Args:
+        settings: Where its directory is.
+        name: Its name.
+        address: Where the other parties and a dealer reach it, host:port; empty if it
+            compares no updates.
+
+    Raises:
+        StackError: the name cannot be a party's, or that is no address.
+        KeyFileError: a key file cannot be used.
+    """
+    from adapters.modes.mpc.identity import create_party, party_directory
+    from schemas.events import Party
+
+    demand_name(name, "a party")
+    _demand_address(address)
+    identity = create_party(party_directory(settings, name))
+    return Party(
+        name=name,
+        public_key=identity.key.public_key,
+        sealing_key=identity.sealing_key.public_key.public_key,
+        address=address,
+    )
+
+
+def make_dealer_key(settings: Settings, name: str) -> bytes:
+    """Return the public key of a dealer of this machine, made if need be; 32 bytes.
+
+    Raises:
+        StackError: the name cannot be a dealer's.
+        KeyFileError: its key file cannot be used.
+    """
+    from adapters.keys import load_or_create_key
+    from adapters.modes.mpc.identity import dealer_key_path
+
+    demand_name(name, "a dealer")
+    return load_or_create_key(dealer_key_path(settings, name)).public_key
+
+
+def _demand_address(address: str) -> None:
+    from protocol.fields import ADDRESS
+
+    if address and ADDRESS.fullmatch(address) is None:
+        msg = f"{address!r:.200} is not HOST:PORT"
+        raise StackError(msg, "For example: --address party.example.org:7500.")
+
+
+def show_party(party: Party) -> str:
+    """Return a party as `parse_parties` reads it."""
+    keys = f"{party.name}={party.public_key.hex()}:{party.sealing_key.hex()}"
+    return f"{keys}@{party.address}" if party.address else keys
+
+
+def parse_parties(texts: Iterable[str]) -> tuple[Party, ...]:
+    """Return parties, each ``NAME=HEX:HEX[@HOST:PORT]``, in ascending order of name.
+
+    Raises:
+        StackError: one is not written like that.
+    """
+    return tuple(sorted(map(_parse_party, texts), key=lambda party: party.name))
+
+
+def _parse_party(text: str) -> Party:
+    from protocol.modes.mpc.sealing import InvalidSealingKeyError, SealingKey
+    from schemas.events import Party
+
+    name, _, rest = text.partition("=")
+    keys, _, address = rest.partition("@")
+    _demand_address(address)
+    signing, _, sealing = keys.partition(":")
+    try:
+        public_key, sealing_key = bytes.fromhex(signing), bytes.fromhex(sealing)
+        SealingKey(sealing_key)
+    except (ValueError, InvalidSealingKeyError):
+        public_key = sealing_key = b""
+    if not name or len(public_key) != 32:  # noqa: PLR2004  # Ed25519
+        msg = f"{text!r:.200} is not NAME=HEX:HEX, or NAME=HEX:HEX@HOST:PORT"
+        raise StackError(msg, "`moot party init NAME` prints it like that.")
+    return Party(
+        name=name, public_key=public_key, sealing_key=sealing_key, address=address
+    )
+
+
+def read_parameters(
+    *,
+    party: Sequence[str] | None,
+    clip_norm: float,
+    dealer: str | None,
+    max_distance: float,
+) -> dict[str, Any]:
+    """Return the parameters that options of `federation create` ask for."""
+    return with_parties(
+        parse_parties(party or ()),
+        clip_norm,
+        dealer_key=None if dealer is None else parse_key(dealer),
+        max_distance=max_distance,
+    )
+
+
+def name_changes(norm_bound: int | None) -> dict[str, Any]:
+    """Return what options of `federation change` change, by whole names."""
+    return {"mpc.norm_bound": norm_bound}
+
+
+def with_parties(
+    parties: tuple[Party, ...],
+    clip_norm: float,
+    *,
+    dealer_key: bytes | None = None,
+    max_distance: float = 0.0,
+) -> dict[str, Any]:
+    """Return the parameters of aggregation MPC; none without parties.
+
+    Args:
+        parties: Who adds up shares.
+        clip_norm: The largest L2 norm of an update, above 0: longer ones are shrunk.
+            Encoded as finely as integers below 2^19 allow.
+        dealer_key: Of who deals the parties what they compare updates with, 32 bytes;
+            None if they don't.
+        max_distance: How many clip norms two updates may be apart before they are far
+            from each other, 0 to 2; 0 if updates are not compared.
+
+    Raises:
+        InvalidConfigurationError: the distance is out of range, or there is no dealer
+            for it, or no distance for a dealer.
+    """
+    from producers.control import InvalidConfigurationError
+    from protocol.modes.mpc.configuration import MAX_NORM_BOUND
+    from protocol.modes.mpc.sketches import compute_threshold
+    from protocol.validation import MAX_FRACTIONAL_BITS
+    from schemas.events import Comparison, Mpc
+
+    if not parties:
+        if dealer_key is not None or max_distance:
+            msg = "only parties compare updates: name them, or leave the dealer out"
+            raise InvalidConfigurationError(msg)
+        return {}
+    bits = MAX_FRACTIONAL_BITS
+    while bits and clip_norm * 2**bits > MAX_NORM_BOUND:
+        bits -= 1
+    norm_bound = min(MAX_NORM_BOUND, max(1, int(clip_norm * 2**bits)))
+    if bool(max_distance) != (dealer_key is not None):
+        msg = "comparing updates takes both a dealer and a distance above 0"
+        raise InvalidConfigurationError(msg)
+    comparison = None
+    if dealer_key is not None:
+        numerator, denominator = Fraction(str(max_distance)).as_integer_ratio()
+        try:
+            far_threshold = compute_threshold(
+                norm_bound, numerator=numerator, denominator=denominator
+            )
+        except ValueError as error:
+            raise InvalidConfigurationError(str(error)) from None
+        comparison = Comparison(far_threshold=far_threshold, dealer_key=dealer_key)
+    mpc = Mpc(parties=parties, norm_bound=norm_bound, comparison=comparison)
+    return {"fractional_bits": bits, "sections": {"mpc": mpc}}
+
+
+def run_party(
+    name: str | None, min_cohort: int | None, listen_host: str | None
+) -> None:
+    """Run a party in this process until it is told to stop.
+
+    Raises:
+        StackError: it needs a name.
+    """
+    from adapters.settings import load_settings
+    from cli.stack.services import demand_service_name
+
+    name = demand_service_name("party", name, "`moot party init` makes its keys")
+    from streams.app import serve
+    from streams.mpc.party import make_party
+
+    fewest = max(2, min_cohort or load_settings().min_cohort)
+    serve(make_party(name, min_cohort=fewest, listen_host=listen_host))
+
+
+def run_dealer(name: str | None, _min_cohort: int | None, _host: str | None) -> None:
+    """Run a dealer in this process until it is told to stop.
+
+    Raises:
+        StackError: it needs a name.
+    """
+    from cli.stack.services import demand_service_name
+
+    name = demand_service_name("dealer", name, "`moot dealer init` makes its key")
+    from streams.app import serve
+    from streams.mpc.dealer import make_dealer
+
+    serve(make_dealer(name))
+
+
+SERVICES: Final = {"party": run_party, "dealer": run_dealer}
+
+
+def start_parties(
+    supervisor: Supervisor, settings: Settings, names: Sequence[str]
+) -> tuple[Party, ...]:
+    """Start parties, making their keys; returns them as a federation has them.
+
+    Args:
+        supervisor: Whose children they become.
+        settings: Where their directories are.
+        names: Their names, in ascending order.
+    """
+    parties = []
+    for name, port in zip(names, find_free_ports(len(names)), strict=True):
+        parties.append(make_party(settings, name, f"{LOOPBACK}:{port}"))
+        supervisor.start(f"party-{name}", "serve", "party", "--name", name)
+    return tuple(parties)
+
+
+def start_dealer(supervisor: Supervisor, settings: Settings, name: str) -> bytes:
+    """Start a dealer, making its key; returns the public one."""
+    key = make_dealer_key(settings, name)
+    supervisor.start(f"dealer-{name}", "serve", "dealer", "--name", name)
+    return key
+
+
+def start_demo(
+    supervisor: Supervisor, settings: Settings, names: Sequence[str], clip_norm: float
+) -> dict[str, Any]:
+    """Start parties; returns the parameters of a federation that has them."""
+    return with_parties(start_parties(supervisor, settings, names), clip_norm)
+
+
+def describe(event: LedgerEvent) -> str:
+    """Return an event of this mode as a line for people; empty if it is none."""
+    from cli.describe import describe_training
+    from schemas import events as e
+
+    match event:
+        case e.UpdateCommitted():
+            said = f"{event.agent_id} commits to an update: {describe_training(event)}"
+        case e.CommitmentsClosed():
+            said = f"closed with {event.num_commitments} commitments"
+        case e.SharesLinked():
+            said = f"party {event.party} links its shares"
+        case e.ComparisonStarted():
+            said = f"parties compare {len(event.agent_ids)} updates"
+        case e.UpdatesCompared():
+            said = f"party {event.party} says who is far from whom"
+        case e.PartialAggregateSubmitted():
+            said = f"party {event.party} gives its part of the sum"
+        case e.PartyDeclined():
+            said = f"party {event.party} declines: {event.reason}"
+        case e.PartialRejected():
+            said = f"rejected party {event.party}: {event.reason}, {event.detail}"
+        case _:
+            return ""
+    return f"round {event.round} {said}"
