@@ -28,11 +28,12 @@ from cli.stack.processes import read_at_most
 if TYPE_CHECKING:
     from adapters.kafka import Record
     from adapters.settings import Settings
-    from consumers.audit.auditor import Audited, Progress, Unframe
+    from consumers.audit.auditor import Audited, Progress
     from consumers.audit.blobs import FetchBlob
     from consumers.audit.bundle import Bundle, BundleWriter
     from consumers.audit.monitor import Alert
     from consumers.audit.parallel import Helpers
+    from consumers.audit.records import Unframe
     from consumers.audit.report import Report
     from consumers.audit.state import AuditState, Position
     from ledger.policy import Policy

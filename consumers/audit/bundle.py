@@ -46,8 +46,8 @@ from typing import IO, Any, Final, Self
 from adapters.blobs import BlobError
 from adapters.kafka import Record
 from adapters.schema_registry import FramingError
-from consumers.audit.auditor import Unframe
 from consumers.audit.blobs import FetchBlob
+from consumers.audit.records import Unframe
 from schemas import codec, topics
 from schemas.events import BlobRef
 from schemas.reasons import Reason

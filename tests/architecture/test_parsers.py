@@ -51,7 +51,7 @@ EXEMPT: Final = {
     "streams/following.py": HANDS_ON,
     "streams/sequencer.py": HANDS_ON,
     "producers/timer.py:Timer._announce_final": HANDS_ON,
-    "consumers/audit/auditor.py:_Audit._open_item": HANDS_ON,
+    "consumers/audit/records.py:RecordAuditor.open_item": HANDS_ON,
     "consumers/node/kafka.py": HANDS_ON,
     "consumers/node/service.py:NodeService._unframe_refused": HANDS_ON,
     "adapters/topic_config.py:_read_configs": "reads a broker's answers",

@@ -1,0 +1,110 @@
+"""What a report says for people: what was left out, and whose word is believed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from consumers.audit.modes import Watch
+from consumers.audit.report import Report
+
+
+def list_notes(
+    report: Report, watches: Iterable[Watch], *, has_nodes: bool
+) -> Iterator[str]:
+    """Yield what a report says for people.
+
+    Args:
+        report: The report, complete but for this.
+        watches: What was watched for single modes.
+        has_nodes: Whether the federation has ledger nodes.
+    """
+    if report.operator_key and not report.is_operator_key_pinned:
+        yield (
+            f"The operator's key {report.operator_key} is the log's own word: "
+            "compare it with what the operator gave you, and pin it."
+        )
+    if not report.has_blobs:
+        yield "Blobs were left out: no sum and no model was computed again."
+    if not report.has_checkpoints:
+        yield "Checkpoints were left out: a cut at the log's end would not show."
+    yield from _list_noise(report)
+    yield from _say_what_is_final(report, has_nodes=has_nodes)
+    if report.continued_from:
+        yield (
+            f"The first {report.continued_from} blocks are as an earlier audit of "
+            "yours found them; they were not read again."
+        )
+    if report.num_blocks:
+        yield (
+            f"Nothing in a log proves that it goes no further: compare size "
+            f"{report.num_leaves} and root {report.tree_root} with what others saw."
+        )
+    if report.num_claims_unchecked:
+        yield (
+            f"{report.num_claims_unchecked} updates were rejected because of blobs "
+            "that are not in the store: the aggregator's word."
+        )
+    if report.num_refusals_unchecked:
+        yield (
+            f"{report.num_refusals_unchecked} records were refused for their "
+            "signature, key or order, which a refusal does not keep: the "
+            "sequencer's word."
+        )
+    for watch in watches:
+        yield from watch.list_notes(report)
+    if report.facts["ModelVersionRegistered"]:
+        yield (
+            "Accuracy and loss of model versions, and that an ONNX file is the "
+            "model, are the exporter's word."
+        )
+    if report.pending:
+        oldest = min(item.cause_leaf_index for item in report.pending)
+        yield (
+            f"{len(report.pending)} facts follow from the log and are not on it "
+            f"yet, the oldest from leaf {oldest}."
+        )
+
+
+def _list_noise(report: Report) -> Iterator[str]:
+    for topic in sorted({noise.topic for noise in report.noise}):
+        kinds = [noise for noise in report.noise if noise.topic == topic]
+        count = sum(noise.count for noise in kinds)
+        yield (
+            f"{count} records on {topic} are no ledger node's, or were changed by "
+            "somebody else who may write there, the first at offset "
+            f"{min(noise.first.offset or 0 for noise in kinds)}: they were passed "
+            "over, and change nothing."
+        )
+    if report.node_faults:
+        yield (
+            "Of what single ledger nodes said, some is wrong: it counts for "
+            "nothing alone, and says something about those nodes only."
+        )
+
+
+def _say_what_is_final(report: Report, *, has_nodes: bool) -> Iterator[str]:
+    finality = report.finality
+    if not has_nodes:
+        if report.num_blocks:
+            yield (
+                "This federation has no ledger nodes: nothing but the sequencer's "
+                "word says that there is no second log."
+            )
+    elif finality is None:
+        yield "Attestations were left out: what is final was not looked at."
+    else:
+        if finality.num_not_final:
+            yield (
+                f"The last {finality.num_not_final} blocks are not final yet by "
+                "the attestations that were read."
+            )
+        if finality.cosigned_size:
+            late_s = report.last_block_at_ms / 1_000 - finality.cosigned_at_s
+            yield (
+                f"The last checkpoint that a quorum cosigned has size "
+                f"{finality.cosigned_size} of {report.num_leaves}; by its nodes' "
+                f"clocks it was cosigned {abs(late_s):.0f} s "
+                f"{'before' if late_s > 0 else 'after'} the last block."
+            )
+        else:
+            yield "No checkpoint was cosigned by a quorum of ledger nodes."
