@@ -10,8 +10,8 @@ Rules:
 - What is changed is one of `RULES`; everything else is as it was. So what a later
   version adds to a configuration stays as it is until it has a rule.
 - What protects agents, the fewest contributions of a sum and the bounds on what one
-  agent may add, is only ever tightened. What cannot be ordered, as the mode or the
-  parties, cannot be changed.
+  agent may add, is only ever tightened. What has no order, as the mode, cannot be
+  changed.
 - A change is in force from the round on that is asked for after it: it never touches
   an open one.
 
