@@ -70,6 +70,7 @@ class Parameters:
     max_num_examples: int = 2**22
     ledger_nodes: tuple[LedgerNode, ...] = ()
     reward_rule: RewardRule | None = RECOMMENDED_RULE
+    strategy: str = "FEDAVG"
     sections: Mapping[str, Any] = field(default_factory=DEFAULT_SECTIONS.copy)
 
 
@@ -175,7 +176,7 @@ class Operator:
             cohort_size=parameters.cohort_size,
             min_cohort=parameters.min_cohort,
             round_duration_ms=parameters.round_duration_ms,
-            strategy="FEDAVG",
+            strategy=parameters.strategy,
             **parameters.sections,
             ledger_nodes=LedgerNodes(nodes=parameters.ledger_nodes)
             if parameters.ledger_nodes

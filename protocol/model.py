@@ -1,4 +1,4 @@
-"""Aggregation `plain`: from the blobs of a sealed round to the next global model.
+"""From the blobs of a sealed round, or from their sum, to the next global model.
 
 The aggregator runs this once; every auditor runs it again and compares digests.
 """
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from protocol.aggregation import Accumulator, sum_to_blob
 from protocol.encoding import parse_update
 from protocol.exchanged_state import model_from_blob, model_to_blob
-from protocol.strategies import fedavg
+from protocol.strategies import STRATEGIES
 from protocol.tensors import VECTOR_HEADER_BYTES
 from schemas.events import BlobRef, RoundSealed
 
@@ -50,14 +50,16 @@ class RoundResult:
 
 
 def compute_result(
+    strategy: str,
     sealed: RoundSealed,
     weights: Iterable[int],
     base_blob: bytes,
     update_blobs: Iterable[bytes],
 ) -> RoundResult:
-    """Add up a sealed round and apply the sum to its base model (FedAvg).
+    """Add up a sealed round and apply the sum to its base model.
 
     Args:
+        strategy: What makes the sum a model, one of `STRATEGIES`.
         sealed: The round.
         weights: The num_examples of its contributions, in their order.
         base_blob: The base model's blob, digest verified.
@@ -73,15 +75,16 @@ def compute_result(
     for weight, blob in zip(weights, update_blobs, strict=True):
         update = parse_update(blob, num_parameters=sealed.num_parameters)
         accumulator.add(update, weight)
-    return apply_sum(accumulator.total, sealed, base_blob)
+    return apply_sum(strategy, accumulator.total, sealed, base_blob)
 
 
 def apply_sum(
-    total: NDArray[np.int64], sealed: RoundSealed, base_blob: bytes
+    strategy: str, total: NDArray[np.int64], sealed: RoundSealed, base_blob: bytes
 ) -> RoundResult:
-    """Apply a sealed round's exact sum to its base model (FedAvg).
+    """Apply a sealed round's exact sum to its base model.
 
     Args:
+        strategy: What makes the sum a model, one of `STRATEGIES`.
         total: shape (d,) int64.
         sealed: The round.
         base_blob: The base model's blob, digest verified.
@@ -90,7 +93,7 @@ def apply_sum(
         MalformedBlobError: the base model is not one, or its state is refused.
     """
     base = model_from_blob(base_blob)
-    vector = fedavg(
+    vector = STRATEGIES[strategy](
         base.to_vector(), total, sealed.num_examples, sealed.fractional_bits
     )
     return RoundResult(

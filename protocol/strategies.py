@@ -6,6 +6,9 @@ element-wise IEEE 754 operations (convert, add, divide, each correctly rounded):
 reductions, no transcendental functions, nothing whose result depends on the machine.
 """
 
+from collections.abc import Callable
+from typing import Final, TypeAlias
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -60,3 +63,12 @@ def fedavg(
     step /= float(num_examples * 2**fractional_bits)  # the divisor is exact: 31 bits
     step += base
     return step.astype(np.float32)
+
+
+Strategy: TypeAlias = Callable[
+    [NDArray[np.float32], NDArray[np.int64], int, int], NDArray[np.float32]
+]
+"""What `fedavg` promises: base, total, num_examples and fractional_bits to a model."""
+
+STRATEGIES: Final[dict[str, Strategy]] = {"FEDAVG": fedavg}
+"""By the name that a configuration gives."""

@@ -18,6 +18,7 @@ from protocol.configuration import get_reward_rule
 from protocol.fields import NAME, find_blob_problem, find_text_problem
 from protocol.modes import MODES, get_mode, list_kinds, list_modes
 from protocol.modes.problem import Problem
+from protocol.strategies import STRATEGIES
 from protocol.tensors import compute_json_depth
 from schemas import events as e
 from schemas.reasons import Reason
@@ -207,7 +208,10 @@ def _numbers_problem(config: e.FederationConfigured) -> str | None:
     rules = (
         (any(config.nonce), "nonce must be random bytes, not zeros"),
         (config.rules_version >= 1, "rules_version must be at least 1"),
-        (config.strategy == "FEDAVG", "strategy must be FEDAVG"),
+        (
+            config.strategy in STRATEGIES,
+            f"strategy must be {' or '.join(STRATEGIES)}",
+        ),
         (
             1 <= config.num_parameters <= MAX_NUM_PARAMETERS,
             "num_parameters must be 1 to 2**31",

@@ -437,10 +437,12 @@ class LogBuilder:
         sealed = self._sealed
         assert sealed is not None, "no round is sealed"
         refs = {u.update.sha256: u.update for u in self._updates.values()}
-        current = self._rounds.current
+        config, current = self._rounds.config, self._rounds.current
+        assert config is not None, "no round is open"
         assert current is not None, "no round is open"
         result = self.result(
             compute_result(
+                config.strategy,
                 sealed,
                 [c.num_examples for c in current.ordered],
                 self.blobs[sealed.base_model.sha256],

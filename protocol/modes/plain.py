@@ -63,7 +63,7 @@ class PlainChecker:
         weights = [c.num_examples for c in view.contributions]
         blobs = self._map_all(lambda agent: self._get_update(view, agent), agent_ids)
         try:
-            return compute_result(sealed, weights, base, blobs)
+            return compute_result(view.config.strategy, sealed, weights, base, blobs)
         except UpdateRefusedError as error:
             raise RoundError(Reason(error.reason), error.detail) from error
 

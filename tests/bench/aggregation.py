@@ -63,7 +63,9 @@ def run(say: Say, *, quick: bool) -> Section:
     say("profiling")
     sealed, base, blobs = _make_round(_make_updates(10, found[-1].num_parameters))
     weights = [NUM_EXAMPLES] * len(blobs)
-    spots = find_hot_spots(lambda: compute_result(sealed, weights, base, blobs))
+    spots = find_hot_spots(
+        lambda: compute_result("FEDAVG", sealed, weights, base, blobs)
+    )
     rows = [
         (
             f"{item.num_agents} × {item.num_parameters:,}",
@@ -156,7 +158,7 @@ def _measure(num_agents: int, num_parameters: int) -> Found:
     wide_s = _time(lambda: add_with_numpy(few)) * num_agents / len(few)
     sealed, base, blobs = _make_round(updates)
     weights = [NUM_EXAMPLES] * num_agents
-    result_s = _time(lambda: compute_result(sealed, weights, base, blobs))
+    result_s = _time(lambda: compute_result("FEDAVG", sealed, weights, base, blobs))
     return Found(num_agents, num_parameters, accumulator_s, mixed_s, wide_s, result_s)
 
 

@@ -236,7 +236,7 @@ class LogMaker:
         if self._is_summed:
             ordered = [blobs[item.agent_id] for item in contributions]
             weights = [item.num_examples for item in contributions]
-            result = compute_result(sealed, weights, self._model, ordered)
+            result = compute_result("FEDAVG", sealed, weights, self._model, ordered)
             total, self._model = result.sum_blob, result.model_blob
         else:
             total, self._model = b"sum %d" % sealed.round, b"model %d" % sealed.round

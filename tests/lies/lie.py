@@ -173,7 +173,9 @@ def make_result(log: SpeakingLog, total: NDArray[np.int64]) -> e.AggregateSubmit
     """Return the claim that the round in progress comes to a sum."""
     sealed = log.view.open.sealed
     assert sealed is not None, "it has a result"
-    result = apply_sum(total, sealed, log.blobs[sealed.base_model.sha256])
+    result = apply_sum(
+        log.config.strategy, total, sealed, log.blobs[sealed.base_model.sha256]
+    )
     return e.AggregateSubmitted(
         federation_id=log.federation_id,
         round=sealed.round,

@@ -411,6 +411,7 @@ class World:
         updates: dict[int, e.UpdateSubmitted],
     ) -> e.AggregateSubmitted:
         result = compute_result(
+            "FEDAVG",
             sealed,
             [c.num_examples for c in contributions],
             self.kafka.blobs[sealed.base_model.sha256],

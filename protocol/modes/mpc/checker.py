@@ -717,7 +717,8 @@ class RoundVerifier:
                 which. Nothing follows from such a round.
         """
         assert secret.sealed is not None, "only a sealed round has a sum"
-        return apply_sum(self._open(secret, party_sums), secret.sealed, base_blob)
+        total = self._open(secret, party_sums)
+        return apply_sum(secret.config.strategy, total, secret.sealed, base_blob)
 
     def _open(
         self, secret: MpcRound, party_sums: Sequence[PartySum]

@@ -59,6 +59,17 @@ def found(publisher, store, model, tmp_path):
     return publisher.said[0]
 
 
+def test_a_strategy_that_nobody_knows_is_refused(publisher, tmp_path):
+    operator = Operator(make_key("OPERATOR"), publisher)
+    parameters = replace(PARAMETERS, strategy="FEDADAM")
+    model = tensors_to_blob({"w": WEIGHT})
+    with pytest.raises(InvalidConfigurationError, match="strategy must be FEDAVG"):
+        operator.found(
+            "clinics", parameters, load_principals(tmp_path), model, BlobDict()
+        )
+    assert publisher.said == []
+
+
 def test_a_federation_is_founded_with_the_canonical_form_of_a_model(
     publisher, tmp_path
 ):

@@ -55,7 +55,11 @@ def sealed(*names: str, num_examples: int | None = None) -> e.RoundSealed:
 
 def test_the_sum_is_weighted_and_the_mean_is_added_to_the_base_model() -> None:
     result = compute_result(
-        sealed("ana", "bea"), [3, 1], BASE_BLOB, iter([BLOBS["ana"], BLOBS["bea"]])
+        "FEDAVG",
+        sealed("ana", "bea"),
+        [3, 1],
+        BASE_BLOB,
+        iter([BLOBS["ana"], BLOBS["bea"]]),
     )
     total = tensors_from_blob(result.sum_blob)["sum"]
     assert total.tolist() == [4, 12, 4, -8, 24]
@@ -68,16 +72,16 @@ def test_the_sum_is_weighted_and_the_mean_is_added_to_the_base_model() -> None:
 
 def test_the_order_of_the_contributions_changes_nothing() -> None:
     one = compute_result(
-        sealed("ana", "bea"), [3, 1], BASE_BLOB, [BLOBS["ana"], BLOBS["bea"]]
+        "FEDAVG", sealed("ana", "bea"), [3, 1], BASE_BLOB, [BLOBS["ana"], BLOBS["bea"]]
     )
     two = compute_result(
-        sealed("bea", "ana"), [1, 3], BASE_BLOB, [BLOBS["bea"], BLOBS["ana"]]
+        "FEDAVG", sealed("bea", "ana"), [1, 3], BASE_BLOB, [BLOBS["bea"], BLOBS["ana"]]
     )
     assert one == two
 
 
 def test_results_fit_the_sizes_that_readers_allow() -> None:
-    result = compute_result(sealed("ana"), [3], BASE_BLOB, [BLOBS["ana"]])
+    result = compute_result("FEDAVG", sealed("ana"), [3], BASE_BLOB, [BLOBS["ana"]])
     assert len(BLOBS["ana"]) <= compute_max_update_size(5)
     assert len(result.sum_blob) <= compute_max_sum_size(5)
     assert len(result.model_blob) <= compute_max_model_size(make_blob(BASE_BLOB))
@@ -86,18 +90,18 @@ def test_results_fit_the_sizes_that_readers_allow() -> None:
 @pytest.mark.parametrize("blobs", [[], [BLOBS["ana"], BLOBS["bea"]]])
 def test_there_is_one_blob_for_each_contribution(blobs: list[bytes]) -> None:
     with pytest.raises(ValueError, match="zip"):
-        compute_result(sealed("ana"), [3], BASE_BLOB, blobs)
+        compute_result("FEDAVG", sealed("ana"), [3], BASE_BLOB, blobs)
 
 
 def test_a_blob_that_is_no_update_is_refused() -> None:
     wrong = update_to_blob(np.zeros(4, dtype="i4"))
     with pytest.raises(UpdateRefusedError):
-        compute_result(sealed("ana"), [3], BASE_BLOB, [wrong])
+        compute_result("FEDAVG", sealed("ana"), [3], BASE_BLOB, [wrong])
 
 
 def test_a_base_model_that_is_none_is_refused() -> None:
     with pytest.raises(MalformedBlobError):
-        compute_result(sealed("ana"), [3], b"not safetensors", [BLOBS["ana"]])
+        compute_result("FEDAVG", sealed("ana"), [3], b"not safetensors", [BLOBS["ana"]])
 
 
 def test_the_next_model_keeps_what_is_not_trained() -> None:
@@ -112,8 +116,8 @@ def test_the_next_model_keeps_what_is_not_trained() -> None:
         "table": StateClass.FIXED,
     }
     base = model_to_blob(Model(BASE | others, classes))
-    result = compute_result(sealed("ana"), [3], base, [BLOBS["ana"]])
-    plain = compute_result(sealed("ana"), [3], BASE_BLOB, [BLOBS["ana"]])
+    result = compute_result("FEDAVG", sealed("ana"), [3], base, [BLOBS["ana"]])
+    plain = compute_result("FEDAVG", sealed("ana"), [3], BASE_BLOB, [BLOBS["ana"]])
     assert result.sum_blob == plain.sum_blob
     moved = model_from_blob(result.model_blob)
     assert moved.classes == classes
@@ -133,7 +137,7 @@ def test_a_first_model_without_padding_may_be_shorter_than_those_after_it() -> N
     ).encode()
     assert len(text) % 8
     base = len(text).to_bytes(8, "little") + text + bytes(20)
-    result = compute_result(sealed("ana"), [3], base, [BLOBS["ana"]])
+    result = compute_result("FEDAVG", sealed("ana"), [3], base, [BLOBS["ana"]])
     assert len(base) < len(result.model_blob) <= compute_max_model_size(make_blob(base))
 
 
@@ -147,4 +151,4 @@ def test_a_first_model_without_padding_may_be_shorter_than_those_after_it() -> N
 )
 def test_a_base_model_whose_state_is_refused_gives_no_result(base: bytes) -> None:
     with pytest.raises(RefusedStateError):
-        compute_result(sealed("ana"), [3], base, [BLOBS["ana"]])
+        compute_result("FEDAVG", sealed("ana"), [3], base, [BLOBS["ana"]])

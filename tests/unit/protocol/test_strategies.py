@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -9,9 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from consumers.audit.auditor import run_audit
 from protocol.aggregation import MAX_TOTAL_EXAMPLES, weighted_sum
 from protocol.encoding import MAX_FRACTIONAL_BITS, encode_update
-from protocol.strategies import fedavg
+from protocol.exchanged_state import model_from_blob
+from protocol.strategies import STRATEGIES, fedavg
+from schemas import events as e
+from tests.builders import LogBuilder, unframe
+from tests.mpc_builder import MpcLogBuilder
 from tests.paths import VECTORS
 
 FILE = VECTORS / "protocol" / "fedavg.json"
@@ -86,3 +92,34 @@ def test_golden_vector(vector):
 def test_what_is_no_round_is_refused(base, total, num_examples, bits):
     with pytest.raises(ValueError, match=r"aren't|examples|fractional|finite"):
         fedavg(base, total, num_examples, bits)
+
+
+def make_sevens(base, _total, _num_examples, _fractional_bits):
+    return np.full_like(base, 7)
+
+
+@pytest.mark.parametrize("builder", [LogBuilder, MpcLogBuilder])
+def test_the_strategy_of_the_configuration_makes_the_model(builder, monkeypatch):
+    configure = builder.configure
+    monkeypatch.setattr(
+        builder,
+        "configure",
+        lambda log, model: replace(configure(log, model), strategy="SEVENS"),
+    )
+    monkeypatch.setitem(STRATEGIES, "SEVENS", make_sevens)
+    log = builder(ledger_nodes=())
+    log.found()
+    log.admit("ada", "bea", "cleo", "dora", "eve")
+    log.run_round()
+    (published,) = [x for x in log.leaves if isinstance(x, e.AggregatePublished)]
+    model = model_from_blob(log.blobs[published.model.sha256])
+    assert set(model.to_vector().tolist()) == {7.0}
+    report = run_audit(
+        log.records,
+        federation_id=log.federation_id,
+        unframe=unframe,
+        fetch_blob=log.blobs.fetch,
+        checkpoints=log.checkpoints,
+    ).report
+    assert report.is_sound
+    assert report.num_rounds_recomputed == 1
