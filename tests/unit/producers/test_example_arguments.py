@@ -15,6 +15,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from adapters.imports import ImportRefusedError, load_class  # noqa: E402
+from adapters.kafka_log import Genesis  # noqa: E402
 from cli.options import DEFAULT_ALLOWED  # noqa: E402
 from producers.agent.agent import Agent, AgentOptions  # noqa: E402
 from producers.agent.kept_update import UpdateKeeper  # noqa: E402
@@ -225,9 +226,9 @@ class Alone(Agent):
         )
         self._store = store
         self._updates = UpdateKeeper(directory)
-        self._terms = SimpleNamespace(
-            config=SimpleNamespace(mpc=None, initial_model=None)
-        )
+        config = SimpleNamespace(plain=e.Plain(), mpc=None, initial_model=None)
+        self._terms = SimpleNamespace(config=config)
+        self._genesis = Genesis(config, bytes(32))
 
     def answer(self, started):
         return self._compute_answer(started, "round-1", "")
