@@ -361,8 +361,12 @@ def _name_nodes(state: RewardsState, nodes: Iterable[e.LedgerNode]) -> RewardsSt
 
 def _unpaid(state: RewardsState, number: int) -> UnpaidRound:
     # One that nothing is known of yet is the round in progress: its start and its end
-    # are on one topic, so they come in their order.
-    return state.unpaid.get(number, UnpaidRound(rule=state.drawn_rule))
+    # are on one topic, so they come in their order. Its result is on another, and may
+    # be known before its start: the start says what it is paid by.
+    unpaid = state.unpaid.get(number)
+    if unpaid is None or number == state.drawn_round:
+        unpaid = replace(unpaid or UnpaidRound(), rule=state.drawn_rule)
+    return unpaid
 
 
 def _remember(state: RewardsState, number: int, unpaid: UnpaidRound) -> RewardsState:

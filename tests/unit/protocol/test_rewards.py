@@ -246,6 +246,13 @@ def test_what_comes_last_pays() -> None:
 # Utility
 
 
+def test_a_result_that_is_known_before_the_rounds_start_is_paid_by_its_rule() -> None:
+    run = founded().given(published(1))
+    run.given(started(1, "ana"), accepted(1, "ana"))
+    before = founded().given(started(1, "ana"), accepted(1, "ana"), published(1))
+    assert changes(run.when(sealed(1))) == changes(before.when(sealed(1))) != []
+
+
 def test_better_versions_earn_the_difference_and_no_others_do() -> None:
     run = founded(replace(RULE, missed_assignment=0, per_contribution=0))
     pools = []
