@@ -34,7 +34,7 @@ from tests.bench.privacy_rounds import PARTY_NAMES, SecretLoad, Size
 from tests.bench.report import Section, Table, count_cores, median, show, show_target
 from tests.bench.rounds import Load
 
-BEFORE: Final = "MOOT_BENCH_BEFORE"
+BEFORE: Final = "BENCH_BEFORE"
 """Names a checkout, with its virtual environment, to measure alternately with this."""
 NUM_PASSES: Final = 3
 NUM_LATENCIES: Final = 60
