@@ -19,6 +19,7 @@ from typing import Final
 from adapters import telemetry
 from adapters.ahead import Ahead
 from adapters.blobs import BlobError, BlobStore
+from adapters.round_blobs import Checking
 from protocol.log import OpenedLeaf
 from protocol.modes.mode import Answer
 from protocol.modes.problem import RoundError
@@ -26,7 +27,7 @@ from protocol.round_view import RoundView, WatchedRounds, watch
 from protocol.validation import MAX_CHECKS
 from schemas import events as e
 from streams.app import Service, make_service
-from streams.checking import Checking, complete, make_check
+from streams.checking import complete, make_check
 from streams.following import Follower, follow_ledger
 
 log = logging.getLogger(__name__)
@@ -102,7 +103,7 @@ class Aggregator:
 
     def __init__(self, store: BlobStore) -> None:
         self._store = store
-        self._checking = Checking(store, Ahead(NUM_THREADS, "aggregate"))
+        self._checking = Checking(store.fetch, Ahead(NUM_THREADS, "aggregate"))
 
     def do(self, work: list[Work]) -> list[tuple[e.Event, str]]:
         """Return the claims that settle this work, checks first."""

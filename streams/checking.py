@@ -1,4 +1,4 @@
-"""Checking rounds, and the claim about what one comes to, whatever its mode.
+"""The claim about what a round comes to, whatever its mode.
 
 The aggregator makes it. Where a mode lets others do so if the aggregator is gone, they
 make the same: what it takes is on the ledger and in the store, and everybody comes to
@@ -14,36 +14,13 @@ from collections.abc import Mapping
 from typing import Final
 
 from adapters.blobs import BlobStore
-from adapters.round_blobs import make_fetch
 from protocol.model import compute_max_model_size
-from protocol.modes import get_mode
-from protocol.modes.mode import Checker, MapAll
+from protocol.modes.mode import Checker
 from protocol.modes.problem import RoundError
 from protocol.round_view import RoundView, list_parts
 from schemas import events as e
 
 MAX_DETAIL_LENGTH: Final = 200
-
-
-class Checking:
-    """The checker of the round in progress.
-
-    Args:
-        store: Where blobs are.
-        map_all: How several are looked at.
-    """
-
-    def __init__(self, store: BlobStore, map_all: MapAll) -> None:
-        self._fetch = make_fetch(store.fetch)
-        self._map_all = map_all
-        self._current: tuple[bytes, Checker] | None = None
-
-    def get(self, view: RoundView) -> Checker:
-        """Return a round's checker, made once: it remembers what it has found."""
-        if self._current is None or self._current[0] != view.identity:
-            make = get_mode(view.config).makes_checker
-            self._current = view.identity, make(view, self._fetch, self._map_all)
-        return self._current[1]
 
 
 def complete(

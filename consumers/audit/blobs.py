@@ -16,7 +16,7 @@ import numpy as np
 
 from adapters.ahead import Ahead
 from adapters.blobs import BlobError
-from adapters.round_blobs import make_fetch
+from adapters.round_blobs import Checking
 from consumers.audit.report import Finding, FindingCode, Place, Report
 from protocol.aggregation import sum_from_blob
 from protocol.exchanged_state import model_from_blob
@@ -26,7 +26,6 @@ from protocol.model import (
     compute_max_sum_size,
 )
 from protocol.modes import get_mode
-from protocol.modes.mode import Checker
 from protocol.modes.problem import RoundError
 from protocol.round_view import RoundView, list_parts
 from protocol.tensors import MalformedBlobError, num_parameters
@@ -80,7 +79,7 @@ class BlobAuditor:
         self._max_model_size = (
             0 if initial_model is None else compute_max_model_size(initial_model)
         )
-        self._checker: tuple[bytes, Checker] | None = None
+        self._checking = Checking(self._fetch_now, self._ahead)
 
     def _fetch(self, ref: BlobRef, *, max_size_bytes: int) -> bytes:
         try:
@@ -185,7 +184,7 @@ class BlobAuditor:
         self, view: RoundView, author: str, reason: str, place: Place
     ) -> None:
         """Check what an aggregator said of a part of the result that it refused."""
-        problem = self._get_checker(view).check_refused(view, author, reason)
+        problem = self._checking.get(view).check_refused(view, author, reason)
         if _is_unknowable(reason, problem):
             self._report.num_claims_unchecked += 1
             return
@@ -230,7 +229,7 @@ class BlobAuditor:
         self, view: RoundView, agents: Sequence[str]
     ) -> Iterator[tuple[str, RoundError | None]]:
         if agents:
-            yield from self._get_checker(view).check(view, agents).items()
+            yield from self._checking.get(view).check(view, agents).items()
 
     def _find_bad(self, view: RoundView, agents: Sequence[str], place: Place) -> bool:
         """Report answers that count and should not; return whether there are any."""
@@ -245,7 +244,7 @@ class BlobAuditor:
     def _compute(
         self, view: RoundView, sealed: RoundSealed, place: Place
     ) -> RoundResult | None:
-        checker = self._get_checker(view)
+        checker = self._checking.get(view)
         base = self._get_model(sealed.base_model, place)
         is_good = True
         for author, problem in checker.check_parts(view).items():
@@ -293,13 +292,6 @@ class BlobAuditor:
             )
         )
         return None
-
-    def _get_checker(self, view: RoundView) -> Checker:
-        if self._checker is None or self._checker[0] != view.identity:
-            make = get_mode(view.config).makes_checker
-            checker = make(view, make_fetch(self._fetch_now), self._ahead)
-            self._checker = (view.identity, checker)
-        return self._checker[1]
 
     def _fetch_now(self, ref: BlobRef, *, max_size_bytes: int) -> bytes:
         blob = self._fetch(ref, max_size_bytes=max_size_bytes)

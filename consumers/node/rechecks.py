@@ -42,7 +42,7 @@ from typing import Final, TypeAlias
 
 from adapters import alive
 from adapters.blobs import BlobError
-from adapters.round_blobs import make_fetch
+from adapters.round_blobs import Checking, make_fetch
 from consumers.audit.blobs import FetchBlob
 from consumers.audit.claims import (
     AnswersClaim,
@@ -53,7 +53,7 @@ from consumers.audit.claims import (
 )
 from protocol.model import RoundResult, compute_max_model_size
 from protocol.modes import get_mode
-from protocol.modes.mode import Answer, Checker, OneByOne
+from protocol.modes.mode import Answer, OneByOne
 from protocol.modes.problem import RoundError
 from protocol.replay import Replayed
 from protocol.round_view import RoundView, follow
@@ -243,7 +243,7 @@ class Rechecker:
         self._blobs = PatientFetcher(fetch, now_s)
         self._fetch = make_fetch(self._blobs.fetch)
         self._clock = clock
-        self._checker: tuple[bytes, Checker] | None = None
+        self._checking = Checking(self._blobs.fetch, OneByOne())
         self._model = (b"", b"")  # digest and bytes of the last one computed
 
     def stop(self) -> None:
@@ -302,7 +302,7 @@ class Rechecker:
     def _prepare(self, replayed: Replayed, view: RoundView | None) -> None:
         """Look at the answers that a block brought; what is not there yet later."""
         if view is None or not get_mode(view.config).is_for_nodes:
-            self._checker = None
+            self._checking.forget()
             return
         if not view.is_ready:
             return
@@ -316,7 +316,7 @@ class Rechecker:
             return
         self._blobs.begin(0)
         try:
-            self._get_checker(view).prepare(view, new)
+            self._checking.get(view).prepare(view, new)
         except Exception:
             log.exception("answers cannot be looked at")
 
@@ -329,7 +329,7 @@ class Rechecker:
         if not knowable:
             return
         had_links = not _NEEDS_LINKS.isdisjoint(reasons.values())
-        found = self._get_checker(view).check(view, knowable)
+        found = self._checking.get(view).check(view, knowable)
         for agent_id, problem in found.items():
             claimed = reasons[agent_id]
             true = "" if problem is None else str(problem.reason)
@@ -350,7 +350,7 @@ class Rechecker:
         author, claimed = claim.author, claim.reason
         if claimed in _OF_THE_STORE:
             return _cannot_know(author, claimed)
-        problem = self._get_checker(view).check_refused(view, author, claimed)
+        problem = self._checking.get(view).check_refused(view, author, claimed)
         if problem is None:
             found = "it is what its links add up to"
         elif self._is_absent(problem):
@@ -368,7 +368,7 @@ class Rechecker:
         self, published: e.AggregatePublished, view: RoundView
     ) -> Iterator[_Found]:
         found: list[_Found] = []
-        for author, problem in self._get_checker(view).check_parts(view).items():
+        for author, problem in self._checking.get(view).check_parts(view).items():
             if problem is None:
                 continue
             if self._is_absent(problem):
@@ -407,7 +407,7 @@ class Rechecker:
             if digest != sealed.base_model.sha256:
                 size = compute_max_model_size(view.config.initial_model)
                 base = self._fetch(sealed.base_model, size)
-            return self._get_checker(view).compute(view, base)
+            return self._checking.get(view).compute(view, base)
         except RoundError as error:
             if self._is_absent(error):
                 return _Verdict.UNCHECKED, f"the sum: {error}"
@@ -422,13 +422,6 @@ class Rechecker:
         One that is too large by what the log promises is there or not: no matter.
         """
         return problem.blob is not None and self._blobs.is_absent(problem.blob.ref)
-
-    def _get_checker(self, view: RoundView) -> Checker:
-        """Return what checks a round; it remembers what it has looked at."""
-        if self._checker is None or self._checker[0] != view.identity:
-            make = get_mode(view.config).makes_checker
-            self._checker = (view.identity, make(view, self._fetch, OneByOne()))
-        return self._checker[1]
 
 
 def _cannot_know(name: str, claimed: str) -> _Found:

@@ -31,7 +31,7 @@ from adapters.blobs import BlobError, BlobStore
 from adapters.kafka import Publisher
 from adapters.modes.mpc.identity import PartyIdentity, load_party, party_directory
 from adapters.modes.mpc.memory import PartyLog
-from adapters.round_blobs import make_fetch
+from adapters.round_blobs import Checking, make_fetch
 from adapters.settings import load_settings
 from protocol.envelope import compute_fact_id
 from protocol.fields import MAX_TEXT_LENGTH
@@ -65,7 +65,7 @@ from schemas import events as e
 from schemas import topics
 from schemas.reasons import Reason
 from streams.app import Service, make_service_with_key
-from streams.checking import Checking, complete
+from streams.checking import complete
 from streams.following import Follower, follow_ledger
 from streams.mpc.comparing import Comparer, make_link_plan
 from streams.mpc.robustness import run_find_far
@@ -162,7 +162,7 @@ class Party:
         self._fetch = make_fetch(store.fetch)
         self._min_cohort = min_cohort
         self._listen_host = listen_host
-        self._checking = Checking(store, Ahead(os.cpu_count() or 1, "verify"))
+        self._checking = Checking(store.fetch, Ahead(os.cpu_count() or 1, "verify"))
         self._mask_key = identity.sealing_key.derive_mask_key()
 
     def do(self, work: list[Work]) -> list[tuple[e.Event, str]]:

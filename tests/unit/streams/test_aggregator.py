@@ -7,6 +7,7 @@ import pytest
 
 import streams.aggregator
 from adapters.blobs import BlobError
+from adapters.round_blobs import Checking
 from protocol.aggregation import sum_from_blob
 from protocol.modes.mode import OneByOne
 from protocol.modes.mpc.round import MpcRound
@@ -16,7 +17,7 @@ from schemas import codec
 from schemas import events as e
 from schemas.reasons import Reason
 from streams.aggregator import Aggregator, Work, follow_step
-from streams.checking import MAX_DETAIL_LENGTH, Checking, complete
+from streams.checking import MAX_DETAIL_LENGTH, complete
 from tests.builders import BlobDict, LogBuilder
 from tests.mpc_builder import (
     build_mpc_log,
@@ -232,6 +233,6 @@ def test_a_round_that_cannot_be_summed_does_not_stop_others(log, lost, caplog):
         del blobs[to_sum.commitments["ada"].event.commitments.sha256]
     assert settle(blobs, to_sum) == []
     assert "round 1 has no sum" in caplog.text
-    checker = Checking(blobs, OneByOne()).get(to_sum.view)
+    checker = Checking(blobs.fetch, OneByOne()).get(to_sum.view)
     with pytest.raises((BlobError, RoundError)):
         complete(to_sum.view, checker, blobs)

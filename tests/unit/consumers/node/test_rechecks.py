@@ -313,8 +313,8 @@ def test_proofs_of_another_branch_are_verified_anew(tmp_path, honest):
     update = index_of(honest, e.UpdateCommitted)
     bus.show(records=honest.records[: height_of(honest, update) + 1])
     secret = MpcRound(member.node.tree.pending()[-1].view)
-    verifier = rechecker._get_checker(secret.view).verifier
-    assert rechecker._get_checker(secret.view).verifier is verifier
+    verifier = rechecker._checking.get(secret.view).verifier
+    assert rechecker._checking.get(secret.view).verifier is verifier
     agent, committed = next(iter(secret.commitments.items()))
     assert verifier.has_proven(secret, agent)
     other = committed._replace(event=replace(committed.event, num_examples=7))
@@ -325,7 +325,7 @@ def test_proofs_of_another_branch_are_verified_anew(tmp_path, honest):
     assert not isinstance(verifier.get_proven(secret, agent), RoundError)
     # Nor is it another beginning's.
     other = change_mpc_round(secret, started_leaf_hash=bytes(32))
-    assert rechecker._get_checker(other.view).verifier is not verifier
+    assert rechecker._checking.get(other.view).verifier is not verifier
 
 
 def test_while_a_blob_is_waited_for_the_others_are_heard(tmp_path, honest):
