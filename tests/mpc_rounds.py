@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from protocol.decider import Sequenced
+from protocol.modes.mpc.phases import list_party_names
 from protocol.modes.mpc.round import Committed, MpcRound, Partial, see
 from protocol.persistent import PersistentMap, PersistentSet
 from protocol.round_state import OpenRound, RoundsState
@@ -75,6 +76,24 @@ def follow(
     return see(follow_view(view, rounds, leaf))
 
 
+def has_all_links(state: RoundsState) -> bool:
+    """Return whether every party has linked its shares of the round in progress."""
+    config, current = state.config, state.current
+    return (
+        config is not None
+        and current is not None
+        and current.said.get("links", {}).keys() == {*list_party_names(config)}
+    )
+
+
+def owed_by_aggregator(secret: MpcRound) -> str | None:
+    """Return what the round waits for from the aggregator; None if nothing."""
+    view = secret.view
+    if secret.sealed is not None:
+        return "RESULT" if view.is_complete else None
+    return "CHECKS" if view.is_checkable and secret.waiting else None
+
+
 def _say(
     opened: OpenRound,
     said: PersistentMap[int, bytes],
@@ -95,4 +114,7 @@ def _say(
     return replace(opened, said={**opened.said, name: places}), said
 
 
-__all__ = ["Committed", "change_mpc_round", "follow", "make_mpc_round"]
+__all__ = [
+    "Committed", "change_mpc_round", "follow", "has_all_links", "make_mpc_round",
+    "owed_by_aggregator",
+]  # fmt: skip

@@ -185,11 +185,7 @@ class Party:
         if not self._is_mine(secret):
             return
         checker = self._get_checker(secret)
-        new = [
-            agent_id
-            for agent_id in sorted(secret.provable)
-            if not checker.verifier.has_proven(secret, agent_id)
-        ]
+        new = checker.verifier.list_unproven(secret, sorted(secret.provable))
         if len(new) >= VERIFIED_TOGETHER:
             checker.prepare(secret.view, new)
 

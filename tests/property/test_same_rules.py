@@ -13,11 +13,12 @@ from protocol.modes.mpc.far_pairs import (
     encode_far,
     make_symmetric,
 )
-from protocol.modes.mpc.phases import has_all_links, has_all_partials
+from protocol.modes.mpc.phases import has_all_partials
 from protocol.rounds import DECIDER
 from protocol.state_root import encode
 from schemas import events as e
 from schemas.reasons import Reason
+from tests.mpc_rounds import has_all_links
 from tests.property import rounds_before
 from tests.simulation.federation import (
     AGENTS,

@@ -30,14 +30,14 @@ from protocol.modes.mpc.party_memory import (
     find_unlinkable,
     remember,
 )
-from protocol.modes.mpc.phases import has_all_links, has_all_partials
+from protocol.modes.mpc.phases import has_all_partials
 from protocol.modes.mpc.round import MpcRound
 from protocol.round_state import RoundsState, find_newest
 from protocol.rounds import DECIDER
 from schemas import codec
 from schemas import events as e
 from schemas.reasons import Reason
-from tests.mpc_rounds import follow
+from tests.mpc_rounds import follow, has_all_links
 from tests.simulation.federation import (
     MPC_CONFIG,
     NOW_MS,

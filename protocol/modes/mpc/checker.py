@@ -577,6 +577,10 @@ class RoundVerifier:
         """Return whether `verify_proofs` has looked at an agent's proof."""
         return secret.get_committed(agent_id).event in self._proven
 
+    def list_unproven(self, secret: MpcRound, agent_ids: Sequence[str]) -> list[str]:
+        """Return the agents at whose proofs `verify_proofs` has not looked."""
+        return [a for a in agent_ids if not self.has_proven(secret, a)]
+
     def get_proven(self, secret: MpcRound, agent_id: str) -> Proven | RoundError:
         """Return what `verify_proofs` found for an agent."""
         return self._proven[secret.get_committed(agent_id).event]

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 from protocol.decider import Sequenced
 from protocol.facts import name_cause, refuse_claim, reject
-from protocol.modes.mode import SEALED, Checker, MapAll, Mode, Phase
+from protocol.modes.mode import SEALED, Checker, MapAll, Mode, Phase, find_missing
 from protocol.modes.mpc.configuration import (
     FIELDS,
     find_configuration_problem,
@@ -78,14 +78,8 @@ def get_comparison_started(current: OpenRound) -> e.ComparisonStarted | None:
     return fact if isinstance(fact, e.ComparisonStarted) else None
 
 
-def has_all_links(state: RoundsState) -> bool:
-    """Return whether every party has linked its shares of the round in progress."""
-    return _has_all(state, CLOSED)
-
-
 def _is_checkable(config: e.FederationConfigured, current: OpenRound) -> bool:
-    said = current.said.get(CLOSED.collects, {})
-    return said.keys() == {*list_party_names(config)}
+    return not find_missing(CLOSED, config, current)
 
 
 def _make_checker(view: RoundView, fetch: Fetch, map_all: MapAll) -> Checker:
@@ -110,7 +104,7 @@ def _has_all(state: RoundsState, phase: Phase) -> bool:
     return (
         config is not None
         and current is not None
-        and current.said.get(phase.collects, {}).keys() == {*list_party_names(config)}
+        and not find_missing(phase, config, current)
     )
 
 

@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Final, NamedTuple
 
 from protocol.contributions import Contribution
+from protocol.modes.mode import Phase, find_missing
 from protocol.modes.mpc.configuration import get_mpc
 from protocol.modes.mpc.phases import (
     CLOSED,
@@ -39,10 +40,9 @@ class Partial(NamedTuple):
 
 
 class Owed(StrEnum):
-    """What a round waits for."""
+    """What a round waits for from a party."""
 
     LINKS = "LINKS"
-    CHECKS = "CHECKS"
     PARTIAL = "PARTIAL"
     RESULT = "RESULT"
 
@@ -144,23 +144,17 @@ class MpcRound:
         }
 
     @property
-    def has_all_links(self) -> bool:
-        """Whether all parties have linked."""
-        return self._has_all(CLOSED.collects)
-
-    @property
     def has_all_comparisons(self) -> bool:
         """Whether all parties have said who is far from whom."""
-        return self._has_all(COMPARISON.collects)
+        return self._has_all(COMPARISON)
 
     @property
     def has_all_partials(self) -> bool:
         """Whether all parties have given their part of the sum."""
-        return self._has_all(PARTS.collects)
+        return self._has_all(PARTS)
 
-    def _has_all(self, collected: str) -> bool:
-        said = self.view.open.said.get(collected, {})
-        return said.keys() == {party.name for party in self.mpc.parties}
+    def _has_all(self, phase: Phase) -> bool:
+        return not find_missing(phase, self.config, self.view.open)
 
     def owed_by_party(self, party: str) -> Owed | None:
         """Return what the round waits for from a party; None if nothing."""
@@ -191,13 +185,6 @@ class MpcRound:
             and self.sealed is None
             and not self.has_all_comparisons
         )
-
-    def owed_by_aggregator(self) -> Owed | None:
-        """Return what the round waits for from the aggregator; None if nothing."""
-        if self.sealed is not None:
-            return Owed.RESULT if self.has_all_partials else None
-        is_linked = self.has_all_links and bool(self.started_leaf_hash)
-        return Owed.CHECKS if is_linked and self.waiting else None
 
     def compute_sketch_seed(self) -> bytes:
         """Return the seed of the sketches that updates are compared on, 32 bytes.

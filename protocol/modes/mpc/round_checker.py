@@ -36,7 +36,7 @@ class MpcChecker:
         if not view.started_leaf_hash:
             return  # they are about that leaf
         secret, verifier = MpcRound(view), self.verifier
-        new = [a for a in agent_ids if not verifier.has_proven(secret, a)]
+        new = verifier.list_unproven(secret, agent_ids)
         num_batches = min(self._map_all.num_threads, len(new) // MIN_TOGETHER) or 1
         batches = [new[first::num_batches] for first in range(num_batches)]
         for _ in self._map_all(
