@@ -148,6 +148,8 @@ class Follower(Generic[State, Output]):
         began = time.monotonic()
         if key not in self._known or began < self._keep_after_s.get(key, began):
             return
+        # What is cached ahead of what counts as read would be of no use after a crash.
+        await self._service.commit(has_said=True, is_busy=False)
         await asyncio.to_thread(self._write, key, self._known[key])
         now = time.monotonic()
         wait_s = max(KEEP_EVERY_S, (now - began) / MAX_KEEPING)
@@ -243,26 +245,24 @@ class Follower(Generic[State, Output]):
         self, followed: Followed[State], key: bytes | None, message: Any
     ) -> Followed[State]:
         """Follow the log on, up to a record, without its outputs."""
+        if followed.next_offset == message.offset:
+            return followed
         started, size = time.monotonic(), followed.log.chain.size
-        if followed.next_offset < message.offset:
-            records = read_partition(
-                self._service.settings,
-                topics.LEDGER,
-                message.partition,
-                start=followed.next_offset,
-            )
-            for record in records:
-                if record.offset >= message.offset:
-                    break
-                if record.key == key:
-                    with PassingOverForeign(record.offset):
-                        data = self._service.registry.unframe_trusted(
-                            record.value or b""
-                        )
-                        signature = record.header(SIGNATURE_HEADER)
-                        followed, _ = self._advance(
-                            followed, data, signature, record.offset
-                        )
+        records = read_partition(
+            self._service.settings,
+            topics.LEDGER,
+            message.partition,
+            start=followed.next_offset,
+        )
+        for record in records:
+            if record.offset >= message.offset:
+                break
+            if record.key != key:
+                continue
+            with PassingOverForeign(record.offset):
+                data = self._service.registry.unframe_trusted(record.value or b"")
+                signature = record.header(SIGNATURE_HEADER)
+                followed, _ = self._advance(followed, data, signature, record.offset)
         log.info(
             "followed %s on from leaf %d: %d leaves in %.1f s",
             (key or b"").decode(errors="replace"),
@@ -271,6 +271,13 @@ class Follower(Generic[State, Output]):
             time.monotonic() - started,
         )
         return followed
+
+
+async def _answer(
+    answer: Callable[[list[Output]], list[tuple[Event, str]]], outputs: list[Output]
+) -> list[tuple[Event, str]]:
+    # Most blocks lead to nothing: no thread for those.
+    return await asyncio.to_thread(answer, outputs) if outputs else []
 
 
 def follow_ledger(
@@ -294,7 +301,7 @@ def follow_ledger(
         async for event in stream.events():
             with fail_stop(hold(event)):
                 outputs = await follower.follow(event)
-                said = await asyncio.to_thread(answer, outputs)
+                said = await _answer(answer, outputs)
                 genesis = follower.get_genesis(event.key)
                 source = Source(topics.LEDGER, event.message.partition)
                 for what, cause in said:

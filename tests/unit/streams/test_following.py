@@ -40,14 +40,21 @@ class World:
     Attributes:
         records: What the partition holds.
         reads: The offsets from which it was read.
+        num_commits: How often what was read was made to count.
     """
 
     def __init__(self, records, directory, monkeypatch):
-        self.records, self.reads = records, []
+        self.records, self.reads, self.num_commits = records, [], 0
         monkeypatch.setattr(streams.following, "read_partition", self._read)
         self._service = SimpleNamespace(
-            cache_directory=directory, registry=make_registry(Client()), settings=None
+            cache_directory=directory,
+            registry=make_registry(Client()),
+            settings=None,
+            commit=self._commit,
         )
+
+    async def _commit(self, *, has_said, is_busy):
+        self.num_commits += has_said and not is_busy
 
     def _read(self, _settings, _topic, _partition, *, start):
         self.reads.append(start)
@@ -143,9 +150,11 @@ def test_a_cache_that_cannot_be_written_or_read_stops_nobody(
 
 def test_a_state_is_cached_now_and_then(log, tmp_path, monkeypatch):
     records = renumbered(log.records)
-    follower = World(records, tmp_path, monkeypatch).start()
+    world = World(records, tmp_path, monkeypatch)
+    follower = world.start()
     key = records[0].key
     take(follower, records)
+    assert world.num_commits == len(records), "nothing is cached that may come again"
     asyncio.run(follower.keep(key))
     first = [path.read_bytes() for path in tmp_path.glob("*.state")]
     follower._known[key] = replace(follower._known[key], state=-1)
