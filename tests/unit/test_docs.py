@@ -23,6 +23,7 @@ from cli.main import app
 from consumers.audit.report import FindingCode
 from ledger.signing import SigningKey
 from protocol.envelope import compute_input_id, sign_event
+from protocol.modes import MODES
 from schemas import codec, topics
 from schemas import events as e
 from schemas.reasons import Reason
@@ -40,10 +41,18 @@ MAKE = re.compile(r"\bmake ([a-z][a-z-]*)")
 SECURITY = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
 SHOWN = re.compile(r"\]\((tests/[^)]*)\)(?:\s+\(((?:`\w+`(?:,\s+)?)+)\))?")
 VARIABLE = re.compile(r"\bMOOT_[A-Z_]*[A-Z]\b")
+ARROW = re.compile(r"^ *(\w+) *--?>> *(\w+) *: *(.+)$", re.MULTILINE)
+PARTICIPANT = re.compile(r"^ *participant (\w+)", re.MULTILINE)
+EVENT = re.compile(r"\b(?:[A-Z][a-z]+){2,}\b")
 
 
 def read(name: str) -> str:
     return (REFERENCE / name).read_text(encoding="utf-8")
+
+
+def diagrams(page: Path) -> list[str]:
+    blocks = FENCE.findall(page.read_text(encoding="utf-8"))
+    return [text for _, kind, text in blocks if kind == "mermaid"]
 
 
 def codes(page: str) -> set[str]:
@@ -210,6 +219,48 @@ def test_beside_every_component_stands_what_shows_its_claims():
         shown = re.search(r"^\*Shown by:\* (.+)", text, re.MULTILINE | re.DOTALL)
         assert shown, name
         assert SHOWN.search(shown[1]) or "assumed" in shown[1], name
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if diagrams(page)], ids=show)
+def test_a_diagram_names_what_it_draws_and_no_event_that_does_not_exist(page):
+    for text in diagrams(page):
+        kind = text.split()[0]
+        assert kind in ("flowchart", "sequenceDiagram")
+        assert set(EVENT.findall(text)) <= set(codec.CLASSES)
+        if kind == "sequenceDiagram":
+            drawn = {name for arrow in ARROW.findall(text) for name in arrow[:2]}
+            assert drawn == set(PARTICIPANT.findall(text))
+
+
+@pytest.mark.parametrize("mode", MODES.values(), ids=lambda mode: mode.name)
+def test_a_round_is_drawn_as_its_mode_goes(mode):
+    page = (DOCS / "explanation" / "architecture.md").read_text(encoding="utf-8")
+    section = page.partition(f"\n### Aggregation `{mode.name.upper()}`\n")[2]
+    [(_, _, text)] = FENCE.findall(section.partition("\n#")[0])
+    said = [
+        (author, name)
+        for author, to, what in ARROW.findall(text)
+        if to == "log"
+        for name in EVENT.findall(what)
+    ]
+    phases = [kind for p in mode.phases for kind in (p.begins, p.awaits) if kind]
+    order = [
+        e.RoundRequested,
+        e.RoundStarted,
+        mode.answer,
+        *phases,
+        e.AggregateSubmitted,
+        e.AggregatePublished,
+    ]
+    found = iter(name for _, name in said)
+    assert all(kind.__name__ in found for kind in order)
+    for author, name in said:
+        topic = re.escape(topics.TOPIC_OF[codec.CLASSES[name]])
+        row = re.search(
+            rf"^\| `{topic}` \|[^|]*\|([^|]*)\|", read("topics.md"), re.MULTILINE
+        )
+        assert row is not None
+        assert author.rstrip("s") in row[1]
 
 
 def test_every_page_can_be_reached_from_the_index():
