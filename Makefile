@@ -1,6 +1,6 @@
-# The few verbs of this repository. Needs Python 3.11+, and for the local stack Maven and Go (Java 17+ if there
-# is one; otherwise the JRE among the Python dependencies serves). No root, no global installs: what is missing
-# goes into the cache folder. Written for GNU make 3.81 (macOS) and 4, and for any POSIX sh.
+# The verbs of this repository. They need Python 3.11+, and for the local stack Maven and Go (plus Java 17+, or else
+# the JRE among the Python dependencies). No root, no global installs: missing tools go into the cache folder.
+# Written for GNU make 3.81 (macOS) and 4, and for any POSIX sh.
 
 UV_VERSION := 0.13.9
 
@@ -13,7 +13,7 @@ CACHE := $(shell \
 	if [ -n "$$FOLKMOOT_CACHE" ]; then echo "$$FOLKMOOT_CACHE"; \
 	elif [ "$$(uname)" = Darwin ]; then echo "$$HOME/Library/Caches/folkmoot"; \
 	else echo "$${XDG_CACHE_HOME:-$$HOME/.cache}/folkmoot"; fi)
-# "--version": a version manager's shim may be on the PATH with nothing behind it.
+# "--version": a version manager's shim may be on the PATH without an installed version behind it.
 UV := $(shell uv --version >/dev/null 2>&1 && command -v uv || echo "$(CACHE)/uv-$(UV_VERSION)/bin/uv")
 RUN := "$(UV)" run --frozen
 # Eleven processes import torch or Faust at each start; compiling them once takes 20 s and saves that much each time.
@@ -30,20 +30,20 @@ help: ## Show this help
 demo: uv stack-tools ## Start the local stack, train a federated model, audit it
 	@$(RUN) moot demo
 
-test: uv stack-tools ## Run all tests but test-interop's (ARGS="-k name" for some)
+test: uv stack-tools ## Run all tests except test-interop (ARGS="-k name" selects some)
 	@$(RUN) pytest --ignore=tests/interop $(ARGS)
 
-test-interop: uv ## Show a log to programs of others: they accept it and refuse forgeries
+test-interop: uv ## Check the log with independent verifiers: they accept it and reject forgeries
 	@$(RUN) pytest tests/interop $(ARGS)
 
-test-nightly: uv stack-tools ## Run what takes long: 10,000 hostile records, fuzzing for ten minutes
+test-nightly: uv stack-tools ## Run the long tests: 10,000 hostile records, ten minutes of fuzzing
 	@$(RUN) pytest -m nightly --ignore=tests/interop $(ARGS)
 	@$(MAKE) fuzz SECONDS=$(or $(SECONDS),600)
 
-fuzz: uv ## Feed every parser of others' bytes with bad ones for two minutes (SECONDS=600)
+fuzz: uv ## Feed malformed bytes to every parser of untrusted input for two minutes (SECONDS=600)
 	@$(RUN) --group fuzz python -m tests.fuzz --seconds $(or $(SECONDS),120) $(ARGS)
 
-lint: uv ## Check format, lint, types and the architecture's import rules
+lint: uv ## Check formatting, lint, types and the import rules
 	@$(RUN) ruff format --check
 	@$(RUN) ruff check
 	@$(RUN) mypy
@@ -56,7 +56,7 @@ clean: ## Remove build products and tool caches of this checkout (not the cache 
 	rm -rf .venv dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
 
-# Does nothing when uv is on the PATH or was installed here before. An interrupted installation has no uv yet and
+# Does nothing if uv is on the PATH or was installed here before. An interrupted installation leaves no uv behind and
 # is simply repeated.
 uv:
 	@if [ ! -x "$(UV)" ]; then \
