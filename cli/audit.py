@@ -2,8 +2,8 @@
 
 Exit codes: 0 the log is sound; 1 it is wrong, and the findings say where; 2 it could
 not be read, and the message says what to do; 3 it follows rules that this version does
-not know, and nothing is wrong with what comes before; 130 it was interrupted. Whatever
-goes wrong in an audit is no verdict, so 1 means that the log is wrong and nothing else.
+not know, and what comes before them is sound; 130 interrupted. An audit that fails
+gives no verdict, so 1 always means that the log is wrong.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ READ_TIMEOUT_S: Final = 15.0
 SETTLE_S: Final = 0.5
 """A transaction's records appear on its topics within moments of each other."""
 INTERVAL_S: Final = 2.0
-"""Between two looks of a monitor."""
+"""Between a monitor's passes."""
 PUBLIC_KEY_SIZE: Final = 32
 
 
@@ -54,15 +54,15 @@ class CannotAuditError(Exception):
 
 
 class _StoppedError(Exception):
-    """Somebody wants the monitor to end."""
+    """The monitor was told to stop."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What was asked for.
+    """What the command line asked for.
 
     Attributes:
-        federation: Its name; empty if a bundle says it.
+        federation: Its name; empty to take the bundle's.
         bundle: The bundle to audit; None to read Kafka.
         operator_key: Public key of the operator that the reader trusts, hex; None
             takes the log's word for it.
@@ -72,12 +72,12 @@ class Options:
         write_bundle: Where to write a bundle.
         continue_from: A saved state to go on from.
         save: Where to save the state.
-        is_followed: Whether to go on as a monitor.
-        stale_after_s: After how long a monitor complains that nothing becomes final, or
-            that nothing can be read; 0 for never, None for the default.
-        keeps_going: Whether a monitor goes on after a fork.
+        is_followed: Whether to keep running as a monitor.
+        stale_after_s: Seconds until a monitor alerts that nothing becomes final or can
+            be read; 0 for never, None for the default.
+        keeps_going: Whether a monitor keeps running after a fork.
         as_json: Whether to print JSON.
-        jobs: Processes; as many as there are cores by default.
+        jobs: Number of processes; one per core by default.
     """
 
     federation: str = ""
@@ -98,9 +98,6 @@ class Options:
 
 def audit(options: Options) -> None:
     """Replay the log, check everything in it, and print a verdict.
-
-    Args:
-        options: What was asked for.
 
     Raises:
         typer.Exit: always, with the exit code.
@@ -134,7 +131,7 @@ def audit(options: Options) -> None:
 
 
 def _describe(error: Exception, options: Options) -> str:
-    """Return why there is no verdict, whatever went wrong."""
+    """Return why there is no verdict."""
     if isinstance(error, CannotAuditError):
         return str(error)
     text = f"The audit could not go on: {type(error).__name__}: {error}."
@@ -144,7 +141,7 @@ def _describe(error: Exception, options: Options) -> str:
 
 
 def _check(options: Options) -> None:
-    """Refuse what cannot be meant together."""
+    """Refuse options that exclude each other."""
     if not options.federation and options.bundle is None:
         raise CannotAuditError("Name a federation (--federation) or a bundle.")
     if options.write_bundle is not None and (
@@ -153,8 +150,8 @@ def _check(options: Options) -> None:
         or options.is_followed
     ):
         msg = (
-            "--bundle writes a whole log as Kafka has it: leave out --from, --follow "
-            "and the bundle to read."
+            "--bundle writes a whole log from Kafka: leave out --from, --follow and "
+            "the bundle to read."
         )
         raise CannotAuditError(msg)
     if options.is_followed and options.bundle is not None:
@@ -162,7 +159,7 @@ def _check(options: Options) -> None:
     if not options.is_followed and (
         options.stale_after_s is not None or options.keeps_going
     ):
-        raise CannotAuditError("--stale-after and --keep-going are of --follow.")
+        raise CannotAuditError("--stale-after and --keep-going need --follow.")
 
 
 def _demand_log(report: Report) -> None:
@@ -170,7 +167,7 @@ def _demand_log(report: Report) -> None:
         return
     msg = (
         f"There is no federation {report.federation_id!r} on this Kafka. Check the "
-        "name, and that MOOT_BOOTSTRAP_SERVERS is the right one."
+        "name and MOOT_BOOTSTRAP_SERVERS."
     )
     raise CannotAuditError(msg)
 
@@ -220,7 +217,9 @@ def _load_state(path: Path | None, federation: str) -> AuditState | None:
         msg = f"{path}: {error}."
         raise CannotAuditError(msg) from error
     if state.report.federation_id != federation:
-        msg = f"{path} is of {state.report.federation_id!r}, not of {federation!r}."
+        msg = (
+            f"{path} belongs to {state.report.federation_id!r}, not to {federation!r}."
+        )
         raise CannotAuditError(msg)
     return state
 
@@ -236,7 +235,7 @@ def _read_file(path: Path, max_size_bytes: int | None = None) -> bytes:
 
 
 def _save_state(path: Path | None, audited: Audited) -> None:
-    """Save where an audit ended, or what was saved stays as it is."""
+    """Save where a sound audit ended; otherwise keep what was saved before."""
     from consumers.audit.state import save_state
 
     if path is None:
@@ -276,7 +275,7 @@ class Streams:
 
 
 class Source(Protocol):
-    """Where a log is."""
+    """A place to read a log from."""
 
     unframe: Unframe
     fetch: FetchBlob | None
@@ -287,7 +286,7 @@ class Source(Protocol):
 
 
 class KafkaSource:
-    """A log on Kafka, with the registry and the store beside it."""
+    """A log on Kafka, with its schema registry and its blobs."""
 
     def __init__(
         self, settings: Settings, federation: str, *, with_blobs: bool
@@ -304,7 +303,7 @@ class KafkaSource:
         self.held = ""
 
     def find_held(self) -> None:
-        """See whether an open transaction holds up what is read; `held` says so."""
+        """Look for an open transaction that holds up reading; `held` describes it."""
         from adapters.kafka import KafkaUnavailableError
         from adapters.kafka_log import find_partition
         from adapters.topic_watch import Place, find_ends
@@ -318,7 +317,7 @@ class KafkaSource:
             ]
             ends = find_ends(self._admin, places)
         except KafkaUnavailableError:
-            return  # reading says so
+            return  # reading will report it
         self.held = "; ".join(
             f"{hold}: {hold.describe_cure(self._settings.bootstrap_servers)}"
             for hold in self._holds.see(ends, time.monotonic())
@@ -331,11 +330,11 @@ class KafkaSource:
         from schemas import topics
 
         partition = find_partition(self._settings, topics.LEDGER, self._federation)
-        # The order matters: a block below the first offset has its checkpoint below
-        # the second, and the ledger is read to an end that is later than all.
+        # The order matters: a block below the first offset has its checkpoint below the
+        # second, and the ledger is read to an end later than all.
         ledger = find_bounds(self._settings, topics.LEDGER, partition)
         time.sleep(SETTLE_S)
-        # What nodes attest has its checkpoint, too: so they come first.
+        # What nodes attest has its checkpoint too, so attestations come first.
         attestations = find_bounds(self._settings, topics.ATTESTATIONS, partition)
         time.sleep(SETTLE_S)
         others = {
@@ -396,8 +395,8 @@ class BundleSource:
             ledger=read(topics.LEDGER),
             checkpoints=read(topics.CHECKPOINTS),
             attestations=read(topics.ATTESTATIONS),
-            # Whoever wrote a bundle left out what had no checkpoint yet, so that
-            # nobody has to be believed that something is too new.
+            # A bundle leaves out what had no checkpoint yet, so nobody has to be
+            # believed that something is too new.
             settled_offset=None,
         )
 
@@ -423,7 +422,7 @@ def _open_store(settings: Settings) -> FetchBlob:
 
 
 def _make_unframe(settings: Settings) -> Callable[[bytes], bytes]:
-    """Return how to unframe, with a sentence for a schema registry that is away."""
+    """Return how to unframe; errors say what to do if the schema registry is away."""
     from adapters.schema_registry import FramingError, SchemaRegistry
 
     registry = SchemaRegistry(settings.schema_registry_url)
@@ -435,8 +434,8 @@ def _make_unframe(settings: Settings) -> Callable[[bytes], bytes]:
             raise
         except Exception as error:
             msg = (
-                "The schema registry could not be asked at "
-                f"{settings.schema_registry_url}: {error}. Check "
+                f"The schema registry at {settings.schema_registry_url} could not be "
+                f"read: {error}. Check "
                 "MOOT_SCHEMA_REGISTRY_URL."
             )
             raise CannotAuditError(msg) from error
@@ -446,7 +445,7 @@ def _make_unframe(settings: Settings) -> Callable[[bytes], bytes]:
 
 @contextmanager
 def _explained(settings: Settings | None) -> Iterator[None]:
-    """Turn what the adapters raise into what the reader can do about it."""
+    """Turn the adapters' errors into advice."""
     from confluent_kafka import KafkaException
     from minio.error import MinioException
     from urllib3.exceptions import HTTPError
@@ -478,7 +477,7 @@ def _audit_once(options: Options) -> Report:
     """Audit once, from Kafka or a bundle.
 
     Raises:
-        CannotAuditError: something that is needed is away.
+        CannotAuditError: something could not be read.
     """
     from consumers.audit.bundle import Bundle, BundleWriter
 
@@ -489,7 +488,7 @@ def _audit_once(options: Options) -> Report:
             federation = bundle.manifest.federation_id
             if options.federation not in {"", federation}:
                 msg = (
-                    f"{options.bundle} is of {federation!r}, not of "
+                    f"{options.bundle} belongs to {federation!r}, not to "
                     f"{options.federation!r}."
                 )
                 raise CannotAuditError(msg)
@@ -522,44 +521,42 @@ def _audit_once(options: Options) -> Report:
 
 
 def _bundle_notes(report: Report, bundle: Bundle) -> Iterator[str]:
-    """Say what rests on whoever made a bundle."""
+    """Yield what rests on the bundle's author."""
     yield (
-        "A bundle holds what its author put in: the log may go on, and what ledger "
-        "nodes said may have been left out. Demand finality with --policy."
+        "A bundle holds what its author put in: the log may go on, and attestations "
+        "may be missing. Demand finality with --policy."
     )
     if not bundle.has_blobs:
-        yield "There are no blobs in the bundle: whoever made it left them out."
+        yield "The bundle's author left its blobs out."
     if report.refusals:
         yield (
-            "What the schema registry knew is the bundle's word: a record that was "
-            "refused for its framing or schema may have been another."
+            "What the schema registry knew is the bundle's word: a record refused for "
+            "its framing or schema may have been a different one."
         )
 
 
 def _note_topics(settings: Settings) -> list[str]:
-    """Return what Kafka's operator has to say of the topics now: his word, no more."""
+    """Return what is wrong with the topics' configuration, on their operator's word."""
     from adapters.kafka import KafkaUnavailableError
     from adapters.topic_config import Weight, check_topics
 
     try:
         problems = check_topics(settings)
     except KafkaUnavailableError as error:
-        return [f"How the topics are configured could not be looked at: {error}"]
+        return [f"The topics' configuration could not be read: {error}"]
     notes = [
-        f"A topic could lose what is written to it, as it is configured now: {problem}."
+        f"As configured now, a topic could lose records: {problem}."
         for problem in problems
         if problem.weight == Weight.FATAL
     ]
     if any(not problem.found for problem in problems):
-        notes.append(
-            "Kafka does not say how all topics are configured: `moot topics check`."
-        )
+        notes.append("Kafka hides how some topics are configured: `moot topics check`.")
     return notes
 
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
-    """A source whose answers a bundle's writer keeps."""
+    """A source whose answers are copied into a bundle."""
 
     unframe: Unframe
     fetch: FetchBlob | None
@@ -594,7 +591,7 @@ def _write_bundle(writer: BundleWriter, audited: Audited, streams: Streams) -> N
 
 
 def _find_end(audited: Audited) -> int | None:
-    """Return where the blocks begin that were too new for their checkpoint."""
+    """Return the offset of the first block too new for a checkpoint."""
     waiting = audited.state.checkpoints
     return waiting[0].offset if waiting else None
 
@@ -609,7 +606,7 @@ def _run(
     on_progress: Callable[[Progress], None] | None = None,
     helpers: Helpers | None = None,
 ) -> Audited:
-    """Put a source around `consumers.audit.auditor.run_audit`."""
+    """Run `consumers.audit.auditor.run_audit` on a source."""
     from consumers.audit.auditor import run_audit
 
     num_cores = os.cpu_count() or 1
@@ -637,14 +634,12 @@ def _run(
 
 
 def follow(options: Options) -> int:
-    """Audit, and go on auditing what comes, until SIGTERM or SIGINT.
+    """Audit, then keep auditing what arrives until SIGTERM or SIGINT.
 
     Returns:
-        The exit code: 1 after a fork or a truncation, or if there was one and the
-        monitor was told to keep going.
+        The exit code: 1 after a fork or a truncation, whether or not the monitor kept
+        running; else 0.
 
-    Raises:
-        CannotAuditError: there is nothing to begin with.
     """
     from consumers.audit.parallel import Helpers
 
@@ -654,7 +649,7 @@ def follow(options: Options) -> int:
         number: signal.signal(number, lambda *_: stopped.set())
         for number in (signal.SIGTERM, signal.SIGINT)
     }
-    # Later on few signatures come at a time: more processes would only wait.
+    # Later only a few signatures arrive at a time: more processes would idle.
     helpers = Helpers(0)
     try:
         source = KafkaSource(
@@ -701,12 +696,12 @@ def _watch(
                     on_progress=stop_early,
                     helpers=None if state is None else helpers,
                 )
-            # A log that is not there, or not there any more, is nothing to watch.
+            # A log that is missing, or has vanished, cannot be watched.
             _demand_log(audited.report)
             _demand_judged(audited.report)
             trouble = ""
         except _StoppedError:
-            break  # what was found before stays found
+            break  # what was found stands
         except CannotAuditError as error:
             if str(error) != trouble:  # not every two seconds
                 say_error(error)
@@ -737,7 +732,7 @@ def _print_alert(alert: Alert, *, as_json: bool) -> None:
 
 @contextmanager
 def _progress(end_offset: int) -> Iterator[Any]:
-    """Show how far the audit is, on stderr."""
+    """Show the audit's progress on stderr."""
     from rich import progress
     from rich.console import Console
 

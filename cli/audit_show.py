@@ -20,7 +20,7 @@ class _Line:
 
 
 def render(report: Report, elapsed_s: float) -> str:
-    """Return a report for people; what others wrote into it stays in its line."""
+    """Return a report as text; what others wrote into it stays within its line."""
     lines = [
         _Line("log", f"{report.num_blocks:,} blocks, {report.num_leaves:,} leaves, "
               f"{_show_size(report.log_bytes)}"),
@@ -60,7 +60,7 @@ def render(report: Report, elapsed_s: float) -> str:
     for title, findings, counts in (
         ("Findings:", report.findings, report.num_findings),
         (
-            "Said wrongly by single ledger nodes, which counts for nothing:",
+            "False statements of single ledger nodes; each counts for nothing:",
             report.node_faults,
             report.num_node_faults,
         ),
@@ -97,16 +97,16 @@ def _list_findings(
 
 def _verdict(report: Report) -> str:
     if report.is_sound:
-        aside = "" if report.has_blobs else ", its blobs aside: none was looked at"
-        return f"SOUND: the log of {report.federation_id} is what it must be{aside}."
+        aside = "" if report.has_blobs else ", blobs aside: none was checked"
+        return f"SOUND: the log of {report.federation_id} checks out{aside}."
     if report.is_unknown:
         return (
             f"UNKNOWN: the log of {report.federation_id} follows rules that this "
-            "version does not know; nothing is wrong with what comes before."
+            "version does not know; what comes before is sound."
         )
     count = report.num_findings.total()
     return (
-        f"WRONG: the log of {report.federation_id} is not what it must be, "
+        f"WRONG: the log of {report.federation_id} does not check out: "
         f"{count} finding{'s' if count > 1 else ''}."
     )
 
@@ -182,7 +182,7 @@ def _list_refused(report: Report) -> Iterator[Sequence[str]]:
 
 
 def _align(rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    """Yield rows with their columns below each other."""
+    """Yield rows with aligned columns."""
     table = [[*map(printable, row)] for row in rows]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for row in table:

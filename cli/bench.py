@@ -1,4 +1,4 @@
-"""`moot bench`: its programs come with a checkout, beside the tests."""
+"""`moot bench`: the benchmarks lie beside the tests, in a checkout."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def run_bench(names: Sequence[str], *, quick: bool, write: bool) -> None:
     """Run benchmarks: see `tests.bench.run.run_bench`.
 
     Raises:
-        StackError: this is no checkout; there is no such benchmark, or one failed.
+        StackError: not a checkout, no such benchmark, or one failed.
     """
     if not _FOLDER.is_dir():
         raise StackError(

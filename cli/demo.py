@@ -34,9 +34,10 @@ if TYPE_CHECKING:
 FEDERATION: Final = "demo"
 ORGANISATIONS: Final = ("aster", "birch", "cedar", "dogwood", "elm")
 LEDGER_NODES: Final = ORGANISATIONS[:4]
-"""Who also runs a ledger node: one of four may lie or be down."""
+"""Organisations that also run a ledger node: one of four may lie or be down."""
 PARTIES: Final = ORGANISATIONS[:3]
-"""Who also adds up shares: only all three together could see an update."""
+"""Organisations that also add up shares: only all three together could see an
+update."""
 CLIP_NORM: Final = 8.0
 ROUND_TIMEOUT_S: Final = 180.0
 PROGRESS_EVERY_S: Final = 15.0

@@ -1,4 +1,4 @@
-"""Events for people and for programs."""
+"""Events as text for people and as JSON for programs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from schemas import events as e
 
 
 def describe(event: e.LedgerEvent) -> str:
-    """Return an event as a line for people."""
+    """Return an event as one line of text."""
     match event:
         case e.FederationConfigured():
             return (
@@ -67,7 +67,7 @@ def describe(event: e.LedgerEvent) -> str:
             size = event.checkpoint.split("\n")[1:2] or ["?"]
             return f"the checkpoint of size {size[0]} is final"
         case e.EquivocationProven():
-            return f"{event.public_key.hex()[:16]} contradicts itself: proven"
+            return f"{event.public_key.hex()[:16]} proven to contradict itself"
         case e.BalanceChanged():
             return (
                 f"{event.account} {event.amount:+} points for {event.basis}: "
@@ -87,7 +87,7 @@ def describe(event: e.LedgerEvent) -> str:
 
 
 def describe_metrics(version: e.ModelVersionRegistered) -> str:
-    """Return a version's metrics for people, or why there are none."""
+    """Return a version's metrics as text, or why there are none."""
     if version.evaluation is None:
         return version.no_evaluation
     return ", ".join(
@@ -97,7 +97,7 @@ def describe_metrics(version: e.ModelVersionRegistered) -> str:
 
 
 def describe_training(said: Any) -> str:
-    """Return for people what an agent says of how it trained."""
+    """Return what an agent reports about its training, as text."""
     loss = said.loss_micros
     shown = "" if loss is None else f", loss {loss / 1e6:.3f}"
     return f"{said.num_examples} examples{shown}"

@@ -1,4 +1,4 @@
-"""Where commands run: the settings, or else the stack of `moot up`."""
+"""Which stack commands use: the environment's, or else that of `moot up`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def load_environment() -> None:
-    """Point the settings at the stack of `moot up`, where the environment is silent."""
+    """Default to the stack of `moot up` where the environment names none."""
     if "MOOT_BOOTSTRAP_SERVERS" in os.environ:
         return
     from cli.stack.stack import default_directory, read_endpoints
@@ -26,14 +26,14 @@ def load_environment() -> None:
 
 
 def find_settings() -> Settings:
-    """Return the settings, and set up what a command logs and traces."""
+    """Return the settings; also set up logging and tracing."""
     from adapters import telemetry
     from adapters.settings import load_settings
 
     load_environment()
     settings = load_settings()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    # Our own readers say that Kafka is away, and say it once.
+    # Our readers report that Kafka is away, and only once.
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     telemetry.configure("moot", settings.otlp_endpoint)
     return settings

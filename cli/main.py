@@ -40,17 +40,17 @@ OUR_PACKAGES: Final = (
 
 
 class UnwrittenError(Exception):
-    """Nobody took the output."""
+    """The output could not be written."""
 
 
 class _Commands(TyperGroup):
-    """The commands, with one end for what goes wrong in any of them."""
+    """The commands, with one place that handles their failures."""
 
     answer: int | None = None
-    """The exit code that a command gave itself."""
+    """The exit code that a command chose."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run one; typer would end with 1 when nobody takes the output."""
+        """Run one; typer would exit with 1 on a broken pipe."""
         try:
             return super().invoke(ctx)
         except typer.Exit as end:
@@ -96,10 +96,10 @@ for name, group in {
 
 
 def main() -> None:
-    """Run a command; whatever goes wrong is said in a sentence.
+    """Run a command; every failure becomes a sentence.
 
-    Exit code 1 is a command's own answer (a log that is wrong, a receipt that is not
-    valid): nothing else ends with it.
+    Exit code 1 is a command's own answer (a wrong log, an invalid receipt) and nothing
+    else.
     """
     prepare()
     sys.exit(_finish(_run()))
@@ -111,7 +111,7 @@ def _run() -> int:
         commands()
     except SystemExit as end:
         code = 0 if end.code is None else end.code
-        # Libraries end with 1, too: rich does when a pipe is broken.
+        # Libraries exit with 1 too: rich does on a broken pipe.
         is_answer = isinstance(code, int) and (code != 1 or commands.answer == 1)
         return int(code) if is_answer else EXIT_CANNOT
     except KeyboardInterrupt:
@@ -122,8 +122,8 @@ def _run() -> int:
 
 
 def _explain(error: Exception) -> None:
-    """Say what went wrong: what we raise on purpose is a sentence already."""
-    with suppress(OSError):  # nobody listens
+    """Print what went wrong; our own errors are sentences already."""
+    with suppress(OSError):  # nobody reads it
         if os.environ.get("MOOT_DEBUG"):
             say_error("".join(traceback.format_exception(error)).rstrip("\n"))
             return
@@ -138,13 +138,13 @@ def _explain(error: Exception) -> None:
 
 
 def _finish(code: int) -> int:
-    """Write what is still to be written; an answer that nobody gets is none."""
+    """Flush the output; an answer that cannot be written is no answer."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
     except (OSError, ValueError) as error:
         _explain(UnwrittenError(f"the output could not be written: {error}"))
-        # Or the interpreter tries again, and ends with a code of its own.
+        # Or the interpreter tries again and exits with a code of its own.
         with suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_CANNOT

@@ -1,4 +1,4 @@
-"""`moot names`: whose pseudonyms the agents of a federation are; never on its log."""
+"""`moot names`: who is behind a federation's pseudonyms; never on its log."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from cli.stack.processes import StackError
 
 
 def open_book(settings: Settings, federation_id: str) -> NameBook:
-    """Return the names that lie in the state directory."""
+    """Return the names in the state directory."""
     return NameBook(settings.state_directory / "names", federation_id)
 
 
 def find_names(settings: Settings, federation_id: str) -> dict[str, str]:
-    """Return names by agent; none where there is no book or no key.
+    """Return names by agent; none without a book or a key.
 
     Raises:
-        StackError: what is there cannot be read.
+        StackError: they cannot be read.
     """
     try:
         return dict(open_book(settings, federation_id).read())
@@ -27,7 +27,7 @@ def find_names(settings: Settings, federation_id: str) -> dict[str, str]:
 
 
 def set_name(settings: Settings, federation_id: str, agent_id: str, name: str) -> None:
-    """Remember whose pseudonym an agent is.
+    """Remember who is behind an agent's pseudonym.
 
     Raises:
         StackError: it cannot be written.
@@ -39,7 +39,7 @@ def set_name(settings: Settings, federation_id: str, agent_id: str, name: str) -
 
 
 def list_names(settings: Settings, federation_id: str, *, as_json: bool) -> None:
-    """Print what is known."""
+    """Print the names."""
     names = find_names(settings, federation_id)
     if as_json:
         say_json(names)

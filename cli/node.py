@@ -1,4 +1,4 @@
-"""What those who run ledger nodes do from the command line: keys, and handing over."""
+"""Ledger nodes on the command line: keys and handovers."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ MAX_PROPOSAL_SIZE_BYTES: Final = 2**17
 
 
 def node_directory(settings: Settings, name: str) -> Path:
-    """Return where a ledger node of this machine keeps its key and what it knows."""
+    """Return where a ledger node of this machine keeps its key and its memory."""
     return settings.state_directory / "ledger-nodes" / name
 
 
 def make_node(settings: Settings, name: str, url: str) -> LedgerNode:
-    """Return a ledger node of this machine; its key and vote log are made if need be.
+    """Return a ledger node of this machine, making its key and vote log if needed.
 
     Raises:
-        StackError: the name cannot be a ledger node's.
-        VoteLogError: the key lost its vote log, or a vote log its key.
+        StackError: the name is invalid.
+        VoteLogError: only one of key and vote log exists.
     """
     demand_name(name, "a ledger node")
     key = create_identity(node_directory(settings, name))
@@ -44,7 +44,7 @@ def parse_ledger_nodes(texts: Iterable[str]) -> tuple[LedgerNode, ...]:
     """Return ledger nodes, each ``NAME=HEX@URL``, in ascending order of name.
 
     Raises:
-        StackError: one is not written like that.
+        StackError: one is malformed.
     """
     return tuple(sorted(map(_parse_node, texts), key=lambda node: node.name))
 
@@ -58,7 +58,7 @@ def _parse_node(text: str) -> LedgerNode:
         public_key = b""
     if not name or len(public_key) != 32:  # noqa: PLR2004  # Ed25519
         msg = f"{text!r} is not NAME=HEX@URL"
-        raise StackError(msg, "`moot node init NAME --url URL` prints it like that.")
+        raise StackError(msg, "`moot node init NAME --url URL` prints one.")
     return LedgerNode(name=name, public_key=public_key, url=url)
 
 
@@ -92,14 +92,14 @@ def read_node_sets(settings: Settings, federation_id: str) -> tuple[NodeSet, ...
     if not node_sets:
         msg = f"federation {federation_id!r} has no ledger nodes"
         raise StackError(
-            msg, "They are named when it is founded: `moot federation create --help`."
+            msg, "They are named at its founding: `moot federation create --help`."
         )
     return node_sets
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proposal:
-    """A change of the node set on its way from node to node, as a file."""
+    """A proposed node set, passed from node to node as a file."""
 
     federation_id: str
     chain_id: bytes
@@ -146,9 +146,9 @@ def load_proposal(path: Path) -> Proposal:
                 for key, signature in sorted(content["approvals"].items())
             ),
         )
-        _ = proposal.node_set  # or the nodes could never be one
+        _ = proposal.node_set  # refuses what could never be a node set
     except Exception as error:
-        # Whatever others wrote into it: JSON, hex, names, numbers that are none.
+        # Anybody may have written it: no JSON, no hex, bad names or numbers.
         msg = f"{path} is not a proposal: {error}"
         raise StackError(msg, "`moot node propose` writes one.") from None
     return proposal
@@ -206,7 +206,7 @@ def propose(
 
 
 def approve(settings: Settings, path: Path, name: str) -> None:
-    """Sign a proposal with the key of a node of this machine."""
+    """Sign a proposal with the key of a local node."""
     proposal = load_proposal(path)
     present = read_node_sets(settings, proposal.federation_id)[-1]
     key = load_identity(node_directory(settings, name))
@@ -214,7 +214,7 @@ def approve(settings: Settings, path: Path, name: str) -> None:
         msg = f"{name} is not a present ledger node of {proposal.federation_id!r}"
         raise StackError(msg, "`moot node list` shows who is.")
     if (proposal.chain_id, proposal.era) != (present.chain_id, present.era + 1):
-        msg = f"{path} is of another federation or era"
+        msg = f"{path} belongs to another federation or era"
         raise StackError(msg, "Make it again with `moot node propose`.")
     approval = sign_approval(
         key, proposal.chain_id, proposal.era, proposal.node_set.hash
@@ -232,13 +232,13 @@ def approve(settings: Settings, path: Path, name: str) -> None:
 
 
 def change(settings: Settings, path: Path) -> None:
-    """Publish an approved proposal, and see that it is on the ledger."""
+    """Publish an approved proposal, and wait until it is on the ledger."""
     proposal = load_proposal(path)
     position = make_operator(settings, proposal.federation_id).change_nodes(
         proposal.federation_id, proposal.era, proposal.nodes, proposal.approvals
     )
     leaf_index = await_leaf(settings, proposal.federation_id, position)
     say(
-        f"leaf {leaf_index}: era {proposal.era} begins once its block is final; the "
-        "nodes that are no longer named may be stopped then"
+        f"leaf {leaf_index}: era {proposal.era} begins once its block is final; nodes "
+        "that it no longer names may be stopped then"
     )

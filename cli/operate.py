@@ -1,4 +1,4 @@
-"""What operators and onlookers do from the command line."""
+"""What operators and observers do from the command line."""
 
 from __future__ import annotations
 
@@ -59,11 +59,11 @@ NOBODY: Final = "none"
 """In place of an optional principal's key: the federation has no such principal."""
 SEQUENCED_WITHIN_S: Final = 30.0
 DRAWABLE_WITHIN_S: Final = 10.0
-"""How long a request for a round waits for the checkpoint that its cohort is drawn
-from; after that, training goes on with the last one."""
+"""How long a request for a round waits for the checkpoint to draw its cohort from;
+after that, training goes on with the last one."""
 LOOK_FOR_REFUSALS_S: Final = 2.0
 LATEST_REFUSALS: Final = 10_000
-"""So many were made since the event was published, if nobody writes junk."""
+"""More than were made since the event was published, unless somebody writes junk."""
 
 
 def make_registry(settings: Settings) -> SchemaRegistry:
@@ -72,10 +72,10 @@ def make_registry(settings: Settings) -> SchemaRegistry:
 
 
 def make_operator(settings: Settings, federation_id: str) -> Operator:
-    """Return the operator of a federation, whose key lies in the state directory.
+    """Return a federation's operator, whose key is in the state directory.
 
     Raises:
-        KeyFileError: there is no such key: `moot federation create` makes it.
+        KeyFileError: there is no key: `moot federation create` makes it.
         StackError: there is no such federation.
         UntrustedFederationError: another operator founded it.
     """
@@ -99,11 +99,11 @@ def create_federation(
 ) -> Operator:
     """Found a federation and return its operator.
 
-    Keys of principals that are not given are made in the state directory, for
-    services that run on this machine.
+    Principals without a given key get one in the state directory, for services that run
+    on this machine.
 
     Raises:
-        StackError: the model's state cannot be exchanged, a principal is not one, or
+        StackError: the model's state cannot be exchanged, a principal is unknown, or
             the module's configuration is not JSON.
     """
     from producers.agent.training import initialise  # loads torch
@@ -111,7 +111,7 @@ def create_federation(
     keys = settings.state_directory / "keys"
     if "OPERATOR" in principals:
         raise StackError(
-            "the operator's key cannot be somebody else's: it signs the genesis",
+            "the operator's key must be this machine's: it signs the genesis",
             "Leave --principal OPERATOR out; the key is in the state directory.",
         )
     unknown = set(principals) - set(ROLES)
@@ -137,7 +137,7 @@ def create_federation(
     except RefusedStateError as error:
         msg = f"{error.reason}: {error}"
         raise StackError(
-            msg, "`--state PATTERN=CLASS` gives entries another class, by their names."
+            msg, "`--state PATTERN=CLASS` puts entries in another class, by name."
         ) from None
     store = BlobStore(settings)
     store.ensure_bucket()
@@ -150,13 +150,13 @@ def create_federation(
 
 
 def make_state_rules(texts: Iterable[str]) -> list[tuple[str, StateClass]]:
-    """Return which entries of a model's state are of which class.
+    """Return the class of a model's state entries, by pattern.
 
     Args:
         texts: Each ``PATTERN=CLASS``.
 
     Raises:
-        StackError: one is not written like that.
+        StackError: one is malformed.
     """
     rules = []
     for text in texts:
@@ -171,7 +171,7 @@ def make_state_rules(texts: Iterable[str]) -> list[tuple[str, StateClass]]:
 def admit_agent(
     settings: Settings, federation_id: str, agent_id: str, public_key: bytes
 ) -> None:
-    """Admit an agent, and see that it is on the ledger."""
+    """Admit an agent, and wait until that is on the ledger."""
     operator = make_operator(settings, federation_id)
     (position,) = operator.admit(federation_id, {agent_id: public_key})
     await_leaf(settings, federation_id, position)
@@ -180,7 +180,7 @@ def admit_agent(
 def revoke_agent(
     settings: Settings, federation_id: str, agent_id: str, explanation: str
 ) -> None:
-    """Revoke an agent, and see that it is on the ledger."""
+    """Revoke an agent, and wait until that is on the ledger."""
     operator = make_operator(settings, federation_id)
     position = operator.revoke(federation_id, agent_id, explanation)
     await_leaf(settings, federation_id, position)
@@ -189,12 +189,12 @@ def revoke_agent(
 def propose_change(
     settings: Settings, federation_id: str, changes: Mapping[str, Any]
 ) -> tuple[e.FederationChanged, list[Difference]]:
-    """Return a change of a federation's newest configuration, and in what it differs.
+    """Return a change of a federation's newest configuration, and its differences.
 
     Args:
         settings: Where Kafka is.
         federation_id: The federation.
-        changes: New values, by name; of a section or the task with the dot, as
+        changes: New values by name; dotted within a section or the task, as
             ``task.local_epochs``.
 
     Raises:
@@ -220,7 +220,7 @@ def propose_change(
         )
     unknown = find_rules_problem(change)
     if unknown is not None:
-        # Whoever serves the federation would stop, this program's services first.
+        # Services would stop at rules they do not know, this program's first.
         raise StackError(unknown, "Nothing was signed.")
     return change, list(list_differences(config, changed))
 
@@ -230,8 +230,8 @@ def read_newest(
 ) -> tuple[e.FederationConfigured, int]:
     """Return a federation's newest configuration, and the number of its change.
 
-    Every change is verified: a new one states all parameters anew, so what somebody
-    else slipped in would get the operator's signature.
+    Every change is verified: a new one restates all parameters, so the operator would
+    sign what somebody else slipped in.
 
     Raises:
         StackError: there is no such federation.
@@ -273,7 +273,7 @@ def show_change(
 
 
 def change_federation(settings: Settings, change: e.FederationChanged) -> None:
-    """Sign a change, and see that it is on the ledger."""
+    """Sign a change, and wait until it is on the ledger."""
     position = make_operator(settings, change.federation_id).change(change)
     await_leaf(settings, change.federation_id, position)
 
@@ -282,7 +282,7 @@ def await_leaf(settings: Settings, federation_id: str, position: Position) -> in
     """Wait until a published event is a leaf; returns its index.
 
     Raises:
-        StackError: it was refused, and why; or nobody sequenced it in time.
+        StackError: it was refused, or not sequenced in time.
     """
     registry = make_registry(settings)
     begun = looked = time.monotonic()
@@ -299,7 +299,7 @@ def await_leaf(settings: Settings, federation_id: str, position: Position) -> in
                     raise _refused(event)
                 return item.sequenced.leaf_index
         elif now - looked > LOOK_FOR_REFUSALS_S:
-            # What no known federation's log holds is refused there alone.
+            # Refusals outside any known federation appear there alone.
             looked = now
             _look_for_refusal(settings, registry, position, nexts)
         if now - begun > SEQUENCED_WITHIN_S:
@@ -314,13 +314,13 @@ def _look_for_refusal(
     position: Position,
     nexts: dict[int, int],
 ) -> None:
-    """Look at the latest refusals: of all, kept for ever, anybody can make many.
+    """Look at the latest refusals: all are kept, and anybody can cause many.
 
     Args:
         settings: Where Kafka is.
         registry: How to unframe.
-        position: Of what may have been refused.
-        nexts: Where to go on, by partition; changed in place.
+        position: Of the event that may have been refused.
+        nexts: Where to continue, by partition; changed in place.
 
     Raises:
         StackError: it was refused, and why.
@@ -373,7 +373,7 @@ def read_leaves(settings: Settings, federation_id: str) -> Iterator[OpenedLeaf]:
 
 
 def read_rounds(settings: Settings, federation_id: str) -> tuple[RoundsState, int]:
-    """Return where a federation's rounds stand, and how many leaves say so.
+    """Return the state of a federation's rounds, and its number of leaves.
 
     Raises:
         StackError: there is no such federation.
@@ -387,9 +387,9 @@ def read_rounds(settings: Settings, federation_id: str) -> tuple[RoundsState, in
 
 
 def await_drawable(settings: Settings, federation_id: str) -> RoundsState:
-    """Return where the rounds stand, once the next cohort's checkpoint is on the log.
+    """Return the rounds' state once the next cohort's checkpoint is on the log.
 
-    Not later than `DRAWABLE_WITHIN_S`: while nothing becomes final, training goes on.
+    Waits at most `DRAWABLE_WITHIN_S`: while nothing becomes final, training goes on.
 
     Raises:
         StackError: there is no such federation.
@@ -418,7 +418,7 @@ def await_drawable(settings: Settings, federation_id: str) -> RoundsState:
 
 
 def show_federation(settings: Settings, federation_id: str, *, as_json: bool) -> None:
-    """Print a federation's parameters and where it stands."""
+    """Print a federation's parameters and state."""
     state, size = read_rounds(settings, federation_id)
     assert state.config is not None, "a log begins with a configuration"
     current = state.current
@@ -490,7 +490,7 @@ def list_agents(settings: Settings, federation_id: str, *, as_json: bool) -> Non
 def start_round(
     settings: Settings, federation_id: str, *, wait: bool, timeout_s: float
 ) -> int:
-    """Ask for the next round and print what becomes of it; returns an exit code."""
+    """Request the next round and print its events; returns an exit code."""
     state = await_drawable(settings, federation_id)
     number = state.last_round + 1
     position = make_operator(settings, federation_id).request_round(
@@ -526,7 +526,7 @@ def abandon_round(settings: Settings, federation_id: str, explanation: str) -> i
     """Give up the round in progress; returns its number.
 
     Raises:
-        StackError: none is.
+        StackError: no round is in progress.
     """
     state, _ = read_rounds(settings, federation_id)
     if state.current is None:
@@ -542,7 +542,7 @@ def abandon_round(settings: Settings, federation_id: str, explanation: str) -> i
 def watch(
     settings: Settings, federation_id: str, *, as_json: bool, follow: bool
 ) -> None:
-    """Print a federation's events from the beginning on."""
+    """Print a federation's events from the beginning."""
     known = AdmissionState()
     for read in follow_log(settings, make_registry(settings), federation_id):
         if read is END and not follow:

@@ -1,4 +1,4 @@
-"""Options that several commands have, and what is wrong with them."""
+"""Options that several commands share, and how bad ones fail."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ OperatorKey = Annotated[
 ]
 GenesisHash = Annotated[
     str | None,
-    typer.Option("--genesis", help="Hash of the founding that you take part in, hex."),
+    typer.Option("--genesis", help="Hash of the genesis you trust, hex."),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 StackDirectory = Annotated[
     Path | None,
     typer.Option(help="Directory of the stack; the user's state folder by default."),
@@ -56,6 +56,6 @@ def parse_key(text: str) -> bytes:
 
 
 def make_failure(message: str) -> typer.Exit:
-    """Say what is wrong with what was asked, and return what to raise."""
+    """Print what is wrong with the arguments; return what to raise."""
     say_error(message)
     return typer.Exit(EXIT_CANNOT)

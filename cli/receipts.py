@@ -1,4 +1,4 @@
-"""Receipts from the command line: fetching one, and verifying one offline."""
+"""Receipts on the command line: fetch one, verify one offline."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ WAIT_S = 10.0
 
 
 def show_policy(settings: Settings, federation_id: str, era: int | None = None) -> str:
-    """Return a federation's policy file: whose word makes a checkpoint final.
+    """Return a federation's policy file: whose cosignatures make a checkpoint final.
 
     Args:
         settings: Where Kafka is.
         federation_id: The federation.
-        era: Of which node set, from 0; None for the present one.
+        era: Of the node set, from 0; None for the present one.
 
     Raises:
         StackError: there is no such federation or era, or it has no ledger nodes.
@@ -60,7 +60,7 @@ def show_policy(settings: Settings, federation_id: str, era: int | None = None) 
         msg = f"{federation_id!r} has no era {era}: the present one is {present}"
         raise StackError(msg, "`moot node list` shows them all.")
     when = "the present one" if era == present else f"the present one is {present}"
-    # A change names the era after the last one: they are numbered without gaps.
+    # A change names the next era: they are numbered without gaps.
     policy = make_policy(replace(state, node_sets=state.node_sets[: era + 1]))
     return f"# {federation_id}, era {era}: {when}\n{policy.to_text()}"
 
@@ -74,10 +74,10 @@ def get_receipt(
         settings: Where Kafka is.
         federation_id: The federation.
         event_id: The event's id in hex, as its record's header has it; or a leaf index.
-        urls: Servers of the log; the ledger nodes unless given.
+        urls: Servers of the log; by default the ledger nodes.
 
     Raises:
-        StackError: there is no such leaf, or it is not final within a while.
+        StackError: no such leaf, no server has it, or it is not final within `WAIT_S`.
     """
     state, found = AdmissionState(), None
     for read in read_log(settings, make_registry(settings), federation_id):
@@ -172,5 +172,5 @@ def _demand_nodes(state: AdmissionState) -> None:
     if not state.node_sets:
         msg = f"federation {state.federation_id!r} has no ledger nodes"
         raise StackError(
-            msg, "Nothing becomes final without: `moot federation create --help`."
+            msg, "Nothing becomes final without them: `moot federation create --help`."
         )

@@ -1,9 +1,9 @@
 """`moot rewards`: the balances of a federation, and how they came about.
 
-Computed from the log, as the rewards decider does it: what is on `moot.rewards`, or on
-the log as its facts, is not looked at. `moot audit` compares the two.
+Computed from the log as the rewards decider does, whatever `moot.rewards` or the log's
+facts say; `moot audit` compares the two.
 
-Also the reward rule as `moot federation create` is told it.
+Also parses the reward rule for `moot federation create`.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ MAX_DIGITS: Final = 18  # enough for what validation refuses, too few to exhaust
 
 
 def parse_reward_rule(texts: Iterable[str]) -> e.RewardRule | None:
-    """Return the recommended reward rule with these values instead of its own; None if
-    nothing earns or costs.
+    """Return the recommended reward rule with these values replaced; None if nothing
+    earns or costs.
 
     Args:
         texts: Each ``NAME=POINTS``, a field of `RewardRule`; ``none=0`` sets all that
             are not named to 0.
 
     Raises:
-        StackError: one is not written like that, or a name comes twice. Whether the
-            values are in range is for `protocol.validation`.
+        StackError: one is malformed, or a name comes twice. `protocol.validation`
+            checks ranges.
     """
     names = [part.name for part in fields(e.RewardRule)]
     rule, values = RECOMMENDED_RULE, dict[str, int]()
@@ -76,7 +76,7 @@ def show_rewards(
 def follow_rewards(
     leaves: Iterable[OpenedLeaf],
 ) -> tuple[RewardsState, list[e.BalanceChanged]]:
-    """Return where the balances stand after these leaves, and every change on the way.
+    """Return the balances after these leaves, and every change on the way.
 
     Args:
         leaves: A federation's log from its first leaf on.
@@ -92,7 +92,7 @@ def follow_rewards(
 def summarise(
     state: RewardsState, changes: Sequence[e.BalanceChanged], *, history: bool
 ) -> dict[str, object]:
-    """Return what there is to say as JSON types; the rule too, as it explains it."""
+    """Return rule and balances, with ``history`` every change too, as JSON types."""
     summary: dict[str, object] = {
         "rule": to_jsonable(state.rule),
         "balances": dict(sorted(state.balances.items())),

@@ -1,7 +1,7 @@
-"""What commands show: one place where text goes to a terminal.
+"""The one place where text goes to a terminal.
 
-Others' words are in nearly all of it, so everything is written out that does not stand
-for itself (`adapters.log_lines`).
+Most of it contains others' words, so whatever is not plainly printable is escaped
+(`adapters.log_lines`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from adapters.log_lines import guard_logs, printable
 
 
 def say(*lines: object, is_error: bool = False) -> None:
-    """Print lines, at once; each is one line, whatever is in it.
+    """Print lines and flush; each stays one line, whatever is in it.
 
     Args:
         *lines: What to print.
@@ -27,29 +27,26 @@ def say(*lines: object, is_error: bool = False) -> None:
 
 
 def say_json(value: Any, *, is_wide: bool = False) -> None:
-    """Print JSON's types; what is not ASCII is escaped.
+    """Print a value as JSON in ASCII.
 
     Args:
         value: What to print.
-        is_wide: Whether it may take many lines.
+        is_wide: Whether to indent it, over several lines.
     """
     say(*json.dumps(value, indent=2 if is_wide else None, allow_nan=False).split("\n"))
 
 
 def say_error(error: object) -> None:
-    """Print why something could not be done, to standard error.
-
-    What comes after a line break begins with a space: it is no line of its own.
-    """
+    """Print an error to standard error; its further lines are indented."""
     first, *rest = str(error).split("\n")
     say(f"error: {first}", *(f"  {line}" for line in rest), is_error=True)
 
 
 def show_time(at_s: float) -> str:
-    """Return a time as people read it, or the number if no calendar has it.
+    """Return a time as text, or the number if no calendar has it.
 
     Args:
-        at_s: Seconds since 1970-01-01 UTC, by anybody's clock.
+        at_s: Seconds since 1970-01-01 UTC, by any clock.
     """
     try:
         return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(at_s))
@@ -58,7 +55,7 @@ def show_time(at_s: float) -> str:
 
 
 def prepare() -> None:
-    """Make printing and logging of this process safe, whatever is printed."""
+    """Make this process's printing and logging safe for any text."""
     guard_logs()
     for stream in (sys.stdout, sys.stderr):
         # A terminal that cannot show a character gets its escape.

@@ -1,1 +1,1 @@
-"""Commands and their options; what they do is imported when they run."""
+"""Commands and their options; the code behind them is imported when they run."""

@@ -23,27 +23,27 @@ def run(
     ],
     genesis: GenesisHash = None,
     directory: Annotated[
-        Path | None, typer.Option(help="Its key and what it has said.")
+        Path | None, typer.Option(help="Directory of its key and state.")
     ] = None,
     data_config: Annotated[
-        str, typer.Option(help="Its own arguments of the data module, JSON.")
+        str, typer.Option(help="Its own data module arguments, JSON.")
     ] = "{}",
     allow: Annotated[
-        list[str] | None, typer.Option(help="Modules that a task may name.")
+        list[str] | None, typer.Option(help="Module prefix that a task may use.")
     ] = None,
     min_cohort: Annotated[
         int | None,
-        typer.Option(min=1, help="Decline where fewer contributions may be summed."),
+        typer.Option(min=1, help="Decline to be summed with fewer contributions."),
     ] = None,
     mode: Annotated[
         list[str] | None,
-        typer.Option(help="Decline where updates are combined otherwise: plain, mpc."),
+        typer.Option(help="Decline any other way to combine updates: plain, mpc."),
     ] = None,
     task: Annotated[
         str | None,
         typer.Option(
-            help="HEX, digest of the task that a first start accepts; the one that it "
-            "finds unless told."
+            help="HEX, digest of the task to accept on first start; by default the "
+            "one it finds."
         ),
     ] = None,
 ) -> None:
@@ -71,7 +71,7 @@ def accept_task(
     federation: Federation,
     task: Annotated[str, typer.Option(help="Digest of the task, hex.")],
     directory: Annotated[
-        Path | None, typer.Option(help="The agent's, if it is not the usual one.")
+        Path | None, typer.Option(help="The agent's directory, if not the default.")
     ] = None,
 ) -> None:
     """Let an agent on this machine run a task that the operator has changed."""
@@ -82,7 +82,7 @@ def accept_task(
     accept_task(
         directory or agent_directory(settings, federation, agent_id), parse_key(task)
     )
-    say(f"{agent_id} runs the task {task}")
+    say(f"{agent_id} accepts the task {task}")
 
 
 @app.command("list")
@@ -100,8 +100,8 @@ def admit(
     public_key: Annotated[
         str,
         typer.Option(
-            help="The key that its organisation told you, hex: `moot agent list` "
-            "shows what was asked for; compare before you admit."
+            help="The key its organisation gave you, hex; compare it with `moot agent "
+            "list` before you admit."
         ),
     ],
 ) -> None:
@@ -116,7 +116,9 @@ def admit(
 def revoke(
     agent_id: str,
     federation: Federation,
-    explanation: Annotated[str, typer.Option("--because", help="Why.")],
+    explanation: Annotated[
+        str, typer.Option("--because", help="The reason, for the log.")
+    ],
 ) -> None:
     """End an agent's membership, for good."""
     from cli.operate import revoke_agent

@@ -14,7 +14,7 @@ from cli.options import AsJson, OperatorKey
 def audit(
     bundle_to_read: Annotated[
         Path | None,
-        typer.Argument(metavar="[BUNDLE]", help="A bundle, to be audited offline."),
+        typer.Argument(metavar="[BUNDLE]", help="A bundle to audit offline."),
     ] = None,
     federation: Annotated[
         str, typer.Option("--federation", "-f", help="Name of the federation.")
@@ -22,48 +22,48 @@ def audit(
     operator_key: OperatorKey = None,
     policy: Annotated[
         Path | None,
-        typer.Option(help="Whose cosignatures you demand: a C2SP policy file."),
+        typer.Option(help="C2SP policy file: the cosignatures you demand."),
     ] = None,
     blobs: Annotated[
         bool, typer.Option(help="Fetch blobs and recompute every aggregate.")
     ] = True,
     rejected: Annotated[
-        bool, typer.Option("--rejected", help="List the records that were refused.")
+        bool, typer.Option("--rejected", help="List refused records.")
     ] = False,
     bundle: Annotated[
         Path | None,
-        typer.Option(help="Write everything that was read into a file, as a bundle."),
+        typer.Option(help="Write everything read to this file, as a bundle."),
     ] = None,
     continue_from: Annotated[
         Path | None,
-        typer.Option("--from", help="Go on from where an audit ended (--save)."),
+        typer.Option("--from", help="Continue where an audit ended (--save)."),
     ] = None,
     save: Annotated[
-        Path | None, typer.Option(help="Save where this audit ends, if it is sound.")
+        Path | None, typer.Option(help="Save where this audit ends, if sound.")
     ] = None,
     follow: Annotated[
-        bool, typer.Option("--follow", help="Go on as a monitor; prints alerts.")
+        bool, typer.Option("--follow", help="Keep running and print alerts.")
     ] = False,
     stale_after: Annotated[
         float | None,
         typer.Option(
             min=0,
-            help="Seconds until a monitor complains that nothing becomes final, or "
-            "that nothing can be read; 300 unless told otherwise, 0: never.",
+            help="Seconds until a monitor alerts that nothing becomes final or can be "
+            "read; default 300, 0 for never.",
         ),
     ] = None,
     keep_going: Annotated[
-        bool, typer.Option("--keep-going", help="Do not end after a fork.")
+        bool, typer.Option("--keep-going", help="Keep following after a fork.")
     ] = False,
     jobs: Annotated[
         int | None,
-        typer.Option(min=1, help="Processes; as many as there are cores."),
+        typer.Option(min=1, help="Number of processes; one per core by default."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Replay a log and check everything in it.
 
-    Exit code 0: sound. 1: the log is wrong, and where. 2: it could not be read.
+    Exit codes: 0 sound; 1 wrong, and where; 2 unreadable; 3 unknown rules.
     """
     from cli.audit import Options
     from cli.audit import audit as run_audit

@@ -11,8 +11,8 @@ def bench(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Which: sequencer, rounds, finality, audit, aggregation, privacy, "
-            "differences."
+            help="Any of sequencer, rounds, finality, audit, aggregation, privacy, "
+            "differences; all by default."
         ),
     ] = None,
     quick: Annotated[
@@ -22,7 +22,7 @@ def bench(
         bool, typer.Option(help="Write docs/benchmarks.md instead of printing it.")
     ] = False,
 ) -> None:
-    """Measure, on a stack of its own, and compare with the limits."""
+    """Measure on a stack of its own, and compare with the limits."""
     from cli.bench import run_bench
 
     run_bench(tuple(names or ()), quick=quick, write=write)

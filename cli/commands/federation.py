@@ -16,7 +16,7 @@ from cli.options import (
 )
 from cli.show import say
 
-app = typer.Typer(help="Found and show federations.", no_args_is_help=True)
+app = typer.Typer(help="Found, show and change federations.", no_args_is_help=True)
 
 
 @app.command("create")
@@ -32,7 +32,7 @@ def create(
     cohort_size: Annotated[int, typer.Option(min=1)] = 5,
     min_cohort: Annotated[int, typer.Option(min=1)] = 3,
     round_duration_s: Annotated[int, typer.Option(min=1)] = 120,
-    seed: Annotated[int, typer.Option(help="Of the initial model.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the initial model.")] = 0,
     principal: Annotated[
         list[str] | None,
         typer.Option(
@@ -61,8 +61,8 @@ def create(
     dealer: Annotated[
         str | None,
         typer.Option(
-            help="HEX, who deals the parties what they compare updates with: "
-            "`moot dealer init` prints it."
+            help="HEX, key of the dealer whose randomness parties use to compare "
+            "updates: `moot dealer init` prints it."
         ),
     ] = None,
     max_distance: Annotated[
@@ -70,25 +70,25 @@ def create(
         typer.Option(
             min=0.0,
             max=2.0,
-            help="With a dealer: how many clip norms apart two updates are far from "
-            "each other; who is far from most others is left out. 0: none is.",
+            help="With a dealer: updates further apart than this, in clip norms, are "
+            "far; an agent far from most others is left out. 0 compares none.",
         ),
     ] = 0.0,
     state: Annotated[
         list[str] | None,
         typer.Option(
-            help="PATTERN=CLASS, what becomes of entries of the model's state: "
-            "trained, kept or fixed; the first pattern that fits a name."
+            help="PATTERN=CLASS: entries of the model's state that are trained, kept "
+            "or fixed; the first pattern to match a name decides."
         ),
     ] = None,
     allow: Annotated[
-        list[str] | None, typer.Option(help="Modules that may be loaded.")
+        list[str] | None, typer.Option(help="Module prefix that may be loaded.")
     ] = None,
 ) -> None:
     """Found a federation: make its initial model and publish its genesis.
 
-    With parties nobody sees an update: each is shared among them, and only sums are
-    opened. Without, the aggregator sees them all.
+    With parties, nobody sees an update: each is shared among them, and only sums are
+    opened. Without parties, the aggregator sees them all.
     """
     from cli.modes import read_parameters
     from cli.node import parse_ledger_nodes
@@ -140,13 +140,13 @@ def key(
 ) -> None:
     """Print a service's public key, for `federation create --principal`.
 
-    The key is made in this machine's state directory if it does not exist yet.
+    The key is made in this machine's state directory if needed.
     """
     from adapters.keys import key_path, load_or_create_key
     from protocol.validation import ROLES
 
     if role not in ROLES:
-        raise make_failure(f"no role {role!r}: {', '.join(ROLES)}")
+        raise make_failure(f"no role {role!r}; the roles are {', '.join(ROLES)}")
     keys = find_settings().state_directory / "keys"
     say(load_or_create_key(key_path(keys, role)).public_key.hex())
 
@@ -165,23 +165,23 @@ def change(
     round_duration_s: Annotated[int | None, typer.Option(min=1)] = None,
     cohort_size: Annotated[int | None, typer.Option(min=1)] = None,
     min_cohort: Annotated[
-        int | None, typer.Option(min=1, help="May only become larger.")
+        int | None, typer.Option(min=1, help="May only grow.")
     ] = None,
     max_num_examples: Annotated[
-        int | None, typer.Option(min=1, help="May only become smaller.")
+        int | None, typer.Option(min=1, help="May only shrink.")
     ] = None,
     norm_bound: Annotated[
         int | None,
-        typer.Option(min=1, help="In encoded units; may only become smaller."),
+        typer.Option(min=1, help="In encoded units; may only shrink."),
     ] = None,
     local_epochs: Annotated[int | None, typer.Option(min=1)] = None,
     rules_version: Annotated[
         int | None,
-        typer.Option(min=1, help="Of the deciders' rules; may only become larger."),
+        typer.Option(min=1, help="Of the deciders' rules; may only grow."),
     ] = None,
     reward: Annotated[
         list[str] | None,
-        typer.Option(help="NAME=POINTS, as for `create`: the whole rule anew."),
+        typer.Option(help="NAME=POINTS, as in `create`; replaces the rule."),
     ] = None,
     module: Annotated[
         str | None, typer.Option(help="Agents run it once they accept it.")
@@ -198,7 +198,7 @@ def change(
 ) -> None:
     """Change a federation from the next round on, after showing what changes.
 
-    With --json and without --yes it only shows.
+    With --json and without --yes, only show it.
     """
     from cli.modes import name_changes
     from cli.operate import change_federation, propose_change, show_change

@@ -10,17 +10,17 @@ from cli.environment import find_settings
 from cli.options import AsJson, Federation
 
 app = typer.Typer(
-    help="Whose pseudonyms the agents are: beside the log.", no_args_is_help=True
+    help="Who is behind agents' pseudonyms; kept off the log.", no_args_is_help=True
 )
 
 
 @app.command("set")
 def set_(
     agent_id: str,
-    name: Annotated[str, typer.Argument(help="An empty one takes it out.")],
+    name: Annotated[str, typer.Argument(help="The name; empty removes it.")],
     federation: Federation,
 ) -> None:
-    """Remember whose pseudonym an agent is, encrypted, on this machine."""
+    """Remember who is behind an agent's pseudonym, encrypted, on this machine."""
     from cli.names import set_name
 
     set_name(find_settings(), federation, agent_id, name)
@@ -28,7 +28,7 @@ def set_(
 
 @app.command("list")
 def list_(federation: Federation, as_json: AsJson = False) -> None:
-    """Show whose pseudonyms the agents are."""
+    """Show who is behind each pseudonym."""
     from cli.names import list_names
 
     list_names(find_settings(), federation, as_json=as_json)

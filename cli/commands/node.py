@@ -18,7 +18,7 @@ app = typer.Typer(help="Ledger nodes and their keys.", no_args_is_help=True)
 def init(
     name: Annotated[str, typer.Argument(help="Its name among the nodes.")],
     url: Annotated[
-        str, typer.Option(help="Where others will reach it, http://host:port.")
+        str, typer.Option(help="Where others reach it, http://host:port.")
     ] = "",
 ) -> None:
     """Make a ledger node's key and vote log, and print it for `federation create`."""
@@ -40,7 +40,7 @@ def policy(
     federation: Federation,
     era: Annotated[
         int | None,
-        typer.Option(help="Of which node set, from 0; the present one by default."),
+        typer.Option(help="Era of the node set, from 0; default: the present."),
     ] = None,
 ) -> None:
     """Print whose cosignatures make a checkpoint final, as a C2SP policy file."""
@@ -52,10 +52,12 @@ def policy(
 @app.command("propose")
 def propose(
     federation: Federation,
-    node: Annotated[list[str], typer.Option(help="NAME=HEX@URL, each new node.")],
+    node: Annotated[
+        list[str], typer.Option(help="NAME=HEX@URL, a node of the new set.")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The file.")],
 ) -> None:
-    """Write a proposal for other ledger nodes, to be approved by the present ones."""
+    """Write a proposal for a new node set, for the present nodes to approve."""
     from cli.node import parse_ledger_nodes, propose
 
     propose(find_settings(), federation, parse_ledger_nodes(node), output)

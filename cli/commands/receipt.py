@@ -18,7 +18,7 @@ def receipt(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="The file.")
     ] = None,
-    url: Annotated[list[str] | None, typer.Option(help="A server of the log.")] = None,
+    url: Annotated[list[str] | None, typer.Option(help="Log server to ask.")] = None,
 ) -> None:
     """Write a receipt: leaf, inclusion proof, cosigned checkpoint (C2SP tlog-proof)."""
     from cli.receipts import get_receipt
@@ -33,7 +33,7 @@ def receipt(
 def verify_receipt(
     file: Annotated[Path, typer.Argument(help="The receipt.")],
     policy: Annotated[
-        Path, typer.Option(help="Whose word counts: `moot node policy` prints it.")
+        Path, typer.Option(help="Whose word counts; `moot node policy` prints it.")
     ],
     as_json: AsJson = False,
 ) -> None:

@@ -10,7 +10,7 @@ from cli.environment import find_settings
 from cli.options import AsJson, Federation
 from cli.show import say
 
-app = typer.Typer(help="Ask for rounds and watch them.", no_args_is_help=True)
+app = typer.Typer(help="Start, abandon and watch rounds.", no_args_is_help=True)
 
 
 @app.command("start")
@@ -19,7 +19,7 @@ def start(
     wait: Annotated[bool, typer.Option(help="Wait until it ends.")] = True,
     timeout_s: Annotated[float, typer.Option(help="How long to wait.")] = 600,
 ) -> None:
-    """Ask for the next round, and watch it."""
+    """Request the next round and watch it."""
     from cli.operate import start_round
 
     raise typer.Exit(
@@ -30,7 +30,9 @@ def start(
 @app.command("abandon")
 def abandon(
     federation: Federation,
-    explanation: Annotated[str, typer.Option("--because", help="Why.")],
+    explanation: Annotated[
+        str, typer.Option("--because", help="The reason, for the log.")
+    ],
 ) -> None:
     """Give up the round in progress, so that another can start."""
     from cli.operate import abandon_round
@@ -42,9 +44,9 @@ def abandon(
 def watch(
     federation: Federation,
     as_json: AsJson = False,
-    follow: Annotated[bool, typer.Option(help="Go on past the present end.")] = True,
+    follow: Annotated[bool, typer.Option(help="Keep printing what arrives.")] = True,
 ) -> None:
-    """Print what happens in a federation, from the beginning on."""
+    """Print what happens in a federation, from the beginning."""
     from cli.operate import watch
 
     watch(find_settings(), federation, as_json=as_json, follow=follow)

@@ -19,37 +19,37 @@ def serve(
         ),
     ],
     federation: Annotated[
-        str | None, typer.Option("--federation", "-f", help="Which federation.")
+        str | None, typer.Option("--federation", "-f", help="Federation to serve.")
     ] = None,
     allow: Annotated[
         list[str] | None,
-        typer.Option(help="Modules that the exporter may load models from."),
+        typer.Option(help="Module prefix that the exporter may load."),
     ] = None,
     name: Annotated[
-        str | None, typer.Option(help="The ledger node's, party's or dealer's.")
+        str | None, typer.Option(help="Name of the ledger node, party or dealer.")
     ] = None,
     min_cohort: Annotated[
         int | None,
         typer.Option(
             min=2,
-            help="The fewest contributions that a party sums: 2, or MOOT_MIN_COHORT.",
+            help="Fewest contributions a party sums; MOOT_MIN_COHORT, or 2.",
         ),
     ] = None,
     host: Annotated[
         str | None,
         typer.Option(
-            help="Where to listen: 127.0.0.1 unless told, a party at its own address."
+            help="Where to listen; default 127.0.0.1, for a party its own address."
         ),
     ] = None,
     port: Annotated[
         int | None,
-        typer.Option(help="7400 for a ledger node, 7480 for the log; 0: a free one."),
+        typer.Option(help="Default 7400 for a ledger node, 7480 for the log; 0: any."),
     ] = None,
     operator_key: OperatorKey = None,
     genesis: GenesisHash = None,
     peer: Annotated[
         list[str] | None,
-        typer.Option(help="URL of a ledger node, besides those that the log names."),
+        typer.Option(help="URL of a ledger node that the log does not name."),
     ] = None,
 ) -> None:
     """Run one service until it is told to stop."""

@@ -23,7 +23,7 @@ NEW_TOPIC_KNOWN_WITHIN_S: Final = 5.0
 def create(
     repair: Annotated[
         bool,
-        typer.Option(help="Change the configuration of topics that exist, too."),
+        typer.Option(help="Also correct the configuration of existing topics."),
     ] = False,
 ) -> None:
     """Create the topics that do not exist yet, and check those that do."""
@@ -37,7 +37,7 @@ def create(
     say(*(created or ["all topics exist"]))
     deadline = time.monotonic() + NEW_TOPIC_KNOWN_WITHIN_S
     problems = check_topics(settings)
-    # Not every broker knows at once what was just made.
+    # Brokers do not all learn of a new topic at once.
     while any(p.topic in created for p in problems) and time.monotonic() < deadline:
         time.sleep(0.2)
         problems = check_topics(settings)
@@ -49,7 +49,7 @@ def create(
 
 @app.command("check")
 def check(as_json: AsJson = False) -> None:
-    """Compare the topics with what they must be; changes nothing."""
+    """Check the topics' configuration; changes nothing."""
     from dataclasses import asdict
 
     from adapters.topic_config import check_topics, is_fatal
@@ -60,7 +60,7 @@ def check(as_json: AsJson = False) -> None:
         say_json([asdict(problem) for problem in problems])
         raise typer.Exit(int(is_fatal(problems)))
     if not problems:
-        say("all topics are as they must be")
+        say("all topics are configured correctly")
     _show_topic_problems(settings, problems)
 
 

@@ -1,6 +1,6 @@
-"""What modes of aggregation add to the command line, and the list of it.
+"""What each aggregation mode adds to the command line.
 
-As elsewhere here, what takes time to import is imported when it is asked for.
+Slow imports wait until they are needed, as elsewhere here.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ Run: TypeAlias = Callable[[str | None, int | None, str | None], None]
 COMMANDS: Final[Mapping[str, typer.Typer]] = mpc.COMMANDS
 """Groups of commands, by name."""
 SERVICES: Final[Mapping[str, Run]] = mpc.SERVICES
-"""Services: each takes its name, the fewest contributions that it combines, and where
-it listens; None for what it is not told."""
+"""Services: each takes its name, its minimum cohort and the host it listens on, None
+where not given."""
 
 read_parameters = mpc.read_parameters
 name_changes = mpc.name_changes
@@ -30,5 +30,5 @@ forge_update = plain.forge_update
 
 
 def describe(event: LedgerEvent) -> str:
-    """Return an event of one of the modes as a line for people."""
+    """Return a mode's event as one line of text."""
     return next(filter(None, (plain.describe(event), mpc.describe(event))))

@@ -29,7 +29,7 @@ def init_party(
     name: Annotated[str, typer.Argument(help="Its name among the parties.")],
     address: Annotated[
         str,
-        typer.Option(help="Where other parties reach it to compare, HOST:PORT."),
+        typer.Option(help="Where parties reach it to compare updates, HOST:PORT."),
     ] = "",
 ) -> None:
     """Make a party's keys and memory, and print it for `federation create`."""
@@ -38,14 +38,14 @@ def init_party(
 
 @COMMANDS["dealer"].command("init")
 def init_dealer(
-    name: Annotated[str, typer.Argument(help="What this machine calls it.")],
+    name: Annotated[str, typer.Argument(help="Its name on this machine.")],
 ) -> None:
     """Make a dealer's key, and print it for `federation create`."""
     say(make_dealer_key(find_settings(), name).hex())
 
 
 def make_party(settings: Settings, name: str, address: str = "") -> Party:
-    """Return a party of this machine; its keys and memory are made if need be.
+    """Return a party of this machine, making its keys and memory if needed.
 
     Args:
         settings: Where its directory is.
@@ -54,7 +54,7 @@ def make_party(settings: Settings, name: str, address: str = "") -> Party:
             compares no updates.
 
     Raises:
-        StackError: the name cannot be a party's, or that is no address.
+        StackError: the name or the address is invalid.
         KeyFileError: a key file cannot be used.
     """
     from adapters.modes.mpc.identity import create_party, party_directory
@@ -72,10 +72,10 @@ def make_party(settings: Settings, name: str, address: str = "") -> Party:
 
 
 def make_dealer_key(settings: Settings, name: str) -> bytes:
-    """Return the public key of a dealer of this machine, made if need be; 32 bytes.
+    """Return the public key of a dealer of this machine, made if needed; 32 bytes.
 
     Raises:
-        StackError: the name cannot be a dealer's.
+        StackError: the name is invalid.
         KeyFileError: its key file cannot be used.
     """
     from adapters.keys import load_or_create_key
@@ -103,7 +103,7 @@ def parse_parties(texts: Iterable[str]) -> tuple[Party, ...]:
     """Return parties, each ``NAME=HEX:HEX[@HOST:PORT]``, in ascending order of name.
 
     Raises:
-        StackError: one is not written like that.
+        StackError: one is malformed.
     """
     return tuple(sorted(map(_parse_party, texts), key=lambda party: party.name))
 
@@ -123,7 +123,7 @@ def _parse_party(text: str) -> Party:
         public_key = sealing_key = b""
     if not name or len(public_key) != 32:  # noqa: PLR2004  # Ed25519
         msg = f"{text!r:.200} is not NAME=HEX:HEX, or NAME=HEX:HEX@HOST:PORT"
-        raise StackError(msg, "`moot party init NAME` prints it like that.")
+        raise StackError(msg, "`moot party init NAME` prints one.")
     return Party(
         name=name, public_key=public_key, sealing_key=sealing_key, address=address
     )
@@ -136,7 +136,7 @@ def read_parameters(
     dealer: str | None,
     max_distance: float,
 ) -> dict[str, Any]:
-    """Return the parameters that options of `federation create` ask for."""
+    """Return the parameters that the options of `federation create` ask for."""
     return with_parties(
         parse_parties(party or ()),
         clip_norm,
@@ -146,7 +146,7 @@ def read_parameters(
 
 
 def name_changes(norm_bound: int | None) -> dict[str, Any]:
-    """Return what options of `federation change` change, by whole names."""
+    """Return what the options of `federation change` change, by full name."""
     return {"mpc.norm_bound": norm_bound}
 
 
@@ -160,17 +160,17 @@ def with_parties(
     """Return the parameters of aggregation MPC; none without parties.
 
     Args:
-        parties: Who adds up shares.
+        parties: The parties that add up shares.
         clip_norm: The largest L2 norm of an update, above 0: longer ones are shrunk.
             Encoded as finely as integers below 2^19 allow.
-        dealer_key: Of who deals the parties what they compare updates with, 32 bytes;
-            None if they don't.
+        dealer_key: Public key of the dealer, whose randomness they compare updates
+            with, 32 bytes; None if they compare none.
         max_distance: How many clip norms two updates may be apart before they are far
             from each other, 0 to 2; 0 if updates are not compared.
 
     Raises:
-        InvalidConfigurationError: the distance is out of range, or there is no dealer
-            for it, or no distance for a dealer.
+        InvalidConfigurationError: the distance is out of range, or only one of dealer
+            and distance is given.
     """
     from producers.control import InvalidConfigurationError
     from protocol.modes.mpc.configuration import MAX_NORM_BOUND
@@ -210,7 +210,7 @@ def run_party(
     """Run a party in this process until it is told to stop.
 
     Raises:
-        StackError: it needs a name.
+        StackError: no name was given.
     """
     from adapters.settings import load_settings
     from cli.stack.services import demand_service_name
@@ -227,7 +227,7 @@ def run_dealer(name: str | None, _min_cohort: int | None, _host: str | None) -> 
     """Run a dealer in this process until it is told to stop.
 
     Raises:
-        StackError: it needs a name.
+        StackError: no name was given.
     """
     from cli.stack.services import demand_service_name
 
@@ -244,10 +244,10 @@ SERVICES: Final = {"party": run_party, "dealer": run_dealer}
 def start_parties(
     supervisor: Supervisor, settings: Settings, names: Sequence[str]
 ) -> tuple[Party, ...]:
-    """Start parties, making their keys; returns them as a federation has them.
+    """Start parties, making their keys; returns them as a federation lists them.
 
     Args:
-        supervisor: Whose children they become.
+        supervisor: Their parent.
         settings: Where their directories are.
         names: Their names, in ascending order.
     """
@@ -259,7 +259,7 @@ def start_parties(
 
 
 def start_dealer(supervisor: Supervisor, settings: Settings, name: str) -> bytes:
-    """Start a dealer, making its key; returns the public one."""
+    """Start a dealer, making its key; returns its public key."""
     key = make_dealer_key(settings, name)
     supervisor.start(f"dealer-{name}", "serve", "dealer", "--name", name)
     return key
@@ -268,12 +268,12 @@ def start_dealer(supervisor: Supervisor, settings: Settings, name: str) -> bytes
 def start_demo(
     supervisor: Supervisor, settings: Settings, names: Sequence[str], clip_norm: float
 ) -> dict[str, Any]:
-    """Start parties; returns the parameters of a federation that has them."""
+    """Start parties; returns the parameters of a federation with them."""
     return with_parties(start_parties(supervisor, settings, names), clip_norm)
 
 
 def describe(event: LedgerEvent) -> str:
-    """Return an event of this mode as a line for people; empty if it is none."""
+    """Return an event of this mode as one line of text; empty for any other."""
     from cli.describe import describe_training
     from schemas import events as e
 

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def forge_update(federation_id: str, agent_id: str) -> LedgerEvent:
-    """Return an update that its agent never said: it makes the most of nothing."""
+    """Return an update that its agent never sent, claiming a million examples."""
     from schemas.events import BlobRef, UpdateSubmitted
 
     return UpdateSubmitted(
@@ -25,7 +25,7 @@ def forge_update(federation_id: str, agent_id: str) -> LedgerEvent:
 
 
 def describe(event: LedgerEvent) -> str:
-    """Return an event of this mode as a line for people; empty if it is none."""
+    """Return an event of this mode as one line of text; empty for any other."""
     from cli.describe import describe_training
     from schemas.events import UpdateSubmitted
 

@@ -144,18 +144,18 @@ def last_lines(path: Path, count: int = 20) -> str:
 
 
 def read_at_most(path: Path, size_bytes: int) -> bytes:
-    """Return a file's bytes, or one more than there may be: its parser refuses that.
+    """Return a file's bytes, up to one more than allowed, which its parser refuses.
 
     Args:
         path: The file, which may have no end.
-        size_bytes: How many there may be.
+        size_bytes: How many are allowed.
     """
     with path.open("rb") as file:
         return file.read(size_bytes + 1)
 
 
 def find_free_ports(number: int) -> list[int]:
-    """Return TCP ports of this machine that nobody listens on, all different."""
+    """Return distinct TCP ports of this machine that nobody listens on."""
     held = [socket.create_server((LOOPBACK, 0)) for _ in range(number)]
     try:
         return [server.getsockname()[1] for server in held]
@@ -165,7 +165,7 @@ def find_free_ports(number: int) -> list[int]:
 
 
 def demand_name(name: str, whose: str) -> None:
-    """Return if a name may be one in a federation, and so a folder's.
+    """Demand that a name may be used in a federation, and so for a folder.
 
     Raises:
         StackError: it may not.
@@ -174,4 +174,4 @@ def demand_name(name: str, whose: str) -> None:
 
     if NAME.fullmatch(name) is None:
         msg = f"{name!r:.80} cannot be {whose}'s name"
-        raise StackError(msg, "Take 1 to 64 of a-z 0-9 . _ -, ends alphanumeric.")
+        raise StackError(msg, "Use 1 to 64 of a-z 0-9 . _ -, with alphanumeric ends.")

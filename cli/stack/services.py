@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 FAUST_SERVICES: Final = ("sequencer", *DECIDERS, "aggregator")
 """Each of them a module in `streams.apps`."""
 NODE_PORTS: Final = {"ledger-node": 7400, "log": 7480}
-"""Where a ledger node and the log server listen unless told otherwise."""
+"""Where a ledger node and the log server listen by default."""
 LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 MAX_RESTARTS: Final = 5
 STOP_TIMEOUT_S: Final = 10.0
@@ -87,15 +87,15 @@ def demand_service_name(service: str, name: str | None, how: str) -> str:
     """Return the name of a service that must have one.
 
     Args:
-        service: What it is.
-        name: What it was given.
-        how: Where names come from, for people.
+        service: Which service.
+        name: The name it was given.
+        how: What to tell people who gave none.
 
     Raises:
         StackError: it was given none.
     """
     if name is None:
-        msg = f"a {service} has a name"
+        msg = f"a {service} needs a name"
         raise StackError(msg, f"Name it: --name NAME; {how}.")
     return name
 
@@ -124,7 +124,7 @@ def run_node(service: str, arguments: NodeArguments) -> None:
     """Run a ledger node or the log server in this process until it is told to stop.
 
     Raises:
-        StackError: it needs a federation, or a name.
+        StackError: no federation or name was given.
     """
     from adapters.settings import load_settings
     from cli.node import node_directory
@@ -141,7 +141,7 @@ def run_node(service: str, arguments: NodeArguments) -> None:
     if settings.has_minio:
         settings.demand_minio()
     elif not is_node:
-        log.info("there are no settings for MinIO: the log is not copied there")
+        log.info("no settings for MinIO: the log is not copied there")
     options = NodeOptions(
         federation_id=federation,
         directory=node_directory(settings, arguments.name or "")
@@ -180,7 +180,7 @@ def run_agent(
     from producers.agent.terms import Floors
 
     _log_to_stderr(settings.log_level)
-    # Not the agent's to mend, and the services refuse to run on them.
+    # The agent cannot mend them, and the services refuse to run on them.
     warn_of_topics(settings)
     telemetry.configure(f"moot-agent-{agent_id}", settings.otlp_endpoint)
     try:
@@ -209,7 +209,7 @@ def run_agent(
 
 
 def agent_directory(settings: Any, federation: str, agent_id: str) -> Path:
-    """Return where an agent keeps what it has, unless it is told."""
+    """Return where an agent keeps its state by default."""
     directory: Path = settings.state_directory / "agents" / federation / agent_id
     return directory
 
@@ -227,7 +227,7 @@ def _parse_modes(names: Sequence[str]) -> tuple[str, ...]:
 
 def _log_to_stderr(level: str) -> None:
     logging.basicConfig(level=level, format=LOG_FORMAT, force=True)
-    # Our own readers say that Kafka is away, and say it once.
+    # Our readers report that Kafka is away, and only once.
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
 
 
@@ -267,7 +267,8 @@ class Supervisor:
     def start_nodes(
         self, settings: Settings, federation: str, names: Sequence[str], *more: str
     ) -> tuple[LedgerNode, ...]:
-        """Start ledger nodes, making their keys; returns them as a federation has them.
+        """Start ledger nodes, making their keys; returns them as a federation lists
+        them.
 
         Args:
             settings: Where their directories are.
@@ -290,8 +291,7 @@ class Supervisor:
         environment = {
             **os.environ,
             **self.environment,
-            # Twelve processes share the machine: more threads would only get in the
-            # way of each other.
+            # Twelve processes share the machine: more threads would only compete.
             "OMP_NUM_THREADS": "1",
             "OPENBLAS_NUM_THREADS": "1",
             "MKL_NUM_THREADS": "1",
@@ -309,7 +309,7 @@ class Supervisor:
         return self._processes[name].pid
 
     def watch(self) -> list[str]:
-        """Restart what has ended; returns the names.
+        """Restart what has ended; returns its names.
 
         Raises:
             StackError: a child keeps failing; shows the end of its log.

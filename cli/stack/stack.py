@@ -87,7 +87,7 @@ _BRIEF_JVM = ("-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-XX:-UsePerfData")
 
 @dataclass(frozen=True, slots=True)
 class Endpoints:
-    """Where a stack's services are, and how to be let in."""
+    """Where a stack's services are, and the credentials for them."""
 
     bootstrap_servers: str
     schema_registry_url: str
@@ -96,7 +96,7 @@ class Endpoints:
     minio_secret_key: str = field(repr=False)
 
     def environment(self) -> dict[str, str]:
-        """Give the same as the environment variables that our settings read."""
+        """Return the same as the environment variables that our settings read."""
         return {
             "MOOT_BOOTSTRAP_SERVERS": self.bootstrap_servers,
             "MOOT_SCHEMA_REGISTRY_URL": self.schema_registry_url,
@@ -403,7 +403,7 @@ class LocalStack:
             self._lock = None
 
     def _choose_ports(self, *, fresh: bool) -> _Ports:
-        """Take the ports of last time if they are free: clients find us again."""
+        """Take the last ports again if they are free, so that clients find us."""
         path = self._files.ports
         if path.exists() and not fresh:
             ports = _Ports(**json.loads(path.read_text(encoding="utf-8")))
@@ -438,7 +438,7 @@ class LocalStack:
 def read_endpoints(directory: Path) -> Endpoints | None:
     """Where the services of a directory's stack are; None if it was stopped.
 
-    Asks nobody: `read_status` also tells whether they are well.
+    Asks no service: `read_status` also tells whether they are well.
     """
     files = _Files(directory.absolute())
     state = _read_state(files)

@@ -571,8 +571,8 @@ def test_blobs_that_were_left_out_show_in_the_verdict(
         assert "MISSING_BLOB" in out
     else:
         verdict, *_ = out.split("\n")
-        assert verdict.endswith("blobs aside: none was looked at.")
-        assert "whoever made it left them out" in out
+        assert verdict.endswith("blobs aside: none was checked.")
+        assert "author left its blobs out" in out
 
 
 def test_without_what_nodes_said_a_policy_is_not_met(bundle, tmp_path, capsys):
@@ -589,7 +589,7 @@ def test_without_what_nodes_said_a_policy_is_not_met(bundle, tmp_path, capsys):
 def test_the_reader_may_say_whose_log_is_expected(bundle, capsys):
     assert moot_audit(bundle, federation="clinics", jobs=1) == 0
     assert moot_audit(bundle, federation="banks", jobs=1) == 2
-    assert "is of 'clinics', not of 'banks'" in capsys.readouterr().err
+    assert "belongs to 'clinics', not to 'banks'" in capsys.readouterr().err
 
 
 def test_a_manifest_cannot_rename_a_log(bundle, tmp_path, capsys):

@@ -349,7 +349,7 @@ def test_a_state_of_another_federation_or_none_is_refused(half, tmp_path):
     with pytest.raises(cli.audit.CannotAuditError, match="No such file"):
         cli.audit._load_state(path, "clinics")
     cli.audit._save_state(path, half)
-    with pytest.raises(cli.audit.CannotAuditError, match="not of 'banks'"):
+    with pytest.raises(cli.audit.CannotAuditError, match="not to 'banks'"):
         cli.audit._load_state(path, "banks")
     path.write_bytes(b"x")
     with pytest.raises(cli.audit.CannotAuditError, match="from the beginning"):
