@@ -1,1 +1,1 @@
-"""The audit: who believes nobody replays a log, and says what does not add up."""
+"""The audit: replays a log, believes nobody, and says what does not add up."""

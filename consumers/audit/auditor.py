@@ -8,25 +8,25 @@ Finality is counted from the ledger nodes' signatures (`consumers.audit.finality
 
 Rules:
 
-- Every byte of a record counts: key, value and headers are what its author would have
-  written.
-- A fact on the log must be the very bytes that the deciders conclude, on its topic, in
+- Every byte of a record counts: its author would have written exactly this key, value
+  and headers.
+- A fact on the log must be byte for byte what the deciders conclude, on its topic, in
   its turn. What they conclude and the log does not have yet is pending, no fault.
 - Every block has its checkpoint, and every checkpoint its block.
-- Ledger nodes attest the blocks of this log and no others. Blocks that are not final
-  yet are no fault.
-- Whom a finding could be laid to by somebody else is no finding (ADR 0026). Where
-  anybody may write, what anybody could have written is counted and passed over; what
-  few ledger nodes say wrongly is listed as their fault.
-- After a block that does not follow nothing can be believed: the audit ends there.
-  Anything else is noted, and the audit goes on. Of each kind of finding the first few
-  are listed and the rest counted: none hides another.
-- An audit can go on from where an earlier one ended, if the log still has there what it
-  had then, and still begins where it began.
+- Ledger nodes attest the blocks of this log and no others. A block that is not yet
+  final is no fault.
+- What could be used to frame somebody is no finding (ADR 0026). Where anybody may
+  write, what anybody could have written is counted and passed over; what a few ledger
+  nodes say wrongly is listed as their fault.
+- After a block that does not follow, nothing can be believed: the audit ends there.
+  Anything else is noted, and the audit continues. The first few findings of each kind
+  are listed and the rest counted, so none hides another.
+- An audit can continue from an earlier one if the log still holds what that one saw,
+  and still begins where it began.
 
 What it deliberately does not do: read Kafka or MinIO (the caller's iterators do, and
-their exceptions pass through), run a model, or say that the log does not go on after
-its end: for that compare the report's tree root with what others saw.
+their exceptions pass through), run a model, or claim that the log ends where it was
+read: for that, compare the report's tree root with what others saw.
 """
 
 from __future__ import annotations
@@ -91,15 +91,15 @@ from schemas import topics
 from schemas.reasons import Reason
 
 MAX_FINDINGS: Final = 100
-"""Findings of each kind that a report lists; the counts go on."""
+"""Findings of each kind that a report lists; the rest are counted."""
 MAX_LISTED: Final = 10_000
-"""Refused records that a report lists; the counts go on."""
+"""Refused records that a report lists; the rest are counted."""
 _TRACEPARENT: Final = re.compile(rb"(?:00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2})?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """How far an audit is."""
+    """How far an audit has come."""
 
     offset: int
     num_blocks: int
@@ -109,12 +109,12 @@ class Progress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Audited:
-    """What an audit leaves.
+    """What an audit returns.
 
     Attributes:
         report: What was found.
-        state: What the next audit goes on from. After an audit that ended early it is
-            that before its first record.
+        state: What the next audit continues from. After an audit that ended early, that
+            is the state before its first record.
     """
 
     report: Report
@@ -147,34 +147,34 @@ def run_audit(
         records: The ledger's partition from offset 0, in order. Records of other
             federations may be among them.
         federation_id: The federation.
-        unframe: From the wire to single-object bytes.
-        fetch_blob: Where blobs are; None leaves them out.
+        unframe: Maps wire bytes to single-object bytes.
+        fetch_blob: Fetches blobs; None leaves them out.
         checkpoints: The checkpoints' partition from offset 0, in order, read lazily;
-            None leaves them out. A checkpoint of a block that `records` does not have
-            is a finding, so `records` must be read to an end that is later.
-        attestations: The attestations' partition likewise, with the same demand; read
-            after the others.
+            None leaves them out. A checkpoint whose block is not among `records` is a
+            finding, so `records` must be read to a later end.
+        attestations: The attestations' partition, on the same terms; read after the
+            others.
         settled_offset: Blocks below this offset must have their checkpoint; later ones
             may be too new for it. None: every block must.
-        first_offsets: By topic, the offset of the partition's first record that is
-            left, where that is known. What an earlier audit read is not read again, so
-            nothing else shows that it was deleted.
-        operator_key: Who founded it, 32 bytes; None takes the log's word.
-        policy: Whose cosignatures the reader demands; None demands none.
-        start: Where an earlier audit ended. Each partition is then read from its
-            ``positions`` on, that record included. It is not changed.
+        first_offsets: By topic, the offset of the partition's first remaining record,
+            where known. What an earlier audit read is not read again, so nothing else
+            shows that it was deleted.
+        operator_key: Public key of its founder, 32 bytes; None takes the log's word.
+        policy: The cosignatures that the reader demands; None demands none.
+        start: Where an earlier audit ended; not changed. Each partition is then read
+            from its ``positions``, that record included.
         on_progress: Called after every block.
-        num_fetches: Blobs fetched at a time.
+        num_fetches: Blobs fetched concurrently.
         jobs: Processes, this one included. The report is the same for any number.
-        helpers: Other processes that exist already, instead of `jobs`.
-        max_findings: How many findings of each kind the report lists; the rest is
-            counted.
-        lists_refused: Whether the report lists every refused record, or counts alone.
+        helpers: Existing processes to use instead of `jobs`.
+        max_findings: Findings of each kind that the report lists; the rest are counted.
+        lists_refused: Whether the report lists every refused record, or only counts
+            them.
 
     Returns:
-        What was found, and where it ended. Whatever the records hold, this does not
-        raise; what the iterators, ``unframe`` and ``fetch_blob`` raise because they
-        cannot read passes through.
+        What was found, and where it ended. No record makes this raise; what the
+        iterators, ``unframe`` and ``fetch_blob`` raise when they cannot read passes
+        through.
     """
     own = Helpers(jobs - 1) if helpers is None else None
     audit = _Audit(
@@ -201,7 +201,7 @@ def run_audit(
 
 
 class _Audit:
-    """The state of one audit: what the log's readers know, and what was found."""
+    """The state of one audit: what its readers know, and what was found."""
 
     def __init__(
         self,
@@ -222,7 +222,7 @@ class _Audit:
         before = (
             AuditState(report=Report(federation_id=federation_id))
             if start is None
-            # The rest is never changed, only replaced.
+            # The rest is replaced, never changed.
             else replace(
                 start,
                 view=deepcopy(start.view),
@@ -312,7 +312,7 @@ class _Audit:
                 self._drain()
 
     def end_state(self, start: AuditState | None) -> AuditState:
-        """Return what the next audit goes on from."""
+        """Return what the next audit continues from."""
         if self.report.stopped:
             return start or AuditState(
                 report=Report(federation_id=self.report.federation_id)
@@ -357,9 +357,7 @@ class _Audit:
         )
 
     def _find_authors(self) -> AdmissionState | None:
-        """Return the keys that are known by now; the same object if they did not
-        change.
-        """
+        """Return the keys known so far; the same object while they do not change."""
         state = self._state.admission
         if (
             state.agents is not self._authors.agents
@@ -374,7 +372,7 @@ class _Audit:
         return self._authors if self._authors.principals else None
 
     def read(self, record: Record) -> bool:
-        """Audit one record; returns whether it was of this federation."""
+        """Audit one record; returns whether it belongs to this federation."""
         if not self._records.is_ours(record, Place(offset=record.offset)):
             return False
         value = record.value or b""
@@ -561,7 +559,7 @@ class _Audit:
     # Blobs
 
     def _follow_round(self, item: ReplayedLeaf, place: Place) -> None:
-        """Keep the round in progress in view, and check what is claimed of it."""
+        """Follow the round in progress, and check what is claimed about it."""
         leaf = item.opened.sequenced
         before = self._view
         self._view = follow(before, self._rounds, leaf)
@@ -587,7 +585,7 @@ class _Audit:
         facts: Sequence[e.Fact],
         place: Place,
     ) -> None:
-        """Check what a leaf claims of the round that was in progress before it."""
+        """Check what a leaf claims about the round in progress before it."""
         assert self._blobs is not None, "or nothing is checked"
         for claim in read_claims(event, facts):
             match claim:
@@ -603,10 +601,10 @@ class _Audit:
     # Attestations
 
     def _read_attestations(self, records: Iterable[Record]) -> None:
-        """Count what the ledger nodes say of the blocks that were read.
+        """Count what the ledger nodes say about the blocks read.
 
-        Every ledger node must be able to write here, so nobody vouches for a record
-        but the node that signed it: whatever else is wrong with one is noise.
+        Every ledger node must be able to write here, so only the signing node vouches
+        for a record: whatever else is wrong with one is noise.
         """
         context = self._finality.context(self._log.genesis, self._log.sequencer_key)
         hashed = hash_context(context)
@@ -656,7 +654,7 @@ class _Audit:
     # The end
 
     def _finish(self) -> None:
-        """Look at what is left when everything has been read."""
+        """Judge what is left when everything has been read."""
         self._checkpoints.finish()
         self._check_policy()
         for missing in find_missing(self._state):

@@ -33,11 +33,11 @@ from schemas.events import AggregatePublished, BlobRef, RoundSealed
 from schemas.reasons import Reason
 
 MAX_ONNX_SIZE_BYTES: Final = 2**31
-"""Protocol Buffers, and so ONNX files, end there."""
+"""The largest Protocol Buffers, and so ONNX, file."""
 
 
 class FetchBlob(Protocol):
-    """`adapters.blobs.BlobStore.fetch`, or something that promises the same."""
+    """`adapters.blobs.BlobStore.fetch`, or anything with the same contract."""
 
     def __call__(self, ref: BlobRef, *, max_size_bytes: int) -> bytes:
         """Return a blob's bytes, digest verified.
@@ -52,11 +52,11 @@ class BlobAuditor:
     """Checks blobs in the background and rounds in the foreground.
 
     Args:
-        fetch: How to fetch. Called from several threads.
-        report: Whose counts to raise.
-        add: What to do with a finding.
-        jobs: Blobs fetched at a time.
-        initial_model: The federation's, if an earlier audit has checked it.
+        fetch: Fetches a blob; called from several threads.
+        report: The report whose counts it raises.
+        add: Takes a finding.
+        jobs: Blobs fetched concurrently.
+        initial_model: The federation's, if an earlier audit checked it.
     """
 
     def __init__(
@@ -91,16 +91,16 @@ class BlobAuditor:
             raise
 
     def _demand_cause(self, error: Exception) -> None:
-        """Raise an error again that says nothing about what was to be computed."""
+        """Re-raise an error that says nothing about what was to be computed."""
         if self._trouble is not None or isinstance(error, MemoryError):
             raise error
 
     def close(self) -> None:
-        """End the threads; what was not looked at stays so."""
+        """End the threads; what was not checked stays unchecked."""
         self._ahead.close()
 
     def check_initial_model(self, ref: BlobRef, size: int, place: Place) -> None:
-        """Check that the first model is there and of its size."""
+        """Check that the first model is there and has its size."""
         self._max_model_size = compute_max_model_size(ref)
         blob = self._get(ref, self._max_model_size, place, "the initial model")
         if blob is None:
@@ -136,14 +136,14 @@ class BlobAuditor:
     def check_answers(
         self, view: RoundView, reasons: Mapping[str, str], place: Place
     ) -> None:
-        """Check again what the aggregator said of answers.
+        """Check again what the aggregator said about answers.
 
         Args:
             view: The round, just before the claim.
-            reasons: The reason that was given, by agent; empty if it counts.
+            reasons: The reason given, by agent; empty if the answer counts.
             place: Where it was claimed.
         """
-        # An answer that counts and is no good shows when the result is computed again.
+        # A bad answer that counts shows when the result is computed again.
         is_shown_later = get_mode(view.config).result_shows_answers
         agents = sorted(a for a in reasons if reasons[a] or not is_shown_later)
         bad: dict[bytes, RoundError] = {}  # one blob may concern all agents
@@ -159,7 +159,8 @@ class BlobAuditor:
                 self._report.num_claims_checked += 1
             if claimed == found:
                 continue
-            # Of one that is too large the log itself says so, whatever the store has.
+            # Of one that is too large, the log itself says so, whatever the store
+            # holds.
             is_known = bool(claimed) and found == Reason.OVERSIZED_BLOB
             if problem is not None and problem.blob is not None and not is_known:
                 bad[problem.blob.ref.sha256] = problem
@@ -183,7 +184,7 @@ class BlobAuditor:
     def check_part(
         self, view: RoundView, author: str, reason: str, place: Place
     ) -> None:
-        """Check what an aggregator said of a part of the result that it refused."""
+        """Check what an aggregator said about a part of the result that it refused."""
         problem = self._checking.get(view).check_refused(view, author, reason)
         if _is_unknowable(reason, problem):
             self._report.num_claims_unchecked += 1
@@ -208,10 +209,10 @@ class BlobAuditor:
     def check_result(
         self, view: RoundView, published: AggregatePublished, place: Place
     ) -> None:
-        """Compute a round again and compare what was published.
+        """Compute a round again and compare it with what was published.
 
         Args:
-            view: The round, with all that its result follows from.
+            view: The round, with everything its result follows from.
             published: What should come out.
             place: Where it was claimed.
         """
@@ -221,7 +222,7 @@ class BlobAuditor:
         self._compare_round(sealed, result, published, place)
 
     def check_unsummed(self, view: RoundView, place: Place) -> None:
-        """Check answers that count in a round that has no result yet, or never."""
+        """Check answers that count in a round with no result, now or ever."""
         if get_mode(view.config).result_shows_answers:
             self._find_bad(view, sorted(view.open.contributions), place)
 
@@ -336,7 +337,7 @@ class BlobAuditor:
             self._model = (published.model.sha256, result.model_blob)
 
     def _get_model(self, ref: BlobRef, place: Place) -> bytes | None:
-        """Return a base model: nearly always the last one that was looked at."""
+        """Return a base model: nearly always the last one used."""
         digest, blob = self._model
         if digest == ref.sha256:
             return blob
@@ -416,7 +417,7 @@ def _bad_blob_finding(problem: RoundError, place: Place) -> Finding:
 
 
 def _is_unknowable(claimed: str, problem: RoundError | None) -> bool:
-    """Return whether a blob is missing: if it was there then cannot be known now."""
+    """Return whether a blob is missing now: what was there then cannot be known."""
     found = None if problem is None or problem.blob is None else problem.blob.reason
     return Reason.MISSING_BLOB in {claimed, found}
 
@@ -450,7 +451,7 @@ def _answer_finding(problem: RoundError, ref: BlobRef, place: Place) -> Finding:
 
 
 def _describe_difference(expected: bytes, found: bytes | None, size: int) -> str:
-    """Return where two sums differ, for people."""
+    """Return where two sums differ, as text."""
     if found is None or found == expected:
         return ""
     try:

@@ -1,4 +1,4 @@
-"""A log in one file: everything that an audit needs, to be audited without a network.
+"""A log in one file: everything an audit needs, without a network.
 
 A bundle is a plain tar, in this order:
 
@@ -16,10 +16,10 @@ A bundle is a plain tar, in this order:
     bytes:    u32 length (2^32-1: null), then as many bytes; numbers are big-endian
 
 The same records give the same bytes. Nothing in a bundle is believed: records and blobs
-are audited like those of a broker, report and policy are not even read. Blocks that had
-no checkpoint yet are not in it, so every one that is must have its own. What is read is
-bounded: by the file's size, since nothing in it is compressed, and by what a record may
-be. Names are those above and no others, so nothing is ever written anywhere.
+are audited like a broker's, report and policy are not even read. Blocks without a
+checkpoint are left out, so every block in it must have one. What is read is bounded by
+the file's size, since nothing in it is compressed, and by what a record may be. Only
+the names above are accepted, so nothing is ever written anywhere.
 
 Deliberately not here: the audit itself.
 """
@@ -55,7 +55,7 @@ from schemas.reasons import Reason
 FORMAT: Final = "folkmoot-bundle/v1"
 TOPICS: Final = (topics.LEDGER, topics.CHECKPOINTS, topics.ATTESTATIONS)
 MAX_RECORD_SIZE_BYTES: Final = 8 * 2**20
-"""Twice what a broker takes: key and headers come on top."""
+"""Twice what a broker takes, for key and headers."""
 MAX_HEADERS: Final = 100
 MAX_TEXT_SIZE_BYTES: Final = 2**20
 """Of the manifest."""
@@ -72,7 +72,7 @@ _MEMBER: Final = re.compile(
 _OCTAL: Final = re.compile(rb"[0-7]+[ \0]?")
 _BASE_256: Final = 0x80
 _MAX_PADDING: Final = tarfile.RECORDSIZE + 2 * tarfile.BLOCKSIZE
-"""Two empty blocks are the end, and then a record is filled."""
+"""A tar ends with two empty blocks, then padding to a full record."""
 
 README: Final = """\
 An audit bundle of the federated learning log {federation_id!r} (Folkmoot).
@@ -88,11 +88,11 @@ somebody you trust. Compare the tree root that the audit prints with what others
 
 
 class BundleError(Exception):
-    """The file is not a bundle, or a damaged one; the message says where."""
+    """The file is no bundle, or a damaged one; the message says where."""
 
 
 def encode_record(record: Record) -> bytes:
-    """Return a record with its length before it.
+    """Return a record, preceded by its length.
 
     Raises:
         BundleError: no broker could have had such a record.
@@ -187,15 +187,15 @@ def decode_record(topic: str, body: bytes) -> Record:
 class Manifest:
     """What a bundle says about itself.
 
-    Its author's word, and nothing that a verdict may rest on.
+    Its author's word: no verdict may rest on it.
 
     Attributes:
-        federation_id: Whose log; every block says it as well.
-        schemas: Single-object header by framing prefix: what the schema registry knew.
-            Signatures are over the header too, so a wrong one makes nothing pass.
+        federation_id: Whose log; every block says so too.
+        schemas: Single-object header by framing prefix, as the schema registry knew it.
+            Signatures cover the header, so a wrong one lets nothing pass.
         has_blobs: Whether blobs were fetched. See `Bundle.has_blobs`.
-        settled_offset: From this offset on blocks might have been too new for their
-            checkpoint when it was read; those that were are not in it.
+        settled_offset: From this offset, blocks might have been too new for a
+            checkpoint when they were read; those that were are left out.
     """
 
     federation_id: str
@@ -204,7 +204,7 @@ class Manifest:
     settled_offset: int | None
 
     def to_bytes(self) -> bytes:
-        """Return it as it is written."""
+        """Return its bytes in the bundle."""
         content = {
             "format": FORMAT,
             "federation_id": self.federation_id,
@@ -216,7 +216,7 @@ class Manifest:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Manifest:
-        """Return what was written.
+        """Return what `to_bytes` wrote.
 
         Raises:
             BundleError: the bytes are anything else.
@@ -245,7 +245,7 @@ class Manifest:
         return manifest
 
     def check(self) -> None:
-        """Check what no type says.
+        """Check what the types leave open.
 
         Raises:
             BundleError: no writer wrote it.
@@ -264,7 +264,7 @@ class Manifest:
 
 
 def _typed(content: Any, name: str, *types: type) -> Any:
-    """Return a member of JSON's object, if it is of one of these types and no other."""
+    """Return a member of a JSON object if it has one of these types."""
     if type(content) is not dict or name not in content:
         msg = f"{name} is missing"
         raise BundleError(msg)
@@ -277,8 +277,8 @@ def _typed(content: Any, name: str, *types: type) -> Any:
 class BundleWriter:
     """Keeps what an audit reads, and writes it as a bundle.
 
-    Use the wrapped iterators and functions for the audit, then `write`. Needs about as
-    much room beside the bundle as the bundle itself, and hardly any memory.
+    Pass the wrapped iterators and functions to the audit, then call `write`. Needs
+    about twice the bundle's disk space, and hardly any memory.
 
     Args:
         path: The bundle's file.
@@ -327,7 +327,7 @@ class BundleWriter:
         return stream
 
     def keep(self, record: Record) -> None:
-        """Keep one record, after those of its topic that are kept already."""
+        """Keep one record, after its topic's earlier ones."""
         file = self._files.get(record.topic)
         if file is None:
             file = self._kept(_member_of(record.topic)).open("wb")
@@ -335,14 +335,14 @@ class BundleWriter:
         try:
             data = encode_record(record)
         except (BundleError, UnicodeError):
-            # Nobody of ours wrote it, and nobody must be able to prevent a bundle.
+            # Nobody of ours wrote it, and nobody may be able to prevent a bundle.
             data = encode_record(_stand_in(record))
         file.write(data)
         if record.topic == topics.LEDGER:
             self._sizes.append((record.offset, file.tell()))
 
     def unframe(self, unframe: Unframe) -> Unframe:
-        """Return the same function; what it knew of schemas is kept."""
+        """Return the same function, keeping what it knows of schemas."""
 
         def keeping(value: bytes) -> bytes:
             data = unframe(value)
@@ -354,7 +354,7 @@ class BundleWriter:
         return keeping
 
     def fetch(self, fetch: FetchBlob) -> FetchBlob:
-        """Return the same function; the blobs are kept."""
+        """Return the same function, keeping the blobs."""
         self._has_blobs = True
 
         def keeping(ref: BlobRef, *, max_size_bytes: int) -> bytes:
@@ -380,15 +380,15 @@ class BundleWriter:
     ) -> None:
         """Write the bundle; an existing file is replaced at the end, or not at all.
 
-        What the audit did not read, because it ended early, is read now.
+        Whatever the audit did not read, because it ended early, is read now.
 
         Args:
             federation_id: Whose log it is.
             report: What the audit found, JSON.
             policy: The ledger nodes' policy; None if there are none.
-            settled_offset: From this offset on blocks may lack their checkpoint.
-            end_offset: From this offset on blocks do lack it: they are left out, so
-                that whoever reads the bundle can demand one of every block.
+            settled_offset: From this offset, blocks may lack their checkpoint.
+            end_offset: From this offset, blocks do lack it: they are left out, so that
+                the reader can demand one of every block.
 
         Raises:
             BundleError: it cannot be written.
@@ -410,7 +410,7 @@ class BundleWriter:
                 pass
         self._end()
         if end_offset is not None:
-            # Blocks after the end lie at the end of the file.
+            # Blocks after the end stand at the end of the file.
             kept = [size for offset, size in self._sizes if offset < end_offset]
             os.truncate(self._kept(_member_of(topics.LEDGER)), max(kept, default=0))
         partial = self._kept("bundle")
@@ -432,13 +432,13 @@ class BundleWriter:
         path = self._kept(kept)
         with path.open("rb") as file:
             _add(tar, name, path.stat().st_size, file)
-        path.unlink()  # so that the room is needed once only
+        path.unlink()  # so that the space is needed only once
 
 
 class _KeptRecords:
     """An iterator that keeps what it yields.
 
-    Not a generator: one would be closed by whoever ends early.
+    Not a generator: ending early would close it.
     """
 
     def __init__(
@@ -457,7 +457,7 @@ class _KeptRecords:
 
 
 def _stand_in(record: Record) -> Record:
-    """Return what a bundle holds for a record that cannot be in one."""
+    """Return what a bundle holds for a record that does not fit."""
     key = record.key
     if key is not None and len(key) > MAX_TEXT_SIZE_BYTES:
         key = None
@@ -487,7 +487,7 @@ class Bundle:
 
     def __init__(self, path: Path) -> None:
         try:
-            # Not to wait for whoever should write into a pipe.
+            # Do not wait for the writer of a pipe.
             self._file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         except OSError as error:
             msg = f"cannot read {path}: {error.strerror}"
@@ -523,13 +523,13 @@ class Bundle:
 
     @property
     def has_blobs(self) -> bool:
-        """Whether there are blobs to look at, or should be."""
+        """Whether the bundle holds blobs, or should."""
         return self.manifest.has_blobs or any(
             name.startswith("blobs/") for name in self._members
         )
 
     def records(self, topic: str) -> Iterator[Record]:
-        """Yield a topic's records in their order.
+        """Yield a topic's records in order.
 
         Raises:
             BundleError: they are damaged; says where.
@@ -616,7 +616,7 @@ class Bundle:
         return self._read(start, size)
 
     def _index(self) -> dict[str, tuple[int, int]]:
-        """Return where each member's bytes are: position and size."""
+        """Return each member's position and size."""
         members: dict[str, tuple[int, int]] = {}
         position = 0
         while True:
@@ -643,7 +643,7 @@ class Bundle:
                 msg = f"something is hidden behind {name}"
                 raise BundleError(msg)
             members[name] = (start, size)
-        # Zeros, and few: a file with a hole would take for ever to look through.
+        # Zeros, and few: a file with a hole would take for ever to scan.
         padding = self._size - position
         if padding > _MAX_PADDING or any(self._read(position, padding)):
             msg = "something is hidden behind the end"
@@ -652,7 +652,7 @@ class Bundle:
 
 
 def _parse_member(header: bytes) -> tuple[str, int]:
-    """Return name and size of a plain file's ustar header; nothing else is taken."""
+    """Return name and size from a plain file's ustar header; nothing else passes."""
     checksum = _parse_number(header[148:156])
     if sum(header[:148]) + 8 * ord(" ") + sum(header[156:]) != checksum:
         raise BundleError("not the header of a tar member, or a damaged one")

@@ -25,7 +25,7 @@ from schemas import events as e
 
 @dataclass(frozen=True, slots=True)
 class _Signed:
-    """A checkpoint that the sequencer signed, to be compared with the log."""
+    """A checkpoint that the sequencer signed, still to be compared with the log."""
 
     record: Record
     place: Place
@@ -35,15 +35,15 @@ class _Signed:
 
 
 class CheckpointAuditor:
-    """Compares checkpoints with blocks, as blocks come.
+    """Compares checkpoints with blocks as the blocks come.
 
     Args:
-        unframe: From the wire to single-object bytes.
-        records: Which of them are the federation's.
-        findings: Where findings go.
-        helpers: Who opens them ahead.
-        finality: Who knows the heads of blocks.
-        get_log: Returns the log as it was read so far.
+        unframe: Maps wire bytes to single-object bytes.
+        records: Knows which records belong to the federation.
+        findings: Takes findings.
+        helpers: Opens records ahead.
+        finality: Knows the heads of blocks.
+        get_log: Returns the log as read so far.
         expected: Checkpoints of blocks that had none when an earlier audit ended.
         settled_offset: Blocks below this offset must have theirs; None: every block.
     """
@@ -78,7 +78,7 @@ class CheckpointAuditor:
         self._checkpoints = self._open_all(records)
 
     def expect(self, checkpoint: ExpectedCheckpoint) -> None:
-        """Look for the checkpoint of the next block, if any are read."""
+        """Look for the next block's checkpoint, if any are read."""
         if self._checkpoints is not None:
             self.expected.append(checkpoint)
             self._match()
@@ -142,7 +142,7 @@ class CheckpointAuditor:
         return _Signed(record, place, data, event, checkpoint)
 
     def _match(self) -> None:
-        """Find the checkpoints that follow the blocks, and compare."""
+        """Match checkpoints with the blocks they follow, and compare."""
         while self.expected:
             expected = self.expected[0]
             if self._next is None and self._checkpoints is not None:
@@ -210,15 +210,15 @@ class CheckpointAuditor:
         self._report.num_checkpoints += 1
 
     def finish(self) -> None:
-        """Look at what is left when everything has been read."""
+        """Judge what is left when everything has been read."""
         checkpoints = self._checkpoints
         if checkpoints is None:
             return
-        # An earlier audit may have left blocks that have their checkpoint now.
+        # Blocks left by an earlier audit may have their checkpoint now.
         self._match()
         if self._log().sequencer_key == b"":
-            # Without a log nobody knows whose signature to look for; the records are
-            # reported as what they are.
+            # Without a log nobody knows whose signature to expect; the records are
+            # reported as they are.
             for _ in checkpoints:
                 pass
             return

@@ -1,9 +1,9 @@
-"""What an aggregator claims of a round, leaf by leaf.
+"""What an aggregator claims about a round, leaf by leaf.
 
 The audit and ledger nodes check the same claims: those that the rounds decider acted
-upon. A claim that it refused changes nothing, so nobody looks at it.
+on. A claim that it refused changes nothing and is not checked.
 
-Deliberately not here: whether they are true. The round's checker says so.
+Deliberately not here: whether they are true. The round's checker decides that.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from schemas import events as e
 
 @dataclass(frozen=True, slots=True)
 class AnswersClaim:
-    """Which answers count: the reason that was given by agent, empty if it does."""
+    """Which answers count: the reason given by agent, empty if it counts."""
 
     reasons: Mapping[str, str]
 
@@ -42,7 +42,7 @@ Claim: TypeAlias = AnswersClaim | PartClaim | ResultClaim
 
 
 def read_claims(event: e.LedgerEvent, facts: Sequence[e.Fact]) -> list[Claim]:
-    """Return what a leaf claims of the round in progress.
+    """Return what a leaf claims about the round in progress.
 
     Args:
         event: The leaf's.

@@ -1,7 +1,7 @@
-"""Finality as an outsider sees it: what the ledger nodes' signatures alone make final.
+"""Finality as an outsider sees it: what the ledger nodes' signatures make final.
 
-The audit replays the log, so it knows every block's header. Here it counts what the
-nodes say on `moot.attestations` against those headers.
+The audit replays the log, so it knows every block's header. Here it compares those with
+what the nodes say on `moot.attestations`.
 
 Rules (ledger specification, section 2.3):
 
@@ -10,16 +10,15 @@ Rules (ledger specification, section 2.3):
 - An era's last block is followed by closing children, which are on no topic: their
   headers follow from the block's.
 - Up to f nodes may say anything, so what they alone say is no finding about the log: it
-  is listed as their fault (ADR 0026). The word of more than f about another block than
-  this log's contradicts the log; that of a quorum proves that it is not the log that
-  the nodes hold.
-- Nobody honest contradicts itself (`ledger.equivocation`): whoever does is named, with
-  the messages that prove it.
+  is listed as their fault (ADR 0026). More than f attesting another block than this
+  log's contradict the log; a quorum proves that the nodes hold another log.
+- No honest node contradicts itself (`ledger.equivocation`): one that does is named,
+  with the messages that prove it.
 
 Everything is looked up by height, so the order of the records does not matter; blocks
-come first. Old attestations are forgotten, the ids of blocks are not: 72 bytes for each
-block are all that a long log needs here. What is remembered is bounded for each node
-alone, so nobody makes the audit forget what others said.
+come first. Old attestations are forgotten, block ids are not: a long log needs only 72
+bytes per block here. Memory is bounded for each node separately, so nobody can make the
+audit forget what others said.
 
 Deliberately not here: reading Kafka, framing, and what a node may attest when.
 """
@@ -66,22 +65,21 @@ from schemas import codec
 from schemas import events as e
 
 MAX_REMEMBERED: Final = 16_384
-"""Attestations of this log's blocks that are remembered of each node in an era, the
-latest ones. A node that contradicts what it said before those is found out by the log
-alone."""
+"""Attestations of this log's blocks remembered per node and era, the latest. If a node
+contradicts older ones, only the log finds out."""
 MAX_OTHERS: Final = 1_024
 """Heights at which a node's attestations of other blocks are remembered, the latest."""
 MAX_OTHERS_AT_HEIGHT: Final = 16
-"""Attestations of other blocks remembered of one node at one height."""
+"""Attestations of other blocks remembered per node and height."""
 MAX_CLOSING: Final = 1_024
-"""Closing children that are followed: one for each epoch that failed."""
+"""Closing children that are followed: one per failed epoch."""
 MAX_REQUESTS: Final = 256
-"""Requests remembered of each node in an era, the latest ones; and the epochs whose
-highest attestations are looked at for a request."""
+"""Requests remembered per node and era, the latest; also the epochs whose highest
+attestations are checked against a request."""
 MAX_COSIGNED: Final = 1_024
-"""Sizes remembered that a node cosigned, the largest."""
+"""Cosigned sizes remembered per node, the largest."""
 MAX_FAULTS: Final = 10
-"""Faults of each kind that are listed of one node."""
+"""Faults of each kind listed per node."""
 
 _SIZE_BYTES: Final = 8
 _HEAD_BYTES: Final = _SIZE_BYTES + HASH_SIZE
@@ -109,7 +107,7 @@ class Context:
     Attributes:
         federation_id: The federation.
         genesis: Hash of the log's genesis, 32 bytes.
-        sequencer_key: Who signs checkpoints, 32 bytes.
+        sequencer_key: The key that signs checkpoints, 32 bytes.
         eras: Node set and start of every era.
     """
 
@@ -125,8 +123,8 @@ class Said:
 
     Attributes:
         event: What it says.
-        public_key: Who says it, 32 bytes.
-        checkpoint: The head that it cosigns; None if it says something else.
+        public_key: The node's key, 32 bytes.
+        checkpoint: The head that it cosigns; None for other records.
         timestamp_s: When it cosigned, by its own clock.
     """
 
@@ -148,7 +146,7 @@ class Said:
 
 
 def verify_record(context: Context, data: bytes, signature: bytes) -> Said:
-    """Return what a ledger node says, if it is a ledger node that says it.
+    """Return what a ledger node says, if a ledger node says it.
 
     Args:
         context: The federation and its nodes.
@@ -156,11 +154,11 @@ def verify_record(context: Context, data: bytes, signature: bytes) -> Said:
         signature: The record's signature header.
 
     Raises:
-        InvalidMessageError: it is not an attestation, not of a node, or not signed by
-            it; says why.
+        InvalidMessageError: it is no attestation, not by a node, or not signed by it;
+            says why.
     """
     try:
-        # Attestation is a union, so not a type: mypy cannot follow.
+        # Attestation is a union, not a type: mypy cannot follow.
         event: e.Attestation = codec.decode_as(cast("Any", e.Attestation), data)
         if event.federation_id != context.federation_id:
             msg = f"it is of federation {event.federation_id!r}"
@@ -216,7 +214,7 @@ def _list_cosigners(node_sets: tuple[NodeSet, ...]) -> tuple[VerifierKey, ...]:
 
 @dataclass(slots=True, kw_only=True)
 class NodeCount:
-    """What was counted of one node."""
+    """What was counted for one node."""
 
     num_attestations: int = 0
     last_height: int = -1
@@ -239,13 +237,13 @@ class _Top:
 
 @dataclass(slots=True, kw_only=True)
 class FinalityState:
-    """Everything that counting goes on from; can be saved.
+    """Everything needed to continue counting; can be saved.
 
     Attributes:
         eras: Every era so far.
         ids: Header ids of all blocks, 32 bytes each.
         heads: Tree size (8 bytes, big-endian) and root of all blocks, 40 bytes each.
-        certified: For each block 1 if it is final by certificates of its own.
+        certified: For each block, 1 if it is final by its own certificates.
         last: Bytes of the last block's header.
         final_height: The last final block; -1 for none.
         epochs: Epochs with certificates, by era.
@@ -257,7 +255,8 @@ class FinalityState:
         nodes: Counts by public key in hex.
         cosigned: Times of cosignatures, by public key in hex and size.
         accused: Contradictions, proven on the ledger or not.
-        faults: What nodes said alone, by public key in hex, and era and height.
+        faults: What single nodes said wrongly, by public key in hex, and era and
+            height.
         num_faults: How many such faults there were, by code.
     """
 
@@ -289,7 +288,7 @@ class FinalityAuditor:
 
     Args:
         federation_id: The federation.
-        add: What to do with a finding.
+        add: Takes a finding.
         state: Where an earlier audit ended; changed in place.
     """
 
@@ -361,7 +360,7 @@ class FinalityAuditor:
             state.eras.append(Era(node_set=node_sets[-1], start=start))
 
     def _end_of(self, era: int) -> int:
-        """Return the height of an era's last block so far, closing children aside."""
+        """Return the height of an era's last block so far, without closing children."""
         following = self.state.eras[era + 1 : era + 2]
         return following[0].start[0] if following else self.num_blocks - 1
 
@@ -392,7 +391,7 @@ class FinalityAuditor:
     # What nodes say
 
     def add(self, said: Said, place: Place) -> None:
-        """Count a verified record; the blocks that it may be about were added."""
+        """Count a verified record, once the blocks that it may concern were added."""
         match said.event:
             case e.BlockAttested() as message:
                 self._add_attestation(message, place)
@@ -455,7 +454,7 @@ class FinalityAuditor:
     def _others_at(
         self, era: int, position: int, slot: tuple[int, int]
     ) -> list[e.BlockAttested]:
-        """Return what a node said of other blocks at a height of an epoch."""
+        """Return what a node said about other blocks at a height of an epoch."""
         epoch, height = slot
         said = self.state.others.get(era, {}).get(position, {}).get(height, {})
         return [
@@ -465,7 +464,7 @@ class FinalityAuditor:
         ]
 
     def _add_other(self, message: e.BlockAttested, position: int, place: Place) -> None:
-        """Judge what a node says of another block than this log's."""
+        """Judge what a node says about another block than this log's."""
         era, epoch, height = message.era, message.epoch, message.height
         said = (epoch, message.block_id)
         others = self.state.others.setdefault(era, {})
@@ -479,7 +478,7 @@ class FinalityAuditor:
         if vote is not None:
             self._accuse(place, message, vote)
         if len(at_height) >= MAX_OTHERS_AT_HEIGHT:
-            return  # who signs so much is accused already
+            return  # a node that signs so much is accused already
         mine.setdefault(height, at_height)[said] = message.signature
         if len(mine) > MAX_OTHERS:
             del mine[next(iter(mine))]
@@ -505,7 +504,7 @@ class FinalityAuditor:
         if num_nodes <= node_set.max_faulty:
             self._blame(node.public_key, (era, height), finding)
             return
-        # One of so many is honest: what they say counts, and is no node's fault.
+        # One of so many is honest: what they say counts, and is no single node's fault.
         for faults in self.state.faults.values():
             if faults.pop((era, height), None) is not None:
                 self.state.num_faults[FindingCode.ATTESTATION_DIFFERS] -= 1
@@ -539,7 +538,7 @@ class FinalityAuditor:
     def _blame(
         self, public_key: bytes, where: tuple[int, int], finding: Finding
     ) -> None:
-        """Note what a node said alone: it says something about the node only."""
+        """Note a single node's statement: it says something about that node only."""
         faults = self.state.faults.setdefault(public_key.hex(), {})
         if where in faults:
             return
@@ -597,7 +596,7 @@ class FinalityAuditor:
         state, last = self.state, self._end_of(era)
         if height <= last:
             state.certified[height] = 1
-        # A closing child makes the last block of its era final.
+        # A closing child makes its era's last block final.
         state.final_height = max(state.final_height, min(height, last))
 
     # Contradictions
@@ -665,10 +664,10 @@ class FinalityAuditor:
         )
 
     def list_faults(self, proven: Iterable[Contradiction]) -> Iterator[Finding]:
-        """Yield what is wrong with nodes, and says nothing about the log.
+        """Yield what is wrong with nodes and says nothing about the log.
 
         Args:
-            proven: Contradictions that the ledger has; those are listed elsewhere.
+            proven: Contradictions already on the ledger; those are listed elsewhere.
         """
         for faults in self.state.faults.values():
             yield from faults.values()
@@ -728,7 +727,7 @@ class FinalityAuditor:
         return low if (self.head(low) or (-1,))[0] == size else -1
 
     def _list_cosigned(self) -> list[int]:
-        """Return the sizes that anybody cosigned, the largest first."""
+        """Return the sizes that any node cosigned, the largest first."""
         sizes = {size for mine in self.state.cosigned.values() for size in mine}
         return sorted(sizes, reverse=True)
 
@@ -753,7 +752,7 @@ class FinalityAuditor:
 
     @property
     def num_cosigned(self) -> int:
-        """How many sizes anybody cosigned, of those that are remembered."""
+        """How many of the remembered sizes any node cosigned."""
         return len(self._list_cosigned())
 
     def find_accepted(
@@ -764,7 +763,7 @@ class FinalityAuditor:
         Args:
             policy: The reader's.
             genesis: Hash of the log's genesis, 32 bytes.
-            sequencer_key: Who signs the log's checkpoints, 32 bytes.
+            sequencer_key: The key that signs the log's checkpoints, 32 bytes.
         """
         log_key = make_log_key(self._federation_id, genesis, sequencer_key)
         if log_key not in [log.key for log in policy.logs]:
@@ -827,7 +826,7 @@ class FinalityAuditor:
 
 
 def hash_context(context: Context) -> bytes:
-    """Return what tells contexts apart, 32 bytes."""
+    """Return a digest that tells contexts apart, 32 bytes."""
     digest = hashlib.sha256(
         context.genesis + context.sequencer_key + context.federation_id.encode()
     )

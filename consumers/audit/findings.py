@@ -9,11 +9,11 @@ from consumers.audit.report import Finding, FindingCode, Noise, Place, Report
 from schemas import topics
 
 MAX_SHOWN: Final = 1_000
-"""Characters of what was expected and what was found."""
+"""Characters shown of what was expected and found."""
 
 
 class Stopped(Exception):  # noqa: N818  # not an error of the audit
-    """Nothing later can be believed."""
+    """Nothing after this can be believed."""
 
 
 class Findings:
@@ -21,7 +21,7 @@ class Findings:
 
     Args:
         report: The report.
-        max_findings: How many of each kind it lists; the rest is counted.
+        max_findings: How many of each kind it lists; the rest are counted.
     """
 
     def __init__(self, report: Report, max_findings: int) -> None:
@@ -43,7 +43,7 @@ class Findings:
             )
 
     def pass_over(self, finding: Finding) -> None:
-        """Count what anybody could have written, instead of a finding."""
+        """Count what anybody could have written instead of reporting it."""
         key = (finding.place.topic, finding.code)
         noise = self._noise.get(key)
         if noise is None:
@@ -75,7 +75,7 @@ class Findings:
 
 
 def sort_key(finding: Finding) -> tuple[bool, str, int, int]:
-    """Return what findings are sorted by: the ledger first, then by their place."""
+    """Return a sort key: the ledger first, then by place."""
     place = finding.place
     return (
         place.topic != topics.LEDGER,

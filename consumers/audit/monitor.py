@@ -1,23 +1,23 @@
-"""The audit that does not end: what deserves somebody's attention, once.
+"""The audit that does not end: alerts for what deserves attention, once each.
 
-A monitor audits what came since its last look, and turns findings into alerts. Each
+A monitor audits what came since its last pass and turns findings into alerts. Each
 alert is given once, however long its cause lasts.
 
 Rules:
 
-- FORK: a block, or what the sequencer or a quorum signed, is of another log than the
-  one that was verified. The word of a few ledger nodes alone is none: whoever lies
-  could end everybody's monitor.
-- TRUNCATION: what was there is not there any more.
+- FORK: a block, or what the sequencer or a quorum signed, belongs to another log than
+  the one verified. The word of a few ledger nodes is not enough: any liar could end
+  everybody's monitor.
+- TRUNCATION: what was there is gone.
 - EQUIVOCATION: somebody signed what contradicts itself.
 - NODE: a few ledger nodes said something else that is wrong.
-- STALE: something waits to become final, and for too long no larger checkpoint was
-  cosigned by a quorum; or nothing at all could be read for too long. What the timer
-  says to give a quiet log's last block a child waits for nothing itself (ADR 0015).
+- STALE: something waits to become final, and a quorum cosigned no larger checkpoint for
+  too long; or nothing could be read for too long. A timer event that only gives a quiet
+  log's last block a child waits for nothing itself (ADR 0015).
 - FINDING: anything else that an audit finds.
 
-Deliberately not here: reading, clocks (time is an argument) and waiting. Nor whether a
-log at rest goes on somewhere else: whoever reads Kafka alone cannot tell.
+Deliberately not here: reading, clocks (time is an argument) and waiting; nor whether a
+resting log continues elsewhere, which nobody can tell from Kafka alone.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ class AlertKind(StrEnum):
 
 
 DEFAULT_STALE_AFTER_S: Final = 300.0
-"""Ledger nodes make a block final within seconds, and after a failed sequencer within a
+"""Ledger nodes make a block final within seconds; after a sequencer failure, within a
 few epochs, whose timeouts double."""
 UNREADABLE: Final = "UNREADABLE"
 """The code of an alert that nothing could be read."""
 FATAL: Final = frozenset({AlertKind.FORK, AlertKind.TRUNCATION})
-"""After these the log is not one log any more."""
+"""After these, the log is no longer one log."""
 _KINDS: Final = {
     FindingCode.BROKEN_LOG: AlertKind.FORK,
     FindingCode.LOG_REWRITTEN: AlertKind.FORK,
@@ -61,13 +61,13 @@ _KINDS: Final = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alert:
-    """Something that somebody should look at.
+    """Something to look at.
 
     Attributes:
         kind: What it is about.
         code: The finding's code, or the kind.
         place: Where.
-        message: What it means, for people.
+        message: What it means, as text.
         expected: What should be there.
         found: What is.
     """
@@ -81,11 +81,11 @@ class Alert:
 
     @property
     def is_fatal(self) -> bool:
-        """Whether the log is not one log any more."""
+        """Whether the log is no longer one log."""
         return self.kind in FATAL
 
     def __str__(self) -> str:
-        """Return it as one line for people."""
+        """Return it as one line of text."""
         line = f"{self.kind} {self.code} at {self.place}: {self.message}"
         for name, value in (("expected", self.expected), ("found", self.found)):
             if value:
@@ -93,16 +93,16 @@ class Alert:
         return " ".join(line.split())
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as JSON's types."""
+        """Return it as JSON types."""
         return asdict(self)
 
 
 class Monitor:
-    """Remembers what was said.
+    """Remembers which alerts were given.
 
     Args:
-        stale_after_s: How long something may wait for finality, and how long nothing
-            may be read, seconds; None for ever.
+        stale_after_s: How long something may wait for finality, and how long reading
+            may fail, seconds; None for ever.
     """
 
     def __init__(self, stale_after_s: float | None) -> None:
@@ -121,12 +121,11 @@ class Monitor:
         """Return the alerts that an audit's report gives rise to.
 
         Args:
-            report: Of an audit that went on from the last one.
-            now_s: Now, seconds of any clock that never goes back.
-            at_s: Now, seconds since 1970-01-01 UTC: what others' stamps are compared
-                with.
-            held: What keeps Kafka from showing what is new, for people; empty if
-                nothing is known to.
+            report: Of an audit that continued from the last one.
+            now_s: Now, in seconds of a clock that never goes back.
+            at_s: Now, seconds since 1970-01-01 UTC, to compare with others' stamps.
+            held: What keeps Kafka from showing new records, as text; empty if nothing
+                is known to.
         """
         self._read_at_s, self._is_unreadable = now_s, False
         said = [
@@ -139,10 +138,10 @@ class Monitor:
         return alerts
 
     def miss(self, why: str, now_s: float) -> list[Alert]:
-        """Return the alert that nothing was read for too long, once.
+        """Return the alert that reading failed for too long, once.
 
         Args:
-            why: Why nothing could be read this time, for people.
+            why: Why nothing could be read this time, as text.
             now_s: As in `judge`.
         """
         if self._read_at_s is None:
@@ -197,8 +196,8 @@ class Monitor:
             return []
         if self._waiting_since_s is None:
             self._waiting_since_s = now_s
-        # A monitor that has just begun knows by the stamps of others how long it is.
-        # Both must be old: after a rest the last cosignature is, and no fault.
+        # A monitor that has just begun goes by others' stamps. Both must be old: after
+        # a rest, the last cosignature is, through no fault.
         stamped_s = max(finality.cosigned_at_s, report.awaited_at_ms / 1_000)
         waited_s = max(now_s - self._waiting_since_s, at_s - stamped_s)
         if self._is_stale or waited_s < self._stale_after_s:

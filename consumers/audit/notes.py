@@ -1,4 +1,4 @@
-"""What a report says for people: what was left out, and whose word is believed."""
+"""A report's notes for people: what was left out, and whose word is believed."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from consumers.audit.report import Report
 def list_notes(
     report: Report, watches: Iterable[Watch], *, has_nodes: bool
 ) -> Iterator[str]:
-    """Yield what a report says for people.
+    """Yield a report's notes.
 
     Args:
-        report: The report, complete but for this.
-        watches: What was watched for single modes.
+        report: The report, complete but for its notes.
+        watches: The watches of particular modes.
         has_nodes: Whether the federation has ledger nodes.
     """
     if report.operator_key and not report.is_operator_key_pinned:
@@ -31,8 +31,8 @@ def list_notes(
     yield from _say_what_is_final(report, has_nodes=has_nodes)
     if report.continued_from:
         yield (
-            f"The first {report.continued_from} blocks are as an earlier audit of "
-            "yours found them; they were not read again."
+            f"The first {report.continued_from} blocks were verified by your earlier "
+            "audit and not read again."
         )
     if report.num_blocks:
         yield (
@@ -41,8 +41,8 @@ def list_notes(
         )
     if report.num_claims_unchecked:
         yield (
-            f"{report.num_claims_unchecked} updates were rejected because of blobs "
-            "that are not in the store: the aggregator's word."
+            f"{report.num_claims_unchecked} updates were rejected for blobs that the "
+            "store does not have: the aggregator's word."
         )
     if report.num_refusals_unchecked:
         yield (
@@ -54,8 +54,8 @@ def list_notes(
         yield from watch.list_notes(report)
     if report.facts["ModelVersionRegistered"]:
         yield (
-            "Accuracy and loss of model versions, and that an ONNX file is the "
-            "model, are the exporter's word."
+            "Model versions' accuracy and loss, and that each ONNX file is its model, "
+            "are the exporter's word."
         )
     if report.pending:
         oldest = min(item.cause_leaf_index for item in report.pending)
@@ -70,15 +70,15 @@ def _list_noise(report: Report) -> Iterator[str]:
         kinds = [noise for noise in report.noise if noise.topic == topic]
         count = sum(noise.count for noise in kinds)
         yield (
-            f"{count} records on {topic} are no ledger node's, or were changed by "
+            f"{count} records on {topic} are not by a ledger node, or were altered by "
             "somebody else who may write there, the first at offset "
             f"{min(noise.first.offset or 0 for noise in kinds)}: they were passed "
-            "over, and change nothing."
+            "over and change nothing."
         )
     if report.node_faults:
         yield (
-            "Of what single ledger nodes said, some is wrong: it counts for "
-            "nothing alone, and says something about those nodes only."
+            "Single ledger nodes said something wrong: alone it counts for nothing, "
+            "and reflects on those nodes only."
         )
 
 
@@ -87,11 +87,11 @@ def _say_what_is_final(report: Report, *, has_nodes: bool) -> Iterator[str]:
     if not has_nodes:
         if report.num_blocks:
             yield (
-                "This federation has no ledger nodes: nothing but the sequencer's "
-                "word says that there is no second log."
+                "This federation has no ledger nodes: that there is no second log is "
+                "the sequencer's word."
             )
     elif finality is None:
-        yield "Attestations were left out: what is final was not looked at."
+        yield "Attestations were left out: finality was not checked."
     else:
         if finality.num_not_final:
             yield (

@@ -1,13 +1,13 @@
 """Verification ahead: other processes check signatures before the audit needs them.
 
 Signatures are most of an audit's work and do not depend on each other. Helpers get the
-raw records and the keys known so far, and say which checks passed. The audit asks here
+raw records and the keys known so far, and say which checks passed. The audit asks them
 before it checks something itself, so:
 
-- what passed there is what would have passed here: the very same function was called
-  with the very same bytes (a check is named by a SHA-256 over all of them);
-- what did not pass, or was not looked at, is checked by the audit itself, which then
-  says what is wrong. A helper that dies costs time, nothing else.
+- what passed there would have passed here: the same function was called with the same
+  bytes (a check is named by a SHA-256 over all of them);
+- what did not pass, or was not reached, is checked by the audit itself, which then says
+  what is wrong. A helper that dies costs only time.
 
 Deliberately not here: anything that depends on the order of the records.
 """
@@ -44,16 +44,16 @@ from schemas import events as e
 MAX_CHUNK_RECORDS: Final = 64
 MAX_CHUNK_BYTES: Final = 2**18
 NUM_CHUNKS_AHEAD: Final = 4
-"""For each helper: enough that none waits, few enough to keep memory small."""
+"""For each helper: enough that none waits, few enough to save memory."""
 
 Passed: TypeAlias = dict[bytes, Any]
-"""Checks that passed and what they returned, by name."""
+"""Checks that passed, with their results, by name."""
 Item: TypeAlias = tuple[bytes, bytes]
 """A record's single-object bytes and its signature header."""
 
 
 def name_check(kind: bytes, context: bytes, signature: bytes, data: bytes) -> bytes:
-    """Return what stands for a check of these very bytes, 32 bytes."""
+    """Return the name of a check of exactly these bytes, 32 bytes."""
     sizes = b"%d %d\n" % (len(context), len(signature))
     return hashlib.sha256(kind + sizes + context + signature + data).digest()
 
@@ -68,7 +68,7 @@ class CheckpointContext:
 
     @property
     def identity(self) -> bytes:
-        """Under which its checks are known by name."""
+        """Identifies the context in the names of its checks."""
         return self.genesis + self.sequencer_key
 
 
@@ -78,7 +78,7 @@ def open_checkpoint(
     """Return a checkpoint that the sequencer signed.
 
     Raises:
-        CodecError, InvalidSignatureError, InvalidNoteError: it is not one.
+        it is not one.
     """
     event = codec.decode_as(e.CheckpointSigned, data)
     verify_event(context.sequencer_key, context.genesis, data, signature)
@@ -98,7 +98,7 @@ def _check_blocks(state: AdmissionState, items: Sequence[Item]) -> Passed:
                 passed[name_check(b"event", genesis + key, signature, data)] = None
 
     for data, signature in items:
-        # What cannot be read here is the audit's to report.
+        # The audit reports what cannot be read here.
         with suppress(codec.CodecError):
             block = codec.decode_as(e.BlockSequenced, data)
             check(state.principals.get("SEQUENCER"), state.genesis, data, signature)
@@ -137,7 +137,7 @@ def _load(context: bytes) -> Any:
 
 
 def _work(kind: str, context: bytes, items: Sequence[Item]) -> Passed:
-    """Run in a helper."""
+    """Run in a helper process."""
     loaded = _load(context)
     match kind:
         case "blocks":
@@ -149,7 +149,7 @@ def _work(kind: str, context: bytes, items: Sequence[Item]) -> Passed:
 
 
 def _begin() -> None:
-    """Let a helper end with its parent, and not before."""
+    """Make a helper end with its parent, and not before."""
     guard_logs()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = parent_process()
@@ -163,15 +163,15 @@ def _begin() -> None:
 
 
 class Helpers:
-    """Processes that check ahead; with none everything is checked where it is needed.
+    """Processes that check ahead; without any, checks run where they are needed.
 
     Args:
-        count: How many.
+        count: How many processes.
     """
 
     def __init__(self, count: int) -> None:
         self._count = count
-        # Not forked: this process has threads, of its own and of Kafka's client.
+        # Not forked: this process has threads, its own and Kafka's.
         self._pool = (
             ProcessPoolExecutor(count, get_context("spawn"), _begin) if count else None
         )
@@ -194,7 +194,7 @@ class Helpers:
     def open_checkpoint(
         self, context: CheckpointContext, data: bytes, signature: bytes
     ) -> tuple[e.CheckpointSigned, Checkpoint]:
-        """Do as the function."""
+        """See the function of this name."""
         name = name_check(b"checkpoint", context.identity, signature, data)
         return self._passed.get(name) or open_checkpoint(context, data, signature)
 
@@ -219,19 +219,19 @@ class Helpers:
         find_context: Callable[[], object | None],
         open_item: Callable[[Record], Item | None],
     ) -> Iterator[Record]:
-        """Yield records in order, checked as far as that was possible.
+        """Yield records in order, checked ahead as far as possible.
 
         Args:
-            records: What will be audited; a few are held in memory.
+            records: Records to audit; a few are held in memory.
             kind: "blocks", "checkpoints" or "attestations".
-            find_context: What is known by now of the keys; None if nothing is.
-            open_item: What of a record is to be checked; None if nothing is.
+            find_context: Returns what is known of the keys; None if nothing is.
+            open_item: Returns what of a record is to be checked; None for nothing.
         """
         if self._pool is None:
             yield from records
             return
         chunks = _split(records)
-        # Where signatures are all that there is to do, this process takes its share.
+        # Where signatures are the only work, this process takes its share.
         share = self._count + 1 if kind == "attestations" else 0
         number = 0
         ahead: deque[tuple[list[Record], Future[Passed] | None]] = deque()
@@ -274,7 +274,7 @@ class Helpers:
 
     @staticmethod
     def _collect(future: Future[Passed] | None) -> Passed:
-        # Whoever is free does the work: what no helper has begun is done here.
+        # What no helper has begun is done here.
         if future is None or future.cancel():
             return {}
         try:
@@ -284,7 +284,7 @@ class Helpers:
 
 
 def _split(records: Iterable[Record]) -> Iterator[list[Record]]:
-    """Yield records in chunks that are worth sending."""
+    """Yield records in chunks worth sending."""
     chunk: list[Record] = []
     size = 0
     for record in records:

@@ -1,6 +1,6 @@
-"""The records of one federation on topics of many: every byte of one counts.
+"""One federation's records on shared topics: every byte of one counts.
 
-An audit that goes on from an earlier one first looks whether the topics still have what
+An audit that continues from an earlier one first checks that the topics still have what
 that one saw.
 """
 
@@ -28,14 +28,14 @@ Unframe = Callable[[bytes], bytes]
 
 
 class RecordAuditor:
-    """Says which records are a federation's, and how far they were read.
+    """Knows which records belong to a federation, and how far they were read.
 
     Args:
         federation_id: The federation.
-        unframe: From the wire to single-object bytes.
-        findings: Where findings go.
+        unframe: Maps wire bytes to single-object bytes.
+        findings: Takes findings.
         before: Where an earlier audit ended.
-        first_offsets: By topic, the first record that is left, where that is known.
+        first_offsets: By topic, the first remaining record, where known.
     """
 
     def __init__(
@@ -60,12 +60,12 @@ class RecordAuditor:
         """Yield what comes after the records that an earlier audit saw.
 
         Args:
-            records: A topic's, from the last one on that an earlier audit saw.
+            records: A topic's, from the last one that an earlier audit saw.
             topic: The topic.
             chain: The log's, as that audit left it.
 
         Raises:
-            Stopped: the topic has not what that audit saw.
+            Stopped: the topic lacks what that audit saw.
         """
         position = self.positions.get(topic)
         remaining = iter(records)
@@ -75,10 +75,10 @@ class RecordAuditor:
         yield from remaining
 
     def _demand_beginning(self, topic: str) -> None:
-        """Check that nothing was deleted of what an earlier audit saw first.
+        """Check that nothing an earlier audit saw first was deleted.
 
-        A partition holds several federations: of records before this one's first the
-        audit says nothing.
+        A partition holds several federations: the audit says nothing about records
+        before this one's first.
         """
         first = self._first_offsets.get(topic, 0)
         own_first = self.own_firsts.get(topic, 0)
@@ -95,7 +95,7 @@ class RecordAuditor:
     def _demand(
         self, found: Record | None, position: Position, topic: str, chain: Chain
     ) -> None:
-        """Check that the last record that an earlier audit saw still is there."""
+        """Check that the last record that an earlier audit saw is still there."""
         place = Place(topic=topic, offset=position.offset)
         expected = f"a record with SHA-256 {position.digest.hex()}"
         if topic == topics.LEDGER:
@@ -121,14 +121,14 @@ class RecordAuditor:
             )
 
     def mark_read(self, record: Record, topic: str) -> None:
-        """Remember how far the audit is on a topic."""
+        """Remember how far a topic was read."""
         self.own_firsts.setdefault(topic, record.offset)
         self.positions[topic] = Position(
             offset=record.offset, digest=hash_record(record)
         )
 
     def open_item(self, record: Record) -> Item | None:
-        """Return what of a record others can check ahead."""
+        """Return what of a record can be checked ahead."""
         if record.key != self.key:
             return None
         try:
@@ -138,7 +138,7 @@ class RecordAuditor:
         return data, record.header(SIGNATURE_HEADER) or b""
 
     def is_ours(self, record: Record, place: Place) -> bool:
-        """Return whether a record is the federation's; adds one with a wrong key."""
+        """Return whether a record belongs to the federation; reports a wrong key."""
         if record.key == self.key:
             return True
         wrong = self.find_wrong_key(record, place)
@@ -147,7 +147,7 @@ class RecordAuditor:
         return wrong is not None
 
     def find_wrong_key(self, record: Record, place: Place) -> Finding | None:
-        """Return what is wrong if a record is the federation's but for its key."""
+        """Return what is wrong if only a record's key is not this federation's."""
         # Every event on these topics begins with its federation.
         if record.value is None or not record.value.startswith(
             self._mark, codec.FRAMING_SIZE
@@ -171,7 +171,7 @@ class RecordAuditor:
         add: Callable[[Finding], None] | None = None,
     ) -> None:
         """Check that headers are, byte for byte, what a record's author writes."""
-        # The signature itself was verified, or the block would not have opened.
+        # The signature was verified, or the block would not have opened.
         expected = (
             (SIGNATURE_HEADER, record.header(SIGNATURE_HEADER) or b""),
             (EVENT_ID_HEADER, compute_input_id(sequencer_key, data)),

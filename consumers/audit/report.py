@@ -1,4 +1,4 @@
-"""What an audit says: findings, what was checked, and what had to be believed."""
+"""What an audit reports: findings, what was checked, and what had to be believed."""
 
 from __future__ import annotations
 
@@ -59,13 +59,13 @@ class FindingCode(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Where something is.
+    """A place in the log.
 
     Attributes:
         topic: The topic.
-        offset: Offset of the record; None if it is about the end of the topic.
-        height: The block's height; None if not even that is known.
-        leaf_index: The leaf; None if it is the record as a whole.
+        offset: Offset of the record; None for the end of the topic.
+        height: The block's height; None if unknown.
+        leaf_index: The leaf; None for the record as a whole.
     """
 
     topic: str = topics.LEDGER
@@ -74,7 +74,7 @@ class Place:
     leaf_index: int | None = None
 
     def __str__(self) -> str:
-        """Return it for people."""
+        """Return it as text."""
         parts = [self.topic]
         if self.offset is not None:
             parts.append(f"offset {self.offset}")
@@ -87,15 +87,15 @@ class Place:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One thing that is not as it must be.
+    """One thing that is wrong.
 
     Attributes:
         code: What kind of thing.
         place: Where.
-        message: What it means, for people.
+        message: What it means, as text.
         expected: What should be there.
         found: What is.
-        blob_sha256: The blob it is about, in hex; empty if none.
+        blob_sha256: The blob concerned, in hex; empty if none.
         evidence: Signed messages that prove it, single-object bytes in hex: what an
             `EquivocationProven` would hold; usually none.
     """
@@ -111,14 +111,14 @@ class Finding:
 
 @dataclass(slots=True, kw_only=True)
 class Noise:
-    """Records that anybody could have written: passed over, and no findings.
+    """Records that anybody could have written: passed over, no findings.
 
     Attributes:
-        topic: Where they are.
-        code: What they would be if their topic were one that nobody else writes to.
+        topic: Their topic.
+        code: Which finding they would be on a topic that nobody else may write to.
         count: How many.
         first: Where the first one is.
-        message: What is wrong with the first one, for people.
+        message: What is wrong with the first one, as text.
     """
 
     topic: str
@@ -130,7 +130,7 @@ class Noise:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PendingFact:
-    """A fact that follows from the log and is not on it yet."""
+    """A fact that follows from the log and is not yet on it."""
 
     event: str
     cause_leaf_index: int
@@ -141,9 +141,9 @@ class RefusedRecord:
     """A record that the sequencer refused.
 
     Attributes:
-        leaf_index: Where the refusal is.
+        leaf_index: The leaf of the refusal.
         reason: Why, as a code.
-        detail: Why, for people.
+        detail: Why, as text.
         source: Where the record was: topic, partition and offset.
     """
 
@@ -155,14 +155,14 @@ class RefusedRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Equivocation:
-    """A contradiction that is proven on the ledger.
+    """A contradiction proven on the ledger.
 
     Attributes:
-        leaf_index: Where.
-        public_key: Who contradicted itself, hex.
+        leaf_index: Its leaf.
+        public_key: The key that contradicted itself, hex.
         offence: How, as `ledger.equivocation.Offence`.
-        era: Which node set.
-        epoch: In which epoch.
+        era: The node set.
+        epoch: The epoch.
         position: Height of the block, -1 for requests; for the sequencer the size.
     """
 
@@ -196,13 +196,13 @@ class NodeReport:
     """What one ledger node said.
 
     Attributes:
-        name: Its name in the last era that it is of.
+        name: Its name in its last era.
         public_key: Hex.
-        is_present: Whether it is of the present node set.
+        is_present: Whether it belongs to the present node set.
         num_attestations: Attestations of blocks of this log.
         last_height: The highest block that it attested; -1 for none.
         num_cosignatures: Checkpoints of this log that it cosigned.
-        num_blocks_behind: Blocks of this log after that.
+        num_blocks_behind: How many blocks of this log come after that.
     """
 
     name: str
@@ -216,21 +216,21 @@ class NodeReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finality:
-    """What is final by the ledger nodes' signatures alone.
+    """What the ledger nodes' signatures alone make final.
 
     Attributes:
         final_height: The last final block; -1 for none.
         final_size: Number of leaves up to its end.
         num_certified: Final blocks with both certificates of their own.
-        num_by_descendant: Blocks that are final because a later one is.
+        num_by_descendant: Blocks that are final only through a later one.
         num_not_final: Blocks after the last final one.
         num_epochs: Epochs in which blocks of this log were certified.
         cosigned_size: Size of the largest checkpoint that a quorum cosigned; 0 for
             none.
-        cosigned_at_s: When a quorum had cosigned it, by the nodes' clocks, seconds
-            since 1970-01-01 UTC; 0 for none.
+        cosigned_at_s: When a quorum had cosigned it by the nodes' clocks, seconds since
+            1970-01-01 UTC; 0 for none.
         policy_size: Size of the largest checkpoint that the reader's policy accepts; 0
-            for none, None if the reader brought no policy.
+            for none, None without a policy.
         eras: The history of node sets.
         nodes: Every node of any era.
     """
@@ -250,20 +250,20 @@ class Finality:
 
 @dataclass(slots=True, kw_only=True)
 class Report:
-    """What an audit found and what it looked at.
+    """What an audit found and covered.
 
     Attributes:
         federation_id: The federation.
-        operator_key: Who founded it, hex; empty if there is no genesis.
+        operator_key: Public key of its founder, hex; empty without a genesis.
         is_operator_key_pinned: Whether the reader named that key beforehand.
-        sequencer_key: Who signs its blocks, hex.
+        sequencer_key: The key that signs its blocks, hex.
         num_blocks: Blocks verified.
         num_leaves: Leaves verified.
         num_signatures: Ed25519 signatures verified.
         num_checkpoints: Checkpoints verified.
         num_unsigned_blocks: Blocks at the end that were too new for a checkpoint.
         log_bytes: Size of the records read.
-        tree_root: Root of the log, hex: compare it with what others saw.
+        tree_root: Root of the log, hex, to compare with what others saw.
         events: Leaves by event.
         facts: Facts that are exactly what the deciders conclude, by event.
         refusals: Records that the sequencer refused, by reason.
@@ -271,34 +271,34 @@ class Report:
         num_rounds_recomputed: Rounds whose sum and model were computed again.
         num_blobs: Blobs fetched and verified.
         blob_bytes: Their size.
-        num_claims_checked: Rejections whose blob was looked at again.
-        num_claims_unchecked: Rejections whose blob is not there to look at.
+        num_claims_checked: Rejections whose blob was checked again.
+        num_claims_unchecked: Rejections whose blob is missing.
         num_refusals_unchecked: Refusals that are the sequencer's word.
-        refused: The records themselves, if they were asked for.
+        refused: The records themselves, if asked for.
         num_attestations: Records of ledger nodes verified.
-        finality: What is final; None if the federation has no ledger nodes, or what
-            they say was left out.
+        finality: What is final; None without ledger nodes, or if attestations were left
+            out.
         equivocations: Contradictions proven on the ledger.
         balances: Points by account, as the rewards decider computes them.
         last_block_at_ms: The stamp of the last block.
-        awaited_size: Number of leaves up to the end of the last block that says more
-            than `FinalityRequested`: what must become final. Nothing gives a block
-            after it a child (ADR 0015).
+        awaited_size: Number of leaves up to the end of the last block with more than
+            `FinalityRequested`: what must become final. Nothing gives later blocks a
+            child (ADR 0015).
         awaited_at_ms: That block's stamp.
         has_blobs: Whether blobs were fetched, and every round computed again.
         has_checkpoints: Whether checkpoints were read.
-        has_attestations: Whether ledger nodes' attestations were.
-        continued_from: Number of blocks that an earlier audit had verified; 0 if this
-            one began at the beginning.
+        has_attestations: Whether attestations were read.
+        continued_from: Number of blocks that an earlier audit verified; 0 if this one
+            began at the beginning.
         pending: Facts not sequenced yet; no fault.
-        findings: What is wrong with the log, in its order; of each kind the first few.
-        num_findings: How many there were, by code.
-        node_faults: What is wrong with what single ledger nodes said, f of them at
-            most: it counts for nothing, and is no finding about the log.
-        num_node_faults: How many there were, by code.
+        findings: What is wrong with the log, in its order; the first few of each kind.
+        num_findings: How many findings there were, by code.
+        node_faults: What single ledger nodes, f at most, said wrongly: it counts for
+            nothing, and is no finding about the log.
+        num_node_faults: How many of those there were, by code.
         noise: Records that anybody could have written, by topic and kind.
-        stopped: Why the audit ended before the end; empty if it did not.
-        unjudged: From where on this version cannot judge the log, and why; empty if it
+        stopped: Why the audit ended early; empty if it did not.
+        unjudged: From where this version cannot judge the log, and why; empty if it
             judged all of it.
         notes: What the verdict rests on.
     """
@@ -353,11 +353,11 @@ class Report:
 
     @property
     def is_unknown(self) -> bool:
-        """Whether nothing is wrong with what was judged, which is not all of it."""
+        """Whether nothing is wrong with what was judged, which is not everything."""
         return bool(self.unjudged) and not self.findings
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as JSON's types."""
+        """Return it as JSON types."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         for name, value in values.items():
             if isinstance(value, Counter):

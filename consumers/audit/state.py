@@ -1,15 +1,14 @@
-"""Where an audit ended, for the next one to go on from.
+"""Where an audit ended, for the next one to continue from.
 
-A saved state is what its auditor remembers: whoever can change the file can make the
-next audit believe anything about what came before. It is for the auditor's own disk.
-Only a sound audit has a state worth saving.
+The next audit trusts this file: whoever can change it decides what that audit believes
+about the past. Keep it on the auditor's own disk. Only a sound audit has a state worth
+saving.
 
-JSON, with a version: a state of another version, or one that is damaged, is refused,
-and the answer is to audit from the beginning again. Nothing but dataclasses of ours can
-come out of it.
+JSON, with a version: a damaged state, or one of another version, is refused; the remedy
+is to audit from the beginning. Only our own dataclasses can come out of it.
 
-Deliberately not here: files, and whether the log still is what it was (the audit looks
-at that first).
+Deliberately not here: files, and whether the log still is what it was (the audit checks
+that first).
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ from schemas import reasons
 
 
 class StateError(ValueError):
-    """The bytes are not a saved state of this version; the message says what to do."""
+    """The bytes are no saved state of this version; the message says what to do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +57,7 @@ class Position:
 
     Attributes:
         offset: Where it is.
-        digest: `hash_record` of it, 32 bytes.
+        digest: Its `hash_record`, 32 bytes.
     """
 
     offset: int
@@ -67,12 +66,12 @@ class Position:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExpectedCheckpoint:
-    """The checkpoint of a block, to be found on its topic.
+    """A block's checkpoint, to be found on its topic.
 
     Attributes:
         height: The block's.
         offset: Where the block is.
-        size: Number of leaves after it.
+        size: Number of leaves after the block.
         root: Root over them, 32 bytes.
         traceparent: The block's trace context.
     """
@@ -86,15 +85,15 @@ class ExpectedCheckpoint:
 
 @dataclass(slots=True, kw_only=True)
 class AuditState:
-    """Everything that an audit goes on from.
+    """Everything that an audit continues from.
 
     Attributes:
         positions: The last record of each topic, by topic.
         first_offsets: Offset of the federation's first record on each topic.
         replay: What the leaves lead to.
         view: The round in progress.
-        watches: What is watched for single modes.
-        checkpoints: Those of the last blocks that have none yet.
+        watches: The watches of particular modes.
+        checkpoints: Those of the last blocks, which have none yet.
         finality: What ledger nodes said.
         report: What was counted.
     """
@@ -110,7 +109,7 @@ class AuditState:
 
 
 def hash_record(record: Record) -> bytes:
-    """Return a digest of everything that a record is, 32 bytes."""
+    """Return a digest of a whole record, 32 bytes."""
     digest = hashlib.sha256()
     parts: Iterable[bytes | None] = (
         record.key,
@@ -128,7 +127,7 @@ def hash_record(record: Record) -> bytes:
 
 
 def save_state(state: AuditState) -> bytes:
-    """Return a state as bytes to keep."""
+    """Return a state as bytes."""
     content = {"format": FORMAT, "state": _to_json(state)}
     return json.dumps(content, separators=(",", ":")).encode() + b"\n"
 
@@ -149,7 +148,7 @@ def load_state(data: bytes) -> AuditState:
             msg = f"it holds a {type(state).__name__}"
             raise StateError(msg)  # noqa: TRY301  # as above
     except Exception as error:
-        # Whatever a constructor raises means: not what was saved.
+        # Whatever a constructor raises: this is not what was saved.
         msg = (
             f"not the saved state of an audit ({type(error).__name__}: {error}); "
             "audit from the beginning again"
@@ -271,5 +270,5 @@ FORMAT: Final = (
         ).encode()
     ).hexdigest()[:16]
 )
-"""Of these very classes: what one of another shape had learned of the same log is
-missing here, and a default is not what the log says."""
+"""Names these very classes: a state of another shape lacks what it should have learned,
+and a default would be wrong."""

@@ -1,1 +1,1 @@
-"""Global models as files that others run: made, measured, claimed."""
+"""Global models as files for others to run: exported, measured, claimed."""

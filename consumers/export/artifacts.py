@@ -1,17 +1,17 @@
-"""A global model as a file that others can run: ONNX, checked and measured.
+"""A global model as an ONNX file that others can run, checked and measured.
 
-What this module promises of every exported model:
+Every exported model:
 
-- It's a valid ONNX file whose input "inputs" and output "logits" take any batch size.
-- Run by onnxruntime it gives the same logits as torch, within stated tolerances, on the
-  whole validation set; otherwise there is no file but an `ExportError`.
-- Its accuracy and loss are those of the file itself, measured with onnxruntime: what
-  users will get, not what torch would have given.
-- The same model gives the same bytes, with one version of torch: what the exporter
-  notes about the machine (paths, stack traces) is taken out.
+- is a valid ONNX file whose input "inputs" and output "logits" take any batch size;
+- gives the same logits in onnxruntime as in torch, within stated tolerances, on the
+  whole validation set; otherwise there is no file but an `ExportError`;
+- comes with the accuracy and loss of the file itself, measured with onnxruntime: what
+  users will get, not what torch would have given;
+- is the same bytes for the same model and torch version: what the exporter notes about
+  the machine (paths, stack traces) is removed.
 
-Models are classifiers by the convention of the examples: `forward(inputs)` gives
-logits, shape (batch, classes), and a validation batch is a pair of inputs and labels.
+Models are classifiers by the examples' convention: `forward(inputs)` gives logits,
+shape (batch, classes), and a validation batch is a pair of inputs and labels.
 
 It deliberately stores and encrypts nothing. Importing it loads torch.
 """
@@ -42,16 +42,16 @@ _OPSET: Final = 20  # ONNX 1.15, 2023: old enough for the runtimes in use
 
 
 class ExportError(Exception):
-    """The model can't be exported, or the exported model isn't the same model."""
+    """The model can't be exported, or the export isn't the same model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportedModel:
-    """A model as ONNX, and how good it is.
+    """A model as ONNX, with its quality.
 
     Attributes:
         onnx: The file.
-        accuracy: Fraction of the validation set answered rightly, 0 to 1.
+        accuracy: Fraction of the validation set classified correctly, 0 to 1.
         loss: Mean cross-entropy over the validation set, in nats.
         num_examples: Size of the validation set, at least 1.
         largest_difference: Between onnxruntime's logits and torch's, absolute.
@@ -77,17 +77,17 @@ def export_model(
     Args:
         module: The model's class.
         module_config: Its keyword arguments.
-        data_module: The class that has the validation data.
+        data_module: The class with the validation data.
         data_config: Its keyword arguments.
-        tensors: The model: exactly the entries of the module's state by name.
+        tensors: The model: exactly the entries of the module's state, by name.
 
     Returns:
-        The ONNX file, and how it does on the validation set.
+        The ONNX file, and its results on the validation set.
 
     Raises:
         StateMismatchError: `tensors` isn't a model of this class.
-        ExportError: The data or the model isn't of the form above, the exporter failed,
-            or onnxruntime and torch disagree.
+        ExportError: The data or the model doesn't have the form above, the exporter
+            failed, or onnxruntime and torch disagree.
     """
     model = module(**module_config).eval()
     write_state(model, tensors)
@@ -147,7 +147,7 @@ def _to_onnx(model: LightningModule, inputs: NDArray[np.float32]) -> bytes:
         inputs: Any batch of at least one example.
 
     Returns:
-        The file, free of anything about the machine that made it.
+        The file, without traces of the machine that made it.
     """
     # With one example the exporter would take the batch size for a constant.
     example = torch.from_numpy(np.repeat(inputs[:1], 2, axis=0))
@@ -174,7 +174,7 @@ def _to_onnx(model: LightningModule, inputs: NDArray[np.float32]) -> bytes:
 
 
 def _strip(message: Any) -> None:
-    """Take out comments: the exporter writes paths and stack traces into them."""
+    """Remove comments: the exporter writes paths and stack traces into them."""
     for field, value in message.ListFields():
         if field.name in {"doc_string", "metadata_props"}:
             message.ClearField(field.name)
@@ -186,7 +186,7 @@ def _strip(message: Any) -> None:
 def _runner(
     exported: bytes,
 ) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
-    """Load a model into onnxruntime; the result maps inputs to logits."""
+    """Load a model into onnxruntime; returns a function from inputs to logits."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1  # small models; and the same sums every time
     session = onnxruntime.InferenceSession(

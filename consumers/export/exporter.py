@@ -1,11 +1,11 @@
 """The exporter: turns each published model into ONNX, measures it, claims the result.
 
-It keeps no state: the log says which models wait for an export. Publishing the same
-claim twice is harmless, so it may be killed at any moment.
+It keeps no state: the log says which models await export. Publishing a claim twice is
+harmless, so it may be killed at any moment.
 
-A model that cannot be exported is a version without ONNX and metrics: an agent's update
-may have made it so, and those after it are exported. One that cannot be fetched is
-named in the log of this process; each start tries again.
+A model that cannot be exported becomes a version without ONNX and metrics: an agent's
+update may have caused it, and later models are still exported. One that cannot be
+fetched is named in this process's log; each start tries again.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Exporter:
             if isinstance(read, ReadBlock):
                 self._learn(read)
             elif read is END:
-                # Only at the end is it known that a model still waits.
+                # Only at the end is it certain that a model still waits.
                 for number in sorted(self._waiting):
                     self._export(*self._waiting.pop(number))
 

@@ -1,19 +1,19 @@
-"""The blocks that a ledger node knows above its last final one, all of them verified.
+"""The blocks that a ledger node knows above its last final one, all verified.
 
 A block comes from anywhere: Kafka, another node, the node's own store. It is replayed
-on its parent like everything that the audit sees; only if the log, the deciders and
-every leaf are as they must be it is in the tree. Several blocks may have one parent, if
-the sequencer lies; which one counts is for `ledger.consensus`.
+on its parent as in an audit, and enters the tree only if the log, the deciders and
+every leaf agree. Several blocks may share a parent if the sequencer lies; which one
+counts is for `ledger.consensus`.
 
 Rules:
 
-- Only what the federation's sequencer signed is looked at. The first block names the
-  sequencer, and the operator that the node was told to trust must have founded it.
-- A block whose parent is not known waits, and the parent is wanted from other nodes.
+- Only what the federation's sequencer signed is considered. The first block names the
+  sequencer, and must come from the operator that the node was told to trust.
+- A block whose parent is unknown waits, and the parent is requested from other nodes.
 - What `consumers.node.rechecks` proves false stays in the tree: this node does not
   attest it, and a quorum that does makes it final here too.
-- Memory is bounded. The caller stops reading Kafka while the tree `is_full`; what other
-  nodes certified always has room.
+- Memory is bounded. The caller stops reading Kafka while the tree `is_full`; there is
+  always room for what other nodes certified.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ MAX_PENDING: Final = 1_024
 """Blocks above the last final one before no more are read from Kafka."""
 MAX_PENDING_SIZE_BYTES: Final = 2**28  # = 268,435,456
 MAX_ORPHANS: Final = 256
-"""Blocks that wait for their parent."""
+"""Blocks waiting for their parent."""
 MAX_ORPHANS_SIZE_BYTES: Final = 2**27  # = 134,217,728
 MAX_SIBLINGS: Final = 8
-"""Blocks with one parent; a sequencer that signs more is not worth the memory."""
+"""Blocks with one parent; a sequencer that signs more deserves no memory."""
 MAX_REJECTED: Final = 4_096
 
 NO_NODES_HASH: Final = bytes(32)
@@ -58,18 +58,19 @@ class TreeBlock:
     """A verified block.
 
     Attributes:
-        header: What is attested of it.
-        hash: `ledger.blocks.block_hash`: what its child calls it.
+        header: What is attested.
+        hash: `ledger.blocks.block_hash`: how its child refers to it.
         data: Single-object encoding, as received.
         signature: The sequencer's, 64 bytes.
         state: What follows from the log up to it.
         leaves: Its leaves, encoded.
         leaf_hashes: Their hashes.
         changes_nodes: Whether other nodes attest its child.
-        next_nodes: Who attests its child; None if the federation has no ledger nodes.
-        next_start: The block that the era of its child starts from.
+        next_nodes: The nodes that attest its child; None if the federation has no
+            ledger nodes.
+        next_start: The block that its child's era starts from.
         view: The round in progress after it, if nodes check what is in its blobs.
-        rechecked: What its blobs show of it.
+        rechecked: What its blobs show about it.
     """
 
     header: Header
@@ -87,21 +88,21 @@ class TreeBlock:
 
     @property
     def is_refused(self) -> bool:
-        """Whether this node does not attest it, though it follows from the log."""
+        """Whether this node refuses to attest it, though it follows from the log."""
         return bool(self.rechecked.falsehoods)
 
 
 @dataclass(frozen=True, slots=True)
 class _Waiting:
-    """A block that the sequencer signed, and that is not verified yet.
+    """A block that the sequencer signed, not verified yet.
 
     Attributes:
-        previous: The hash of its parent.
-        height: What it says.
+        previous: Its parent's hash.
+        height: The height it states.
         digest: Its own hash.
         data: Single-object encoding, as received.
         signature: The sequencer's.
-        log: Whose it is: by whose key, and in which log, it is good.
+        log: The log state under whose key and genesis it is valid.
     """
 
     previous: bytes
@@ -113,9 +114,7 @@ class _Waiting:
 
 
 class RegistryAwayError(Exception):
-    """The schema registry does not answer, so nothing is known about a block: bring it
-    again.
-    """
+    """The schema registry is silent, so a block cannot be judged: add it again."""
 
 
 class UnfitBlockError(Exception):
@@ -123,20 +122,19 @@ class UnfitBlockError(Exception):
 
 
 class UnjudgedBlockError(UnfitBlockError):
-    """It may be, by rules that this version does not know: nobody attests it here."""
+    """A block may be valid by rules unknown to this version, which attests none."""
 
 
 class BlockTree:
-    """Verified blocks from the last final one on.
+    """Verified blocks from the last final one up.
 
     Args:
         federation_id: Whose log.
-        unframe: How refused values are looked at; raises `RegistryAwayError` if it
-            cannot tell.
-        alerts: Where to report what the sequencer should not have signed.
-        operator_key: Who must have founded the federation, 32 bytes; None takes the
-            log's own word.
-        genesis: Hash of the founding, 32 bytes; None takes any of that operator's.
+        unframe: Unframes refused values; raises `RegistryAwayError` if it cannot tell.
+        alerts: Reports what the sequencer should not have signed.
+        operator_key: Public key of the expected founder, 32 bytes; None takes the log's
+            word.
+        genesis: Hash of the genesis, 32 bytes; None takes any by that operator.
     """
 
     def __init__(
@@ -158,22 +156,21 @@ class BlockTree:
         self._blocks: dict[bytes, TreeBlock] = {}
         self._by_hash: dict[bytes, TreeBlock] = {}
         self._size_bytes = 0
-        # By the hash of the parent that they wait for, then by their own.
+        # By the parent's hash they wait for, then by their own.
         self._orphans: OrderedDict[bytes, dict[bytes, _Waiting]] = OrderedDict()
         self._rejected: OrderedDict[bytes, None] = OrderedDict()
-        # The last one whose signature was looked at: several do in turn.
+        # The last one whose signature was checked: several callers check in turn.
         self._looked: _Waiting | None = None
         self._replayed: dict[tuple[bytes, bytes], TreeBlock | UnfitBlockError] = {}
         self.rechecker: Rechecker | None = None
-        """What checks the blobs of what is verified; set once what is stored is read:
-        that was checked before it was stored."""
+        """Checks the blobs of what is verified; set once the stored blocks are read,
+        which were checked before they were stored."""
         self.num_added = 0
-        """How many blocks were added so far: it grows while there is progress."""
+        """How many blocks were added: it grows while there is progress."""
         self.is_replaying = False
         """Whether a block is being replayed ahead."""
         self.missing: tuple[Start, ...] = ()
-        """Height and id of blocks that others certified, and that are not known here.
-        """
+        """Height and id of blocks that others certified and that are unknown here."""
 
     @property
     def final(self) -> TreeBlock | None:
@@ -182,12 +179,12 @@ class BlockTree:
 
     @property
     def final_height(self) -> int:
-        """Its height, -1 before any."""
+        """Its height; -1 before any."""
         return -1 if self._final is None else self._final.header.height
 
     @property
     def height(self) -> int:
-        """The highest known block's, -1 before any."""
+        """The highest known block's; -1 before any."""
         return max(
             (block.header.height for block in self._blocks.values()),
             default=self.final_height,
@@ -201,7 +198,7 @@ class BlockTree:
         )
 
     def knows(self, digest: bytes) -> bool:
-        """Return whether a block of this hash is here, waits here, or is worthless."""
+        """Return whether a block of this hash is here, waiting, or worthless."""
         return (
             self.find_hash(digest) is not None
             or digest in self._rejected
@@ -210,7 +207,7 @@ class BlockTree:
 
     @property
     def is_full(self) -> bool:
-        """Whether no more should be read until something is final."""
+        """Whether to read no more until something is final."""
         return (
             len(self._blocks) >= MAX_PENDING
             or self._size_bytes >= MAX_PENDING_SIZE_BYTES
@@ -236,8 +233,8 @@ class BlockTree:
         """Return ids and hashes of blocks to fetch from other nodes.
 
         Args:
-            is_reading: Whether more blocks come anyway: what is higher than all that
-                are known here is mostly among them.
+            is_reading: Whether blocks are being read anyway: those above all that are
+                known here are mostly among them.
         """
         highest = self.height if is_reading else None
         ids = [
@@ -258,7 +255,7 @@ class BlockTree:
 
         Raises:
             ForeignRecordError: the federation's sequencer did not sign it.
-            RegistryAwayError: bring it again.
+            RegistryAwayError: add it again.
         """
         item = self._look(data, signature)
         if item is None:
@@ -269,10 +266,10 @@ class BlockTree:
         return self._connect([item])
 
     def prepare(self, data: bytes, signature: bytes) -> Callable[[], None] | None:
-        """Return what replays a block, and those that wait for it, ahead of `add`.
+        """Return what replays a block, and those waiting for it, ahead of `add`.
 
-        It changes nothing that `add` would not do itself, so another thread may run it
-        meanwhile: one at a time. None if there is nothing to replay.
+        It changes nothing that `add` would not, so another thread may run it meanwhile,
+        one at a time. None if there is nothing to replay.
 
         Raises:
             ForeignRecordError: the federation's sequencer did not sign it.
@@ -334,7 +331,7 @@ class BlockTree:
     def _verify_signature(
         self, public_key: bytes, genesis: bytes, data: bytes, signature: bytes
     ) -> None:
-        """Check a signature, unless it is that of the block looked at last."""
+        """Check a signature, unless it was the last one checked."""
         item = self._looked
         if item is None or (
             item.log.sequencer_key,
@@ -356,8 +353,8 @@ class BlockTree:
 
         Raises:
             ForeignRecordError: the federation's sequencer did not sign it.
-            UnfitBlockError: the sequencer did, and it is not what follows.
-            RegistryAwayError: nothing is known.
+            UnfitBlockError: the sequencer did, and it does not follow.
+            RegistryAwayError: it cannot be judged.
         """
         before = self._root if parent is None else parent.state
         try:
@@ -449,7 +446,7 @@ class BlockTree:
             raise ForeignRecordError(detail, height=0)
 
     def settle(self, block: TreeBlock) -> None:
-        """Make a block the last final one, and forget all that does not follow it."""
+        """Make a block the last final one, and forget whatever does not follow it."""
         kept = {block.header.id}
         for candidate in self.pending():
             if candidate.header.previous_id in kept:
@@ -486,7 +483,7 @@ class BlockTree:
         return added
 
     def _grow(self, item: _Waiting) -> TreeBlock | None:
-        """Add a block whose parent is known, if it is what follows from it."""
+        """Add a block whose parent is known, if it follows."""
         parent = self.find_hash(item.previous)
         siblings = [
             known
@@ -527,7 +524,7 @@ class BlockTree:
         return block
 
     def _reject(self, digest: bytes) -> None:
-        """Remember a block that is not worth another look."""
+        """Remember that a block deserves no second look."""
         self._rejected[digest] = None
         if len(self._rejected) > MAX_REJECTED:
             self._rejected.popitem(last=False)
@@ -541,5 +538,5 @@ class BlockTree:
             or sum(len(i.data) for g in self._orphans.values() for i in g.values())
             > MAX_ORPHANS_SIZE_BYTES
         ):
-            # The oldest wait longest for what perhaps nobody has.
+            # The oldest has waited longest for what perhaps nobody has.
             self._orphans.popitem(last=False)

@@ -2,10 +2,10 @@
 
 Rules:
 
-- What comes is anybody's bytes: nothing is kept unless the log's key signed it.
-- The log signs one tree of each size. Two are evidence; one that differs from the tree
-  that this node computed is an alert.
-- Only a checkpoint with a quorum of cosignatures is published, and only of a tree that
+- Input is anybody's bytes: nothing is kept unless the log's key signed it.
+- The log signs one tree of each size. Two are evidence; one that differs from this
+  node's tree is an alert.
+- A checkpoint is published only with a quorum of cosignatures, and only of a tree that
   is final here. Tiles come first, the checkpoint last.
 """
 
@@ -29,7 +29,7 @@ from schemas import codec
 from schemas import events as e
 
 MAX_SIGNED: Final = 4_096
-"""Of how many sizes the log's own checkpoints are kept."""
+"""Sizes whose log-signed checkpoints are kept."""
 
 
 class CheckpointDesk:
@@ -37,8 +37,8 @@ class CheckpointDesk:
 
     Args:
         federation_id: Whose log.
-        tiles: Where to publish.
-        alerts: Where to report what should not be.
+        tiles: Publishes the log.
+        alerts: Reports what should not be.
     """
 
     def __init__(self, federation_id: str, tiles: TileStore, alerts: Alerts) -> None:
@@ -52,7 +52,7 @@ class CheckpointDesk:
         self._collector: CosignatureCollector | None = None
         # By size: the log's checkpoints, with its signature alone.
         self._signed: dict[int, bytes] = {}
-        # Sizes that have a quorum, and are not published or got another cosignature.
+        # Sizes with a quorum that are unpublished or gained a cosignature.
         self._ready: set[int] = set()
 
     @property
@@ -73,7 +73,7 @@ class CheckpointDesk:
     def begin(
         self, genesis: bytes, sequencer_key: bytes, nodes: NodeSet | None
     ) -> None:
-        """Say who signs and who cosigns from now on.
+        """Set who signs and who cosigns from now on.
 
         Args:
             genesis: Hash of the log's genesis, 32 bytes.
@@ -98,8 +98,7 @@ class CheckpointDesk:
         """Take a checkpoint of the log, whoever else signed it.
 
         Returns:
-            Evidence, if the log signed another tree of this size; nobody reports it
-            yet.
+            Evidence, if the log signed another tree of this size; not yet reported.
 
         Raises:
             InvalidNoteError: the log did not sign it.
@@ -143,8 +142,7 @@ class CheckpointDesk:
         )
 
     def check_final(self, size: int, root: bytes) -> bool:
-        """Return whether the log's checkpoint of a final tree is here, and as it must
-        be.
+        """Return whether the log's checkpoint of a final tree is here and matches it.
 
         Args:
             size: The tree's.
@@ -167,7 +165,7 @@ class CheckpointDesk:
     def _forget_some(self) -> None:
         while len(self._signed) > MAX_SIGNED:
             smallest = min(self._signed)
-            # What is ahead must come; what is far behind has been published.
+            # What is ahead must come; what is far behind was published.
             is_old = smallest < self._tiles.published_size
             del self._signed[smallest if is_old else max(self._signed)]
 
@@ -175,8 +173,8 @@ class CheckpointDesk:
         """Take a cosigned checkpoint.
 
         Returns:
-            For each known cosigner its key and the checkpoint with the log's signature
-            and its own alone.
+            For each known cosigner, its key and the checkpoint with only the log's
+            signature and its own.
 
         Raises:
             InvalidNoteError: nobody known cosigned it, or the log did not sign it.
@@ -196,7 +194,7 @@ class CheckpointDesk:
         ]
 
     def publish(self) -> bool:
-        """Publish the largest final checkpoint that may be; returns whether one was."""
+        """Publish the largest final checkpoint allowed; returns whether one was."""
         published = self._tiles.published_size
         self._ready = {size for size in self._ready if size >= published}
         reached = [size for size in self._ready if size <= self._tiles.size]

@@ -1,12 +1,12 @@
-"""Cosigning at a ledger node: every final checkpoint, in its order, and none twice.
+"""Cosigning at a ledger node: every final checkpoint, in order, and none twice.
 
 Rules (ledger specification, R5 and R6):
 
 - Only a block that is final here is cosigned, and only if the log signed the tree that
   this node computed.
 - Sizes only grow. That a size is cosigned is durable before the signature exists.
-- The log owes a checkpoint of each block. If one does not come while later ones do, it
-  is passed over: one missing checkpoint must not end all cosigning.
+- The log owes each block a checkpoint. If one is missing while later ones come, it is
+  passed over: it must not end all cosigning.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from ledger.votes import VoteState
 log = logging.getLogger(__name__)
 
 CHECKPOINT_PATIENCE_S: Final = 10.0
-"""How long a final block may lack the log's checkpoint before the next is cosigned."""
+"""How long a final block may lack the log's checkpoint before it is passed over."""
 MAX_COSIGNABLE: Final = 1_024
-"""Final blocks that wait; older ones go without, as in `ledger.consensus`."""
+"""Final blocks waiting; older ones go without, as in `ledger.consensus`."""
 
 
 class Votes(Protocol):
-    """A key and its memory, as `adapters.vote_log.VoteLog`."""
+    """A key and its memory, like `adapters.vote_log.VoteLog`."""
 
     @property
     def key(self) -> SigningKey:
@@ -47,7 +47,7 @@ class Votes(Protocol):
         """Whether the key must never sign again."""
 
     def bind(self, chain_id: bytes) -> None:
-        """Say which log the key signs for. Durable once it returns."""
+        """Record which log the key signs for. Durable once it returns."""
 
     def store(self, votes: VoteState) -> None:
         """Remember votes for ever. Durable once it returns."""
@@ -57,7 +57,7 @@ class Votes(Protocol):
 
 
 class Cosigner:
-    """Final blocks that wait for this node's cosignature.
+    """Final blocks awaiting this node's cosignature.
 
     Args:
         votes: The key and its memory.
@@ -81,7 +81,7 @@ class Cosigner:
         self._since_s: float | None = None
 
     def add(self, header: Header) -> None:
-        """Add a final block, above those added before. Again: nothing happens."""
+        """Add a final block, above those added before. Idempotent."""
         if not self._waiting or header.height > self._waiting[-1].height:
             self._waiting.append(header)
 
@@ -92,7 +92,7 @@ class Cosigner:
     def cosign(
         self, consensus: Consensus, name: str, now_s: float, up_to: int | None = None
     ) -> None:
-        """Cosign what can be.
+        """Cosign what can be cosigned.
 
         Args:
             consensus: Knows what is final.
@@ -129,7 +129,7 @@ class Cosigner:
         except CosignRefusedError as error:
             log.warning("not cosigned: %s", error)
             return
-        # If we crash between these two, the same size is cosigned again after it.
+        # After a crash between these two, the same size is cosigned again.
         self._votes.store(votes)
         now_s = int(self._clock())
         self._publish(

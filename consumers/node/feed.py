@@ -1,14 +1,14 @@
 """What a ledger node tells other nodes and its operator: a feed, and alerts.
 
-The feed is for pulling: everything that this node said and that it heard and verified,
-so one honest path between two nodes is enough. It is not a record. What is final is
-pruned, and whoever is further behind takes blocks and a finality proof.
+The feed is for pulling: everything this node said, and everything it heard and
+verified, so one honest path between two nodes is enough. It is not a record: final
+blocks are pruned, and a node further behind takes blocks and a finality proof.
 
 Rules:
 
-- Numbers only grow, over restarts too as long as the clock does not step back; who asks
-  for what comes after a number that was never given out gets everything.
-- One author cannot crowd out another: each has its own bound.
+- Numbers only grow, over restarts too while the clock does not step back; asking for
+  what follows a number that was never given out returns everything.
+- No author can crowd out another: each has its own bound.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from schemas import events as e
 log = logging.getLogger(__name__)
 
 MAX_PER_AUTHOR: Final = 1_024
-"""Entries kept of one author, the latest."""
+"""Entries kept per author, the latest."""
 MAX_ALERTS: Final = 64
-"""Kept of each kind: much of one hides no other."""
+"""Alerts kept of each kind, so that none hides another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +42,8 @@ class Entry:
         number: Its place.
         event: The event.
         data: Its single-object encoding.
-        author: Whose entry it counts as.
-        key: What it is known by.
+        author: The author that it counts against.
+        key: Its identity.
         size: Of the tree, if it is a checkpoint; 0 otherwise.
     """
 
@@ -70,7 +70,7 @@ class Feed:
 
     @property
     def last(self) -> int:
-        """The highest number given out; the one before the first at first."""
+        """The highest number given out; initially the one before the first."""
         return self._next - 1
 
     def add(
@@ -85,9 +85,9 @@ class Feed:
         Args:
             event: The event.
             author: Who signed it.
-            place: What the author signed in it. Whoever relays an event can alter the
-                rest; the first that comes counts.
-            data: Its single-object encoding, if it is at hand.
+            place: What the author signed in it. A relay can alter the rest; the first
+                to arrive counts.
+            data: Its single-object encoding, if at hand.
         """
         key = type(event), author, *place
         if key in self._known:
@@ -127,11 +127,12 @@ class Feed:
         return last is not None and last > after
 
     def read(self, after: int, max_size_bytes: int) -> list[Entry]:
-        """Return what came after a number, oldest first, at least one if there is any.
+        """Return what follows a number, oldest first; at least one entry if there are
+        any.
 
         Args:
             after: The last number that the reader has; 0 for everything.
-            max_size_bytes: How much, of encoded events.
+            max_size_bytes: Limit on the encoded events.
         """
         if after > self.last:
             after = 0
@@ -151,7 +152,7 @@ class Feed:
         """Drop what nobody needs any more.
 
         Args:
-            era: The present era: what was said in earlier ones goes.
+            era: The present era: earlier eras' entries go.
             height: Attestations to lower blocks go.
             size: Checkpoints of smaller trees go.
         """
@@ -182,7 +183,7 @@ def size_of(checkpoint: str) -> int:
 
 
 class AlertCode(StrEnum):
-    """What somebody must look at. None of them stops a node."""
+    """What needs somebody's attention. None of them stops a node."""
 
     BLOCK_INVALID = "BLOCK_INVALID"
     RULES_UNKNOWN = "RULES_UNKNOWN"
@@ -205,7 +206,7 @@ class Alert:
 
     Attributes:
         code: What kind.
-        detail: What and where, for people.
+        detail: What and where, as text.
         at_s: When it was seen, seconds since 1970-01-01 UTC.
     """
 
@@ -215,7 +216,7 @@ class Alert:
 
 
 class Alerts:
-    """What was found; each thing is logged once.
+    """Alerts raised; each is logged once.
 
     Args:
         clock: Seconds since 1970-01-01 UTC.
@@ -235,7 +236,9 @@ class Alerts:
         log.error("%s: %s", code, detail)
 
     def keep(self, code: AlertCode, details: Collection[str]) -> None:
-        """Report what is so now, and forget what of this kind is so no longer."""
+        """Report what is the case now, and drop alerts of this kind that no longer
+        hold.
+        """
         gone = [
             (known, detail)
             for known, detail in self._alerts
@@ -252,5 +255,5 @@ class Alerts:
         return tuple(self._alerts.values())
 
     def codes(self) -> set[AlertCode]:
-        """Return which kinds there were."""
+        """Return which kinds were raised."""
         return {code for code, _ in self._alerts}

@@ -15,14 +15,14 @@
 Nothing else is served, and no path reaches the file system: `ledger.tiles.parse_path`
 decides what a tile is. Everybody may read everything; nobody is trusted. Rules:
 
-- Connections are bounded when they are accepted, and none lives long; who does not get
-  done with a request, less so (`adapters.listening`).
-- What came in and was not looked at yet is bounded for each connection, whatever it is:
-  slow bodies, requests sent ahead. Nothing is decompressed.
-- What is on its way out is bounded for all together. Who reads slowly is cut off when
+- Connections are bounded on acceptance, and none lives long; one that never completes a
+  request even less so (`adapters.listening`).
+- Unread input is bounded for each connection, whatever it is: slow bodies, requests
+  sent ahead. Nothing is decompressed.
+- Unsent output is bounded for all connections together. Slow readers are cut off when
   others need the room.
-- Answers are found one at a time, and whatever else there is to do has a turn between
-  any two. Who has gone is no longer worked for.
+- Answers are computed one at a time, and other work has a turn between any two. Nobody
+  works for a client that has gone.
 """
 
 from __future__ import annotations
@@ -67,16 +67,16 @@ MAX_PAGE_SIZE_BYTES: Final = 2**20
 MAX_CONNECTIONS: Final = 256
 MAX_CONNECTIONS_PER_ADDRESS: Final = 64
 IDLE_S: Final = 2.0 * LONG_POLL_S
-"""From one answer to the last byte of the next request, however they trickle in."""
+"""From one answer to the last byte of the next request, however slowly it arrives."""
 MAX_CONNECTION_AGE_S: Final = 300.0
-"""After that it is closed whatever it does: who reads slowly comes again."""
+"""After that it is closed whatever it does: a slow reader comes again."""
 RESERVED_DESCRIPTORS: Final = MAX_CONNECTIONS_OUT + 32
-"""For what a node opens itself: connections to other nodes, to Kafka, the registry and
-MinIO, and files. What is open when it begins to listen is not counted."""
+"""For what a node opens itself: connections to other nodes, Kafka, the schema registry
+and MinIO, and files. What is open when it begins to listen is not counted."""
 MAX_UNREAD_BYTES: Final = MAX_BODY_SIZE_BYTES + 2**14
-"""Of one connection: the largest request."""
+"""Per connection: the largest request."""
 MAX_UNSENT_BYTES: Final = 2**25
-"""Of all connections together: the largest bundle of entries has 2^24."""
+"""For all connections together: the largest bundle of entries has 2^24."""
 MAX_LINE_SIZE_BYTES: Final = 1_024
 MAX_HEADERS: Final = 64
 SHUTDOWN_S: Final = 1.0
@@ -90,7 +90,7 @@ _IMMUTABLE: Final = {"Cache-Control": "public, max-age=31536000, immutable"}
 _FRESH: Final = {"Cache-Control": "no-cache"}
 
 log = logging.getLogger(__name__)
-# It has a traceback for every request that is none. What is ours is logged here.
+# It logs a traceback for every malformed request. What is ours is logged here.
 _unheard = logging.getLogger(f"{__name__}.aiohttp")
 _unheard.setLevel(logging.CRITICAL)
 
@@ -100,9 +100,9 @@ class NodeServer:
 
     Args:
         node: The node.
-        step: Calls a method of the node and carries out what follows from it.
+        step: Calls a method of the node and carries out what follows.
         changed: Returns once anything has changed.
-        describe: What the shell adds to ``/status``.
+        describe: Returns what the shell adds to ``/status``.
     """
 
     def __init__(
@@ -130,8 +130,7 @@ class NodeServer:
             port: 0 for any that is free.
 
         Raises:
-            OSError: the port is taken, or the process may not have as many open files
-                as it takes.
+            OSError: the port is taken, or the process may not open enough files.
         """
         app = web.Application(client_max_size=MAX_BODY_SIZE_BYTES)
         app.router.add_get("/{path:.*}", self._serve)
@@ -142,7 +141,7 @@ class NodeServer:
             logger=_unheard,
             keepalive_timeout=IDLE_S,
             shutdown_timeout=SHUTDOWN_S,  # a long poll does not keep us
-            handler_cancellation=True,  # nor those who have gone
+            handler_cancellation=True,  # nor do clients that have gone
             auto_decompress=False,
             max_line_size=MAX_LINE_SIZE_BYTES,
             max_headers=MAX_HEADERS,
@@ -170,7 +169,7 @@ class NodeServer:
             await self._runner.cleanup()
 
     async def _serve(self, request: web.Request) -> web.StreamResponse:
-        """Answer a request, and see to it that the answer leaves."""
+        """Answer a request, and make sure that the answer leaves."""
         door = None if request.transport is None else request.transport.get_protocol()
         if not isinstance(door, _Door):
             msg = "it has gone"
@@ -195,7 +194,7 @@ class NodeServer:
         return answer
 
     def _hold(self, door: _Door, answer: web.Response) -> None:
-        """Make room for an answer: those that have been on their way longest go."""
+        """Make room for an answer: those longest on their way are cut off."""
         size = len(answer.body) if isinstance(answer.body, bytes) else 0
         while self._unsent and sum(self._unsent.values()) + size > MAX_UNSENT_BYTES:
             slow = next(iter(self._unsent))
@@ -209,8 +208,8 @@ class NodeServer:
                 return self._post(request, body)
             return self._get(request)
         except OSError as error:
-            # Of a file that is read for the asker alone. Who asks again may be lucky;
-            # nobody else must suffer.
+            # A file is read for one client alone. A retry may succeed; nobody else must
+            # suffer.
             log.warning("no answer to %r: %r", request.rel_url.raw_path[:200], error)
             return web.Response(status=503, headers={"Retry-After": RETRY_AFTER_S})
 
@@ -226,7 +225,7 @@ class NodeServer:
         return _answer(answer, TEXT_CONTENT_TYPE, _FRESH)
 
     def _get(self, request: web.Request) -> web.Response:
-        # As it was sent: what is escaped is nothing that we serve.
+        # As sent: nothing that we serve is escaped.
         name, *rest = request.rel_url.raw_path.removeprefix("/").split("/")
         queries = {"attestations": self._feed, "finality": self._find_finality}
         if not rest and name in queries and (request.query or name == "attestations"):
@@ -302,7 +301,7 @@ class NodeServer:
         return _answer(proof, BINARY, _FRESH)
 
     async def _await_news(self, request: web.Request) -> None:
-        """Wait, as long as is asked, until the feed has something after a number."""
+        """Wait, as long as asked, until the feed has something after a number."""
         asked = _numbers(request, "after", "wait") or {}
         after, feed = asked.get("after", 0), self._node.feed
         if after > feed.last:
@@ -342,7 +341,7 @@ class _Door(asyncio.Protocol):
         self._unread = 0
 
     def take(self, size: int) -> None:
-        """Note that so many bytes have been looked at."""
+        """Note that so many bytes were consumed."""
         self._unread = max(0, self._unread - size)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -384,7 +383,7 @@ def _line(number: int, data: bytes) -> str:
 
 
 def _numbers(request: web.Request, *names: str) -> dict[str, int] | None:
-    """Return a query's numbers; None if there is anything else in it."""
+    """Return a query's numbers; None if it holds anything else."""
     items = list(request.query.items())
     if len({name for name, _ in items}) != len(items) or any(
         name not in names or not _NUMBER.fullmatch(value) for name, value in items

@@ -1,8 +1,8 @@
 """Kafka at a ledger node: one source of blocks and messages among others.
 
-Each topic is read by a thread, from its beginning on: what Kafka has of final blocks is
-compared with what the node has. Another thread asks Kafka about the ledger's partition.
-If Kafka is away, they try again for ever; the node goes on without.
+A thread reads each topic from its beginning: what Kafka has of final blocks is compared
+with what the node has. Another thread asks Kafka about the ledger's partition. If Kafka
+is away, they retry for ever; the node goes on without.
 """
 
 from __future__ import annotations
@@ -39,24 +39,24 @@ WATCH_S: Final = 2.0
 CONFIG_S: Final = 60.0
 MAX_BLOCKS_AHEAD: Final = 16
 MAX_MESSAGES_AHEAD: Final = 256
-"""Records that were read and not looked at yet. A block may have 2 MiB, whatever is
-under this federation's name on another topic 128 KiB."""
+"""Records read and not processed yet. A block may have 2 MiB; any other record under
+this federation's name, 128 KiB."""
 _TOPIC_ID: Final = "ledger topic id"
 
 
 class Registry(Protocol):
-    """What unframes, as `adapters.schema_registry.SchemaRegistry`."""
+    """Unframes, like `adapters.schema_registry.SchemaRegistry`."""
 
     def unframe_trusted(self, value: bytes) -> bytes:
         """Return single-object bytes of a record's value."""
 
 
 class KafkaIntake:
-    """Brings records of Kafka to a node, one after the other.
+    """Brings Kafka's records to a node, one after the other.
 
     Args:
         registry: How to unframe.
-        loop: The node, who gets them.
+        loop: The node that takes them.
     """
 
     def __init__(self, registry: Registry, loop: NodeLoop) -> None:
@@ -130,14 +130,14 @@ class KafkaIntake:
 
 
 class _Seen(NamedTuple):
-    """What Kafka said of the ledger's partition, and what was read before."""
+    """What Kafka said about the ledger's partition, and what was read before."""
 
     next_offset: int
     facts: PartitionFacts
 
 
 _Lasting = dict[AlertCode, tuple[str, ...]]
-"""What is so now, for people: it ends with its cause."""
+"""What is the case now, as text: it ends with its cause."""
 
 
 class KafkaSource:
@@ -146,7 +146,7 @@ class KafkaSource:
     Args:
         settings: Where Kafka is.
         registry: How to unframe.
-        loop: The node, who gets them.
+        loop: The node that takes them.
         read_topics: Which topics, some of `TOPICS`.
     """
 
@@ -173,7 +173,7 @@ class KafkaSource:
         if topics.LEDGER in self._topics:
             work.append(self._see_facts())
         try:
-            # With nothing to read, too, only whoever cancels ends it.
+            # Even with nothing to read, only cancellation ends it.
             await alive.run_together(asyncio.Event().wait(), *work)
         finally:
             self._is_stopping.set()
@@ -210,8 +210,8 @@ class KafkaSource:
     # In threads
 
     def _read(self, topic: str, put: Callable[[Record], None]) -> None:
-        """Read a topic for ever. After an error it is read from its beginning: what is
-        known already costs little.
+        """Read a topic for ever. After an error it starts over: what is known already
+        costs little.
         """
         key = self._node.federation_id.encode()
         is_ledger = topic == topics.LEDGER
@@ -249,7 +249,7 @@ class KafkaSource:
                 # What was read before the question was asked must be there.
                 next_offset = self._watch.next_offset
                 put(_Seen(next_offset, watcher.look()))
-                # After that: these may be forbidden, and are less.
+                # Last: these calls may be forbidden, and matter less.
                 now_s = time.monotonic()
                 found = holds.see(watcher.find_ends(self._topics), now_s)
                 put({AlertCode.KAFKA_HELD: tuple(map(self._describe, found))})
@@ -265,7 +265,7 @@ class KafkaSource:
         return f"{hold}; {hold.describe_cure(self._settings.bootstrap_servers)}"
 
     def _find_misconfigured(self) -> tuple[str, ...]:
-        """Return what loses records; the rest is for whoever makes topics."""
+        """Return settings that lose records; the rest is for the topics' operator."""
         return tuple(
             str(problem)
             for problem in check_topics(self._settings)

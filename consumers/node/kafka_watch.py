@@ -1,15 +1,11 @@
-"""Kafka as a ledger node sees it: what a log that only grows never does.
+"""Kafka as a ledger node sees it: what an append-only log never does.
 
-The node does not depend on Kafka for what is final, so nothing here stops it. But
-whoever operates Kafka should hear about it, and whoever relies on it too.
+Finality does not depend on Kafka, so nothing here stops the node. But Kafka's operator
+should hear about it, and so should everybody who relies on it.
 
     KAFKA_REWRITTEN   at a height that is final here Kafka has another block
-    KAFKA_TRUNCATED   the beginning is gone, the end is before what was read, or a
-                      height is skipped
-    KAFKA_RECREATED   the topic is another one under the same name
-    KAFKA_REPLAYED    a block comes again out of its turn
 
-And what does a log no harm yet; these two end with what they are about:
+And what does a log no harm yet; these two end with their cause:
 
     KAFKA_HELD           an open transaction holds back what was written after it
     KAFKA_MISCONFIGURED  a topic could lose what is written to it
@@ -26,10 +22,9 @@ class KafkaWatch:
     """Watches the ledger's partition, from offset 0 on.
 
     Args:
-        find_hash: From a height to the hash of the final block there, None if none is
-            final.
-        alerts: Where to report.
-        topic_id: The topic's id when it was read last, empty if it never was.
+        find_hash: Returns the hash of the final block at a height, or None.
+        alerts: Reports alerts.
+        topic_id: The topic's id at the last read; empty if there was none.
     """
 
     def __init__(
@@ -51,11 +46,11 @@ class KafkaWatch:
 
     @property
     def next_offset(self) -> int:
-        """The offset after the last one that was read."""
+        """The offset after the last one read."""
         return self._next_offset
 
     def see_topic(self, topic_id: str) -> bool:
-        """Take the topic's id; returns whether it must be read from its beginning."""
+        """Take the topic's id; returns whether to read it from its beginning."""
         before, self._topic_id = self._topic_id, topic_id
         if before in {"", topic_id}:
             return False
@@ -65,16 +60,15 @@ class KafkaWatch:
         return True
 
     def start_over(self) -> None:
-        """Say that the partition is read from its beginning again."""
+        """Note that the partition is being read from its beginning again."""
         self._next_offset = self._next_height = 0
 
     def see_bounds(self, first: int, end: int, next_offset: int) -> bool:
-        """Take the partition's bounds; returns whether it must be read from its
-        beginning.
+        """Take the partition's bounds; returns whether to read it from its beginning.
 
         Args:
-            first: Offset of the first record that is left.
-            end: Offset that the next record will have.
+            first: Offset of the first remaining record.
+            end: Offset of the next record to come.
             next_offset: `next_offset` before Kafka was asked.
         """
         if first > 0:
@@ -92,7 +86,7 @@ class KafkaWatch:
 
         Args:
             offset: Where it was.
-            height: Its height, as it says.
+            height: The height it states.
             digest: Its hash, 32 bytes.
         """
         self._next_offset = max(self._next_offset, offset + 1)

@@ -1,9 +1,9 @@
 """A ledger node: verifies every block, attests, and cosigns what is final.
 
-All of a node but sockets, Kafka and the clock: blocks and messages come in, from
-whoever brings them, and events go out through `LedgerNode.outbox` and the feed. The
-same class without a key is an observer, such as the log server: it follows finality and
-publishes the tiled log, and signs nothing.
+All of a node but sockets, Kafka and the clock: blocks and messages come in from
+anywhere, and events go out through `LedgerNode.outbox` and the feed. Without a key, the
+same class is an observer, such as the log server: it follows finality, publishes the
+tiled log, and signs nothing.
 
     add_block       a block, from Kafka or another node   replayed (`node_blocks`)
     receive         what a node or the log said           counted (`ledger.consensus`)
@@ -13,20 +13,20 @@ publishes the tiled log, and signs nothing.
 
 Rules (ledger specification, section 2.4):
 
-- A block is stored before it is attested to (R1); votes are durable before a message
+- A block is stored before it is attested (R1); votes are durable before a message
   leaves, and after a restart the same bytes go out again (R6).
-- Final blocks go to the block store, then to the tiles, and then they are cosigned, in
-  their order (R5). A crash anywhere between is caught up with by the same code.
-- A node that sees its own key say what it does not remember stops signing at once, and
-  for good. It goes on observing.
+- Final blocks go to the block store, then to the tiles, and are then cosigned, in order
+  (R5). The same code makes up for a crash anywhere in between.
+- A node that sees its own key say what it does not remember stops signing at once, for
+  good. It keeps observing.
 - A block with a claim that its blobs prove false is not attested, nor is what follows
-  it. It is not stored either, unless it becomes final, so it is checked again after a
-  restart (`node_rechecks`).
+  it. It is stored only if it becomes final, so a restart checks it again
+  (`node_rechecks`).
 - A federation without ledger nodes has no finality: every verified block counts, and
-  the log's own signature is enough to publish it.
+  the log's own signature suffices to publish it.
 
-Everything is called by one thread. Methods may raise `OSError` and what the stores
-raise: then the node must stop, since it cannot remember.
+One thread makes all calls. Methods may raise `OSError` and the stores' errors: then the
+node must stop, since it cannot remember.
 """
 
 from __future__ import annotations
@@ -80,28 +80,28 @@ from schemas import events as e
 log = logging.getLogger(__name__)
 
 PATIENCE_S: Final = 4.0
-"""How long an epoch may go without a certificate that could be; doubles each time."""
+"""How long an epoch may go without a possible certificate; doubles each time."""
 MAX_PATIENCE_S: Final = 64.0
-"""Up to where it doubles, and for how long signs of life make it begin anew."""
+"""Where doubling ends, and how long signs of life restart it."""
 REPLAYS_OF_PATIENCE: Final = 4
-"""How many times as long as the longest recent replay here it may go at least: others
-replay that block as well, on slower machines or on this one."""
+"""An epoch gets at least this many times the longest recent replay here: others replay
+that block too, on slower machines or on this one."""
 RECENT_REPLAYS: Final = 32
 MAX_HEARD: Final = 2_048
-"""Messages that are known again by their digests. Each comes from Kafka and from every
-node; a few seconds' worth is enough, and it is less than what is kept of them."""
+"""Messages recognised by their digests. Each comes from Kafka and from every node; a
+few seconds' worth is enough, and takes less than the messages themselves."""
 MAX_EARLY: Final = 8_192
-"""Messages of eras to come, or from before the first block, that are kept."""
+"""Messages of future eras, or from before the first block, that are kept."""
 MAX_EARLY_SIZE_BYTES: Final = 2**24
-"""Of these all together: nobody's signature is looked at yet."""
+"""For all of these together: no signature is checked yet."""
 MAX_OUTBOX: Final = 4_096
 MAX_EVIDENCE: Final = 256
 FEED_MARGIN: Final = 32
-"""How far below the last final block the feed still reaches."""
+"""How far below the last final block the feed reaches."""
 PRUNE_EVERY: Final = 8
-"""How many blocks later it may reach further."""
+"""Blocks between two prunings of the feed."""
 _ELSEWHERE: Final = "own key used elsewhere"
-"""A note of older block stores: what is now remembered with the votes."""
+"""A note in older block stores, now remembered with the votes."""
 
 
 class LedgerNode:
@@ -109,18 +109,17 @@ class LedgerNode:
 
     Args:
         federation_id: Whose log.
-        votes: Its key and its memory; None for an observer.
+        votes: Its key and memory; None for an observer.
         blocks: Its blocks.
-        tiles: Where it publishes the log.
-        unframe: From a refused record's value to single-object bytes.
-        clock: Seconds since 1970-01-01 UTC: for cosignatures and alerts, nothing else.
-        operator_key: Who must have founded the federation; None takes its word.
-        genesis: Hash of the founding, 32 bytes; None takes any of that operator's.
-        rechecker: What checks the blobs of rounds; None, or an observer, looks
-            at none.
+        tiles: Publishes the log.
+        unframe: Maps a refused record's value to single-object bytes.
+        clock: Seconds since 1970-01-01 UTC, only for cosignatures and alerts.
+        operator_key: Public key of the expected founder; None takes the log's word.
+        genesis: Hash of the genesis, 32 bytes; None takes any by that operator.
+        rechecker: Checks the blobs of rounds; None, or an observer, checks none.
 
     Raises:
-        BlockStoreError: what is stored is not what follows from it.
+        BlockStoreError: a stored block does not follow from those before it.
         VoteLogError: the key may not sign for this log.
     """
 
@@ -208,7 +207,7 @@ class LedgerNode:
         return self._is_signing and self._consensus is not None
 
     def describe(self) -> dict[str, Any]:
-        """Return how the node is, for people and for JSON."""
+        """Return the node's status, as JSON types."""
         consensus, final = self._consensus, self.tree.final
         certificates = () if consensus is None else consensus.certificates()
         return {
@@ -232,7 +231,7 @@ class LedgerNode:
     # Starting
 
     def _restore(self) -> None:
-        """Rebuild from what is stored, with the code that took it in at first."""
+        """Rebuild from what is stored, with the code that first took it in."""
         block: TreeBlock | None = None
         era_blocks: deque[Header] = deque(maxlen=MAX_COSIGNABLE)
         stored = None if self._votes is None else self._votes.votes
@@ -262,8 +261,8 @@ class LedgerNode:
                 self.blocks.forget(pending.id)
 
     def _resume(self, last: TreeBlock, finals: tuple[Header, ...]) -> None:
-        """Go on from stored final blocks. The latest of them are found to be final
-        again, by their proof: so what was not cosigned before a crash is now.
+        """Continue from stored final blocks. The latest become final again by their
+        proof, so what was not cosigned before a crash is now.
         """
         if last.next_nodes is None:
             known = last.state.log
@@ -297,7 +296,7 @@ class LedgerNode:
         self._patience_s, self._waits_since_s = PATIENCE_S, None
         if final is not None and self._cosigner is not None:
             self._cosigner.add(final)
-        # Before anything is heard: what is sent again is what was stored (R6).
+        # First of all: what is sent again is what was stored (R6).
         if self.signs:
             for message in self._consensus.resend():
                 self.feed.add_attestation(message, message.public_key)
@@ -305,7 +304,7 @@ class LedgerNode:
         self._receive_early()
 
     def _receive_early(self) -> None:
-        self._heard.clear()  # what was too much to keep may come again
+        self._heard.clear()  # what did not fit may come again
         early, self._early, self._early_size_bytes = self._early, deque(), 0
         for data in early:
             event = codec.decode(data)
@@ -314,8 +313,8 @@ class LedgerNode:
                 self.receive(event, data)
 
     def _keep_early(self, event: e.Event, data: bytes | None) -> None:
-        """Keep a message for later; the oldest go when there are too many."""
-        # Encoded: what it stands for may take many times the memory.
+        """Keep a message for later; when there are too many, the oldest go."""
+        # Encoded: decoded, it may take many times the memory.
         data = data or codec.encode(event)
         self._early.append(data)
         self._early_size_bytes += len(data)
@@ -328,7 +327,7 @@ class LedgerNode:
     def _find_votes(
         self, nodes: NodeSet, start: Start
     ) -> tuple[SigningKey | None, VoteState | None]:
-        """Return what to sign with in an era, and what to remember of it."""
+        """Return the key to sign with in an era, and the votes to remember."""
         own = self._votes
         if own is None or nodes.find(own.key.public_key) is None or own.is_retired:
             return None, None
@@ -349,14 +348,14 @@ class LedgerNode:
     # Blocks
 
     def add_block(self, data: bytes, signature: bytes) -> None:
-        """Take a block from anywhere. Again, or one that is no use: nothing happens.
+        """Take a block from anywhere. Idempotent; useless blocks are ignored.
 
         Args:
             data: Single-object encoding, as received.
             signature: The sequencer's, as received.
 
         Raises:
-            RegistryAwayError: nothing is known of it: bring it again.
+            RegistryAwayError: it cannot be judged yet: add it again.
         """
         try:
             added = self.tree.add(data, signature)
@@ -431,7 +430,7 @@ class LedgerNode:
                 self._apply(self._consensus.receive(certificate))
 
     def _apply(self, effects: Effects) -> None:
-        """Carry out what the consensus wants, in the only order that is safe."""
+        """Carry out what the consensus wants, in the only safe order."""
         assert self._consensus is not None, "effects come from it"
         if self._consensus.key_used_elsewhere and self._votes is not None:
             self._retire(self._votes)
@@ -481,7 +480,7 @@ class LedgerNode:
         if block.is_refused:
             log.error("block %d is final all the same", block.header.height)
             self._store_block(block)
-        # If we crash between these two, `_restore` appends what the tiles lack.
+        # After a crash between these two, `_restore` appends what the tiles lack.
         self.blocks.finalise(block.header.id, proof)
         self._append(block)
         self._check_tiles(block.header)
@@ -517,7 +516,9 @@ class LedgerNode:
         self._cosign_and_publish()
 
     def _retire(self, votes: Votes) -> None:
-        """Sign no more, whatever is deleted and whenever the node starts again."""
+        """Stop signing for good, whatever is deleted and however often the node
+        restarts.
+        """
         if not votes.is_retired:
             votes.retire()
         self._is_signing = False
@@ -530,14 +531,14 @@ class LedgerNode:
     # Messages
 
     def hear(self, data: bytes) -> None:
-        """Take an event as it came, from anybody. Again: nothing happens.
+        """Take an encoded event from anybody. Idempotent.
 
         Args:
             data: Single-object encoding.
 
         Raises:
             CodecError: it is no event.
-            InvalidMessageError: it is not valid; likewise `InvalidNoteError`.
+            InvalidMessageError: it is invalid; likewise `InvalidNoteError`.
         """
         if hashlib.sha256(data).digest() in self._heard:
             return
@@ -550,21 +551,21 @@ class LedgerNode:
         self._remember(data)
 
     def _remember(self, data: bytes) -> None:
-        """Pass over a message when it comes again."""
+        """Ignore a message when it comes again."""
         self._heard[hashlib.sha256(data).digest()] = None
         if len(self._heard) > MAX_HEARD:
             self._heard.popitem(last=False)
 
     def receive(self, event: e.Event, data: bytes | None = None) -> None:
-        """Take what a node or the log said, from anywhere. Again: nothing happens.
+        """Take what a node or the log said, from anywhere. Idempotent.
 
         Args:
             event: What was said.
-            data: Its single-object encoding, if it is at hand.
+            data: Its single-object encoding, if at hand.
 
         Raises:
-            InvalidMessageError: it is not valid.
-            InvalidNoteError: likewise, a checkpoint.
+            InvalidMessageError: it is invalid.
+            InvalidNoteError: likewise, for a checkpoint.
         """
         if event.federation_id != self.federation_id:
             msg = f"a message of federation {event.federation_id!r}"
@@ -646,7 +647,7 @@ class LedgerNode:
         final = self.tree.final
         assert final is not None
         assert self._nodes is not None
-        # All entries are looked at, so not for every block: they go a little later.
+        # This scans all entries, so not for every block: they go a little later.
         place = self._nodes.era, final.header.height // PRUNE_EVERY
         if place == self._pruned:
             return
@@ -654,7 +655,7 @@ class LedgerNode:
         self.feed.prune(
             era=self._nodes.era,
             height=final.header.height - FEED_MARGIN,
-            # The log has it, until this is published; then /checkpoint has it.
+            # Until it is published, readers need the feed's; then /checkpoint has it.
             size=min(self.tiles.published_size, final.header.tree_size),
         )
 
@@ -683,7 +684,7 @@ class LedgerNode:
     def add_checkpoint(self, body: bytes) -> bytes | Refusal:
         """Answer a request of the witness protocol.
 
-        Checks and persists as one step, as all calls come from one thread. What is not
+        Checking and persisting is one step, as one thread makes all calls. What is not
         final here is not cosigned, however consistent it is: 503, ask again.
 
         Args:
@@ -719,7 +720,7 @@ class LedgerNode:
     # Time
 
     def note_replay(self, took_s: float) -> None:
-        """Say how long a block's replay took, by the clock."""
+        """Take how long a block's replay took, by the clock."""
         self._replays_s.append(took_s)
 
     def _find_patience_s(self) -> float:
@@ -728,7 +729,7 @@ class LedgerNode:
         return min(max(self._patience_s, busy_s), MAX_PATIENCE_S)
 
     def tick(self, now_s: float) -> None:
-        """Let time pass: a stalled epoch is given up (R7).
+        """Let time pass: a stalled epoch is abandoned (R7).
 
         Args:
             now_s: A clock that never steps back, seconds.
@@ -750,7 +751,7 @@ class LedgerNode:
         place = self._consensus.epoch, parent.height
         heard = self._consensus.count_attesters(parent.height + 1)
         life = heard, self.tree.num_added
-        # A certified tip without a child waits for nobody but the log.
+        # A certified tip without a child waits for the log alone.
         is_waiting = any(
             block.previous_id == parent.block_id
             and not self._consensus.is_refused(block)
@@ -763,8 +764,8 @@ class LedgerNode:
             return
         if self._waits_since_s is None:
             self._waits_since_s = self._stalled_since_s = now_s
-        # Who is busy with blocks has not heard the others out yet. Not for ever: a
-        # sequencer that lies can always make more blocks.
+        # A busy node has not heard the others out yet. But not for ever: a lying
+        # sequencer can always make more blocks.
         is_alive = life != self._life or self.tree.is_replaying
         self._life = life
         if is_alive and now_s - self._waits_since_s < MAX_PATIENCE_S:

@@ -1,11 +1,11 @@
-"""A ledger node in an event loop: who calls it, who waits for it, who replays for it.
+"""A ledger node in an event loop: its callers, waiters and replays.
 
 Rules:
 
-- Every call of the node is made in the loop's thread. Nothing needs a lock.
-- A block is replayed in another thread, one at a time. A replay takes up to a second;
-  meanwhile attestations are counted, time passes, and other nodes are answered.
-- Many messages at once are taken a few at a time, for the same reason.
+- Every call of the node happens in the loop's thread. Nothing needs a lock.
+- Another thread replays blocks, one at a time. A replay takes up to a second; meanwhile
+  attestations are counted, time passes, and other nodes are answered.
+- Bursts of messages are taken a few at a time, for the same reason.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 MAX_AT_ONCE: Final = 64
-"""Messages that are taken before others have their turn."""
+"""Messages taken before others have their turn."""
 HEARS_S: Final = 1.0
 READING_S: Final = 0.3
-"""A node to which nothing was added for so long reads no log at the moment."""
+"""A node that was given nothing for this long is not reading a log."""
 
 
 class NodeLoop:
-    """A node and those around it. Made and used in one event loop.
+    """A node with its callers. Made and used in one event loop.
 
     Args:
         node: The node.
@@ -47,7 +47,7 @@ class NodeLoop:
         self._kafka_at_s: float | None = None
 
     def step(self, call: Callable[[], T]) -> T:
-        """Call a method of the node, and wake whoever waits for a change."""
+        """Call a method of the node, and wake all who wait for a change."""
         try:
             return call()
         finally:
@@ -60,14 +60,14 @@ class NodeLoop:
 
     @property
     def is_reading(self) -> bool:
-        """Whether blocks are coming in, one after the other."""
+        """Whether blocks keep coming in."""
         if self.node.tree.is_replaying:
             return True
         now_s = asyncio.get_running_loop().time()
         return self._added_at_s is not None and now_s - self._added_at_s < READING_S
 
     async def add_block(self, data: bytes, signature: bytes) -> None:
-        """Do as `LedgerNode.add_block`, and let others have their turn meanwhile."""
+        """Do as `LedgerNode.add_block`, letting others have their turn meanwhile."""
         tree = self.node.tree
         async with self._replaying:
             before = tree.num_added
@@ -89,14 +89,14 @@ class NodeLoop:
 
     @property
     def hears_kafka(self) -> bool:
-        """Whether Kafka brought messages of other nodes a moment ago."""
+        """Whether Kafka just brought messages of other nodes."""
         now_s = asyncio.get_running_loop().time()
         return self._kafka_at_s is not None and now_s - self._kafka_at_s < HEARS_S
 
     async def hear(
         self, messages: Iterable[bytes], *, is_from_kafka: bool = False
     ) -> None:
-        """Take what others said. One bad message does not make the others worthless."""
+        """Take what others said. A bad message does not invalidate the others."""
         rest = list(messages)
         if rest and is_from_kafka:
             self._kafka_at_s = asyncio.get_running_loop().time()

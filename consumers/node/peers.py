@@ -1,17 +1,17 @@
-"""Other ledger nodes at a ledger node: pulled from, one task each, and never trusted.
+"""Pulling from other ledger nodes, one task each; none is trusted.
 
 Rules:
 
-- The feed of each is pulled by long poll; an error makes the next attempt wait longer.
-- What other nodes certified, or attested, and is missing here is fetched from whoever
-  has it; what nobody has, less and less often.
-- So is the highest block that a node knows, from that node: one for each page of its
-  feed. While somebody else leads, a node that alone was shown a block says nothing of
-  it, and the leader must get it from somewhere.
-- A node that is far behind takes final blocks by height, under a finality proof that it
+- Each feed is pulled by long poll; after an error, the next attempt waits longer.
+- Missing blocks that other nodes certified or attested are fetched from nodes that have
+  them; what nobody has, less and less often.
+- So is the highest block that a node knows, from that node: once per page of its feed.
+  While another node leads, a node that alone was shown a block says nothing about it,
+  and the leader must get it from somewhere.
+- A node far behind takes final blocks by height, under a finality proof that it
   verifies first. One such transfer at a time.
 
-The Kafka operator is not on this path: it is what finality does not depend on.
+The Kafka operator is not on this path: finality does not depend on Kafka.
 """
 
 from __future__ import annotations
@@ -36,21 +36,22 @@ log = logging.getLogger(__name__)
 MIN_RETRY_S: Final = 0.2
 MAX_RETRY_S: Final = 10.0
 PULL_EVERY_S: Final = 0.25
-"""What is new there comes in one answer, and not in one each."""
+"""New entries come in one answer, not in one each."""
 PULL_BESIDE_KAFKA_S: Final = 0.75
 """The same while Kafka brings messages: most of what is pulled is known by then. If it
-brings some and withholds others, these come so much later."""
+brings some and withholds others, those come this much later."""
 REFRESH_S: Final = 0.5
 FETCH_AFTER_S: Final = 0.3
-"""How long a block may be missing before others are asked: Kafka mostly brings it."""
+"""How long a block may be missing before other nodes are asked: Kafka usually brings
+it."""
 MAX_FETCHES: Final = 16
 CATCH_UP_BLOCKS: Final = 512
-"""How many blocks are taken under one finality proof."""
+"""Blocks taken under one finality proof."""
 
 
 @dataclass(slots=True)
 class _Followed:
-    """Another node, and what is known of it."""
+    """Another node, and what is known about it."""
 
     peer: Peer
     task: asyncio.Task[None] | None = None
@@ -61,10 +62,10 @@ class _Followed:
 
 
 class PeerPuller:
-    """Pulls from the nodes that the log names, and from others that one was told of.
+    """Pulls from the nodes that the log names, and from given others.
 
     Args:
-        loop: The node, who gets what is pulled.
+        loop: The node that takes what is pulled.
         seeds: URLs of nodes to pull from, whatever the log names.
     """
 
@@ -76,7 +77,7 @@ class PeerPuller:
         self._catching_up = asyncio.Lock()
 
     def describe(self) -> dict[str, Any]:
-        """Return how the other nodes are, by URL, for people and for JSON."""
+        """Return the other nodes' status by URL, as JSON types."""
         now_s = asyncio.get_running_loop().time()
         height = self._node.tree.final_height
         return {
@@ -131,7 +132,7 @@ class PeerPuller:
         while True:
             nodes = self._node.nodes
             if nodes is not None and nodes.era != era:
-                # What was said of this era before it began here was not kept.
+                # What was said about this era before it began here was not kept.
                 after, era = 0, nodes.era
             try:
                 page = await followed.peer.read_feed(after)
@@ -158,7 +159,7 @@ class PeerPuller:
             await self._fetch(peer, 0)
         era = -1 if node.nodes is None else node.nodes.era
         lag = page.final_height - node.tree.final_height
-        # What is being read from Kafka needs no proof to become final, only time.
+        # What is being read from Kafka needs no proof, only time.
         is_behind = page.era > era or lag > (
             FEED_MARGIN if self._loop.is_reading else 1
         )
@@ -212,7 +213,7 @@ class PeerPuller:
         return wanted
 
     async def _fetch_wanted(self) -> None:
-        """Fetch what stays missing from whoever has it."""
+        """Fetch what stays missing from nodes that have it."""
         due: dict[bytes, tuple[float, float]] = {}
         loop = asyncio.get_running_loop()
         turn = 0

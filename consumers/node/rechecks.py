@@ -1,31 +1,31 @@
-"""What a ledger node checks of the blobs of rounds before it attests a block.
+"""What a ledger node checks in the blobs of rounds before it attests a block.
 
-Where a mode's blobs tell nothing of an update, a node that can read the bucket checks
-what the aggregator claims: which answers count, which parts of a result are wrong, and
-that the published sum and model are what follows. The checks are the audit's, those of
-the mode (`protocol.modes.mode.Checker`); a node without the bucket attests what follows
-from the log alone.
+Where a mode's blobs reveal nothing of an update, a node that can read the bucket checks
+the aggregator's claims: which answers count, which parts of a result are wrong, and
+that the published sum and model follow. The checks are the audit's, those of the mode
+(`protocol.modes.mode.Checker`); a node without the bucket attests what follows from the
+log alone.
 
-What comes out has two sides, since blobs are outside the log:
+The outcome has two sides, since blobs are outside the log:
 
 - A claim is *false* if blobs that are there, with the digests that the log promises,
   prove it. Everybody who has them finds the same. Such a block is not attested.
-- Absence proves nothing: a blob that is missing, or is not what was promised, was
-  perhaps there when the aggregator looked, and others may have it. It is waited for,
-  `PATIENCE_S` for all of a block; then the claim is *unchecked*, and that is said.
+- Absence proves nothing: a missing or different blob may have been there when the
+  aggregator looked, and others may have it. The node waits for a block's blobs,
+  `PATIENCE_S` for all of them; then the claim is *unchecked*, and the node says so.
 
-For the same reason a claim about the store of that time is never false: that a blob was
-missing, too long or another one. Nor is that a share is bad, as long as the claim says
-so of all whose proofs are good: a party's links were perhaps not there. A liar gains
-nothing by either, as anybody can be left out for a missing blob. The audit is stricter,
-since it costs nobody finality if it errs.
+For the same reason a claim about the store at that time is never false: that a blob was
+missing, too long or different. Nor is a claim that a share is bad, as long as it covers
+all whose proofs are good: a party's links may have been missing. A liar gains nothing
+by either, as anybody can be left out for a missing blob. The audit is stricter, since
+its errors cost nobody finality.
 
 Proofs are verified in the block that brings them, so that the claim only compares.
-Blocks are looked at one at a time, in the thread that replays them.
+Blocks are checked one at a time, in the thread that replays them.
 
-Deliberately not here: modes whose updates not every node may read; who was far from
-whom, which nobody can compute again; the copies in the store of the
-published sum and model, as their digests say it all.
+Deliberately not here: modes whose updates not every node may read; which updates are
+far apart, which nobody can compute again; the store's copies of the published sum and
+model, as their digests say it all.
 """
 
 from __future__ import annotations
@@ -66,31 +66,31 @@ log = logging.getLogger(__name__)
 
 PATIENCE_S: Final = 20.0
 """How long one block waits for blobs. Well below `ledger_node.MAX_PATIENCE_S`, for
-which a node that is busy with a block keeps an epoch alive."""
+which a node busy with a block keeps an epoch alive."""
 RECENT_S: Final = 600.0
-"""Blobs of older blocks are not waited for: who reads an old log would wait often."""
+"""Blobs of older blocks are not waited for: a reader of an old log would wait often."""
 RETRY_S: Final = 0.5
 FETCH_S: Final = 10.0
-"""How long a fetch may take, and a second more for each `MIN_RATE`."""
+"""How long a fetch may take, plus a second for each `MIN_RATE`."""
 MIN_RATE: Final = 2**20
-"""Bytes a second; a store that is slower is as good as away."""
+"""Bytes a second; a slower store is as good as away."""
 MAX_HANGING: Final = 8
-"""Fetches that were given up and still run. As many, and the store is away."""
+"""Abandoned fetches still running. This many mean that the store is away."""
 
 _OF_THE_STORE: Final = frozenset(
     {Reason.MISSING_BLOB, Reason.OVERSIZED_BLOB, Reason.CORRUPT_BLOB}
 )
 _NEEDS_LINKS: Final = frozenset({"", Reason.SHARES_DIFFER})
-"""What nobody can say of an agent without every party's links."""
+"""Claims about an agent that need every party's links to be judged."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rechecked:
-    """What came out for a block.
+    """The outcome for a block.
 
     Attributes:
         num_true: Claims that were checked and hold: agents, parts, sums.
-        falsehoods: Claims that are proven false, for people.
+        falsehoods: Claims proven false, as text.
         unchecked: Claims that could not be checked, and why.
     """
 
@@ -103,7 +103,7 @@ NOTHING_CLAIMED: Final = Rechecked()
 
 
 class RecheckTally:
-    """What came out for all blocks since the start, for people."""
+    """The outcome for all blocks since the start."""
 
     def __init__(self) -> None:
         self._num_true = 0
@@ -112,7 +112,7 @@ class RecheckTally:
         self._last_unchecked = ""
 
     def add(self, rechecked: Rechecked, height: int) -> None:
-        """Count a block, and say in the log what was not checked."""
+        """Count a block, and log what was not checked."""
         self._num_true += rechecked.num_true
         self._num_false += len(rechecked.falsehoods)
         self._num_unchecked += len(rechecked.unchecked)
@@ -131,13 +131,13 @@ class RecheckTally:
 
 
 class PatientFetcher:
-    """Fetches blobs for one block after the other, and waits for them a while.
+    """Fetches blobs for one block after another, waiting for them a while.
 
-    A blob that did not come is not asked for again in the same block. Whatever the
-    store does, hanging included, it costs no more than time, and bounded time.
+    A blob that did not come is not requested again in the same block. Whatever the
+    store does, hanging included, costs only time, and bounded time.
 
     Args:
-        fetch: How to fetch. Called from threads of its own.
+        fetch: Fetches a blob; called from threads of its own.
         now_s: A clock that never steps back, seconds.
     """
 
@@ -151,13 +151,13 @@ class PatientFetcher:
         self._is_stopping = threading.Event()
 
     def begin(self, patience_s: float) -> None:
-        """Begin a block, all of whose blobs together may be waited for so long."""
+        """Begin a block, whose blobs together may be waited for this long."""
         self._deadline_s = self._now_s() + patience_s
         self._is_away = False
         self._absent = {}
 
     def stop(self) -> None:
-        """Wait for nothing any more, from any thread."""
+        """Stop waiting, from any thread."""
         self._is_stopping.set()
 
     def is_absent(self, ref: BlobRef) -> bool:
@@ -191,14 +191,14 @@ class PatientFetcher:
             except Exception as error:  # noqa: BLE001  # the store's client has many
                 answers.put(error)
 
-        # Not of a pool: a thread that hangs must not keep the process.
+        # Not from a pool: a hanging thread must not keep the process.
         thread = alive.start_thread(work, "recheck-fetch")
         answer = self._wait(answers, FETCH_S + ref.size_bytes / MIN_RATE)
         if thread.is_alive():
             self._hanging.append(thread)
         if isinstance(answer, bytes | BlobError):
             return answer
-        # One blob after the other would take as long, once time is up.
+        # Once time is up, every other blob would take as long.
         self._is_away = self._now_s() >= self._deadline_s
         detail = f"the store does not serve: {type(answer).__name__}: {answer}"
         return BlobError(Reason.MISSING_BLOB, detail)
@@ -225,12 +225,11 @@ _Found: TypeAlias = tuple[_Verdict, str]
 
 
 class Rechecker:
-    """Checks the claims in blocks. One block at a time, whichever thread it is in.
+    """Checks the claims in blocks. One block at a time, in whichever thread.
 
     Args:
-        fetch: How to fetch blobs.
-        clock: Seconds since 1970-01-01 UTC: it decides what is waited for, nothing
-            else.
+        fetch: Fetches blobs.
+        clock: Seconds since 1970-01-01 UTC; only decides what is waited for.
         now_s: A clock that never steps back, seconds.
     """
 
@@ -247,7 +246,7 @@ class Rechecker:
         self._model = (b"", b"")  # digest and bytes of the last one computed
 
     def stop(self) -> None:
-        """Wait for no blob any more, from any thread; what is unchecked stays so."""
+        """Stop waiting for blobs, from any thread; what is unchecked stays so."""
         self._blobs.stop()
 
     def check(
@@ -255,7 +254,8 @@ class Rechecker:
         replayed: Replayed,
         views: Sequence[RoundView | None],
     ) -> Rechecked:
-        """Check a block's claims; raises nothing, whatever store and blobs are like.
+        """Check a block's claims; raises nothing, whatever the store and blobs are
+        like.
 
         Args:
             replayed: The block, without faults.
@@ -295,12 +295,12 @@ class Rechecker:
                 case ResultClaim():
                     return list(self._check_result(claim.published, view))
         except Exception as error:
-            # Ours, or this machine's: it proves nothing.
+            # A fault of ours, or of this machine: it proves nothing.
             log.exception("a claim cannot be re-checked")
             return [(_Verdict.UNCHECKED, f"{type(error).__name__}: {error}")]
 
     def _prepare(self, replayed: Replayed, view: RoundView | None) -> None:
-        """Look at the answers that a block brought; what is not there yet later."""
+        """Check the answers that a block brought; missing ones follow later."""
         if view is None or not get_mode(view.config).is_for_nodes:
             self._checking.forget()
             return
@@ -417,9 +417,9 @@ class Rechecker:
             return _Verdict.FALSE, detail
 
     def _is_absent(self, problem: RoundError) -> bool:
-        """Return whether there is no more to a problem than a blob that is not there.
+        """Return whether the problem is only a blob that is not there.
 
-        One that is too large by what the log promises is there or not: no matter.
+        For a blob too large by the log's own word, its presence does not matter.
         """
         return problem.blob is not None and self._blobs.is_absent(problem.blob.ref)
 
@@ -432,10 +432,10 @@ def _cannot_know(name: str, claimed: str) -> _Found:
 def follow_block(view: RoundView | None, replayed: Replayed) -> list[RoundView | None]:
     """Return the round in progress before each leaf, and after the last.
 
-    None where there is none, or nodes do not look at its blobs.
+    None where there is none, or nodes do not check its blobs.
 
     Args:
-        view: The one before the block.
+        view: The round before the block.
         replayed: The block, without faults.
     """
     views = [view]

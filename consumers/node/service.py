@@ -1,6 +1,6 @@
-"""A ledger node or a log server as a process: what surrounds it, and what ends it.
+"""A ledger node or log server as a process: its surroundings, and what ends it.
 
-What the stores raise ends the process: a node that cannot remember must not go on.
+A store's error ends the process: a node that cannot remember must not go on.
 """
 
 from __future__ import annotations
@@ -51,18 +51,18 @@ class NodeOptions:
 
     Attributes:
         federation_id: Whose log.
-        directory: Its own: votes, key, blocks and tiles.
+        directory: Its own directory: votes, key, blocks and tiles.
         is_node: Whether it signs; a log server does not.
         host: Address to listen on.
         port: 0 for any that is free.
-        operator_key: Who must have founded the federation, 32 bytes; None takes its
+        operator_key: Public key of the expected founder, 32 bytes; None takes the log's
             word.
-        genesis: Hash of the founding, 32 bytes; None takes any of that operator's.
+        genesis: Hash of the genesis, 32 bytes; None takes any by that operator.
         peers: URLs of nodes to pull from, besides those that the log names.
         is_mirrored: Whether the tiles are copied to the object store.
-        rechecks: Whether the blobs of rounds are checked before a block is
-            attested; it takes the object store.
-        kafka_topics: What is read from Kafka, some of `TOPICS`. What the node says goes
+        rechecks: Whether the blobs of rounds are checked before a block is attested;
+            needs the object store.
+        kafka_topics: What is read from Kafka, some of `TOPICS`. The node publishes
             there only if the attestations are among them.
     """
 
@@ -83,7 +83,7 @@ class NodeService:
     """One ledger node or log server.
 
     Args:
-        settings: Where Kafka, the registry and the object store are.
+        settings: Where Kafka, the schema registry and the object store are.
         options: How to run it.
         open_votes: Opens the vote log.
 
@@ -151,8 +151,8 @@ class NodeService:
         """Serve until told to stop.
 
         Raises:
-            OSError: the port is taken, or the disk does not take what must be kept.
-            VoteLogError: the vote log does not take a vote. A bug.
+            OSError: the port is taken, or the disk cannot store what must be kept.
+            VoteLogError: the vote log refuses a vote. A bug.
             BlockStoreError: the blocks are damaged.
         """
         try:
@@ -175,7 +175,7 @@ class NodeService:
         port = await server.start(options.host, options.port)
         log.info("serving http://%s:%d", options.host, port)
         if options.is_node:
-            words = "re-checked" if options.rechecks else "not looked at: no MinIO"
+            words = "re-checked" if options.rechecks else "not checked: no MinIO"
             log.info("blobs of rounds are %s", words)
         session = make_session()
         work = [kafka.run(), puller.run(session), self._tick(loop)]
@@ -199,7 +199,7 @@ class NodeService:
             await asyncio.sleep(TICK_S)
 
     async def _publish(self, votes: VoteLog, loop: NodeLoop) -> None:
-        """Bring what the node says to Kafka, in its order, as long as it takes."""
+        """Bring what the node says to Kafka, in order, as long as it takes."""
         outbox = self._node.outbox
         publisher: Publisher | None = None
         batch: list[e.Event] = []
@@ -221,7 +221,7 @@ class NodeService:
                     )
                     batch = []
                 except Exception as error:  # noqa: BLE001  # Kafka's, the registry's
-                    log.warning("Kafka does not take what this node says: %s", error)
+                    log.warning("Kafka refuses this node's messages: %s", error)
                     await asyncio.sleep(RETRY_S)
 
     async def _mirror(self, loop: NodeLoop) -> None:

@@ -1,4 +1,4 @@
-"""What an audit watches in rounds of single modes, and the list of it.
+"""What an audit watches in the rounds of particular modes.
 
 A watch is part of an audit's state (`consumers.audit.state`): a dataclass.
 """
@@ -15,26 +15,26 @@ from protocol.modes.mpc import party_memory
 from schemas import events as e
 
 STATE_MODULES: Final[tuple[ModuleType, ...]] = (mpc, party_memory)
-"""Whose classes the state of a watch is made of."""
+"""Modules whose classes make up the state of a watch."""
 
 
 class Watch(Protocol):
-    """Looks for what no decider judges: what leaves of many rounds come to."""
+    """Looks for what no decider judges: what the leaves of many rounds amount to."""
 
     def follow(
         self, event: e.LedgerEvent, config: e.FederationConfigured | None, place: Place
     ) -> Finding | None:
-        """Follow an admissible leaf; returns what is wrong now that was not before.
+        """Follow an admissible leaf; returns what has just become wrong.
 
         Args:
             event: The leaf's.
             config: The federation's parameters after it; None before the genesis.
-            place: Where it is.
+            place: Where the leaf is.
         """
         ...
 
     def list_notes(self, report: Report) -> Iterator[str]:
-        """Yield what had to be believed, for people."""
+        """Yield what had to be believed, as text."""
         ...
 
 

@@ -1,9 +1,9 @@
-"""Which sums a log shows opened, and that none of them overlap.
+"""Checks that no two sums that a log shows opened overlap.
 
-A sum of aggregation `MPC` is open once every party has given a part of it, whatever
-became of the round. For one base model no agent may be in two of them: their difference
-would be over fewer agents than a party may sum (ADR 0032). Taken from what the log
-says, not from what should be on it.
+A sum of aggregation `MPC` is open once every party has given its part, whatever became
+of the round. For one base model no agent may be in two of them: their difference would
+cover fewer agents than a party may sum (ADR 0032). This goes by what the log says, not
+by what should be on it.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from schemas import events as e
 
 @dataclass(slots=True, kw_only=True)
 class OpenedSums:
-    """The sums that were opened so far; see `consumers.audit.modes.Watch`.
+    """The sums opened so far; see `consumers.audit.modes.Watch`.
 
     Attributes:
         accepted: Contributions of the round in progress, by agent.
         sealed: The sum that the log asks for now; None once it is open.
-        given: Parties that gave a part of it.
-        known: Those that are open, as a party remembers them.
+        given: Parties that gave their part of it.
+        known: Opened sums, as a party remembers them.
     """
 
     accepted: PersistentMap[str, Contribution] = field(default_factory=PersistentMap)
@@ -60,7 +60,7 @@ class OpenedSums:
         )
 
     def list_notes(self, report: Report) -> Iterator[str]:
-        """Yield what all parties together are believed."""
+        """Yield what rests on the word of all parties together."""
         if report.facts[e.ComparisonStarted.__name__]:
             yield (
                 "Which updates are far from others is the word of all parties "
