@@ -1,1 +1,1 @@
-"""Where events are born: agents, the timer, the operator."""
+"""Where events originate: agents, the timer, the operator."""

@@ -1,11 +1,10 @@
 """Checks of constructor arguments that a federation's task chooses.
 
-Whoever writes a task chooses the arguments of the classes that it names, so a class
-that an agent allows has to bound each of them before it does anything with it: sizes
-and counts first of all. The examples do, and a model of your own can do it with the
-same functions.
+A task's author chooses the arguments of the classes that it names, so a class that an
+agent allows must bound each of them before using it: sizes and counts first of all. The
+examples do so with these functions, and so can your own model.
 
-What is wrong is said without the value: it may be an agent's own.
+Messages leave out the value: it may be an agent's own.
 """
 
 from typing import Any, TypeVar
@@ -14,20 +13,20 @@ T = TypeVar("T")
 
 
 class ArgumentError(ValueError):
-    """An argument is of the wrong kind or out of bounds; the message says which."""
+    """An argument has the wrong kind or is out of bounds; the message says which."""
 
 
 def check_int(name: str, value: Any, low: int, high: int) -> int:
     """Return a whole number within bounds.
 
     Args:
-        name: The argument's, for people.
+        name: The argument's, for the message.
         value: Anything; untrusted.
         low: The smallest that is allowed.
         high: The largest that is allowed.
 
     Raises:
-        ArgumentError: It's none, or a bool, or out of bounds.
+        ArgumentError: It is no whole number, or out of bounds.
     """
     if type(value) is not int or not low <= value <= high:
         msg = f"{name} must be a whole number from {low} to {high}"
@@ -39,13 +38,13 @@ def check_float(name: str, value: Any, low: float, high: float) -> float:
     """Return a number within bounds.
 
     Args:
-        name: The argument's, for people.
+        name: The argument's, for the message.
         value: Anything; untrusted.
         low: The smallest that is allowed.
         high: The largest that is allowed; finite.
 
     Raises:
-        ArgumentError: It's none, or a bool, not finite, or out of bounds.
+        ArgumentError: It is no finite number, or out of bounds.
     """
     # A NaN is in no interval.
     if type(value) not in {int, float} or not low <= value <= high:
@@ -55,7 +54,7 @@ def check_float(name: str, value: Any, low: float, high: float) -> float:
 
 
 def check_instance(name: str, value: Any, kind: type[T]) -> T:
-    """Return a value of a kind that no JSON has.
+    """Return a value of a kind that JSON does not have.
 
     Raises:
         ArgumentError: It's of another kind.

@@ -56,10 +56,10 @@ class InvalidConfigurationError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parameters:
-    """What an operator chooses for a federation; units and ranges as in its schema.
+    """What an operator chooses for a federation; its schema gives units and ranges.
 
     Attributes:
-        sections: Those of the configuration that a mode has, by name.
+        sections: Its modes' sections of the configuration, by name.
     """
 
     task: Task
@@ -75,7 +75,7 @@ class Parameters:
 
 
 class Position(NamedTuple):
-    """Where a published event is: how to find out what became of it."""
+    """Where a published event is, to find out what became of it."""
 
     topic: str
     partition: int
@@ -85,12 +85,12 @@ class Position(NamedTuple):
 def load_principals(
     keys: Path, given: Mapping[str, bytes | None] = MappingProxyType({})
 ) -> tuple[Principal, ...]:
-    """Return all principals, making the keys that do not exist yet.
+    """Return all principals, making missing keys.
 
     Args:
         keys: The directory of keys.
-        given: Public keys, by role, of services that keep their own, 32 bytes each;
-            None for a role that nobody shall have.
+        given: Public keys by role, 32 bytes each, of services that keep their own; None
+            for a role that stays empty.
     """
     return tuple(
         Principal(
@@ -108,9 +108,8 @@ class Operator:
 
     Args:
         key: The operator's.
-        publisher: Where to say it.
-        genesis: Genesis hash of the log that it is said in, 32 bytes; one who founds
-            needs none.
+        publisher: Where it publishes.
+        genesis: Genesis hash of its log, 32 bytes; founding needs none.
     """
 
     def __init__(
@@ -122,8 +121,8 @@ class Operator:
 
     @property
     def genesis(self) -> bytes:
-        """The genesis hash that agents and auditors pin, 32 bytes; after `found` that
-        of the new federation.
+        """The genesis hash that agents and auditors pin, 32 bytes; after `found`, the
+        new federation's.
         """
         return self._genesis
 
@@ -146,11 +145,11 @@ class Operator:
             federation_id: Its name.
             parameters: Its parameters.
             principals: Who may sign what.
-            initial_model: Version 0, a safetensors file; stored in the canonical form.
-            store: Where the model goes.
+            initial_model: Version 0, a safetensors file; stored in canonical form.
+            store: Where the model is stored.
 
         Raises:
-            InvalidConfigurationError: the parameters make no sense together, or the
+            InvalidConfigurationError: the parameters contradict each other, or the
                 model's state cannot be exchanged.
         """
         try:
@@ -191,7 +190,7 @@ class Operator:
         return position
 
     def change(self, change: FederationChanged) -> Position:
-        """Change what may be changed in a federation, from the next round on."""
+        """Change a federation's changeable parameters, from the next round on."""
         return self._say(change)[0]
 
     def admit(self, federation_id: str, agents: Mapping[str, bytes]) -> list[Position]:
@@ -219,11 +218,11 @@ class Operator:
         nodes: tuple[LedgerNode, ...],
         approvals: tuple[NodeSignature, ...],
     ) -> Position:
-        """Hand over to other ledger nodes, with the consent of the present ones.
+        """Hand over to other ledger nodes, with the present ones' consent.
 
         Args:
             federation_id: The federation.
-            era: Number of the era that begins.
+            era: Number of the new era.
             nodes: The new nodes, in ascending order of name.
             approvals: What the present nodes signed, in ascending order of public key.
         """
@@ -235,7 +234,7 @@ class Operator:
     def abandon_round(
         self, federation_id: str, round_number: int, explanation: str
     ) -> Position:
-        """Give up the round in progress."""
+        """Abandon the round in progress."""
         event = RoundAbandonRequested(
             federation_id=federation_id, round=round_number, explanation=explanation
         )
@@ -244,13 +243,13 @@ class Operator:
     def request_round(
         self, federation_id: str, round_number: int, *, after_ms: int = -1
     ) -> Position:
-        """Ask for the next round; its trace begins here.
+        """Request the next round; its trace begins here.
 
         Args:
             federation_id: The federation.
             round_number: One more than the last round's.
-            after_ms: Clock of the last request on the ledger: this one's is later,
-                even if this machine's clock is behind the other's.
+            after_ms: Time of the last request on the ledger; this one's is later, even
+                if this machine's clock is behind.
         """
         event = RoundRequested(
             federation_id=federation_id,

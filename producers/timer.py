@@ -1,9 +1,9 @@
 """The timer: says what nobody else has a reason to say in time.
 
 - A round's deadline has passed.
-- Nothing has come after a block for a while: a leaf more, and the block has the child
-  that it needs to become final.
-- The checkpoint that the next cohort is drawn from has its quorum of cosignatures.
+- Nothing has followed a block for a while: one more leaf gives it the child that it
+  needs to become final.
+- The checkpoint that the next cohort is drawn from has a quorum of cosignatures.
 
 It decides nothing: the decider counts a `DeadlineReached` only when the block's own
 stamp is past the deadline too, and admission verifies every cosignature. So an early or
@@ -45,7 +45,7 @@ from schemas.events import (
 log = logging.getLogger(__name__)
 
 MAX_COLLECTED: Final = 1_000
-"""Attestations between two looks at the clock; they come from many."""
+"""Attestations between two looks at the clock; many parties send them."""
 REPEAT_AFTER_MS: Final = 2_000
 MAX_REPEAT_AFTER_MS: Final = 60_000
 """If the sequencer's clock is behind ours, the first announcement was too early; if
@@ -54,8 +54,8 @@ QUIET_AFTER_S: Final = 0.5
 """How long a block may be the last one before it is given a child."""
 FINAL_AFTER_S: Final = 5.0
 MAX_FINAL_AFTER_S: Final = 300.0
-"""A block whose child was certified in another epoch than itself needs more children.
-So it is given another when it is not final after so long, and each waits longer."""
+"""A block whose child was certified in another epoch needs more children: it gets
+another whenever it is not final after this long, each time later."""
 
 
 class Timer:
@@ -125,7 +125,7 @@ class Timer:
             self._learn_deadline(leaf)
 
     def _learn_deadline(self, leaf: OpenedLeaf) -> None:
-        """Watch the deadline of the phase that the round is in, if it has one."""
+        """Watch the deadline of the round's present phase, if it has one."""
         current = self._rounds.current
         deadline_ms = None if current is None else current.deadline_ms
         if current is None or deadline_ms is None:
@@ -160,7 +160,7 @@ class Timer:
         if self._cosigned is not None and self._cosigned.largest() >= self._open_size:
             self._open_size = None
             return
-        # By the last height: the very same event would be refused the next time.
+        # By the last height: the same event would be refused the next time.
         event = FinalityRequested(
             federation_id=self._federation_id, height=self._last_height
         )
@@ -169,9 +169,9 @@ class Timer:
         self._next_wait_s = min(2 * self._next_wait_s, MAX_FINAL_AFTER_S)
 
     def _collect(self, attestations: Iterator[Record | Pause]) -> None:
-        """Keep the cosignatures that came, of checkpoints that matter."""
+        """Keep new cosignatures of checkpoints that matter."""
         cosigned = self._collector()
-        # Bounded: whoever fills the topic does not keep us from the deadlines.
+        # Bounded: a flooded topic must not keep us from the deadlines.
         for record in islice(attestations, MAX_COLLECTED):
             if not isinstance(record, Record):
                 return
@@ -190,7 +190,7 @@ class Timer:
                 self._pass_over(record, error)
 
     def _pass_over(self, record: Record, error: Exception) -> None:
-        """Warn each time twice as many have come."""
+        """Warn each time the number doubles."""
         self._num_passed_over = number = self._num_passed_over + 1
         if number & (number - 1) == 0:
             log.warning(
@@ -201,7 +201,7 @@ class Timer:
             )
 
     def _collector(self) -> CosignatureCollector:
-        """Return what collects cosignatures of the present ledger nodes."""
+        """Return what collects the present ledger nodes' cosignatures."""
         nodes = self._admission.node_sets[-1]
         if self._cosigned is None or self._nodes != nodes:
             sequencer_key = self._admission.principals["SEQUENCER"]
@@ -216,7 +216,7 @@ class Timer:
         return self._cosigned
 
     def _announce_final(self) -> None:
-        """Put the checkpoint that the next draw needs on the log, once it is final."""
+        """Put the checkpoint that the next draw needs on the log once it is final."""
         size = self._rounds.draw_size
         if size <= self._announced_size:
             return

@@ -1,1 +1,1 @@
-"""Faust: thin processors, no rules of their own."""
+"""Faust: thin processors without rules of their own."""

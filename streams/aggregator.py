@@ -1,11 +1,11 @@
-"""The aggregator: checks the blobs of answers, computes what sealed rounds come to.
+"""The aggregator: checks the blobs of answers and computes what sealed rounds yield.
 
-It follows the ledger with the rounds decider's own functions, so it knows what waits
-for a check and what is complete without believing anybody. What it concludes are
-claims: the decider checks that they fit, the audit recomputes them.
+It follows the ledger with the rounds decider's own functions, so it knows what awaits a
+check and what is complete without believing anybody. Its conclusions are claims: the
+decider checks that they fit, the audit recomputes them.
 
-How blobs are checked is the mode's to say (`protocol.modes`). Whatever it is, the
-aggregator needs no key for it.
+The mode decides how blobs are checked (`protocol.modes`); the aggregator never needs a
+key for it.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ from streams.following import Follower, follow_ledger
 log = logging.getLogger(__name__)
 
 NUM_THREADS: Final = max(4, os.cpu_count() or 1)
-"""Enough to hide the store's latency and to use all cores; few enough that so many
-blobs fit in memory."""
+"""Enough to hide the store's latency and use all cores; few enough that as many blobs
+fit in memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """A round that waits for something from the aggregator, or soon will.
+    """A round that waits for the aggregator, or soon will.
 
     Attributes:
         view: The round.
-        came: Agents whose answers can be looked at since.
-        due: Agents whose answers wait for a check since.
-        is_complete: Whether it waits for its result since.
+        came: Agents whose answers can now be checked.
+        due: Agents whose answers now await a check.
+        is_complete: Whether it now awaits its result.
         traceparent: The trace it belongs to.
     """
 
@@ -66,7 +66,7 @@ def follow_step(
         return after, []
     if before is not None and before.started != view.started:
         before = None
-    # One at a time: to compare all that is known would cost its square in a round.
+    # One at a time: comparing all that is known would cost the round's size squared.
     came = due = _find_new(before, view, leaf)
     if not (before is not None and before.is_ready):
         came = _list_waiting(view)
@@ -162,7 +162,7 @@ class Aggregator:
 
 
 def _group(work: list[Work]) -> Iterator[list[Work]]:
-    """Yield what there is to do round by round, in order."""
+    """Yield the work round by round, in order."""
     rounds: dict[tuple[str, bytes], list[Work]] = {}
     for item in work:
         place = item.view.config.federation_id, item.view.started.cause

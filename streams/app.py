@@ -1,8 +1,8 @@
-"""What all Faust apps of Folkmoot have in common.
+"""What all Faust apps of Folkmoot share.
 
-Kafka's transactions make delivery exactly-once in the ordinary case. Nothing relies
-on it: the ledger says what was sequenced, derived ids say what was said before, and
-tables are caches (ADR 0003).
+Kafka's transactions usually make delivery exactly-once. Nothing relies on it: the
+ledger says what was sequenced, derived ids say what was said before, and tables are
+caches (ADR 0003).
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ from schemas.events import Event
 log = logging.getLogger(__name__)
 
 COMMIT_INTERVAL_S: Final = 1.0
-"""How often Faust commits: offsets of records that led to nothing can wait."""
+"""How often Faust commits: the offsets of records that led to nothing can wait."""
 BUSY_COMMIT_S: Final = 0.1
-"""How long what was said may stay invisible because there is more to say. Otherwise
-there is a transaction as soon as there is something to commit."""
+"""How long output may stay invisible because there is more to say. Otherwise a
+transaction ends as soon as there is something to commit."""
 TRANSACTION_TIMEOUT_S: Final = 15.0
-"""How long the transaction of a process that was killed may hold up its successor. One
-takes milliseconds: nothing that takes long is done in it."""
+"""How long a killed process's transaction may hold up its successor. A normal one takes
+milliseconds: nothing slow happens in it."""
 RETRY_BACKOFF_MS: Final = 10
-"""Kafka refuses a transaction's first request while it still ends the one before."""
+"""Kafka refuses a transaction's first request while it still ends the previous one."""
 MAX_BUFFERED: Final = 250
-"""Records that Faust holds ready for a stream. Each may be 128 KiB of zeros that came
-as a hundred bytes."""
+"""Records that Faust buffers for a stream. Each may be 128 KiB of zeros that arrived as
+a hundred bytes."""
 LOOK_INTERVAL_S: Final = 5.0
 
 
@@ -65,9 +65,9 @@ class Source(NamedTuple):
 class GapConsumer(aiokafka.Consumer):
     """Faust's consumer, with gaps that end before the next record.
 
-    Offsets that hold no record (Kafka's transaction markers) count as read. Faust 0.15
-    counts the record after such a gap in: it has that offset twice, so every commit
-    ends there, and a service that was killed would read thousands of blocks again.
+    Offsets without a record (Kafka's transaction markers) count as read. Faust 0.15
+    counts the record after such a gap as part of it: it then has that offset twice,
+    every commit ends there, and a killed service would read thousands of blocks again.
     """
 
     async def _add_gap(self, tp: Any, offset_from: int, offset_to: int) -> None:
@@ -75,7 +75,7 @@ class GapConsumer(aiokafka.Consumer):
 
 
 class PromptProducer(aiokafka.Producer):
-    """Faust's producer, whose transactions are short and hold all that was sent."""
+    """Faust's producer, with short transactions that hold all that was sent."""
 
     def _settings_extra(self) -> Mapping[str, Any]:
         return {
@@ -104,10 +104,10 @@ class PromptProducer(aiokafka.Producer):
         group_id: str,
         start_new_transaction: bool = True,  # noqa: FBT001, FBT002  # Faust's
     ) -> None:
-        """Commit transactions, once Kafka has what was sent in them.
+        """Commit transactions, once Kafka has everything sent in them.
 
-        A transaction that lacks a record which Kafka refused would commit the offset of
-        its cause all the same: the record would be lost.
+        A transaction lacking a record that Kafka refused would still commit the offset
+        of its cause: the record would be lost.
         """
         try:
             for transactional_id, offsets in tid_to_offset_map.items():
@@ -131,7 +131,7 @@ class PromptProducer(aiokafka.Producer):
 
 
 class Transport(aiokafka.Transport):
-    """Faust's transport with these."""
+    """Faust's transport with these clients."""
 
     Consumer = GapConsumer
     Producer = PromptProducer
@@ -152,7 +152,7 @@ class Service:
     _busy_until_s: float = 0.0
 
     def topic(self, *names: str) -> Any:
-        """Return a channel of raw bytes: decoding is not Faust's business here."""
+        """Return a channel of raw bytes: Faust decodes nothing here."""
         return self.app.topic(
             *names,
             key_type=bytes,
@@ -168,9 +168,9 @@ class Service:
 
         Args:
             event: The event.
-            genesis: Genesis hash of the log that it is said in, 32 bytes.
+            genesis: Genesis hash of its log, 32 bytes.
             traceparent: W3C trace context.
-            cause: Where the record was.
+            cause: Where the causing record was.
         """
         topic = topics.topic_of(event)
         with telemetry.span(
@@ -192,16 +192,16 @@ class Service:
         """Send framed bytes in the transaction of the record that caused them.
 
         Faust names a transaction after the partition that a record is *sent* to, and
-        sends outside of any what goes to a topic that the app does not read. So the
-        transaction is named here: the one that also commits the cause's offset, and
-        that fences a process which believes it still owns the partition.
+        sends to topics that the app does not read outside any transaction. So it is
+        named here: the one that also commits the cause's offset, and fences off a
+        process that believes it still owns the partition.
         """
         group = self.app.assignor.group_for_topic(cause.topic)
         await self.app.producer.send(
             topic,
             key,
             value,
-            None,  # by the key, as everybody else does
+            None,  # by the key, like every producer
             None,
             dict(headers),
             transactional_id=f"{self.app.conf.id}-{group}-{cause.partition}",
@@ -211,48 +211,49 @@ class Service:
         """Make what was said visible, and wait until it is.
 
         Args:
-            has_said: Whether anything was since the last call.
-            is_busy: There is more to say, so a transaction may hold more than this.
+            has_said: Whether anything was said since the last call.
+            is_busy: Whether there is more to say, so that a transaction may hold more.
         """
         self._is_due |= has_said
         if not self._is_due or (is_busy and time.monotonic() < self._busy_until_s):
             return
         self._is_due = False
         consumer = self.app.consumer
-        # False: Faust was committing already, perhaps without what was said last.
+        # False: Faust was already committing, perhaps without the latest output.
         if not await consumer.commit():
             await consumer.commit()
         self._busy_until_s = time.monotonic() + BUSY_COMMIT_S
 
 
 class Batches:
-    """Records for who takes all that wait at once, and then makes them visible.
+    """Records for a reader that takes all waiting ones at once, then makes them
+    visible.
 
-    What comes while a transaction commits is the next batch: one record if it comes
-    alone, hundreds under load, without a clock.
+    Whatever arrives while a transaction commits is the next batch: one record if it
+    comes alone, hundreds under load, without a clock.
 
     Args:
-        max_size: Records of a batch, at most.
+        max_size: Most records of a batch.
     """
 
     def __init__(self, max_size: int) -> None:
         self._waiting: asyncio.Queue[Any] = asyncio.Queue(max_size)
 
     async def put(self, event: Any) -> None:
-        """Add a record that a stream hands out; waits while a whole batch waits."""
+        """Add a record from a stream; waits while a whole batch waits."""
         await self._waiting.put(hold(event))
 
     async def take(self) -> list[Any]:
-        """Return those that wait, one at least, for `fail_stop`."""
+        """Return the waiting records, at least one, for `fail_stop`."""
         batch = [await self._waiting.get()]
         while not self._waiting.empty() and len(batch) < self._waiting.maxsize:
             batch.append(self._waiting.get_nowait())
         return batch
 
     async def commit(self, service: Service) -> None:
-        """Make visible what a batch led to.
+        """Make a batch's output visible.
 
-        If another whole batch is there already, waiting would gather no more.
+        If another whole batch is waiting already, waiting would gather no more.
         """
         await service.commit(has_said=True, is_busy=self._waiting.full())
 
@@ -272,10 +273,10 @@ def make_service(name: str, role: str) -> Service:
 
 
 def make_service_with_key(name: str, settings: Settings, key: SigningKey) -> Service:
-    """Return a Faust app that signs with a key of its own; see `make_service`.
+    """Return a Faust app that signs with a given key; see `make_service`.
 
     Raises:
-        TopicConfigError: Kafka's topics would lose what is written to them.
+        TopicConfigError: Kafka's topics would lose records.
     """
     demand_topics(settings)
     telemetry.configure(f"moot-{name}", settings.otlp_endpoint)
@@ -289,12 +290,12 @@ def make_service_with_key(name: str, settings: Settings, key: SigningKey) -> Ser
         ),
         processing_guarantee="exactly_once",
         datadir=str(directory),
-        # Topics are made by `moot topics create`; with a leader topic or declarations
-        # of its own Faust does not start against Kafka 4.
+        # `moot topics create` makes the topics; with a leader topic or declarations of
+        # its own Faust does not start against Kafka 4.
         topic_disable_leader=True,
         topic_allow_declare=False,
         web_enabled=False,
-        # Faust's own command line turns the web server on; not for the whole network.
+        # Faust's own command line turns the web server on; keep it off the network.
         web_bind="127.0.0.1",
         broker_commit_interval=COMMIT_INTERVAL_S,
         consumer_auto_offset_reset="earliest",
@@ -302,11 +303,11 @@ def make_service_with_key(name: str, settings: Settings, key: SigningKey) -> Ser
         producer_max_request_size=MAX_RECORD_SIZE_BYTES,
         producer_compression_type="lz4",
         stream_buffer_maxsize=MAX_BUFFERED,
-        # Nothing waits to be joined: process as soon as it arrives.
+        # Nothing needs to be gathered: process records as they arrive.
         stream_wait_empty=False,
         # A static member: a killed process and its successor are the same member, so
-        # the successor need not wait for a session to expire; a second process with
-        # the same id fences the first.
+        # the successor need not wait for a session to expire; a second process with the
+        # same id fences off the first.
         consumer_group_instance_id=f"moot-{name}-{settings.instance_id}",
         broker_session_timeout=10.0,
         broker_heartbeat_interval=2.0,
@@ -320,11 +321,11 @@ def make_service_with_key(name: str, settings: Settings, key: SigningKey) -> Ser
 
 
 def hold(event: Any) -> Any:
-    """Return a record that does not count as read before `fail_stop` is done with it.
+    """Return a record that counts as read only when `fail_stop` is done with it.
 
-    Its stream lets go of it when it hands out the next. Told to stop, Faust even
-    acknowledges what was handed out before it cancels who works on it, and commits
-    that.
+    Its stream releases it when it hands out the next. Told to stop, Faust even
+    acknowledges what was handed out before it cancels the tasks working on it, and
+    commits that.
     """
     event.message.incref()
     return event
@@ -334,9 +335,9 @@ def hold(event: Any) -> Any:
 def fail_stop(*events: Any) -> Iterator[None]:
     """Work on records: all of it, or none of them counts as read.
 
-    If the block fails the process ends at once. Faust would log the error, acknowledge
-    the record and go on with the next: a lost event. A process that dies here commits
-    nothing; its successor reads the record again, and whoever runs the services
+    If the block fails, the process ends at once. Faust would log the error, acknowledge
+    the record and continue with the next: a lost event. A process that dies here
+    commits nothing; its successor reads the record again, and whoever runs the services
     restarts them and sees the log.
 
     Args:
@@ -354,11 +355,10 @@ def fail_stop(*events: Any) -> Iterator[None]:
 def find_reading_problem(consumer: Any) -> str | None:
     """Return why a Faust consumer can never read again, if so.
 
-    Its client's task that fetches may have ended. Or Kafka expels a member whose
-    static id another process took. aiokafka 0.14 has no name for that error (its pull
-    request 1188): the task that keeps the membership ends, or waits for somebody to
-    take the error, and Faust asks for neither, so that the process would sit there
-    without a word.
+    Its client's fetching task may have ended. Or Kafka expels a member whose static id
+    another process took. aiokafka 0.14 has no name for that error (its pull request
+    1188): the task that keeps the membership ends, or waits for somebody to take the
+    error; Faust asks for neither, so the process would hang silently.
     """
     # Neither library has a public name for any of this.
     client = consumer._thread._consumer  # noqa: SLF001
@@ -376,7 +376,7 @@ def find_reading_problem(consumer: Any) -> str | None:
 
 
 def _watch_reading(app: faust.App, loop: asyncio.AbstractEventLoop) -> None:
-    """Look again and again, from before the app is ready until it stops."""
+    """Check repeatedly, from before the app is ready until it stops."""
     if app.should_stop:
         return
     problem = find_reading_problem(app.consumer)
@@ -395,7 +395,7 @@ def serve(service: Service) -> None:
     guard_logs()
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
-    # Not a task: Faust would wait for it when it stops.
+    # Not a task: Faust would wait for it when stopping.
     loop.call_later(LOOK_INTERVAL_S, _watch_reading, service.app, loop)
     worker = faust.Worker(
         service.app, loglevel=service.settings.log_level, redirect_stdouts=False

@@ -1,11 +1,11 @@
-"""The claim about what a round comes to, whatever its mode.
+"""The claim about a round's result, in any mode.
 
-The aggregator makes it. Where a mode lets others do so if the aggregator is gone, they
-make the same: what it takes is on the ledger and in the store, and everybody comes to
-the same bytes.
+The aggregator makes it. Where a mode lets others do so when the aggregator is gone,
+they make the same one: all it takes is on the ledger and in the store, and everybody
+arrives at the same bytes.
 
-What waits to be checked is on Kafka: a block is followed when the one before it is
-done, so no more than one block's blobs are in memory.
+The backlog of checks is on Kafka: a block is followed when the one before it is done,
+so only one block's blobs are in memory.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ MAX_DETAIL_LENGTH: Final = 200
 def complete(
     view: RoundView, checker: Checker, store: BlobStore, *, party: str = ""
 ) -> e.UpdatesChecked | e.AggregateSubmitted:
-    """Return what a round comes to: the model, or which of its parts are wrong.
+    """Return a round's result: the model, or which of its parts are wrong.
 
     Args:
         view: The round, with all its parts.
         checker: The round's.
         store: Where blobs are.
-        party: Who claims it; empty for the aggregator.
+        party: The party that claims it; empty for the aggregator.
 
     Raises:
         BlobError: the base model is gone.
@@ -57,8 +57,8 @@ def complete(
     except RoundError as error:
         if error.blob is not None or not places:
             raise
-        # Somebody lied, and nobody can say who. None of them counts, so that the round
-        # can end; who was summed stays summed.
+        # Somebody lied, and nobody can say who. No part counts, so that the round can
+        # end; who was summed stays summed.
         return _reject(view, dict.fromkeys(places.values(), error), party)
     return e.AggregateSubmitted(
         federation_id=sealed.federation_id,
@@ -88,8 +88,8 @@ def _reject(
 
 def make_check(leaf_index: int, reason: str, detail: str = "") -> e.UpdateCheck:
     """Return one result of a check, with a detail that fits."""
-    # A detail may quote the blob, which is an agent's to fill: a hundred of them must
-    # fit a claim, whatever they quote.
+    # A detail may quote the blob, which an agent fills: a hundred of them must fit a
+    # claim, whatever they quote.
     ascii_only = detail.encode("ascii", "backslashreplace").decode()
     return e.UpdateCheck(
         leaf_index=leaf_index, reason=reason, detail=ascii_only[:MAX_DETAIL_LENGTH]

@@ -17,7 +17,7 @@ from streams.following import Follower, follow_ledger
 def make_decider(name: str) -> Service:
     """Return the Faust app of a decider, by its name in `DECIDERS`.
 
-    It sends every fact that the decider concludes to its topic.
+    It sends every fact that the decider concludes to that fact's topic.
     """
     service = make_service(name, "DECIDER")
     decider = DECIDERS[name]
@@ -32,7 +32,7 @@ def make_decider(name: str) -> Service:
 
 
 def _trace(facts: list[tuple[Event, str]]) -> list[tuple[Event, str]]:
-    """Put a span around what each fact was concluded from."""
+    """Put a span around the conclusion of each fact."""
     traced = []
     for fact, cause in facts:
         with telemetry.span(

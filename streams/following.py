@@ -1,10 +1,10 @@
 """How a processor follows the ledger: verified blocks in, one state per federation.
 
-Now and then the state is cached in a file, so that a service that starts need not read
-the log from its beginning. The cache is believed only if the log goes on from it; in
-any other case (deleted, ahead because a transaction was aborted, of another founding,
-or of a state of another shape, whose writer folded other things) the log is read again
-from its beginning, through the same functions.
+Now and then the state is cached in a file, so that a starting service need not read the
+whole log. The cache is believed only if the log continues it; in any other case
+(deleted, ahead of an aborted transaction, of another genesis, or of another shape,
+whose writer folded other things) the log is read from its beginning, through the same
+functions.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from streams.app import Service, Source, fail_stop, hold
 log = logging.getLogger(__name__)
 
 KEEP_EVERY_S: Final = 5.0
-"""Between two snapshots of a state; what came since is read again after a start."""
+"""Between two snapshots of a state; a start reads again what came since."""
 MAX_KEEPING: Final = 0.02
-"""Of a service's time, for snapshots: one of 70,000 agents takes a second."""
+"""Share of a service's time for snapshots: one of 70,000 agents takes a second."""
 
 State = TypeVar("State")
 Output = TypeVar("Output")
@@ -46,7 +46,7 @@ Output = TypeVar("Output")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Followed(Generic[State]):
-    """How far a federation's log was followed, and the state there.
+    """How far a federation's log was followed, and its state there.
 
     Attributes:
         log: How far.
@@ -60,7 +60,7 @@ class Followed(Generic[State]):
 
 
 class _Shape(GenerateJsonSchema):
-    """Leaves out the defaults that JSON cannot say: they are no part of a shape."""
+    """Leaves out the defaults that JSON cannot express: they are no part of a shape."""
 
     ignored_warning_kinds = {"skipped-choice", "non-serializable-default"}  # noqa: RUF012  # pydantic names its type
 
@@ -73,10 +73,10 @@ class Follower(Generic[State, Output]):
         state_type: Type of the state, a frozen dataclass.
         initial: The state before the first leaf.
         step: Moves the state by one leaf and returns what follows.
-        find_owed: Returns what a state that was found at a start calls for, whenever
-            that began; gets the trace of the block that came. None: nothing.
-        directory: Where the foundings that it takes part in are remembered; None for
-            a service that keeps nothing of them.
+        find_owed: Returns what a state found at start calls for, whenever that began;
+            gets the trace of the next block. None: nothing.
+        directory: Where the geneses that it takes part in are remembered; None for a
+            service that keeps none.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class Follower(Generic[State, Output]):
         schema = self._snapshots.json_schema(schema_generator=_Shape)
         shape = json.dumps(schema, sort_keys=True)
         self._shape = hashlib.sha256(shape.encode()).digest()
-        """What snapshots begin with."""
+        """The bytes that snapshots begin with."""
 
     async def follow(self, event: Any) -> list[Output]:
         """Take the next record of the ledger and return what follows from it.
@@ -133,7 +133,9 @@ class Follower(Generic[State, Output]):
         return outputs
 
     def get_genesis(self, key: bytes | None) -> bytes:
-        """Return a federation's genesis hash, by record key; empty before its block."""
+        """Return a federation's genesis hash, by record key; empty before its first
+        block.
+        """
         known = self._known.get(key or b"")
         return b"" if known is None else known.log.genesis
 
@@ -148,7 +150,7 @@ class Follower(Generic[State, Output]):
         began = time.monotonic()
         if key not in self._known or began < self._keep_after_s.get(key, began):
             return
-        # What is cached ahead of what counts as read would be of no use after a crash.
+        # A cache ahead of what counts as read would be useless after a crash.
         await self._service.commit(has_said=True, is_busy=False)
         await asyncio.to_thread(self._write, key, self._known[key])
         now = time.monotonic()
@@ -158,8 +160,8 @@ class Follower(Generic[State, Output]):
     async def _find_before(
         self, event: Any, data: bytes, signature: bytes | None
     ) -> Followed[State]:
-        """Return the state before this block: the one that is known or, if that is not
-        it, what the log says.
+        """Return the state before this block: the known one or, failing that, the
+        log's.
 
         Raises:
             ForeignRecordError: the federation's sequencer did not sign the block.
@@ -183,7 +185,7 @@ class Follower(Generic[State, Output]):
                 open_block(found.log, data, signature)
                 return found
             log.warning("the cached state is of another log, reading this one")
-        # A record's key names its federation: no other's blocks count under it.
+        # A record's key names its federation: other federations' blocks do not count.
         name = (key or b"").decode(errors="replace")
         start = Followed(log=LogState(federation_id=name), state=self._initial)
         found = self._read(start, key, message)
@@ -206,13 +208,13 @@ class Follower(Generic[State, Output]):
         return after, outputs
 
     def _takes_part(self, state: LogState) -> bool:
-        """Return whether a log is of the founding that this directory knows."""
+        """Return whether a log has the genesis that this directory knows."""
         if self._directory is None:
             return True
         try:
             remember_genesis(self._directory, state.federation_id, state.genesis)
         except OtherGenesisError as error:
-            # Others, of other names, are served all the same.
+            # Federations with other names are still served.
             log.critical("not following it: %s", error)
             return False
         return True
@@ -244,7 +246,7 @@ class Follower(Generic[State, Output]):
     def _read(
         self, followed: Followed[State], key: bytes | None, message: Any
     ) -> Followed[State]:
-        """Follow the log on, up to a record, without its outputs."""
+        """Follow the log up to a record, discarding its outputs."""
         if followed.next_offset == message.offset:
             return followed
         started, size = time.monotonic(), followed.log.chain.size
@@ -286,13 +288,13 @@ def follow_ledger(
     answer: Callable[[list[Output]], list[tuple[Event, str]]],
     look: Callable[[Any], None] = lambda _: None,
 ) -> None:
-    """Make the app follow the ledger, and say what it has to say.
+    """Make the app follow the ledger and say what follows.
 
     Args:
         service: The app.
         follower: Its follower.
-        answer: Returns what is said of what follows from a block, each with its trace.
-            It may take long, and runs in a thread: no transaction is open meanwhile.
+        answer: Returns what to say about a block's outputs, each with its trace. It may
+            take long, and runs in a thread: no transaction is open meanwhile.
         look: Called with every record, after that.
     """
 
@@ -307,7 +309,7 @@ def follow_ledger(
                 for what, cause in said:
                     await service.send(what, genesis, cause, source)
                 look(event)
-            event.ack()  # for the stream, which would do so with the next record
+            event.ack()  # for the stream, which would ack it with the next record
             is_busy = bool(service.app.consumer.unacked)
             await service.commit(has_said=bool(said), is_busy=is_busy)
             await follower.keep(event.key)

@@ -1,8 +1,8 @@
 """The sequencer: reads every input and fact, appends blocks to the ledger.
 
-Its state is a fold over the ledger. After a start it reads the ledger to its end
-before it writes, so that what it wrote before a crash counts, whatever its committed
-offsets say: records read again are recognised by their source offsets.
+Its state is a fold over the ledger. On start it reads the ledger to its end before it
+writes, so that what it wrote before a crash counts, whatever its committed offsets say:
+records read again are recognised by their source offsets.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ log = logging.getLogger(__name__)
 MAX_BATCH: Final = 500
 """Records: as many again may wait meanwhile."""
 WATCH_S: Final = 2.0
-"""Between two looks at what is held up, or deleted unread."""
+"""Between two checks for what is held up, or was deleted unread."""
 
 
 class InputsReplacedError(Exception):
@@ -103,7 +103,7 @@ class Sequencer:
         }
 
     def _begin(self, key: bytes) -> SequencerState:
-        """Return the state of a log without blocks: only ours can be its first."""
+        """Return the state of an empty log: only ours can be its first block."""
         return SequencerState(
             log=LogState(
                 federation_id=key.decode(errors="replace"),
@@ -152,8 +152,8 @@ class Sequencer:
     ) -> None:
         """Send what is the record for ever.
 
-        Without a span of its own: so every byte of it, headers too, follows from the
-        block, and the audit can check them all.
+        It has no span of its own: so every byte of it, headers included, follows from
+        the block, and the audit can check them all.
         """
         data, value = self._service.registry.frame(event)
         headers = make_headers(event, data, self._service.key, genesis, traceparent)
@@ -210,11 +210,11 @@ class Sequencer:
     def _recover(
         self, partition: int
     ) -> tuple[dict[bytes, SequencerState], list[tuple[bytes, SequencerState, str]]]:
-        """Fold the partition's committed blocks, all of them.
+        """Fold all committed blocks of the partition.
 
         Returns:
-            The states by key, and what to sign: the blocks whose checkpoints a
-            crash kept from being sent.
+            The states by key, and the blocks whose checkpoints a crash kept from being
+            sent.
         """
         states: dict[bytes, SequencerState] = {}
         unsigned: list[tuple[bytes, SequencerState, str]] = []
@@ -248,14 +248,13 @@ class Sequencer:
     def _demand_offsets(
         self, partition: int, states: Mapping[bytes, SequencerState]
     ) -> None:
-        """Refuse to run on inputs that are not the ones the ledger was made from.
+        """Refuse to run on other inputs than those that the ledger was made from.
 
-        Says what was deleted before it was sequenced, which nothing brings back.
+        Reports what was deleted before it was sequenced, which nothing brings back.
 
         Raises:
-            InputsReplacedError: a topic ends before the last record of it that the
-                ledger has: it was made anew, and what it holds would be taken for
-                records read before.
+            InputsReplacedError: a topic ends before its last record on the ledger: it
+                was made anew, and its records would be taken for ones read before.
         """
         places = [place for place in self._places if place.partition == partition]
         ends = find_ends(self._admin, places)
@@ -282,10 +281,10 @@ class Sequencer:
                 log.critical("%s; docs/howto/deploy-services.md has what to do", lost)
 
     def look_before_start(self) -> None:
-        """Say what expired while nobody read: once it reads, Kafka passes over that.
+        """Report what expired while nobody read: once reading, Kafka skips it.
 
         Raises:
-            KafkaUnavailableError: Kafka does not say.
+            KafkaUnavailableError: Kafka does not answer.
         """
         group = f"moot-{self._service.name}"
         self._nexts = {
@@ -299,7 +298,7 @@ class Sequencer:
             self._say_lost(ends, self._nexts)
 
     def watch(self) -> None:
-        """Look, again and again, at what nothing else would show. For a thread."""
+        """Watch for what nothing else would show. For a thread."""
         while True:
             time.sleep(WATCH_S)
             try:
@@ -317,7 +316,7 @@ class Sequencer:
             if place.partition in self._states
         }
         ends = find_ends(self._admin, self._places)
-        # What another process sequences is known there.
+        # Another process knows about what it sequences.
         own = {place: found for place, found in ends.items() if place in nexts}
         self._say_lost(own, nexts)
         held = {hold.place: hold for hold in self._holds.see(ends, now_s)}
@@ -338,8 +337,8 @@ class Sequencer:
         self._held = held
 
     def _find_signed_heights(self, partition: int) -> dict[tuple[bytes, bytes], int]:
-        """Return the height of the last checkpoint by key and genesis; they come in
-        order.
+        """Return the height of the last checkpoint by key and genesis; checkpoints come
+        in order.
         """
         settings, registry = self._service.settings, self._service.registry
         heights: dict[tuple[bytes, bytes], int] = {}
@@ -363,12 +362,11 @@ class Sequencer:
         return heights
 
     def leave(self) -> None:
-        """End the process if it ever wrote: its partitions were taken from it.
+        """End the process if it ever wrote: its partitions were taken away.
 
-        Reading the ledger again would not be enough. Faust keeps the transaction
-        open, so blocks in it that are not committed yet would not be seen, and the
-        same heights would be written twice. A successor aborts that transaction
-        before it reads.
+        Reading the ledger again would not be enough. Faust keeps the transaction open,
+        so its uncommitted blocks would not be seen, and the same heights would be
+        written twice. A successor aborts that transaction before it reads.
         """
         if self._states:
             log.warning("partitions were revoked: starting again from the ledger")
@@ -376,7 +374,8 @@ class Sequencer:
 
 
 def _source(partition: int) -> Source:
-    # Its topics have one number of partitions, and so share a transaction for each.
+    # Its topics all have the same number of partitions, and so share a transaction for
+    # each.
     return Source(topics.CONTROL, partition)
 
 

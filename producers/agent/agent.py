@@ -1,14 +1,14 @@
 """The training agent: a data owner's process.
 
-It enrols with its own key, waits for a round that it was drawn for, trains on data
-that never leaves it, and publishes its update. It acts only on facts that the
-federation's decider signed, in a federation that the operator it trusts founded, and
-runs only code that its own settings allow.
+It enrols with its own key, waits for a round that it was drawn for, trains on data that
+never leaves it, and publishes its update. It acts only on facts that the federation's
+decider signed, in a federation founded by the operator it trusts, and runs only code
+that its own settings allow.
 
-It may be killed at any moment: what it is about to say is on disk before it is said,
-so after a restart it says the very same thing. If the log has something under its key
-that is not on its disk, the disk is an old copy, or somebody else has the key: then it
-says nothing more in that round (`producers.agent.directory`).
+It may be killed at any moment: what it is about to say is on disk first, so after a
+restart it says exactly the same. If the log has something under its key that is not on
+its disk, the disk is an old copy, or somebody else has the key: then it says nothing
+more in that round (`producers.agent.directory`).
 """
 
 from __future__ import annotations
@@ -80,20 +80,20 @@ class NameTakenError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentOptions:
-    """Who an agent is and what it may do.
+    """Who an agent is, and what it may do.
 
     Attributes:
         federation_id: The federation.
-        agent_id: Its name in it.
-        operator_key: Who must have founded the federation, 32 bytes.
-        genesis: Hash of the founding that it takes part in, 32 bytes; None for the
-            one that it finds first, and from then on for that alone.
-        directory: Where it keeps its key and what it has said; private.
-        allowed_prefixes: Modules whose classes a task may name.
+        agent_id: The agent's name in it.
+        operator_key: Public key of the expected founder, 32 bytes.
+        genesis: Hash of the federation's genesis, 32 bytes; None to take the first that
+            it finds, and only that one from then on.
+        directory: Its private directory: its key and what it has said.
+        allowed_prefixes: Prefixes of the modules that a task may use.
         data_config: Its own keyword arguments for the data module; never published.
         floors: What it demands of every configuration.
-        task: Digest of the only task that a first start accepts, 32 bytes; None for
-            the one that it finds.
+        task: Digest of the only task that a first start accepts, 32 bytes; None for the
+            one that it finds.
     """
 
     federation_id: str
@@ -148,8 +148,8 @@ class Agent:
 
         federation_id = self._options.federation_id
         group = f"moot-agent-{federation_id}-{self._options.agent_id}"
-        # Assigned, not subscribed: the only member of its group need not wait until
-        # Kafka believes that its killed predecessor is gone.
+        # Assigned, not subscribed: the group's only member need not wait until Kafka
+        # gives up its killed predecessor.
         partition = find_partition(self._settings, topics.ROUNDS, federation_id)
         reader = PartitionReader(self._settings, topics.ROUNDS, partition, group=group)
         try:
@@ -164,7 +164,7 @@ class Agent:
             self._directory.close()
 
     def _join(self, should_stop: Callable[[], bool]) -> bool:
-        """Wait for the federation, learn whom to believe, ask to be admitted."""
+        """Wait for the federation, learn its keys, ask to be admitted."""
         options = self._options
         while not should_stop():
             genesis = find_genesis(
@@ -187,7 +187,7 @@ class Agent:
         return False
 
     def _enrol(self) -> None:
-        """Ask to be admitted, unless that was done; recall what was said, all of it.
+        """Ask to be admitted, unless that was done; recall everything that was said.
 
         Raises:
             NameTakenError: another key holds this name.
@@ -232,14 +232,14 @@ class Agent:
         log.info("asked to join with key %s", mine.hex())
 
     def _notice(self, leaf: OpenedLeaf) -> None:
-        """Say nothing more once revoked, or in a round that was answered elsewhere."""
+        """Say nothing more once revoked, or in a round answered elsewhere."""
         if isinstance(leaf.sequenced.event, AgentRevoked):
             self._terms.learn(leaf)
         elif self._recall(leaf):
             self._warn_of_copy()
 
     def _recall(self, leaf: OpenedLeaf) -> bool:
-        """Return whether this shows that a round was answered from elsewhere, first."""
+        """Return whether this is the first sign that a round was answered elsewhere."""
         event = leaf.sequenced.event
         if (
             not isinstance(event, Said)
@@ -303,7 +303,7 @@ class Agent:
         self._updates.forget(but=started)
         if not is_drawn(started, self._options.agent_id):
             return
-        # Whoever is no member has tickets too, and what it said would be refused.
+        # Non-members have tickets too, but what they say would be refused.
         if not self._terms.is_member:
             self._read_on()
         if not self._terms.is_member:
@@ -335,7 +335,7 @@ class Agent:
         except (FramingError, codec.CodecError, InvalidSignatureError) as error:
             log.warning("ignoring offset %d of the rounds: %s", record.offset, error)
             return None
-        # One decider decides in all federations that it serves.
+        # One decider serves many federations.
         if event.federation_id != self._federation.federation_id:
             log.warning("ignoring another federation's words under this one's name")
             return None
@@ -353,13 +353,13 @@ class Agent:
         return leaf_hash(codec.encode(leaf))
 
     def _find_objection(self, started: RoundStarted) -> tuple[Reason, str] | None:
-        """Return why this agent does not take part in a round; None if it does."""
+        """Return why this agent sits out a round; None if it takes part."""
         if not self._terms.knows(started):
             self._read_on()
         return self._terms.find_problem(started)
 
     def _read_on(self) -> None:
-        """Learn what the log has by now: a round's start is on a topic of its own."""
+        """Read the log up to now: a round's start comes on a topic of its own."""
         for read in read_log(
             self._settings,
             self._registry,
@@ -373,7 +373,7 @@ class Agent:
         self, started: RoundStarted, started_leaf_hash: bytes, traceparent: str
     ) -> None:
         """Decide what to say, write it down, say it; once, whatever happens."""
-        # By its cause as well: a federation founded anew counts from 1 again.
+        # Its cause too: a federation founded anew counts from 1 again.
         stem = f"round-{started.round}-{started.cause.hex()[:16]}"
         draft = self._options.directory / f"{stem}.avro"
         sent = draft.with_suffix(".sent")
@@ -434,12 +434,13 @@ class Agent:
         except STORE_ERRORS:
             raise  # an outage is no answer: start again and try again
         except Exception as error:
-            # Whatever a user's module raises; its message may quote data, so it stays.
+            # Whatever a user's module raises; its message may quote data, so it stays
+            # here.
             log.exception("round %d: training failed", started.round)
             return self._decline(started, Reason.TRAINING_FAILED, type(error).__name__)
 
     def _train_once(self, started: RoundStarted) -> KeptUpdate:
-        """Return the update for a round's base model: always the same for one."""
+        """Return the update for a round's base model, the same every time."""
         side = self._side
         kept = self._updates.find(started, bound=side.bound)
         if kept is not None:
@@ -506,7 +507,7 @@ class Agent:
 
 
 def _compute_seed(agent_id: str, round_number: int) -> int:
-    """Return the seed of local training: no secret, so that a bug can be repeated."""
+    """Return the seed of local training, public so that a bug can be reproduced."""
     digest = hashlib.sha256(f"{agent_id}/{round_number}".encode()).digest()
     return int.from_bytes(digest[:4], "big")
 

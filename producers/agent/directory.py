@@ -6,10 +6,10 @@
 Rules (ADR 0028, ADR 0033):
 
 - One process at a time: a second one ends at once.
-- What an agent says is in the journal before it is said. So what the log has under its
-  key, and the journal has not, was said from another directory.
-- Nothing here may be used once only: a copy can say again what was said, and otherwise
-  nothing but what a new directory could (ADR 0033).
+- What an agent says is in the journal first. So what the log has under its key, and the
+  journal lacks, was said from another directory.
+- Nothing here may be used only once: a copy can repeat what was said, and otherwise do
+  only what a new directory could (ADR 0033).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class AgentDirectory:
     """An agent's directory, open for one process at a time.
 
     Args:
-        path: Private to the agent; made if it is not there.
+        path: Private to the agent; made if missing.
 
     Raises:
         AgentDirectoryError: another process uses it.
@@ -62,7 +62,7 @@ class AgentDirectory:
         self._lock.close()
 
     def knows(self, event: bytes) -> bool:
-        """Return whether the journal has what somebody said with the agent's key.
+        """Return whether the journal has something said with the agent's key.
 
         Args:
             event: Single-object encoding.
@@ -78,14 +78,14 @@ class AgentDirectory:
                 continue
             try:
                 data = path.read_bytes()
-            except FileNotFoundError:  # said in this moment: its name is the other one
+            except FileNotFoundError:  # said just now: it has its other name
                 data = path.with_suffix(".sent").read_bytes()
             self._known.add(hashlib.sha256(data).digest())
             self._read.add(path.stem)
 
 
 def write_private(path: Path, data: bytes) -> None:
-    """Write a file that its owner alone may read: durable, whole or not at all."""
+    """Write a file that only its owner may read: durable, whole or not at all."""
     draft = path.with_name(f".{path.name}.draft")
     draft.unlink(missing_ok=True)
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

@@ -1,11 +1,11 @@
-"""The update that an agent has said for a base model: it says no other one for it.
+"""The update that an agent has said for a base model, the only one it ever will.
 
-A round that ended without a sum is asked for again, on the same base model and the same
-data. An agent that trained once more would say something slightly different, and who
-saw enough of both would learn from the difference what one alone hides (ADR 0032). So
-the update is on disk before anything of it is said, readable by its owner alone, and
-stays until a round begins on another base model. What is random in commitments, shares
-and proofs is no part of it: that is drawn anew with each attempt.
+A round that ended without a sum is requested again, on the same base model and data. An
+agent that trained once more would say something slightly different, and anyone who saw
+enough of both would learn from the difference what one alone hides (ADR 0032). So the
+update is on disk before anything of it is said, readable by its owner alone, and stays
+until a round begins on another base model. The randomness of commitments, shares and
+proofs is no part of it: each attempt draws its own.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _NUMBERS_SIZE: Final = 3 * _NUMBER_SIZE
 
 @dataclass(frozen=True, slots=True, eq=False)
 class KeptUpdate:
-    """What an agent says of a base model. **Secret** in some modes.
+    """What an agent says for a base model. **Secret** in some modes.
 
     Attributes:
         values: The encoded update, shape (d,) int64.
-        num_examples: How many examples it was trained on.
-        loss_micros: Training loss, in millionths; None if it is not said.
+        num_examples: Number of training examples.
+        loss_micros: Training loss, in millionths; None if not said.
     """
 
     values: NDArray[np.int64] = field(repr=False)
@@ -56,7 +56,7 @@ class UpdateKeeper:
     def find(self, started: RoundStarted, *, bound: int) -> KeptUpdate | None:
         """Return what was said for a round's base model; None if nothing was.
 
-        One that was encoded otherwise than the federation now demands cannot be said
+        An update that the federation now demands in another encoding cannot be said
         again; nor can one whose file is damaged.
         """
         path = self._path(started)

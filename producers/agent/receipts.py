@@ -28,7 +28,7 @@ from schemas.events import AgentRevoked, UpdateDeclined
 log = logging.getLogger(__name__)
 
 Said: TypeAlias = Answer | UpdateDeclined
-"""What an agent says of a round, and wants a receipt for."""
+"""What an agent says in a round and wants a receipt for."""
 ASK_EVERY_S: Final = 1.0
 START_AGAIN_AFTER_S: Final = 5.0
 
@@ -39,12 +39,12 @@ class ReceiptKeeper:
     Args:
         settings: Where Kafka is.
         federation_id: The federation.
-        operator_key: Who must have founded it, 32 bytes.
-        genesis: Hash of that founding, 32 bytes.
-        public_key: The agent's key: whose leaves these are.
-        directory: Where receipts are kept, one file for each leaf.
-        on_answer: Called with every leaf that is of the agent's key, and with the
-            one that revokes it.
+        operator_key: Public key of its expected founder, 32 bytes.
+        genesis: Hash of its genesis, 32 bytes.
+        public_key: The agent's key, which signed the leaves.
+        directory: Where receipts are kept, one file per leaf.
+        on_answer: Called with every leaf signed by the agent's key, and with the one
+            that revokes it.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class ReceiptKeeper:
         self._asked_at_s = 0.0
 
     def run(self, should_stop: Callable[[], bool]) -> None:
-        """Keep receipts until told to stop; the agent goes on whatever happens here."""
+        """Keep receipts until told to stop; failures here never stop the agent."""
         self._directory.mkdir(parents=True, exist_ok=True)
         while not should_stop():
             try:
@@ -117,7 +117,7 @@ class ReceiptKeeper:
                 self._waiting[path] = leaf_index, codec.encode(item.leaf)
 
     def _fetch(self) -> None:
-        """Ask for what is missing, the oldest first, as long as answers come."""
+        """Fetch what is missing, the oldest first, as long as answers come."""
         now_s = time.monotonic()
         if not self._admission.node_sets or now_s - self._asked_at_s < ASK_EVERY_S:
             return

@@ -1,16 +1,16 @@
-"""What an agent takes part under: floors of its own, and tasks that it has accepted.
+"""The terms an agent takes part under: its own floors, and the tasks that it accepted.
 
-    <directory>/tasks        digests of the tasks that its owner has accepted, in hex
+    <directory>/tasks        digests of the tasks that its owner accepted, in hex
 
 Rules (ADR 0034):
 
-- A round has the configuration that the trusted operator founded the federation with or
-  changed it to, by `protocol.changes`; the decider's word alone changes nothing, and it
-  does not go back to an earlier one.
-- Below a floor of its own, the fewest contributions of a sum and the modes that it
-  agrees to, an agent declines, whatever the configuration is.
+- A round's configuration is the one that the trusted operator founded the federation
+  with, or changed it to (`protocol.changes`); the decider's word alone changes nothing,
+  and never brings back an earlier one.
+- Whatever the configuration, an agent declines below its own floors: the fewest
+  contributions in a sum, and the modes that it agrees to.
 - It runs a task once its owner has accepted the digest of the code's import paths and
-  arguments. A first start accepts the task that it finds, unless it is told one.
+  arguments. A first start accepts the task that it finds, unless told which one.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Floors:
 
 
 def accept_task(directory: Path, digest: bytes) -> None:
-    """Let the agent of a directory run a task, from now on.
+    """Let a directory's agent run a task from now on.
 
     Args:
         directory: The agent's.
@@ -63,17 +63,17 @@ def accept_task(directory: Path, digest: bytes) -> None:
 
 
 class Terms:
-    """What one agent takes part under in one federation.
+    """The terms of one agent in one federation.
 
     Args:
         directory: The agent's.
         floors: What the agent demands.
-        genesis: How the federation was founded, by the operator that it trusts.
+        genesis: The federation's genesis, by the trusted operator.
         agent_id: The agent's name in it.
 
     Attributes:
-        is_member: Whether the log, as far as it was read, says that the agent was
-            admitted and not revoked.
+        is_member: Whether the log, as far as it was read, has the agent admitted and
+            not revoked.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Terms:
         return self._configs[self._change]
 
     def learn(self, leaf: OpenedLeaf) -> None:
-        """Take the next leaf of the log; one that was taken before changes nothing."""
+        """Take the next leaf of the log; repeating one changes nothing."""
         event = leaf.sequenced.event
         if isinstance(event, e.AgentAdmitted | e.AgentRevoked):
             if event.agent_id == self._agent_id:
@@ -110,11 +110,11 @@ class Terms:
             self._configs.append(changed)
 
     def accept_first(self, task: bytes | None) -> None:
-        """Accept the newest task, if none was accepted yet, or the one that is named.
+        """Accept the named task, or else the newest, if none was accepted yet.
 
         Args:
-            task: Digest of the only task that a first start accepts, 32 bytes; None
-                for the one that it finds.
+            task: Digest of the only task that a first start accepts, 32 bytes; None for
+                the one that it finds.
         """
         if not (self._directory / TASKS_FILE).exists():
             accept_task(
@@ -122,13 +122,13 @@ class Terms:
             )
 
     def knows(self, started: e.RoundStarted) -> bool:
-        """Return whether the configuration of a round is known."""
+        """Return whether a round's configuration is known."""
         return started.change < len(self._configs)
 
     def find_problem(self, started: e.RoundStarted) -> tuple[Reason, str] | None:
         """Return why the agent declines a round, for the ledger; None if it does not.
 
-        From then on `config` is that of this round.
+        From then on `config` is this round's.
         """
         if not self._change <= started.change < len(self._configs):
             detail = "the operator signed no such configuration, or a newer one began"

@@ -1,6 +1,6 @@
 """One agent's share of a round: train any Lightning module on any data module.
 
-What a module must do is what Lightning asks of it anyway, and three things more:
+A module must do what Lightning asks of it anyway, and three things more:
 
 - `forward(inputs)` is the model's answer, for the exported artifact;
 - `validation_step` logs "val_loss" and "val_accuracy" (a fraction);
@@ -11,8 +11,8 @@ The optimiser is the module's own (`configure_optimizers`) and starts afresh in 
 round: its state isn't exchanged.
 
 The same arguments give the same result on the same machine and number of threads.
-Another machine may differ in the last bits, and that's harmless: an update is an input
-to the protocol, never recomputed. The seed drives initialisation and the order of
+Another machine may differ in the last bits, which is harmless: an update is an input to
+the protocol, never recomputed. The seed drives initialisation and the order of
 examples, nothing secret.
 
 Importing this module loads torch.
@@ -52,7 +52,7 @@ class TrainingResult:
     """What local training produced.
 
     Attributes:
-        tensors: The model's state afterwards, all of it: arrays by name.
+        tensors: The whole state of the model afterwards: arrays by name.
         num_examples: Size of the local training set, at least 1.
         loss: Mean training loss over the batches of the last epoch.
         num_steps: Optimiser steps taken.
@@ -66,10 +66,10 @@ class TrainingResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """How a model does on the validation data.
+    """A model's results on the validation data.
 
     Attributes:
-        accuracy: Fraction of examples answered rightly, 0 to 1.
+        accuracy: Fraction of examples classified correctly, 0 to 1.
         loss: Mean loss.
         num_examples: Size of the validation set, at least 1.
     """
@@ -95,7 +95,7 @@ def initialise(
         rules: Classes by pattern of names, before those by kind.
 
     Returns:
-        The model: all of its state, each entry with its class.
+        The model: its whole state, each entry with its class.
 
     Raises:
         RefusedStateError: The state, or a part of it, can't be exchanged.
@@ -128,14 +128,13 @@ def train(
     Args:
         module: The model's class.
         module_config: Its keyword arguments.
-        data_module: The class that has the local data.
+        data_module: The class with the local data.
         data_config: Its keyword arguments.
         base: The round's global model: exactly the entries of the module's state.
         local_epochs: Passes over the local data, at least 1.
         seed: 0 ≤ seed < 2^32.
-        timeout_s: When to give up, looked at after each batch; None: never. How many
-            epochs there are is the task's to say, so an agent gives up when its round
-            has ended.
+        timeout_s: When to give up, checked after each batch; None: never. The task sets
+            the number of epochs, so an agent gives up when its round has ended.
         accelerator: Where to train, in Lightning's words; one device.
 
     Returns:
@@ -184,7 +183,7 @@ def evaluate(
     Args:
         module: The model's class.
         module_config: Its keyword arguments.
-        data_module: The class that has the validation data.
+        data_module: The class with the validation data.
         data_config: Its keyword arguments.
         tensors: The model: exactly the entries of the module's state.
         accelerator: Where to run, in Lightning's words; one device.
@@ -285,7 +284,7 @@ def _num_examples(loader: Any) -> int:
 
 @contextmanager
 def _reproducible(seed: int) -> Iterator[None]:
-    """Seed torch, numpy and random; put back what was there, unless training fails."""
+    """Seed torch, numpy and random; restore their state, unless training fails."""
     deterministic = torch.are_deterministic_algorithms_enabled()
     with isolate_rng():
         seed_everything(seed, workers=True, verbose=False)
@@ -313,8 +312,8 @@ def _quiet() -> Iterator[None]:
 
 
 _LIGHTNING = ("pytorch_lightning", "lightning_fabric")
-#: Small data needs no worker processes, a GPU stays free unless it's asked for, and
-#: what Lightning calls in torch is Lightning's to mend.
+#: Small data needs no worker processes, a GPU stays free unless asked for, and what
+#: Lightning calls in torch is Lightning's to mend.
 _EXPECTED_WARNINGS = (
     r".*does not have many workers.*",
     r"GPU available but not used.*",

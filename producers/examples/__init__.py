@@ -1,1 +1,1 @@
-"""Models and data to try Folkmoot with; each is an ordinary Lightning pair."""
+"""Models and data to try Folkmoot with, each an ordinary Lightning pair."""

@@ -1,11 +1,10 @@
 """Breast tumours, malignant or benign: 30 measurements, 569 examples; in scikit-learn.
 
-A table of a hospital's size, about 1,000 parameters.
+A table the size of a hospital's; about 1,000 parameters.
 
 The measurements are standardised by constants that are part of the example, as a
-federation would publish them: an organisation doesn't fit a scaler of its own (then
-the same number would mean different things to the shared model), and nobody looks at
-the held-out examples.
+federation would publish them: no organisation fits a scaler of its own (the same number
+would mean different things to the shared model), and nobody uses the held-out examples.
 
 Source: W. Wolberg, O. Mangasarian, N. Street, W. Street 1993, Breast Cancer Wisconsin
 (Diagnostic), UCI Machine Learning Repository (CC BY 4.0).
@@ -74,7 +73,7 @@ class BreastCancerModule(Classifier):
             learning_rate: Of the optimiser.
 
         Raises:
-            ArgumentError: One is of the wrong kind or out of bounds.
+            ArgumentError: An argument has the wrong kind or is out of bounds.
         """
         check_int("hidden", hidden, 1, MAX_HIDDEN)
         network = torch.nn.Sequential(
@@ -86,7 +85,7 @@ class BreastCancerModule(Classifier):
 
 
 class BreastCancerDataModule(DividedDataModule):
-    """One organisation's tumours, and the held-out ones that all share."""
+    """One organisation's tumours, and the held-out ones shared by all."""
 
     def __init__(
         self,
@@ -99,15 +98,14 @@ class BreastCancerDataModule(DividedDataModule):
         """Take one organisation's part.
 
         Args:
-            organisation: Whose, 0 ≤ organisation < num_organisations.
-            num_organisations: Among how many the training data is divided; with 1,
-                one has all of it.
+            organisation: Which one, 0 ≤ organisation < num_organisations.
+            num_organisations: How many share the training data; 1 gives it all to one.
             alpha: Evenness of the division; 0.3 leaves most with mainly one label.
             seed: Of the division; the same at every organisation.
             batch_size: For training.
 
         Raises:
-            ArgumentError: One is of the wrong kind or out of bounds.
+            ArgumentError: An argument has the wrong kind or is out of bounds.
         """
         inputs, labels = load_breast_cancer(return_X_y=True)
         means, deviations = np.array(_SCALES).T

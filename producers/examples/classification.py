@@ -1,4 +1,4 @@
-"""What the examples share: classifying vectors, and arrays as Lightning data."""
+"""What the examples share: classifiers of vectors, and arrays as Lightning data."""
 
 from typing import Any, Final
 
@@ -14,7 +14,7 @@ from producers.arguments import check_float, check_instance, check_int
 from producers.examples.partition import divide_by_label
 
 MAX_HIDDEN: Final = 65_536
-"""Widest hidden layer of an example: with it the largest has 5 million parameters."""
+"""Widest hidden layer of an example; the largest then has 5 million parameters."""
 
 
 class Classifier(LightningModule):
@@ -31,7 +31,7 @@ class Classifier(LightningModule):
             learning_rate: Of stochastic gradient descent with momentum 0.9; 0 to 1,000.
 
         Raises:
-            ArgumentError: One is of the wrong kind or out of bounds.
+            ArgumentError: An argument has the wrong kind or is out of bounds.
         """
         super().__init__()
         self.network = check_instance("network", network, torch.nn.Module)
@@ -83,7 +83,7 @@ class ArraysDataModule(LightningDataModule):
             batch_size: For training, 1 to 65,536; validation runs in larger batches.
 
         Raises:
-            ArgumentError: One is of the wrong kind or out of bounds.
+            ArgumentError: An argument has the wrong kind or is out of bounds.
         """
         super().__init__()
         self._batch_size = check_int("batch_size", batch_size, 1, _MAX_BATCH_SIZE)
@@ -104,7 +104,7 @@ class ArraysDataModule(LightningDataModule):
 
 
 class DividedDataModule(ArraysDataModule):
-    """One organisation's part of a public data set, and what all hold out."""
+    """One organisation's part of a public data set, and the examples all hold out."""
 
     def __init__(
         self,
@@ -123,22 +123,21 @@ class DividedDataModule(ArraysDataModule):
         Args:
             inputs: The whole data set, shape (n, features).
             labels: Shape (n,).
-            organisation: Whose, 0 ≤ organisation < num_organisations.
-            num_organisations: Among how many the training data is divided; with 1,
-                one has all of it.
+            organisation: Which one, 0 ≤ organisation < num_organisations.
+            num_organisations: How many share the training data; 1 gives it all to one.
             alpha: Evenness of the division, 0.001 to 1,000; 0.3 leaves each with few
                 labels.
             seed: Of the division, below 2^32; the same at every organisation.
-            min_examples: What every organisation gets at least, 1 or more.
+            min_examples: Fewest examples of any organisation, 1 or more.
             batch_size: For training.
 
         Raises:
-            ArgumentError: One is of the wrong kind or out of bounds.
+            ArgumentError: An argument has the wrong kind or is out of bounds.
         """
         for name, value in (("inputs", inputs), ("labels", labels)):
             check_instance(name, value, np.ndarray)
         check_int("min_examples", min_examples, 1, len(labels))
-        # What `train_test_split` leaves is less; who is left with nothing is told so.
+        # `train_test_split` leaves fewer; an organisation left with none is told so.
         check_int("num_organisations", num_organisations, 1, len(labels))
         check_int("organisation", organisation, 0, num_organisations - 1)
         check_int("seed", seed, 0, _MAX_SEED)

@@ -1,7 +1,7 @@
-"""Handwritten digits: 8x8 pixels, ten classes, 1,797 examples; scikit-learn has them.
+"""Handwritten digits: 8x8 pixels, ten classes, 1,797 examples; in scikit-learn.
 
 About 19,000 parameters; an epoch takes less than a tenth of a second. The example to
-begin with.
+start with.
 
 Source: E. Alpaydin, C. Kaynak 1998, Optical Recognition of Handwritten Digits, UCI
 Machine Learning Repository (CC BY 4.0).
@@ -35,7 +35,7 @@ class DigitsModule(Classifier):
             learning_rate: Of the optimiser.
 
         Raises:
-            ArgumentError: One is of the wrong kind or out of bounds.
+            ArgumentError: An argument has the wrong kind or is out of bounds.
         """
         check_int("hidden", hidden, 1, MAX_HIDDEN)
         network = torch.nn.Sequential(
@@ -47,7 +47,7 @@ class DigitsModule(Classifier):
 
 
 class DigitsDataModule(DividedDataModule):
-    """One organisation's digits, and the held-out ones that all share."""
+    """One organisation's digits, and the held-out ones shared by all."""
 
     def __init__(
         self,
@@ -60,15 +60,14 @@ class DigitsDataModule(DividedDataModule):
         """Take one organisation's part.
 
         Args:
-            organisation: Whose, 0 ≤ organisation < num_organisations.
-            num_organisations: Among how many the training data is divided; with 1,
-                one has all of it.
+            organisation: Which one, 0 ≤ organisation < num_organisations.
+            num_organisations: How many share the training data; 1 gives it all to one.
             alpha: Evenness of the division; 0.3 leaves each with a few digits.
             seed: Of the division; the same at every organisation.
             batch_size: For training.
 
         Raises:
-            ArgumentError: One is of the wrong kind or out of bounds.
+            ArgumentError: An argument has the wrong kind or is out of bounds.
         """
         inputs, labels = load_digits(return_X_y=True)
         super().__init__(

@@ -1,4 +1,4 @@
-"""Dividing a data set among organisations, unevenly, as the world does.
+"""Dividing a data set among organisations, unevenly as in the real world.
 
 For each label, the examples are dealt out in proportions drawn from a Dirichlet
 distribution: a small alpha gives each organisation a few labels and very different
@@ -27,11 +27,11 @@ def divide_by_label(
         labels: shape (n,): a label per example.
         num_organisations: At least 1.
         alpha: Evenness, above 0.
-        seed: Every organisation must use the same, or they divide differently.
-        min_examples: Fewest examples of any organisation; the largest gives.
+        seed: Every organisation must use the same, or their divisions differ.
+        min_examples: Fewest examples of any organisation; the largest gives some up.
 
     Returns:
-        Per organisation the indices of its examples, sorted. Each example belongs to
+        The sorted indices of each organisation's examples. Each example belongs to
         exactly one.
 
     Raises:

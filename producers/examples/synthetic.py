@@ -1,6 +1,6 @@
 """A model of any size on trivial data, for benchmarks.
 
-Training takes one optimiser step per epoch, so that what is measured is Folkmoot.
+Training takes one optimiser step per epoch, so that benchmarks measure Folkmoot.
 """
 
 from typing import Final
@@ -22,18 +22,18 @@ _NUM_TEST_EXAMPLES: Final = 64
 
 
 class SyntheticModule(Classifier):
-    """A network with one hidden layer, as wide as the size asks for."""
+    """A network with one hidden layer, as wide as the size requires."""
 
     def __init__(self, num_parameters: int, learning_rate: float = 0.01) -> None:
         """Build the network.
 
         Args:
-            num_parameters: Wished-for size, 21 to 2^24; the network has at most that
-                many, and at most 18 fewer.
+            num_parameters: Desired size, 21 to 2^24; the network has at most that many,
+                and at most 18 fewer.
             learning_rate: Of the optimiser.
 
         Raises:
-            ArgumentError: One is of the wrong kind or out of bounds.
+            ArgumentError: An argument has the wrong kind or is out of bounds.
         """
         check_int("num_parameters", num_parameters, _MIN_PARAMETERS, _MAX_PARAMETERS)
         hidden = (num_parameters - _NUM_CLASSES) // _PARAMETERS_PER_UNIT
@@ -46,17 +46,17 @@ class SyntheticModule(Classifier):
 
 
 class SyntheticDataModule(ArraysDataModule):
-    """Two clouds of points; every organisation has its own sample of them."""
+    """Two clouds of points; each organisation has its own sample."""
 
     def __init__(self, organisation: int = 0, batch_size: int = _NUM_EXAMPLES) -> None:
         """Draw the sample.
 
         Args:
-            organisation: Whose, 0 to 2^31; also the seed.
+            organisation: Which one, 0 to 2^31; also the seed.
             batch_size: For training.
 
         Raises:
-            ArgumentError: One is of the wrong kind or out of bounds.
+            ArgumentError: An argument has the wrong kind or is out of bounds.
         """
         check_int("organisation", organisation, 0, _MAX_ORGANISATION)
         training = _sample(_NUM_EXAMPLES, seed=organisation + 1)

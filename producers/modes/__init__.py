@@ -1,4 +1,4 @@
-"""The agent's side of each aggregation mode, and the list of them."""
+"""The agent's side of each aggregation mode."""
 
 from __future__ import annotations
 

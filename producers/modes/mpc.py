@@ -1,16 +1,16 @@
-"""An agent's side of a round whose updates nobody sees: all that it says, at once.
+"""An agent's side of an MPC round: everything it says, in one message.
 
 The message is computed in memory: commitments, sealed shares, norm proof. Then its
-blobs are stored, and what refers to them is written down and said
-(`producers.agent.agent`). An agent that is killed before it was written down starts
-afresh, and draws everything random anew: two proofs with the same masks would show
-combinations of the update. So nothing random is ever on the agent's disk, and no copy
-of its directory can prove anything.
+blobs are stored, and the event that refers to them is written down and published
+(`producers.agent.agent`). An agent killed before it was written down starts over,
+drawing all randomness anew: two proofs with the same masks would reveal combinations of
+the update. So nothing random is ever on the agent's disk, and no copy of its directory
+can prove anything.
 
-What is random in commitments and in shares is derived from drawn bytes, the round and
-the update together: should a machine draw the same bytes twice, as one that is put back
-with its memory may, two messages still share no blinding, no mask and no pad. Unless it
-is put back between drawing and sealing: nothing here notices that.
+The randomness of commitments and shares is derived from drawn bytes, the round and the
+update together: should a machine draw the same bytes twice, as one restored with its
+memory may, two messages still share no blinding, mask or pad. A machine restored
+between drawing and sealing goes unnoticed.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class MpcSide:
     ) -> UpdateCommitted:
         """Commit to the update, share it, prove its norm.
 
-        It may have been committed to before; its randomness never.
+        The update may have been committed to before; its randomness never was.
         """
         site = self._site
         return commit(
@@ -114,17 +114,17 @@ def commit(
     num_examples: int,
     loss_micros: int | None,
 ) -> UpdateCommitted:
-    """Commit to an update, share it, prove its norm; store what that takes.
+    """Commit to an update, share it, prove its norm; store the blobs.
 
-    Everything random is drawn here, and lives no longer than this call.
+    All randomness is drawn here, and lives no longer than this call.
 
     Args:
         values: The update, as `encode_values` returned it. **Secret.**
         started: The fact that opened the round.
         config: The federation's parameters.
         genesis: Hash of the log's genesis, 32 bytes.
-        store: Where blobs go.
-        started_leaf_hash: Of the leaf that the fact becomes, 32 bytes.
+        store: Where blobs are stored.
+        started_leaf_hash: Hash of the leaf that holds the fact, 32 bytes.
         agent_id: The agent.
         num_examples: Its weight.
         loss_micros: Its training loss, in millionths.
@@ -168,18 +168,18 @@ def share(
     """Share an update among the parties; seal and store the shares, prove nothing.
 
     Args:
-        state: What was committed to, not bound yet. **Secret.**
-        started: As `commit` takes it, like all that follow.
+        state: What was committed to, still unbound. **Secret.**
+        started: As for `commit`, like all that follow.
         config: The federation's parameters.
         genesis: Hash of the log's genesis, 32 bytes.
         store: Where blobs go.
-        entropy: Gives so many unpredictable bytes.
+        entropy: Returns so many unpredictable bytes.
         agent_id: The agent.
         num_examples: Its weight.
         loss_micros: Its training loss, in millionths.
 
     Returns:
-        What to say, but for the proof.
+        What to say, without the proof.
     """
     parties = get_mpc(config).parties
     update = UpdateCommitted(
@@ -217,18 +217,18 @@ def prove(
     *,
     started_leaf_hash: bytes,
 ) -> UpdateCommitted:
-    """Prove what an agent is about to say; once for one state.
+    """Prove what an agent is about to say; once per state.
 
     Args:
         state: What was committed to. **Secret.**
         update: What `share` returned.
         config: The federation's parameters.
         genesis: Hash of the log's genesis, 32 bytes.
-        store: Where the proof goes.
+        store: Where the proof is stored.
         started_leaf_hash: Of the leaf that opened the round, 32 bytes.
 
     Returns:
-        The same with its proof.
+        The same, with its proof.
     """
     context = compute_context(genesis, config, update, started_leaf_hash)
     proof = encode_proof(prove_norm(state.bind(context)))
@@ -236,7 +236,7 @@ def prove(
 
 
 class _Stream:
-    """Bytes that a seed and an update stand for: AES-256 in counter mode."""
+    """The bytes given by a seed and an update: AES-256 in counter mode."""
 
     def __init__(self, seed: bytes, values: NDArray[np.int64]) -> None:
         digest = hashlib.sha512(_DOMAIN + seed)

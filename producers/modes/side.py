@@ -1,4 +1,4 @@
-"""What an agent does otherwise in each mode: how it encodes an update, what it says."""
+"""What differs between modes for an agent: how it encodes an update, what it says."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from schemas.events import FederationConfigured, RoundStarted
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
-    """Whose side it is.
+    """The agent and where it acts.
 
     Attributes:
         config: The federation's parameters.
         genesis: Hash of the log's genesis, 32 bytes.
         agent_id: The agent.
-        store: Where blobs go.
+        store: Where blobs are stored.
     """
 
     config: FederationConfigured
@@ -36,13 +36,13 @@ class AgentSide(Protocol):
 
     @property
     def bound(self) -> int:
-        """Return the bound that updates are encoded within; 0 if there is none."""
+        """Return the bound that updates are encoded within; 0 for none."""
         ...
 
     def encode(
         self, delta: NDArray[np.floating[Any]], started: RoundStarted
     ) -> NDArray[np.int64]:
-        """Return an update as the integers that are combined.
+        """Return an update as integers to be combined.
 
         Raises:
             NotFiniteError: the training diverged.
@@ -58,6 +58,6 @@ class AgentSide(Protocol):
         Args:
             update: The update. **Secret** in some modes.
             started: The fact that opened the round.
-            started_leaf_hash: Of the leaf that the fact becomes, 32 bytes.
+            started_leaf_hash: Hash of the leaf that holds the fact, 32 bytes.
         """
         ...

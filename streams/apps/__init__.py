@@ -1,1 +1,1 @@
-"""Services as `faust -A` names them: what alone starts something when imported."""
+"""Services as `faust -A` names them; only these modules start something on import."""

@@ -1,1 +1,1 @@
-"""What the parties and dealers of aggregation MPC run."""
+"""The processes of aggregation MPC: parties and dealers."""

@@ -1,18 +1,17 @@
-"""Comparing the updates of MPC rounds, beside following the log.
+"""Comparing the updates of MPC rounds, in parallel with following the log.
 
-It takes all parties and the dealer at once, and seconds or, if one of them is away,
-for ever. So it has a thread of its own: the log goes on, other federations too, and
-what it brings says when a round no longer waits.
+A comparison takes all parties and the dealer at once, and seconds or, if one of them is
+away, for ever. So it has its own thread: the log goes on, for other federations too,
+and says when a round no longer waits.
 
 Rules:
 
-- Whoever is needed tries again and again while a round is comparing, also who has said
-  what was found: those that have not can find it with all others only.
-- One comparison at a time: a party has one address. Of several the one comes next that
-  was tried longest ago, of those the one whose federation comes first; so all parties
-  of the same federations come to the same one sooner or later.
-- Nothing is remembered. A process that starts anew sees with the first leaf that comes
-  what is still waited for.
+- Whoever is needed retries while a round is comparing, even after saying what was
+  found: the others can find it only with all parties.
+- One comparison at a time: a party has one address. Of several, the one tried longest
+  ago comes next, by name of federation if equal; so all parties of the same federations
+  meet in the same one sooner or later.
+- Nothing is remembered. A new process learns from the next leaf what is still awaited.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ log = logging.getLogger(__name__)
 CONNECT_TIMEOUT_S: Final = 30.0
 RETRY_S: Final = 1.0
 AGAIN_S: Final = 10.0
-"""After a comparison that succeeded: by then all have usually said what they found."""
+"""After a successful comparison: by then all have usually said what they found."""
 
 
 class _Waiting(NamedTuple):
@@ -48,7 +47,7 @@ class _Waiting(NamedTuple):
 
 
 class Comparer:
-    """Compares as long as a round waits for it, in a thread of its own.
+    """Compares while a round waits for it, in a thread of its own.
 
     Args:
         attempt: Compares once, and says what was found; gets the round and its trace.
@@ -63,12 +62,12 @@ class Comparer:
         self._thread: threading.Thread | None = None
 
     def look(self, secret: MpcRound | None, event: Any) -> None:
-        """Take note of a federation's round, as the log has it now.
+        """Note a federation's round, as the log has it now.
 
         Args:
-            secret: The round in progress, if it is a secret one.
-            event: The record that came last; its key says which federation. A round
-                keeps the trace of the first.
+            secret: The MPC round in progress, if any.
+            event: The last record; its key names the federation. A round keeps the
+                trace of the first.
         """
         key = event.key or b""
         traceparent = telemetry.clean(event.headers.get(TRACEPARENT_HEADER))
@@ -93,7 +92,7 @@ class Comparer:
             except (LinkError, RobustnessError, KafkaUnavailableError) as error:
                 log.warning("%s: not compared yet: %s", _name(waiting.secret), error)
             except (PartyRefusesError, RoundError) as error:
-                # Whoever asks has to live without it.
+                # Whoever asks must do without it.
                 log.error("%s: not compared: %s", _name(waiting.secret), error)  # noqa: TRY400
                 self._refused.add(_cause(waiting.secret))
             self._not_before[key] = time.monotonic() + pause_s
@@ -123,7 +122,7 @@ def make_link_plan(
     seed: bytes,
     listen_host: str | None = None,
 ) -> LinkPlan | None:
-    """Return how the parties and the dealer of a federation are linked, to one of them.
+    """Return how a federation's parties and dealer are linked, for one of them.
 
     Args:
         config: The federation, which compares updates.
@@ -133,7 +132,7 @@ def make_link_plan(
         listen_host: Where to wait for others, if not at its own address.
 
     Returns:
-        Parties in their order, and the dealer last; None if this is none of them.
+        Parties in order, and the dealer last; None if the key is none of theirs.
     """
     mpc = get_mpc(config)
     assert mpc.comparison is not None, "its parties compare"

@@ -1,24 +1,24 @@
-"""CrypTen over a party link: communicator, provider, dealer. It alone loads CrypTen.
+"""CrypTen over a party link: communicator, provider, dealer. Only this loads CrypTen.
 
 CrypTen 0.4.1 computes on additive shares modulo 2^64: products from dealt triples
-(Beaver), comparisons by a circuit on bits. What is replaced of it, and why:
+(Beaver), comparisons by a circuit on bits. What is replaced, and why:
 
 - **An import.** It asks for ``torch.onnx._internal.registration``, which newer torch
-  keeps elsewhere. Only its converter of models needs it, but imports it all the same.
+  keeps elsewhere; only its converter of models needs it.
 - **The communicator.** Its own is gloo: plain text to whoever connects, and pickled
-  objects from them. `LinkCommunicator` sends tensors over an
-  `adapters.modes.mpc.link` and has what arithmetic and comparisons ask for: rank,
-  number of parties, `all_reduce`. Anything else raises NotImplementedError.
-- **The way to the dealer.** TTPClient and TTPServer speak to each other by
-  torch.distributed. `_DealerClient` and `Dealer` do over the link, in integers. What is
-  dealt is computed by CrypTen's own code.
-- **Randomness.** Its generators are Mersenne Twisters with seeds of 64 bits: who sees
-  some of their output can compute the rest, shares included. Zero sharings and triples
-  are drawn here from AES-256 in counter mode under keys of 32 bytes, that pairs of
-  parties, and the dealer with each party, choose for one link.
+  objects from them. `LinkCommunicator` sends tensors over an `adapters.modes.mpc.link`
+  and has what arithmetic and comparisons need: rank, number of parties, `all_reduce`.
+  Anything else raises NotImplementedError.
+- **The way to the dealer.** TTPClient and TTPServer talk through torch.distributed;
+  `_DealerClient` and `Dealer` through the link, in integers. CrypTen's own code
+  computes what is dealt.
+- **Randomness.** Its generators are Mersenne Twisters with 64-bit seeds: anyone who
+  sees some of their output can compute the rest, shares included. Zero sharings and
+  triples are drawn here from AES-256 in counter mode under 32-byte keys that each pair
+  of parties, and the dealer with each party, choose for one link.
 
 It deliberately doesn't call ``crypten.init``, which would open torch.distributed. All
-of this is state of the process: one computation at a time.
+of this is process-wide state: one computation at a time.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ from crypten.mpc.provider import ttp_provider  # noqa: E402
 
 KEY_SIZE: Final = 32
 MAX_DEALT_WORDS: Final = 2**22
-"""The most integers that one tensor of a request may have: 32 MiB."""
+"""The most integers in one tensor of a request: 32 MiB."""
 _WORD_SIZE: Final = 8
 _CPU: Final = torch.device("cpu")
 _KEY_KIND: Final = ArrayKind(np.dtype("u1"), (KEY_SIZE,))
@@ -72,9 +72,9 @@ cfg.mpc.protocol = "beaver"
 
 
 class _Stream:
-    """What draws take for a torch.Generator: AES-256 in counter mode.
+    """Stands in for a torch.Generator in draws: AES-256 in counter mode.
 
-    **Secret:** the key. Whoever shares it must draw the same in the same order.
+    **Secret:** the key. All who share it must draw the same in the same order.
     """
 
     device = _CPU
@@ -109,7 +109,7 @@ def _draw_bits(
     return words if bitlength is None else words & (2**bitlength - 1)
 
 
-# By these names the modules call CrypTen's own.
+# The modules call CrypTen's own by these names.
 arithmetic.generate_random_ring_element = _draw_words
 binary.generate_kbit_random_tensor = _draw_bits
 ttp_provider.generate_random_ring_element = _draw_words
@@ -135,7 +135,7 @@ class LinkCommunicator(crypten.communicator.Communicator):
 
     @classmethod
     def get(cls) -> LinkCommunicator | None:
-        """Return the one that is used now."""
+        """Return the one in use."""
         return cls.instance
 
     def get_rank(self) -> int:
@@ -143,13 +143,13 @@ class LinkCommunicator(crypten.communicator.Communicator):
         return self._link.rank
 
     def get_world_size(self) -> int:
-        """Return how many parties there are, the dealer aside."""
+        """Return how many parties there are, without the dealer."""
         return self._link.num_peers - 1
 
     def all_reduce(
         self, given: Any, op: Any = ReduceOp.SUM, *, batched: bool = False
     ) -> Any:
-        """Return the sum, or the exclusive or, of what all parties give.
+        """Return the sum, or the exclusive or, of all parties' tensors.
 
         Args:
             given: A tensor of int64; or a list of them, if batched.
@@ -177,7 +177,7 @@ crypten.communicator.DistributedCommunicator = LinkCommunicator
 
 
 class _DealerClient:
-    """Takes the place of CrypTen's TTPClient."""
+    """Replaces CrypTen's TTPClient."""
 
     def __init__(self, link: PartyLink, stream: _Stream) -> None:
         self._link = link
@@ -191,7 +191,7 @@ class _DealerClient:
         return self._stream
 
     def ttp_request(self, function: str, _device: Any, *args: Any) -> torch.Tensor:
-        """Ask for what party 0 lacks of a triple; the others draw theirs."""
+        """Request what party 0 lacks of a triple; the others draw theirs."""
         dealer = self._link.num_peers - 1
         first = tuple(args[0])
         second = tuple(args[1]) if len(args) > 1 else ()
@@ -206,8 +206,8 @@ class _DealerClient:
 class Dealer(ttp_provider.TTPServer):
     """Deals triples: random a, b and a b, in shares that no P-1 parties can add up.
 
-    It sees neither shares nor results; but it knows every mask, so with what one party
-    sees it could open everything. It must be in the hands of none of them.
+    It sees neither shares nor results; but it knows every mask, so together with one
+    party's view it could open everything. No party may control it.
 
     Args:
         link: To the parties; we are the last.
@@ -222,7 +222,7 @@ class Dealer(ttp_provider.TTPServer):
         self.generators = [_Stream(key) for key in keys]
 
     def serve(self) -> None:
-        """Deal until party 0 says that it is over.
+        """Deal until party 0 ends it.
 
         Raises:
             LinkError: a party is gone or silent.
@@ -253,7 +253,7 @@ def _parse_request(request: NDArray[Any]) -> tuple[Any, ...]:
     ):
         raise _refuse(request)
     if code == 0 and num_agents <= MAX_AGENTS:
-        # Only products of the sketches by themselves.
+        # Only products of the sketches with themselves.
         if first == (num_agents, NUM_BUCKETS) and second == (NUM_BUCKETS, num_agents):
             return "additive", first, second, "matmul"
     elif code == 1 and first == second:
@@ -274,16 +274,16 @@ def compute_far_bits(
     """Return, for each pair of agents, 1 if their sketches are far apart, else 0.
 
     Args:
-        link: To the other parties, and to a dealer that is the last of them.
+        link: To the other parties, and to a dealer, the last of them.
         sketches: Our shares, shape (N, 512), N at least 2. **Secret.**
         threshold: On squared distances, at most 2^62.
 
     Returns:
-        In the order of pairs (see `protocol.modes.mpc.sketches`); what all parties
-        opened. If shares were no shares of sketches, anything.
+        In the order of pairs (see `protocol.modes.mpc.sketches`), as all parties opened
+        it. Anything, if shares were no shares of sketches.
 
     Raises:
-        UnsafeConfigurationError: CrypTen is set to what leaks.
+        UnsafeConfigurationError: CrypTen has a leaky configuration.
         LinkError: a peer is gone, silent, or computes something else.
     """
     check_configuration(cfg.mpc.provider, cfg.mpc.protocol)
@@ -306,7 +306,7 @@ def compute_far_bits(
 
 
 def _agree_on_keys(link: PartyLink) -> None:
-    """Share a key with the party before us, one with the next, one with the dealer."""
+    """Share a key with the previous party, one with the next, one with the dealer."""
     num_parties, dealer = link.num_peers - 1, link.num_peers - 1
     ttp_provider.TTPClient = _DealerClient(
         link, _Stream(link.receive_as(dealer, _KEY_KIND).tobytes())

@@ -1,8 +1,8 @@
-"""The dealer: gives the parties what they compare updates with.
+"""The dealer: gives the parties the randomness that they compare updates with.
 
-Random numbers that fit together, from which it learns nothing, whatever the parties
-make of them. It must not be in league with a party: see `streams.mpc.crypten_link`. It
-follows the log only to know when it is needed, and says nothing on it.
+Random numbers that fit together, from which it learns nothing, whatever the parties do
+with them. It must not collude with a party: see `streams.mpc.crypten_link`. It follows
+the log only to know when it is needed, and says nothing on it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def make_dealer(name: str) -> Service:
 
     def deal(secret: MpcRound, traceparent: str) -> None:
         plan = make_link_plan(secret.config, secret.genesis, key.public_key, key.seed)
-        # Whoever holds a party's key may not deal as well: then it would see all.
+        # The holder of a party's key may not deal as well: it would see everything.
         if plan is None or plan.rank < len(secret.mpc.parties):
             return
         with telemetry.span(

@@ -1,17 +1,17 @@
 """A party: opens the shares that are sealed to it, links them, adds them up.
 
-It follows the ledger with the rounds decider's own functions and says, of every secret
-round, two things: its links, once the set is closed, and its part of the sum, once the
-round is sealed; and between them, if the federation compares updates, which of them
-are far apart. Before any of it leaves the process, the party's memory has to permit it
-(`protocol.modes.mpc.party_memory`): so whoever runs sequencer and deciders gets nothing
-by asking. If it does not, the party says `PartyDeclined`, which ends the round. If the
-aggregator is gone it also says what all parts of the sum come to.
+It follows the ledger with the rounds decider's own functions and says two things about
+every MPC round: its links, once the set is closed, and its part of the sum, once the
+round is sealed; and in between, if the federation compares updates, which of them are
+far apart. Before any of it leaves the process, the party's memory must permit it
+(`protocol.modes.mpc.party_memory`): so whoever runs sequencer and deciders gains
+nothing by asking. If it does not, the party says `PartyDeclined`, which ends the round.
+If the aggregator is gone it also says what all parts of the sum amount to.
 
-A party that was killed reads the ledger again and says the same bytes: everything it
-says follows from blobs, its sealing key and the ledger. With the first block that
-comes after its start it says once more what a round still waits for: so one whose word
-was refused is mended by mending it and starting it again.
+A killed party reads the ledger again and says the same bytes: everything it says
+follows from blobs, its sealing key and the ledger. With the first block after its start
+it repeats what a round still waits for: so a party whose word was refused is fixed and
+then restarted.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ Answer: TypeAlias = (
     | e.UpdatesChecked
     | e.AggregateSubmitted
 )
-"""What a party says of a round, as its log has it."""
+"""What a party says about a round, as its log has it."""
 
 
 class Work(NamedTuple):
@@ -98,7 +98,7 @@ class Work(NamedTuple):
 
 
 VERIFIED_TOGETHER: Final = 8
-"""Proofs, as they come: a batch costs less than they do one by one."""
+"""Proofs, as they come: a batch costs less than one by one."""
 LINKED_TOGETHER: Final = 16
 """Shares in memory at a time: 8 bytes per parameter each."""
 
@@ -106,7 +106,7 @@ LINKED_TOGETHER: Final = 16
 def make_step(
     name: str,
 ) -> Callable[[WatchedRounds, OpenedLeaf], tuple[WatchedRounds, list[Work]]]:
-    """Return how a party follows: what the leaf makes it owe. Pure."""
+    """Return how a party follows: what each leaf makes it owe. Pure."""
 
     def follow_step(
         state: WatchedRounds, leaf: OpenedLeaf
@@ -142,7 +142,7 @@ class Party:
         memory: What it has said.
         store: Where blobs are.
         min_cohort: The fewest contributions that it sums, whatever a federation says.
-        listen_host: Where the other parties come to compare, if not at its address.
+        listen_host: Where other parties reach it to compare, if not at its address.
     """
 
     def __init__(
@@ -181,7 +181,7 @@ class Party:
         return said
 
     def verify(self, secret: MpcRound) -> None:
-        """Verify the proofs that have come, if there are some: others take time yet."""
+        """Verify the proofs that have come, if any, while other agents still work."""
         if not self._is_mine(secret):
             return
         checker = self._get_checker(secret)
@@ -222,7 +222,7 @@ class Party:
         return checker
 
     def decline(self, secret: MpcRound, error: PartyRefusesError) -> e.PartyDeclined:
-        """Return what ends a round that this party will not go on with."""
+        """Return what ends a round that this party refuses to continue."""
         return e.PartyDeclined(
             federation_id=secret.config.federation_id,
             round=secret.started.round,
@@ -235,8 +235,8 @@ class Party:
         """Find out with the other parties which updates of a round are far apart.
 
         Raises:
-            LinkError: another is away.
-            RobustnessError: another computes something else.
+            LinkError: another party is away.
+            RobustnessError: another party computes something else.
             PartyRefusesError: the memory does not permit it.
             RoundError: a share that was there when it was linked is gone.
         """
@@ -296,8 +296,8 @@ class Party:
         verifier = checker.verifier
         entries: dict[str, Link | RoundError] = {}
         proven: list[Proven] = []
-        # Nothing is linked but what this party itself found proved: what comes of it
-        # then follows from the proof.
+        # Only what this party itself found proved is linked: so its result follows from
+        # the proof.
         verifier.forget_absent()
         checker.prepare(secret.view, agents)
         for agent_id in agents:
@@ -427,7 +427,7 @@ def make_party(
     Args:
         name: Its name.
         min_cohort: The fewest contributions that it sums, at least 2.
-        listen_host: Where the other parties come to compare, if not at its address.
+        listen_host: Where other parties reach it to compare, if not at its address.
 
     Raises:
         KeyFileError: it has no keys.

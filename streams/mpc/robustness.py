@@ -1,29 +1,29 @@
-"""Which updates of a round are far from which others, as the parties find it together.
+"""Which updates of a round are far apart, found by the parties together.
 
 The parties hold shares of all updates, and so of their sketches
 (`protocol.modes.mpc.sketches`). On these they compute all squared distances and compare
-them to a public threshold, with CrypTen. Only the bits are opened: N (N - 1) / 2 of
-them, and nobody learns more, under what follows.
+them with a public threshold, using CrypTen. Only the N (N - 1) / 2 bits are opened, and
+nobody learns more, on these terms:
 
-- **Who is trusted.** Parties follow the protocol, but try to learn what they can
+- **Who is trusted.** Parties follow the protocol but try to learn what they can
   (semi-honest). Then any P-1 of them together learn only the bits, and the dealer not
-  even those. The dealer must not be in league with a party: see
-  `streams.mpc.crypten_link.Dealer`. A party that lies is not found out. It can make
-  bits wrong, and as it may shift what is compared, learn other bits than these: as
-  many, in each run. So whoever calls this has to limit how often one round is computed:
-  it is asked for its permission when all are there and agree, before anything is shown.
+  even those. The dealer must not collude with a party: see
+  `streams.mpc.crypten_link.Dealer`. A lying party is not detected. It can make bits
+  wrong, and by shifting what is compared, learn other bits instead: as many, in each
+  run. So the caller must limit how often a round is computed: it is asked for
+  permission when all are there and agree, before anything is revealed.
 - **What all agree on.** Before: the context (which round, which agents in which order),
   the number of agents and the threshold. After: the bits. A party that differs is
   named.
 - **What is refused.** CrypTen's default provider, TFP, has party 0 make the triples: it
-  could open everything that is multiplied. Its protocol "replicated" sends shares of
-  products on without masking them afresh, from which a neighbour can compute what it
+  could open everything that is multiplied. Its protocol "replicated" passes on shares
+  of products without masking them afresh, from which a neighbour can compute what it
   must not know. Neither is ever used; see `check_configuration`.
 - **Where it runs.** In a process of its own, `run_find_far` and `run_dealer`: CrypTen
   keeps its state in globals, and torch is large. This module loads neither.
-- **If a peer dies** or is silent, the others get a `LinkError` that names it. Nothing
-  was opened or everything; in either case they begin again on a new link, with new
-  masks.
+- **If a peer dies** or is silent, the others get a `LinkError` that names it. Either
+  everything was opened or nothing; in both cases they begin again on a new link, with
+  new masks.
 """
 
 from __future__ import annotations
@@ -59,18 +59,18 @@ T = TypeVar("T")
 
 
 class RobustnessFailure(StrEnum):
-    """Why parties don't get to know who is far from whom."""
+    """Why parties don't learn which updates are far apart."""
 
     OTHER_CONTEXT = "OTHER_CONTEXT"
     """A party computes about another round, other agents or another threshold."""
     NOT_BITS = "NOT_BITS"
-    """What was opened are no bits: a party's arithmetic went wrong."""
+    """What was opened is no bits: a party's arithmetic went wrong."""
     OTHER_BITS = "OTHER_BITS"
     """A party opened other bits than we did."""
     NOT_DEALT = "NOT_DEALT"
-    """A dealer was asked for something that this computation has no use for."""
+    """A dealer was asked for something that this computation never needs."""
     PROCESS_DIED = "PROCESS_DIED"
-    """Our own process that computes was killed."""
+    """Our own computing process was killed."""
 
 
 class RobustnessError(Exception):
@@ -78,7 +78,7 @@ class RobustnessError(Exception):
 
     Attributes:
         reason: What went wrong.
-        detail: For people.
+        detail: What went wrong, as text.
     """
 
     def __init__(self, reason: RobustnessFailure, detail: str) -> None:
@@ -100,11 +100,11 @@ class UnsafeSetting(StrEnum):
 
 
 class UnsafeConfigurationError(Exception):
-    """CrypTen is set to what leaks, or to what nobody here has examined; a bug.
+    """CrypTen's configuration leaks, or is one that nobody here has examined; a bug.
 
     Attributes:
         reason: Why it is refused.
-        detail: For people.
+        detail: Why, as text.
     """
 
     def __init__(self, reason: UnsafeSetting, detail: str) -> None:
@@ -145,7 +145,7 @@ def check_configuration(provider: str, protocol: str) -> None:
 
 
 def permit_all() -> None:
-    """Let every comparison go on: for callers whose parties remember nothing."""
+    """Permit every comparison: for callers whose parties remember nothing."""
 
 
 def find_far(
@@ -161,13 +161,13 @@ def find_far(
     In this process, which loads torch; see `run_find_far`.
 
     Args:
-        link: To all parties in their order, and to the dealer, who is the last.
+        link: To all parties in order, then to the dealer.
         sketches: Sketches of our shares, of agents in ascending order of agent_id;
             shape (N, 512), N from 2 to `MAX_AGENTS`. **Secret.**
         threshold: Squared distance above which a pair is far, in squared encoded units;
             1 to 2^62.
-        context: What this is about: any bytes that fix round and agents.
-        permit: Called once, before shares are used; raises what shall end this.
+        context: What this is about: any bytes that determine round and agents.
+        permit: Called once, before shares are used; raises to stop.
 
     Returns:
         shape (N, N) bool, symmetric, nobody far from themselves. Public.
@@ -175,7 +175,7 @@ def find_far(
     Raises:
         LinkError: a peer is gone, silent, or computes something else.
         RobustnessError: a party has another context, or opened other bits.
-        UnsafeConfigurationError: CrypTen is set to what leaks.
+        UnsafeConfigurationError: CrypTen has a leaky configuration.
         ValueError: an argument is out of range; a bug.
     """
     _check_arguments(link, sketches, threshold)
@@ -210,11 +210,11 @@ def serve_dealer(link: PartyLink) -> None:
     In this process, which loads torch; see `run_dealer`.
 
     Args:
-        link: To all parties in their order; we are the last.
+        link: To all parties in order; we are the last.
 
     Raises:
         LinkError: a party is gone or silent.
-        RobustnessError: it is asked for what is not dealt.
+        RobustnessError: a party asks for what is not dealt.
     """
     from streams.mpc import crypten_link  # noqa: PLC0415  # loads torch
 
@@ -229,7 +229,7 @@ def run_find_far(
     context: bytes,
     permit: Callable[[], None] = permit_all,
 ) -> NDArray[np.bool_]:
-    """Make a link and `find_far`, in a process of its own; as that does.
+    """Make a link and call `find_far`, in a process of its own.
 
     Args:
         plan: Who is linked with whom.
@@ -246,7 +246,7 @@ def run_find_far(
 
 
 def run_dealer(plan: LinkPlan) -> None:
-    """Make a link and `serve_dealer`, in a process of its own; as that does.
+    """Make a link and call `serve_dealer`, in a process of its own.
 
     Raises:
         RobustnessError: also if that process was killed.
@@ -299,13 +299,13 @@ def _demand_same(link: PartyLink, digest: bytes, failure: RobustnessFailure) -> 
 
 
 class _Ask(NamedTuple):
-    """A process that computes asks for permission."""
+    """A computing process asks for permission."""
 
 
 def _run_in_process(
     function: Callable[..., T], *args: Any, permit: Callable[[], None] = permit_all
 ) -> T:
-    # Not forked: threads and torch survive no fork.
+    # Not forked: neither threads nor torch survive a fork.
     start = multiprocessing.get_context("spawn")
     ours, theirs = start.Pipe()
     process = start.Process(target=_answer, args=(theirs, function, args), daemon=True)
@@ -321,7 +321,7 @@ def _run_in_process(
         raise RobustnessError(RobustnessFailure.PROCESS_DIED, detail) from None
     finally:
         ours.close()
-        process.kill()  # in case it was not permitted to go on; else it has ended
+        process.kill()  # in case it was denied permission; else it has ended
         process.join()
     if isinstance(answer, Exception):
         raise answer
@@ -337,15 +337,15 @@ def _answer(
         parent.recv()
 
     guard_logs()
-    # Before torch is loaded: one thread each, since parties of a test share a machine.
+    # Before torch is loaded: one thread each, since test parties share a machine.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     try:
         answer = function(ask, *args)
     except (LinkError, RobustnessError, UnsafeConfigurationError) as error:
         parent.send(error)
     except Exception:
-        # Other parties' words may have done it, so it ends this process and no other.
-        # Others' words may be in it, and multiprocessing would print them as they are.
+        # Other parties' input may have caused it, so it ends this process and no other.
+        # It may contain their words, and multiprocessing would print them unescaped.
         log.exception("the process that computes cannot go on")
         sys.exit(1)
     else:
