@@ -1,4 +1,4 @@
-"""Several at a time, in order, and only a few ahead of who takes the results."""
+"""Several at a time, in order, and only a few ahead of the consumer."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ Result = TypeVar("Result")
 
 
 class Ahead:
-    """As `map`, in threads: what waits to be taken is bounded, whatever is mapped over.
+    """Like `map`, in threads: only a few results wait, whatever is mapped over.
 
     Args:
-        num_threads: How many at a time, and how many results may wait.
-        name: What the threads are called.
+        num_threads: How many run at a time, and how many results may wait.
+        name: Name of the threads.
     """
 
     def __init__(self, num_threads: int, name: str) -> None:
@@ -44,5 +44,5 @@ class Ahead:
                 future.cancel()
 
     def close(self) -> None:
-        """End the threads; what was not begun is not done."""
+        """End the threads; work not yet begun is dropped."""
         self._pool.shutdown(wait=True, cancel_futures=True)

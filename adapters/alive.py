@@ -1,12 +1,12 @@
-"""Threads and tasks that cannot end unnoticed.
+"""Threads and tasks that cannot die unnoticed.
 
-A thread that ends by an exception says so on standard error, where nobody looks, and
+A thread that dies of an exception says so on standard error, where nobody looks, and
 the process goes on without it: a node that hears nothing more, a party that compares
 nothing. A task says so when it is collected, or never. So nothing else in the tree
-starts a thread or a task (`tests/architecture` looks): what ends by an exception ends
-its process, with a line in the log, and whoever runs the services starts it again.
+starts a thread or a task (`tests/architecture` checks): one that fails ends its
+process, with a line in the log, and whoever runs the services restarts it.
 
-Pools are no threads of this kind: what was submitted to one is asked for its result.
+Pools are exempt: whoever submits work to one asks for its result.
 """
 
 from __future__ import annotations
@@ -33,23 +33,25 @@ _loop_lock: Final = threading.Lock()
 
 
 def end_process() -> NoReturn:
-    """End at once, committing nothing: whoever runs the services starts it again."""
+    """End at once, committing nothing: whoever runs the services restarts the
+    process.
+    """
     logging.shutdown()
     os._exit(EXIT_FAILED)
 
 
 def start_thread(work: Callable[[], object], name: str) -> threading.Thread:
-    """Start a thread that does not keep the process, and ends it if it fails.
+    """Start a thread that does not keep the process alive, and ends it if it fails.
 
     Args:
-        work: What it does.
-        name: Its name, for people.
+        work: Runs in the thread.
+        name: Its name, for logs.
     """
 
     def run() -> None:
         try:
             work()
-        except BaseException:  # libraries in Rust panic with what is no Exception
+        except BaseException:  # a Rust library's panic is no Exception
             log.critical("the thread %r cannot go on", name, exc_info=True)
             end_process()
 
@@ -75,12 +77,12 @@ def start_task(work: Coroutine[Any, Any, object], name: str) -> asyncio.Task[Any
 
 
 def run_in_background(work: Coroutine[Any, Any, T]) -> Future[T]:
-    """Run a coroutine in the one loop of the process that runs in a thread.
+    """Run a coroutine in the process's one loop that runs in a thread.
 
-    It goes on between calls, and holds what belongs to a loop: connections.
+    The loop runs on between calls, and holds what belongs to a loop: connections.
 
     Returns:
-        What it will give; who asks nothing of it hears nothing of its error.
+        The result to come; an error shows only to those who ask for it.
     """
     return asyncio.run_coroutine_threadsafe(work, _background())
 
@@ -95,7 +97,7 @@ def _background() -> asyncio.AbstractEventLoop:
 
 
 def describe_end(task: asyncio.Future[Any]) -> str:
-    """Say how a task ended that should go on."""
+    """Say how a task ended that should have gone on."""
     return repr(None if task.cancelled() else task.exception())
 
 
@@ -103,7 +105,7 @@ async def run_together(*work: Coroutine[Any, Any, object]) -> None:
     """Run tasks until the first ends, then cancel the others and wait for them.
 
     Raises:
-        Exception: what that one raised.
+        Exception: what the first to end raised.
     """
     loop = asyncio.get_running_loop()
     tasks = [loop.create_task(item) for item in work]

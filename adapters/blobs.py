@@ -1,8 +1,8 @@
-"""Blobs in MinIO, named by their content.
+"""Blobs in MinIO, named after their content.
 
 A blob's name is its SHA-256, so storing it twice is harmless and nobody can replace
-what an event refers to. MinIO is trusted for availability alone: whoever fetches a
-blob verifies its digest here before seeing a byte of it.
+what an event refers to. MinIO is trusted for availability alone: a blob's digest is
+verified here before anyone sees a byte of it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from schemas.events import BlobRef
 from schemas.reasons import Reason
 
 STORE_ERRORS: Final = (MinioException, urllib3.exceptions.HTTPError)
-"""What says that the store is away or does not serve us: nothing about a blob."""
+"""Errors of a store that is away or refuses us; they say nothing about a blob."""
 
 
 class BlobError(Exception):
@@ -32,10 +32,10 @@ class BlobError(Exception):
 
 
 def make_client(settings: Settings, http_client: urllib3.PoolManager) -> Minio:
-    """Return MinIO's client; for how long it tries is the caller's choice.
+    """Return MinIO's client; the caller chooses how long it retries.
 
     Raises:
-        SettingsError: nothing says where MinIO is, or how to open it.
+        SettingsError: MinIO's address or credentials are not set.
     """
     settings.demand_minio()
     return Minio(
@@ -57,7 +57,7 @@ class BlobStore:
             urllib3.PoolManager(
                 maxsize=16,
                 timeout=urllib3.Timeout(connect=5, read=60),
-                # A restart of MinIO takes a few seconds; work goes on after it.
+                # A restart of MinIO takes a few seconds; work continues after it.
                 retries=urllib3.Retry(
                     total=6, backoff_factor=0.3, status_forcelist=(500, 502, 503, 504)
                 ),
@@ -93,7 +93,7 @@ class BlobStore:
     def fetch(self, ref: BlobRef, *, max_size_bytes: int) -> bytes:
         """Return a blob's bytes, verified.
 
-        Only our own bucket is read, by digest, whatever the uri says: a reference
+        Only our own bucket is read, by digest, whatever the URI says: a reference
         cannot make us talk to another host.
 
         Raises:
@@ -131,17 +131,17 @@ class BlobStore:
 
 
 def _read(response: urllib3.BaseHTTPResponse, size_bytes: int) -> bytes:
-    """Return a body, or as much of a longer one: one byte too many is enough to tell.
+    """Return a body; of a longer one only a byte too many, enough to tell.
 
-    As it is stored: nothing is unpacked, whatever the answer's headers say.
+    Exactly as stored: nothing is unpacked, whatever the answer's headers say.
 
     Raises:
         HTTPError: it ended before its end.
     """
     data = bytearray()
     while len(data) < size_bytes:
-        # What is cut off shows only when nothing more comes: a body that ended early
-        # is first returned as far as it goes.
+        # A body that ended early is first returned as far as it goes; the cut shows
+        # only when nothing more comes.
         part = response.read(size_bytes - len(data), decode_content=False)
         if not part:
             break

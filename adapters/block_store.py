@@ -1,7 +1,7 @@
 """A ledger node's blocks: the final ones, and those that may become final.
 
-A block is stored before it is attested to. So whatever is certified, an honest node
-has, even if all of them crash and Kafka has forgotten it (rule R1 of the ledger
+A block is stored before it is attested. So whatever is certified, an honest node has,
+even if all of them crash and Kafka has forgotten it (rule R1 of the ledger
 specification).
 
     blocks   id, height, hash, whether it is final, header, signature, data
@@ -12,8 +12,8 @@ Rules:
 
 - What a method writes is durable once it returns.
 - Final blocks have no gaps and are never replaced.
-- Nothing here is believed when it is read: the node verifies its own blocks again. A
-  store that is lost is filled again, from Kafka and from the other nodes.
+- Nothing here is trusted when read: the node verifies its own blocks again. A lost
+  store is refilled from Kafka and from the other nodes.
 """
 
 from __future__ import annotations
@@ -73,10 +73,10 @@ class BlockStore:
     """Blocks of one log, in one file.
 
     Args:
-        path: The file; made if it does not exist.
+        path: The file; made if missing.
 
     Raises:
-        BlockStoreError: the file is something else, or damaged.
+        BlockStoreError: the file is damaged, or no block store.
     """
 
     def __init__(self, path: Path) -> None:
@@ -89,7 +89,7 @@ class BlockStore:
         try:
             self._connection.execute("PRAGMA journal_mode = WAL")
             self._connection.execute("PRAGMA synchronous = FULL")
-            # No files later on: there may be no descriptor for them.
+            # No temporary files later: there may be no descriptor for them.
             self._connection.execute("PRAGMA temp_store = MEMORY")
             self._connection.executescript(_SCHEMA)
         except sqlite3.DatabaseError as error:
@@ -115,7 +115,7 @@ class BlockStore:
     # Blocks
 
     def add(self, block: StoredBlock) -> None:
-        """Store a block that may become final. Again: nothing happens."""
+        """Store a block that may become final. Idempotent."""
         values = (block.id, block.height, block.hash, block.signature, block.data)
         list(
             self._ask(
@@ -129,13 +129,13 @@ class BlockStore:
         """Mark a stored block as final, and forget the others up to its height.
 
         Args:
-            block_id: The block, whose parent is final or which is the first.
+            block_id: The block; its parent is final, unless it is the first.
             proof: Era, height and bytes of the proof that covers it; None if the
                 federation has no ledger nodes.
 
         Raises:
             BlockStoreError: it is not stored, does not follow the last final block, or
-                another one is final at its height. A bug; nothing was written.
+                another is final at its height. A bug; nothing was written.
         """
         query = "SELECT height, is_final FROM blocks WHERE id = ?"
         row = next(self._ask(query, block_id), None)
@@ -166,13 +166,13 @@ class BlockStore:
 
     @property
     def final_height(self) -> int:
-        """Height of the last final block, -1 before any."""
+        """Height of the last final block; -1 before any."""
         query = "SELECT max(height) FROM blocks WHERE is_final"
         (height,) = next(self._ask(query))
         return -1 if height is None else int(height)
 
     def final_blocks(self, first: int = 0) -> Iterator[StoredBlock]:
-        """Yield the final blocks from a height on, in order."""
+        """Yield the final blocks from a height up, in order."""
         for height in range(first, self.final_height + 1):
             block = self.final_block(height)
             if block is None:

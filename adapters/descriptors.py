@@ -1,12 +1,12 @@
-"""File descriptors: how many there may be, and a few that are kept for what must work.
+"""File descriptors: how many there may be, and spares for what must not fail.
 
-Each file, socket and pipe of a process takes one, out of as many as `ulimit -n` says.
-Whoever may connect to us can use them up, unless somebody counts. Rules:
+Each file, socket and pipe of a process takes one of the number that `ulimit -n` allows.
+Clients can use them up unless somebody counts. Rules:
 
-- `raise_limit`, once at the start of a process that serves.
-- Connections of others leave some for the rest: `find_room`, asked before anybody is
+- `raise_limit`, once, when a serving process starts.
+- Incoming connections leave some for the rest: `find_room`, called before any is
   accepted (`adapters.listening`).
-- What must not fail for want of a descriptor, such as storing a vote, has `SPARES`.
+- What must not fail for want of a descriptor, such as storing a vote, uses `SPARES`.
 """
 
 from __future__ import annotations
@@ -29,41 +29,41 @@ T = TypeVar("T")
 
 
 def raise_limit() -> None:
-    """Let this process, and those that it starts, open more files, if it may."""
+    """Let this process and its children open more files, if allowed."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = WANTED if hard == resource.RLIM_INFINITY else min(WANTED, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
-        with suppress(OSError, ValueError):  # the kernel may have a limit of its own
+        with suppress(OSError, ValueError):  # the kernel may have its own limit
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def find_room(reserve: int) -> int:
-    """Return how many connections there can be, with some descriptors kept back.
+    """Return how many connections fit, keeping some descriptors back.
 
     Args:
-        reserve: How many descriptors are for what this process opens later on.
+        reserve: How many descriptors this process needs for what it opens later.
 
     Raises:
-        OSError: there is not even one left.
+        OSError: not even one is left.
     """
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     limit = 2**31 - 1 if soft == resource.RLIM_INFINITY else soft
     taken = sum(int(opened.name) < limit for opened in Path("/dev/fd").iterdir())
-    return limit - (taken - 1) - reserve  # but for the one that reads the list
+    return limit - (taken - 1) - reserve  # without the one that reads the list
 
 
 class Spares:
-    """A few descriptors that are open so that they can be given up. For all threads."""
+    """A few open descriptors that can be given up. For all threads."""
 
     def __init__(self) -> None:
         self._held: list[int] = []
         self._lock = threading.Lock()
 
     def call(self, open_files: Callable[[], T]) -> T:
-        """Call a function that opens files and closes them; again if there are none.
+        """Call a function that opens and closes files; retry if descriptors ran out.
 
         Args:
-            open_files: What it does before it fails, it must be able to do again.
+            open_files: Must be able to repeat what it did before failing.
 
         Raises:
             OSError: it failed for another reason, or twice.
@@ -96,4 +96,4 @@ def _open_nothing() -> int:
 
 
 SPARES: Final = Spares()
-"""Of this process."""
+"""This process's."""

@@ -1,10 +1,10 @@
-"""Which founding of a federation a directory takes part in: the first one it saw.
+"""Which genesis of a federation a directory takes part in: the first one it saw.
 
     <directory>/genesis/<SHA-256 of federation_id, hex>      genesis hash, hex
 
-Whoever founds a federation anew, or shows another log under its name, gets nothing more
-from a directory that knows the one before: what it keeps, and what it says, is of that
-one alone. The file is made durable before anything is said.
+If a federation is founded anew, or another log is shown under its name, a directory
+that knows the earlier one gives nothing more: what it keeps and says belongs to that
+one alone. The file is durable before anything is said.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class OtherGenesisError(Exception):
 
 
 def remember_genesis(directory: Path, federation_id: str, genesis: bytes) -> None:
-    """Remember a federation's founding, durably; or see that it is the one known.
+    """Remember a federation's genesis, durably, or check it against the known one.
 
     Args:
         directory: Of one agent, party or service.

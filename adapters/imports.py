@@ -1,13 +1,13 @@
 """Classes by import path, from an allow-list only.
 
-A federation's configuration names the model and the data module to run, so whoever
-writes the configuration chooses code. What an agent is willing to run is the agent's
-own setting; everything else is refused, before anything is imported.
+A federation's configuration names the model and the data module to run, so its author
+chooses code. What an agent will run is the agent's own setting; everything else is
+refused before anything is imported.
 
 - A prefix allows a module and what is inside it: "models" allows "models.vision" but
   not "models_of_others". No prefixes, nothing allowed.
-- The class must also be defined under an allowed prefix: an allowed module doesn't
-  lend out what it happened to import.
+- The class must also be defined under an allowed prefix: an allowed module doesn't lend
+  out its own imports.
 """
 
 import importlib
@@ -47,9 +47,9 @@ def load_class(import_path: str, allowed_prefixes: Sequence[str]) -> type:
         The class. Its module has been imported, and so has run.
 
     Raises:
-        MalformedImportPathError: Not of that form.
-        ImportNotAllowedError: Outside the allow-list; nothing was imported, unless
-            only the class's own definition lies outside.
+        MalformedImportPathError: It does not have that form.
+        ImportNotAllowedError: It is outside the allow-list; nothing was imported,
+            unless only the class's own definition lies outside.
         ClassNotFoundError: The module can't be imported or has no such class.
         ValueError: A prefix isn't a module's name; a bug in the settings.
     """

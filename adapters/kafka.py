@@ -1,7 +1,6 @@
 """Kafka through confluent-kafka: topics, publishing signed events, reading the ledger.
 
-Kafka is trusted for nothing but availability: what is read here is verified by
-whoever acts on it.
+Kafka is trusted only for availability: whoever acts on a record verifies it.
 """
 
 from __future__ import annotations
@@ -58,12 +57,12 @@ DELIVERY_TIMEOUT_S: Final = 30.0
 ANSWER_TIMEOUT_S: Final = 10.0
 POLL_S: Final = 0.1
 FETCH_WAIT_MS: Final = 500
-"""How long Kafka may wait for a record before it says that there is none; what comes is
-not kept waiting. Shorter costs a reader with nothing to read more processor time."""
+"""How long Kafka may wait for a record before it reports none; records never wait.
+Shorter costs an idle reader more processor time."""
 
 
 class KafkaUnavailableError(Exception):
-    """Kafka did not do what was asked in time; the message says what was asked."""
+    """Kafka did not do in time what was asked; the message says what."""
 
 
 def create_topics(settings: Settings) -> list[str]:
@@ -118,10 +117,10 @@ def make_headers(
     """Return the headers of a record: signature, event id, trace context.
 
     Args:
-        event: What it says.
+        event: The event.
         data: The event's single-object bytes.
         key: Its author's.
-        genesis: Genesis hash of the log that it is said in, 32 bytes.
+        genesis: Genesis hash of its log, 32 bytes.
         traceparent: W3C trace context, may be empty.
     """
     signature = sign_event(key, choose_genesis(event, genesis), data)
@@ -137,7 +136,7 @@ def make_headers(
 
 
 class Publisher:
-    """Publishes signed events, and knows that they arrived."""
+    """Publishes signed events, and confirms that they arrived."""
 
     def __init__(self, settings: Settings, registry: SchemaRegistry) -> None:
         self._registry = registry
@@ -145,16 +144,16 @@ class Publisher:
         self._producer = Producer(
             {
                 "bootstrap.servers": settings.bootstrap_servers,
-                # What fails is in the exception; the client would log it as well, and
-                # go on doing so when nobody publishes any more.
+                # The exception says what failed; the client would log it as well, even
+                # when nobody publishes any more.
                 "log_level": 2,
                 # No loss, no reordering, no duplicates by the client's own retries.
                 "enable.idempotence": True,
-                # `moot topics create` makes them, with what they need.
+                # `moot topics create` makes them, with the right configuration.
                 "allow.auto.create.topics": False,
                 "acks": "all",
                 "linger.ms": 2,
-                # The topics' limit is one of batches, and this client cuts none.
+                # The topics limit batches, and this client splits none.
                 "batch.size": MAX_EVENT_RECORD_SIZE_BYTES // 2,
                 "compression.type": "lz4",
                 "message.max.bytes": MAX_RECORD_SIZE_BYTES,
@@ -170,15 +169,15 @@ class Publisher:
         Args:
             event: The event.
             key: Its author's.
-            genesis: Genesis hash of the log that it is said in, 32 bytes.
+            genesis: Genesis hash of its log, 32 bytes.
             traceparent: W3C trace context.
 
         Returns:
             Its partition and offset.
 
         Raises:
-            KafkaUnavailableError: Kafka did not confirm it in time. It may have
-                arrived all the same: publish the same event again, that is harmless.
+            KafkaUnavailableError: Kafka did not confirm it in time. It may still have
+                arrived: publishing the same event again is harmless.
         """
         return self.publish_all([event], key, genesis, traceparent=traceparent)[0]
 
@@ -223,7 +222,7 @@ class Publisher:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A record as read: nothing in it is to be believed yet."""
+    """A record as read: nothing in it is verified yet."""
 
     topic: str
     partition: int
@@ -233,14 +232,14 @@ class Record:
     headers: tuple[tuple[str, bytes], ...]
 
     def header(self, name: str) -> bytes | None:
-        """Return the last header of this name, None if there is none."""
+        """Return the last header of this name; None if there is none."""
         return next((v for n, v in reversed(self.headers) if n == name), None)
 
 
 def find_fetch_problem(consumer: Any) -> str | None:
-    """Return why a consumer of aiokafka fetches nothing more, if so.
+    """Return why an aiokafka consumer fetches nothing more, if so.
 
-    It has no public way to say that its task for that has ended.
+    It has no public way to say that its fetching task has ended.
     """
     fetching = consumer._fetcher.error_future  # noqa: SLF001  # the task, by that name
     if not fetching.done():
@@ -249,7 +248,7 @@ def find_fetch_problem(consumer: Any) -> str | None:
 
 
 class _Found(NamedTuple):
-    """What one read of a partition gave, and where it left the reader."""
+    """What one read of a partition found, and where the reader then was."""
 
     records: list[Any]
     position: int
@@ -259,17 +258,17 @@ class _Found(NamedTuple):
 class PartitionReader:
     """Reads the committed records of one partition; for one thread.
 
-    Not librdkafka: it stops for ever at batches that it cannot unpack, and believes
-    records about their offsets. This unpacks as the services do (ADR 0023). What cannot
-    be read is passed over, with a warning and a count. A thread of all readers keeps
-    the connections while nobody polls.
+    Not librdkafka, which stops for ever at batches that it cannot unpack, and trusts
+    records about their offsets. This unpacks as the services do (ADR 0023). Unreadable
+    records are passed over, with a warning and a count. One thread for all readers
+    keeps the connections while nobody polls.
 
     Args:
         settings: Where Kafka is.
         topic: The topic.
         partition: The partition.
-        start: First offset, if there is no group.
-        group: Where to begin instead: after what this group has committed.
+        start: First offset, without a group.
+        group: Begin after what this group has committed instead.
     """
 
     def __init__(
@@ -289,17 +288,17 @@ class PartitionReader:
         self._asked: Future[_Found] | None = None
         self._is_away = False
         self.position = -1
-        """Offset of the next record; -1 before Kafka has said anything."""
+        """Offset of the next record; -1 until Kafka has said anything."""
         self.end = -1
-        """Where what was committed ended when Kafka last said so; -1 before that."""
+        """Where committed records ended at Kafka's last word; -1 until then."""
 
     @property
     def is_at_end(self) -> bool:
-        """Whether all was read that was committed when Kafka last said something."""
+        """Whether everything was read that was committed at Kafka's last word."""
         return 0 <= self.end <= self.position
 
     def poll(self, timeout_s: float) -> list[Record]:
-        """Return the next records, none if none come in time or Kafka is away.
+        """Return the next records; none if none come in time or Kafka is away.
 
         Raises:
             KafkaUnavailableError: the topic does not exist, or may not be read.
@@ -320,8 +319,8 @@ class PartitionReader:
             msg = f"could not read {self._place.topic}: {error!r}"
             raise KafkaUnavailableError(msg) from error
         self._is_away = False
-        # Only now: what another thread has read is not yet with whoever polls, and one
-        # who saw the position first would take the partition to be read.
+        # Only now: records that another thread has read have not yet reached the
+        # poller, who would take the partition to be read if the position came first.
         self.position, self.end = found.position, found.end
         return [
             Record(
@@ -353,7 +352,7 @@ class PartitionReader:
 
     def close(self) -> None:
         """Let go of Kafka, without waiting for it."""
-        if not sys.is_finalizing():  # the background ends first then
+        if not sys.is_finalizing():  # the background loop ends first then
             alive.run_in_background(self._close(self._asked))
 
     def _say_away(self, error: Exception) -> None:
@@ -409,7 +408,7 @@ class PartitionReader:
 
 
 def make_consumer(settings: Settings, group: str, **config: Any) -> Consumer:
-    """Return a consumer that sees committed records only and commits by hand."""
+    """Return a consumer that sees only committed records and commits by hand."""
     return Consumer(
         {
             "bootstrap.servers": settings.bootstrap_servers,
@@ -438,8 +437,8 @@ def read_partition(
         settings: Where Kafka is.
         topic: The topic.
         partition: The partition.
-        start: First offset; everything from the beginning unless said otherwise.
-        timeout_s: How long to wait for Kafka when it is silent before the end.
+        start: First offset; by default the beginning.
+        timeout_s: How long Kafka may be silent before the end.
 
     Raises:
         KafkaUnavailableError: Kafka is away, or the partition does not exist.
@@ -449,7 +448,7 @@ def read_partition(
     try:
         while not 0 <= end <= position:
             yield from reader.poll(POLL_S)
-            # The end as it was first: a writer may be faster than this reader.
+            # The end as first seen: a writer may be faster than this reader.
             end = reader.end if end < 0 else end
             if reader.position > position:
                 position, heard = reader.position, time.monotonic()
@@ -482,8 +481,7 @@ def follow_partition(
 ) -> Iterator[Record | Pause]:
     """Yield the committed records of a partition for ever, with pauses between.
 
-    `END` and `IDLE` let the caller do something else (stop, look at a clock) while
-    there is nothing to read.
+    `END` and `IDLE` let the caller do something else (stop, check a clock) meanwhile.
 
     Raises:
         KafkaUnavailableError: the partition cannot be read.
@@ -507,8 +505,8 @@ class Bounds(NamedTuple):
     """Where a partition begins and ends.
 
     Attributes:
-        first: Offset of the first record that is left: 0 as long as none was deleted.
-        end: Offset that the next record will have.
+        first: Offset of the first remaining record: 0 while none was deleted.
+        end: Offset of the next record to come.
     """
 
     first: int
@@ -541,7 +539,7 @@ def find_bounds(settings: Settings, topic: str, partition: int) -> Bounds:
 def find_committed(
     settings: Settings, group: str, places: Iterable[tuple[str, int]]
 ) -> dict[tuple[str, int], int]:
-    """Return the offsets that a consumer group goes on from, where it has any.
+    """Return the offsets that a consumer group continues from, where it has any.
 
     Args:
         settings: Where Kafka is.
@@ -549,7 +547,7 @@ def find_committed(
         places: Topics and partitions.
 
     Raises:
-        KafkaUnavailableError: Kafka does not say.
+        KafkaUnavailableError: Kafka does not answer.
     """
     asked = [TopicPartition(*place) for place in places]
     consumer = make_consumer(settings, group, log_level=3)
@@ -564,14 +562,14 @@ def find_committed(
 
 
 def make_admin(settings: Settings) -> AdminClient:
-    """Return an administrative client that is quiet and creates no topic by asking."""
+    """Return a quiet administrative client that creates no topic by asking."""
     return AdminClient(
         {
             "bootstrap.servers": settings.bootstrap_servers,
-            # What fails is in the exception; it would be logged every 50 ms besides.
+            # The exception says what failed; it would also be logged every 50 ms.
             "log_level": 2,
-            # By default this client has a broker that is willing make what it asks
-            # about, with the broker's retention.
+            # By default this client lets a willing broker create the topics that it
+            # asks about, with the broker's retention.
             "allow.auto.create.topics": False,
         }
     )

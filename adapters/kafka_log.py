@@ -27,9 +27,7 @@ log = logging.getLogger(__name__)
 
 
 class UntrustedFederationError(Exception):
-    """The log exists, but it is not of the operator, or not the founding, that the
-    reader trusts.
-    """
+    """The log exists, but with another founder or genesis than the reader trusts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +35,8 @@ class Genesis:
     """How a federation was founded.
 
     Attributes:
-        config: With what parameters.
-        hash: What everything said in its log is signed with, 32 bytes.
+        config: Its parameters.
+        hash: The hash that everything signed in its log is bound to, 32 bytes.
     """
 
     config: FederationConfigured
@@ -80,10 +78,10 @@ def follow_log(
         settings: Where Kafka is.
         registry: How to unframe.
         federation_id: The federation.
-        operator_key: Whom the reader trusts to have founded it, 32 bytes; None takes
-            the log's own word, which is enough only for looking at it.
-        genesis: Hash of the founding that the reader takes part in, 32 bytes; None
-            takes any of that operator's.
+        operator_key: Public key of its expected founder, 32 bytes; None takes the log's
+            word, which is only enough for viewing.
+        genesis: Hash of its expected genesis, 32 bytes; None takes any by that
+            operator.
 
     Raises:
         LogError: the log is broken; says where.
@@ -140,7 +138,7 @@ def find_genesis(
 ) -> Genesis | None:
     """Return how a federation was founded; None if it was not yet.
 
-    Arguments and errors as of `follow_log`.
+    Arguments and errors as in `follow_log`.
     """
     blocks = read_log(
         settings, registry, federation_id, operator_key=operator_key, genesis=genesis
@@ -154,8 +152,8 @@ def find_genesis(
 class PassingOverForeign:
     """Pass over a record that the federation's sequencer did not write.
 
-    Whoever may write to the ledger's topic could otherwise stop everybody who reads
-    it. The audit, which passes over nothing, reports it.
+    Otherwise anyone who may write to the ledger's topic could stop all its readers. The
+    audit passes over nothing and reports it.
     """
 
     def __init__(self, offset: int) -> None:
@@ -170,11 +168,11 @@ class PassingOverForeign:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool:
-        """Swallow what says that the record is foreign, and nothing else."""
+        """Swallow errors of foreign records, and no others."""
         if not (
             isinstance(error, ForeignRecordError)
-            # Not UNKNOWN_SCHEMA: a schema registry that lost its ids would make every
-            # block look foreign, and a federation look as if nobody had founded it.
+            # Not UNKNOWN_SCHEMA: with a schema registry that lost its ids, every block
+            # would look foreign, and a federation as if nobody had founded it.
             or (isinstance(error, FramingError) and error.reason == Reason.NOT_FRAMED)
         ):
             return False

@@ -17,15 +17,15 @@ class KeyFileError(Exception):
 
 
 def key_path(keys: Path, role: str) -> Path:
-    """Return where a principal's key lies in a directory of keys."""
+    """Return a principal's key file in a directory of keys."""
     return keys / f"{role.lower()}.key"
 
 
 def load_or_create_key(path: Path) -> SigningKey:
-    """Return the key in this file; make it first if the file does not exist.
+    """Return the key in this file, made first if missing.
 
-    The file holds the 32-byte seed in hex. It is created with mode 0600, and whole or
-    not at all, so a crash leaves no half-written key behind.
+    The file holds the 32-byte seed in hex. It is created with mode 0600, whole or not
+    at all, so a crash leaves no half-written key behind.
 
     Raises:
         KeyFileError: others may read the file, or it does not hold a seed.
@@ -43,7 +43,7 @@ def load_key(path: Path) -> SigningKey:
 
 
 def load_or_create_seed(path: Path) -> bytes:
-    """Return the seed in this file, made first if need be; as `load_or_create_key`.
+    """Return the seed in this file, made first if missing; as `load_or_create_key`.
 
     For keys of other kinds. **Secret:** the result.
     """

@@ -1,20 +1,19 @@
-"""Listening where everybody may come: as many connections as may be open, and no more.
+"""Listening to the public: as many connections as may be open, and no more.
 
-asyncio accepts whatever waits, a hundred at a time, before any code of ours is asked.
-Here connections are accepted one by one:
+asyncio accepts waiting connections, up to a hundred at once, before any code of ours is
+asked. Here they are accepted one by one:
 
-- **How many.** When one more comes than may be open, somebody is put out before the
-  next is accepted. So there is never more than one too many.
-- **Who is put out.** One of the address that has most connections, so that a few
-  addresses cannot keep out the others. Of its connections the oldest on which nothing
-  is being done, or else the oldest. A network of IPv6 addresses that one customer gets
-  (/64) counts as one address.
-- **How long.** Who does not say what it wants, in whatever way it drags that out, is
-  put out after a while; the others after a longer one.
-- **Descriptors.** Some are left for others: see `adapters.descriptors`.
+- **How many.** When one too many arrives, one is closed before the next is accepted. So
+  there is never more than one too many.
+- **Which one is closed.** One of the address with the most connections, so that a few
+  addresses cannot keep out the others: its oldest idle one, or else its oldest. A
+  network of IPv6 addresses as one customer gets (/64) counts as one address.
+- **How long.** A client that does not complete a request, however it drags that out, is
+  cut off after a while; the others after a longer one.
+- **Descriptors.** Some are kept for other uses: see `adapters.descriptors`.
 
-A flood from very many addresses still makes strangers put each other out, and takes
-processor time; that is for a firewall.
+A flood from very many addresses still makes strangers displace each other, and takes
+processor time; that is a firewall's job.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from adapters import alive
 from adapters.descriptors import WANTED, find_room
 
 MIN_CONNECTIONS: Final = 8
-"""Who cannot have as many need not begin."""
+"""With room for fewer, there is no point in starting."""
 _BACKLOG: Final = 128
 _IPV6_NETWORK_BITS: Final = 64
 _WAIT_S: Final = 0.05
@@ -45,14 +44,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """How many may come, and for how long.
+    """How many connections there may be, and for how long.
 
     Attributes:
-        connections: All together.
+        connections: In total.
         per_address: From one address.
-        reserve: How many descriptors connections leave for others.
-        idle_s: After how long who has not said what it wants is put out.
-        age_s: After how long everybody is.
+        reserve: Descriptors left for other uses.
+        idle_s: When a client that has not completed a request is cut off.
+        age_s: When any client is.
     """
 
     connections: int
@@ -64,13 +63,13 @@ class Limits:
 
 @dataclass(slots=True, eq=False)
 class Guest:
-    """A connection that was accepted.
+    """An accepted connection.
 
     Attributes:
-        socket: What it came by.
-        address: Whose it is; see `compute_group`.
-        came_s: When it came, in the loop's time.
-        idle_since_s: Since when nothing is being done for it; None while something is.
+        socket: Its socket.
+        address: Its group of addresses; see `compute_group`.
+        came_s: When it was accepted, in the loop's time.
+        idle_since_s: Since when it is idle; None while it is served.
     """
 
     socket: socket.socket
@@ -82,24 +81,24 @@ class Guest:
 
     @property
     def is_open(self) -> bool:
-        """Whether it has a descriptor."""
+        """Whether it holds a descriptor."""
         return self.socket.fileno() >= 0
 
     @property
     def is_busy(self) -> bool:
-        """Whether something is being done for it: others are put out before it."""
+        """Whether it is being served: idle ones are closed first."""
         return self.idle_since_s is None
 
     def begin(self) -> None:
-        """Note that something is being done for it."""
+        """Note that it is being served."""
         self.idle_since_s = None
 
     def end(self) -> None:
-        """Note that nothing is being done for it any longer."""
+        """Note that it is idle again."""
         self.idle_since_s = asyncio.get_running_loop().time()
 
     def welcome(self, make: Callable[[], asyncio.BaseProtocol], **tls: Any) -> None:
-        """Agree with it upon TLS, if any is asked for, and let a protocol have it."""
+        """Set up TLS, if any, and hand it to a protocol."""
         self._task = alive.start_task(self._connect(make, tls), "welcome")
         self._task.add_done_callback(self._leave)
 
@@ -116,21 +115,21 @@ class Guest:
         connect = asyncio.get_running_loop().connect_accepted_socket
         try:
             self._transport, _ = await connect(make, self.socket, **tls)
-        except Exception as error:  # noqa: BLE001  # whatever a stranger's bytes do
+        except Exception as error:  # noqa: BLE001  # whatever a stranger's bytes cause
             log.debug("somebody came and went: %r", error)
 
     def _leave(self, _: asyncio.Task[Any]) -> None:
         if self._transport is None:
-            self.socket.close()  # asyncio did so too, if it got so far
+            self.socket.close()  # asyncio closed it too, if it got so far
 
 
 class Listener:
     """Accepts connections. Made and used in one event loop.
 
     Args:
-        make_protocol: Makes what speaks with a guest.
-        limits: How many may come.
-        tls: Arguments of `loop.connect_accepted_socket` that begin with ``ssl``.
+        make_protocol: Makes the protocol that serves a guest.
+        limits: How many connections there may be.
+        tls: The arguments of `loop.connect_accepted_socket` that begin with ``ssl``.
     """
 
     def __init__(
@@ -151,12 +150,12 @@ class Listener:
         """Listen; returns the port.
 
         Args:
-            host: A name or an address; empty for every address that we have.
+            host: A name or an address; empty for all of this machine's.
             port: 0 for any that is free.
 
         Raises:
             OSError: the port is taken, there is no such host, or the process may not
-                have as many open files as it takes.
+                open enough files.
         """
         room = find_room(self._limits.reserve)
         if room < MIN_CONNECTIONS:
@@ -186,12 +185,12 @@ class Listener:
 
     @property
     def guests(self) -> list[Guest]:
-        """Who is here, in the order in which they came."""
+        """The open connections, in order of arrival."""
         self._guests = [guest for guest in self._guests if guest.is_open]
         return self._guests
 
     async def close(self) -> None:
-        """Stop listening, and put out those for whom nothing is being done."""
+        """Stop listening, and close idle connections."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -209,7 +208,7 @@ class Listener:
         while True:
             try:
                 accepted, address = await loop.sock_accept(listening)
-            except OSError as error:  # the system has no more for anybody, or it left
+            except OSError as error:  # the system has no more, or the client left
                 log.warning("a connection cannot be accepted: %s", error)
                 await asyncio.sleep(_WAIT_S)
                 continue
@@ -217,13 +216,13 @@ class Listener:
             guest = Guest(accepted, compute_group(str(address[0])), now_s, now_s)
             self._guests.append(guest)
             guest.welcome(partial(self._make_protocol, guest), **self._tls)
-            await asyncio.sleep(0)  # others have their turn between any two
+            await asyncio.sleep(0)  # others have their turn in between
             while (excess := self._find_excess(guest.address)) is not None:
                 excess.put_out()
                 await asyncio.sleep(0)
 
     def _find_excess(self, address: str) -> Guest | None:
-        """Return who has to go now that somebody has come from an address."""
+        """Return the connection to close now that one has come from an address."""
         guests = self.guests
         counts = Counter(guest.address for guest in guests)
         if counts[address] <= self._limits.per_address:
@@ -231,10 +230,10 @@ class Listener:
                 return None
             address, _ = counts.most_common(1)[0]
         same = [guest for guest in guests if guest.address == address]
-        return min(same, key=lambda guest: guest.is_busy)  # of equals the oldest
+        return min(same, key=lambda guest: guest.is_busy)  # of equals, the oldest
 
     async def _watch(self) -> None:
-        """Put out whoever has been here for too long."""
+        """Close connections that have lasted too long."""
         loop = asyncio.get_running_loop()
         while True:
             now_s = loop.time()
@@ -247,10 +246,10 @@ class Listener:
 
 
 def compute_group(address: str) -> str:
-    """Return as whose an address counts: itself, or its network.
+    """Return the group that an address counts in: itself, or its network.
 
     Args:
-        address: Of IPv4, of IPv6, or of IPv4 written as IPv6.
+        address: IPv4, IPv6, or IPv4 written as IPv6.
     """
     try:
         found = ipaddress.ip_address(address.partition("%")[0])

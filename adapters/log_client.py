@@ -1,7 +1,7 @@
-"""Reading a tiled log over HTTP (c2sp.org/tlog-tiles), from whoever serves it.
+"""Reading a tiled log over HTTP (c2sp.org/tlog-tiles), from any server.
 
-The server is trusted for nothing: checkpoints are verified by policy, and what a tile
-says only counts in a proof that leads to a verified root.
+The server is trusted for nothing: checkpoints are verified by policy, and a tile only
+counts in a proof that leads to a verified root.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _OK: Final = 200
 
 
 class LogUnavailableError(Exception):
-    """A log server does not give what was asked for; the message says what."""
+    """A log server does not return what was requested; the message says what."""
 
 
 class NotFinalYetError(Exception):
@@ -53,7 +53,7 @@ class LogClient:
         url = f"{self._url}/{path}"
         try:
             return asyncio.run(_fetch(url, max_size_bytes))
-        except TimeoutError as error:  # before OSError, of which it is one
+        except TimeoutError as error:  # before OSError, its base class
             msg = f"{url}: no whole answer within {TIMEOUT_S:g} s"
             raise LogUnavailableError(msg) from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
@@ -61,18 +61,18 @@ class LogClient:
             raise LogUnavailableError(msg) from error
 
     def fetch_checkpoint(self) -> bytes:
-        """Return its checkpoint, not verified."""
+        """Return its checkpoint, unverified."""
         return self.fetch("checkpoint", MAX_NOTE_SIZE_BYTES)
 
     def read_tile(self, level: int, index: int, width: int) -> bytes:
-        """Return a tile, not verified: what `ledger.tiles` asks for."""
+        """Return a tile, unverified: what `ledger.tiles` asks for."""
         data = self.fetch(tile_path(level, index, width), MAX_TILE_SIZE_BYTES)
         parse_tile(data, width)
         return data
 
 
 async def _fetch(url: str, max_size_bytes: int) -> bytes:
-    """Return an answer, of which no part may come late, headers included."""
+    """Return an answer, no part of which may be late, headers included."""
     limit = aiohttp.ClientTimeout(total=TIMEOUT_S)
     async with (
         make_session(trust_env=True) as session,
@@ -91,11 +91,11 @@ async def _fetch(url: str, max_size_bytes: int) -> bytes:
 def fetch_receipt(
     urls: Iterable[str], policy: Policy, origin: str, leaf_index: int, leaf: bytes
 ) -> bytes:
-    """Return a receipt for a leaf, made of what the first honest server says.
+    """Return a receipt for a leaf, from the first honest server.
 
     Args:
-        urls: Servers of the log, in the order they are asked.
-        policy: Whose signatures it takes.
+        urls: Servers of the log, in the order in which to ask.
+        policy: Whose signatures it needs.
         origin: The log.
         leaf_index: The leaf's place.
         leaf: The leaf.

@@ -1,10 +1,10 @@
-"""Text of others, as a terminal and a log may have it.
+"""Other people's text, made safe for terminals and logs.
 
-Names, explanations, details and addresses are others' words, and a terminal obeys what
-is in them: escape sequences move the cursor and change titles, bidirectional overrides
-reorder what is read, and a line break forges a line of ours. So whatever does not stand
-for itself is written out: by `cli.show` for what a command prints, and here for what
-any process logs.
+Names, explanations, details and addresses are others' words, and a terminal obeys them:
+escape sequences move the cursor and change titles, bidirectional overrides reorder what
+is read, and a line break forges a line of ours. So everything that is not plainly
+visible is escaped: by `cli.show` in what a command prints, and here in what any process
+logs.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ _UNSEEN: Final = frozenset(
     "\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u2800\u3164\uffa0"
     + "".join(map(chr, (*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0))))
 )
-"""Characters that Unicode counts as printable, and of which nothing is to be seen."""
+"""Characters that Unicode counts as printable but that show nothing."""
 
 
 def printable(text: object) -> str:
-    """Return a text that is one line, and looks like what it is.
+    """Return a text as one line that looks like what it is.
 
-    Controls, line breaks, marks of direction, what cannot be seen, surrogates and what
-    no character is become escapes as Python writes them.
+    Controls, line breaks, direction marks, invisible characters, surrogates and
+    unassigned code points become escapes as Python writes them.
     """
     line = str(text)
     if line.isascii() and line.isprintable():
@@ -41,7 +41,7 @@ def printable(text: object) -> str:
 
 
 def indent(lines: str) -> str:
-    """Return lines that begin with a space, so that none looks like one of ours."""
+    """Return lines that begin with a space, so that none looks like ours."""
     return "\n".join(f"  {printable(line)}" for line in lines.rstrip("\n").split("\n"))
 
 
@@ -68,7 +68,7 @@ def _show_uncaught(
 
 
 def guard_logs() -> None:
-    """Let nothing that this process logs, or dies of, be more than its own lines."""
+    """Confine whatever this process logs, or dies of, to lines of its own."""
     logging.setLogRecordFactory(_Record)
     sys.excepthook = _show_uncaught
     threading.excepthook = lambda args: _show_uncaught(

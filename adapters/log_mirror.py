@@ -1,9 +1,9 @@
-"""A copy of the tiled log in the object store, for readers that no log server serves.
+"""A copy of the tiled log in the object store, for readers without a log server.
 
     log/<federation id>/checkpoint
     log/<federation id>/tile/...
 
-The copy is a view: whoever reads it verifies it, and it can be made again. It may lag.
+The copy is a view: readers verify it, and it can be made again. It may lag.
 """
 
 from __future__ import annotations
@@ -47,20 +47,20 @@ class LogMirror:
         """Copy what was published since the last copy; returns the copy's size.
 
         Raises:
-            Exception: the object store is away or the tiles changed meanwhile: again
-                later.
+            Exception: the object store is away or the tiles changed meanwhile: try
+                again later.
         """
         if self._size is None:
             self._size = self._find_size()
-        # A store of its own: the other one is being written by another thread.
+        # A store of its own: another thread is writing the other one.
         store = TileStore(self._directory, sync=False)
-        # Whoever deleted a log's tiles starts its copy anew.
+        # If a log's tiles were deleted, its copy starts anew.
         old_size = self._size if self._size <= store.published_size else 0
         self._size = mirror(store, self._put, old_size=old_size)
         return self._size
 
     def _find_size(self) -> int:
-        """Return the size of the copy: its checkpoint was written last."""
+        """Return the copy's size: its checkpoint was written last."""
         try:
             answer = self._client.get_object(
                 bucket_name=self._bucket, object_name=self._prefix + CHECKPOINT_PATH

@@ -1,11 +1,11 @@
 """A torch module's state as numpy arrays by name, and back.
 
-Both the agents that train a model and the consumers that export it need this, and
-neither may import the other. It works on any `torch.nn.Module` through the module's own
-methods, so this file doesn't import torch.
+Both agents that train a model and consumers that export it need this, and neither may
+import the other. It works on any `torch.nn.Module` through the module's own methods, so
+this file doesn't import torch.
 
-The whole state is read and written, in its own types: what of it is exchanged, the
-model says (`protocol.exchanged_state`). What no array can hold is refused.
+The whole state is read and written, in its own types; the model says what of it is
+exchanged (`protocol.exchanged_state`). What no array can hold is refused.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,8 +22,8 @@ from protocol.exchanged_state import (
     classify,
 )
 
-#: What torch raises about tensors that aren't made yet, or are no plain arrays, and
-#: Python about what is no tensor at all.
+#: What torch raises for tensors that don't exist yet or are no plain arrays, and
+#: Python for anything that is no tensor.
 _ERRORS: Final = (
     AttributeError,
     NotImplementedError,
@@ -34,7 +34,7 @@ _ERRORS: Final = (
 
 
 class StateMismatchError(ValueError):
-    """The tensors aren't those of this module: other names, shapes or types."""
+    """The tensors aren't this module's: other names, shapes or types."""
 
 
 def make_model(module: Any, rules: Sequence[tuple[str, StateClass]] = ()) -> Model:
@@ -64,7 +64,7 @@ def read_state(module: Any) -> dict[str, NDArray[Any]]:
         module: A `torch.nn.Module`, on any device.
 
     Returns:
-        Arrays by name, sorted by name, of the types that the module has; copies.
+        Copies as arrays by name, sorted by name, of the module's own types.
 
     Raises:
         RefusedStateError: No array can hold an entry.

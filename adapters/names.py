@@ -1,16 +1,15 @@
 """Names of people and organisations, beside the log.
 
-A log is kept for ever and nothing can be taken out of it, so it knows agents by
-pseudonyms alone. Whose they are is in a file of the operator's, encrypted under a key
-of its own. Destroy the key and nobody can read the file any more, nor a copy of it that
-lies somewhere: the log stays as it was, and as sound.
+A log is kept for ever and nothing can be removed from it, so it knows agents only by
+pseudonym. Who is behind them is in a file of the operator's, encrypted under its own
+key. Destroy the key and nobody can read the file any more, nor any copy of it: the log
+stays as it was, and as sound.
 
 - One file and one key for each federation: AES-256-GCM, a new nonce for each writing.
-- Written whole or not at all. Whoever else writes at the same time may win: names are
-  kept by one operator.
+- Written whole or not at all. Of two concurrent writers one may win: names have one
+  operator.
 
-Deliberately not here: copies of the key. A backup that has it reads every copy of the
-file.
+Deliberately not here: copies of the key. A backup of it reads every copy of the file.
 """
 
 from __future__ import annotations
@@ -40,8 +39,8 @@ class NameBook:
     """The names of a federation's agents.
 
     Args:
-        directory: Where its files lie; made when something is written.
-        federation_id: The federation; a file is of no use under another one's name.
+        directory: Where its files are; made on the first write.
+        federation_id: The federation; a file is useless under another one's name.
     """
 
     def __init__(self, directory: Path, federation_id: str) -> None:
@@ -50,7 +49,7 @@ class NameBook:
         self._key = directory / f"{federation_id}.key"
 
     def read(self) -> Mapping[str, str]:
-        """Return names by agent_id; none if nothing was written, or the key is gone.
+        """Return names by agent_id; none if none were written, or the key is gone.
 
         Raises:
             NamesError: the file was not written with this key.
@@ -70,10 +69,10 @@ class NameBook:
         return names
 
     def write(self, agent_id: str, name: str) -> None:
-        """Remember a name, durably; an empty one takes it out.
+        """Remember a name, durably; an empty one removes it.
 
         Raises:
-            NamesError: it is too long, or what is there cannot be read any more.
+            NamesError: it is too long, or the file cannot be read any more.
             KeyFileError: others may read the key, or it is none.
         """
         if len(name) > MAX_NAME_LENGTH:
@@ -98,8 +97,8 @@ class NameBook:
     def destroy(self) -> bool:
         """Destroy the key; return whether there was one.
 
-        What was written over it reaches the disk before it is removed. A disk that
-        keeps old blocks, a snapshot and a backup keep it: see the how-to.
+        The key is overwritten on the disk before it is removed. A disk that keeps old
+        blocks, a snapshot or a backup still has it: see the how-to.
         """
         if not self._key.exists():
             return False

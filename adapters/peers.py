@@ -1,8 +1,8 @@
 """Pulling from another ledger node over HTTP: its feed, its blocks, its proofs.
 
-A peer is trusted for nothing: whoever calls verifies what comes. Here it is only kept
-from costing much: every answer has a size limit and a time limit, nothing is
-decompressed, and no redirect is followed.
+A peer is trusted for nothing: the caller verifies what comes. Here it is only kept from
+costing much: every answer is limited in size and time, nothing is decompressed, and no
+redirect is followed.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ MAX_FEED_SIZE_BYTES: Final = 4 * 2**20
 MAX_BLOCK_SIZE_BYTES: Final = 4 * 2**20
 MAX_PROOF_SIZE_BYTES: Final = 2**16
 MAX_CONNECTIONS_OUT: Final = 96
-"""All together: a feed and a bit for each of the 63 other nodes that there may be."""
+"""In total: a feed and some more for each of up to 63 other nodes."""
 FINAL_HEIGHT_HEADER: Final = "moot-final-height"
 ERA_HEADER: Final = "moot-era"
 TIP_HEADER: Final = "moot-tip"
-# Eighteen digits fit 64 bits. JSON that is one line of ours and no other: a parser
-# for all of it would take dozens of bytes of memory for one of a stranger's.
+# Eighteen digits fit 64 bits. Only our own one-line form of JSON: a full parser would
+# take dozens of bytes of memory for each of a stranger's.
 _ENTRY: Final = re.compile(
     rb'[ \t]*\{[ \t]*"number"[ \t]*:[ \t]*([0-9]{1,18})[ \t]*,'
     rb'[ \t]*"event"[ \t]*:[ \t]*"([0-9A-Za-z+/=]{1,87384})"[ \t]*\}[ \t\r]*\n?'
@@ -43,20 +43,20 @@ _NOT_FOUND: Final = 404
 
 
 class PeerError(Exception):
-    """A peer did not give what was asked for; the message says what it did."""
+    """A peer did not return what was requested; the message says what it did."""
 
 
 @dataclass(frozen=True, slots=True)
 class FeedPage:
-    """A part of a peer's feed.
+    """A page of a peer's feed.
 
     Attributes:
-        events: Single-object encodings, in their order; nothing is verified.
-        last: Number of the last one; where the next page begins.
-        final_height: Height of the last block that is final there, as it says.
-        era: Its era, as it says; -1 if it knows no ledger nodes.
+        events: Single-object encodings, in order; unverified.
+        last: Number of the last one, where the next page begins.
+        final_height: Height of its last final block, by its own word.
+        era: Its era, by its own word; -1 if it knows no ledger nodes.
         tip: Height and hash of the highest block that it knows and that is not final
-            there, as it says; None if it names none.
+            there, by its own word; None if it names none.
     """
 
     events: tuple[bytes, ...]
@@ -79,7 +79,7 @@ class Peer:
         self.url = url.rstrip("/")
 
     async def read_feed(self, after: int, *, wait_s: int = LONG_POLL_S) -> FeedPage:
-        """Return what came after a number; waits for it.
+        """Return what follows a number, waiting for it if need be.
 
         Raises:
             PeerError: it does not answer, or with something else.
@@ -100,10 +100,10 @@ class Peer:
             raise PeerError(msg) from error
 
     async def fetch_block(self, which: bytes | int) -> tuple[bytes, bytes] | None:
-        """Return a block and the sequencer's signature; None if it has none such.
+        """Return a block and the sequencer's signature; None if the peer lacks it.
 
         Args:
-            which: The block's id or hash; or a height, then only a final one.
+            which: The block's id or hash; or a height, for final blocks only.
 
         Raises:
             PeerError: it does not answer, or with something else.
@@ -116,8 +116,8 @@ class Peer:
         return data[SIGNATURE_SIZE:], data[:SIGNATURE_SIZE]
 
     async def fetch_proof(self, era: int, height: int) -> bytes | None:
-        """Return a finality proof of a block at this height or above; of the highest in
-        this era if there is none.
+        """Return a finality proof of a block at this height or above, or else of the
+        highest in this era.
 
         Raises:
             PeerError: it does not answer, or with something else.
@@ -151,15 +151,15 @@ class Peer:
 
 
 def parse_feed(data: bytes, headers: Mapping[str, str], after: int) -> FeedPage:
-    """Return the page of a feed that a peer answered with; nothing is verified.
+    """Return the page of a feed that a peer answered with, unverified.
 
     Args:
         data: JSON lines, each an object with ``number`` and ``event``, in base64.
-        headers: Those of the answer.
-        after: The page's beginning: its last number if it is empty.
+        headers: The answer's headers.
+        after: Where the page begins: its last number if it is empty.
 
     Raises:
-        ValueError: it is not one.
+        ValueError: it is no page.
     """
     events, last = [], after
     for line in io.BytesIO(data):
@@ -199,9 +199,9 @@ def _parse_tip(text: str) -> tuple[int, bytes] | None:
 async def read_at_most(
     answer: aiohttp.ClientResponse, max_size_bytes: int
 ) -> bytes | None:
-    """Return an answer's body; None, and no more of it is read, if it is larger.
+    """Return an answer's body; None, reading no further, if it is too large.
 
-    Memory is taken for what came alone, whatever the answer says of its size.
+    Memory is allocated only for what arrives, whatever size the answer claims.
     """
     data = bytearray()
     async for part in answer.content.iter_any():
@@ -212,10 +212,10 @@ async def read_at_most(
 
 
 def make_session(*, trust_env: bool = False) -> aiohttp.ClientSession:
-    """Return what connections to peers are made with; close it in the end.
+    """Return a session for connections to peers; close it in the end.
 
     Args:
-        trust_env: Whether to go through the proxies that the environment names.
+        trust_env: Whether to use the proxies that the environment names.
     """
     return aiohttp.ClientSession(
         auto_decompress=False,

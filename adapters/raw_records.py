@@ -1,15 +1,15 @@
-"""From the bytes of a Kafka record batch to records: cannot raise, and is bounded.
+"""From the bytes of a Kafka record batch to records, bounded and without raising.
 
-Kafka stores what clients would never make: names of headers that are not UTF-8, records
-whose lengths and offsets lie, a gigabyte of zeros in 30 KB. aiokafka's own unpacking
-raises on the first two, below everybody who could do something about it and again after
-every restart, and unpacks the last. So it is replaced here, for every reader of ours,
-in Faust's processes and outside of them (ADR 0023).
+Kafka stores what no client would make: header names that are not UTF-8, records that
+lie about lengths and offsets, a gigabyte of zeros in 30 KB. aiokafka's own unpacking
+raises on the first two, where nobody can handle it and again after every restart, and
+unpacks the last. So it is replaced here for all our readers, in Faust's processes and
+outside of them (ADR 0023).
 
 Rules:
 
-- What cannot be read is a stand-in at the right offset, without key and value, that
-  says why: a reader goes on with what comes next.
+- What cannot be read becomes a stand-in at the right offset, without key and value,
+  that says why: a reader goes on with the next record.
 - A record's offset is its place in the batch, never its own word: the broker writes the
   batch's and leaves the record's as it came.
 - No batch unpacks to more than `max_unpacked_bytes` of its topic, or to more events
@@ -41,23 +41,23 @@ from schemas.reasons import Reason
 log = logging.getLogger(__name__)
 
 MAX_UNPACKED_BYTES: Final = 2**20
-"""What a batch may unpack to: 8 times the largest that the broker takes of most topics,
-and 16 events of the greatest size."""
+"""What a batch may unpack to: 8 times the largest that the broker takes for most
+topics, and 16 events of the greatest size."""
 MAX_LEDGER_UNPACKED_BYTES: Final = 2**23
-"""The same for the ledger, whose blocks have up to 2 MiB, and for tables of state."""
+"""The same for the ledger, whose blocks have up to 2 MiB, and for state tables."""
 MAX_RECORD_BYTES: Final = topics.MAX_EVENT_RECORD_SIZE_BYTES
-"""What a record may have, headers and all: only what is compressed could have more, and
+"""The largest record, headers included: only compressed ones could be larger, and
 readers hold records by the thousand. Not for the ledger and tables."""
 MAX_POLL_BYTES: Final = 2**20
-"""Bytes of one partition that a reader is given at once, or a batch's more."""
+"""Bytes of one partition that a reader gets at once, or one batch if that is more."""
 RECORD_COST_BYTES: Final = 512
-"""What a record costs in memory beside its bytes, as a round number: a million empty
-ones are a bomb too."""
+"""A record's cost in memory beside its bytes, as a round number: a million empty ones
+are a bomb too."""
 FEW_RECORDS: Final = 16
 SIGNATURE_BYTES: Final = 64
-"""Of an event's record that cannot be compressed. A batch that has more than a few
-records and fewer of these bytes for each is refused whole: a refusal for each of the
-100,000 empty ones that a few hundred bytes of zstd hold would take minutes."""
+"""The part of an event's record that cannot be compressed. A batch with more than a few
+records and fewer of these bytes for each is refused as a whole: refusing each of the
+100,000 empty ones in a few hundred bytes of zstd would take minutes."""
 MAX_HEADERS: Final = 64
 """Headers of one record; ours have three. Tracing and meshes add a handful."""
 MAX_KEY_BYTES: Final = 2**10
@@ -66,7 +66,7 @@ MAX_KEY_BYTES: Final = 2**10
 _HEADER: Final = struct.Struct(">qiibIhiqqqhii")
 _LENGTH: Final = struct.Struct(">i")
 _CRC_END: Final = 21
-_LOG_OVERHEAD: Final = 12  # base offset and length, which the length does not count
+_LOG_OVERHEAD: Final = 12  # base offset and length, not in the length
 _MAGIC_AT: Final = 16
 _MAGIC: Final = 2
 _CODEC_MASK: Final = 0x07
@@ -82,21 +82,21 @@ _ABORT: Final = b"\x00\x00\x00\x00"  # a control record's version and type
 
 
 class Marker(Enum):
-    """A name of a header that no record can have: names of headers are text."""
+    """A header name that no record can have: names of headers are text."""
 
     PROBLEM = "problem"
 
 
 PROBLEM: Final = Marker.PROBLEM
-"""Under it a stand-in carries, as its only header, why there is nothing to read."""
+"""A stand-in's only header: why there is nothing to read."""
 
 
 class Problem(NamedTuple):
     """Why a record cannot be read.
 
     Attributes:
-        reason: The code that a refusal carries.
-        detail: For people; nothing of the record's own text.
+        reason: The refusal's code.
+        detail: Why, as text; nothing of the record's own text.
     """
 
     reason: Reason
@@ -112,15 +112,15 @@ class UnreadableError(Exception):
 
 
 class Unpacked(NamedTuple):
-    """A record, or a stand-in for what cannot be read.
+    """A record, or a stand-in for an unreadable one.
 
     Attributes:
         offset: Where it is.
-        timestamp_ms: When its author says it was made; 0 for a stand-in.
+        timestamp_ms: When it was made, by its author's word; 0 for a stand-in.
         key: Its key.
         value: Its value.
-        headers: Its headers in their order, a null value as an empty one.
-        problem: Why it is a stand-in; None if it is none.
+        headers: Its headers in order, null values as empty ones.
+        problem: Why it is a stand-in; None for a record.
     """
 
     offset: int
@@ -139,7 +139,7 @@ def max_unpacked_bytes(topic: str) -> int:
 
 
 class Batch:
-    """One record batch as fetched; its checksum is right and its header makes sense.
+    """One fetched record batch, with a correct checksum and a plausible header.
 
     Args:
         data: From the base offset to the end.
@@ -178,7 +178,7 @@ class Batch:
 
     @property
     def is_control(self) -> bool:
-        """Whether it holds a transaction's marker and no records."""
+        """Whether it holds a transaction's marker instead of records."""
         return bool(self._attributes & _CONTROL)
 
     @property
@@ -192,10 +192,10 @@ class Batch:
         return key is not None and key[:4] == _ABORT
 
     def demand_signatures(self) -> None:
-        """See that its bytes, compressed as they are, have room for signed records.
+        """Demand that its bytes, still compressed, have room for signed records.
 
         Raises:
-            UnreadableError: they have not.
+            UnreadableError: they have too little.
         """
         most = FEW_RECORDS + len(self._data) // SIGNATURE_BYTES
         if self._count > most:
@@ -206,7 +206,7 @@ class Batch:
         """Return the records' bytes, decompressed.
 
         Args:
-            limit: The most they may be, bytes.
+            limit: The largest allowed size, bytes.
 
         Raises:
             UnreadableError: they are more, or cannot be decompressed.
@@ -215,14 +215,14 @@ class Batch:
         return _decompress(self._attributes & _CODEC_MASK, packed, limit)
 
     def records(self, body: bytes, max_record_bytes: int) -> Iterator[Unpacked]:
-        """Yield the records of an unpacked body, and stand-ins where there are none.
+        """Yield an unpacked body's records, with stand-ins for unreadable ones.
 
         Args:
             body: What `unpack` returned.
-            max_record_bytes: The most that a record may have.
+            max_record_bytes: The largest allowed record.
         """
-        # Where nothing was compacted away a record's place is its offset, and another
-        # word of its own is a lie. In a compacted topic its word is all there is.
+        # Where nothing was compacted away, a record's place is its offset, and any
+        # other claim is a lie. In a compacted topic its claim is all there is.
         is_whole = self._count == self.last_delta + 1
         at, last = 0, -1
         for index in range(self._count):
@@ -251,7 +251,7 @@ class Batch:
     def stand_in(self, problem: Problem) -> Unpacked:
         """Return what stands for the rest of the batch, at its last offset.
 
-        There a reader that stops and comes again finds it once.
+        A reader that stops and comes back finds it there once.
         """
         return _stand_in(self.next_offset - 1, problem)
 
@@ -320,7 +320,7 @@ def _parse(
     data: bytes, at: int, end: int
 ) -> tuple[int, int, bytes | None, bytes | None, tuple[tuple[str, bytes], ...]]:
     """Return a record: offset and time relative to its batch, key, value, headers."""
-    time_delta, at = _varint(data, at + 1)  # after the attributes, which mean nothing
+    time_delta, at = _varint(data, at + 1)  # the attributes mean nothing
     offset_delta, at = _varint(data, at)
     key, at = _field(data, at, end)
     value, at = _field(data, at, end)
@@ -364,7 +364,7 @@ def _decompress(codec: int, packed: memoryview, limit: int) -> bytes:
             return _into(cramjam.zstd.decompress_into, packed, limit)
     except UnreadableError:
         raise
-    # Whatever such a library raises, panics of its Rust too, says the same.
+    # Whatever such a library raises, Rust panics included, means the same.
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
             raise
@@ -379,7 +379,7 @@ def _too_much(limit: int) -> UnreadableError:
 
 
 def _gunzip(packed: memoryview, limit: int) -> bytes:
-    # One member, as Kafka's clients write it: with many each costs the rest again.
+    # One member, as Kafka's clients write it: with many, each costs the rest again.
     stream = zlib.decompressobj(zlib.MAX_WBITS | 16)
     body = stream.decompress(packed, limit + 1)
     if len(body) > limit:
@@ -390,7 +390,7 @@ def _gunzip(packed: memoryview, limit: int) -> bytes:
 
 
 def _unsnap(packed: memoryview, limit: int) -> bytes:
-    """Do as Java's clients, who write blocks, or as others, who write one."""
+    """Handle Java's clients, which write blocks, and others, which write one."""
     data = bytes(packed)
     if not data.startswith(_XERIAL):
         return _unsnap_block(data, limit, limit)
@@ -407,7 +407,7 @@ def _unsnap(packed: memoryview, limit: int) -> bytes:
 
 
 def _unsnap_block(block: bytes, left: int, limit: int) -> bytes:
-    # A block says its size, and that is what would be allocated.
+    # A block states its size, and that much would be allocated.
     if cramjam.snappy.decompress_raw_len(block) > left:
         raise _too_much(limit)
     return bytes(cramjam.snappy.decompress_raw(block))
@@ -416,7 +416,7 @@ def _unsnap_block(block: bytes, left: int, limit: int) -> bytes:
 def _into(decompress: Any, packed: memoryview, limit: int) -> bytes:
     """Decompress into a buffer that does not grow."""
     data = bytes(packed)
-    # First one that is enough for what is usual: making the largest takes a while.
+    # First one large enough for usual sizes: making the largest takes a while.
     size = min(limit, 2**14 + 8 * len(data))
     while True:
         buffer = bytearray(size)
@@ -437,13 +437,13 @@ class Batches:
     """Cuts what was fetched into batches; stands in for aiokafka's `MemoryRecords`.
 
     Args:
-        data: What the broker sent of a partition; the last batch may be cut short.
+        data: What the broker sent of a partition; the last batch may be cut off.
     """
 
     def __init__(self, data: bytes | None) -> None:
         self._view = memoryview(data or b"")
         self._at = 0
-        # A first batch that is not whole would be so again the next time.
+        # An incomplete first batch would be incomplete again next time.
         self._end = self._find_end() or len(self._view)
 
     def size_in_bytes(self) -> int:
@@ -474,7 +474,7 @@ class Batches:
 class PartitionRecords(Iterator[Any]):
     """Yields a fetch's records; stands in for aiokafka's class of that name.
 
-    Its arguments are that one's. No deserializer is used here, and a checksum is
+    Its arguments are that class's. No deserializer is used here, and checksums are
     always compared.
     """
 
@@ -491,7 +491,7 @@ class PartitionRecords(Iterator[Any]):
     ) -> None:
         self._tp = tp
         self._batches = records
-        # Ten thousands of them fit a fetch.
+        # A fetch has room for tens of thousands.
         self._aborted = deque(
             sorted(aborted_transactions or [], key=lambda item: item[1])
         )
@@ -520,7 +520,7 @@ class PartitionRecords(Iterator[Any]):
                 continue
             if not self._is_to_skip(batch):
                 yield from self._unpack_batch(batch)
-            # What was compacted away at a batch's end counts as read as well.
+            # What was compacted away at a batch's end counts as read too.
             self.next_fetch_offset = max(self.next_fetch_offset, batch.next_offset)
 
     def _is_to_skip(self, batch: Batch) -> bool:
@@ -548,9 +548,9 @@ class PartitionRecords(Iterator[Any]):
         yield from filter(None, map(self._give, records))
 
     def _pass_batch(self, data: memoryview, problem: Problem) -> Iterator[Any]:
-        """Get past what is no batch; its header is believed if it agrees with itself.
+        """Get past what is no batch; its header is trusted if it is consistent.
 
-        Then the broker has looked at it: it wrote the offset, and counted.
+        Then the broker has checked it: it wrote the offset, and counted.
         """
         last = self.next_fetch_offset
         if len(data) >= _HEADER.size and data[_MAGIC_AT] == _MAGIC:
@@ -560,7 +560,7 @@ class PartitionRecords(Iterator[Any]):
         yield from filter(None, [self._give(_stand_in(last, problem))])
 
     def _give(self, record: Unpacked) -> Any:
-        """Return what the consumer gets for a record; None if that is nothing."""
+        """Return what the consumer gets for a record; None for nothing."""
         offset, timestamp_ms, key, value, headers, problem = record
         if offset < self.next_fetch_offset:
             return None  # of a batch of which a part was read before
@@ -586,7 +586,7 @@ class PartitionRecords(Iterator[Any]):
 
 
 class FetchResult(fetcher.FetchResult):  # type: ignore[misc]  # aiokafka has no types
-    """aiokafka's, which hands out what it has in pieces of a bounded size."""
+    """aiokafka's, handing out records in pieces of bounded size."""
 
     _partition_records: PartitionRecords | None
 
@@ -614,7 +614,7 @@ def is_stand_in(headers: Sequence[tuple[Any, Any]]) -> bool:
 
 
 def install() -> None:
-    """Let every consumer of aiokafka in this process unpack as this module does."""
+    """Let every aiokafka consumer in this process unpack as this module does."""
     fetcher.MemoryRecords = Batches
     fetcher.PartitionRecords = PartitionRecords
     fetcher.FetchResult = FetchResult
@@ -624,7 +624,7 @@ _num_unreadable: dict[str, int] = {}
 
 
 def note_unreadable(topic: str, offset: int, problem: Problem) -> None:
-    """Count what could not be read, and warn: each time twice as many have come."""
+    """Count an unreadable record, and warn each time the number doubles."""
     number = _num_unreadable[topic] = _num_unreadable.get(topic, 0) + 1
     if number & (number - 1) == 0:
         log.warning(

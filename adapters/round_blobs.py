@@ -1,4 +1,4 @@
-"""Blobs of a round as its checker wants them fetched, and the checker itself."""
+"""How a round's checker fetches blobs, and the checker itself."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from schemas.events import BlobRef
 
 
 def make_fetch(fetch: Callable[..., bytes]) -> Fetch:
-    """Return what fetches for a round.
+    """Return a round's fetcher.
 
     Args:
-        fetch: `adapters.blobs.BlobStore.fetch`, or something that promises the same.
+        fetch: `adapters.blobs.BlobStore.fetch`, or anything with the same contract.
     """
 
     def fetch_for_round(ref: BlobRef, max_size_bytes: int) -> bytes:
@@ -33,8 +33,8 @@ class Checking:
     """The checker of the round in progress.
 
     Args:
-        fetch: `adapters.blobs.BlobStore.fetch`, or something that promises the same.
-        map_all: How several blobs are looked at.
+        fetch: `adapters.blobs.BlobStore.fetch`, or anything with the same contract.
+        map_all: Maps a check over several blobs.
     """
 
     def __init__(self, fetch: Callable[..., bytes], map_all: MapAll) -> None:
@@ -43,12 +43,12 @@ class Checking:
         self._current: tuple[bytes, Checker] | None = None
 
     def get(self, view: RoundView) -> Checker:
-        """Return a round's checker, made once: it remembers what it has found."""
+        """Return a round's checker, made once: it remembers its findings."""
         if self._current is None or self._current[0] != view.identity:
             make = get_mode(view.config).makes_checker
             self._current = view.identity, make(view, self._fetch, self._map_all)
         return self._current[1]
 
     def forget(self) -> None:
-        """Let go of what was found: no round is in progress."""
+        """Drop the findings: no round is in progress."""
         self._current = None

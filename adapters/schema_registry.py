@@ -1,8 +1,8 @@
 """The schema registry, and the Confluent framing that refers to it.
 
-Framing on the wire: a zero byte, the 4-byte big-endian id that the registry gave a
-schema, the Avro body. It is put on and taken off here and nowhere else; everything
-behind this module sees single-object encodings (see `schemas.codec`).
+Framing on the wire: a zero byte, the 4-byte big-endian id that the schema registry gave
+a schema, the Avro body. It is added and removed only here; everything behind this
+module sees single-object encodings (see `schemas.codec`).
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ MAGIC: Final = b"\x00"
 COMPATIBILITY: Final = ConfigCompatibilityLevel.FULL_TRANSITIVE
 MAX_UNKNOWN_IDS: Final = 4_096
 NO_ERROR_CODE: Final = -1
-"""The client's, for an answer that is not JSON."""
+"""The client's code for an answer that is not JSON."""
 NOT_FOUND: Final = 404
 NUM_CALLERS: Final = 8
 MAX_SCHEMA_ID: Final = 2**31 - 1
-"""Registries count with a positive int; what they say of other numbers is their own."""
+"""Registries count with a positive int; their answers to other numbers mean nothing."""
 
 
 class FramingError(ValueError):
@@ -59,11 +59,11 @@ class SchemaRegistry:
     def register_all(self) -> dict[str, int]:
         """Register every schema under its subject and demand full compatibility.
 
-        Idempotent. Returns the registry's id by subject.
+        Idempotent. Returns the schema registry's id by subject.
 
         Raises:
-            SchemaRegistryError: the registry is away, or a schema is not compatible
-                with the versions that were registered before.
+            SchemaRegistryError: the schema registry is away, or a schema is
+                incompatible with earlier versions.
         """
 
         def register(event: type[Event], topic: str) -> tuple[str, int]:
@@ -78,10 +78,10 @@ class SchemaRegistry:
             return dict(pool.map(lambda item: register(*item), topics.TOPIC_OF.items()))
 
     def frame(self, event: Event) -> tuple[bytes, bytes]:
-        """Return an event as (single-object bytes, what goes on the wire).
+        """Return an event as (single-object bytes, framed bytes).
 
         Raises:
-            SchemaRegistryError: the registry is away, or the schema is not there:
+            SchemaRegistryError: the schema registry is away, or lacks the schema:
                 ``moot schemas register`` comes first.
         """
         data = codec.encode(event)
@@ -89,13 +89,13 @@ class SchemaRegistry:
         return data, prefix + data[codec.HEADER_SIZE :]
 
     def unframe(self, value: bytes | None) -> bytes:
-        """Return the single-object bytes of what was on the wire.
+        """Return the single-object bytes of a framed value.
 
         Raises:
-            FramingError: it is not our framing, or its schema is none of ours.
-            Exception: the id is new to us and the registry is away (an error of its
-                client or of HTTP); nothing is known about the record then, so it must
-                not be refused.
+            FramingError: it is not our framing, or not one of our schemas.
+            Exception: the id is new to us and the schema registry is away (an error of
+                its client or of HTTP); then nothing is known about the record, so it
+                must not be refused.
         """
         if value is None:
             raise FramingError(Reason.NO_VALUE, "the record has no value")
@@ -127,7 +127,7 @@ class SchemaRegistry:
         self._headers[prefix] = codec.MARKER + codec.compute_fingerprint(text)
 
     def _look_up(self, prefix: bytes) -> bytes:
-        """Ask the registry about an id that none of our subjects has."""
+        """Ask about an id that none of our subjects has."""
         schema_id = int.from_bytes(prefix[1:], "big")
         unknown = FramingError(
             Reason.UNKNOWN_SCHEMA, f"schema id {schema_id} is none of ours"
@@ -136,8 +136,9 @@ class SchemaRegistry:
             raise unknown
         text = self._ask(schema_id)
         if text is None:
-            # One that starts answers before it has read all that it keeps: what it does
-            # not have says something only once it has ours, and is asked again.
+            # A starting schema registry answers before it has read all its data: what
+            # it lacks means something only once it has ours, and then it is asked
+            # again.
             self._demand_ours()
             text = self._ask(schema_id)
         if text is None:
@@ -147,7 +148,7 @@ class SchemaRegistry:
             fingerprint = codec.compute_fingerprint(text)
             codec.event_name(fingerprint)
         except Exception as error:  # noqa: BLE001  # a parser of others' text
-            # Not Avro at all, or not released: the registry holds others' schemas too.
+            # Not Avro, or unreleased: the schema registry holds others' schemas too.
             log.info("schema id %d is none of ours: %r", schema_id, error)
             self._remember_unknown(prefix)
             raise unknown from None
@@ -155,23 +156,23 @@ class SchemaRegistry:
         return self._headers[prefix]
 
     def _ask(self, schema_id: int) -> str | None:
-        """Return an id's schema; None if the registry says that there is none.
+        """Return an id's schema; None if the schema registry says that there is none.
 
-        Only that is an answer. Whatever is raised here, the HTTP client's errors too,
-        means that nothing is known about the record.
+        Only that is an answer. Whatever is raised here, HTTP errors included, means
+        that nothing is known about the record.
         """
         try:
             return self._client.get_schema(schema_id).schema_str or ""
         except SchemaRegistryError as error:
-            # No registry answers without a code of its own: a gateway does, or another
-            # server at this address.
+            # No schema registry answers without its own code: a gateway does, or
+            # another server at this address.
             has_code = error.error_code not in {None, NO_ERROR_CODE}
             if error.http_status_code != NOT_FOUND or not has_code:
                 raise
             return None
 
     def _demand_ours(self) -> None:
-        """Demand that the registry has every schema of ours.
+        """Demand that the schema registry has all our schemas.
 
         Raises:
             SchemaRegistryError: it is away, has not read them yet, or nobody has
@@ -181,7 +182,7 @@ class SchemaRegistry:
             if event not in self._prefixes:
                 self._find(event)
         newest = max(self._prefixes, key=lambda event: self._prefixes[event])
-        # Asked each time: what was looked up once the client remembers.
+        # Asked each time: the client remembers what it once looked up.
         self._client.get_versions(topics.subject(topics.TOPIC_OF[newest], newest))
 
     def _remember_unknown(self, prefix: bytes) -> None:

@@ -1,6 +1,6 @@
 """Settings: where things are. Read once from the environment, typed, printed redacted.
 
-If changing a value could change a fact it is not a setting: it is a parameter, in
+If changing a value could change a fact, it is no setting but a parameter, in
 `FederationConfigured` (DESIGN.md section 10).
 """
 
@@ -13,7 +13,7 @@ from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 MINIO: Final = ("minio_endpoint", "minio_access_key", "minio_secret_key")
-"""What it takes to use MinIO."""
+"""The settings that MinIO needs."""
 
 
 class SettingsError(Exception):
@@ -29,7 +29,7 @@ class Settings(BaseSettings):
     schema_registry_url: str = Field(
         description="Base URL of the registry's Confluent-compatible API."
     )
-    # Whoever uses no MinIO should not hold what can read updates there.
+    # Processes without MinIO should not hold what can read updates there.
     minio_endpoint: str = Field(default="", description="MinIO, host:port.")
     minio_access_key: SecretStr = Field(
         default=SecretStr(""), description="MinIO's access key."
@@ -72,14 +72,14 @@ class Settings(BaseSettings):
 
     @property
     def has_minio(self) -> bool:
-        """Whether anything says where MinIO is, or how to open it."""
+        """Whether any setting for MinIO is given."""
         return len(self._missing_of_minio()) < len(MINIO)
 
     def demand_minio(self) -> None:
-        """Do nothing if MinIO can be used.
+        """Demand that MinIO can be used.
 
         Raises:
-            SettingsError: what that takes is missing; says which.
+            SettingsError: settings are missing; says which.
         """
         missing = self._missing_of_minio()
         if missing:

@@ -1,10 +1,9 @@
 """Traces: one round is one trace, from the request to the registered model.
 
 The W3C trace context travels in every record's ``traceparent`` header, and through a
-block in its ``traceparents``. Span names and attributes follow OpenTelemetry's
-semantic conventions for messaging. Spans are exported when an OTLP endpoint is set;
-without one they are made all the same (the ids have to come from somewhere) and
-thrown away.
+block in its ``traceparents``. Span names and attributes follow OpenTelemetry's semantic
+conventions for messaging. Spans are exported when an OTLP endpoint is set; without one
+they are still made, for their ids, and dropped.
 """
 
 from __future__ import annotations
@@ -60,7 +59,7 @@ def shut_down() -> None:
 
 
 def is_exporting() -> bool:
-    """Return whether spans go anywhere: callers in hot loops skip them if not."""
+    """Return whether spans are exported: hot loops skip them if not."""
     return _exporting
 
 
@@ -85,11 +84,11 @@ def span(
     parent: str = "",
     **attributes: str | int,
 ) -> Iterator[str]:
-    """Run a block as a span; yields the ``traceparent`` that its outputs carry.
+    """Run a block as a span; yields the ``traceparent`` for its outputs.
 
     Args:
-        operation: ``publish``, ``process``, or a word of our own such as ``train``.
-        destination: The topic, or what the work is about.
+        operation: ``publish``, ``process``, or our own word, such as ``train``.
+        destination: The topic, or the subject of the work.
         kind: Producer, consumer or internal.
         parent: W3C trace context of the cause; empty starts a new trace.
         **attributes: Further attributes; a double underscore stands for a dot.

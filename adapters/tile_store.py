@@ -7,14 +7,14 @@ Rules:
 
 - Tiles first, the checkpoint last: what a checkpoint names is durable before it. Each
   file appears whole, by a rename, after its bytes are durable.
-- What was appended and not published is forgotten by a crash. Files beyond the
-  checkpoint may be left; they are ignored, and written anew when the log grows again.
-- Nothing that is read is trusted: opening checks the right edge against the
-  checkpoint's root, proofs and entries are verified before they are returned.
+- A crash forgets what was appended but not published. Files beyond the checkpoint may
+  remain; they are ignored, and rewritten when the log grows again.
+- Nothing read is trusted: opening checks the right edge against the checkpoint's root,
+  and proofs and entries are verified before they are returned.
 - One writer; any number of readers.
 
-The store is a view of the log, which can rebuild it: a store that is damaged is deleted
-and filled again. Signatures are not checked here.
+The store is a view of the log, which can rebuild it: a damaged store is deleted and
+refilled. Signatures are not checked here.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from ledger.tiles import TILE_WIDTH, InvalidTileError, TilePath
 Put = Callable[[str, bytes, str], None]
 """Stores an object: path, bytes, content type. Durable once it returns."""
 
-_TEMPORARY: Final = ".tmp"  # no path of a tile ends so: a server never serves it
+_TEMPORARY: Final = ".tmp"  # no tile's path ends so: never served
 
 
 class TileStoreError(Exception):
@@ -55,13 +55,12 @@ class TileStore:
     """A directory of tiles, opened.
 
     Args:
-        directory: Where; made if it does not exist.
-        sync: Whether what is published survives a loss of power. Without it only a
-            crash of the process is survived: for copies that can be made again.
+        directory: The directory; made if missing.
+        sync: Whether published data survives a power loss, not just a crash of the
+            process; False suits copies that can be made again.
 
     Raises:
-        TileStoreError: the directory holds something else than a log, or a damaged
-            one.
+        TileStoreError: the directory is damaged, or holds something else.
     """
 
     def __init__(self, directory: Path, *, sync: bool = True) -> None:
@@ -122,16 +121,16 @@ class TileStore:
         return self._tree
 
     def append(self, entries: Sequence[bytes], leaf_hashes: Sequence[bytes]) -> None:
-        """Add leaves; full tiles are written at once, the rest when it is published.
+        """Add leaves; full tiles are written at once, the rest on publication.
 
         Fails as a whole: what was written before an error is ignored.
 
         Args:
             entries: The new entries in order, at most 65,535 bytes each.
-            leaf_hashes: Their hashes, 32 bytes each. Not computed again here.
+            leaf_hashes: Their hashes, 32 bytes each; not recomputed here.
 
         Raises:
-            TileStoreError: there are not as many hashes as entries.
+            TileStoreError: numbers of entries and hashes differ.
             ValueError: an entry is too large or a hash not 32 bytes.
             OSError: the directory cannot be written.
         """
@@ -155,15 +154,15 @@ class TileStore:
     def publish(self, signed_note: bytes) -> None:
         """Make what was appended durable, under its checkpoint.
 
-        Idempotent: after an error, publish again; so too when the checkpoint has got
-        more cosignatures.
+        Idempotent: publish again after an error, or when the checkpoint has gained
+        cosignatures.
 
         Args:
-            signed_note: A checkpoint of this tree, or of an earlier one that is not
-                smaller than what is published. Signatures are not checked.
+            signed_note: A checkpoint of this tree, or of an earlier one no smaller than
+                what is published. Signatures are not checked.
 
         Raises:
-            TileStoreError: it is not one, or of another tree.
+            TileStoreError: it is no checkpoint, or one of another tree.
             OSError: the directory cannot be written.
         """
         try:
@@ -186,13 +185,13 @@ class TileStore:
             if path.is_partial:
                 self._write(str(path), self.read(path))
         self._sync_directories()
-        # From here on the new state is the one that is found after a crash.
+        # From here on, a crash leaves the new state.
         self._write(tiles.CHECKPOINT_PATH, signed_note)
         self._sync_directories()
         self._published_size = head.size
         for path in paths:
             if not path.is_partial:
-                # Its partial forms are read no more: the full one stands in.
+                # Its partial forms are no longer read: the full one stands in.
                 shutil.rmtree(self._directory / f"{path}.p", ignore_errors=True)
 
     def _make_directory(self, directory: Path) -> None:
@@ -232,7 +231,7 @@ class TileStore:
         return data
 
     def _load_partial(self, path: TilePath) -> bytes:
-        """Return what a partial path names, from the full one if need be."""
+        """Return a partial path's content, from the full one if need be."""
         source, data = path, self._read_file(str(path))
         if data is None:
             source = TilePath(path.level, path.index)
@@ -240,7 +239,7 @@ class TileStore:
         return self._cut(path, source, data)
 
     def _cut(self, path: TilePath, source: TilePath, data: bytes | None) -> bytes:
-        """Return what a path names, of what another names that is as wide or wider."""
+        """Cut a path's content out of another that is at least as wide."""
         if data is None:
             raise self._damage(f"{source} is missing")
         try:
@@ -258,11 +257,11 @@ class TileStore:
         return None
 
     def checkpoint(self) -> bytes | None:
-        """Return the signed checkpoint that was published last, None before that."""
+        """Return the last published signed checkpoint; None before any."""
         return self._read_file(tiles.CHECKPOINT_PATH)
 
     def read(self, path: TilePath) -> bytes:
-        """Return a tile or a bundle: exactly the width that its path names.
+        """Return a tile or a bundle, exactly as wide as its path says.
 
         Its length is checked, its hashes are not.
 
@@ -277,11 +276,11 @@ class TileStore:
         if widest is None or widest.width < path.width:
             msg = f"a log of size {self.size} has no {path}"
             raise IndexError(msg)
-        # Partial files are not read here: one that a crash has left may be of another
-        # log's growth. The full ones and the edge are what this one has grown.
+        # Partial files are not read: one left by a crash may belong to another log's
+        # growth. The full ones and the edge are this one's.
         source, data = self._edge.get(path.level, (None, None))
         if source == path and data is not None:
-            return data  # just as it has grown
+            return data  # exactly as it has grown
         if source != widest:
             source, data = widest, self._read_file(str(widest))
         return self._cut(path, source, data)
@@ -294,10 +293,10 @@ class TileStore:
         """Return the entries of a bundle, verified against the leaf hashes.
 
         Args:
-            index: Which bundle: entries from 256 times this on.
+            index: Which bundle: its entries begin at 256 times this.
 
         Raises:
-            IndexError: there is none so far.
+            IndexError: there is none yet.
             TileStoreError: it is missing or damaged.
         """
         if not 0 <= index * TILE_WIDTH < self.size:
@@ -334,7 +333,7 @@ class TileStore:
 
         Args:
             leaf_index: Which leaf, 0 to ``tree_size - 1``.
-            tree_size: Of the tree, at most `size`; that unless given.
+            tree_size: Size of the tree, at most `size`, the default.
 
         Raises:
             ValueError: there is no such leaf or tree.
@@ -364,7 +363,7 @@ class TileStore:
 
         Args:
             old_size: Size of the earlier tree, 1 to ``new_size``.
-            new_size: Size of the later one, at most `size`; that unless given.
+            new_size: Size of the later one, at most `size`, the default.
 
         Raises:
             ValueError: there is no such tree.
@@ -404,14 +403,14 @@ def _sync_directory(directory: Path) -> None:
 def mirror(store: TileStore, put: Put, *, old_size: int = 0) -> int:
     """Copy what was published to an object store, the checkpoint last.
 
-    Whoever reads the copy meanwhile finds everything that its checkpoint names.
-    Idempotent, and deletes nothing: after an error, call it again.
+    Readers meanwhile find everything that the copy's checkpoint names. Idempotent, and
+    deletes nothing: after an error, call it again.
 
     Args:
-        store: From where.
+        store: Where to copy from.
         put: Stores an object; an error in it ends the copy before the checkpoint.
-        old_size: Size of the last checkpoint that was copied whole: what it names is
-            there. 0 copies everything.
+        old_size: Size of the last checkpoint copied completely: what it names is there.
+            0 copies everything.
 
     Returns:
         The size of the copy: the next call's ``old_size``.

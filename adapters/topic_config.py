@@ -1,8 +1,8 @@
 """How Kafka's topics are configured, compared with how they must be.
 
-Whoever owns the cluster may have made them otherwise, or changed them since, and Kafka
-deletes without a word. So everybody who writes asks first. Nothing here changes a topic
-unless it is told to.
+The cluster's owner may have made them differently, or changed them since, and Kafka
+deletes silently. So every writer asks first. Nothing here changes a topic unless told
+to.
 
 FATAL    what was acknowledged can be lost, or nothing of a kind can be written at all
 WARNING  it costs something else, or Kafka does not say
@@ -31,7 +31,7 @@ from schemas import topics
 log = logging.getLogger(__name__)
 
 MAX_SHOWN: Final = 200
-"""Characters of a value; none that is right has so many."""
+"""Characters shown of a value; no correct one is so long."""
 _CANNOT_SAY: Final = frozenset(
     {
         KafkaError.TOPIC_AUTHORIZATION_FAILED,
@@ -41,7 +41,7 @@ _CANNOT_SAY: Final = frozenset(
         KafkaError.INVALID_REQUEST,
     }
 )
-"""A cluster of others may forbid the question, or not know it."""
+"""Somebody else's cluster may forbid the question, or not know it."""
 
 
 class Weight(StrEnum):
@@ -53,14 +53,14 @@ class Weight(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """A topic that is not as it must be.
+    """What is wrong with a topic.
 
     Attributes:
         topic: The topic.
-        name: The configuration's key, or what else is wrong.
-        found: What it is; empty if Kafka does not say.
-        wanted: What it must be.
-        why: What happens otherwise, for people.
+        name: The configuration's key, or the property at fault.
+        found: Its value; empty if Kafka does not say.
+        wanted: Its right value.
+        why: What happens otherwise, as text.
         weight: What it costs.
         setting: The value that cures it; None if no configuration does.
     """
@@ -74,7 +74,7 @@ class Problem:
     setting: str | None = None
 
     def __str__(self) -> str:
-        """Return it as one line for people."""
+        """Return it as one line of text."""
         found = f"is {self.found}" if self.found else "is not known"
         return (
             f"{self.weight}: {self.topic}: {self.name} {found}, must be "
@@ -88,9 +88,9 @@ class FoundTopic:
 
     Attributes:
         num_partitions: Its partitions; None if Kafka does not say, 0 if it is missing.
-        num_replicas: The fewest that one of them has.
-        config: What is in force, defaults of the cluster included; None if Kafka does
-            not say.
+        num_replicas: The fewest of any partition.
+        config: The effective configuration, cluster defaults included; None if Kafka
+            does not say.
     """
 
     num_partitions: int | None
@@ -99,7 +99,7 @@ class FoundTopic:
 
 
 class TopicConfigError(Exception):
-    """Topics are such that what is acknowledged could be lost; says how to cure it."""
+    """The topics could lose acknowledged records; says how to cure it."""
 
 
 # What must hold
@@ -111,7 +111,7 @@ def find_problems(
     """Return what is wrong, topic by topic.
 
     Args:
-        found: What Kafka says of every topic of `schemas.topics.EVENTS`.
+        found: What Kafka says about every topic of `schemas.topics.EVENTS`.
         num_brokers: How many brokers there are.
     """
     ledger = found.get(topics.LEDGER, FoundTopic(None)).num_partitions
@@ -145,8 +145,8 @@ def _unknown(topic: str, name: str, right: str) -> Problem:
         name=name,
         found="",
         wanted="as docs/reference/topics.md has it",
-        why=f"Kafka does not say (the right that it takes is {right}): have whoever "
-        "operates it compare",
+        why=f"Kafka does not say, which takes the right {right}: have its operator "
+        "compare",
         weight=Weight.WARNING,
     )
 
@@ -170,7 +170,7 @@ def _judge_places(
             name="number of partitions",
             found=str(number),
             wanted=f"{ledger}, as {topics.LEDGER} has",
-            why=f"a federation's records would be in partitions that nobody looks for; "
+            why=f"a federation's records would be in partitions where nobody looks; "
             f"{cure}",
             weight=Weight.FATAL,
         )
@@ -209,8 +209,8 @@ def _judge_config(
     policies = {part.strip() for part in (policy or "").split(",")} - {"", "none"}
     if "compact" in policies:
         why = (
-            "Kafka would keep the last record of each federation and delete the "
-            "others. What it deleted already no setting brings back: audit"
+            "Kafka would keep only each federation's last record. No setting brings "
+            "back what it has deleted: audit"
         )
         yield wrong("cleanup.policy", "delete", why, Weight.FATAL)
     # A topic without a policy deletes nothing (Kafka 4.2).
@@ -235,7 +235,7 @@ def _judge_retention(
     topic: str, config: Mapping[str, str | None], wrong: Any
 ) -> Iterator[Problem]:
     if _number(config, "retention.bytes") not in {None, -1}:
-        why = "Kafka deletes what is old by size: whoever writes most decides when"
+        why = "Kafka deletes by size: whoever writes most decides when"
         yield wrong("retention.bytes", topics.FOR_EVER, why, Weight.FATAL)
     retention_ms = _number(config, "retention.ms")
     by_producer = config.get("message.timestamp.type") not in {None, "LogAppendTime"}
@@ -285,7 +285,7 @@ def _judge_size(
         )
         yield wrong(name, must, why, Weight.FATAL)
     elif size > int(must):
-        why = "whoever reads holds whole batches of whatever is sent"
+        why = "readers hold whole batches, whatever their size"
         yield wrong(name, must, why, Weight.WARNING)
 
 
@@ -335,12 +335,12 @@ def _days(milliseconds: int | None) -> str:
 
 
 def is_fatal(problems: Iterable[Problem]) -> bool:
-    """Whether any of them can lose what was acknowledged."""
+    """Return whether any can lose acknowledged records."""
     return any(problem.weight == Weight.FATAL for problem in problems)
 
 
 def describe(problems: Sequence[Problem], settings: Settings) -> str:
-    """Return the problems and their cure, for people."""
+    """Return the problems and their cures, as text."""
     lines = [str(problem) for problem in problems]
     cures = _find_cures(problems)
     if cures:
@@ -366,7 +366,7 @@ def _find_cures(problems: Iterable[Problem]) -> dict[str, dict[str, str]]:
 
 
 def check_topics(settings: Settings) -> list[Problem]:
-    """Ask Kafka how the topics are, and return what is wrong.
+    """Ask Kafka about the topics, and return what is wrong.
 
     Raises:
         KafkaUnavailableError: it does not answer.
@@ -434,17 +434,17 @@ def _read_configs(
 
 
 def _clean(value: str | None) -> str | None:
-    """Return a broker's text as a terminal and a log may have it."""
+    """Return a broker's text, safe for terminals and logs."""
     if value is None or (value.isascii() and value.isprintable()):
         return value and value[:MAX_SHOWN]
     return ascii(value[:MAX_SHOWN])
 
 
 def demand_topics(settings: Settings) -> None:
-    """Do nothing if the topics keep what they acknowledge; warn of what else is odd.
+    """Demand that the topics keep acknowledged records; warn of other problems.
 
     Raises:
-        TopicConfigError: they do not.
+        TopicConfigError: they would lose some.
         KafkaUnavailableError: Kafka does not answer.
     """
     problems = check_topics(settings)
@@ -457,11 +457,13 @@ def demand_topics(settings: Settings) -> None:
 
 
 def warn_of_topics(settings: Settings) -> None:
-    """Log what is wrong: for whoever neither owns the topics nor depends on them."""
+    """Log what is wrong, for processes that neither own the topics nor depend on
+    them.
+    """
     try:
         problems = check_topics(settings)
     except KafkaUnavailableError as error:
-        log.warning("the topics' configuration could not be looked at: %s", error)
+        log.warning("the topics' configuration could not be read: %s", error)
         return
     for problem in problems:
         level = logging.CRITICAL if problem.weight == Weight.FATAL else logging.WARNING
@@ -469,10 +471,10 @@ def warn_of_topics(settings: Settings) -> None:
 
 
 def repair_topics(settings: Settings, problems: Iterable[Problem]) -> None:
-    """Change what a configuration can cure, and nothing else.
+    """Apply the configurations that cure problems, and nothing else.
 
     Raises:
-        KafkaUnavailableError: Kafka did not do it.
+        KafkaUnavailableError: Kafka did not apply them.
     """
     resources = [
         ConfigResource(
@@ -487,7 +489,7 @@ def repair_topics(settings: Settings, problems: Iterable[Problem]) -> None:
     ]
     if not resources:
         return
-    admin = make_admin(settings)  # what it was asked ends with it
+    admin = make_admin(settings)  # the requests end with it
     answers = admin.incremental_alter_configs(
         resources, request_timeout=ANSWER_TIMEOUT_S
     )

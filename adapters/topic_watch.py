@@ -1,4 +1,4 @@
-"""What Kafka says about a partition, beside its records: for those who distrust it."""
+"""What Kafka says about a partition apart from its records, for sceptics."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ class Ends(NamedTuple):
     """Where a partition begins and ends.
 
     Attributes:
-        first: Offset of the first record that is left.
-        stable: The last stable offset: whoever reads committed records reads up to it.
-        end: Offset that the next record will have.
+        first: Offset of the first remaining record.
+        stable: The last stable offset: how far committed records can be read.
+        end: Offset of the next record to come.
     """
 
     first: int
@@ -54,7 +54,7 @@ def find_ends(admin: AdminClient, places: Iterable[Place]) -> dict[Place, Ends]:
     """Return where partitions begin and end.
 
     Raises:
-        KafkaUnavailableError: Kafka does not say.
+        KafkaUnavailableError: Kafka does not answer.
     """
     places = list(places)
 
@@ -70,7 +70,7 @@ def find_ends(admin: AdminClient, places: Iterable[Place]) -> dict[Place, Ends]:
         return [int(offsets[place]) for place in places]
 
     try:
-        # In this order, what was asked later is not smaller.
+        # In this order, later answers are not smaller.
         first = ask(OffsetSpec.earliest(), IsolationLevel.READ_UNCOMMITTED)  # type: ignore[no-untyped-call]
         stable = ask(OffsetSpec.latest(), IsolationLevel.READ_COMMITTED)  # type: ignore[no-untyped-call]
         end = ask(OffsetSpec.latest(), IsolationLevel.READ_UNCOMMITTED)  # type: ignore[no-untyped-call]
@@ -87,13 +87,13 @@ def find_ends(admin: AdminClient, places: Iterable[Place]) -> dict[Place, Ends]:
 class Hold:
     """A partition whose readers an open transaction holds up.
 
-    Anybody who may write to a topic in transactions can leave one open, for as long as
-    the broker's `transaction.max.timeout.ms`, and open the next.
+    Whoever may write to a topic in transactions can leave one open, for as long as the
+    broker's `transaction.max.timeout.ms`, and then open the next.
 
     Attributes:
-        place: Where.
+        place: The partition.
         offset: The first offset of the transaction: the last stable offset.
-        since_s: When it was seen there first, by the watcher's clock.
+        since_s: When it was first seen there, by the watcher's clock.
     """
 
     place: Place
@@ -101,26 +101,26 @@ class Hold:
     since_s: float
 
     def __str__(self) -> str:
-        """Return what is so as long as it lasts, for people."""
+        """Return it as text that does not change while it lasts."""
         return (
             f"{self.place}: an open transaction holds back everything from offset "
             f"{self.offset} on"
         )
 
     def describe_cure(self, bootstrap_servers: str) -> str:
-        """Return who it is, how it is ended, and how it is kept from coming back."""
+        """Return whose it is, how to end it, and how to keep it from coming back."""
         topic, partition = self.place
         return (
             f"`kafka-transactions.sh --bootstrap-server {bootstrap_servers} "
             f"describe-producers --topic {topic} --partition {partition}` shows whose "
             f"it is, `… abort --topic {topic} --partition {partition} --start-offset "
-            f"{self.offset}` ends it; who has no right on a transactional id cannot "
-            "open one"
+            f"{self.offset}` ends it; without a right on a transactional id nobody "
+            "can open one"
         )
 
 
 class HoldWatch:
-    """Tells an open transaction that stays from one that is about to end.
+    """Tells an open transaction that stays from one about to end.
 
     Args:
         after_s: How long the last stable offset must stand still.
@@ -131,11 +131,11 @@ class HoldWatch:
         self._standing: dict[Place, Hold] = {}
 
     def see(self, ends: Mapping[Place, Ends], now_s: float) -> list[Hold]:
-        """Take what Kafka says and return the holds that there are.
+        """Take what Kafka says and return the present holds.
 
         Args:
-            ends: Of every partition that is watched.
-            now_s: Now, seconds of any clock that never goes back.
+            ends: Of every watched partition.
+            now_s: Now, in seconds of a clock that never goes back.
         """
         for place, found in ends.items():
             known = self._standing.get(place)
@@ -162,8 +162,8 @@ class Lost(NamedTuple):
         return (
             f"{self.place}: offsets {self.first} to {self.end - 1} were deleted before "
             f"they were sequenced: up to {self.end - self.first} records that Kafka "
-            "had acknowledged are lost (what was aborted, and Kafka's own markers, "
-            "have offsets too)"
+            "had acknowledged are lost (aborted records and Kafka's own markers take "
+            "offsets too)"
         )
 
 
@@ -172,8 +172,7 @@ def find_lost(ends: Mapping[Place, Ends], nexts: Mapping[Place, int]) -> list[Lo
 
     Args:
         ends: Where the partitions begin now.
-        nexts: The first offset of each that was not read yet; what is not named was
-            not read at all.
+        nexts: The first unread offset of each; partitions not named were never read.
     """
     return [
         Lost(place, nexts.get(place, 0), found.first)
@@ -187,9 +186,9 @@ class PartitionFacts:
     """A partition as Kafka describes it.
 
     Attributes:
-        topic_id: The topic's id: another one under the same name has another.
-        first: Offset of the first record that is left.
-        end: Offset that the next record will have.
+        topic_id: The topic's id; a new topic of the same name has another.
+        first: Offset of the first remaining record.
+        end: Offset of the next record to come.
     """
 
     topic_id: str
@@ -198,7 +197,7 @@ class PartitionFacts:
 
 
 class TopicWatcher:
-    """Asks about one partition, again and again. For one thread.
+    """Asks about one partition, repeatedly. For one thread.
 
     Args:
         settings: Where Kafka is.
@@ -216,7 +215,7 @@ class TopicWatcher:
         """Return what Kafka says now.
 
         Raises:
-            KafkaUnavailableError: it says nothing.
+            KafkaUnavailableError: it does not answer.
         """
         try:
             described = self._admin.describe_topics(
@@ -239,7 +238,7 @@ class TopicWatcher:
         """Return where the same partition of these topics ends.
 
         Raises:
-            KafkaUnavailableError: Kafka does not say.
+            KafkaUnavailableError: Kafka does not answer.
         """
         number = self._partition.partition
         return find_ends(self._admin, [Place(topic, number) for topic in topics])

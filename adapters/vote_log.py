@@ -7,24 +7,24 @@
 
 Rules (ledger specification, R6):
 
-- What is stored is durable before `VoteLog.store` returns; what a node sends, it stored
-  before.
-- Votes only grow: the file is never replaced by votes from before it, nor by another
-  vote at the same place. This is checked here once more, at the last moment before a
-  signature leaves the process.
+- What is stored is durable before `VoteLog.store` returns; a node stores everything
+  before it sends it.
+- Votes only grow: the file is never replaced by earlier votes, nor by another vote at
+  the same place. This is checked here once more, at the last moment before a signature
+  leaves the process.
 - The votes are made first and the key last. So a key without votes has lost them, and
   never signs again: it cannot know what it signed. Its owner makes a new key and has
   the node set changed.
-- Anything in the file but what was written there means the same. The file is replaced
-  by a rename, so a crash leaves the old one or the new one; there is no torn record
-  that would have to be told from a damaged one.
-- A key that somebody else signs with is retired, for ever. It is remembered here and
-  nowhere else: whatever can be deleted and filled again must not bring a key back.
+- Anything unexpected in the file means the same. The file is replaced by a rename, so a
+  crash leaves the old one or the new one; there is no torn record to be told from a
+  damaged one.
+- A key that somebody else signs with is retired for ever. Only this file remembers it:
+  what can be deleted and refilled must not bring a key back.
 - Votes are for one log: they are bound to its chain id before the first is stored.
 
 Files of version 1, which knew no retirement, are read and replaced at the next write.
 
-Who restores the directory from a copy defeats all this; other nodes then see the key
+Restoring the directory from a copy defeats all this; other nodes then see the key
 contradict itself.
 """
 
@@ -75,7 +75,7 @@ class VoteLogError(Exception):
     """The key may not sign; the message says why and what to do.
 
     Attributes:
-        code: Which kind.
+        code: Its kind.
     """
 
     def __init__(self, code: VoteLogCode, detail: str) -> None:
@@ -84,12 +84,12 @@ class VoteLogError(Exception):
 
 
 def create_identity(directory: Path) -> SigningKey:
-    """Make a key and its empty vote log, unless they are there.
+    """Make a key and its empty vote log, if missing.
 
     Raises:
-        VoteLogError: there is one of both, a vote log of another key, or the key is
-            retired.
-        KeyFileError: there is a key file that cannot be used.
+        VoteLogError: only one of them exists, the vote log is another key's, or the key
+            is retired.
+        KeyFileError: an existing key file cannot be used.
     """
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     key_path, votes_path = directory / KEY_FILE, directory / VOTES_FILE
@@ -101,8 +101,8 @@ def create_identity(directory: Path) -> SigningKey:
             f"{votes_path} remembers the votes of a key that is not there. Put the "
             f"key back as {key_path}, or make an identity under another name.",
         )
-    # The key is drawn in a file that nobody looks for; votes are made for it; only
-    # then it gets its name. A crash between leaves an empty vote log and no key.
+    # The key is drawn in a hidden file; votes are made for it; only then does it get
+    # its name. A crash in between leaves an empty vote log and no key.
     draft = directory / f".{KEY_FILE}"
     draft.unlink(missing_ok=True)
     key = load_or_create_key(draft)
@@ -113,7 +113,7 @@ def create_identity(directory: Path) -> SigningKey:
 
 
 def load_identity(directory: Path) -> SigningKey:
-    """Return the key, whose vote log is there and which may sign.
+    """Return the key, whose vote log exists and which may sign.
 
     Raises:
         VoteLogError: there is no identity, the key lost its vote log, or it is retired.
@@ -128,7 +128,7 @@ def load_identity(directory: Path) -> SigningKey:
 class VoteLog:
     """The votes of one key, open for one process at a time.
 
-    That of a retired key can be opened: its node goes on observing.
+    A retired key's can be opened: its node keeps observing.
 
     Args:
         directory: Where `create_identity` made them.
@@ -170,7 +170,7 @@ class VoteLog:
         return self._is_retired
 
     def bind(self, chain_id: bytes) -> None:
-        """Say which log the key signs for. Durable; once and for all.
+        """Record which log the key signs for. Durable; once and for all.
 
         Args:
             chain_id: `ledger.attestations.compute_chain_id`, 32 bytes.
@@ -221,7 +221,7 @@ class VoteLog:
         votes: VoteState | None = None,
         is_retired: bool = False,
     ) -> None:
-        """Replace what is named. Nothing is remembered that is not durable."""
+        """Replace what is given. Only what is durable is remembered."""
         chain_id = chain_id or self._chain_id
         votes = votes or self._votes
         is_retired = is_retired or self._is_retired
@@ -236,7 +236,7 @@ class VoteLog:
 
 
 def _check_growth(before: VoteState, after: VoteState) -> None:
-    """Check that nothing that was signed is forgotten."""
+    """Demand that nothing signed is forgotten."""
     same_epoch = (before.era, before.epoch) == (after.era, after.epoch)
     problem = ""
     if (after.era, after.epoch) < (before.era, before.epoch):
@@ -357,7 +357,7 @@ def _write(
         file.flush()
         os.fsync(file.fileno())
     draft.rename(path)
-    # Until the directory is durable a loss of power may bring the old file back.
+    # Until the directory is durable, a power loss may bring the old file back.
     _sync_directory(path.parent)
 
 

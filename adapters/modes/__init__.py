@@ -1,1 +1,1 @@
-"""What of the outside world single modes of aggregation need."""
+"""What particular aggregation modes need of the outside world."""

@@ -4,8 +4,12 @@ Finality does not depend on Kafka, so nothing here stops the node. But Kafka's o
 should hear about it, and so should everybody who relies on it.
 
     KAFKA_REWRITTEN   at a height that is final here Kafka has another block
+    KAFKA_TRUNCATED   the beginning is gone, the end is before what was read, or a
+                      height is skipped
+    KAFKA_RECREATED   the topic is another one under the same name
+    KAFKA_REPLAYED    a block comes again out of its turn
 
-And what does a log no harm yet; these two end with their cause:
+Two do a log no harm yet, and end with their cause:
 
     KAFKA_HELD           an open transaction holds back what was written after it
     KAFKA_MISCONFIGURED  a topic could lose what is written to it

@@ -1,1 +1,1 @@
-"""What parties of aggregation MPC keep on disk, and how they reach each other."""
+"""What parties of aggregation MPC keep on disk, and how they connect."""

@@ -1,9 +1,9 @@
-"""A party's identity: its keys, and the memory without which they may not be used.
-And a dealer's, which is a key.
+"""A party's identity: its keys, and the memory without which they may not be used; and
+a dealer's, which is a key.
 
 Three files in a directory of its own: ``said.jsonl``, what it has said (see
-`adapters.modes.mpc.memory`); ``party.key``, Ed25519, for what it says;
-``sealing.key``, HPKE, for what is said to it.
+`adapters.modes.mpc.memory`); ``party.key``, Ed25519, which signs what it says;
+``sealing.key``, HPKE, which opens what is sealed to it.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class PartyIdentity:
     """A party's keys.
 
     Attributes:
-        key: What it signs with.
-        sealing_key: What it opens shares with.
+        key: Signs what it says.
+        sealing_key: Opens shares sealed to it.
     """
 
     key: SigningKey = field(repr=False)
@@ -46,13 +46,13 @@ class PartyIdentity:
 
 
 def create_party(directory: Path) -> PartyIdentity:
-    """Make a party's memory and keys, unless they are there.
+    """Make a party's memory and keys, if missing.
 
     Raises:
-        KeyFileError: there is a key file that cannot be used.
+        KeyFileError: an existing key file cannot be used.
     """
-    # The memory first: a crash between leaves an empty one and no key, never a key
-    # whose memory could have been lost.
+    # The memory first: a crash in between leaves an empty memory and no key, never a
+    # key whose memory could have been lost.
     if not any((directory / name).exists() for name in (SIGNING_FILE, SEALING_FILE)):
         create_party_log(directory)
     return PartyIdentity(
@@ -65,7 +65,7 @@ def load_party(directory: Path) -> PartyIdentity:
     """Return a party's keys.
 
     Raises:
-        KeyFileError: one is not there, or cannot be used.
+        KeyFileError: one is missing or cannot be used.
     """
     return PartyIdentity(
         load_key(directory / SIGNING_FILE),

@@ -1,30 +1,30 @@
-"""The link between the parties of a joint computation: authenticated, encrypted, dull.
+"""The link between the parties of a joint computation: authenticated and encrypted.
 
 Every peer has a rank, 0 to n-1, and an Ed25519 key whose public half the others know
-beforehand. Each pair of peers has one TCP connection under TLS 1.3 on which arrays of
-integers go to and fro.
+beforehand. Each pair of peers exchanges arrays of integers over one TCP connection
+under TLS 1.3.
 
-- **Who is there.** Both ends of a connection show a certificate that the peer's key has
-  signed. It is for a key that lives as long as the link, so the peer's own key never
+- **Who is there.** Both ends of a connection show a certificate signed by the peer's
+  key. It certifies a key that lives as long as the link, so the peer's own key never
   leaves the process (`ssl` takes private keys from files only). Nothing in a
-  certificate counts but that signature. Who shows none of a known key is refused, as is
-  who speaks no TLS, and cannot keep others from coming: connections that have not shown
-  yet whose they are are few, and for a short time (`adapters.listening`).
+  certificate counts but that signature. Connections without one by a known key, or
+  without TLS, are refused, and cannot keep others out: unidentified connections are few
+  and short-lived (`adapters.listening`).
 - **What is said.** First, both ends: a magic and a digest of the federation's genesis
-  and of all peers' keys in the order of their ranks, so that both mean the same; and,
-  when all its peers are there, that it is ready. So a link is there for all or for
-  nobody, and until then who gave up may come again. Then frames:
+  and of all peers' keys in order of rank, so that both mean the same; and, when all its
+  peers are there, that it is ready. So a link exists for all or for nobody, and until
+  then a peer that gave up may come again. Then frames:
 
       type (u8) | number of dimensions (u8) | each dimension (u64) | the elements
 
   all integers little-endian; types 0 to 2 are uint8, int64, uint64. Nothing is
-  unpickled. Whoever receives says which type and shape it expects, or what size at the
-  most; anything else is refused before its body is read.
-- **Nobody waits for ever.** Connecting has a time limit, and each send and receive has
-  one. A peer that is gone or silent gives a `LinkError` that names it; the link is of
-  no use then, and all there is to do is to close it and begin again.
-- **Nobody drowns.** What has not been asked for stays in the sender's hands, but for
-  some buffers: a sender waits until the other end takes what it sends.
+  unpickled. The receiver says which type and shape it expects, or the largest size;
+  anything else is refused before its body is read.
+- **Nobody waits for ever.** Connecting has a time limit, and so has each send and
+  receive. A peer that is gone or silent causes a `LinkError` that names it; then the
+  link is useless: close it and begin again.
+- **Nobody drowns.** What was not requested stays with the sender, apart from some
+  buffers: a sender waits until the other end takes its data.
 
 It deliberately neither reconnects nor retries, nor knows what is computed.
 """
@@ -71,13 +71,13 @@ READY: Final = b"R"
 CONNECT_TIMEOUT_S: Final = 60.0
 """Peers may start at different times."""
 TIMEOUT_S: Final = 60.0
-"""For one send or receive: as long as the other peers may compute in between."""
+"""For one send or receive: as long as other peers may compute in between."""
 HANDSHAKE_TIMEOUT_S: Final = 10.0
 CLOSE_TIMEOUT_S: Final = 2.0
 MAX_CONNECTIONS: Final = 128
 MAX_CONNECTIONS_PER_ADDRESS: Final = 64
 RESERVED_DESCRIPTORS: Final = 64
-"""For what a peer opens itself: connections to other peers, to Kafka, and files."""
+"""For what a peer opens itself: connections to other peers and Kafka, and files."""
 MAX_DIMENSIONS: Final = 8
 MAX_SPAN: Final = 2**48
 """Elements, no dimension counted as 0: far above any array, far below numpy's limit."""
@@ -85,32 +85,32 @@ _WORD_SIZE: Final = 8
 _RETRY_S: Final = 0.1
 _BUFFER_BYTES: Final = 2**20
 _PIECE_BYTES: Final = 2**16
-#: Certificates are for a few minutes; the rest is for clocks that differ.
+#: Certificates are for a few minutes; the rest allows for clocks that differ.
 _VALIDITY: Final = timedelta(days=1)
 _TYPES: Final = tuple(np.dtype(name) for name in ("u1", "<i8", "<u8"))
 
 _LEADS_NOWHERE: Final = (ValueError, OverflowError)
-"""What else than an OSError an address gives that no name and no port can be: its
-federation chose it."""
+"""What an impossible name or port raises besides OSError: the federation chose the
+address."""
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Array = NDArray[Any]
-"""Of one of the types that frames have."""
+"""Of a type that frames have."""
 
 
 class LinkFailure(StrEnum):
-    """Why a link is of no use."""
+    """Why a link is useless."""
 
     CANNOT_LISTEN = "CANNOT_LISTEN"
-    """Our own address can't be had."""
+    """We cannot bind our own address."""
     NOT_REACHED = "NOT_REACHED"
-    """A peer did not answer, or not come, in time."""
+    """A peer did not answer, or did not come, in time."""
     WRONG_PEER = "WRONG_PEER"
-    """Who answers at a peer's address does not have its key."""
+    """Whoever answers at a peer's address does not have its key."""
     REFUSED = "REFUSED"
-    """A peer breaks off whenever we come: it does not know our key."""
+    """A peer hangs up whenever we connect: it does not know our key."""
     OTHER_PEERS = "OTHER_PEERS"
     """A peer has another federation or other peers in mind, or in another order."""
     LOST = "LOST"
@@ -118,7 +118,7 @@ class LinkFailure(StrEnum):
     TIMED_OUT = "TIMED_OUT"
     """A peer is silent, or takes nothing."""
     UNEXPECTED = "UNEXPECTED"
-    """A peer sent something else than what was expected."""
+    """A peer sent something unexpected."""
 
 
 class LinkError(Exception):
@@ -126,8 +126,8 @@ class LinkError(Exception):
 
     Attributes:
         reason: What is wrong.
-        peer: The rank of who it is about.
-        detail: For people.
+        peer: The rank of the peer concerned.
+        detail: Why, as text.
     """
 
     def __init__(self, reason: LinkFailure, peer: int, detail: str) -> None:
@@ -164,7 +164,7 @@ class LinkPlan:
         rank: Our own.
         peers: All of us, in the order of ranks.
         seed: Of our Ed25519 key, 32 bytes. **Secret.**
-        genesis: Genesis hash of the federation that the link is for, 32 bytes.
+        genesis: Genesis hash of the link's federation, 32 bytes.
         listen_host: Where to wait for peers of higher ranks; by default, our own host.
         connect_timeout_s: How long all of connecting may take.
         timeout_s: How long one send or receive may take.
@@ -182,8 +182,8 @@ class LinkPlan:
         """Check that the plan is about us.
 
         Raises:
-            ValueError: fewer than two peers, a key that two share, or a key at our rank
-                that is not ours.
+            ValueError: fewer than two peers, a shared key, or a key at our rank that is
+                not ours.
         """
         keys = [peer.public_key for peer in self.peers]
         if len(keys) < 2 or len(set(keys)) != len(keys):  # noqa: PLR2004  # both ends
@@ -196,8 +196,8 @@ class LinkPlan:
 
     @property
     def digest(self) -> bytes:
-        """A digest of what all must agree on, 32 bytes: which federation the link is
-        for, and all peers' keys in their order.
+        """A digest of what all must agree on, 32 bytes: the link's federation, and all
+        peers' keys in order.
         """
         keys = b"".join(peer.public_key for peer in self.peers)
         return hashlib.sha256(self.genesis + keys).digest()
@@ -210,11 +210,11 @@ class _Connection(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ArrayKind:
-    """Type and shape of an array that a frame holds.
+    """Type and shape of the array in a frame.
 
     Attributes:
         dtype: uint8, int64 or uint64.
-        shape: At most `MAX_DIMENSIONS`.
+        shape: At most `MAX_DIMENSIONS` dimensions.
     """
 
     dtype: np.dtype[Any]
@@ -237,7 +237,7 @@ class ArrayKind:
 
     @property
     def size_bytes(self) -> int:
-        """What the elements take."""
+        """The size of the elements."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     def encode(self) -> bytes:
@@ -247,19 +247,19 @@ class ArrayKind:
 
 
 class PartyLink:
-    """Connections to all peers, made at once. One thread at a time may use it.
+    """Connections to all peers, made at once. Used by one thread at a time.
 
     Args:
         plan: Who is linked with whom.
 
     Attributes:
         rank: Our own.
-        num_peers: All of us.
-        num_bytes_sent: What frames took, without TLS.
+        num_peers: Including us.
+        num_bytes_sent: Size of the frames sent, without TLS.
         num_bytes_received: Likewise.
 
     Raises:
-        LinkError: a peer was not there in time, or is not who it should be.
+        LinkError: a peer was not there in time, or has the wrong key.
     """
 
     def __init__(self, plan: LinkPlan) -> None:
@@ -269,7 +269,7 @@ class PartyLink:
         self.num_bytes_received = 0
         self._timeout_s = plan.timeout_s
         self._connections: dict[int, _Connection] = {}
-        # A thread of its own, so that what was sent leaves while we compute.
+        # A thread of its own, so that data leaves while we compute.
         self._loop = asyncio.new_event_loop()
         self._thread = alive.start_thread(self._loop.run_forever, f"link-{plan.rank}")
         try:
@@ -302,11 +302,11 @@ class PartyLink:
         self._run(self._send(peer, array))
 
     def receive(self, peer: int, *, max_size_bytes: int) -> Array:
-        """Return an array of whatever type and shape, read-only.
+        """Return an array of any type and shape, read-only.
 
         Args:
             peer: A rank, not our own.
-            max_size_bytes: The most that its elements may take.
+            max_size_bytes: The largest size of its elements.
 
         Raises:
             LinkError: LOST, TIMED_OUT, or UNEXPECTED if it is larger or no frame.
@@ -335,7 +335,7 @@ class PartyLink:
             peers: Ranks, not our own.
 
         Returns:
-            What each has sent, of the array's type and shape, in the order of `peers`,
+            What each sent, of the array's type and shape, in the order of `peers`,
             read-only.
 
         Raises:
@@ -402,7 +402,7 @@ class PartyLink:
         writers = [connection.writer for connection in self._connections.values()]
         for writer in writers:
             writer.close()
-        # What was sent last may be on its way still; but not for ever.
+        # The last data may still be on its way; but not for ever.
         with suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
                 await asyncio.gather(
@@ -429,10 +429,10 @@ async def _read_kind(reader: asyncio.StreamReader, peer: int) -> ArrayKind:
 
 @contextmanager
 def _naming(peer: int, timeout_s: float) -> Iterator[None]:
-    """Say of which peer an error is."""
+    """Name the peer in errors."""
     try:
         yield
-    except TimeoutError as error:  # before OSError, of which it is one
+    except TimeoutError as error:  # before OSError, its base class
         detail = f"silent for {timeout_s:g} s, or takes nothing"
         raise LinkError(LinkFailure.TIMED_OUT, peer, detail) from error
     except (OSError, EOFError) as error:
@@ -467,7 +467,7 @@ class _Connecting:
                 self._is_over = True
                 await asyncio.gather(*map(self._wait_until_ready, sorted(others)))
         except TimeoutError as error:
-            # Those who never came are why others gave up.
+            # Peers that never came are why others gave up.
             never_came = others - self._connections.keys()
             missing = (
                 never_came or others - self._find_present() or others - self._ready
@@ -488,7 +488,7 @@ class _Connecting:
         self._ready.add(rank)
 
     def _find_present(self) -> set[int]:
-        # Who came and gave up is not there, and may come again.
+        # A peer that came and gave up is not there, and may come again.
         return {
             rank
             for rank, connection in self._connections.items()
@@ -552,7 +552,7 @@ class _Connecting:
             writer.close()
             return
         except LinkError as error:
-            # It may be of another time; the right one may yet come.
+            # It may be left over from earlier; the right one may still come.
             log.warning("refused: %s", error)
             self._refused[peer] = error
             writer.close()
@@ -560,9 +560,9 @@ class _Connecting:
         if self._is_over:
             writer.close()
             return
-        guest.begin()  # not in a stranger's favour is it put out
+        guest.begin()  # a stranger must not displace it
         before = self._connections.get(peer)
-        if before is not None:  # it has begun again
+        if before is not None:  # it began again
             before.writer.transport.abort()
         self._connections[peer] = _Connection(reader, writer)
         if self._higher <= self._find_present():
@@ -618,7 +618,7 @@ class _Connecting:
 
 
 def _identify(writer: asyncio.StreamWriter, keys: Mapping[int, bytes]) -> int:
-    """Return the rank of whose key signed the certificate that was shown."""
+    """Return the rank whose key signed the certificate shown."""
     shown = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
     certificate = x509.load_der_x509_certificate(shown)
     for rank, key in keys.items():
@@ -632,7 +632,7 @@ def _identify(writer: asyncio.StreamWriter, keys: Mapping[int, bytes]) -> int:
 
 
 class _Certificate:
-    """What we show: a certificate that our key signed, for a key of this link alone."""
+    """Our certificate: signed by our key, for a key of this link alone."""
 
     def __init__(self, seed: bytes) -> None:
         ours = Ed25519PrivateKey.from_private_bytes(seed)
@@ -652,11 +652,11 @@ class _Certificate:
     def make_context(
         self, protocol: ssl._SSLMethod, keys: Iterable[bytes]
     ) -> ssl.SSLContext:
-        """Return a context that lets nobody in but who has one of these keys.
+        """Return a context that admits only holders of these keys.
 
-        A certificate would do if OpenSSL trusted its issuer, so it is given one to
-        trust for each key. It does not look at who signed those: they are trusted by
-        being there (partial chain).
+        OpenSSL accepts a certificate if it trusts the issuer, so it gets one to trust
+        per key. It does not check who signed those: being listed makes them trusted
+        (partial chain).
         """
         context = ssl.SSLContext(protocol)
         context.minimum_version = ssl.TLSVersion.TLSv1_3

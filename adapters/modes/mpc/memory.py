@@ -1,12 +1,12 @@
 """A party's memory of what it has said, on its disk.
 
 One line of JSON for each set of links, each comparison and each sum, appended and made
-durable before they leave the process. A party whose memory is gone could be made to
-subtract: so a directory that has keys and no memory is refused, and so is a line that
-was changed.
+durable before they leave the process. A party without its memory could be made to
+reveal differences of sums: so a directory with keys but no memory is refused, and so is
+a changed line.
 
-The file is never written anew: a memory is lost where it is tidied. What the rules
-still need of it is what is kept in memory: of base models that were left, a digest.
+The file is never rewritten: tidying is how memories get lost. In memory is only what
+the rules still need: of base models left behind, a digest.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class PartyLog:
         directory: Where `create_party_log` made it.
 
     Raises:
-        PartyLogError: it is gone, damaged, or another process uses it.
+        PartyLogError: it is gone, damaged, or used by another process.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -100,13 +100,13 @@ class PartyLog:
 
     @property
     def known(self) -> tuple[Known, ...]:
-        """What the rules still need of all that was said, oldest first."""
+        """What the rules still need of what was said, oldest first."""
         return tuple(self._known)
 
     def permit_links(self, asked: Linked) -> Mapping[int, tuple[RefusalCode, str]]:
         """Return which of these links may not be said, by their places, and why.
 
-        The others are the first ones of their updates, and remembered.
+        The others are the first for their updates, and are remembered.
 
         Raises:
             PartyRefusesError: none of them may.
@@ -119,10 +119,10 @@ class PartyLog:
             return refused
 
     def permit_comparison(self, asked: Compared, *, min_cohort: int) -> None:
-        """Return once these updates may be compared once more, and that is remembered.
+        """Return once these updates may be compared again and that is remembered.
 
         Args:
-            asked: What is asked for; its attempt does not matter.
+            asked: The comparison; its attempt does not matter.
             min_cohort: As in `protocol.modes.mpc.party_memory.demand_comparable`.
 
         Raises:
@@ -132,10 +132,10 @@ class PartyLog:
             self._remember(demand_comparable(asked, self._known, min_cohort=min_cohort))
 
     def permit_sum(self, asked: Summed, *, min_cohort: int) -> None:
-        """Return once this sum may be said: it is harmless, and remembered.
+        """Return once this sum may be said and is remembered: it is harmless.
 
         Args:
-            asked: The sum that is asked for.
+            asked: The sum.
             min_cohort: As in `protocol.modes.mpc.party_memory.demand_harmless`.
 
         Raises:
@@ -152,8 +152,8 @@ class PartyLog:
         if self._is_torn:
             msg = f"{self._path} could not be written: start the party again"
             raise PartyLogError(msg)
-        # After an error part of the line may be there, and the rest in a buffer. The
-        # next start takes it away; a line behind it would make all of it worthless.
+        # An error may leave part of a line on disk and the rest in a buffer. The next
+        # start removes it; a line behind it would invalidate everything.
         self._is_torn = True
         self._file.seek(0, os.SEEK_END)
         self._file.write(line)
@@ -168,7 +168,7 @@ class PartyLog:
         last, good_size = _START, 0
         for number, line in enumerate(self._file, start=1):
             if not line.endswith(b"\n"):
-                # A crash while it was written: that has not left the process.
+                # A crash while writing it: it has not left the process.
                 self._file.truncate(good_size)
                 break
             try:
