@@ -192,7 +192,7 @@ class Batch:
         return key is not None and key[:4] == _ABORT
 
     def demand_signatures(self) -> None:
-        """Demand that its bytes, still compressed, have room for signed records.
+        """Check that its bytes, still compressed, have room for signed records.
 
         Raises:
             UnreadableError: they have too little.

@@ -172,7 +172,7 @@ class SchemaRegistry:
             return None
 
     def _demand_ours(self) -> None:
-        """Demand that the schema registry has all our schemas.
+        """Check that the schema registry has all our schemas.
 
         Raises:
             SchemaRegistryError: it is away, has not read them yet, or nobody has

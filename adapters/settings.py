@@ -76,7 +76,7 @@ class Settings(BaseSettings):
         return len(self._missing_of_minio()) < len(MINIO)
 
     def demand_minio(self) -> None:
-        """Demand that MinIO can be used.
+        """Check that MinIO can be used.
 
         Raises:
             SettingsError: settings are missing; says which.

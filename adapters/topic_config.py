@@ -441,7 +441,7 @@ def _clean(value: str | None) -> str | None:
 
 
 def demand_topics(settings: Settings) -> None:
-    """Demand that the topics keep acknowledged records; warn of other problems.
+    """Check that the topics keep acknowledged records; warn of other problems.
 
     Raises:
         TopicConfigError: they would lose some.

@@ -236,7 +236,7 @@ class VoteLog:
 
 
 def _check_growth(before: VoteState, after: VoteState) -> None:
-    """Demand that nothing signed is forgotten."""
+    """Check that nothing signed is forgotten."""
     same_epoch = (before.era, before.epoch) == (after.era, after.epoch)
     problem = ""
     if (after.era, after.epoch) < (before.era, before.epoch):

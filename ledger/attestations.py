@@ -1,4 +1,4 @@
-"""What ledger nodes say about blocks, and how everybody checks it.
+"""What ledger nodes say about blocks, and how anybody checks it.
 
 The bytes are those of the ledger specification, section 2.3. Every signed message is
 
@@ -65,7 +65,7 @@ Message: TypeAlias = e.BlockAttested | e.EpochRequested
 
 
 class InvalidMessageError(ValueError):
-    """A message, certificate or proof is not valid, and why. Always bad input."""
+    """A message, certificate or proof is invalid, and why. Always bad input."""
 
 
 class InvalidNodeSetError(ValueError):
@@ -73,13 +73,14 @@ class InvalidNodeSetError(ValueError):
 
 
 class ByteReader:
-    """Takes canonical bytes apart, strictly.
+    """Parses canonical bytes, strictly.
 
     Args:
         data: All of them.
 
     Raises:
-        InvalidMessageError: from every method, when there are too few or too many.
+        InvalidMessageError: from every method, when there are too few or too many
+            bytes.
     """
 
     __slots__ = ("_data", "_position")
@@ -89,7 +90,7 @@ class ByteReader:
         self._position = 0
 
     def take(self, size: int) -> bytes:
-        """Return the next bytes, exactly as many."""
+        """Return the next so many bytes."""
         end = self._position + size
         if not 0 <= size <= len(self._data) - self._position:
             msg = f"{len(self._data)} bytes end before byte {end}"
@@ -99,7 +100,7 @@ class ByteReader:
         return part
 
     def expect(self, constant: bytes) -> None:
-        """Take bytes that must be these."""
+        """Consume exactly these bytes."""
         if self.take(len(constant)) != constant:
             msg = f"the bytes do not start with {constant!r}"
             raise InvalidMessageError(msg)
@@ -126,9 +127,9 @@ class NodeSet:
 
     Attributes:
         era: From 0.
-        chain_id: Which federation's log: the hash of its genesis, 32 bytes.
+        chain_id: The log: the hash of its genesis, 32 bytes.
         nodes: 1 to 64, in ascending order of name; names and keys are unique.
-        hash: Stands for era and nodes in headers and approvals, 32 bytes.
+        hash: Identifies era and nodes in headers and approvals, 32 bytes.
 
     Raises:
         InvalidNodeSetError: the nodes cannot be a node set.
@@ -173,7 +174,7 @@ class NodeSet:
 
     @property
     def max_faulty(self) -> int:
-        """How many nodes may do anything at all: f."""
+        """How many nodes may be arbitrarily faulty: f."""
         return (len(self.nodes) - 1) // 3
 
     @property
@@ -186,7 +187,7 @@ class NodeSet:
         return self._by_key.get(public_key)
 
     def vkeys(self) -> tuple[VerifierKey, ...]:
-        """Return the keys that the nodes cosign checkpoints with."""
+        """Return the keys with which nodes cosign checkpoints."""
         return tuple(
             VerifierKey(node.name, KeyType.COSIGNATURE_V1, node.public_key)
             for node in self.nodes
@@ -195,18 +196,18 @@ class NodeSet:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Header:
-    """What nodes attest: a block and everything that follows from the log up to it.
+    """What nodes attest: a block, and everything that follows from the log up to it.
 
-    Every node computes it; it is not on the log. There is no clock, no epoch and no
-    signature in it.
+    Every node computes it; it is not on the log. It contains no clock, epoch or
+    signature.
 
     Attributes:
-        chain_id: Which log, 32 bytes.
-        era: Which node set attests it.
+        chain_id: The log, 32 bytes.
+        era: The node set that attests it.
         height: From 0.
         previous_id: Id of the block before, 32 bytes; `START` at height 0.
-        block_hash: `ledger.blocks.block_hash` of the block event, 32 bytes: covers its
-            every byte. `CLOSING_HASH` in a closing child.
+        block_hash: `ledger.blocks.block_hash` of the block event, 32 bytes: covers
+            every byte of it. `CLOSING_HASH` in a closing child.
         tree_size: Number of leaves up to and including this block's.
         tree_root: Root over them, 32 bytes.
         state_root: Hash of the deciders' states after them, 32 bytes.
@@ -297,12 +298,12 @@ class Header:
 
 
 def order(certificate: e.QuorumCertificate) -> tuple[int, int]:
-    """Return what makes one certificate higher than another: epoch, then height."""
+    """Return a certificate's rank: epoch, then height."""
     return certificate.epoch, certificate.height
 
 
 def start_certificate(era: int, start: Start) -> e.QuorumCertificate:
-    """Return what stands for a certificate of the block that an era starts from."""
+    """Return the stand-in for a certificate of the block that an era starts from."""
     height, block_id = start
     return e.QuorumCertificate(
         era=era, epoch=0, height=height, block_id=block_id, signatures=()
@@ -318,7 +319,7 @@ def _attestation_bytes(
 def request_bytes(
     chain_id: bytes, era: int, epoch: int, high: e.QuorumCertificate
 ) -> bytes:
-    """Return what a request for an epoch signs (ledger specification, 2.3)."""
+    """Return the bytes signed by a request for an epoch (ledger specification, 2.3)."""
     return _NEW_EPOCH + _REQUESTED.pack(
         chain_id, era, epoch, high.era, high.epoch, high.height, high.block_id
     )
@@ -327,7 +328,8 @@ def request_bytes(
 def sign_attestation(
     key: SigningKey, node_set: NodeSet, federation_id: str, epoch: int, header: Header
 ) -> e.BlockAttested:
-    """Return a node's attestation of a block. Whether it may is `ledger.consensus`.
+    """Return a node's attestation of a block. `ledger.consensus` decides whether it
+    may.
 
     Args:
         key: The node's key.
@@ -357,13 +359,13 @@ def sign_epoch_request(
     epoch: int,
     high: e.QuorumCertificate,
 ) -> e.EpochRequested:
-    """Return a node's request for an epoch. Whether it may is `ledger.consensus`.
+    """Return a node's request for an epoch. `ledger.consensus` decides whether it may.
 
     Args:
         key: The node's key.
         node_set: The era's nodes.
         federation_id: Whose log.
-        epoch: The epoch that should begin, from 1.
+        epoch: The epoch to begin, from 1.
         high: The highest certificate of earlier epochs that the node holds.
     """
     signed = request_bytes(node_set.chain_id, node_set.era, epoch, high)
@@ -428,11 +430,11 @@ def verify_certificate(
 
     Args:
         node_set: The era's nodes.
-        certificate: What to check.
+        certificate: The certificate.
         start: The block that the era starts from.
 
     Raises:
-        InvalidMessageError: it is not; says why.
+        InvalidMessageError: neither holds; says why.
     """
     _check_era(node_set, certificate.era)
     if not certificate.signatures:
@@ -475,13 +477,13 @@ def verify_epoch_request(
 
     Args:
         node_set: The era's nodes.
-        message: What to check.
+        message: The request.
         start: The block that the era starts from.
-        known: Certificates that were verified before.
+        known: Certificates verified before.
 
     Raises:
-        InvalidMessageError: wrong era, not a node, not its signature, not a valid
-            certificate, or one that is not of an earlier epoch.
+        InvalidMessageError: wrong era, not a node, not its signature, or no valid
+            certificate of an earlier epoch.
     """
     _check_era(node_set, message.era)
     if not 0 <= message.high.epoch < message.epoch:
@@ -504,9 +506,9 @@ def sign_approval(
 
     Args:
         key: The present node's key.
-        chain_id: Which log.
-        era: The era that would begin.
-        node_set_hash: `NodeSet.hash` of the nodes that would take over.
+        chain_id: The log.
+        era: The era to begin.
+        node_set_hash: `NodeSet.hash` of the nodes to take over.
     """
     signed = _approval_bytes(chain_id, era, node_set_hash)
     return e.NodeSignature(public_key=key.public_key, signature=key.sign(signed))
@@ -517,7 +519,7 @@ def verify_node_set_change(current: NodeSet, change: e.NodeSetChanged) -> NodeSe
 
     Args:
         current: The present nodes.
-        change: What is asked for.
+        change: The change.
 
     Raises:
         InvalidMessageError: not the next era, or no quorum of good approvals.
@@ -559,7 +561,7 @@ def read_certificate(reader: ByteReader) -> e.QuorumCertificate:
     """Return the certificate whose bytes come next, *without verifying anything*.
 
     Raises:
-        InvalidMessageError: the bytes are too few, or name more nodes than there are.
+        InvalidMessageError: there are too few bytes, or too many nodes named.
     """
     era, epoch, height = (reader.number() for _ in range(3))
     block_id = reader.take(HASH_SIZE)
@@ -583,10 +585,10 @@ def read_certificate(reader: ByteReader) -> e.QuorumCertificate:
 
 
 def check_header(node_set: NodeSet, header: Header) -> None:
-    """Check that a header is of this log and this era.
+    """Check that a header belongs to this log and era.
 
     Raises:
-        InvalidMessageError: it is not.
+        InvalidMessageError: it does not.
     """
     if (header.chain_id, header.era, header.node_set_hash) != (
         node_set.chain_id,

@@ -1,9 +1,9 @@
 """The hash chain over the log: which block may follow which.
 
-A block adds leaves to the tree and names its predecessor by hash. `Chain` is all that
-must be remembered to judge the next block, and `plan_block` is the only place that
-works out what that block must say: the sequencer plans and publishes, the auditor plans
-and compares, so they cannot disagree about a rule.
+A block adds leaves to the tree and names its predecessor by hash. `Chain` is all it
+takes to judge the next block, and only `plan_block` works out what that block must say:
+the sequencer plans and publishes, the auditor plans and compares, so they cannot
+disagree about a rule.
 
     sequencer   plan = plan_block(chain, leaves, now_ms)
                 chain = plan.seal(encode(BlockSequenced(..., plan.header fields)))
@@ -41,7 +41,7 @@ MAX_LEAF_SIZE_BYTES: Final = 2**16 - 1  # = 65,535
 
 
 def block_hash(block_bytes: bytes) -> bytes:
-    """Return what the next block calls this one, 32 bytes.
+    """Return how the next block refers to this one, 32 bytes.
 
     Args:
         block_bytes: The whole single-object encoding of the block, as received.
@@ -65,7 +65,7 @@ class ChainError(ValueError):
     """A block does not follow its predecessor. Bad input, and evidence.
 
     Attributes:
-        reason: Which rule it breaks.
+        reason: The rule that it breaks.
         height: Height at which a block was expected.
         expected: What the rule demands, or its limit.
         found: What the block says.
@@ -95,7 +95,7 @@ def _show(value: int | bytes) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockHeader:
-    """What a block says about its place; the leaves come beside it.
+    """What a block says about its place; the leaves are separate.
 
     Attributes:
         height: From 0, without gaps.
@@ -114,14 +114,14 @@ class BlockHeader:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chain:
-    """Everything that must be remembered to judge the next block.
+    """Everything it takes to judge the next block.
 
-    ``Chain()`` is the chain without blocks.
+    ``Chain()`` is the empty chain.
 
     Attributes:
         height: Height of the next block: the number of blocks so far.
-        previous_block_hash: Hash of the last block, 32 bytes; `GENESIS_HASH` at first.
-        sequenced_at_ms: Time of the last block, 0 at first.
+        previous_block_hash: Hash of the last block, 32 bytes; initially `GENESIS_HASH`.
+        sequenced_at_ms: Time of the last block; initially 0.
         tree: All leaves so far.
     """
 
@@ -138,7 +138,7 @@ class Chain:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockPlan:
-    """The next block, but for its encoding.
+    """The next block, before it is encoded.
 
     Attributes:
         header: What it must say.
@@ -177,7 +177,7 @@ def plan_block(
 
     Raises:
         ChainError: there are no leaves, one is too large, or time went backwards (a
-            sequencer whose clock did must stay at ``chain.sequenced_at_ms``).
+            sequencer with such a clock must stay at ``chain.sequenced_at_ms``).
     """
 
     def fail(reason: ChainFault, expected: int, found: int) -> ChainError:
@@ -205,14 +205,14 @@ def plan_block(
 def verify_block(
     chain: Chain, header: BlockHeader, leaves: Sequence[bytes]
 ) -> BlockPlan:
-    """Check that a block follows, and return it as its sequencer had planned it.
+    """Check that a block follows, and return it as its sequencer planned it.
 
-    Like `extend`, for those who also want the leaf hashes.
+    Like `extend`, for callers that also want the leaf hashes.
 
     Raises:
         ChainError: the block does not follow; names the first rule that it breaks.
     """
-    # Place first: of a block for another height nothing else is worth saying.
+    # Place first: nothing else matters about a block for another height.
     _match(chain, ChainFault.HEIGHT, chain.height, header.height)
     _match(
         chain,

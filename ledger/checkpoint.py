@@ -2,18 +2,16 @@
 
 A signed note whose text is
 
-    <origin>                   which log; unique for ever
-    <size>                     decimal, without leading zeros
-    <base64 root hash>
+    <origin>                   the log; unique for ever
 
 Rules (c2sp.org/tlog-checkpoint, c2sp.org/tlog-cosignature):
 
 - The reader knows the origin beforehand. A log that may name itself can pass off
   another log's head as its own.
 - The log's own Ed25519 signature is always required; cosignatures come on top.
-- There is one spelling of a checkpoint: canonical decimal, canonical base64, and none
-  of the extension lines that C2SP leaves room for. So one tree has one text: whoever
-  signs, compares or draws by the text does so by origin, size and root (ADR 0029).
+- There is one spelling of a checkpoint: canonical decimal, canonical base64, and no
+  extension lines, which C2SP would allow. So one tree has one text: signing, comparing
+  or drawing by the text goes by origin, size and root (ADR 0029).
 
 Deliberately not here: whether a checkpoint is consistent with an earlier one
 (`ledger.merkle.verify_consistency`), and how many cosignatures are enough.
@@ -54,8 +52,8 @@ _MAX_REMEMBERED_LENGTH: Final = 1_024
 def compute_origin(federation_id: str, genesis: bytes) -> str:
     """Return the origin of a federation's log, which is also its key's name.
 
-    C2SP wants it to be unique for ever: so it names the founding as well. What was
-    cosigned in one log of that name, and receipts of it, say nothing about another.
+    C2SP wants it unique for ever, so it names the genesis as well: cosignatures in one
+    log, and its receipts, say nothing about another log of that name.
 
     Args:
         federation_id: The federation.
@@ -68,7 +66,7 @@ def parse_origin(origin: str) -> tuple[str, bytes]:
     """Return the federation, and the hash of its genesis, that an origin names.
 
     Raises:
-        InvalidCheckpointError: it is no origin of ours.
+        InvalidCheckpointError: it is not one of our origins.
     """
     _, _, rest = origin.partition("/")
     federation_id, _, genesis = rest.rpartition("/")
@@ -91,14 +89,14 @@ def make_log_key(
         sequencer_key: Its sequencer's public key, 32 bytes.
 
     Raises:
-        InvalidKeyError: the federation's name is not one, or the key not 32 bytes.
+        InvalidKeyError: the federation's name is invalid, or the key is not 32 bytes.
     """
     origin = compute_origin(federation_id, genesis)
     return VerifierKey(origin, KeyType.ED25519, sequencer_key)
 
 
 class InvalidCheckpointError(InvalidNoteError):
-    """The text is not a checkpoint, or not of the log that was expected."""
+    """The text is not a checkpoint, or belongs to another log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +104,7 @@ class Checkpoint:
     """The head of a log.
 
     Attributes:
-        origin: Which log: one line, not empty.
+        origin: The log: one line, not empty.
         size: Number of leaves, 0 to 2^63-1.
         root: Root hash, 32 bytes.
 
@@ -143,7 +141,7 @@ class VerifiedCheckpoint:
 
     Attributes:
         checkpoint: The head.
-        cosignatures: The good ones by known cosigners, one for each; may be empty.
+        cosignatures: The good ones by known cosigners, one each; may be empty.
     """
 
     checkpoint: Checkpoint
@@ -151,15 +149,15 @@ class VerifiedCheckpoint:
 
 
 def parse_checkpoint(text: str) -> Checkpoint:
-    """Return the checkpoint that a note's text is, *without verifying anything*.
+    """Return a note's text as a checkpoint, *without verifying anything*.
 
-    Every reader of a checkpoint comes by here: what this refuses is signed, cosigned,
-    merged, published, sequenced and drawn from nowhere.
+    Every reader of a checkpoint uses this: what it refuses is never signed, cosigned,
+    merged, published, sequenced or drawn from.
 
     Raises:
-        InvalidCheckpointError: it is not one, or not spelled canonically.
+        InvalidCheckpointError: it is no checkpoint, or not spelled canonically.
     """
-    # Several look at one checkpoint in turn. The long ones are not worth the memory.
+    # Several callers parse one checkpoint in turn. Long ones are not worth the memory.
     is_short = len(text) <= _MAX_REMEMBERED_LENGTH
     return _parse_again(text) if is_short else _parse_checkpoint(text)
 
@@ -195,13 +193,13 @@ def sign_checkpoint(
 ) -> bytes:
     """Return the checkpoint as a note that its log signed.
 
-    A log must never sign two checkpoints that are not consistent with each other. This
-    function cannot know: the caller persists what it is about to sign first.
+    A log must never sign two inconsistent checkpoints. This function cannot know: the
+    caller first persists what it is about to sign.
 
     Args:
         checkpoint: The head.
         key: The log's key.
-        name: The key's name; the origin unless told otherwise, as C2SP recommends.
+        name: The key's name; by default the origin, as C2SP recommends.
 
     Raises:
         InvalidKeyError: the name (or the origin as a name) is not valid.
@@ -216,8 +214,8 @@ def cosign_checkpoint(
 ) -> bytes:
     """Return a signed checkpoint with one more cosignature/v1 at its end.
 
-    Verifies nothing but the form: that the log signed it and that it is consistent
-    with what the cosigner saw before is for the caller to check first.
+    Verifies only the form: the caller checks first that the log signed it and that it
+    is consistent with what the cosigner saw before.
 
     Args:
         signed_note: The checkpoint.
@@ -240,20 +238,20 @@ def verify_checkpoint(
     origin: str,
     cosigner_keys: Iterable[VerifierKey] = (),
 ) -> VerifiedCheckpoint:
-    """Return a log's head and who cosigned it.
+    """Return a log's head and its cosigners.
 
     Args:
         signed_note: The checkpoint as received.
         log_key: The log's key, of type Ed25519.
-        origin: The log that is expected.
+        origin: The expected log.
         cosigner_keys: Cosigners that the reader knows, of type cosignature/v1.
 
     Raises:
-        InvalidNoteError: not a note, the log did not sign it, or the signature of a
-            known key is not good.
+        InvalidNoteError: not a note, not signed by the log, or a bad signature by a
+            known key.
         InvalidCheckpointError: signed, but not a checkpoint or of another log.
-        InvalidKeyError: a key is of the wrong type, or two have one name and one ID.
-            A bug of the caller.
+        InvalidKeyError: a key has the wrong type, or two share name and ID. A bug of
+            the caller.
     """
     cosigners = tuple(cosigner_keys)
     _check_key_type(log_key, KeyType.ED25519)

@@ -9,36 +9,36 @@ brings verified blocks, messages and time-outs, and carries out the `Effects`:
 
 Rules (R1 to R7 are cited where they are enforced):
 
-- R1 Attest a block only in the present epoch, above the last one attested in it, on
-  the epoch's base or on a block whose certificate of this epoch one holds.
+- R1 Attest a block only in the present epoch, above the last one attested in it, and on
+  the epoch's base or a block whose certificate of this epoch the node holds.
 - R2 At most one block for each epoch and height.
-- R3 Who has asked for an epoch never again attests in an earlier one.
+- R3 A node that has asked for an epoch never again attests in an earlier one.
 - R4 One base for each epoch: the highest certificate, by epoch and height, among a
   quorum of requests. Attest only descendants of it.
 - R5 Cosign final blocks only, and sizes only grow.
-- R6 Whatever is sent was persisted before. After a restart the same bytes go out, and
-  a key whose memory is lost never signs again.
+- R6 Whatever is sent was persisted before. After a restart the same bytes go out, and a
+  key whose memory is lost never signs again.
 - R7 Ask for the next epoch after a time-out, once f + 1 others have asked, or at once
-  when the attestations that were seen show that no block can be certified next.
+  when the attestations seen show that no block can be certified next.
 
-Three choices of ours, all stricter than the specification, so that they cannot make it
-less safe:
+Three choices of ours are stricter than the specification, so they cannot make it less
+safe:
 
-- From epoch 1 on the nodes take turns to lead: at each height the others attest only
+- From epoch 1 on, the nodes take turns to lead: at each height the others attest only
   the block that the leader attested. So nodes that were shown different blocks agree
-  again as soon as one leader is honest. In epoch 0 everybody attests what it read
+  again as soon as one leader is honest. In epoch 0 every node attests what it read
   first.
-- The base moves up: what a node attests descends from the block that it built on last.
+- The base moves up: what a node attests descends from the block that it last built on.
   So the vote alone, without the blocks between, says after a restart what may follow.
 - A block that the caller refuses is not attested, nor is what follows it: attesting a
-  child would make the parent final. Others may; what is final binds this node too.
+  child would make the parent final. Other nodes may; what is final binds this node too.
 
-After a block that changes the nodes only closing children follow, and once it is final
-the era is over. Two bases of one epoch may hold two different changes, therefore a
-certificate is not enough to take the next nodes from (section 2.7).
+After a block that changes the nodes, only closing children follow, and once it is final
+the era is over. Two bases of one epoch may hold two different changes, so a certificate
+is not enough to take the next nodes from (section 2.7).
 
-Deliberately not here: whether a block is what follows from the log, clocks, files and
-networks. Memory is bounded whatever the nodes send; blocks are the caller's.
+Deliberately not here: whether a block follows from the log, clocks, files and networks.
+Memory is bounded whatever the nodes send; blocks are the caller's.
 """
 
 from __future__ import annotations
@@ -69,13 +69,13 @@ from ledger.votes import VoteState
 from schemas import events as e
 
 MAX_REMEMBERED: Final = 256
-"""Attestations kept of each node, the highest. A node that sends more makes room by
-its own; a node that lags further behind catches up by certificates."""
+"""Attestations kept per node, the highest. A node that sends more displaces its own; a
+node that lags further behind catches up by certificates."""
 MAX_COSIGNABLE: Final = 1_024
-"""Final blocks that may wait for their cosignature; older ones go without."""
+"""Final blocks that may await their cosignature; older ones go without."""
 MAX_FINAL: Final = 1_024
-"""Final blocks whose ids are kept, the latest. Who enters an epoch whose base is below
-them sits it out."""
+"""Final blocks whose ids are kept, the latest. A node entering an epoch with a base
+below them sits it out."""
 
 
 class InvalidBlockError(ValueError):
@@ -94,7 +94,7 @@ class Finalised:
 
     Attributes:
         header: The block.
-        proof: Of this block or of a later one, which covers it.
+        proof: Of this block, or of a later one, which covers it.
     """
 
     header: Header
@@ -103,16 +103,16 @@ class Finalised:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Effects:
-    """What a step wants of its caller.
+    """What a step requires of its caller.
 
     Attributes:
         votes: What to store *before* anything is sent; None if nothing changed.
         messages: What to send to everybody.
         finalised: Blocks that became final, in order of height.
-        contradictions: Evidence to publish: one for each node, the first found.
-        missing: Height and id of blocks that are not known here: to be fetched from
-            other nodes. Those that were certified, and while this node has nothing to
-            attest those that others did: at most one of each node.
+        contradictions: Evidence to publish: the first found for each node.
+        missing: Height and id of unknown blocks, to be fetched from other nodes:
+            certified ones and, while this node has nothing to attest, those that others
+            attested, at most one per node.
         started_epoch: The epoch that began, if one did.
     """
 
@@ -146,14 +146,14 @@ class Consensus:
         node_set: The era's nodes.
         federation_id: Whose log.
         start: The block that the era starts from; (-1, `START`) for era 0.
-        key: The node's key. None for an observer, which follows finality and signs
+        key: The node's key; None for an observer, which follows finality and signs
             nothing.
-        votes: What was stored last. None only if the key never signed in this era: see
-            `VoteState.begin` for what it takes along from the era before.
+        votes: What was stored last; None only if the key never signed in this era:
+            `VoteState.begin` says what to carry over from the era before.
         final: A block that the caller knows to be final, at or after the start.
 
     Raises:
-        ValueError: the key is no node's, or the votes are of another era. A bug.
+        ValueError: the key is not a node's, or the votes are of another era. A bug.
     """
 
     def __init__(
@@ -228,18 +228,18 @@ class Consensus:
 
     @property
     def leader(self) -> e.LedgerNode | None:
-        """Who leads the present epoch; nobody leads epoch 0."""
+        """The leader of the present epoch; epoch 0 has none."""
         epoch, nodes = self._votes.epoch, self._nodes.nodes
         return nodes[epoch % len(nodes)] if epoch else None
 
     @property
     def high(self) -> e.QuorumCertificate:
-        """The highest certificate that is known."""
+        """The highest known certificate."""
         return max(self._certificates.values(), key=order, default=self._votes.high)
 
     @property
     def final_height(self) -> int:
-        """Height of the last final block; that of the start before any."""
+        """Height of the last final block; initially the start's."""
         return self._final[0]
 
     @property
@@ -259,7 +259,9 @@ class Consensus:
 
     @property
     def key_used_elsewhere(self) -> bool:
-        """Whether this key signed what is not remembered here: it signs no more."""
+        """Whether something signed by this key is unknown here: then it signs no
+        more.
+        """
         return self._key_used_elsewhere
 
     @property
@@ -285,7 +287,7 @@ class Consensus:
         return tuple(self._certificates.values())
 
     def count_attesters(self, height: int) -> int:
-        """Return how many nodes attested a block of a height in the present epoch."""
+        """Return how many nodes attested a block at a height in the present epoch."""
         place = self._votes.epoch, height
         return sum(place in said for said in self._attestations.values())
 
@@ -306,7 +308,7 @@ class Consensus:
     def add_block(
         self, header: Header, *, changes_nodes: bool = False, is_refused: bool = False
     ) -> Effects:
-        """Take a block that the caller verified. Again, or an old one: nothing happens.
+        """Take a block that the caller verified. Idempotent; old ones are ignored.
 
         Several blocks may have one parent, if the log forked.
 
@@ -314,11 +316,11 @@ class Consensus:
             header: What the caller computed, its parent's before.
             changes_nodes: Whether a valid `NodeSetChanged` is in it.
             is_refused: Whether this node attests neither it nor what follows it. If
-                others make it final without this node, it is final here too.
+                others make it final, it is final here too.
 
         Raises:
-            InvalidBlockError: its parent is not known, it is of another log or era, or
-                the era's last block is before it.
+            InvalidBlockError: its parent is unknown, it is of another log or era, or
+                the era's last block precedes it.
         """
         self._step = _Step()
         if (
@@ -340,10 +342,10 @@ class Consensus:
     def receive(
         self, message: e.BlockAttested | e.EpochRequested | e.QuorumCertificate
     ) -> Effects:
-        """Take what another node said. Again, or an old one: nothing happens.
+        """Take what another node said. Idempotent; old messages are ignored.
 
         Raises:
-            InvalidMessageError: it is not valid, or of another log or era.
+            InvalidMessageError: it is invalid, or of another log or era.
         """
         self._step = _Step()
         match message:
@@ -356,10 +358,10 @@ class Consensus:
         return self._advance()
 
     def give_up(self) -> Effects:
-        """Ask for the next epoch, since there was no progress for too long (R7).
+        """Ask for the next epoch after too long without progress (R7).
 
-        Again: the same bytes. Never two epochs ahead, so that a node that was cut off
-        comes back to where the others are.
+        Repeating gives the same bytes. Never two epochs ahead, so that a node that was
+        cut off returns to where the others are.
         """
         self._step = _Step()
         votes = self._votes
@@ -373,15 +375,15 @@ class Consensus:
     def mark_cosigned(self, size: int, root: bytes) -> VoteState:
         """Return what to store before a final checkpoint is cosigned (R5).
 
-        Again: nothing changes, and it may be cosigned again.
+        Idempotent: it may be cosigned again.
 
         Args:
             size: The checkpoint's size.
             root: Its root, 32 bytes.
 
         Raises:
-            CosignRefusedError: it is not of a block that is known to be final, or
-                smaller than what was cosigned, or this is an observer.
+            CosignRefusedError: it is of no block known to be final, smaller than one
+                already cosigned, or this is an observer.
         """
         votes = self._votes
         if self._key is None or self._key_used_elsewhere:
@@ -428,7 +430,7 @@ class Consensus:
             self._branch.add(header.id)
 
     def _close(self) -> None:
-        """Make the closing children that certified ones need to become final."""
+        """Make the closing children that certified blocks need to become final."""
         if not self._tips:
             return
         highest = max((height for _, height in self._certificates), default=-1)
@@ -447,7 +449,7 @@ class Consensus:
         if votes.base.height < self._final[0] and (
             # All that is certified in one epoch is on one branch (invariant I2).
             votes.base.epoch == votes.epoch
-            # Who enters an epoch late may know blocks of it that are final already.
+            # A node that enters an epoch late may know final blocks of it already.
             or self._final_ids.get(votes.base.height) == votes.base.block_id
         ):
             self._branch.add(self._final[1])
@@ -548,7 +550,7 @@ class Consensus:
             self._take_certificate(certificate)
 
     def _take_certificate(self, certificate: e.QuorumCertificate) -> None:
-        """Take a verified certificate, and each attestation that is in it."""
+        """Take a verified certificate, and each attestation in it."""
         if certificate in self._certificates.values():
             return
         self._keep_certificate(certificate)
@@ -591,7 +593,7 @@ class Consensus:
             self._count(message)
 
     def _count(self, message: e.BlockAttested) -> None:
-        """Make a certificate, if this was the attestation that it lacked."""
+        """Make a certificate, if this was the attestation it lacked."""
         place = message.epoch, message.height
         signatures = sorted(
             (key, same.signature)
@@ -622,8 +624,8 @@ class Consensus:
         for epoch, height in tuple(self._attestations.get(message.public_key, ())):
             self._accuse_hiding(message, (epoch, height))
             self._accuse_hiding(message, (epoch, height - 1))
-        # The last one says how far the node is; the one for the epoch that is asked
-        # for here counts towards its beginning.
+        # The last one shows how far the node is; the one for the requested epoch counts
+        # towards its beginning.
         kept = {*said, message.epoch}
         kept &= {max(kept), self._votes.requested_epoch}
         said[message.epoch] = message
@@ -678,7 +680,8 @@ class Consensus:
     def _give_up_split(self) -> bool:
         """Ask for the next epoch if this one is split beyond repair (R7).
 
-        It cannot begin thereby: had enough others asked for it, this node had joined.
+        The epoch cannot begin by this: had enough others asked for it, this node would
+        have joined.
         """
         votes = self._votes
         if (
@@ -691,10 +694,11 @@ class Consensus:
         return True
 
     def _is_split(self, height: int) -> bool:
-        """Return whether no block of a height can get a quorum in this epoch any more.
+        """Return whether no block of a height can reach a quorum in this epoch any
+        more.
 
-        Then f + 1 nodes at least attested another one, whichever block one looks at,
-        and an honest node is among them: f liars alone cannot make it so.
+        Then, for every block, at least f + 1 nodes attested another one, an honest node
+        among them: f liars alone cannot cause it.
         """
         place = self._votes.epoch, height
         if any(
@@ -707,7 +711,7 @@ class Consensus:
         return max(counts.values(), default=0) + num_silent < self._nodes.quorum
 
     def _request(self, epoch: int) -> None:
-        """Ask for an epoch. From here on nothing is attested before it (R3)."""
+        """Ask for an epoch. From now on nothing is attested before it (R3)."""
         self._votes = replace(self._votes, requested_epoch=epoch)
         if not self._may_sign() or self._key is None:
             return
@@ -722,7 +726,7 @@ class Consensus:
         self._step.messages.append(message)
 
     def _adopt(self) -> None:
-        """Enter the epoch that is asked for, once a quorum asks for it (R4)."""
+        """Enter the requested epoch once a quorum asks for it (R4)."""
         votes = self._votes
         epoch = votes.requested_epoch
         requests = tuple(
@@ -767,8 +771,8 @@ class Consensus:
         return max(certified, key=order, default=self._votes.base)
 
     def _find_led(self, height: int) -> bytes | None:
-        """Return what the leader attested at a height of this epoch, if it must be
-        followed.
+        """Return what the leader attested at a height of this epoch, if it binds this
+        node.
         """
         leader = self.leader
         assert leader is not None
@@ -800,7 +804,7 @@ class Consensus:
         )
 
     def _attest(self) -> bool:
-        """Attest the next block, if there is one to attest."""
+        """Attest the next block, if there is one."""
         parent = self._find_parent()
         if not self._may_attest(parent.height + 1) or self._key is None:
             return False
@@ -839,9 +843,9 @@ class Consensus:
     def _find_attested(self, height: int) -> set[bytes]:
         """Return what this node could attest, as others did.
 
-        Whoever operates Kafka may show a block to one node only. Each node has one say
-        at a height, so a liar makes others look for one block, and only until they have
-        any other.
+        Kafka's operator may show a block to one node only. Each node has one say at a
+        height, so a liar makes others look for one block, and only until they have any
+        other.
         """
         if self._follows():
             led = self._find_led(height)

@@ -1,8 +1,8 @@
 """Collecting cosignatures: from notes with one each to one note with a quorum.
 
 Cosigners do not wait for each other: each publishes the checkpoint with its own
-cosignature. Whoever needs the quorum's word collects and merges them. What comes is
-anybody's bytes: it is verified here, and what is kept is bounded.
+cosignature. Whoever needs a quorum collects and merges them. Input is anybody's bytes:
+it is verified here, and what is kept is bounded.
 """
 
 from __future__ import annotations
@@ -27,10 +27,9 @@ from ledger.note import (
 )
 
 MAX_SIZES: Final = 1_024
-"""Checkpoints of how many sizes are kept; the smallest go first."""
+"""Sizes of checkpoints that are kept; the smallest go first."""
 MAX_KNOWN: Final = 64
-"""Of how many checkpoints the log's signature is known to be good before any cosigner
-brings it."""
+"""Checkpoints whose log signature is known to be good before any cosigner brings it."""
 
 
 class CosignatureCollector:
@@ -38,8 +37,8 @@ class CosignatureCollector:
 
     Args:
         log_key: The log's key, of type Ed25519; its name is the log's origin.
-        cosigner_keys: Who may cosign, of type cosignature/v1.
-        quorum: How many must have.
+        cosigner_keys: Known cosigners' keys, of type cosignature/v1.
+        quorum: How many cosignatures it takes.
     """
 
     def __init__(
@@ -56,7 +55,7 @@ class CosignatureCollector:
         self._verified: OrderedDict[str, NoteSignature] = OrderedDict()
 
     def know(self, text: str, log_line: NoteSignature) -> None:
-        """Take the log's own signature of a checkpoint from a caller that verified it.
+        """Take a checkpoint's log signature from a caller that verified it.
 
         Every cosigner brings it; that very line is not verified again.
         """
@@ -65,15 +64,14 @@ class CosignatureCollector:
             self._verified.popitem(last=False)
 
     def add(self, signed_note: bytes) -> Checkpoint:
-        """Add what a checkpoint's note brings.
+        """Add the cosignatures of a checkpoint's note.
 
-        For each size the first word of a cosigner counts, and no other. So a log that
-        signs two trees, and a cosigner that helps it, cannot keep the others' quorum
-        from being found.
+        For each size, only a cosigner's first word counts. So a log that signs two
+        trees, and a cosigner that helps it, cannot hide the others' quorum.
 
         Raises:
-            InvalidNoteError: the log did not sign it, no known cosigner did, or a
-                signature is not good.
+            InvalidNoteError: not signed by the log or any known cosigner, or a bad
+                signature.
         """
         note = parse_note(signed_note)
         lines = {(line.name, line.key_id): line for line in reversed(note.signatures)}
@@ -105,13 +103,13 @@ class CosignatureCollector:
             return verify_checkpoint(
                 signed_note, self._log_key, self._log_key.name, self._cosigner_keys
             )
-        # Every cosigner brings the log's own signature, and this one was verified.
+        # Every cosigner brings the log's own signature, which was verified already.
         opened = open_note(signed_note, self._cosigner_keys)
         return VerifiedCheckpoint(parse_checkpoint(note.text), opened.signatures)
 
     def merge(self, size: int) -> bytes | None:
         """Return the checkpoint of a size with all its cosignatures, in the cosigners'
-        order; None as long as there are fewer than a quorum.
+        order; None without a quorum.
         """
         said = self._said.get(size, {})
         for text in dict.fromkeys(text for text, _ in said.values()):
@@ -125,10 +123,10 @@ class CosignatureCollector:
         return None
 
     def has_quorum(self, size: int) -> bool:
-        """Return whether `merge` has something to return."""
+        """Return whether `merge` has a result."""
         texts = Counter(text for text, _ in self._said.get(size, {}).values())
         return max(texts.values(), default=0) >= self._quorum
 
     def largest(self) -> int:
-        """Return the largest size with a quorum; 0 if there is none."""
+        """Return the largest size with a quorum; 0 for none."""
         return max(filter(self.has_quorum, self._said), default=0)

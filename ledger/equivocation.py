@@ -1,22 +1,22 @@
-"""Contradictions: what nobody honest signs, and evidence that somebody did.
+"""Contradictions: what no honest signer signs, and evidence that somebody did.
 
-There are four, none of which an honest signer ever signs, whatever it restarts through
+An honest signer never signs any of these four, whatever restarts it goes through
 (ledger specification, sections 2.5 and 2.6):
 
 - `Offence.TWO_BLOCKS`: two blocks at one height in one epoch;
 - `Offence.TWO_REQUESTS`: two requests for one epoch with different certificates;
-- `Offence.HIDDEN_CERTIFICATE`: a request that hides a certificate which its sender
-  must have held. Who attested heights h and h+1 in epoch e stood on a certificate of
+- `Offence.HIDDEN_CERTIFICATE`: a request that hides a certificate which its sender must
+  have held. A node that attested heights h and h+1 in epoch e stood on a certificate of
   h, so it never again asks for an epoch with less than (e, h). Height h+1 alone proves
   nothing, as it may stand on the block that the epoch starts from; only in epoch 0 of
-  era 0 everybody starts below height 0, and two messages are enough.
+  era 0 every node starts below height 0, and two messages are enough.
 - `Offence.TWO_TREES`: the sequencer signed two checkpoints of one size.
 
-A contradiction is judged by what was signed alone. Nobody signs the signatures inside a
-certificate, nor the federation's name: whoever relays a message may alter them without
-its sender looking like a liar.
+A contradiction is judged only by what was signed. Nobody signs the signatures inside a
+certificate, nor the federation's name: a relay may alter them without making the sender
+look like a liar.
 
-Deliberately not here: what follows for the accused.
+Deliberately not here: the consequences.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ class Contradiction:
     """What somebody did. All evidence of one deed identifies the same.
 
     Attributes:
-        public_key: Who, 32 bytes.
-        offence: Which contradiction.
-        era: Which node set; 0 for the sequencer.
+        public_key: The offender's key, 32 bytes.
+        offence: The kind of contradiction.
+        era: The node set; 0 for the sequencer.
         epoch: The epoch attested in or asked for; 0 for the sequencer.
         position: Height of the block, -1 for two requests; for the sequencer the
             checkpoints' size.
@@ -75,10 +75,10 @@ class Contradiction:
 
 
 def find_contradiction(messages: tuple[Message, ...]) -> Contradiction | None:
-    """Return what messages of one node contradict each other in, if they do.
+    """Return how a node's messages contradict each other, if they do.
 
-    The only judge of nodes: who accuses and who verifies cannot disagree. It does not
-    look at signatures.
+    The only judge of nodes: accuser and verifier cannot disagree. It does not check
+    signatures.
 
     Args:
         messages: Two or three: attestations in ascending order of height, then a
@@ -155,8 +155,8 @@ def identify_contradiction(proven: e.EquivocationProven) -> Contradiction:
     """Return what the accused would have done, *without verifying signatures*.
 
     Raises:
-        InvalidMessageError: the messages do not contradict each other, or are not of
-            the accused.
+        InvalidMessageError: the messages do not contradict each other, or are not the
+            accused's.
     """
     contradiction, _ = _open(proven)
     return contradiction

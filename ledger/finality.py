@@ -1,11 +1,11 @@
-"""Finality: what shows that a block can never be replaced.
+"""Finality: proof that a block can never be replaced.
 
 A block is final when it and its child are certified in the *same* epoch, and with it
 every block before it (ledger specification, section 2.3). One certificate is not
-enough: after a time-out it may exist unseen by those who go on without it.
+enough: after a time-out it may exist unseen by nodes that go on without it.
 
 An era's last block is followed by *closing children*, which are empty and follow from
-it, so whoever holds the block and a proof of one of them knows that the block is final.
+it, so anyone with the block and a proof of one of them knows that the block is final.
 
 Deliberately not here: how blocks become final (`ledger.consensus`).
 """
@@ -30,8 +30,8 @@ from schemas import events as e
 
 _FINALITY: Final = b"folkmoot-finality/v1\n"
 _MAX_CLOSING: Final = 2**16
-"""Closing children between a node set's last block and the one that makes it final:
-one for each epoch that failed in between, each with twice the patience."""
+"""Closing children between a node set's last block and the one that makes it final: one
+for each epoch that failed in between, each with twice the patience."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +64,10 @@ class FinalityProof:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> FinalityProof:
-        """Return the proof that these bytes are, *without verifying anything*.
+        """Return the proof in these bytes, *without verifying anything*.
 
         Raises:
-            InvalidMessageError: they are not one.
+            InvalidMessageError: they hold none.
         """
         reader = ByteReader(data)
         reader.expect(_FINALITY)
@@ -86,11 +86,11 @@ def verify_finality(node_set: NodeSet, proof: FinalityProof, start: Start) -> No
 
     Args:
         node_set: The era's nodes.
-        proof: What to check.
+        proof: The proof.
         start: The block that the era starts from.
 
     Raises:
-        InvalidMessageError: it is not shown to be; says why.
+        InvalidMessageError: the proof does not show it; says why.
     """
     for header, certificate in (
         (proof.header, proof.certificate),
@@ -127,7 +127,7 @@ def verify_last_block(
         start: The block that the era that ends started from.
 
     Raises:
-        InvalidMessageError: it is not shown to be; says why.
+        InvalidMessageError: the proof does not show it; says why.
     """
     verify_finality(node_set, proof, start)
     distance = proof.header.height - header.height

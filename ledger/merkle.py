@@ -1,15 +1,15 @@
 """The Merkle tree of RFC 6962 and RFC 9162: hashes, growth, proofs.
 
-Works on leaf hashes and knows nothing of what the entries mean. Nothing is stored
-here: `CompactRange` is all that a growing tree needs, about 32 bytes for each bit of
-its size; to make a proof the caller brings the leaf hashes.
+Works on leaf hashes and knows nothing of what the entries mean. Nothing is stored:
+`CompactRange` is all that a growing tree needs, about 32 bytes for each bit of its
+size; for a proof the caller brings the leaf hashes.
 
 Rules:
 
 - SHA-256; leaves are hashed with prefix 00, nodes with 01, so that neither can be
   passed off as the other (RFC 9162 section 2.1.1).
-- Every hash that comes from outside is exactly 32 bytes. Without that check a verifier
-  that compares what it was given with what it was given can be fed nothing at all.
+- Every outside hash is exactly 32 bytes. Without that check, a verifier that compares
+  its input with its input can be fed nothing at all.
 - A proof has one form only: too long is as wrong as too short.
 """
 
@@ -34,7 +34,7 @@ _sha256 = hashlib.sha256
 
 
 class InvalidProofError(ValueError):
-    """The proof does not prove it. Always bad input, never a bug."""
+    """The proof does not prove the claim. Always bad input, never a bug."""
 
 
 def leaf_hash(entry: bytes) -> bytes:
@@ -68,7 +68,7 @@ def _pair_up(level: Sequence[bytes]) -> list[bytes]:
 
 @dataclass(frozen=True, slots=True)
 class CompactRange:
-    """A tree from leaf 0, reduced to what growing it and computing its root need.
+    """A tree from leaf 0, reduced to what it takes to grow it and compute its root.
 
     Immutable: growing returns a new one, so a pure function can keep the old.
 
@@ -77,12 +77,12 @@ class CompactRange:
 
     Attributes:
         size: Number of leaves, 0 to `MAX_TREE_SIZE`.
-        hashes: Roots of the perfect subtrees that the tree consists of, 32 bytes each,
-            from the left (the largest) to the right; as many as ``size`` has bits set.
+        hashes: Roots of the tree's perfect subtrees, 32 bytes each, from the left (the
+            largest) to the right; as many as ``size`` has bits set.
 
     Raises:
-        ValueError: size and hashes do not fit each other. Bad input if they were
-            read from somewhere, a bug otherwise.
+        ValueError: size and hashes do not match. Bad input if they were read from
+            somewhere, a bug otherwise.
     """
 
     size: int = 0
@@ -113,8 +113,8 @@ class CompactRange:
     def extend(self, leaves: Iterable[bytes]) -> CompactRange:
         """Return the tree with more leaves: the way to add many.
 
-        Works row by row, from the leaves up, which is what a list comprehension does
-        fast; the result is that of appending one at a time.
+        Works row by row, from the leaves up, where list comprehensions are fast; the
+        result is as if appended one at a time.
 
         Args:
             leaves: Their leaf hashes in order, 32 bytes each; not the entries.
@@ -150,7 +150,7 @@ class CompactRange:
         return result
 
     def to_bytes(self) -> bytes:
-        """Return it as bytes to keep: size (8 bytes, big-endian) || hashes."""
+        """Return it as bytes to store: size (8 bytes, big-endian) || hashes."""
         return self.size.to_bytes(_SIZE_BYTES, "big") + b"".join(self.hashes)
 
     @classmethod
@@ -158,7 +158,7 @@ class CompactRange:
         """Return what `to_bytes` was called on.
 
         Raises:
-            ValueError: these are not bytes of `to_bytes`.
+            ValueError: these are not bytes from `to_bytes`.
         """
         if len(data) < _SIZE_BYTES or (len(data) - _SIZE_BYTES) % HASH_SIZE:
             msg = f"{len(data)} bytes are not a size and whole hashes"
@@ -184,8 +184,8 @@ def _path(index: int, row: Sequence[bytes]) -> list[bytes]:
 
     Args:
         index: Which node, 0 to ``len(row) - 1``.
-        row: A whole row of the tree; what is left over at its end is the incomplete
-            subtree there, or the last node itself.
+        row: A whole row of the tree; the remainder at its end is the incomplete subtree
+            there, or the last node itself.
     """
     path = []
     while len(row) > 1:
@@ -198,7 +198,7 @@ def _path(index: int, row: Sequence[bytes]) -> list[bytes]:
 
 
 def _row_above(row: Sequence[bytes]) -> list[bytes]:
-    """Return the next row; an odd node at the end rises as it is.
+    """Return the next row; an odd node at the end rises unchanged.
 
     That rising is MTH's split at the largest power of two, seen from below.
     """
@@ -243,15 +243,15 @@ def consistency_proof(old_size: int, leaf_hashes: Sequence[bytes]) -> tuple[byte
 
     Raises:
         ValueError: there is no such earlier tree. Nothing is proved about the empty
-            one: everything is consistent with it.
+            one, with which everything is consistent.
     """
     if not 0 < old_size <= len(leaf_hashes):
         msg = f"no tree of size {len(leaf_hashes)} grew from one of size {old_size}"
         raise ValueError(msg)
     if old_size == len(leaf_hashes):
         return ()
-    # The largest subtree that ends where the old tree ended: go up while its last
-    # leaf is a right child.
+    # The largest subtree that ends where the old tree ended: go up while its last leaf
+    # is a right child.
     index = old_size - 1
     row = leaf_hashes
     while index & 1:
@@ -288,7 +288,7 @@ def verify_inclusion(
         leaf_hash: Hash of the leaf, 32 bytes.
         leaf_index: Its place, 0 to ``tree_size - 1``.
         tree_size: Number of leaves of the tree.
-        root: The tree's root, 32 bytes, from a source that is trusted.
+        root: The tree's root, 32 bytes, from a trusted source.
 
     Raises:
         InvalidProofError: the proof does not show it; says at which point.
@@ -334,8 +334,8 @@ def verify_consistency(
 
     Args:
         proof: Hashes of 32 bytes, lowest first; empty if the sizes are equal.
-        old_size: Size of the earlier tree, at least 1. There is no proof from an
-            empty tree: who starts from nothing trusts the first root it sees.
+        old_size: Size of the earlier tree, at least 1. An empty tree has no proofs:
+            starting from nothing means trusting the first root seen.
         old_root: Its root, 32 bytes.
         new_size: Size of the later tree, at least ``old_size``.
         new_root: Its root, 32 bytes.
@@ -354,7 +354,7 @@ def verify_consistency(
             msg = f"two roots at size {new_size}: {old_root.hex()}, {new_root.hex()}"
             raise InvalidProofError(msg)
         # One root is consistent with itself, whatever it is: the published vectors
-        # demand that it is not looked at.
+        # demand that it is not checked.
         return
     _check_hash("the old root", old_root)
     _check_hash("the new root", new_root)
@@ -430,9 +430,9 @@ def _split(start: int, end: int) -> int:
 def inclusion_ranges(
     leaf_index: int, start: int, end: int
 ) -> tuple[tuple[int, int], ...]:
-    """Return which nodes an inclusion proof consists of, as the leaves they cover.
+    """Return which nodes an inclusion proof consists of, as ranges of leaves.
 
-    Whoever has hashes in another form than a list of leaves makes proofs of this.
+    For callers whose hashes are not a list of leaves.
 
     Args:
         leaf_index: The leaf, ``start`` to ``end - 1``.
@@ -471,7 +471,7 @@ def consistency_ranges(
     Args:
         start: First leaf of the subtree.
         end: One after its last leaf, at most ``tree_size``.
-        tree_size: Size of the tree that it should be part of.
+        tree_size: Size of the tree that should contain it.
 
     Returns:
         Pairs (first leaf, one after the last), in the order of the proof's elements.
@@ -484,7 +484,7 @@ def consistency_ranges(
         msg = f"a tree of size {tree_size} has no leaf {end - 1}"
         raise ValueError(msg)
     ranges = []
-    first, stop = 0, tree_size  # the node that is left to look into
+    first, stop = 0, tree_size  # the node still to be searched
     known = True  # the verifier knows the hash of [start, end)
     while (start, end) != (first, stop):
         middle = _split(first, stop)
@@ -560,13 +560,13 @@ def verify_subtree_inclusion(
         leaf_index: Its place in the tree, ``start`` to ``end - 1``.
         start: First leaf of the subtree, 0 or more.
         end: One after its last leaf.
-        root: Hash of the subtree, 32 bytes, from a source that is trusted.
+        root: Hash of the subtree, 32 bytes, from a trusted source.
 
     Raises:
         InvalidProofError: there is no such subtree, or the proof does not show it.
     """
     _check_subtree(start, end)
-    # A subtree is a tree by itself, only its leaves count from elsewhere.
+    # A subtree is a tree of its own, its leaves merely numbered from elsewhere.
     verify_inclusion(
         proof,
         leaf_hash=leaf_hash,

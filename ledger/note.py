@@ -6,10 +6,10 @@
 
 Rules (c2sp.org/signed-note):
 
-- What is signed is the text with its final newline, without the empty line.
+- The signature covers the text with its final newline, without the empty line.
 - The text ends at the *last* empty line, so a text may contain some itself.
-- A signature by a key that the reader does not know is ignored, so that signers can
-  join and leave; one by a known key that fails makes the whole note worthless.
+- A signature by an unknown key is ignored, so that signers can join and leave; a bad
+  one by a known key invalidates the whole note.
 - A note without any signature by a known key is refused.
 - UTF-8, and no ASCII control character but the newline.
 
@@ -41,7 +41,7 @@ from ledger.signing import (
 
 KEY_ID_SIZE: Final = 4  # c2sp.org/signed-note, "Signatures"
 MAX_NOTE_SIZE_BYTES: Final = 1_000_000
-"""Go's sumdb/note reads no more; a note that others cannot read is no use."""
+"""Go's sumdb/note reads no more; a note that others cannot read is useless."""
 MAX_SIGNATURES: Final = 100
 """As Go's sumdb/note; c2sp.org/signed-note demands at least 16."""
 MAX_TIMESTAMP_S: Final = 2**63 - 1  # = 9,223,372,036,854,775,807
@@ -57,11 +57,11 @@ _CONTROL_NOT_NEWLINE: Final = re.compile(r"[\x00-\x09\x0b-\x1f]")
 
 
 class InvalidNoteError(ValueError):
-    """The bytes are not a note, or nobody known vouches for it. Always bad input."""
+    """The bytes are not a note, or no known key vouches for it. Always bad input."""
 
 
 class InvalidKeyError(ValueError):
-    """The name or key is not one that can sign notes; the message shows no secret."""
+    """The name or key cannot sign notes; the message shows no secret."""
 
 
 class KeyType(IntEnum):
@@ -72,10 +72,10 @@ class KeyType(IntEnum):
 
 
 def parse_base64(text: str) -> bytes:
-    """Return what canonical standard base64 with padding stands for.
+    """Return the bytes of canonical standard base64 with padding.
 
     Raises:
-        ValueError: it is not base64, or another spelling of what it stands for.
+        ValueError: it is not base64, or not canonical.
     """
     data = base64.b64decode(text, validate=True)
     if encode_base64(data) != text:
@@ -93,7 +93,7 @@ def encode_base64(data: bytes) -> str:
 def compute_key_id(name: str, key_type: KeyType, public_key: bytes) -> bytes:
     """Return the key ID, 4 bytes (c2sp.org/signed-note, "Signatures").
 
-    Short on purpose: it tells keys apart, it does not authenticate them.
+    Short on purpose: it tells keys apart, and authenticates none.
     """
     data = name.encode() + b"\n" + bytes([key_type]) + public_key
     return hashlib.sha256(data).digest()[:KEY_ID_SIZE]
@@ -117,15 +117,15 @@ def _check_name(name: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class VerifierKey:
-    """A public key with the name that signature lines call it by.
+    """A public key with the name that signature lines use for it.
 
     Attributes:
         name: Not empty; no Unicode space, no plus sign.
-        key_type: What its signatures mean.
+        key_type: The kind of its signatures.
         public_key: Ed25519 public key, 32 bytes.
 
     Raises:
-        InvalidKeyError: the name or the key's length is not valid.
+        InvalidKeyError: the name or the key's length is invalid.
     """
 
     name: str
@@ -168,11 +168,11 @@ def _split_key(text: str, what: str) -> tuple[str, bytes, bytes]:
 
 
 def parse_vkey(text: str) -> VerifierKey:
-    """Return the key that a verifier key line stands for.
+    """Return the key of a verifier key line.
 
     Raises:
-        InvalidKeyError: it is malformed, of a type that is not supported, or its key
-            ID is another key's.
+        InvalidKeyError: it is malformed, its type is unsupported, or the key ID does
+            not match.
     """
     name, key_id, material = _split_key(text, "a vkey")
     try:
@@ -193,7 +193,7 @@ def encode_skey(name: str, key: SigningKey) -> str:
     **Secret:** the result.
 
     Raises:
-        InvalidKeyError: the name is not valid.
+        InvalidKeyError: the name is invalid.
     """
     key_id = VerifierKey(name, KeyType.ED25519, key.public_key).key_id
     material = encode_base64(bytes([KeyType.ED25519]) + key.seed)
@@ -207,7 +207,7 @@ def parse_skey(text: str) -> tuple[str, SigningKey]:
         text: The line. **Secret.**
 
     Raises:
-        InvalidKeyError: it is malformed, or its key ID is another key's. The message
+        InvalidKeyError: it is malformed, or its key ID does not match. The message
             shows nothing of the line.
     """
     if not text.startswith(_SKEY_PREFIX):
@@ -229,8 +229,8 @@ class NoteSignature:
     """A signature line.
 
     Attributes:
-        name: Who signed, as the line says; proves nothing.
-        key_id: With which key, 4 bytes; proves nothing either.
+        name: The signer by the line's own word; proves nothing.
+        key_id: The key's ID, 4 bytes; proves nothing either.
         signature: The rest; its form depends on the key's type. At least 1 byte.
     """
 
@@ -245,7 +245,7 @@ class NoteSignature:
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """A note as parsed: nothing is verified.
+    """A parsed note: nothing is verified.
 
     Attributes:
         text: What is signed; ends in a newline.
@@ -256,17 +256,17 @@ class Note:
     signatures: tuple[NoteSignature, ...]
 
     def to_bytes(self) -> bytes:
-        """Return the note as it is written."""
+        """Return the note's bytes."""
         lines = "".join(line.to_line() for line in self.signatures)
         return f"{self.text}\n{lines}".encode()
 
 
 @dataclass(frozen=True, slots=True)
 class VerifiedSignature:
-    """A signature by a known key that is good.
+    """A good signature by a known key.
 
     Attributes:
-        key: Whose it is.
+        key: The key.
         timestamp_s: When the cosigner signed, by its own clock, seconds since
             1970-01-01 UTC; None for a plain signature.
     """
@@ -277,12 +277,11 @@ class VerifiedSignature:
 
 @dataclass(frozen=True, slots=True)
 class OpenedNote:
-    """A note that somebody known vouches for.
+    """A note with a known signer.
 
     Attributes:
         text: What was signed.
-        signatures: The good ones by known keys, in order, one for each key; at least
-            one.
+        signatures: The good ones by known keys, in order, one per key; at least one.
     """
 
     text: str
@@ -326,7 +325,7 @@ def parse_note(signed_note: bytes) -> Note:
     if len(signed_note) > MAX_NOTE_SIZE_BYTES:
         msg = f"a note of {len(signed_note)} bytes; at most {MAX_NOTE_SIZE_BYTES}"
         raise InvalidNoteError(msg)
-    # Several look at one note in turn. The large ones are not worth the memory.
+    # Several callers parse one note in turn. Large ones are not worth the memory.
     is_small = len(signed_note) <= _MAX_REMEMBERED_SIZE_BYTES
     return _parse_again(signed_note) if is_small else _parse_note(signed_note)
 
@@ -370,7 +369,7 @@ def sign_note(text: str, name: str, key: SigningKey) -> bytes:
 
     Raises:
         InvalidNoteError: the text cannot be in a note.
-        InvalidKeyError: the name is not valid.
+        InvalidKeyError: the name is invalid.
     """
     _check_text(text)
     key_id = VerifierKey(name, KeyType.ED25519, key.public_key).key_id
@@ -382,8 +381,8 @@ def add_signature(signed_note: bytes, signature: NoteSignature) -> bytes:
     """Return a note with one more signature at its end.
 
     Raises:
-        InvalidNoteError: the bytes are not a note, or it has as many signatures as a
-            note can have.
+        InvalidNoteError: the bytes are not a note, or it already has the most
+            signatures.
     """
     note = parse_note(signed_note)
     if len(note.signatures) >= MAX_SIGNATURES:
@@ -407,7 +406,7 @@ def sign_cosignature(
 ) -> NoteSignature:
     """Return a cosignature/v1 line (type 0x04): time || Ed25519 signature.
 
-    Whoever cosigns states that it has seen no other history of this log. This function
+    A cosigner states that it has seen no other history of this log. This function
     cannot know that: the caller verifies consistency and persists first.
 
     Args:
@@ -419,7 +418,7 @@ def sign_cosignature(
 
     Raises:
         InvalidNoteError: the text cannot be in a note, or the time is out of range.
-        InvalidKeyError: the name is not valid.
+        InvalidKeyError: the name is invalid.
     """
     _check_text(text)
     if not 0 <= timestamp_s <= MAX_TIMESTAMP_S:
@@ -460,17 +459,17 @@ def _verify_line(key: VerifierKey, text: str, line: NoteSignature) -> VerifiedSi
 
 
 def open_note(signed_note: bytes, keys: Iterable[VerifierKey]) -> OpenedNote:
-    """Return a note's text and who among the known keys signed it.
+    """Return a note's text and which known keys signed it.
 
     Args:
         signed_note: The note as received.
         keys: The keys that the reader knows.
 
     Raises:
-        InvalidNoteError: the bytes are not a note, a known key's signature is not
-            good, or no known key signed. Always bad input.
-        InvalidKeyError: two of the keys have one name and one key ID, so that a
-            signature line would not tell which it means. A bug of the caller.
+        InvalidNoteError: the bytes are not a note, a known key's signature is bad, or
+            no known key signed. Always bad input.
+        InvalidKeyError: two of the keys share name and key ID, so that a signature line
+            would be ambiguous. A bug of the caller.
     """
     known: dict[tuple[str, bytes], VerifierKey] = {}
     for key in keys:
@@ -482,7 +481,7 @@ def open_note(signed_note: bytes, keys: Iterable[VerifierKey]) -> OpenedNote:
     for line in note.signatures:
         signer = known.get((line.name, line.key_id))
         if signer is not None:
-            # A second signature of one key counts for nothing, but must be good.
+            # A second signature by one key counts for nothing, but must be good.
             good.setdefault(signer, _verify_line(signer, note.text, line))
     if not good:
         msg = "no known key signed the note"

@@ -11,7 +11,7 @@ Rules (c2sp.org/tlog-policy):
 - A line refers to names of the lines before only, and each name is a member of one
   group at most: a witness counts once.
 - No key twice among the logs or among the witnesses; one name for one thing.
-- Names are octets: compared as they are, whatever they look like.
+- Names are octets, compared byte by byte, whatever they look like.
 
 Stricter than the specification in one point: a threshold has no leading zeros.
 
@@ -44,9 +44,9 @@ from ledger.note import (
 NO_QUORUM: Final = "none"
 """Names the quorum that asks for no cosignature."""
 MAX_POLICY_SIZE_BYTES: Final = 1_000_000
-"""Far more than the 32 logs, witnesses and groups that every reader must take."""
+"""Far more than the 32 logs, witnesses and groups that every reader must accept."""
 BFT_GROUP: Final = "bft"
-"""What `make_bft_policy` calls its group."""
+"""The name of `make_bft_policy`'s group."""
 
 _FORBIDDEN: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 _SPACE: Final = re.compile(r"[ \t]+")
@@ -61,7 +61,7 @@ class QuorumError(InvalidNoteError):
     """The log signed, but not enough witnesses cosigned. Bad input.
 
     Attributes:
-        signed: Names of the quorum's witnesses that did, as the policy calls them.
+        signed: Names of the quorum's witnesses that cosigned, as in the policy.
         missing: Names of those that did not.
     """
 
@@ -86,7 +86,7 @@ class Log:
 
     Attributes:
         key: Its key, of type Ed25519; the name is its origin.
-        url: Where it is, by the application's own convention; may be empty.
+        url: Its address, by the application's own convention; may be empty.
     """
 
     key: VerifierKey
@@ -95,10 +95,10 @@ class Log:
 
 @dataclass(frozen=True, slots=True)
 class Witness:
-    """Somebody whose cosignature can count.
+    """A witness whose cosignature can count.
 
     Attributes:
-        name: What this policy calls it; may differ from the key's name.
+        name: Its name in this policy; may differ from the key's.
         key: Its key, of type cosignature/v1.
         url: Its submission prefix; may be empty.
     """
@@ -110,10 +110,10 @@ class Witness:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Some witnesses or groups that count together.
+    """Witnesses or groups that count together.
 
     Attributes:
-        name: What this policy calls it.
+        name: Its name in this policy.
         threshold: How many members must have cosigned, 1 to their number.
         members: Names of witnesses and of earlier groups; at least one.
     """
@@ -125,12 +125,12 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """Whom to believe; made by `parse_policy` or `make_bft_policy`.
+    """Whom to trust; made by `parse_policy` or `make_bft_policy`.
 
     Attributes:
-        logs: The logs that are accepted; may be empty.
+        logs: Accepted logs; may be empty.
         witnesses: All who can cosign.
-        groups: In an order in which members come before their group.
+        groups: Ordered so that members come before their group.
         quorum: Name of the witness or group that must have cosigned, or `NO_QUORUM`.
     """
 
@@ -140,7 +140,7 @@ class Policy:
     quorum: str
 
     def to_text(self) -> str:
-        """Return the policy as a file says it, one spelling for each.
+        """Return the policy as a file, in one canonical spelling.
 
         Octets of names that are not UTF-8 are surrogates in the text, as
         ``decode("utf-8", "surrogateescape")`` makes them.
@@ -157,7 +157,7 @@ class Policy:
         """Return whether cosignatures of these keys reach the quorum.
 
         Args:
-            cosigner_keys: Whose cosignatures are good; unknown keys count nothing.
+            cosigner_keys: Whose cosignatures are good; unknown keys count for nothing.
         """
         keys = set(cosigner_keys)
         cosigned = {NO_QUORUM, *(w.name for w in self.witnesses if w.key in keys)}
@@ -173,14 +173,14 @@ class Policy:
 
         Args:
             signed_note: The checkpoint as received.
-            origin: The log that is expected; any of the policy's logs unless given.
+            origin: The expected log; by default any of the policy's.
 
         Raises:
             QuorumError: too few cosigned; says who did and who did not.
-            InvalidCheckpointError: not a checkpoint, of another log than expected, or
-                of none that the policy has.
-            InvalidNoteError: not a note, the log did not sign it, or the signature of
-                a key of the policy is not good.
+            InvalidCheckpointError: no checkpoint, of another log than expected, or of
+                none in the policy.
+            InvalidNoteError: not a note, not signed by the log, or a bad signature by a
+                key of the policy.
         """
         checkpoint = parse_checkpoint(parse_note(signed_note).text)
         if origin is not None and checkpoint.origin != origin:
@@ -224,7 +224,7 @@ class _Parser:
     groups: list[Group] = field(default_factory=list)
     quorum: str | None = None
     free: dict[str, bool] = field(default_factory=dict)  # name: in no group yet
-    # What is there already of either type: public keys; names with key IDs.
+    # What each type has already: public keys; names with key IDs.
     known: set[tuple[KeyType, object]] = field(default_factory=set)
 
     def take_line(self, line: str) -> None:
@@ -310,13 +310,13 @@ class _Parser:
 
 
 def parse_policy(data: bytes) -> Policy:
-    """Return the policy that a file says.
+    """Return the policy in a file.
 
     Args:
         data: The file, at most 1,000,000 bytes.
 
     Raises:
-        InvalidPolicyError: it is not a policy; names the line and what is wrong.
+        InvalidPolicyError: it is no policy; names the line and the fault.
     """
     if len(data) > MAX_POLICY_SIZE_BYTES:
         msg = f"a policy of {len(data)} bytes; at most {MAX_POLICY_SIZE_BYTES}"
@@ -342,7 +342,7 @@ def parse_policy(data: bytes) -> Policy:
 
 
 def make_bft_policy(log_vkey: str, witnesses: Iterable[tuple[str, str, str]]) -> Policy:
-    """Return the policy of n ledger nodes, of which less than a third may lie.
+    """Return the policy of n ledger nodes, fewer than a third of which may lie.
 
     The quorum is n - floor((n-1)/3): 2f+1 of 3f+1. Any two quorums share an honest
     node, and the honest ones alone are a quorum.
@@ -352,7 +352,7 @@ def make_bft_policy(log_vkey: str, witnesses: Iterable[tuple[str, str, str]]) ->
         witnesses: Name, vkey and URL (may be empty) of every node; at least one.
 
     Raises:
-        InvalidPolicyError: a name or key is not one, or is there twice. Bad input if
+        InvalidPolicyError: a name or key is invalid, or appears twice. Bad input if
             they were read from somewhere.
     """
     nodes = tuple(witnesses)

@@ -1,4 +1,4 @@
-"""C2SP proof files: that something is in a log, in one file, without the log.
+"""C2SP proof files: proof that something is in a log, in one file, without the log.
 
     c2sp.org/tlog-proof@v1
     [extra <base64>]                 not authenticated; a receipt holds its leaf here
@@ -10,12 +10,12 @@
 Rules (c2sp.org/tlog-proof):
 
 - The reader brings a policy: which logs, and whose cosignatures are enough.
-- The reader computes the leaf. A receipt may bring it, since a leaf that is not the
-  right one does not verify.
+- The reader computes the leaf. A receipt may bring it, since a wrong leaf does not
+  verify.
 - A file is measured before it is read.
 
-Stricter than other readers: numbers and base64 have one spelling, and an extra line
-that says nothing is refused.
+Stricter than other readers: numbers and base64 have one spelling, and an empty extra
+line is refused.
 
 Deliberately not here: what a leaf means, and how old a cosignature may be.
 """
@@ -56,13 +56,13 @@ class InvalidProofFileError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class ProofFile:
-    """A proof file as parsed: nothing is verified.
+    """A parsed proof file: nothing is verified.
 
     Attributes:
         index: The leaf's place, 0 to 2^63-2.
         hashes: Inclusion proof, up to 63 hashes of 32 bytes.
-        checkpoint: The signed note, as it is; at most 1,000,000 bytes.
-        extra: Up to 65,535 bytes of anything; empty means that there is none.
+        checkpoint: The signed note, unchanged; at most 1,000,000 bytes.
+        extra: Up to 65,535 bytes of anything; empty for none.
 
     Raises:
         InvalidProofFileError: a value is out of range.
@@ -111,13 +111,13 @@ def _decode(what: str, line: str) -> bytes:
 
 
 def parse_proof_file(data: bytes) -> ProofFile:
-    """Return what a proof file says, *without verifying anything*.
+    """Return a proof file's content, *without verifying anything*.
 
     Args:
         data: The file, at most 1,131,072 bytes.
 
     Raises:
-        InvalidProofFileError: it is not one; says why.
+        InvalidProofFileError: it is no proof file; says why.
     """
     if len(data) > MAX_PROOF_FILE_SIZE_BYTES:
         msg = f"a proof file of {len(data)} bytes; at most {MAX_PROOF_FILE_SIZE_BYTES}"
@@ -159,8 +159,8 @@ def verify_proof_file(
     Args:
         proof_file: As parsed.
         leaf: The whole entry, not its hash.
-        policy: Whom the reader believes.
-        origin: The log that is expected; any of the policy's logs unless given.
+        policy: Whom the reader trusts.
+        origin: The expected log; by default any of the policy's.
 
     Raises:
         InvalidNoteError: the policy does not accept the checkpoint; says why.
@@ -183,7 +183,7 @@ class VerifiedReceipt(NamedTuple):
     Attributes:
         leaf: The entry.
         leaf_index: Its place in the log.
-        verified: The checkpoint, and who cosigned it.
+        verified: The checkpoint and its cosigners.
     """
 
     leaf: bytes
@@ -218,8 +218,8 @@ def verify_receipt(
 
     Args:
         data: The file as received.
-        policy: Whom the reader believes.
-        origin: The log that is expected; any of the policy's logs unless given.
+        policy: Whom the reader trusts.
+        origin: The expected log; by default any of the policy's.
 
     Raises:
         InvalidProofFileError: not a proof file, or without a leaf.

@@ -1,12 +1,12 @@
-"""Ed25519, the one signature scheme that keys of people, agents and nodes use.
+"""Ed25519, the one signature scheme for keys of people, agents and nodes.
 
 A thin, typed layer over libsodium. It refuses what libsodium refuses, which is more
 than RFC 8032 demands: keys and commitments of small order, non-canonical points, and
-scalars outside the group order. So a signature has one valid form only, and no key
-exists that "signs" every message.
+scalars outside the group order. So a signature has only one valid form, and no key
+"signs" every message.
 
-Deliberately not here: key generation (needs entropy) and key storage (needs I/O); both
-are adapters.
+Deliberately not here: key generation (needs entropy) and key storage (needs I/O);
+adapters do both.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class InvalidSignatureError(ValueError):
 class SigningKey:
     """An Ed25519 private key.
 
-    Printing it, in logs and tracebacks too, shows only the public key. Two keys are
+    Printing it, even in logs and tracebacks, shows only the public key. Two keys are
     equal if they come from the same seed.
 
     Args:
@@ -54,13 +54,13 @@ class SigningKey:
         return f"SigningKey(<secret>, public_key={self._public_key.hex()})"
 
     def __eq__(self, other: object) -> bool:
-        """Compare by public key; there is one seed to a key."""
+        """Compare by public key; each has one seed."""
         if not isinstance(other, SigningKey):
             return NotImplemented
         return self._public_key == other.public_key
 
     def __hash__(self) -> int:
-        """Hash the public key, so that no secret steers a table."""
+        """Hash the public key, so that no secret influences a table."""
         return hash(self._public_key)
 
     @property
@@ -85,21 +85,21 @@ class SigningKey:
 
 
 def verify_signature(public_key: bytes, message: bytes, signature: bytes) -> None:
-    """Check a signature (RFC 8032 section 5.1.7, with libsodium's stricter rules).
+    """Verify a signature (RFC 8032 section 5.1.7, with libsodium's stricter rules).
 
     Args:
-        public_key: Whose signature it should be, 32 bytes.
-        message: What should have been signed, any length.
+        public_key: The expected signer's key, 32 bytes.
+        message: The expected message, any length.
         signature: R || S, 64 bytes.
 
     Raises:
         InvalidSignatureError: it is not this key's signature over this message; also
-            when the key or the signature has the wrong length or a form that libsodium
-            refuses. Always bad input.
+            when key or signature has a wrong length or a form that libsodium refuses.
+            Always bad input.
     """
-    # libsodium gets bare pointers, so lengths are checked before it sees anything: a
-    # short key would be read beyond its end, and signature and message travel joined,
-    # so a signature of 63 bytes would borrow the message's first.
+    # libsodium gets bare pointers, so lengths are checked first: a short key would be
+    # read beyond its end, and as signature and message travel joined, a signature of 63
+    # bytes would borrow the message's first.
     if len(public_key) != PUBLIC_KEY_SIZE:
         msg = f"a public key is {PUBLIC_KEY_SIZE} bytes, not {len(public_key)}"
         raise InvalidSignatureError(msg)

@@ -8,12 +8,12 @@ leaves from (256 n + i) 256^l on, 256^l of them. Any proof comes from a few tile
 
 Rules (c2sp.org/tlog-tiles):
 
-- The tiles at the right edge are partial; their path says how wide they are. A partial
-  tile is not hashed into the level above, and there is no empty tile.
+- The tiles at the right edge are partial; their path gives their width. A partial tile
+  is not hashed into the level above, and there is no empty tile.
 - Tiles grow at their end only, so a full tile can stand in for a partial one.
 - A path has one spelling. A server may serve what `parse_path` accepts.
-- What is read is not trusted: a proof made of wrong tiles does not verify, and a tile
-  of the wrong length is refused here.
+- Nothing read is trusted: a proof made of wrong tiles does not verify, and a tile of
+  the wrong length is refused here.
 
 Deliberately not here: files (`adapters.tile_store`), HTTP, pruning.
 """
@@ -44,7 +44,7 @@ _PATH: Final = re.compile(
 )
 
 ReadTile = Callable[[int, int, int], bytes]
-"""Returns the tile (level, index, width), or the full one in its stead."""
+"""Returns the tile (level, index, width), or the full one instead."""
 
 
 class InvalidTileError(ValueError):
@@ -53,7 +53,7 @@ class InvalidTileError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class TilePath:
-    """What a path names; ``str()`` of it is the path.
+    """A parsed path; ``str()`` of it is the path.
 
     Attributes:
         level: 0 for leaf hashes and up; None for entries.
@@ -120,8 +120,8 @@ def parse_path(path: str) -> TilePath:
     """Return what a path names.
 
     Raises:
-        InvalidTileError: it is not the path of a tile or a bundle, not canonical, or
-            no tree has what it names.
+        InvalidTileError: it is no tile's or bundle's path, not canonical, or no tree
+            has what it names.
     """
     match = _PATH.fullmatch(path)
     if match is None:
@@ -151,7 +151,7 @@ def _check_size(size: int) -> None:
 
 
 def tile_at(level: int | None, index: int, size: int) -> TilePath:
-    """Return a tile or bundle as it is in a tree of a size: full, or partial.
+    """Return a tile or bundle as it is in a tree of a size: full or partial.
 
     Raises:
         InvalidTileError: the tree has no such tile.
@@ -161,7 +161,7 @@ def tile_at(level: int | None, index: int, size: int) -> TilePath:
 
 
 def paths_between(old_size: int, new_size: int) -> Iterator[TilePath]:
-    """Yield what a tree of the new size has and one of the old size had not.
+    """Yield what a tree of the new size has and one of the old size lacked.
 
     Entries come first, then the levels from the leaves up; on each the full ones and
     then the partial one.
@@ -187,7 +187,7 @@ def paths_between(old_size: int, new_size: int) -> Iterator[TilePath]:
 
 
 def encode_entries(entries: Sequence[bytes]) -> bytes:
-    """Return entries as a bundle holds them.
+    """Return entries as a bundle.
 
     Two encodings joined are the encoding of both.
 
@@ -237,7 +237,7 @@ def parse_tile(data: bytes, width: int) -> tuple[bytes, ...]:
 
     Args:
         data: The tile of this width, or the full one.
-        width: How many hashes are wanted, 1 to 256.
+        width: How many hashes to return, 1 to 256.
 
     Raises:
         InvalidTileError: the data has neither length.
@@ -262,7 +262,7 @@ def grow_bundles(
     """Yield the bundles that new entries make: full ones, then the partial one.
 
     Args:
-        partial: The partial bundle of the old size; empty if that had none.
+        partial: The old size's partial bundle; empty if it had none.
         old_size: Number of entries before.
         entries: The new ones, at most 65,535 bytes each.
 
@@ -284,8 +284,8 @@ def grow_tiles(
 ) -> Iterator[tuple[TilePath, bytes]]:
     """Yield the tiles that new leaves make, level by level.
 
-    Reads and writes as much as the leaves need, however large the tree is: at most one
-    old partial tile on each level that changes.
+    Reads and writes only as much as the leaves need, however large the tree is: at most
+    one old partial tile on each level that changes.
 
     Args:
         read_tile: Reads a partial tile of the old size.
@@ -355,7 +355,7 @@ class _Nodes:
 
 
 def tree_from_tiles(read_tile: ReadTile, size: int) -> CompactRange:
-    """Return the tree of a size; reads its partial tiles only.
+    """Return the tree of a size, reading only its partial tiles.
 
     Args:
         read_tile: Returns the tile (level, index, width), or the full one.
@@ -374,12 +374,12 @@ def inclusion_proof(
 ) -> tuple[bytes, ...]:
     """Return the proof that a tree contains a leaf (RFC 9162 section 2.1.3.1).
 
-    Nothing that is read is trusted, nor verified: check the proof before use.
+    Nothing read is trusted or verified: check the proof before use.
 
     Args:
         read_tile: Returns the tile (level, index, width), or the full one.
         leaf_index: Which leaf, 0 to ``tree_size - 1``.
-        tree_size: Of the tree.
+        tree_size: The tree's size.
 
     Raises:
         InvalidTileError: a tile that was read has the wrong length.
@@ -398,7 +398,7 @@ def consistency_proof(
 ) -> tuple[bytes, ...]:
     """Return the proof that a tree only grew (RFC 9162 section 2.1.4.1).
 
-    Nothing that is read is trusted, nor verified: check the proof before use.
+    Nothing read is trusted or verified: check the proof before use.
 
     Args:
         read_tile: Returns the tile (level, index, width), or the full one.

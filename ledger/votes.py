@@ -1,7 +1,7 @@
 """Votes: everything that a ledger node must remember for ever.
 
-Rule R6 of the ledger specification, section 2.4: what a node sends, it persisted
-before, and what it persisted, it sends again after a restart.
+Rule R6 of the ledger specification, section 2.4: a node persists everything before
+sending it, and sends what it persisted again after a restart.
 
 Deliberately not here: files (an adapter), and what may be voted (`ledger.consensus`).
 """
@@ -42,13 +42,13 @@ class VoteState:
     """Everything that a node must remember for ever (R6).
 
     Attributes:
-        era: Which node set.
-        epoch: In which it attests.
-        attested: Height and id of the block attested last in this epoch; those of the
-            base before any.
+        era: The node set.
+        epoch: The epoch that it attests in.
+        attested: Height and id of the last block attested in this epoch; initially the
+            base's.
         base: What everything it attests in this epoch descends from.
-        high: The highest certificate that it ever acted on.
-        requested_epoch: The highest epoch that it asked for or entered.
+        high: The highest certificate it ever acted on.
+        requested_epoch: The highest epoch it asked for or entered.
         entered: The requests that began this epoch, for nodes that missed them; none in
             epoch 0.
         last_attestation: To be sent again, byte for byte.
@@ -83,7 +83,7 @@ class VoteState:
         Args:
             era: From 0.
             start: The block that the era starts from.
-            cosigned_size: What the node cosigned last in the era before.
+            cosigned_size: What the node last cosigned in the era before.
             cosigned_root: Its root.
         """
         base = start_certificate(era, start)
@@ -102,7 +102,7 @@ class VoteState:
         )
 
     def to_bytes(self) -> bytes:
-        """Return what to store, its SHA-256 last."""
+        """Return the bytes to store, ending in their SHA-256."""
         body = b"".join(
             (
                 _VOTES,

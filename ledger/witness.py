@@ -17,11 +17,12 @@
 
 Rules (c2sp.org/tlog-witness):
 
-- The first rule that a request breaks answers it, in the order 404, 403, 400, 409,
-  422. What is malformed in itself is refused before anything is looked up.
+- The first rule that a request breaks answers it, in the order 404, 403, 400, 409, 422.
+  A malformed request is refused before anything is looked up.
 - **The caller checks and persists atomically**: from reading the stored head, through
-  `judge`, until the new one is durable, nothing else may touch it. Only then it signs.
-- A cosignature names a time, and that is never 0.
+  `judge`, until the new one is durable, nothing else may touch it. Only then does it
+  sign.
+- A cosignature names a time, which is never 0.
 
 Deliberately not here: HTTP, storage, the clock, and subtree cosignatures.
 """
@@ -74,7 +75,7 @@ class Refusal:
 
     Attributes:
         status: HTTP status code.
-        body: What to answer; a sentence for people, but for 409.
+        body: The answer: a sentence, except for 409.
         content_type: Of the body.
     """
 
@@ -101,13 +102,13 @@ def _refuse(status: int, detail: object) -> Refusal:
 
 @dataclass(frozen=True, slots=True)
 class AddCheckpoint:
-    """A request as parsed: nothing is verified.
+    """A parsed request: nothing is verified.
 
     Attributes:
         old_size: Where the proof starts, 0 or more.
         proof: Consistency proof, up to 63 hashes of 32 bytes.
-        signed_note: The checkpoint, as it is.
-        checkpoint: What it says.
+        signed_note: The checkpoint, unchanged.
+        checkpoint: The parsed checkpoint.
     """
 
     old_size: int
@@ -120,13 +121,13 @@ def format_request(old_size: int, proof: Sequence[bytes], signed_note: bytes) ->
     """Return the body of a request.
 
     Args:
-        old_size: Size of the last checkpoint that the witness cosigned; 0 if unknown,
-            then a 409 tells.
+        old_size: Size of the last checkpoint that the witness cosigned; 0 if unknown: a
+            409 will tell.
         proof: Consistency proof from there; empty from 0.
         signed_note: The checkpoint.
 
     Raises:
-        InvalidRequestError: no witness would read it. A bug of the caller.
+        InvalidRequestError: no witness would accept it. A bug of the caller.
     """
     lines = [f"old {old_size}", *map(encode_base64, proof), "\n"]
     body = "\n".join(lines).encode() + signed_note
@@ -139,8 +140,8 @@ def _parse_head(signed_note: bytes) -> Checkpoint:
         text = parse_note(signed_note).text
         return parse_checkpoint(text)
     except InvalidCheckpointError as error:
-        # The one malformed checkpoint with a status of its own: a size of 0 that is
-        # not the empty tree's. It is one if with that root all would be well.
+        # The one malformed checkpoint with its own status: a size of 0 with a root that
+        # is not the empty tree's. It is one if that root would make it valid.
         lines = text.split("\n")
         if len(lines) > 2 and lines[1] == _SIZE_ZERO and _is_hash(lines[2]):  # noqa: PLR2004
             lines[2] = encode_base64(EMPTY_ROOT)
@@ -163,7 +164,7 @@ def _is_hash(line: str) -> bool:
 
 
 def parse_request(body: bytes) -> AddCheckpoint:
-    """Return what a request asks, *without verifying anything*.
+    """Return a parsed request, *without verifying anything*.
 
     Args:
         body: As received, at most 1,004,096 bytes.
@@ -208,14 +209,14 @@ def judge(
     stored_size: int,
     stored_root: bytes = EMPTY_ROOT,
 ) -> Checkpoint | Refusal:
-    """Return the checkpoint to persist and cosign, or why not to.
+    """Return the checkpoint to persist and cosign, or why not.
 
     Args:
         request: As parsed.
         origin: The log that the witness knows.
         log_key: Its key, of type Ed25519.
-        stored_size: Size of the last checkpoint that was cosigned, 0 if there is none.
-        stored_root: Its root, 32 bytes; not looked at for size 0.
+        stored_size: Size of the last checkpoint that it cosigned; 0 for none.
+        stored_root: Its root, 32 bytes; ignored for size 0.
 
     Raises:
         InvalidKeyError: the key is of another type. A bug of the caller.
@@ -263,7 +264,7 @@ def make_response(
 
     Raises:
         InvalidNoteError: not a checkpoint, or the time is out of range.
-        InvalidKeyError: the name is not valid.
+        InvalidKeyError: the name is invalid.
     """
     if timestamp_s < 1:
         msg = f"a witness signs with a time, not {timestamp_s}"
@@ -274,5 +275,5 @@ def make_response(
 
 
 def monitoring_path(origin: str) -> str:
-    """Return where below its monitoring prefix a witness serves a log's last head."""
+    """Return where, below its monitoring prefix, a witness serves a log's last head."""
     return f"{hashlib.sha256(origin.encode()).hexdigest()}/checkpoint"

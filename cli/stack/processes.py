@@ -165,7 +165,7 @@ def find_free_ports(number: int) -> list[int]:
 
 
 def demand_name(name: str, whose: str) -> None:
-    """Demand that a name may be used in a federation, and so for a folder.
+    """Check that a name may be used in a federation, and so for a folder.
 
     Raises:
         StackError: it may not.
