@@ -1,25 +1,25 @@
 """Admission: which records become leaves, and which are refused and why.
 
 The sequencer runs `decide` over what it reads and `evolve` over what it appended; the
-audit runs the same two over the log. Both are functions of their arguments alone.
+audit runs both over the log. They depend on nothing but their arguments.
 
 Rules, in order; the first that fails gives the reason:
 
-- a record read again (its offset is not above the last one) is dropped in silence:
-  it is not new;
+- a record read again (its offset is not above the last one) is silently dropped: it is
+  not new;
 - what the adapter could not unframe is refused with the adapter's reason;
-- the event is not too large, is one, and fits its topic;
+- the event is not too large, is valid, and fits its topic;
 - the record's key is its federation;
-- the signature verifies, if it is known whose it must be: what somebody else says in a
-  known author's name is not looked at any closer;
+- the signature verifies, if the author is known: an event in a known author's name but
+  signed by somebody else is checked no further;
 - its fields make sense (`protocol.validation`);
 - a federation exists once, founded by a configuration that its own operator signed;
-- the author is who may say this: an agent speaks for itself, a principal for its role;
-- an input is said once; facts of a decider come after their causes, in their order;
-- a change of the configuration is the next one, changes only what may be changed, and
+- the author may say this: an agent speaks for itself, a principal for its role;
+- an input is said once; a decider's facts come after their causes, in order;
+- a change of the configuration is the next one, touches only what may be changed, and
   loosens nothing that protects agents (`protocol.changes`);
-- what claims the ledger nodes' consent carries it: a change of the node set, a final
-  checkpoint; and evidence proves what it says.
+- whatever claims the ledger nodes' consent carries it: a change of the node set, a
+  final checkpoint; and evidence proves what it says.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ from schemas import events as e
 from schemas.reasons import Reason
 
 REMEMBERED_BLOCKS: Final = 256
-"""How many blocks back an input's id is remembered. Only a window is needed: deciders
-refuse a second answer to a round by themselves; this keeps replays off the ledger."""
+"""How many blocks back an input's id is remembered. A window is enough: deciders refuse
+a second answer to a round themselves; this keeps replays off the ledger."""
 MAX_REJECTED_VALUE_BYTES: Final = 4_096
 
 _AUTHOR_ROLE: Final[dict[type[e.Event], str]] = {
@@ -93,7 +93,7 @@ _AUTHOR_ROLE: Final[dict[type[e.Event], str]] = {
 
 
 Verify = Callable[[bytes, bytes, bytes, bytes], None]
-"""`protocol.envelope.verify_event`, or what knows its answer already."""
+"""`protocol.envelope.verify_event`, or a stand-in that already knows the answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,12 +104,12 @@ class Received:
         topic: Where it was read.
         partition: Its partition.
         offset: Its offset.
-        key: Its key, None if it has none.
-        value: Its value as read: what a refusal quotes.
+        key: Its key; None if it has none.
+        value: Its value as read: refusals quote it.
         event: Single-object bytes of the event; None if it could not be unframed.
-        signature: The signature header, 64 bytes; None if there is none.
+        signature: The signature header, 64 bytes; None if missing.
         problem: Why it could not be unframed, with a detail; None if it could.
-        traceparent: W3C trace context, empty if none.
+        traceparent: W3C trace context; empty if none.
     """
 
     topic: str
@@ -133,8 +133,8 @@ class Admitted:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The record does not; what goes to the refusals and, for a known federation, on
-    the ledger.
+    """The record does not; goes to the refusals and, for a known federation, on the
+    ledger.
     """
 
     event: e.EventRejected
@@ -142,7 +142,7 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """The record was there before."""
+    """The record was read before."""
 
 
 Verdict = Admitted | Refused | Dropped
@@ -164,20 +164,21 @@ class AdmissionState:
         federation_id: Empty before the genesis.
         genesis: Hash of the genesis; empty before it.
         principals: Public key by role.
-        config: What the federation was founded with and changed to.
-        change: Number of the last change; 0 if there was none.
-        parties: Public keys of whoever else speaks in its rounds, by name.
+        config: The configuration as founded and changed.
+        change: Number of the last change; 0 if none.
+        parties: Public keys of other speakers in its rounds, by name.
         agents: Agents by id.
         keys: Public keys of all agents: a second name for one would be drawn, summed
-            and rewarded as somebody else.
+            and rewarded as another agent.
         offsets: Last offset read, by ``topic/partition``.
         num_leaves: Number of leaves so far.
-        last_facts: Place of the last fact, by topic: cause's leaf index, output index.
+        last_facts: Place of the last fact, by topic: its cause's leaf index, its output
+            index.
         recent_ids: Ids of inputs in each of the last blocks, oldest first.
-        node_sets: The ledger nodes of each era, oldest first; none if the federation
-            has no ledger nodes.
-        finalised_size: Size of the largest checkpoint that is known to be final.
-        proven: Contradictions that are on the ledger.
+        node_sets: The ledger nodes of each era, oldest first; empty if the federation
+            has none.
+        finalised_size: Size of the largest checkpoint known to be final.
+        proven: Contradictions on the ledger.
     """
 
     federation_id: str = ""
@@ -203,14 +204,14 @@ def decide(
     *,
     sequencer_key: bytes | None = None,
 ) -> list[Verdict]:
-    """Return a verdict for each record, in order; earlier ones count for later ones.
+    """Return a verdict for each record, in order; earlier ones affect later ones.
 
     Args:
         state: What admission knows.
-        batch: What was read.
-        sequencer_key: The key that will sign the block, 32 bytes. A federation that
-            names another would begin with a block that its own readers refuse. None
-            leaves that rule out: of a block on the log the readers have checked it.
+        batch: The records read.
+        sequencer_key: The key that will sign the block, 32 bytes: a federation naming
+            another would begin with a block that its own readers refuse. None skips
+            that rule, which readers of a block on the log have already checked.
     """
     scratch = _Scratch(state, sequencer_key)
     return [scratch.judge(received) for received in batch]
@@ -221,13 +222,13 @@ def judge_again(
 ) -> Verdict:
     """Return the verdict on one record of a block, whoever signed it.
 
-    This is what an auditor asks of a refusal, which does not keep the signature: the
-    rules that come after it must show too.
+    Auditors judge refusals with this. A refusal does not keep the signature, so the
+    rules after it must apply too.
 
     Args:
         before: What admission knew before the block.
         state: What it knew before the record.
-        received: The record; its signature is taken to be good.
+        received: The record; its signature is assumed good.
     """
     scratch = _Scratch(state, verify=_believe)
     scratch.begin_block(before)
@@ -237,7 +238,7 @@ def judge_again(
 def _believe(
     _public_key: bytes, _genesis: bytes, _event_bytes: bytes, _signature: bytes
 ) -> None:
-    """Do as `protocol.envelope.verify_event` does with a good signature."""
+    """Act as `protocol.envelope.verify_event` with a good signature."""
 
 
 def evolve(
@@ -262,17 +263,16 @@ def find_faults(
 ) -> tuple[list[Fault], AdmissionState]:
     """Return the leaves of a block that should not have been admitted, and why.
 
-    This is what an auditor asks of every block. A leaf that should not be there counts
-    nothing for those after it.
+    Auditors judge every block with this. A leaf that should not be there has no effect
+    on later ones.
 
     Args:
         state: What admission knows before the block.
         leaves: The block's.
-        verify: How signatures are checked.
+        verify: Checks signatures.
 
     Returns:
-        The faults in their order, and the state that the other leaves lead to: what
-        `evolve` makes of them.
+        The faults in order, and the state that `evolve` makes of the other leaves.
     """
     scratch = _Scratch(state, verify=verify)
     faults: list[Fault] = []
@@ -295,15 +295,16 @@ def find_faults(
 def find_fault(
     state: AdmissionState, leaves: Sequence[tuple[e.Leaf, e.LedgerEvent]]
 ) -> Fault | None:
-    """Return the first fault of `find_faults`; None if the block is as it should be."""
+    """Return the first fault of `find_faults`; None if the block has none."""
     faults, _ = find_faults(state, leaves)
     return faults[0] if faults else None
 
 
 def find_author(state: AdmissionState, event: e.LedgerEvent) -> bytes | None:
-    """Return whose signature an event must bear, as far as is known; None if nobody's.
+    """Return the key that must have signed an event, if known; None if nobody may say
+    it.
 
-    A guess for those who verify ahead: what came in between may change the answer.
+    An estimate for verifying ahead: what comes in between may change the answer.
     """
     try:
         if isinstance(event, e.EventRejected):
@@ -321,7 +322,7 @@ def compute_event_id(
     Args:
         state: What admission knows after the leaf.
         leaf: The leaf.
-        event: What it holds.
+        event: The event in it.
     """
     if isinstance(event, e.Fact):
         return compute_fact_id(event)
@@ -329,10 +330,10 @@ def compute_event_id(
 
 
 def make_policy(state: AdmissionState) -> Policy:
-    """Return whose cosignatures make a checkpoint of this log final, as a policy.
+    """Return the policy that makes a checkpoint of this log final.
 
     Args:
-        state: Of a federation that has ledger nodes; the present ones count.
+        state: Of a federation with ledger nodes; the present ones count.
     """
     log_key = make_log_key(
         state.federation_id, state.genesis, state.principals["SEQUENCER"]
@@ -396,7 +397,7 @@ class _Scratch:
         self._proven = state.proven
 
     def begin_block(self, before: AdmissionState) -> None:
-        """Say that the block began earlier, with what was known then."""
+        """Note that the block began earlier, with what was known then."""
         self._num_node_sets_before = len(before.node_sets)
 
     def freeze(self) -> AdmissionState:
@@ -428,7 +429,7 @@ class _Scratch:
         if isinstance(verdict, Admitted):
             self.absorb(verdict.leaf, verdict.event)
         elif isinstance(verdict, Refused) and verdict.event.federation_id:
-            # Only for leaves: nothing else is known once the next batch is judged.
+            # Only for leaves: nothing else is known when the next batch is judged.
             self._offsets[place] = received.offset
             self._num_leaves += 1
         return verdict
@@ -457,7 +458,7 @@ class _Scratch:
             and problem is not None
             and problem[0] is Reason.DUPLICATE_EVENT
         ):
-            return Dropped()  # a decider that restarted says it again
+            return Dropped()  # a restarted decider repeats it
         if problem is not None:
             return self._refuse(received, *problem)
         assert received.signature is not None, "find_problem refuses its absence"
@@ -498,7 +499,7 @@ class _Scratch:
             return refusal
         if isinstance(event, e.Fact):
             if event.cause_leaf_index >= self._num_leaves:
-                # It would make every fact that follows look old.
+                # It would make every later fact look old.
                 return Reason.INVALID_FIELD, "its cause is not on the ledger yet"
             if self._is_old_fact(event):
                 return Reason.DUPLICATE_EVENT, "a fact out of the order of its causes"
@@ -506,10 +507,11 @@ class _Scratch:
             isinstance(event, e.UpdatesChecked)
             and event.results[-1].leaf_index >= self._num_leaves
         ):
-            # Once it is true its bytes are the same: it must not be known by then.
+            # Once true, its bytes are the same: they must not be known by then.
             return Reason.INVALID_FIELD, "it checks a leaf that is not there yet"
         if isinstance(event, e.FinalityRequested) and event.height >= self._num_leaves:
-            # A block has a leaf, so a height is below the number of leaves.
+            # A block has at least one leaf, so its height is below the number of
+            # leaves.
             return Reason.INVALID_FIELD, "there is no such block yet"
         if not isinstance(event, e.Fact) and self._is_known(
             compute_input_id(key, event_bytes)
@@ -530,7 +532,7 @@ class _Scratch:
         try:
             self._verify(key, genesis, event_bytes, signature)
         except InvalidSignatureError as error:
-            # What was signed for another founding is such a one: say for which it is.
+            # An event signed for another genesis ends up here: name this one.
             detail = f"{error}; it must cover the genesis hash {genesis.hex()}"
             return Reason.BAD_SIGNATURE, detail
         return None
@@ -538,7 +540,7 @@ class _Scratch:
     def find_rejection_problem(
         self, leaf: e.Leaf, event: e.EventRejected
     ) -> tuple[Reason, str] | None:
-        """Return what is wrong with a refusal on the ledger; None if nothing is."""
+        """Return what is wrong with a refusal on the ledger; None if nothing."""
         key = self._principals.get("SEQUENCER", b"")
         try:
             self._verify(key, self._genesis, leaf.event, leaf.signature)
@@ -611,7 +613,7 @@ class _Scratch:
         """Return the key that must have signed, or why nobody may say this now."""
         unknown = find_rules_problem(event)
         if unknown is not None and self._sequencer_key is not None:
-            # Only whoever would write it: on a log it is a newer version's word.
+            # Only for its writer: on a log it comes from a newer version.
             return Reason.UNKNOWN_RULES, unknown
         if isinstance(event, e.FederationConfigured):
             if self._federation_id:
@@ -669,7 +671,7 @@ class _Scratch:
         return find_change_problem(self._config, self._change, event)
 
     def _find_consent_problem(self, event: e.LedgerEvent) -> tuple[Reason, str] | None:
-        """Return why the ledger nodes' word is not what an event says it is."""
+        """Return why the ledger nodes did not consent as an event claims."""
         match event:
             case e.NodeSetChanged() | e.CheckpointFinalised() | e.EquivocationProven():
                 pass
@@ -733,7 +735,7 @@ class _Scratch:
         return None
 
     def find_author_key(self, event: e.LedgerEvent) -> bytes:
-        """Return whose signature an event on the ledger bears."""
+        """Return the key that must have signed an event on the ledger."""
         speaker = _find_speaker(event)
         if speaker is not None:
             return self._parties[speaker]
@@ -754,15 +756,15 @@ class _Scratch:
         return (fact.cause_leaf_index, fact.output_index) <= last
 
     def _is_known(self, input_id: bytes) -> bool:
-        # map and not a generator: this looks into every block of the window.
+        # map, not a generator: this searches every block of the window.
         return input_id in self._new_ids or any(
             map(contains, self._recent_ids, repeat(input_id))
         )
 
     def _refuse(self, received: Received, reason: Reason, detail: str) -> Refused:
         value = received.value or b""
-        # A key that names no federation we know is nobody's ledger: the refusal goes
-        # to the refusals topic alone.
+        # A key that names no known federation belongs to no ledger: the refusal goes to
+        # the refusals topic alone.
         ours = received.key is not None and received.key == self._federation_id.encode()
         return Refused(
             e.EventRejected(
@@ -780,12 +782,12 @@ class _Scratch:
 
 
 def _is_agents_word(event: e.LedgerEvent) -> TypeGuard[Answer | e.UpdateDeclined]:
-    """Return whether it is an agent that says this, under its own name."""
+    """Return whether an agent says this, under its own name."""
     return type(event) in list_kinds().answers or isinstance(event, e.UpdateDeclined)
 
 
 def _find_speaker(event: e.LedgerEvent) -> str | None:
-    """Return who says this, if it is neither an agent nor a principal."""
+    """Return the speaker, if neither an agent nor a principal."""
     get_author = list_kinds().speakers.get(type(event))
     if get_author is not None:
         return get_author(event)

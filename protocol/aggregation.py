@@ -1,14 +1,15 @@
 """The exact sum of a cohort's updates, in any order, on any machine.
 
 - The sum is Σ num_examples_i · update_i over 64-bit integers. Integer addition is
-  associative and commutative, so order of arrival, partitioning and partial sums of
-  regions don't change one bit of it.
+  associative and commutative, so order of arrival, partitioning and regional partial
+  sums don't change one bit.
 - It's exact, not just modulo 2^64: with |x| ≤ 2^31 for an int32 and a total weight
-  below 2^31, |sum| < 2^62. That is checked at every addition.
+  below 2^31, |sum| < 2^62. Every addition checks that.
 - The same integers read modulo 2^64 are the ring in which secret shares are added, so
   every way of aggregating gives the same sum.
 
-It deliberately knows no agents, rounds or privacy: who may be summed is decided before.
+It deliberately knows no agents, rounds or privacy: its caller decides what may be
+summed.
 """
 
 from collections.abc import Iterable
@@ -97,7 +98,7 @@ class Accumulator:
         self._num_examples += num_examples
 
     def add_partial(self, total: NDArray[np.int64], num_examples: int) -> None:
-        """Add a sum of others, as of a region in a tree.
+        """Add somebody else's sum, such as a region's in a tree.
 
         Args:
             total: shape (d,) int64: an accumulator's total.
@@ -146,7 +147,7 @@ def weighted_sum(
         num_parameters: d.
 
     Returns:
-        shape (d,) int64, |x| < 2^62; zeros if there are no updates.
+        shape (d,) int64, |x| < 2^62; zeros without updates.
 
     Raises:
         TooManyExamplesError: The total weight reaches 2^31.
@@ -178,10 +179,10 @@ def sum_to_blob(total: NDArray[np.int64]) -> bytes:
 
 
 def sum_from_blob(blob: bytes, *, num_parameters: int) -> NDArray[np.int64]:
-    """Read a sum that somebody claims.
+    """Read a claimed sum.
 
     Args:
-        blob: What the aggregator stored, digest already verified; otherwise untrusted.
+        blob: The aggregator's blob, digest verified; otherwise untrusted.
         num_parameters: d, from the federation's model.
 
     Returns:

@@ -1,21 +1,20 @@
 """What an operator may change in a federation, and what never.
 
-A `FederationChanged` carries the whole configuration as it shall be from then on, so
-nothing of it depends on what whoever signs it believed before.
+A `FederationChanged` carries the whole new configuration, so it does not depend on what
+its signer believed before.
 
 Rules:
 
-- Changes are numbered from 1, without gaps: of two that were made for the same
-  configuration the second is refused, and one that is sent again counts no more.
-- What is changed is one of `RULES`; everything else is as it was. So what a later
-  version adds to a configuration stays as it is until it has a rule.
+- Changes are numbered from 1, without gaps: of two made for the same configuration the
+  second is refused, and a repeated one counts only once.
+- A change touches only `RULES`; everything else stays. So what a later version adds to
+  a configuration stays until it has a rule.
 - What protects agents, the fewest contributions of a sum and the bounds on what one
-  agent may add, is only ever tightened. What has no order, as the mode, cannot be
-  changed.
-- A change is in force from the round on that is asked for after it: it never touches
-  an open one.
+  agent may add, only ever tightens. What has no order, such as the mode, cannot change.
+- A change takes effect with the next round requested after it: it never touches an open
+  one.
 
-What agents run may be changed; each agent decides whether it runs it.
+What agents run may change; each agent decides whether to run it.
 
 Source: DESIGN.md sections 11 and 12, ADR 0034.
 """
@@ -58,16 +57,16 @@ RULES: Final[dict[str, Callable[[Any, Any], bool]]] = {
     "min_cohort": _up,
     "max_num_examples": _down,
 }
-"""What may be changed, and how; a name stands for all that is inside, too. And what a
-mode lets become smaller, as mpc.norm_bound."""
+"""What may be changed, and how; a name covers everything inside it. A mode may add
+parameters that only shrink, such as mpc.norm_bound."""
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A parameter that two configurations have otherwise.
+    """A parameter that differs between two configurations.
 
     Attributes:
-        name: Its name, with the sections that it is in, as plain.bound.
+        name: Its name with its sections, such as plain.bound.
         before: Its value in the first.
         after: Its value in the second.
     """
@@ -78,7 +77,7 @@ class Difference:
 
 
 def list_differences(before: Any, after: Any, name: str = "") -> Iterator[Difference]:
-    """Yield in what two configurations differ, in the order of their fields."""
+    """Yield the differences of two configurations, in the order of their fields."""
     if before == after:
         return
     if is_dataclass(before) and type(before) is type(after):
@@ -122,8 +121,8 @@ def find_change_problem(
     """Return which rule a change breaks; None if it may be made.
 
     Args:
-        config: What the changes before it led to.
-        number: Of the last one of them; 0 if there was none.
+        config: The result of earlier changes.
+        number: Number of the last of them; 0 if none.
         change: The change; its configuration may be any bytes.
     """
     if change.number != number + 1:
@@ -154,13 +153,13 @@ def find_change_problem(
 def apply_change(
     config: e.FederationConfigured | None, number: int, change: e.FederationChanged
 ) -> e.FederationConfigured | None:
-    """Return what a change leads to; None if it may not be made: then to nothing.
+    """Return what a change leads to; None if it may not be made and so has no effect.
 
-    Whoever follows a log asks this too, whether or not somebody judged its leaves.
+    Followers of a log use this too, whether or not somebody judged its leaves.
 
     Args:
-        config: What the changes before it led to; None before the genesis.
-        number: Of the last one of them; 0 if there was none.
+        config: The result of earlier changes; None before the genesis.
+        number: Number of the last of them; 0 if none.
         change: The change.
     """
     if config is None or find_change_problem(config, number, change) is not None:
@@ -175,14 +174,14 @@ def apply_signed_change(
     leaf: e.Leaf,
     genesis: bytes,
 ) -> e.FederationConfigured | None:
-    """Do as `apply_change`, if the operator that the configuration names signed it.
+    """Do as `apply_change`, if the operator named in the configuration signed it.
 
-    For whoever builds upon a log without judging all of it: who writes a log cannot put
-    words into the operator's mouth.
+    For those who build on a log without judging all of it: its writer cannot put words
+    into the operator's mouth.
 
     Args:
-        config: What the changes before it led to.
-        number: Of the last one of them; 0 if there was none.
+        config: The result of earlier changes.
+        number: Number of the last of them; 0 if none.
         change: The change.
         leaf: The leaf that holds it.
         genesis: Hash of the log's genesis, 32 bytes.

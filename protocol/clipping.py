@@ -1,24 +1,24 @@
 """From a float update to integers within a federation's norm bound.
 
-What the norm proof proves about an update is an integer inequality: |x| < 2^19 and
-Σ x² ≤ B². This module makes integers that satisfy it, from any finite floats.
+The norm proof shows an integer inequality for an update: |x| < 2^19 and Σ x² ≤ B². This
+module makes integers that satisfy it, from any finite floats.
 
-- The update is scaled by 2^fractional_bits and, if it is too long, shrunk to fit; its
-  direction stays.
-- Rounding is stochastic: up with the probability of the fraction, so that the expected
-  value of an integer is what it stands for. Each draw takes 32 bits, so that holds to
-  2^-32 of a step.
-- Rounding makes an update longer, by d/6 steps² if fractions are spread evenly and by
-  d/4 at the most. So updates are shrunk to a radius a little below B, from which at
-  least 39 % of roundings stay within B; the others are drawn anew.
-- That is conditional rounding: what is kept is biased towards zero, because long
-  outcomes are drawn again. The bias is small where B² ≫ d/4, and it is what makes B
-  the exact sensitivity of the sum. The alternative, to allow rounding beyond B, would
-  need more noise for the same privacy.
-- After `MAX_ATTEMPTS` draws the last resort is to round towards zero, which never
-  makes an update longer. By the bound above that happens less than once in 2^46.
-- The norm that decides is that of the integers, and it is exact. Floats only choose the
-  radius, in correctly rounded operations: same entropy, same integers, everywhere.
+- The update is scaled by 2^fractional_bits and, if too long, shrunk; its direction
+  stays.
+- Rounding is stochastic: up with the probability of the fraction, so that an integer's
+  expected value is the scaled one. Each draw takes 32 bits, so that holds to 2^-32 of a
+  step.
+- Rounding lengthens an update, by d/6 steps² if fractions are spread evenly and by d/4
+  at most. So updates are shrunk to a radius a little below B, from which at least 39 %
+  of roundings stay within B; the others are redrawn.
+- That is conditional rounding: the result is biased towards zero, because long outcomes
+  are redrawn. The bias is small where B² ≫ d/4, and it makes B the exact sensitivity of
+  the sum. The alternative, rounding beyond B, would need more noise for the same
+  privacy.
+- After `MAX_ATTEMPTS` draws the last resort is rounding towards zero, which never
+  lengthens an update. By the bound above, that happens less than once in 2^46.
+- The integers' norm decides, and it is exact. Floats only choose the radius, in
+  correctly rounded operations: same entropy, same integers, everywhere.
 
 It deliberately adds no noise and knows no privacy budget.
 
@@ -46,9 +46,9 @@ _CHUNK: Final = 2**24  # = 16,777,216
 
 
 class NormBoundTooSmallError(ValueError):
-    """Rounding alone could exceed the bound: fewer bits, or a larger bound, is needed.
+    """Rounding alone could exceed the bound: use fewer bits, or a larger bound.
 
-    It concerns the federation's configuration, never one update.
+    It concerns the federation's configuration, never a single update.
     """
 
 
@@ -69,7 +69,7 @@ def compute_min_norm_bound(num_values: int) -> int:
         num_values: d, at least 1.
 
     Returns:
-        B in steps: with less, a radius of 0 would be too large already.
+        B in steps: with less, even radius 0 would be too large.
     """
     return math.isqrt(_compute_rounding_allowance(num_values)) + 1
 
@@ -87,7 +87,7 @@ def clip_and_encode(
         delta: shape (d,), any floating-point type, d ≥ 1. **Secret.**
         fractional_bits: The federation's precision f, 0 ≤ f ≤ 30: steps of 2^-f.
         norm_bound: B in steps: the largest L2 norm of the integers.
-        entropy: Gives so many unpredictable bytes; 4·d are taken for each rounding.
+        entropy: Returns so many unpredictable bytes; each rounding takes 4·d.
 
     Returns:
         shape (d,) int64, |x| < 2^19, Σ x² ≤ B². **Secret.**
@@ -133,7 +133,7 @@ def _compute_rounding_allowance(num_values: int) -> int:
 
 
 def _compute_radius(num_values: int, norm_bound: int) -> float:
-    """Return the norm to which too long updates are shrunk before rounding."""
+    """Return the norm to which overlong updates are shrunk before rounding."""
     # The largest c with c² + c + d/4 + √d/2 ≤ B²: rounding a vector of norm c stays
     # within B with a probability of at least 1 - e^(-1/2).
     room = norm_bound * norm_bound - _compute_rounding_allowance(num_values)
@@ -154,7 +154,7 @@ def _clip(
     factor = min(
         _compute_radius(len(delta), norm_bound) / norm,
         (COMMITTED_LIMIT - 1) / float(np.abs(unit).max()),
-        # 2^20 and more are beyond the second limit; larger ones would overflow.
+        # 2^20 and more exceed the second limit; larger ones would overflow.
         2.0 ** min(exponent + fractional_bits, 20),
     )
     return unit * factor

@@ -15,11 +15,11 @@ CHECKPOINT_DOMAIN: Final = b"folkmoot/cohort-checkpoint/v1\n"
 
 
 def compute_checkpoint_entropy(checkpoint: Checkpoint) -> bytes:
-    """Return what a final checkpoint gives to the draw, 32 bytes.
+    """Return a final checkpoint's contribution to the draw, 32 bytes.
 
     Args:
         checkpoint: Origin, size and root, which its log and its cosigners signed; not
-            the signatures, which whoever collects them may choose among.
+            the signatures, among which a collector may choose.
     """
     return hashlib.sha256(CHECKPOINT_DOMAIN + checkpoint.to_text().encode()).digest()
 
@@ -28,8 +28,7 @@ def compute_cohort_seed(entropy: bytes, federation_id: str, round_number: int) -
     """Return the seed of a round's draw, 32 bytes.
 
     Args:
-        entropy: 32 bytes that were fixed before the round was asked for: see
-            `protocol.rounds`.
+        entropy: 32 bytes fixed before the round was requested: see `protocol.rounds`.
         federation_id: The federation.
         round_number: The round, from 1.
 
@@ -60,9 +59,9 @@ def draw_cohort(seed: bytes, agent_ids: Iterable[str], size: int) -> tuple[str, 
 
 
 def is_drawn(started: RoundStarted, agent_id: str) -> bool:
-    """Return whether an agent that could be drawn for a round was.
+    """Return whether an agent eligible for a round was drawn.
 
-    It could if it had been admitted, and not been revoked, when the round was asked
-    for. One that came later may hold such a ticket too: the deciders refuse its answer.
+    It is eligible if admitted, and not revoked, when the round was requested. A later
+    one may hold a winning ticket too: the deciders refuse its answer.
     """
     return compute_ticket(started.cohort_seed, agent_id) <= started.last_ticket

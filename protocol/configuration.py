@@ -1,7 +1,7 @@
-"""What a federation's configuration says, section by section.
+"""The contents of a federation's configuration, section by section.
 
-A section that is not there is null. Of the modes, ways to combine updates, exactly one
-is there (`protocol.modes`).
+A missing section is null. Exactly one mode, a way to combine updates, is present
+(`protocol.modes`).
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ TASK_DOMAIN: Final = b"folkmoot/task/v1\n"
 
 
 def compute_task_digest(task: e.Task) -> bytes:
-    """Return what the owner of an agent accepts before it runs, 32 bytes.
+    """Return the digest that an agent's owner accepts before the agent runs a task, 32
+    bytes.
 
-    Import paths and arguments; not how many epochs, which is no code.
+    It covers import paths and arguments, not the number of epochs, which is no code.
     """
     parts = (task.module, task.module_config, task.data_module, task.data_config)
     encoded = [part.encode() for part in parts]
@@ -33,7 +34,7 @@ def list_nodes(config: e.FederationConfigured) -> tuple[e.LedgerNode, ...]:
 
 
 def get_reward_rule(config: e.FederationConfigured) -> e.RewardRule:
-    """Return what contributions earn; all zeros if nothing."""
+    """Return what contributions earn; all zeros for nothing."""
     return config.reward_rule or e.RewardRule()
 
 
@@ -41,6 +42,6 @@ def read_configuration(change: e.FederationChanged) -> e.FederationConfigured:
     """Return the configuration that a change puts into force.
 
     Raises:
-        codec.CodecError: it has none.
+        codec.CodecError: it contains none.
     """
     return codec.decode_as(e.FederationConfigured, change.configuration)

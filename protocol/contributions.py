@@ -1,9 +1,8 @@
 """The contributions of a sealed round, and their digest.
 
-`RoundSealed` says how many there are and their digest, for a list of ten thousand fits
-no event. Which they are follows from the facts of the round that come before it:
-whoever was accepted (``ContributionAccepted``) and not rejected since for one of
-`WITHDRAWN`.
+`RoundSealed` holds their number and digest, as a list of ten thousand fits no event.
+Which they are follows from the round's earlier facts: every agent accepted
+(``ContributionAccepted``) and not rejected since for one of `WITHDRAWN`.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ from schemas.reasons import Reason
 
 CONTRIBUTIONS_DOMAIN: Final = b"folkmoot/contributions/v1\n"
 WITHDRAWN: Final = frozenset({Reason.REVOKED_AGENT, Reason.FAR_FROM_OTHERS})
-"""Why an accepted contribution may be rejected later. Whatever else an agent is refused
-for once it was accepted, its contribution stays."""
+"""Why an accepted contribution may be rejected later. An agent refused for anything
+else once accepted keeps its contribution."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +26,7 @@ class Contribution:
 
     Attributes:
         agent_id: The agent.
-        update_sha256: Digest of the blob of its update or of the commitments to it.
+        update_sha256: Digest of the blob of its update, or of the commitments to it.
         num_examples: Its aggregation weight.
     """
 

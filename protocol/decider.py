@@ -2,10 +2,10 @@
 
 ``decide`` holds every rule and returns its verdict as facts; ``evolve`` folds a leaf
 and the facts that followed from it, and knows no rule: what somebody said counts unless
-a fact refuses it. So two audits hold: the log's inputs, decided again, give the facts
-on it; and its leaves, folded with those facts, give the state, whatever the rules were.
-Live processors, the audit and recovery all move state through `step` and nothing else,
-on purpose: that is why live and replay agree.
+a fact refuses it. So two audits hold: deciding the log's inputs again gives the facts
+on it; and folding its leaves with those facts gives the state, whatever the rules were.
+Live processors, the audit and recovery all move state only through `step`, on purpose:
+that is why live and replay agree.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Sequenced:
         event: What was said.
         leaf_hash: RFC 9162 leaf hash, 32 bytes; the ``cause`` of what follows from it.
         leaf_index: Its place in the log, from 0.
-        sequenced_at_ms: The stamp of its block: the only clock deciders know.
+        sequenced_at_ms: Its block's stamp: the only clock that deciders know.
         previous_block_hash: Hash of the block before its own, 32 bytes.
         tree_size: Number of leaves after its block: the size of the block's checkpoint.
         genesis: Hash of the log's genesis, 32 bytes.
@@ -51,7 +51,7 @@ class Decider(Generic[State, FactT]):
 
     Attributes:
         initial: The state before the first leaf of a federation's log.
-        decide: Every rule. Must not depend on anything but its arguments.
+        decide: Every rule. Must depend only on its arguments.
         evolve: Folds a leaf and its facts. Must accept all that ``decide`` returned.
     """
 
@@ -69,7 +69,8 @@ def step(
         The next state and the facts that follow, numbered in order.
 
     Raises:
-        UnknownRulesError: from this leaf on other rules hold than are known.
+        UnknownRulesError: this program does not know the rules that hold from this leaf
+            on.
     """
     verify_rules(leaf.event, leaf.leaf_index)
     facts = [

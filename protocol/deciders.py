@@ -1,9 +1,8 @@
 """The deciders: the only list of them.
 
-Replay, and with it ledger nodes and audit, runs them all over every leaf; each has a
-Faust app of its own, ``streams/apps/<name>.py``. A new one is a row here, a topic for
-its facts (`schemas.topics`) and its app. It changes no state root until it knows
-something.
+Replay, and with it ledger nodes and audit, runs all of them over every leaf; each has
+its own Faust app, ``streams/apps/<name>.py``. A new one is a row here, a topic for its
+facts (`schemas.topics`) and its app. It changes no state root until it knows something.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ An update is the difference between an agent's parameters after training and the
 round's base model, scaled by 2^fractional_bits and rounded to integers. Integers add
 exactly in any order; this module is the only place where a float becomes one.
 
-- Encoding rounds half to even and refuses what doesn't fit: nothing is ever clipped or
-  wrapped in silence.
+- Encoding rounds half to even and refuses what doesn't fit: nothing is ever silently
+  clipped or wrapped.
 - An encoded value x satisfies |x| < 2^31: the range is symmetric, so that the negative
   of an update is an update.
 - A blob from an agent is hostile until `parse_update` has returned.
@@ -53,7 +53,7 @@ class OutOfRangeError(ValueError):
 
 
 class RefusalReason(StrEnum):
-    """Why an update's blob can't be counted."""
+    """Why an update's blob can't count."""
 
     MALFORMED_BLOB = "MALFORMED_BLOB"
     WRONG_SHAPE = "WRONG_SHAPE"
@@ -67,7 +67,7 @@ class UpdateRefusedError(ValueError):
 
     Attributes:
         reason: For the ledger.
-        detail: For people; never part of anything hashed.
+        detail: Why, as text; never part of anything hashed.
     """
 
     def __init__(self, reason: RefusalReason, detail: str) -> None:
@@ -91,7 +91,7 @@ def encode_update(
         shape (d,) int32, |x| < 2^31: delta times 2^f, rounded half to even.
 
     Raises:
-        NotFiniteError: A NaN or an infinity in `delta`.
+        NotFiniteError: `delta` contains a NaN or an infinity.
         OutOfRangeError: A value too large to encode.
         ValueError: `fractional_bits` out of range; a bug.
     """
@@ -118,7 +118,7 @@ def encode_update(
 def decode_update(
     update: NDArray[np.int32], fractional_bits: int
 ) -> NDArray[np.float64]:
-    """Give the value that an encoded update stands for, exactly.
+    """Return the value of an encoded update, exactly.
 
     Args:
         update: shape (d,) int32.
@@ -150,10 +150,10 @@ def update_to_blob(update: NDArray[np.int32]) -> bytes:
 
 
 def parse_update(blob: bytes, *, num_parameters: int) -> NDArray[np.int32]:
-    """Read an agent's update, or say why it can't be counted.
+    """Read an agent's update, or raise why it can't count.
 
     Args:
-        blob: What the agent stored, digest already verified; otherwise untrusted.
+        blob: The agent's blob, digest verified; otherwise untrusted.
         num_parameters: d, from the federation's model.
 
     Returns:

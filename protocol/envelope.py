@@ -1,13 +1,13 @@
-"""What is signed, and what an event is called.
+"""What is signed, and how events are identified.
 
-A signature is good in one log. What authors sign is the event's single-object bytes
-and the *genesis hash* of the log that they say it in: SHA-256, with a domain, over the
-single-object bytes of the `FederationConfigured` that founded it. That event has a
-nonce, so two foundings differ in their hash even if all their parameters are the same.
-What is in no log yet, the founding itself, is signed with `NO_GENESIS` (ADR 0029).
+A signature is valid in one log. Authors sign the event's single-object bytes and the
+*genesis hash* of the log they address: SHA-256, with a domain, over the single-object
+bytes of the `FederationConfigured` that founded it. That event has a nonce, so two
+geneses differ in their hash even with identical parameters. What is in no log yet, the
+genesis itself, is signed with `NO_GENESIS` (ADR 0029).
 
-Ids are derived from content, so a redelivered event has the id it had before and
-nothing needs to remember which ids it gave out (DESIGN.md section 3).
+Ids are derived from content, so a redelivered event keeps its id, and nobody needs to
+remember which ids were given out (DESIGN.md section 3).
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ FACT_ID_DOMAIN: Final = b"folkmoot/fact/v1\n"
 SIGNATURE_HEADER: Final = "moot-signature"
 """Kafka header with the author's 64-byte Ed25519 signature."""
 EVENT_ID_HEADER: Final = "moot-event-id"
-"""Kafka header with the 32-byte event id: for people and tools; never trusted."""
+"""Kafka header with the 32-byte event id, for people and tools; never trusted."""
 TRACEPARENT_HEADER: Final = "traceparent"
 """Kafka header with the W3C trace context."""
 
 NO_GENESIS: Final = bytes(32)
-"""Stands for the genesis hash in what is signed before there is a log, or outside of
-any: a founding, and a refusal of what names no known federation. No event is admitted
-with it but a founding."""
+"""Replaces the genesis hash in signatures made before there is a log, or outside any: a
+genesis, and a refusal that names no known federation. Only a genesis is admitted with
+it."""
 
 
 def compute_genesis_hash(event_bytes: bytes) -> bytes:
@@ -51,7 +51,7 @@ def choose_genesis(event: Event, genesis: bytes) -> bytes:
 
     Args:
         event: The event.
-        genesis: That of the log that it is said in.
+        genesis: That of its log.
     """
     is_outside = isinstance(event, FederationConfigured) or (
         isinstance(event, EventRejected) and not event.federation_id
@@ -64,8 +64,7 @@ def sign_event(key: SigningKey, genesis: bytes, event_bytes: bytes) -> bytes:
 
     Args:
         key: The author's key.
-        genesis: Genesis hash of the log that it is said in, 32 bytes; `NO_GENESIS` for
-            the founding.
+        genesis: Genesis hash of its log, 32 bytes; `NO_GENESIS` for the genesis itself.
         event_bytes: The event's single-object bytes.
     """
     return key.sign(EVENT_DOMAIN + genesis + event_bytes)
@@ -84,14 +83,14 @@ def verify_event(
 
 
 def compute_input_id(author_public_key: bytes, event_bytes: bytes) -> bytes:
-    """Return the id of an input: 32 bytes over its author and its body."""
+    """Return an input's id: 32 bytes over its author and its body."""
     return hashlib.sha256(INPUT_ID_DOMAIN + author_public_key + event_bytes).digest()
 
 
 def compute_fact_id(fact: Fact) -> bytes:
-    """Return the id of a fact: 32 bytes over its cause and its place among the facts.
+    """Return a fact's id: 32 bytes over its cause and its place among the facts.
 
-    The event's name is in it because two deciders may conclude from one input.
+    It covers the event's name because two deciders may conclude from one input.
     """
     name = type(fact).__name__.encode()
     place = fact.output_index.to_bytes(4, "big")

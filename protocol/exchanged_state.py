@@ -1,8 +1,8 @@
-"""What of a model's state is exchanged: one class for each entry, stated in the model.
+"""What of a model's state is exchanged: a class for each entry, stated in the model.
 
-A model's file holds the whole state of its module, and says of each entry which class
-it has. So every copy of a model, at agents, exporter and auditor, is the same function
-of the file's bytes.
+A model's file holds the whole state of its module, with a class for each entry. So
+every copy of a model, at agents, exporter and auditor, is the same function of the
+file's bytes.
 
 | class | in a round | values |
 |---|---|---|
@@ -12,13 +12,13 @@ of the file's bytes.
 | ``fixed`` | training may not change it, not by one bit | no NaN |
 | ``refused`` | there is no way to exchange it: no such model is founded | - |
 
-- The flat vector is the trained entries alone. Whatever else is in a base model is in
+- The flat vector holds only the trained entries. Everything else in a base model is in
   the next model, byte for byte.
-- An entry that the file says nothing of is trained, so a file without metadata is a
-  model of which everything is.
-- Nothing is silent: a class that isn't known, one that this version doesn't exchange
-  yet (``averaged-apart``), and a value that its class may not take are refused with a
-  reason (`RefusedStateError`), at the founding and by whoever reads the model.
+- An entry without a class in the file is trained, so in a file without metadata
+  everything is.
+- Nothing is silent: an unknown class, one that this version doesn't exchange yet
+  (``averaged-apart``), and a value that its class may not take are refused with a
+  reason (`RefusedStateError`), at the founding and by every reader of the model.
 
 It deliberately knows no torch: `adapters.models` reads modules.
 
@@ -47,13 +47,13 @@ from protocol.tensors import (
 )
 from schemas.reasons import Reason
 
-_OURS: Final = "folkmoot/"  # what we don't know here may change what a model is
-#: With the entry's name it is the key of its class in a model's metadata.
+_OURS: Final = "folkmoot/"  # unknown keys here may change what a model is
+#: With the entry's name, the key of its class in a model's metadata.
 STATE_PREFIX: Final = "folkmoot/state/"
 
 
 class StateClass(StrEnum):
-    """What becomes of an entry; the names are those in the file."""
+    """What happens to an entry; the names are those in the file."""
 
     TRAINED = "trained"
     AVERAGED_APART = "averaged-apart"
@@ -63,7 +63,7 @@ class StateClass(StrEnum):
 
 
 class Kind(StrEnum):
-    """What an entry is in its module; its class follows if nobody says otherwise."""
+    """What an entry is in its module; its default class follows from it."""
 
     LEARNED = auto()  # a parameter with a gradient
     FROZEN = auto()  # a parameter without
@@ -82,14 +82,14 @@ class RefusedStateError(MalformedBlobError):
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model: all entries of its state, each of a class and with values it may take.
+    """A model: all entries of its state, each with a class and permitted values.
 
     Attributes:
         tensors: Arrays by name.
-        classes: By name; whatever is not there is trained.
+        classes: By name; missing ones are trained.
 
     Raises:
-        RefusedStateError: An entry may not be as it is, or nothing is trained.
+        RefusedStateError: An entry is not permitted, or nothing is trained.
     """
 
     tensors: Mapping[str, NDArray[Any]]
@@ -112,7 +112,7 @@ class Model:
 
     @property
     def manifest(self) -> Manifest:
-        """What the flat vector means: the trained entries."""
+        """The layout of the flat vector: the trained entries."""
         return manifest_of(self.trained)
 
     @property
@@ -133,13 +133,13 @@ class Model:
         return flatten(self.trained, self.manifest)
 
     def replace_trained(self, vector: NDArray[np.float32]) -> "Model":
-        """Return the model with these trained entries, and all others as they are.
+        """Return the model with these trained entries, and all others unchanged.
 
         Args:
             vector: shape (d,) float32.
 
         Raises:
-            RefusedStateError: A NaN or an infinity in it.
+            RefusedStateError: It contains a NaN or an infinity.
             ManifestMismatchError: It isn't of shape (d,).
         """
         moved = unflatten(vector, self.manifest)
@@ -149,15 +149,15 @@ class Model:
         """Return how far training moved the trained entries.
 
         Args:
-            after: All entries by name, as training left them. Values of trained ones
-                may be anything: who encodes an update refuses what isn't finite.
+            after: All entries by name, as training left them. Trained ones may have any
+                values: encoding an update refuses non-finite ones.
 
         Returns:
             shape (d,) float32.
 
         Raises:
-            RefusedStateError: Other entries, shapes or types than before, or a fixed
-                entry that has changed.
+            RefusedStateError: Entries, shapes or types differ from before, or a fixed
+                entry has changed.
         """
         for name in sorted({*self.tensors} | {*after}):
             if name not in self.tensors or name not in after:
@@ -204,14 +204,14 @@ def model_from_blob(blob: bytes) -> Model:
 
     Raises:
         MalformedBlobError: The bytes aren't a valid safetensors file.
-        RefusedStateError: It states a class that isn't known or isn't exchanged, or
-            an entry has values that its class may not take.
+        RefusedStateError: It states a class that is unknown or isn't exchanged, or an
+            entry has values that its class may not take.
     """
     tensors, metadata = tensors_and_metadata_from_blob(blob)
     classes = {}
     for key, value in sorted(metadata.items()):
         if not key.startswith(_OURS):
-            continue  # other programs' remarks
+            continue  # other programs' keys
         if not key.startswith(STATE_PREFIX) or value not in {*StateClass}:
             msg = f"the model says {key!r:.100}: {value!r:.100}, which isn't known here"
             raise RefusedStateError(msg)
@@ -230,12 +230,12 @@ def classify(
         tensors: The entries by name.
         kinds: What each is in its module.
         rules: Pairs of a pattern of names (``*``, ``?``, ``[…]``) and a class; the
-            first whose pattern fits wins. Whatever none fits has the class of its
-            kind: learned parameters are trained, frozen ones fixed, floating-point
-            buffers averaged apart, other buffers kept.
+            first that matches wins. Unmatched entries get their kind's class: learned
+            parameters are trained, frozen ones fixed, floating-point buffers averaged
+            apart, other buffers kept.
 
     Raises:
-        RefusedStateError: A pattern that fits nothing; it was misspelt.
+        RefusedStateError: A pattern matches nothing; it was misspelt.
     """
     for pattern, _ in rules:
         if not any(fnmatchcase(name, pattern) for name in tensors):
@@ -265,7 +265,7 @@ def _find_problem(state_class: StateClass, array: NDArray[Any]) -> str | None:
     if state_class is StateClass.REFUSED:
         return "is refused"
     if state_class in {StateClass.KEPT, StateClass.FIXED}:
-        # An infinity is what masks are made of.
+        # Masks are made of infinities.
         if np.issubdtype(array.dtype, np.floating) and np.isnan(array).any():
             return f"is {state_class} and holds a NaN"
         return None

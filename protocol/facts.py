@@ -1,4 +1,4 @@
-"""Facts of a round, with what they all say: which leaf they follow from."""
+"""Facts of a round, with the fields they share: which leaf they follow from."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from schemas.reasons import Reason
 
 
 def name_cause(leaf: Sequenced) -> dict[str, Any]:
-    """Return the fields by which a fact names the leaf that it follows from."""
+    """Return the fields with which a fact names the leaf that it follows from."""
     return {
         "cause": leaf.leaf_hash,
         "cause_leaf_index": leaf.leaf_index,
@@ -22,7 +22,7 @@ def name_cause(leaf: Sequenced) -> dict[str, Any]:
 def reject(
     leaf: Sequenced, agent_id: str, number: int, reason: str, detail: str
 ) -> e.ContributionRejected:
-    """Return that what an agent says does not count, or does not any more."""
+    """Return that something an agent said does not count, or no longer does."""
     return e.ContributionRejected(
         round=number,
         agent_id=agent_id,
@@ -34,7 +34,7 @@ def reject(
 
 
 def refuse_claim(leaf: Sequenced, number: int, detail: str) -> e.ClaimRejected:
-    """Return that a round does not wait for a claim."""
+    """Return that a round awaits no such claim."""
     return e.ClaimRejected(
         round=number, reason=Reason.UNEXPECTED_CLAIM, detail=detail, **name_cause(leaf)
     )

@@ -1,4 +1,4 @@
-"""What a field of any event must look like, whatever the event."""
+"""Rules for fields that many events share."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MAX_TEXT_LENGTH: Final = 500
 
 
 def find_blob_problem(blob: e.BlobRef) -> str | None:
-    """Return what is wrong with a reference to a blob, for people."""
+    """Return what is wrong with a reference to a blob; None if nothing."""
     if blob.size_bytes < 1:
         return "a blob's size_bytes must be at least 1"
     if BLOB_URI.fullmatch(blob.uri) is None or blob.uri[-64:] != blob.sha256.hex():
@@ -26,12 +26,12 @@ def find_blob_problem(blob: e.BlobRef) -> str | None:
 
 
 def find_text_problem(text: str) -> str | None:
-    """Return what is wrong with a text, for people."""
+    """Return what is wrong with a text; None if nothing."""
     if len(text) > MAX_TEXT_LENGTH:
         return f"a text is longer than {MAX_TEXT_LENGTH} characters"
     return None
 
 
 def find_examples_problem(num_examples: int) -> str | None:
-    """Return what is wrong with a number of examples, for people."""
+    """Return what is wrong with a number of examples; None if nothing."""
     return "num_examples must be at least 1" if num_examples < 1 else None

@@ -1,9 +1,9 @@
 """A federation's log as everybody reads it: blocks opened, verified, and built.
 
 The sequencer builds blocks; deciders, workers, agents and the audit open them. Both
-sides share the chain's rules (`ledger.blocks`), so what one accepts the other does.
-What this module does not check is whether each leaf should have been admitted: that
-is `protocol.admission`, which the sequencer and the audit run on top.
+sides share the chain's rules (`ledger.blocks`), so they accept the same blocks. This
+module does not check whether each leaf should have been admitted: `protocol.admission`
+does, and the sequencer and the audit run it on top.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class LogError(Exception):
     """A block is not the next one of this log; nothing after it can be believed.
 
     Attributes:
-        height: The block's height, -1 if not even that is known.
-        leaf_index: The leaf at fault, None if it is the block as a whole.
+        height: The block's height; -1 if unknown.
+        leaf_index: The leaf at fault; None for the block as a whole.
         expected: What should have been there.
         found: What was.
     """
@@ -55,9 +55,9 @@ class LogError(Exception):
 
 
 class ForeignRecordError(LogError):
-    """The federation's sequencer did not write this record: it is not of the log.
+    """The federation's sequencer did not write this record: it is not part of the log.
 
-    Whoever can write to the topic can put such a record there. Processors pass over
+    Anyone who can write to the topic can put such a record there. Processors pass over
     it; the audit reports it.
     """
 
@@ -69,7 +69,8 @@ class LogState:
     Attributes:
         federation_id: Whose log it is; empty before the genesis.
         chain: The hash chain and the Merkle tree so far.
-        sequencer_key: Who signs blocks; empty before the genesis, which names it.
+        sequencer_key: The key that signs blocks; empty before the genesis, which names
+            it.
         genesis: Hash of its genesis; empty before it.
     """
 
@@ -95,20 +96,20 @@ def open_block(
     *,
     verify: Verify = verify_event,
 ) -> tuple[LogState, e.BlockSequenced, list[OpenedLeaf]]:
-    """Verify that a block is the next one, and return its leaves.
+    """Check that a block is the next one, and return its leaves.
 
     Checks the sequencer's signature over every byte of the block, the hash chain, the
-    Merkle root, and that every leaf decodes and is of this federation.
+    Merkle root, and that every leaf decodes and belongs to this federation.
 
     Args:
         state: How far the log has been read.
         block_bytes: Single-object encoding of the block, as received.
         signature: The record's signature header.
-        verify: How the sequencer's signature is checked.
+        verify: Checks the sequencer's signature.
 
     Raises:
         ForeignRecordError: the sequencer did not sign it.
-        LogError: the sequencer signed it, and it is not the next block of this log.
+        LogError: the sequencer signed it, but it is not the next block of this log.
     """
     block, known = verify_author(state, block_bytes, signature, verify=verify)
     height = block.height
@@ -174,15 +175,15 @@ def verify_author(
     verify: Verify = verify_event,
 ) -> tuple[e.BlockSequenced, LogState]:
     """Return a block that the federation's sequencer signed, and the state with what
-    is known by it of whose log this is; its chain is as it was.
+    the block reveals about whose log this is; its chain is unchanged.
 
-    Says nothing about whether the block is the next one: see `open_block`.
+    Does not check whether the block is the next one: see `open_block`.
 
     Raises:
         ForeignRecordError: these bytes are not a block, or somebody else's.
     """
     if state.genesis:
-        # Whatever a stranger's bytes are, they cost a signature's check and no more.
+        # A stranger's bytes cost one signature check at most.
         _verify_block(verify, state, block_bytes, signature)
     try:
         block = _decode_block(block_bytes)
@@ -226,12 +227,12 @@ def _verify_block(
 
 @lru_cache(maxsize=2)
 def _decode_block(block_bytes: bytes) -> e.BlockSequenced:
-    """Decode a block, once for those who open it in turn."""
+    """Decode a block, once for callers that open it in turn."""
     return codec.decode_as(e.BlockSequenced, block_bytes)
 
 
 def show(value: int | bytes) -> str:
-    """Return a value as people compare it: numbers in decimal, hashes in hex."""
+    """Return a value in readable form: numbers in decimal, hashes in hex."""
     return value.hex() if isinstance(value, bytes) else str(value)
 
 
@@ -240,7 +241,7 @@ def _open_leaf(
 ) -> tuple[e.Leaf, e.LedgerEvent]:
     try:
         leaf = codec.decode_as(e.Leaf, data)
-        # LedgerEvent is a union, so not a type: mypy cannot follow.
+        # LedgerEvent is a union, not a type: mypy cannot follow.
         event: Any = codec.decode_as(cast("Any", e.LedgerEvent), leaf.event)
     except codec.CodecError as error:
         msg = f"leaf {leaf_index} cannot be decoded: {error}"
@@ -249,7 +250,7 @@ def _open_leaf(
 
 
 def _read_genesis(block: e.BlockSequenced) -> LogState:
-    """Return whose log the first leaf of a first block says that it is."""
+    """Return the log state given by a first block's first leaf."""
     if block.height == 0 and block.leaves:
         leaf, genesis = _open_leaf(block.leaves[0], 0, 0)
         if isinstance(genesis, e.FederationConfigured):
@@ -293,8 +294,8 @@ def sequence(
         now_ms: The sequencer's clock, milliseconds since 1970-01-01 UTC.
 
     Returns:
-        The next state, the block (None if nothing became a leaf), and what was
-        refused. A refusal in a known federation is also a leaf.
+        The next state, the block (None if nothing became a leaf), and the refusals. A
+        refusal in a known federation is also a leaf.
     """
     verdicts = admission.decide(state.admission, batch, sequencer_key=key.public_key)
     refused = [verdict.event for verdict in verdicts if isinstance(verdict, Refused)]
@@ -348,12 +349,12 @@ def sequence(
 def read_block(
     state: SequencerState, block_bytes: bytes, signature: bytes | None
 ) -> SequencerState:
-    """Fold one block into the sequencer's state: what it does live and in recovery.
+    """Fold one block into the sequencer's state, live and in recovery.
 
     Raises:
         LogError: it is not the next block of this log.
-        UnknownRulesError: the log follows rules that are not known: whoever writes it
-            would refuse what a newer version admits.
+        UnknownRulesError: the log follows unknown rules: its writer would refuse what a
+            newer version admits.
     """
     log, _, opened = open_block(state.log, block_bytes, signature)
     for item in opened:

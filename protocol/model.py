@@ -1,4 +1,4 @@
-"""From the blobs of a sealed round, or from their sum, to the next global model.
+"""From a sealed round's blobs, or from their sum, to the next global model.
 
 The aggregator runs this once; every auditor runs it again and compares digests.
 """
@@ -23,19 +23,19 @@ _PADDING_BYTES: Final = 8
 
 
 def compute_max_update_size(num_parameters: int) -> int:
-    """Return the most bytes that an update's blob may have."""
+    """Return the largest size of an update's blob, in bytes."""
     return 4 * num_parameters + VECTOR_HEADER_BYTES
 
 
 def compute_max_sum_size(num_parameters: int) -> int:
-    """Return the most bytes that a sum's blob may have."""
+    """Return the largest size of a sum's blob, in bytes."""
     return 8 * num_parameters + VECTOR_HEADER_BYTES
 
 
 def compute_max_model_size(initial_model: BlobRef) -> int:
-    """Return the most bytes that the blob of a federation's model may have.
+    """Return the largest size of the blob of a federation's model, in bytes.
 
-    All its models have the same entries; only who wrote the first may have left out
+    All its models have the same entries; only the first one's author may have left out
     the spaces that end a canonical header.
     """
     return initial_model.size_bytes + _PADDING_BYTES
@@ -59,17 +59,17 @@ def compute_result(
     """Add up a sealed round and apply the sum to its base model.
 
     Args:
-        strategy: What makes the sum a model, one of `STRATEGIES`.
+        strategy: Makes a model of the sum, one of `STRATEGIES`.
         sealed: The round.
-        weights: The num_examples of its contributions, in their order.
+        weights: Its contributions' num_examples, in order.
         base_blob: The base model's blob, digest verified.
-        update_blobs: The blobs of its contributions, in their order, digests
-            verified; read one at a time.
+        update_blobs: Its contributions' blobs, in order, digests verified; read one at
+            a time.
 
     Raises:
-        UpdateRefusedError: a blob is not an update for this model: it should not have
-            been accepted.
-        MalformedBlobError: the base model is not one, or its state is refused.
+        UpdateRefusedError: a blob is no update for this model and should not have been
+            accepted.
+        MalformedBlobError: the base model is malformed, or its state is refused.
     """
     accumulator = Accumulator(sealed.num_parameters)
     for weight, blob in zip(weights, update_blobs, strict=True):
@@ -84,13 +84,13 @@ def apply_sum(
     """Apply a sealed round's exact sum to its base model.
 
     Args:
-        strategy: What makes the sum a model, one of `STRATEGIES`.
+        strategy: Makes a model of the sum, one of `STRATEGIES`.
         total: shape (d,) int64.
         sealed: The round.
         base_blob: The base model's blob, digest verified.
 
     Raises:
-        MalformedBlobError: the base model is not one, or its state is refused.
+        MalformedBlobError: the base model is malformed, or its state is refused.
     """
     base = model_from_blob(base_blob)
     vector = STRATEGIES[strategy](

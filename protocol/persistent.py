@@ -1,12 +1,12 @@
-"""Maps and sets that share what did not change with what they came from.
+"""Maps and sets that share unchanged parts with the ones they came from.
 
-A decider's state is immutable, and moves with every leaf. To copy a map of ten thousand
-agents for each of their updates takes time in the square of their number; these take
-the same for each, whatever their size.
+A decider's state is immutable, and moves with every leaf. Copying a map of ten thousand
+agents for each of their updates would take quadratic time; each change of these takes
+the same time, whatever their size.
 
-They are rpds' hash tries (https://pypi.org/project/rpds-py/) with type arguments, and
-equal to every mapping or set with the same content. Their order means nothing, and
-differs between processes: whoever concludes something from it sorts first.
+They are rpds' hash tries (https://pypi.org/project/rpds-py/) with type arguments, equal
+to every mapping or set with the same content. Their order means nothing and differs
+between processes: sort before concluding anything from it.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class PersistentMap(Mapping[Key, Value]):
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
-        """Say to the processors' cache how it is kept: as a dict."""
+        """Tell the processors' cache how it is stored: as a dict."""
         return _keep_as(cls, dict[get_args(source)], handler)  # type: ignore[misc]
 
 
@@ -110,7 +110,7 @@ class PersistentSet(AbstractSet[Item]):
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
-        """Say to the processors' cache how it is kept: as a list."""
+        """Tell the processors' cache how it is stored: as a list."""
         return _keep_as(cls, list[get_args(source)], handler)  # type: ignore[misc]
 
 

@@ -11,7 +11,7 @@ from schemas import events as e
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PublishedModel:
-    """A model that waits for its export."""
+    """A model awaiting its export."""
 
     version: int
     round: int
@@ -32,7 +32,7 @@ class RegistryState:
 
 
 def decide(state: RegistryState, leaf: Sequenced) -> Sequence[e.RegistryFact]:
-    """Register a model once its export arrives; an export of anything else is void."""
+    """Register a model once its export arrives; any other export is void."""
     match leaf.event:
         case e.ModelExported() as exported:
             published = state.waiting.get(exported.round)

@@ -1,22 +1,21 @@
-"""Replay: what everybody who believes nobody does with each block of a log.
+"""Replay: how sceptics process each block of a log.
 
 A block is opened (`protocol.log`), every leaf is judged again (`protocol.admission`),
-the deciders are run again, and each fact on the log must be the one that they
-concluded, on its topic, in its turn. The audit reports the faults; a ledger node
-attests to a block only if there are none. Both run `replay_block` and nothing else, so
-what a node lets pass the audit does too.
+the deciders run again, and each fact on the log must be the one they concluded, on its
+topic, in its turn. The audit reports the faults; a ledger node attests a block only if
+there are none. Both run nothing but `replay_block`, so the audit passes whatever a node
+does.
 
-A fact is compared in its writer's schema: as decoded, where a field that the writer did
-not know is at its default. What the deciders conclude must be so too, or the fact
-differs; and no two encodings with one schema are decoded as the same fact
-(`schemas.codec`), so a writer has no choice left.
+A fact is compared in its writer's schema: as decoded, where a field unknown to the
+writer has its default. What the deciders conclude must match that, or the fact differs;
+and no two encodings with one schema decode to the same fact (`schemas.codec`), so a
+writer has no choice left.
 
 A fault does not stop a replay: what should not be there changes no state, and the next
 leaf is judged. After a block that does not follow, or a leaf that the deciders cannot
-read, nothing later can be believed: those are `LogError` and `DeciderError`.
+read, nothing can be believed: those are `LogError` and `DeciderError`.
 
-Deliberately not here: what a record's key and headers say, blobs, checkpoints and
-finality.
+Deliberately not here: records' keys and headers, blobs, checkpoints and finality.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ FRAMING_REASONS: Final = frozenset(
 )
 UNSEEN_REASONS: Final = frozenset(
     # They depend on the record's signature, key, partition or order, or on what the
-    # schema registry or the sequencer's version knew: a refusal does not keep those.
+    # schema registry or the sequencer's version knew: a refusal keeps none of those.
     {
         Reason.MISSING_SIGNATURE,
         Reason.BAD_SIGNATURE,
@@ -57,7 +56,7 @@ UNSEEN_REASONS: Final = frozenset(
 )
 
 Unframe = Callable[[bytes], "bytes | Reason"]
-"""From a record's value as it was refused to single-object bytes, or why not."""
+"""Maps a refused record's value to single-object bytes, or says why not."""
 
 
 class FaultCode(StrEnum):
@@ -72,12 +71,12 @@ class FaultCode(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """One thing about a leaf that is not as it must be.
+    """One thing that is wrong with a leaf.
 
     Attributes:
         code: What kind of thing.
         leaf_index: The leaf.
-        message: What it means, for people.
+        message: What it means, as text.
         expected: What should be there.
         found: What is.
     """
@@ -90,7 +89,7 @@ class Fault:
 
 
 class DeciderError(Exception):
-    """The deciders cannot read a leaf: one that should not be there.
+    """The deciders cannot read a leaf, which should not be there.
 
     Attributes:
         leaf_index: The leaf.
@@ -103,14 +102,14 @@ class DeciderError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplayState:
-    """All that a log's leaves lead to.
+    """Everything that a log's leaves lead to.
 
     Attributes:
-        log: How far it has been read.
+        log: How far the log has been read.
         admission: What admission knows.
         states: What each decider knows, by name.
         expected: Facts that the deciders concluded and the log does not have yet, in
-            their order, by topic.
+            order, by topic.
     """
 
     log: LogState = field(default_factory=LogState)
@@ -154,7 +153,7 @@ class Replayed:
         state: The state after it.
         block: The block.
         leaves: Its leaves.
-        faults: What is wrong with them, in their order.
+        faults: What is wrong with them, in order.
         num_refusals_unchecked: Refusals that are the sequencer's word.
     """
 
@@ -179,14 +178,14 @@ def replay_block(
         state: What came before.
         block_bytes: Single-object encoding of the block, as received.
         signature: The record's signature header.
-        unframe: How refused values are looked at.
-        verify: How the signatures of leaves and block are checked; another one may
-            know the answer already.
+        unframe: Unframes refused values.
+        verify: Checks the signatures of block and leaves, perhaps from memory.
 
     Raises:
         LogError: it is not the next block of this log.
         DeciderError: the deciders cannot read it.
-        UnknownRulesError: from one of its leaves on other rules hold than are known.
+        UnknownRulesError: this program does not know the rules that hold from one of
+            its leaves on.
     """
     log, block, opened = open_block(state.log, block_bytes, signature, verify=verify)
     return _Replay(state, log, block, unframe, verify).run(opened)
@@ -198,9 +197,9 @@ def _turn(fact: e.Fact) -> tuple[int, int]:
 
 
 def find_missing(state: ReplayState) -> Iterator[e.Fact]:
-    """Yield the expected facts that cannot come any more.
+    """Yield the expected facts that can no longer come.
 
-    Admission lets no fact pass that is older than the last one of its topic.
+    Admission passes no fact older than the last one of its topic.
     """
     for topic, expected in state.expected.items():
         last = state.admission.last_facts.get(topic, (-1, -1))
@@ -215,7 +214,7 @@ def find_pending(state: ReplayState) -> Iterator[e.Fact]:
 
 
 def describe_missing(missing: e.Fact, leaf_index: int, found: str) -> Fault:
-    """Return the fault of a fact that is not on the log."""
+    """Return the fault of a fact missing from the log."""
     return Fault(
         code=FaultCode.FACT_MISSING,
         leaf_index=leaf_index,
@@ -261,7 +260,7 @@ class _Replay:
             event = item.sequenced.event
             if isinstance(event, e.EventRejected):
                 if number not in faulty:
-                    # The state that the sequencer refused it in.
+                    # The state in which the sequencer refused it.
                     earlier = [pairs[i] for i in good if done <= i < number]
                     before, done = admission.evolve(before, earlier), number
                     self._check_refusal(event, before, item.sequenced.leaf_index)
@@ -275,7 +274,7 @@ class _Replay:
         return Replayed(
             state=ReplayState(
                 log=self._log,
-                # What should not be there changes nothing, but it counts.
+                # What should not be there changes nothing, but is counted.
                 admission=replace(after, num_leaves=self._log.chain.size),
                 states=self._states,
                 expected={t: tuple(due) for t, due in self._expected.items()},
@@ -289,7 +288,9 @@ class _Replay:
     def _find_inadmissible(
         self, pairs: Sequence[tuple[e.Leaf, e.LedgerEvent]]
     ) -> tuple[set[int], AdmissionState]:
-        """Return which leaves should not be there, and where the others lead."""
+        """Return which leaves should not be there, and the state that the others lead
+        to.
+        """
         found, after = admission.find_faults(
             self._before.admission, pairs, verify=self._verify
         )
@@ -324,7 +325,9 @@ class _Replay:
     def _find_refusal_problem(
         self, refusal: e.EventRejected, state: AdmissionState
     ) -> str:
-        """Return why it should not have been refused like this; empty if it should."""
+        """Return why a record should not have been refused like this; empty if it
+        should.
+        """
         reason, size = refusal.reason, refusal.value_size_bytes
         if reason == Reason.TOO_LARGE:
             return "" if size > codec.MAX_VALUE_SIZE_BYTES else f"{size} bytes are few"
@@ -340,7 +343,7 @@ class _Replay:
         return f"{found or 'no refusal'}, if any"
 
     def _judge(self, refusal: e.EventRejected, state: AdmissionState) -> str:
-        """Return why admission would refuse the record, were its signature good."""
+        """Return why admission would refuse the record if its signature were good."""
         event = self._unframe(refusal.value)
         if isinstance(event, Reason):
             return event
@@ -408,14 +411,14 @@ class _Replay:
         except Exception as error:
             if isinstance(error, UnknownRulesError) and is_admissible:
                 raise  # which says nothing about a leaf either
-            # Only a leaf that should not be there can do this.
+            # Only a leaf that should not be there can cause this.
             msg = f"{type(error).__name__}: {error}"
             raise DeciderError(msg, leaf.leaf_index) from error
         return facts
 
 
 def _describe_difference(ours: e.Fact, theirs: e.Fact) -> tuple[str, str]:
-    """Return two facts as people compare them: only the fields that differ."""
+    """Return two facts as text, with only the fields that differ."""
     if type(ours) is not type(theirs):
         return str(ours), str(theirs)
     names = [

@@ -1,7 +1,7 @@
 """The rewards decider: what contributions earn, and what failures cost.
 
-Points by the federation's `RewardRule`, as integers. Every change of a balance is a
-fact that follows from one leaf; a change of nothing is none.
+Points follow the federation's `RewardRule`, as integers. Every change of a balance is a
+fact that follows from one leaf; a change of nothing is no fact.
 
 Rules, by basis:
 
@@ -9,33 +9,33 @@ Rules, by basis:
   ``per_contribution`` and, for its examples, ``per_thousand_examples`` pro rata,
   rounded down.
 - ``UTILITY``: a registered version that is more accurate, by its metric ``accuracy``,
-  than every one before it (than 0, for the first) earns ``per_accuracy_percent`` for
-  each percentage point of the difference, pro rata, rounded down. One that was not
-  measured earns nothing. The points are shared among its round's
-  contributions by their examples, to the last one (`share_out`).
-- ``MISSED_ASSIGNMENT``: who was rejected for giving no answer, or no norm proof, pays
-  when the round is sealed, or abandoned for want of contributions. Not so who had
-  another answer refused by then, even as late, or was revoked. A round that the
-  operator gives up costs nobody.
-- ``FAILED_PROOF``: an update that the aggregator refused for what its blob or its norm
-  proof is, and a partial sum that contradicts its party's own links. Where agent and
-  party accuse each other (shares that do not open, or do not add up) nobody pays.
+  than every earlier one (than 0, for the first) earns ``per_accuracy_percent`` for each
+  percentage point gained, pro rata, rounded down. An unmeasured version earns nothing.
+  All the points are shared among its round's contributions by their examples
+  (`share_out`).
+- ``MISSED_ASSIGNMENT``: an agent rejected for giving no answer, or no norm proof, pays
+  when the round is sealed, or abandoned for want of contributions. Exempt are agents
+  that had another answer refused by then, even a late one, or were revoked. A round
+  abandoned by the operator costs nobody.
+- ``FAILED_PROOF``: an update refused by the aggregator for its blob or its norm proof,
+  and a partial sum that contradicts its party's own links. Where agent and party accuse
+  each other (shares that do not open, or do not add up), nobody pays.
 - ``EQUIVOCATION``: a proven contradiction, paid by the ledger node that signed it, or
   by the sequencer.
 
-A round is paid by the rule that was in force when it was asked for, a contradiction
-by the newest one.
+A round is paid by the rule in force when it was requested, a contradiction by the
+newest one.
 
 Balances start at 0 and may be negative. They stop at the ends of Avro's ``long``: a
 fact's amount is what was really added.
 
-The decider reads facts of others where they are leaves. They come on several topics, so
-an aggregate, even its version, may be on the log before its round's ``RoundSealed``:
-whatever comes last pays.
+The decider reads others' facts as leaves. They come on several topics, so an aggregate,
+even its version, may be on the log before its round's ``RoundSealed``: whichever comes
+last pays.
 
-Deliberately not here: that a contradiction is one, and on the log once
-(`protocol.admission`); what points are good for; whether accuracy and numbers of
-examples are true (the exporter's word, and the agents').
+Deliberately not here: that a contradiction is real, and on the log only once
+(`protocol.admission`); what points are worth; whether accuracy and numbers of examples
+are true (the exporter's word, and the agents').
 """
 
 from __future__ import annotations
@@ -62,16 +62,16 @@ RECOMMENDED_RULE: Final = e.RewardRule(
     failed_proof=500,
     equivocation=100_000,
 )
-"""A rule to begin with. A contribution is worth about 100 points. Missing a round costs
-half of one, so whoever answers more than a third of the time gains; a bad update costs
-five, so sending anything at all does not pay; a contradiction a thousand."""
+"""A starting point. A contribution is worth about 100 points. Missing a round costs
+half of one, so an agent that answers more than a third of the time gains; a bad update
+costs five, so sending just anything does not pay; a contradiction costs a thousand."""
 MAX_UNPAID_ROUNDS: Final = 8
-"""How many rounds are remembered that have not earned everything yet, the latest ones.
-A version that is registered when eight later rounds wait for theirs earns nothing."""
+"""Rounds remembered that have not earned everything yet, the latest. A version
+registered when eight later rounds are waiting earns nothing."""
 MIN_BALANCE: Final = -(2**63)  # Avro's long
 MAX_BALANCE: Final = 2**63 - 1
 SEQUENCER_ACCOUNT: Final = "principal:SEQUENCER"
-"""With a colon, as no agent's name has one: an agent may be called sequencer."""
+"""With a colon, which no agent's name has: an agent may be called sequencer."""
 NODE_PREFIX: Final = "node:"
 PARTY_PREFIX: Final = "party:"
 _FAILED_PROOFS: Final = BLOB_REASONS | {Reason.INVALID_PROOF}
@@ -96,7 +96,7 @@ class UnpaidRound:
         is_published: Whether its aggregate is.
         gain_micros: How much more accurate its version is than the best before, in
             millionths; None until that is registered.
-        rule: What it is paid by.
+        rule: The rule that pays it.
     """
 
     contributions: tuple[Contribution, ...] | None = None
@@ -110,20 +110,20 @@ class RewardsState:
     """What the rewards decider knows of a federation.
 
     Attributes:
-        rule: What earns and costs how much, by the newest configuration.
-        rules: What rounds to come may be paid by, by number of the change that the
-            configuration came with.
-        drawn_rule: What the last round that started is paid by.
+        rule: The reward rule of the newest configuration.
+        rules: The rules that may pay future rounds, by number of the change that
+            brought each.
+        drawn_rule: The rule that pays the last round that started.
         sequencer_key: Public key of the sequencer; empty before the first leaf.
         node_names: Names of all ledger nodes so far, by public key.
         best_accuracy_micros: Accuracy of the best version so far; 0 before any.
         drawn_round: The last round that started; 0 if none.
-        silent: Who was rejected in it for giving no answer or no norm proof.
-        heard: Who was accepted or rejected in it for anything else.
+        silent: Agents rejected in it for giving no answer or no norm proof.
+        heard: Agents accepted or rejected in it for anything else.
         counted: Its contributions so far, by agent.
         unpaid: Rounds that have not earned everything yet, by number; at most
             `MAX_UNPAID_ROUNDS`.
-        balances: Points by account, of those that ever changed.
+        balances: Points by account, for those that ever changed.
     """
 
     rule: e.RewardRule = field(default_factory=e.RewardRule)
@@ -141,7 +141,7 @@ class RewardsState:
 
 
 def decide(state: RewardsState, leaf: Sequenced) -> Sequence[e.RewardFact]:
-    """Return the changes that follow from a leaf; each counts for the next."""
+    """Return the changes that follow from a leaf; each affects the next."""
     balances: dict[str, int] = {}
     facts = []
     for account, points, basis in _find_changes(state, leaf.event):
@@ -194,7 +194,7 @@ def evolve(
                 _forget(state),
                 drawn_round=number,
                 drawn_rule=state.rules.get(change, state.rule),
-                # No later round goes back to what was in force before this one.
+                # No later round goes back to a rule from before this one.
                 rules={k: v for k, v in state.rules.items() if k >= change},
             )
         case e.ContributionAccepted(agent_id=agent_id) as accepted if (
@@ -240,16 +240,16 @@ def evolve(
 
 
 def share_out(pool: int, weights: Mapping[str, int]) -> dict[str, int]:
-    """Split points by weight, to the last one: the largest-remainder method.
+    """Split points by weight without remainder: the largest-remainder method.
 
     Args:
         pool: How many points, at least 0.
         weights: Weight by account, each at least 0, their sum at least 1.
 
     Returns:
-        Points by account, in ascending order of account; their sum is the pool. What
-        rounding down leaves goes to the largest remainders, one point each; of equal
-        ones to the account that comes first.
+        Points by account, in ascending order of account; their sum is the pool. The
+        points left by rounding down go to the largest remainders, one each; of equal
+        ones, to the account that comes first.
     """
     total = sum(weights.values())
     accounts = sorted(weights)
@@ -267,7 +267,7 @@ _Change: TypeAlias = tuple[str, int, Basis]
 
 
 def _find_changes(state: RewardsState, event: e.LedgerEvent) -> Iterator[_Change]:
-    """Yield what an event earns and costs by the rule; this is where it is applied."""
+    """Yield what an event earns and costs; this applies the rule."""
     match event:
         case e.RoundSealed(round=number):
             unpaid = _sealed(state, number)
@@ -298,7 +298,7 @@ def _find_changes(state: RewardsState, event: e.LedgerEvent) -> Iterator[_Change
                 yield SEQUENCER_ACCOUNT, -state.rule.equivocation, Basis.EQUIVOCATION
         case _:
             part = find_refused_part(event)
-            # Of parts that open nothing together nobody can say whose is wrong.
+            # If parts open nothing together, nobody can say whose is wrong.
             if part is not None and part.reason != Reason.WRONG_SUM:
                 cost = _unpaid(state, part.round).rule.failed_proof
                 yield PARTY_PREFIX + part.author, -cost, Basis.FAILED_PROOF
@@ -311,7 +311,7 @@ def _missed(state: RewardsState, number: int) -> Iterator[_Change]:
 
 
 def _sealed(state: RewardsState, number: int) -> UnpaidRound:
-    """Return what is known of a round that is sealed with what was counted."""
+    """Return a sealed round, with what was counted."""
     counted = state.counted if number == state.drawn_round else {}
     contributions = tuple(item for _, item in sorted(counted.items()))
     return replace(_unpaid(state, number), contributions=contributions)
@@ -360,9 +360,9 @@ def _name_nodes(state: RewardsState, nodes: Iterable[e.LedgerNode]) -> RewardsSt
 
 
 def _unpaid(state: RewardsState, number: int) -> UnpaidRound:
-    # One that nothing is known of yet is the round in progress: its start and its end
-    # are on one topic, so they come in their order. Its result is on another, and may
-    # be known before its start: the start says what it is paid by.
+    # An unknown one is the round in progress: its start and end are on one topic, so
+    # they come in order. Its result is on another, and may be known before its start,
+    # which says what it is paid by.
     unpaid = state.unpaid.get(number)
     if unpaid is None or number == state.drawn_round:
         unpaid = replace(unpaid or UnpaidRound(), rule=state.drawn_rule)

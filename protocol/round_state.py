@@ -12,12 +12,12 @@ from protocol.persistent import PersistentMap, PersistentSet
 from schemas import events as e
 
 Noted: TypeAlias = int | bytes
-"""What is kept of something said: the index of its leaf, or what it says."""
+"""What is kept of something said: its leaf's index, or its content."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PendingUpdate:
-    """An update, or what stands for one, whose blobs nobody has checked yet."""
+    """An update, or its stand-in, whose blobs nobody has checked yet."""
 
     agent_id: str
     update_sha256: bytes
@@ -32,17 +32,18 @@ class OpenRound:
     Attributes:
         started: The fact that opened it.
         cohort: The agents drawn.
-        owing: Those of them that have not answered: what they send may still count.
+        owing: Drawn agents that have not answered: what they send may still count.
         pending: Updates to be checked, by leaf index.
         pending_of: Their leaf indexes, by agent.
         contributions: Accepted contributions, by agent.
-        begun: The facts that began the phases after the first, by name of the phase
+        begun: The facts that began later phases, by name of the phase
             (`protocol.modes.mode.Phase`).
-        said: What was said in them and counts, by what the phase collects, by author.
-        result_deadline_ms: Until when the aggregator alone may say what the round
-            comes to; 0 where nobody else may, or while something is missing.
-        told_at_ms: Stamp of the last block in which the timer spoke of this round since
-            it was sealed; 0 before any.
+        said: What was said in them and counts, by what the phase collects, then by
+            author.
+        result_deadline_ms: Until when only the aggregator may say the round's result; 0
+            where nobody else may, or while something is missing.
+        told_at_ms: Stamp of the last block since sealing in which the timer spoke about
+            this round; 0 before any.
     """
 
     started: e.RoundStarted
@@ -64,7 +65,7 @@ class OpenRound:
 
     @property
     def sealed(self) -> e.RoundSealed | None:
-        """Return the fact that sealed it, if it is sealed."""
+        """Return the fact that sealed it, if any."""
         fact = self.begun.get("sealed")
         return fact if isinstance(fact, e.RoundSealed) else None
 
@@ -77,12 +78,12 @@ class OpenRound:
 
     @property
     def is_result_late(self) -> bool:
-        """Return whether the aggregator has had its time, once all was said."""
+        """Return whether the aggregator's time is over, once all was said."""
         return 0 < self.result_deadline_ms < self.told_at_ms
 
     @property
     def num_possible(self) -> int:
-        """Return how many contributions it may come to."""
+        """Return how many contributions are still possible."""
         return len(self.contributions) + len(self.pending)
 
     @property
@@ -96,13 +97,13 @@ class RoundsState:
     """What the rounds decider knows of a federation.
 
     Attributes:
-        config: Its parameters, of the round in progress if there is one; None before
+        config: The parameters of the round in progress, or else the newest; None before
             the first leaf.
-        change: Number of the change that they came with; 0 as founded.
-        waiting: The last change, if it waits for the end of the round in progress.
+        change: Number of the change that brought them; 0 as founded.
+        waiting: The last change, if it waits for the round in progress to end.
         agents: Active agents.
         last_round: Number of the last round that started; 0 if none.
-        last_requested_at_ms: Latest clock of a request for a round; -1 before any.
+        last_requested_at_ms: Latest time of a round request; -1 before any.
         version: Version of the current global model; 0 is the initial one.
         model: The current global model.
         current: The round in progress, if any.
@@ -110,8 +111,8 @@ class RoundsState:
             the current global model: a sum over them was opened, or may have been.
         draw_size: Tree size of the checkpoint that the next cohort is drawn from; 0
             without ledger nodes.
-        draw_entropy: What the last such checkpoint gave, 32 bytes; zeros at first.
-        drawn_size: Its tree size; 0 at first.
+        draw_entropy: What the last such checkpoint gave, 32 bytes; initially zeros.
+        drawn_size: Its tree size; initially 0.
     """
 
     config: e.FederationConfigured | None = None
@@ -130,7 +131,7 @@ class RoundsState:
 
 
 def find_drawable_agents(state: RoundsState) -> frozenset[str]:
-    """Return who may be drawn for a round on the current global model."""
+    """Return the agents that may be drawn for a round on the current global model."""
     return frozenset(state.agents) - state.summed
 
 
@@ -142,12 +143,14 @@ def find_newest(state: RoundsState) -> tuple[e.FederationConfigured | None, int]
 
 
 def is_drawable(state: RoundsState) -> bool:
-    """Return whether the checkpoint that the next cohort is drawn from is known."""
+    """Return whether the checkpoint for drawing the next cohort is known."""
     return state.drawn_size == state.draw_size
 
 
 def describe_few(state: RoundsState, config: e.FederationConfigured) -> str:
-    """Return why no round can be drawn: how many may be, and how many it takes."""
+    """Return why no round can be drawn: how many agents may be, and how many it
+    takes.
+    """
     num_summed = len(frozenset(state.agents) & state.summed)
     summed = (
         f"; {num_summed} more are in a sum over this base model already"

@@ -1,8 +1,8 @@
-"""A round as the log tells it: what was said in it and counts, and whom it waits for.
+"""A round as the log records it: what was said and counts, and who must act next.
 
-Whoever does something for a round (agents and parties, the aggregator, nodes, the
-audit) follows it with `follow`, beside the rounds decider's own step. It keeps what
-counts, not what was said: an event that the decider refused is not here.
+All who act in a round (agents and parties, the aggregator, nodes, the audit) follow it
+with `follow`, beside the rounds decider's own step. It keeps what counts, not all that
+was said: an event that the decider refused is not here.
 
 Deliberately not here: rules (`protocol.rounds`) and what is in the blobs (the mode's).
 """
@@ -26,7 +26,7 @@ from schemas import events as e
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answered:
-    """An agent's answer that counts, or did when it came, and where it is."""
+    """An agent's answer that counts, or did on arrival, and its place."""
 
     leaf_index: int
     event: Answer
@@ -38,14 +38,14 @@ class RoundView:
 
     Attributes:
         config: The federation's parameters.
-        genesis: Hash of the log's genesis, 32 bytes: what is secret in one log, and
-            what is said of it, is of no use in another.
+        genesis: Hash of the log's genesis, 32 bytes: secrets of one log, and statements
+            about them, are useless in another.
         open: What the rounds decider knows of it.
-        started_leaf_hash: Of the leaf with the fact that opened it; empty before it is
-            on the log.
-        answers: What agents answered, by agent; also those rejected since.
-        said: Events that phases waited for, encoded, by leaf index; also those that
-            were taken back since.
+        started_leaf_hash: Hash of the leaf with the fact that opened it; empty before
+            that is on the log.
+        answers: What agents answered, by agent; including those rejected since.
+        said: Events that phases waited for, encoded, by leaf index; including those
+            taken back since.
     """
 
     config: e.FederationConfigured
@@ -62,28 +62,28 @@ class RoundView:
 
     @property
     def identity(self) -> bytes:
-        """What tells it from any other, also of another branch of the log."""
+        """What tells it from any other round, even on another branch of the log."""
         return self.started.cause + self.started_leaf_hash
 
     @property
     def contributions(self) -> tuple[Contribution, ...]:
-        """Return what it was sealed with, by agent_id; nothing before it is sealed."""
+        """Return what it was sealed with, by agent_id; nothing before that."""
         return () if self.open.sealed is None else self.open.ordered
 
     @property
     def is_ready(self) -> bool:
-        """Whether answers can be looked at: some are about the leaf that opened it."""
+        """Whether answers can be checked: some are about the leaf that opened it."""
         return bool(self.started_leaf_hash) or not get_mode(self.config).needs_leaf
 
     @property
     def is_checkable(self) -> bool:
-        """Whether answers can be judged, for the log to say what they are."""
+        """Whether answers can be judged, so that the log can say what they are."""
         mode = get_mode(self.config)
         return self.is_ready and mode.is_checkable(self.config, self.open)
 
     @property
     def is_complete(self) -> bool:
-        """Whether all is there that its result follows from."""
+        """Whether everything is there that its result follows from."""
         return is_complete(self.config, self.open)
 
     def get_said(self, leaf_index: int) -> Any:
@@ -124,7 +124,7 @@ def follow(
     event, index = leaf.event, leaf.leaf_index
     changes: dict[str, Any] = {}
     if isinstance(event, e.RoundStarted):
-        # Agents hear of it when the log does: an answer may come before it.
+        # Agents hear of it when the log does: an answer may come first.
         if event.cause == current.started.cause and not view.started_leaf_hash:
             changes["started_leaf_hash"] = leaf.leaf_hash
     elif isinstance(event, Answer):

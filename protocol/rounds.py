@@ -1,8 +1,8 @@
 """The rounds decider: from a request to a published aggregate.
 
-A round is open (agents train and answer), then in the phases of the federation's mode
-(`protocol.modes`), in the last of which it is sealed: the set of contributions is
-final. It ends published, or abandoned. One round at a time per federation.
+A round is open (agents train and answer), then goes through the phases of the
+federation's mode (`protocol.modes`); the last one seals it: the set of contributions is
+final. It ends published or abandoned. One round at a time per federation.
 
 Rules:
 
@@ -10,27 +10,28 @@ Rules:
 - An answer counts if its agent is in the cohort, it names this round and its base
   model, it was sequenced by the deadline, it is the agent's first answer, and the
   aggregator found its blob good.
-- An agent that is revoked before the round is sealed is excluded, even if accepted.
-- Who was drawn and has not answered by the deadline is rejected (``NO_ANSWER``).
+- An agent revoked before the round is sealed is excluded, even if accepted.
+- A drawn agent that has not answered by the deadline is rejected (``NO_ANSWER``).
 - When every member of the cohort has answered or been rejected, and the phase is over,
   the next one begins; with fewer than ``min_cohort`` contributions the round is
   abandoned instead.
-- In a phase the authors that owe an event say it once each; whether it counts, and what
-  follows from it, is the mode's to say.
-- A change of the configuration is in force from the next round on that is asked for
-  (`protocol.changes`); an open round goes on with what it began with.
+- In a phase each author that owes an event says it once; the mode decides whether it
+  counts and what follows.
+- A change of the configuration takes effect with the next round requested
+  (`protocol.changes`); an open round continues as it began.
 - Where a sum is opened once (ADR 0032), an agent of a sealed set is not drawn again for
   the same base model, whatever became of the round.
-- The operator may abandon a round, as nothing else ends one that cannot go on, unless
-  its mode forbids it.
+- The operator may abandon a round, as nothing else ends a stuck one, unless its mode
+  forbids that.
 - The claim about the sum must fit the sealed set; the audit recomputes the sum itself.
-  If others than the aggregator may make it, then once it has had its time.
+  Others than the aggregator may make it, if at all, only after its time is over.
 - With ledger nodes, the cohort is drawn from the final checkpoint of the block that
-  ended the round before (of the genesis block, for the first): whoever asks for rounds
-  cannot wait for a draw that suits. If the nodes change before that checkpoint is on
-  the log, it is the one of the block with the change. Where it is not on the log when
-  the round is asked for, the last one that was counts: training goes on while nothing
-  becomes final. Without ledger nodes the block before the request's gives the seed.
+  ended the previous round (of the genesis block, for the first): whoever requests
+  rounds cannot wait for a convenient draw. If the nodes change before that checkpoint
+  is on the log, it is that of the block with the change. If it is not on the log when
+  the round is requested, the last one that counts is used: training goes on while
+  nothing becomes final. Without ledger nodes the block before the request's gives the
+  seed.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ _DECLINES = frozenset(
 )
 """What an agent may say of itself."""
 _FINAL = _DECLINES | WITHDRAWN | {Reason.NO_ANSWER}
-"""Rejections after which an agent has no further answer to the round."""
+"""Rejections after which an agent has no further answer in the round."""
 
 
 def decide(state: RoundsState, leaf: Sequenced) -> Sequence[e.RoundFact]:
@@ -129,7 +130,7 @@ def _said(
 def _in_phase(
     state: RoundsState, phase: Phase, said: Any, leaf: Sequenced
 ) -> list[e.RoundFact]:
-    """Return what follows from what an author says that a phase waits for."""
+    """Return what follows from an event that a phase waits for."""
     current = state.current
     author = phase.get_author(said)
     if (
@@ -158,7 +159,7 @@ def evolve(
 
 
 def _counts(event: e.LedgerEvent, facts: Sequence[e.RoundFact]) -> bool:
-    """Return whether what somebody said counts: no fact that follows refuses it."""
+    """Return whether what somebody said counts: no resulting fact refuses it."""
     said_by = getattr(event, "agent_id", None)
     return not any(
         isinstance(fact, e.ClaimRejected)
@@ -182,9 +183,8 @@ def _evolve_input(
         # The round's end as the log has it, which is later than when it followed.
         case e.AggregatePublished() | e.RoundAbandoned() if state.draw_size:
             return replace(state, draw_size=leaf.tree_size)
-        # Only the nodes of before would cosign the checkpoint that is waited for, and
-        # their word no longer counts. This block's both cosign, those of before and
-        # the new ones.
+        # Only the old nodes would cosign the awaited checkpoint, and their word no
+        # longer counts. Both old and new nodes cosign this block's.
         case e.NodeSetChanged() if not is_drawable(state):
             return replace(state, draw_size=leaf.tree_size)
         case e.CheckpointFinalised(checkpoint=note):
@@ -263,7 +263,7 @@ def _evolve_fact(state: RoundsState, fact: e.RoundFact) -> RoundsState:
         case e.RoundAbandoned():
             return _end(state)
         case e.AggregatePublished():
-            # A sum of nothing leaves the model where it is.
+            # A sum of nothing does not move the model.
             has_moved = fact.model.sha256 != fact.base_model_sha256
             return _end(
                 replace(
@@ -344,7 +344,7 @@ def _change(state: RoundsState, change: e.FederationChanged) -> RoundsState:
 
 
 def _end(state: RoundsState) -> RoundsState:
-    """Return the state without a round; what waited for that is in force."""
+    """Return the state without a round; a waiting change takes effect."""
     config, number = find_newest(state)
     return replace(state, current=None, config=config, change=number, waiting=None)
 
@@ -362,7 +362,7 @@ def _start(
         )
 
     if request.requested_at_ms <= state.last_requested_at_ms:
-        # Whoever saw a request that was refused could send it again when it fits.
+        # A refused request, once seen, could be sent again when it fits.
         detail = "a request that was made later is on the ledger already"
         return refused(Reason.STALE_REQUEST, detail)
     if state.current is not None:
@@ -431,7 +431,7 @@ def _why_no_answer(
 
 
 def _why_not(state: RoundsState, update: Any, leaf: Sequenced) -> list[e.RoundFact]:
-    """Return the refusal of an answer; none if it waits for its blob's check."""
+    """Return the refusal of an answer; none if it awaits its blob's check."""
     problem = _why_no_answer(state, update.agent_id, update.round, leaf)
     if problem is None:
         problem = _find_answer_problem(state, update)
@@ -460,11 +460,11 @@ def _find_answer_problem(state: RoundsState, update: Answer) -> Problem | None:
 def _missing(
     state: RoundsState, reached: e.DeadlineReached, leaf: Sequenced
 ) -> list[e.RoundFact]:
-    """Reject who has not answered when the deadline has passed."""
+    """Reject those who have not answered when the deadline has passed."""
     current = state.current
     if current is None:
         return []
-    # The timer may be early or lie; the block's stamp is what everybody can check.
+    # The timer may be early or lie; everybody can check the block's stamp.
     number, deadline_ms = current.started.round, current.deadline_ms
     if (
         reached.round != number
@@ -603,11 +603,11 @@ def _seal(current: OpenRound, leaf: Sequenced) -> e.RoundSealed:
 
 
 def _may_claim(state: RoundsState, party: str) -> bool:
-    """Return whether somebody may say what a round comes to now.
+    """Return whether somebody may claim a round's result now.
 
     Args:
         state: The federation.
-        party: Who else claims; empty if it is the aggregator.
+        party: Who claims; empty for the aggregator.
     """
     return not party or (state.current is not None and state.current.is_result_late)
 

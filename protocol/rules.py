@@ -1,14 +1,13 @@
-"""Versions of the rules: what deciders conclude may become better, old logs stay as
-they are.
+"""Versions of the rules: deciders' conclusions may improve, old logs stay as they are.
 
 A federation's configuration names the version of the rules that hold in its log, and an
 operator's event may raise it, from its leaf on. Whoever moves a state (`decider.step`)
-knows that version or stops: a fact that another version would conclude is none that it
-may check. So a ledger node that does not know it attests to nothing from there on, and
-an audit says that it cannot judge.
+knows that version or stops: it could not check facts that another version concludes. So
+a ledger node that does not know it attests nothing from there on, and an audit says
+that it cannot judge.
 
-A rule that changes keeps its released variants side by side, in one place, as a mapping
-from the version that brought each; `choose` takes the one that holds:
+A changed rule keeps its released variants side by side, in one place, as a mapping from
+the version that brought each; `choose` picks the one that holds:
 
     DRAWS: Final = {1: draw_cohort, 4: draw_fairly}
     draw = choose(DRAWS, config.rules_version)
@@ -26,7 +25,7 @@ from schemas import codec
 from schemas import events as e
 
 KNOWN_VERSIONS: Final = range(1, 2)
-"""All that were ever released, by this version of the program."""
+"""All versions ever released, as known to this program."""
 LATEST_VERSION: Final = KNOWN_VERSIONS[-1]
 
 Rule = TypeVar("Rule")
@@ -37,8 +36,8 @@ class UnknownRulesError(Exception):
 
 
 def find_rules_problem(event: e.LedgerEvent) -> str | None:
-    """Return why nothing can be concluded from an event on, for people; None if it
-    sets no rules, or those that are known.
+    """Return why nothing can be concluded after an event; None if it sets no rules, or
+    known ones.
     """
     config: e.Event = event
     if isinstance(event, e.FederationChanged):
@@ -58,7 +57,7 @@ def find_rules_problem(event: e.LedgerEvent) -> str | None:
 
 
 def verify_rules(event: e.LedgerEvent, leaf_index: int) -> None:
-    """Check that the rules are known that hold from a leaf on.
+    """Check that the rules that hold after a leaf are known.
 
     Raises:
         UnknownRulesError: they are not.
@@ -73,8 +72,8 @@ def choose(variants: Mapping[int, Rule], version: int) -> Rule:
     """Return the variant of a rule that holds under a version of the rules.
 
     Args:
-        variants: Every variant that was released, by the version that brought it; one
-            of them by version 1.
+        variants: Every released variant, by the version that brought it; one of them by
+            version 1.
         version: The version that the configuration names, one of `KNOWN_VERSIONS`.
     """
     return variants[max(since for since in variants if since <= version)]

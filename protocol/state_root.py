@@ -1,30 +1,30 @@
 r"""The state root: one hash over everything that a log's leaves lead to.
 
-Ledger nodes attest to it with each block, so that whoever holds a finality proof can
-check a state (balances, agents, the current model) without folding the log, and so that
-two nodes whose deciders differ cannot certify a block together, even before the first
-fact shows it.
+Ledger nodes attest it with each block, so that anyone with a finality proof can check a
+state (balances, agents, the current model) without folding the log, and so that two
+nodes whose deciders differ cannot certify a block together, even before the first fact
+shows it.
 
-Encoding, one for each value:
+Encoding, one per value:
 
     None n · False f · True t · int i<decimal>; · str s<length>:<UTF-8>
     bytes b<length>:<bytes> · tuple l<length>: items · set x<length>: items
     mapping m<length>: key value … · dataclass d<length>: name value …
 
 Items of sets, keys of mappings and names of fields (as str) come in ascending order of
-their encodings. A field at its default is left out and does not count. So a class may
-get a field, an event's schema too, and nothing has another encoding until the field is
-used; what a class or a module is called is nothing. The items of a mapping that is
-marked as spread are fields of the class that holds it: what a mode keeps of a round is
-named as if the round had fields for it.
+their encodings. A field at its default is left out. So a class may gain a field, and so
+may an event's schema, and no encoding changes until the field is used; names of classes
+and modules do not matter. The items of a mapping marked as spread are fields of the
+class that holds it: what a mode keeps of a round is named as if the round had fields
+for it.
 
 The root is SHA-256 over ``folkmoot/state/v2\n`` and, for each field of each part of the
 state, in ascending order, the encoding of its name, ``part.field``, and SHA-256 of that
-of its value. The parts are ``admission`` and the deciders by their names.
+of its value. The parts are ``admission`` and the deciders by name.
 
-Left out: what only says how far the log was read (the chain is in the header), facts
-still to come (they follow from the rest) and the ids of recent inputs (they follow from
-the last leaves, and are many).
+Left out: how far the log was read (the chain is in the header), facts still to come
+(they follow from the rest) and the ids of recent inputs (they follow from the last
+leaves, and are many).
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ LEFT_OUT: Final = frozenset({(ADMISSION, "recent_ids")})
 
 
 class StateHasher:
-    """Computes state roots, and remembers the hash of every part that did not change.
+    """Computes state roots, remembering the hash of every unchanged part.
 
-    States are immutable: a part that is the same object has the same hash.
+    States are immutable: the same object has the same hash.
     """
 
     def __init__(self) -> None:
@@ -57,7 +57,7 @@ class StateHasher:
         """Return the state root, 32 bytes.
 
         Raises:
-            TypeError: the state holds a type that has no encoding. A bug.
+            TypeError: the state holds a type without an encoding. A bug.
         """
         digests: list[tuple[bytes, bytes]] = []
         for name, value in _find_parts(state):
@@ -66,7 +66,7 @@ class StateHasher:
                 known = (value, hashlib.sha256(encode(value)).digest())
                 self._known[name] = known
             digests.append((name, known[1]))
-        # Names, for it must not matter where a class or the list of deciders has one.
+        # Names, as it must not matter where a class or the list of deciders has one.
         parts = b"".join(name + digest for name, digest in sorted(digests))
         return hashlib.sha256(STATE_DOMAIN + parts).digest()
 
@@ -82,7 +82,7 @@ def _find_parts(state: ReplayState) -> Iterator[tuple[bytes, Any]]:
 
 @cache
 def _fields_of(part: str, cls: Hashable) -> tuple[tuple[str, bytes, Any], ...]:
-    """Return a part's fields: name, encoding of what it is called, default."""
+    """Return a part's fields: name, encoded name, default."""
     return tuple(
         (name, encode(f"{part}.{name}"), default)
         for name, _, default in _encoded_fields(cls)
@@ -92,7 +92,7 @@ def _fields_of(part: str, cls: Hashable) -> tuple[tuple[str, bytes, Any], ...]:
 
 @cache
 def _encoded_fields(cls: Hashable) -> tuple[tuple[str, bytes, Any], ...]:
-    """Return a class's fields in order: name, its encoding, default if there is one."""
+    """Return a class's fields in order: name, its encoding, default if any."""
     found = [
         (
             part.name,
@@ -135,7 +135,7 @@ def encode(value: Any) -> bytes:
     """Return the one encoding of a value.
 
     Raises:
-        TypeError: a type that states are not made of. A bug.
+        TypeError: a type that states do not contain. A bug.
     """
     out = bytearray()
     _write(value, out)
@@ -143,7 +143,7 @@ def encode(value: Any) -> bytes:
 
 
 def _write(value: Any, out: bytearray) -> None:
-    # The most frequent ones first, by their very class; `match` is slow to tell.
+    # The most frequent first, by exact class; `match` is slow.
     kind = value.__class__
     if kind is bytes:
         out += b"b%d:" % len(value) + value
@@ -166,7 +166,7 @@ def _write_other(value: Any, out: bytearray) -> None:
             out += b"n"
         case bool():
             out += b"t" if value else b"f"
-        # Of subclasses of those above, such as enumerations, what they are made of.
+        # Subclasses of those above, such as enumerations, by what they are made of.
         case int():
             _write(int(value), out)
         case str():

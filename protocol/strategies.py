@@ -25,7 +25,7 @@ def fedavg(
     """Add the average update, weighted by examples, to the base model.
 
     Args:
-        base: shape (d,) float32, finite: what the cohort started from.
+        base: shape (d,) float32, finite: the cohort's starting point.
         total: shape (d,) int64: the sum of num_examples_i times update_i.
         num_examples: The sum of the cohort's num_examples_i, 1 ≤ n < 2^31.
         fractional_bits: The updates' precision, 0 ≤ f ≤ 30.
@@ -68,7 +68,8 @@ def fedavg(
 Strategy: TypeAlias = Callable[
     [NDArray[np.float32], NDArray[np.int64], int, int], NDArray[np.float32]
 ]
-"""What `fedavg` promises: base, total, num_examples and fractional_bits to a model."""
+"""The signature of `fedavg`: base, total, num_examples and fractional_bits to a
+model."""
 
 STRATEGIES: Final[dict[str, Strategy]] = {"FEDAVG": fedavg}
-"""By the name that a configuration gives."""
+"""By name in the configuration."""

@@ -4,14 +4,13 @@ What this module promises:
 
 - The same tensors always give the same bytes, hence the same SHA-256: names in
   code-point order, a compact JSON header with sorted keys, data in name order.
-- What it writes, any safetensors reader reads. What it reads, any writer may have
-  written: canonical form is asked of our output, not of other people's.
+- Any safetensors reader reads its output. Its input may come from any writer: only our
+  output must be canonical.
 - Bytes that aren't a valid safetensors file raise `MalformedBlobError`, whatever is
   wrong with them. Sizes are checked before anything is allocated or viewed, the
-  header's against what is expected of it: reading takes time and memory in proportion.
+  header's against its expected size: reading takes time and memory in proportion.
 
-It deliberately knows neither files nor object stores, neither torch nor what a tensor
-means.
+It deliberately knows no files or object stores, no torch, and not what a tensor means.
 
 Source: https://huggingface.co/docs/safetensors/index#format
 """
@@ -45,7 +44,7 @@ _DTYPE_NAMES: Final = {dtype: name for name, dtype in _DTYPES.items()}
 _METADATA_KEY: Final = "__metadata__"  # not a tensor: texts by name
 _PREFIX_BYTES: Final = 8  # the header's length, little-endian
 VECTOR_HEADER_BYTES: Final = 4_096
-"""What a header with one tensor may take; ours take under 100 bytes."""
+"""The largest header with one tensor; ours take under 100 bytes."""
 MODEL_HEADER_BYTES: Final = 2**20  # = 1,048,576
 """The same for a model: about 100 bytes a tensor."""
 _MAX_HEADER_DEPTH: Final = 8  # tensors, fields, shape or offsets: three are used
@@ -62,7 +61,7 @@ class MalformedBlobError(ValueError):
 
 
 class ManifestMismatchError(ValueError):
-    """The tensors or the vector don't have the names or shapes of the manifest."""
+    """The tensors or the vector don't match the names or shapes of the manifest."""
 
 
 class TensorSpec(NamedTuple):
@@ -82,7 +81,7 @@ class TensorSpec(NamedTuple):
         return math.prod(self.shape)
 
 
-#: What a flat vector of parameters means: the specs, sorted by name.
+#: The layout of a flat vector of parameters: the specs, sorted by name.
 Manifest: TypeAlias = tuple[TensorSpec, ...]
 
 
@@ -99,7 +98,7 @@ def tensors_to_blob(
     Args:
         tensors: Arrays by name, of any shape and any type in the safetensors format
             that numpy knows. Memory order and byte order don't matter.
-        metadata: Texts by name; none, and the header has no place for them.
+        metadata: Texts by name; empty leaves it out of the header.
 
     Returns:
         A safetensors file; equal tensors and metadata give equal bytes.
@@ -140,8 +139,8 @@ def tensors_from_blob(
 
     Args:
         blob: The file, canonical or not. Its size is the caller's to limit.
-        max_header_bytes: What the header may take: that of a model, or
-            `VECTOR_HEADER_BYTES` where one tensor is expected.
+        max_header_bytes: The largest header: a model's, or `VECTOR_HEADER_BYTES` where
+            one tensor is expected.
 
     Returns:
         Arrays by name, in name order: read-only views into `blob`, not copies.
@@ -329,7 +328,7 @@ def _split(blob: bytes, max_header_bytes: int) -> tuple[dict[str, Any], memoryvi
         msg = "the header doesn't begin with {"
         raise MalformedBlobError(msg)
     try:
-        # A parser that gives up later than its stack does would end the process.
+        # A parser whose stack ended before its own limit would end the process.
         if compute_json_depth(text.decode("utf-8")) > _MAX_HEADER_DEPTH:
             msg = f"the header isn't JSON that nests at most {_MAX_HEADER_DEPTH} deep"
             raise MalformedBlobError(msg)  # noqa: TRY301  # it has its own words
@@ -351,10 +350,10 @@ def _split(blob: bytes, max_header_bytes: int) -> tuple[dict[str, Any], memoryvi
 
 
 def compute_json_depth(text: str) -> int:
-    """Return how deep brackets nest in a text that may be JSON, strings left out.
+    """Return how deep brackets nest in a text that may be JSON, ignoring strings.
 
-    What comes after the first thing that is not JSON may be counted either way: a
-    parser ends there.
+    Anything after the first invalid JSON may be counted either way: a parser ends
+    there.
     """
     data = _STRING.sub("", text).encode("utf-8", "replace")
     brackets = np.frombuffer(data.translate(None, _NO_BRACKETS), dtype=np.uint8)
@@ -372,7 +371,7 @@ def _is_text(text: str) -> bool:
 
 
 def _parse_size(text: str) -> int | str:
-    # Python converts more digits than sizes have in more than linear time.
+    # Python takes more than linear time for more digits than sizes have.
     return int(text) if len(text) <= _MAX_SIZE_DIGITS else text
 
 

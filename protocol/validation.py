@@ -1,7 +1,7 @@
-"""What a well-formed event must look like beyond its Avro types.
+"""Rules for well-formed events beyond their Avro types.
 
-Runs once an event's signature is checked and before anything acts on it (validate
-before you parse further), and is the same for the sequencer and the audit.
+Runs after an event's signature is checked and before anything acts on it (validate
+before you parse further), identically in sequencer and audit.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from schemas import events as e
 from schemas.reasons import Reason
 
 IMPORT_PATH: Final = re.compile(
-    # ASCII: what else is a letter depends on the Unicode version of whoever asks.
+    # ASCII: other letters depend on the reader's Unicode version.
     r"[A-Za-z_][\w.]{0,198}:[A-Za-z_]\w{0,98}",
     re.ASCII,
 )
 MAX_CONFIG_SIZE_BYTES: Final = 8_192
 """A round's start carries both configurations and a cohort; it must fit a leaf."""
 MAX_CONFIG_DEPTH: Final = 32
-"""Every JSON parser can nest this deep; where one gives up must not matter."""
+"""Every JSON parser can nest this deep; parsers' own limits must not matter."""
 MAX_CHECKS: Final = 100
 MAX_CHECK_DETAIL_BYTES: Final = 400
-"""So many that a hundred of them fit an event."""
+"""So that a hundred of them fit an event."""
 MAX_ROUND_DURATION_MS: Final = 366 * 24 * 60 * 60 * 1_000  # = 31,622,400,000
 MILLION: Final = 1_000_000
 BLOB_REASONS: Final = frozenset(
@@ -63,7 +63,7 @@ EXPORT_REASONS: Final = frozenset({"", Reason.NOT_EXPORTABLE, Reason.NOT_MEASURE
 METRIC_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,63}")
 MAX_METRICS: Final = 64
 ACCURACY: Final = "accuracy"
-"""The metric that rewards go by: the fraction of examples answered right."""
+"""The metric behind rewards: the fraction of examples classified correctly."""
 MAX_FRACTIONAL_BITS: Final = 30
 MAX_AGENTS_IN_COHORT: Final = 10_000
 MAX_WEIGHT: Final = 2**30
@@ -78,7 +78,7 @@ _CONFIG_RULE: Final = (
     f"{MAX_CONFIG_SIZE_BYTES} bytes, nested at most {MAX_CONFIG_DEPTH} deep"
 )
 MAX_LEDGER_NODES: Final = 64
-"""More signatures than these do not fit a certificate that fits a leaf."""
+"""More signatures than this would not fit a certificate in a leaf."""
 NODE_URL: Final = re.compile(
     r"https?://[a-zA-Z0-9.:\[\]_-]{1,200}(?:/[\w./-]{0,200})?", re.ASCII
 )
@@ -99,7 +99,7 @@ class Direction(StrEnum):
 
 
 def find_problem(event: e.LedgerEvent) -> str | None:
-    """Return what is wrong with an event's fields, for people; None if nothing is."""
+    """Return what is wrong with an event's fields; None if nothing."""
     name_problem = _names_problem(event)
     if name_problem is not None:
         return name_problem
@@ -151,7 +151,7 @@ def find_problem(event: e.LedgerEvent) -> str | None:
 
 
 def find_configuration_problem(config: e.FederationConfigured) -> Problem | None:
-    """Return what is wrong with a federation's parameters; None if nothing is."""
+    """Return what is wrong with a federation's parameters; None if nothing."""
     problem = find_principals_problem(config)
     if problem is not None:
         return problem
@@ -184,7 +184,7 @@ def _find_first(
 
 
 def find_principals_problem(config: e.FederationConfigured) -> Problem | None:
-    """Return what is wrong with who may sign what; None if nothing is."""
+    """Return what is wrong with the list of principals; None if nothing."""
     roles = [principal.role for principal in config.principals]
     unknown = {*roles} - {*ROLES}
     missing = [role for role in REQUIRED_ROLES if role not in roles]
@@ -359,7 +359,7 @@ def _is_json_object(text: str) -> bool:
     if compute_json_depth(text) > MAX_CONFIG_DEPTH:
         return False
     try:
-        # Numbers stay text: how many digits Python converts is a setting of its own.
+        # Numbers stay text: Python's limit on digits is a setting of its own.
         parsed = json.loads(
             text, parse_constant=_refuse_constant, parse_int=str, parse_float=str
         )
