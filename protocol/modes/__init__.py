@@ -1,4 +1,4 @@
-"""Aggregation modes: one module or folder for each, and the list of them."""
+"""Aggregation modes, one module or folder each."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from schemas import events as e
 MODES: Final[dict[str, Mode]] = {mode.name: mode for mode in (PLAIN, MPC)}
 
 DEFAULT_SECTIONS: Final[dict[str, Any]] = {PLAIN.name: e.Plain()}
-"""Of a configuration whose operator chooses no mode."""
+"""For a configuration whose operator chooses no mode."""
 
 
 class Kinds(NamedTuple):
-    """What events and facts are to the modes, by their kind.
+    """Which mode or phase each kind of event or fact belongs to.
 
     Attributes:
-        answers: The mode whose agents answer so.
+        answers: The mode whose agents answer with it.
         awaited: The phase that waits for it.
-        others: Who said it, and what follows from it, if no phase waits for it.
-        speakers: Who said it, if it is neither an agent nor a principal.
+        others: Its author, and what follows from it, if no phase waits for it.
+        speakers: Its author, if neither an agent nor a principal.
         begins: The name of the phase that it begins.
-        retracts: The phase that waits again for what it takes back.
-        fields: What is wrong with its fields.
+        retracts: The phase that then waits again for what it takes back.
+        fields: Finds problems in its fields.
     """
 
     answers: Mapping[type, Mode]
@@ -41,7 +41,7 @@ class Kinds(NamedTuple):
 
 
 def list_kinds() -> Kinds:
-    """Return what events and facts are to all modes."""
+    """Return the kinds of all modes."""
     return _sort(tuple(MODES.values()))
 
 
@@ -68,7 +68,7 @@ def list_modes(config: e.FederationConfigured) -> list[str]:
 
 
 def name_mode(config: e.FederationConfigured) -> str:
-    """Return how a federation combines updates, as people write it: PLAIN, say."""
+    """Return a federation's mode in readable form, such as PLAIN."""
     (mode,) = list_modes(config)
     return mode.upper()
 
@@ -80,19 +80,19 @@ def get_mode(config: e.FederationConfigured) -> Mode:
 
 
 def list_waited_for(config: e.FederationConfigured, current: OpenRound) -> list[str]:
-    """Return whom a round in progress waits for, for people."""
+    """Return whom a round in progress waits for, as text."""
     phase = get_mode(config).find_phase(current)
     if phase is None:
         return sorted(current.owing) or [AGGREGATOR]
     missing = find_missing(phase, config, current)
     if not missing and current.is_result_late:
-        # The aggregator has had its time.
+        # The aggregator's time is over.
         missing = [*phase.debtors(config)]
     return [f"{phase.debtor} {name}" for name in missing] or [AGGREGATOR]
 
 
 def is_complete(config: e.FederationConfigured, current: OpenRound) -> bool:
-    """Return whether all has been said that the claim about a round rests on."""
+    """Return whether everything was said that the claim about a round rests on."""
     phase = get_mode(config).find_phase(current)
     return (
         phase is not None
@@ -110,7 +110,7 @@ class RefusedPart(NamedTuple):
 
 
 def find_refused_part(fact: e.LedgerEvent) -> RefusedPart | None:
-    """Return whose part of a result a fact refuses, and why; None if it does not."""
+    """Return whose part of a result a fact refuses, and why; None if none."""
     phase = list_kinds().retracts.get(type(fact))
     if phase is None:
         return None

@@ -1,11 +1,11 @@
-"""A round as a row of phases; a mode of aggregation as one such row.
+"""A round as a sequence of phases; an aggregation mode as one such sequence.
 
-The first phase of every round is that in which agents answer (`protocol.rounds`). A
-mode says what an answer is, and which phases come after it: in each of them the same
-authors owe one event of the same kind, and it ends when enough have spoken. The last
-one ends in the claim about what the round comes to.
+In the first phase of every round agents answer (`protocol.rounds`). A mode defines
+answers and the phases after them: in each, the same authors owe one event of the same
+kind, and it ends when enough have spoken. The last one ends in the claim about the
+round's result.
 
-A mode decides nothing on its own: the decider asks it, in its turn.
+A mode decides nothing on its own: the decider asks it, when its turn comes.
 
 Source: DESIGN.md section 11.
 """
@@ -26,16 +26,16 @@ if TYPE_CHECKING:
     from protocol.round_view import RoundView
 
 SEALED: Final = "sealed"
-"""The name of the phase, in every mode, in which nothing changes the set any more."""
+"""The name, in every mode, of the phase in which the set no longer changes."""
 AGGREGATOR: Final = "aggregator"
 """Whom a round waits for when nobody else owes it anything."""
 
 Answer: TypeAlias = e.UpdateSubmitted | e.UpdateCommitted
-"""What a member of a cohort may say of its update, whatever the mode."""
+"""How a member of a cohort may answer, in any mode."""
 
 
 class MapAll(Protocol):
-    """As `map`: so many at a time, results in order, as many of them ahead."""
+    """Like `map`: so many at a time, results in order, as many of them ahead."""
 
     @property
     def num_threads(self) -> int:
@@ -62,13 +62,13 @@ class OneByOne:
 
 
 class Checker(Protocol):
-    """Checks what is in the blobs of one round, for whoever wants to know.
+    """Checks what is in the blobs of one round.
 
-    It remembers what it has found, and forgets what it did not find.
+    It remembers what it found, and forgets what was missing.
     """
 
     def prepare(self, view: RoundView, agent_ids: Sequence[str]) -> None:
-        """Look at answers before it is time to judge them, as far as that goes."""
+        """Check answers before they must be judged, as far as possible."""
         ...
 
     def check(
@@ -84,18 +84,18 @@ class Checker(Protocol):
     def check_refused(
         self, view: RoundView, author: str, reason: str, /
     ) -> RoundError | None:
-        """Return what is wrong with a part that was refused for a reason."""
+        """Return what is wrong with a part refused for a reason."""
         ...
 
     def compute(self, view: RoundView, base: bytes) -> RoundResult:
-        """Return what a complete round, whose parts are good, comes to.
+        """Return the result of a complete round whose parts are good.
 
         Args:
             view: The round.
             base: The base model's blob, digest verified.
 
         Raises:
-            RoundError: nothing follows: a blob is not there, or somebody lied, and
+            RoundError: there is no result: a blob is missing, or somebody lied, and
                 nobody can say who.
         """
         ...
@@ -111,26 +111,26 @@ def _never(_config: e.FederationConfigured) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Phase:
-    """A time in a round: these authors each owe one event of this kind.
+    """A stretch of a round in which these authors each owe one event of this kind.
 
     Attributes:
         name: Its name, also in `OpenRound.begun`.
         begins: The kind of fact that begins it.
-        begin: Makes that fact; None for the sealed phase, whose fact is every mode's.
-        awaits: The kind of event that is owed; None if only the aggregator's claims.
-        collects: What that is called, in `OpenRound.said`.
-        debtors: Who owes one.
-        debtor: What they are, for people.
-        get_author: Returns who said an event of that kind.
-        refuse: Says to whoever says one that no round waits for it.
-        is_skipped: Whether a federation does without it.
-        find_problem: Says why an event that comes in this phase, from an author who has
-            not spoken in it, does not count all the same; empty if it does.
-        note: What is kept of an event that counts.
-        conclude: The facts that follow from an event that counts, after it is noted.
-        is_over: Whether the next phase may begin.
+        begin: Makes that fact; None for the sealed phase, whose fact all modes share.
+        awaits: The kind of event owed; None for the aggregator's claims only.
+        collects: What these events are called in `OpenRound.said`.
+        debtors: Returns who owes one.
+        debtor: What the debtors are, for messages.
+        get_author: Returns the author of such an event.
+        refuse: Returns why no round waits for such an event.
+        is_skipped: Returns whether a federation skips the phase.
+        find_problem: Returns why an author's first event in this phase still does not
+            count; empty if it does.
+        note: Returns what is kept of an event that counts.
+        conclude: Returns the facts that follow from a counted event, after it is noted.
+        is_over: Returns whether the next phase may begin.
         retracted_by: The kind of fact that makes an author owe the event again.
-        limits_result: Whether the aggregator's time begins to run when it is over.
+        limits_result: Whether the aggregator's time begins when it is over.
     """
 
     name: str
@@ -162,31 +162,31 @@ class Mode:
     """One way to combine updates.
 
     Attributes:
-        name: Its name, which is that of its section of the configuration, too.
-        answer: The kind of event by which agents answer.
-        get_blob: Returns the blob that an answer is known by.
-        find_answer_problem: Says what is wrong with an answer of this kind.
-        find_configuration_problem: Says what is wrong with its section.
-        tightens: Values of its section that may be changed, and only become smaller.
-        list_speakers: Returns the public keys of whoever speaks in its rounds, besides
-            agents and principals, by name.
-        fields: Says what is wrong with the fields of its events, by their kind.
+        name: Its name, also of its section of the configuration.
+        answer: The kind of event with which agents answer.
+        get_blob: Returns the blob that identifies an answer.
+        find_answer_problem: Returns what is wrong with an answer of this kind.
+        find_configuration_problem: Returns what is wrong with its section.
+        tightens: Values of its section that may change, and only shrink.
+        list_speakers: Returns the public keys of its other speakers, besides agents and
+            principals, by name.
+        fields: Find problems in the fields of its events, by kind.
         awaits_checks: Whether the first phase lasts until answers are checked.
-        is_checkable: Whether the aggregator's checks of answers count now.
-        makes_checker: Makes a checker of a round, out of how to fetch and to map.
+        is_checkable: Returns whether the aggregator's checks of answers count now.
+        makes_checker: Makes a round's checker from functions to fetch and to map.
         needs_leaf: Whether answers are about the leaf that opened the round.
-        result_shows_answers: Whether computing the result looks at every answer again,
-            so that nobody need look at those that count before.
-        is_for_nodes: Whether ledger nodes check what is in the blobs: it takes no right
-            to read what agents submit.
-        phases: The phases after the first, in their order.
-        find_part: Returns who said what is at a leaf, if the aggregator may refuse it.
-        refuse_part: Makes the fact that does.
-        get_part_blob: Returns the blob of what was said there.
+        result_shows_answers: Whether computing the result checks every answer again, so
+            that counted ones need no earlier check.
+        is_for_nodes: Whether ledger nodes check what is in the blobs: that takes no
+            right to read what agents submit.
+        phases: The phases after the first, in order.
+        find_part: Returns whose part is at a leaf, if the aggregator may refuse it.
+        refuse_part: Makes the fact that refuses it.
+        get_part_blob: Returns that part's blob.
         sums_once: Whether an agent enters at most one sum over a base model.
-        find_abandon_problem: Says why a round may not be given up now.
-        others: Who said events that no phase awaits, and what follows from them, by
-            their kind.
+        find_abandon_problem: Returns why a round may not be abandoned now.
+        others: Authors of events that no phase awaits, and what follows from them, by
+            kind.
     """
 
     name: str
@@ -229,13 +229,13 @@ class Mode:
     def find_next(
         self, config: e.FederationConfigured, current: OpenRound
     ) -> Phase | None:
-        """Return the phase that comes after the one that a round is in."""
+        """Return the phase after the one that a round is in."""
         phase = self.find_phase(current)
         first = 0 if phase is None else self.phases.index(phase) + 1
         return next((p for p in self.phases[first:] if not p.is_skipped(config)), None)
 
     def has_noted(self, current: OpenRound, event: Any, leaf: Sequenced) -> bool:
-        """Return whether an event is what a phase keeps of its author."""
+        """Return whether an event is the one that a phase keeps of its author."""
         kinds = ((phase.awaits, phase) for phase in self.phases)
         phase = next((p for kind, p in kinds if kind and isinstance(event, kind)), None)
         if phase is None:

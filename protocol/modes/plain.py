@@ -25,7 +25,7 @@ class PlainChecker:
         self._map_all = map_all
 
     def prepare(self, view: RoundView, agent_ids: Sequence[str]) -> None:
-        """Do nothing: an update can be judged when it comes."""
+        """Do nothing: an update can be judged when it arrives."""
 
     def check(
         self, view: RoundView, agent_ids: Sequence[str]

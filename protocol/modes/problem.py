@@ -1,4 +1,4 @@
-"""What is wrong with something said in a round, or with a blob of it."""
+"""What is wrong with something said in a round, or with one of its blobs."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from schemas import events as e
 from schemas.reasons import Reason
 
 Problem: TypeAlias = tuple[Reason, str]
-"""A reason code, for the ledger, and the details, for people."""
+"""A reason code, for the ledger, and details, as text."""
 
 
 @dataclass(frozen=True, slots=True)
 class BadBlob:
-    """A blob that is not in the store as the log promises.
+    """A blob that the store does not have as the log promises.
 
     Attributes:
         reason: MISSING_BLOB, OVERSIZED_BLOB or CORRUPT_BLOB.
-        ref: The promise.
+        ref: The reference.
     """
 
     reason: Reason
@@ -27,12 +27,12 @@ class BadBlob:
 
 
 class RoundError(ValueError):
-    """Something in a round is not what it must be; bad input.
+    """Something in a round is wrong; bad input.
 
     Attributes:
         reason: For the ledger.
-        detail: For people.
-        blob: The blob that is to blame; None if its content is, or none of them.
+        detail: Why, as text.
+        blob: The blob to blame; None if its content is to blame, or no blob.
     """
 
     def __init__(
@@ -46,4 +46,4 @@ class RoundError(ValueError):
 
 Fetch: TypeAlias = Callable[[e.BlobRef, int], bytes]
 """Returns a blob, digest verified, of at most so many bytes; raises `RoundError` if it
-is not there or not what the reference promises."""
+is missing or not what the reference promises."""

@@ -1,9 +1,9 @@
-"""Aggregation `mpc`: from the blobs of an MPC round to what follows from them.
+"""Aggregation `mpc`: from the blobs of an MPC round to its result.
 
-Agents, parties, the aggregator and every auditor run these functions: what an agent
-commits to and proves, what a party says of its shares, which commitments count, whether
-a party's part of the sum is its own, and the next global model. But for opening shares,
-anybody can repeat them: they need no key.
+Agents, parties, the aggregator and every auditor run these functions: they make and
+check an agent's commitments and proof, a party's links, which commitments count,
+whether a party's part of the sum is its own, and the next global model. Except for
+opening shares, anybody can repeat them: they need no key.
 
 Blobs:
 
@@ -93,7 +93,7 @@ _LINK_OVERHEAD_BYTES: Final = 1_024
 
 @dataclass(frozen=True, slots=True)
 class MpcShape:
-    """How updates of a federation are committed to and shared.
+    """How a federation's updates are committed to and shared.
 
     Attributes:
         num_values: d, length of an update.
@@ -124,24 +124,24 @@ class MpcShape:
 
     @property
     def max_sealed_size(self) -> int:
-        """The most bytes that a sealed share may have."""
+        """The largest sealed share, in bytes."""
         return self.shares.compute_max_plaintext_size() + SEALING_ALLOWANCE_BYTES
 
     @property
     def max_proof_size(self) -> int:
-        """The most bytes that a norm proof may have."""
+        """The largest norm proof, in bytes."""
         points = (3 * (self.num_rows + 2) + 4) * POINT_SIZE
         return points + (2 * self.row_length + 3) * SCALAR_SIZE + PROOF_ALLOWANCE_BYTES
 
     @property
     def max_links_size(self) -> int:
-        """The most bytes that a party's links may have, for 256 agents."""
+        """The largest links of a party, for 256 agents, in bytes."""
         words = NUM_PROJECTIONS + NUM_SUM_PROJECTIONS
         return 256 * (words * _WORD_SIZE + SCALAR_SIZE + _LINK_OVERHEAD_BYTES)
 
     @property
     def max_partial_size(self) -> int:
-        """The most bytes that a party's part of the sum may have."""
+        """A party's largest part of the sum, in bytes."""
         words = self.num_values + NUM_SUM_PROJECTIONS
         return words * _WORD_SIZE + (self.num_rows + 1) * SCALAR_SIZE + 256
 
@@ -155,20 +155,20 @@ def compute_context(
     update: e.UpdateCommitted,
     started_leaf_hash: bytes,
 ) -> bytes:
-    """Return what a norm proof is about, besides numbers and points.
+    """Return what a norm proof is bound to, besides numbers and points.
 
     The log, by its genesis hash, and the round as it was opened, which fix the
     configuration; agent, base model, weight, parties and every sealed share: so a proof
     fits no other update, nor this one with other shares, and nobody knows its
-    projection before all of that is fixed. In particular it holds everything that
+    projection before all of that is fixed. In particular it covers everything that
     decides how a sealed share opens. The proof itself follows from it, and is not part
     of it.
 
     Args:
         genesis: Hash of the log's genesis, 32 bytes.
         config: The federation's parameters.
-        update: What the agent says; its proof is not looked at.
-        started_leaf_hash: Of the leaf with the round's `RoundStarted`, 32 bytes.
+        update: What the agent says; its proof is ignored.
+        started_leaf_hash: Hash of the leaf with the round's `RoundStarted`, 32 bytes.
     """
     parts = [
         genesis,
@@ -197,11 +197,11 @@ def compute_context(
 def make_place(
     genesis: bytes, update: e.UpdateCommitted, party: str, commitment: bytes
 ) -> SealedPlace:
-    """Return where a party's share of an update counts.
+    """Return the place where a party's share of an update counts.
 
     Args:
-        genesis: Genesis hash of the log that the update is said in, 32 bytes.
-        update: The update; its shares are not looked at.
+        genesis: Genesis hash of the update's log, 32 bytes.
+        update: The update; its shares are ignored.
         party: The party.
         commitment: The share commitment, 48 bytes.
     """
@@ -222,12 +222,11 @@ def parse_commitments(
     """Return an agent's commitments to rows, squares and masks.
 
     Args:
-        shape: Of the round's updates.
+        shape: The shape of the round's updates.
         commitments: The blob, digest verified.
 
     Raises:
-        RoundError: the blob has another size. Its points are looked at when
-            a proof is verified.
+        RoundError: the blob has another size. Its points are checked with a proof.
     """
     if len(commitments) != shape.commitments_size:
         detail = (
@@ -249,7 +248,7 @@ def parse_statement(
 
     Args:
         secret: The round.
-        update: What it committed to.
+        update: Its commitment.
         commitments: The blob of commitments, digest verified.
 
     Raises:
@@ -287,15 +286,15 @@ def open_shares(
 
     Args:
         genesis: Hash of the log's genesis, 32 bytes.
-        update: What the agent committed to.
+        update: The agent's commitment.
         party: The party.
         sealed: Its sealed share, digest verified.
-        key: The party's.
-        shape: Of the round's updates.
+        key: The party's key.
+        shape: The shape of the round's updates.
         was_linked: Whether this share was linked, and so checked already.
 
     Raises:
-        RoundError: it cannot be opened, or is not what the agent committed to:
+        RoundError: it cannot be opened, or does not match the agent's commitment:
             BAD_SHARE.
     """
     (share,) = (share for share in update.shares if share.party == party)
@@ -341,18 +340,18 @@ def _encode_link(agent_id: str, link: Link | RoundError) -> e.ShareLink:
 
 
 def parse_links(blob: bytes) -> dict[str, Link | RoundError]:
-    """Return a party's links by agent; why not, where it could not open the share.
+    """Return a party's links by agent, or why it could not open the share.
 
     Raises:
-        RoundError: the blob is no party's links, or not as `encode_links` orders
-            them: MALFORMED_BLOB.
+        RoundError: the blob is no party's links, or not in the order of `encode_links`:
+            MALFORMED_BLOB.
     """
     try:
         links = codec.decode_as(e.ShareLinks, blob)
     except codec.CodecError as error:
         raise RoundError(Reason.MALFORMED_BLOB, str(error)) from error
-    # One order, so that links have one encoding, and nobody is spoken of twice: which
-    # of two entries counts must not be up to who reads them.
+    # One order, so that links have one encoding and no agent appears twice: which of
+    # two entries counts must not be up to the reader.
     for before, after in pairwise(entry.agent_id for entry in links.entries):
         if before >= after:
             detail = f"agent {after} after {before}: not in ascending order, each once"
@@ -401,7 +400,7 @@ def parse_partial(blob: bytes, shape: MpcShape) -> PartySum:
     """Return a party's part of the sum.
 
     Raises:
-        RoundError: the blob is not one of this shape: WRONG_PARTIAL.
+        RoundError: the blob does not have this shape: WRONG_PARTIAL.
     """
     try:
         partial = codec.decode_as(e.PartialSum, blob)
@@ -436,7 +435,7 @@ def encode_proof(proof: NormProof) -> bytes:
 
 
 def parse_proof(blob: bytes) -> NormProof:
-    """Return a norm proof; its numbers and points are looked at when it is verified.
+    """Return a norm proof; verifying it checks its numbers and points.
 
     Raises:
         RoundError: the blob is no norm proof: INVALID_PROOF.
@@ -458,9 +457,9 @@ class Proven:
 
     Attributes:
         committed: The commitment.
-        statement: What was to be proved.
+        statement: What the proof should show.
         proof: The proof.
-        challenges: What its transcript yields.
+        challenges: The challenges of its transcript.
     """
 
     committed: Committed
@@ -470,12 +469,12 @@ class Proven:
 
     @property
     def digest(self) -> bytes:
-        """What a link of this update is about: statement and proof, 32 bytes."""
+        """What identifies this update's links: statement and proof, 32 bytes."""
         return hashlib.sha256(self.challenges.digest).digest()
 
 
 def read_proof(secret: MpcRound, agent_id: str, fetch: Fetch) -> Proven:
-    """Fetch and parse what an agent committed to and proved; verifies nothing.
+    """Fetch and parse an agent's commitment and proof; verifies nothing.
 
     Raises:
         RoundError: a blob is missing or malformed.
@@ -489,7 +488,7 @@ def read_proof(secret: MpcRound, agent_id: str, fetch: Fetch) -> Proven:
 
 
 def read_seed(secret: MpcRound, agent_id: str, fetch: Fetch) -> bytes:
-    """Return the seed of an agent's projection, 32 bytes; its proof is not needed.
+    """Return the seed of an agent's projection, 32 bytes; needs no proof.
 
     Raises:
         RoundError: its commitments are missing or malformed.
@@ -503,7 +502,7 @@ def read_seed(secret: MpcRound, agent_id: str, fetch: Fetch) -> bytes:
 def link_share(
     proven: Proven, share: Share, sum_projection: Projection, masks: SumMasks
 ) -> Link:
-    """Return what a party says of its share of a proven update."""
+    """Return a party's link of its share of a proven update."""
     statement, challenges = proven.statement, proven.challenges
     return compute_link(
         share,
@@ -519,7 +518,7 @@ class RoundVerifier:
 
     Args:
         secret: The round.
-        fetch: How to fetch blobs.
+        fetch: Fetches blobs.
     """
 
     def __init__(self, secret: MpcRound, fetch: Fetch) -> None:
@@ -535,7 +534,7 @@ class RoundVerifier:
         return self._shape
 
     def get_sum_projection(self, secret: MpcRound) -> Projection:
-        """Return R', of a round that is closed; expanded once."""
+        """Return R' of a closed round; expanded once."""
         assert secret.closed is not None, "there is none before"
         seed = secret.closed.sum_seed
         if self._sum_projection is None or self._sum_projection[0] != seed:
@@ -546,10 +545,10 @@ class RoundVerifier:
         return self._sum_projection[1]
 
     def verify_proofs(self, secret: MpcRound, agent_ids: Sequence[str]) -> None:
-        """Verify norm proofs, together; `find_reasons` says what came out.
+        """Verify norm proofs together; `find_reasons` has the outcome.
 
-        Those that were verified before are not verified again. Threads may do this at
-        the same time, for different agents.
+        Verified ones are not verified again. Threads may do this concurrently, for
+        different agents.
         """
         read: list[Proven] = []
         for agent_id in agent_ids:
@@ -558,7 +557,7 @@ class RoundVerifier:
                 continue
             try:
                 proven = read_proof(secret, agent_id, self._fetch)
-                # Only its party compares it with a share, and that may be a lie.
+                # Only its party compares it with a share, and that party may lie.
                 parse_points(share.commitment for share in update.shares)
                 read.append(proven)
             except RoundError as error:
@@ -574,11 +573,11 @@ class RoundVerifier:
             self._proven[update] = proven if verdict is None else _to_error(verdict)
 
     def has_proven(self, secret: MpcRound, agent_id: str) -> bool:
-        """Return whether `verify_proofs` has looked at an agent's proof."""
+        """Return whether `verify_proofs` has handled an agent's proof."""
         return secret.get_committed(agent_id).event in self._proven
 
     def list_unproven(self, secret: MpcRound, agent_ids: Sequence[str]) -> list[str]:
-        """Return the agents at whose proofs `verify_proofs` has not looked."""
+        """Return the agents whose proofs `verify_proofs` has not handled."""
         return [a for a in agent_ids if not self.has_proven(secret, a)]
 
     def get_proven(self, secret: MpcRound, agent_id: str) -> Proven | RoundError:
@@ -599,7 +598,7 @@ class RoundVerifier:
         return {agent_id: self._find_reason(secret, agent_id) for agent_id in agent_ids}
 
     def forget_absent(self) -> None:
-        """Forget what came of blobs that were not there: by now they may be."""
+        """Forget blobs that were missing: they may be there by now."""
         remembered: tuple[dict[Any, Any], ...] = (self._proven, self._links)
         for known in remembered:
             for key, value in tuple(known.items()):
@@ -632,7 +631,7 @@ class RoundVerifier:
             self._links[ref.sha256] = _fetch_links(self._fetch, ref, self._shape)
         links = self._links[ref.sha256]
         if isinstance(links, RoundError):
-            # Its silence on each agent: no agent is to blame for it.
+            # It says nothing about any agent: no agent is to blame.
             detail = f"the links of party {party}: {links}"
             raise RoundError(Reason.BAD_SHARE, detail, links.blob)
         link = links.get(agent_id)
@@ -672,18 +671,18 @@ class RoundVerifier:
                 return RoundError(error.blob.reason, str(error), error.blob)
             return RoundError(Reason.WRONG_PARTIAL, str(error))
         except (WrongPartialError, InvalidEncodingError) as error:
-            # Or a share commitment that is no point: its party has not opened it.
+            # Or a share commitment is no point: its party has not opened it.
             return RoundError(Reason.WRONG_PARTIAL, str(error))
         return party_sum
 
     def find_claim_problem(
         self, secret: MpcRound, party: str, reason: str
     ) -> RoundError | None:
-        """Return what is wrong with a part of the sum that was rejected, if anything.
+        """Return what is wrong with a rejected part of the sum, if anything.
 
         Args:
             secret: The round, with that part; with all parts for WRONG_SUM.
-            party: Whose part.
+            party: Whose part it is.
             reason: Why it was rejected.
         """
         part = self.find_partial_problem(secret, party)
@@ -713,12 +712,12 @@ class RoundVerifier:
 
         Args:
             secret: The round, sealed.
-            party_sums: One of each party, each verified.
+            party_sums: One per party, each verified.
             base_blob: The base model's blob, digest verified.
 
         Raises:
-            RoundError: they do not open them: a party lied, and nobody can say
-                which. Nothing follows from such a round.
+            RoundError: they do not open them: a party lied, and nobody can say which.
+                The round has no result.
         """
         assert secret.sealed is not None, "only a sealed round has a sum"
         total = self._open(secret, party_sums)
@@ -746,7 +745,7 @@ class RoundVerifier:
 def _fetch_links(
     fetch: Fetch, ref: e.BlobRef, shape: MpcShape
 ) -> Mapping[str, Link | RoundError] | RoundError:
-    """Return a party's links by agent; why not, if nobody can read them."""
+    """Return a party's links by agent, or why nobody can read them."""
     try:
         return parse_links(fetch(ref, shape.max_links_size))
     except RoundError as error:

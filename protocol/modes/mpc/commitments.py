@@ -5,20 +5,20 @@ relation between the generators, so C can't be opened to another vector, as long
 discrete logarithms are hard; s is uniform, so C never tells anybody anything about v.
 Commitments add up as their vectors and blindings do.
 
-- An update of d values is laid out as m rows of n columns, the last row filled up with
+- An update of d values is laid out as m rows of n columns, the last row padded with
   zeros, and committed to row by row: m points stand for d values.
-- Generators come from hash-to-curve and depend on their index alone: those of a short
-  row are the first of a long one's.
+- Generators come from hash-to-curve and depend only on their index: a short row's are
+  the first of a long row's.
 - Points travel compressed, 48 bytes (the encoding of Zcash's BLS12-381), scalars as 32
   bytes, little-endian. What was received is refused unless it is canonical, on the
   curve, in the subgroup of order r and not the identity: an honest commitment is the
   identity with probability 2^-255.
 - An opening is checked by one random combination of all rows. Its coefficients are
-  hashed from everything it is about, so the verdict is the same for everybody.
+  hashed from everything involved, so the verdict is the same for everybody.
 
-It deliberately proves nothing about what is committed to (see
-`protocol.modes.mpc.norm_proof`), and does not try to take the same time for every
-secret: it runs where the secret is.
+It deliberately proves nothing about the content of commitments (see
+`protocol.modes.mpc.norm_proof`), and makes no attempt at constant time: it runs where
+the secret is.
 
 Sources: Pedersen 1991; RFC 9380 (hash-to-curve, suite
 BLS12381G1_XMD:SHA-256_SSWU_RO_); PRIVACY.md section 1.
@@ -85,8 +85,8 @@ class InvalidEncodingError(ValueError):
     """The bytes are no point or scalar; bad input, never a bug of ours.
 
     Attributes:
-        reason: The first rule that is broken.
-        detail: For people.
+        reason: The first broken rule.
+        detail: Why, as text.
     """
 
     def __init__(self, reason: RefusalReason, detail: str) -> None:
@@ -97,7 +97,7 @@ class InvalidEncodingError(ValueError):
 
 
 def choose_row_length(num_values: int) -> int:
-    """Return the row length that updates of d values are committed with.
+    """Return the row length that commitments to d values use.
 
     Args:
         num_values: d, at least 1.
@@ -113,7 +113,7 @@ def choose_row_length(num_values: int) -> int:
 
 
 def compute_num_rows(num_values: int, row_length: int) -> int:
-    """Return m, how many rows of n columns hold d values."""
+    """Return m, the number of rows of n columns that hold d values."""
     return -(-num_values // row_length)
 
 
@@ -150,17 +150,17 @@ def to_scalar(value: int) -> Scalar:
 
 
 def encode_scalar(value: int) -> bytes:
-    """Return an integer modulo r as it travels: 32 bytes, little-endian."""
+    """Return an encoded integer modulo r: 32 bytes, little-endian."""
     return (value % SCALAR_ORDER).to_bytes(SCALAR_SIZE, "little")
 
 
 def encode_point(point: G1Point) -> bytes:
-    """Return a point as it travels: compressed, 48 bytes."""
+    """Return an encoded point: compressed, 48 bytes."""
     return bytes(point.to_compressed_bytes())
 
 
 def parse_scalar(data: bytes) -> int:
-    """Return the scalar that 32 received bytes stand for, 0 ≤ s < r.
+    """Return the scalar in 32 received bytes, 0 ≤ s < r.
 
     Raises:
         InvalidEncodingError: another size, or not below r.
@@ -176,7 +176,7 @@ def parse_scalar(data: bytes) -> int:
 
 
 def parse_scalars(data: bytes) -> list[int]:
-    """Return the scalars that received bytes stand for, 32 bytes each.
+    """Return the scalars in received bytes, 32 each.
 
     Raises:
         InvalidEncodingError: as `parse_scalar`.
@@ -188,7 +188,7 @@ def parse_scalars(data: bytes) -> list[int]:
 
 
 def parse_point(data: bytes) -> G1Point:
-    """Return the point that 48 received bytes stand for.
+    """Return the point in 48 received bytes.
 
     Costs about 80 µs: a square root, and the test of the subgroup.
 
@@ -216,7 +216,7 @@ def parse_point(data: bytes) -> G1Point:
 
 
 def parse_points(encoded: Iterable[bytes]) -> list[G1Point]:
-    """Return the points that several times 48 received bytes stand for.
+    """Return the points in received bytes, 48 each.
 
     Raises:
         InvalidEncodingError: as `parse_point`; its detail says which one.
@@ -260,7 +260,7 @@ def commit_vector(scalars: Sequence[int], blinding: int) -> G1Point:
 
 
 def commit_scalars(scalars: Sequence[int], blinding: int) -> bytes:
-    """Return `commit_vector`'s commitment as it travels, 48 bytes."""
+    """Return `commit_vector`'s commitment, encoded in 48 bytes."""
     return encode_point(commit_vector(scalars, blinding))
 
 
@@ -276,7 +276,7 @@ def commit_scalar(value: int, blinding: int) -> bytes:
 
 
 def to_rows(values: NDArray[np.int64], row_length: int) -> NDArray[np.int64]:
-    """Lay values out as rows, the last one filled up with zeros.
+    """Lay values out as rows, the last one padded with zeros.
 
     Args:
         values: shape (d,), d ≥ 1.
@@ -300,14 +300,14 @@ def commit_rows(
 
     Args:
         values: shape (d,) int64, |x| < 2^19, d ≥ 1. **Secret.**
-        blindings: One for each row, uniform modulo r. **Secret.**
-        row_length: n; that of `choose_row_length` unless told.
+        blindings: One per row, uniform modulo r. **Secret.**
+        row_length: n; by default that of `choose_row_length`.
 
     Returns:
         The commitments, m times 48 bytes.
 
     Raises:
-        ValueError: a value out of range, or not one blinding for each row; a bug.
+        ValueError: a value out of range, or not one blinding per row; a bug.
     """
     if values.dtype != np.int64 or values.ndim != 1 or not len(values):
         msg = f"not a vector of int64: {values.dtype}, shape {values.shape}"
@@ -333,8 +333,8 @@ def combine_points(encoded: Sequence[bytes], weights: Sequence[int]) -> bytes:
         The commitment to the same combination of vectors and blindings.
 
     Raises:
-        InvalidEncodingError: a commitment is not acceptable.
-        ValueError: no commitment at all, or not one weight for each; a bug.
+        InvalidEncodingError: a commitment is unacceptable.
+        ValueError: no commitment, or not one weight each; a bug.
     """
     if not encoded:
         raise ValueError("no commitments to combine")
@@ -347,14 +347,14 @@ def combine_rows(
     """Add the commitments of several updates up, row by row.
 
     Args:
-        updates: For each agent its m rows; at least one agent.
-        weights: For each agent an integer.
+        updates: Each agent's m rows; at least one agent.
+        weights: An integer per agent.
 
     Returns:
         The m rows of the weighted sum of the updates.
 
     Raises:
-        InvalidEncodingError: a commitment is not acceptable.
+        InvalidEncodingError: a commitment is unacceptable.
         ValueError: updates with different numbers of rows, or as `combine_points`.
     """
     if not updates:
@@ -372,17 +372,17 @@ def verify_opening(
     """Return whether values and blindings open commitments.
 
     Args:
-        rows: The commitments, m points that `commit_rows` or `combine_rows` returned;
+        rows: The commitments, m points returned by `commit_rows` or `combine_rows`;
             otherwise untrusted.
         values: shape (d,) int64; untrusted.
         blindings: m integers, taken modulo r; untrusted.
-        row_length: n; that of `choose_row_length` unless told.
+        row_length: n; by default that of `choose_row_length`.
 
     Returns:
-        False as well if there are not m of each.
+        False also if there are not m of each.
 
     Raises:
-        InvalidEncodingError: a commitment is not acceptable.
+        InvalidEncodingError: a commitment is unacceptable.
     """
     length = row_length or choose_row_length(len(values))
     matrix = to_rows(values, length)
@@ -413,16 +413,16 @@ def _compute_multiples(name: bytes) -> list[list[G1Point]]:
 
 
 def _multiply_fixed(name: bytes, scalar: int) -> G1Point:
-    # Additions of known multiples alone: several times faster than the library, which
+    # Only additions of known multiples: several times faster than the library, which
     # has to double its way through 255 bits.
     multiples = zip(_compute_multiples(name), encode_scalar(scalar), strict=True)
     return sum((row[byte] for row, byte in multiples), G1Point.identity())
 
 
 def _commit_small(row: NDArray[np.int64], blinding: int) -> G1Point:
-    # The library is fast for short scalars and takes negative ones for long: so shift
-    # the row to x + 2^k, 2^k being beyond its largest value, and subtract 2^k Σ G.
-    # The blinding, being long, would slow all others down: it goes its own way.
+    # The library is fast for short scalars and treats negative ones as long: so shift
+    # the row to x + 2^k, 2^k being beyond its largest value, and subtract 2^k Σ G. The
+    # blinding, being long, would slow all others down: it is handled separately.
     bits = max(int(row.max()), -int(row.min())).bit_length()
     padded = np.zeros((len(row), SCALAR_SIZE // 8), dtype="<i8")
     padded[:, 0] = row + (1 << bits)

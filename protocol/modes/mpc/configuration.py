@@ -1,4 +1,4 @@
-"""The section of aggregation MPC, and what its events must look like."""
+"""The section of aggregation MPC, and rules for its events."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ MAX_PARTIES: Final = 16
 MAX_NORM_BOUND: Final = 2**19 - 1
 """So every value of an update is below 2**19 in magnitude, as the norm proof needs."""
 MAX_SECRET_PARAMETERS: Final = 2**24 - 2**13  # = 16,769,024
-"""What the norm proof's bounds against wraparound hold for: see
+"""The limit of the norm proof's bounds against wraparound: see
 `protocol.modes.mpc.norm_proof`."""
 SEALING_KEY_SIZES: Final = frozenset({32, 1_216})
 """X25519 (RFC 7748), and ML-KEM-768 with X25519 (X-Wing)."""
 MIN_SECRET_COHORT: Final = 2
 """The sum of one update is that update."""
 MAX_COMPARED: Final = 256
-"""Updates that the parties compare, each with each: what they say has a bit a pair."""
+"""Updates that the parties compare, each with each: the result has a bit per pair."""
 MAX_FAR_SIZE_BYTES: Final = (compute_num_pairs(MAX_COMPARED) + 7) // 8
 
 
 def get_mpc(config: e.FederationConfigured) -> e.Mpc:
-    """Return the section of a federation whose updates nobody sees."""
+    """Return the section of a federation with aggregation MPC."""
     assert config.mpc is not None, "an MPC round is of a federation with parties"
     return config.mpc
 
 
 def list_parties(config: e.FederationConfigured) -> tuple[e.Party, ...]:
-    """Return a federation's parties; none if it has no secret shares."""
+    """Return a federation's parties; none without secret shares."""
     return () if config.mpc is None else config.mpc.parties
 
 
@@ -55,7 +55,7 @@ def get_comparison(config: e.FederationConfigured) -> e.Comparison | None:
 
 
 def find_configuration_problem(config: e.FederationConfigured) -> Problem | None:
-    """Return what is wrong with the section; None if nothing is."""
+    """Return what is wrong with the section; None if nothing."""
     for reason, find in (
         (Reason.INVALID_PARTIES, _find_parties_problem),
         (Reason.INVALID_COMPARISON, _find_comparison_problem),
@@ -158,4 +158,4 @@ FIELDS: Final[Mapping[type, Callable[[Any], str | None]]] = {
     e.PartialAggregateSubmitted: lambda said: find_blob_problem(said.partial),
     e.PartyDeclined: _find_declined_problem,
 }
-"""What is wrong with the fields of an event of this mode, for people, by its kind."""
+"""Finds problems in the fields of this mode's events, by kind."""

@@ -1,18 +1,18 @@
-"""Which updates of a round are far apart, as bits; and who is flagged for it.
+"""Which updates of a round are far apart, as bits, and which agents that flags.
 
 The parties of an MPC round find the bits together (`streams.mpc.robustness`), and the
-rounds decider draws the conclusion. This is what both have to agree on.
+rounds decider draws the conclusion. This is what both must agree on.
 
 **The bits.** Agents are in ascending order of agent_id; pair (i, j), i < j, comes in
 lexicographic order: (0, 1), (0, 2), …. Encoded, the first pair is the most significant
-bit of the first byte, and what is left of the last byte is zero.
+bit of the first byte, and unused bits of the last byte are zero.
 
-**Flagged** is who is far from more than half of the others. Honest updates that lie
-together flag nobody among them, unless half of a cohort is elsewhere. A majority that
-colludes can flag the honest: the rule is for outliers, not for a hostile majority. And
-whoever stays near the others, as backdoors may, is not flagged at all.
+**Flagged** is an agent far from more than half of the others. Honest updates that lie
+together flag none of their own, unless half of a cohort is elsewhere. A colluding
+majority can flag the honest: the rule is for outliers, not for a hostile majority. And
+updates that stay near the others, as backdoors may, are not flagged at all.
 
-It deliberately does not say what follows for who is flagged.
+It deliberately does not say what happens to flagged agents.
 
 Source: ADR 0020.
 """
@@ -28,9 +28,9 @@ from numpy.typing import NDArray
 
 COMPARISON_DOMAIN: Final = b"folkmoot/comparison/v1\n"
 MAX_FAR_THRESHOLD: Final = 2**62
-"""Of squared distances: below it nothing wraps; see `protocol.modes.mpc.sketches`."""
+"""For squared distances: below it nothing wraps; see `protocol.modes.mpc.sketches`."""
 MIN_COMPARED: Final = 3
-"""Of two updates that are far apart nobody can say which is the outlier."""
+"""Of two updates far apart, nobody can say which is the outlier."""
 
 
 class MalformedBitsError(ValueError):
@@ -38,7 +38,7 @@ class MalformedBitsError(ValueError):
 
 
 def compute_num_pairs(num_agents: int) -> int:
-    """Return how many pairs there are among so many agents."""
+    """Return the number of pairs among so many agents."""
     return num_agents * (num_agents - 1) // 2
 
 
@@ -46,10 +46,10 @@ def encode_far(far: NDArray[np.bool_]) -> bytes:
     """Encode which pairs are far apart.
 
     Args:
-        far: shape (N, N) bool, symmetric, nobody far from themselves.
+        far: shape (N, N) bool, symmetric, no agent far from itself.
 
     Raises:
-        ValueError: it isn't; a bug.
+        ValueError: it is not; a bug.
     """
     _check_far(far)
     return np.packbits(far[np.triu_indices(len(far), k=1)]).tobytes()
@@ -63,7 +63,7 @@ def parse_far(data: bytes, *, num_agents: int) -> NDArray[np.bool_]:
         num_agents: N, at least 1.
 
     Returns:
-        shape (N, N) bool, symmetric, nobody far from themselves.
+        shape (N, N) bool, symmetric, no agent far from itself.
 
     Raises:
         MalformedBitsError: another size, or bits after the last pair.
@@ -84,7 +84,7 @@ def make_symmetric(bits: NDArray[np.bool_], *, num_agents: int) -> NDArray[np.bo
     """Return the matrix of one bit per pair.
 
     Args:
-        bits: In the order of pairs, shape (N (N - 1) / 2,).
+        bits: One bit per pair, in the order of pairs, shape (N (N - 1) / 2,).
         num_agents: N.
     """
     far = np.zeros((num_agents, num_agents), dtype=np.bool_)
@@ -93,14 +93,14 @@ def make_symmetric(bits: NDArray[np.bool_], *, num_agents: int) -> NDArray[np.bo
 
 
 def flag(far: NDArray[np.bool_]) -> frozenset[int]:
-    """Return who is far from more than half of the others.
+    """Return the agents far from more than half of the others.
 
     Args:
-        far: Which pairs are far apart, shape (N, N), symmetric, nobody far from
-            themselves.
+        far: Which pairs are far apart, shape (N, N), symmetric, no agent far from
+            itself.
 
     Returns:
-        Indices of agents; nobody if N is 1.
+        Indices of agents; empty if N is 1.
 
     Raises:
         ValueError: it is not such a matrix; a bug.
@@ -126,13 +126,13 @@ def _check_far(far: NDArray[np.bool_]) -> None:
 def compute_comparison_id(
     fact_id: bytes, updates: Sequence[bytes], far_threshold: int
 ) -> bytes:
-    """Return what parties that compare the same updates have in common, 32 bytes.
+    """Return what identifies a comparison of the same updates, 32 bytes.
 
-    Of digests of what was received, and of no fact as one's own version writes it: the
+    It covers digests of received bytes, and no fact as this version writes it: the
     parties' versions may differ.
 
     Args:
-        fact_id: Id of the fact that had them compared, 32 bytes.
+        fact_id: Id of the fact that started the comparison, 32 bytes.
         updates: Digest of each update's commitments, 32 bytes each, in order.
         far_threshold: The threshold.
     """

@@ -1,11 +1,11 @@
-"""Field elements as digits, so that floats multiply them exactly and fast.
+"""Field elements as digits, which floats multiply exactly and fast.
 
-NumPy has no integers of 255 bits, and BLAS has no integers at all. But a matrix product
-of integers in float64 is exact, in whatever order BLAS adds, as long as no sum of
+NumPy has no 255-bit integers, and BLAS has no integers at all. But a matrix product of
+integers in float64 is exact, in whatever order BLAS adds, as long as no sum of
 magnitudes exceeds 2^53. So vectors over the field are split into digits of 16 bits,
-their products computed digit by digit, and the results joined again.
+their products computed digit by digit, and the results rejoined.
 
-Whoever multiplies states why its sums stay below 2^53.
+Every caller states why its sums stay below 2^53.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def to_limbs(values: Iterable[int]) -> NDArray[np.uint16]:
 
 
 def from_limbs(planes: NDArray[np.int64]) -> list[int]:
-    """Return the integers that sums of products of digits stand for.
+    """Return the integers given by sums of products of digits.
 
     Args:
         planes: shape (any, count), integers of any sign, below 2^62 in magnitude.

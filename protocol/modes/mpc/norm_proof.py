@@ -1,13 +1,13 @@
 """The norm proof: a committed update is no longer than the federation allows.
 
 In zero knowledge: "I know an opening of these commitments, and Σ x² ≤ B² over the
-integers". The bound is exact, there is no trusted setup, and anybody checks it.
+integers". The bound is exact, there is no trusted setup, and anybody can check it.
 
 The agent commits to the rows x_1 … x_m of its update, to four squares and to masks;
-with what else it says that is a `NormStatement`. The first challenge of its transcript
-is the seed of a projection R, the agent's own (ADR 0033); then it proves: `NormProof`.
-`protocol.modes.mpc.norm_prover` does both; this module says what they are, and
-verifies.
+with the rest of its message that is a `NormStatement`. The first challenge of its
+transcript is the seed of a projection R, the agent's own (ADR 0033); then it proves:
+`NormProof`. `protocol.modes.mpc.norm_prover` does both; this module defines and
+verifies them.
 
 Notation: n columns; row m+1 = (a, 0 …) with the four squares a; row M = m+2 =
 (y, 0 …) with K masks y; x' = rows 1 to m+1; all modulo r, λ_M = (ρ^t)_t.
@@ -36,19 +36,20 @@ What the verifier checks, with random weights in one multiplication of many poin
     Com(z'; s_z') = e^(M+1) C_ν + Σ_{i<M} e^-i C_i
     <z, z' + α λ(e)> U + t_z H = (B² + α τ) U + Σ_l e^l T_l
 
-- The weights are hashed from everything they concern, so that the verdict is the same
-  for everybody. A batch of proofs is one such sum; if it fails, halves of it tell which
-  proofs are bad.
+- The weights are hashed from everything involved, so that the verdict is the same for
+  everybody. A batch of proofs is one such sum; if it fails, bisection finds the bad
+  ones.
 - The transcript binds the caller's context (who, which round, which parameters, which
   shares), the shape, the bound, every commitment; then it gives R, and binds every
-  message. Nobody knows R before all of the former is fixed, and nobody chooses it.
+  message. Nobody knows R before all of that is fixed, and nobody chooses it.
 - w hides R x' to within K · Σ|x'| / 2^114: 2^-66 for 10^6 values that are all as large
-  as can be. Two proofs with the same masks y would show a combination of the update, so
-  nothing random serves twice (`protocol.modes.mpc.norm_prover`).
+  as possible. Two proofs with the same masks y would reveal a combination of the
+  update, so nothing random is used twice (`protocol.modes.mpc.norm_prover`).
 
-It deliberately says nothing of the columns beyond the last value, the four squares and
-the K masks: they needn't be zero, they only count towards the norm. What excludes them
-is that shares must add up to w, and sums of updates open the sums of commitments.
+It deliberately says nothing about the columns beyond the last value, the four squares
+and the K masks: they needn't be zero, they only count towards the norm. They are
+excluded because shares must add up to w, and sums of updates must open the sums of
+commitments.
 
 Sources: PRIVACY.md sections 2 and 9; Groth 2009 (matrix arguments); Gentry, Halevi,
 Lyubashevsky 2022 (projections against wraparound); Rabin, Shallit 1986 (squares). The
@@ -120,7 +121,7 @@ _NUM_EQUATIONS: Final = 3
 
 
 class ProofRefusal(StrEnum):
-    """Why commitments to an update, or the proof of its norm, can't be counted."""
+    """Why commitments to an update, or the proof of its norm, can't count."""
 
     WRONG_SHAPE = "WRONG_SHAPE"
     INVALID_ENCODING = "INVALID_ENCODING"
@@ -129,11 +130,11 @@ class ProofRefusal(StrEnum):
 
 
 class InvalidProofError(ValueError):
-    """What an agent sent proves nothing; bad input, never a bug of ours.
+    """An agent's message proves nothing; bad input, never a bug of ours.
 
     Attributes:
-        reason: The first rule that is broken.
-        detail: For people; never part of anything hashed.
+        reason: The first broken rule.
+        detail: Why, as text; never part of anything hashed.
     """
 
     def __init__(self, reason: ProofRefusal, detail: str) -> None:
@@ -145,7 +146,7 @@ class InvalidProofError(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NormStatement:
-    """What is proved: the commitments, and the bound on what they commit to.
+    """The statement: the commitments, and the bound on what they commit to.
 
     Attributes:
         context: What else the proof is bound to: the caller's encoding of federation,
@@ -153,7 +154,7 @@ class NormStatement:
         num_values: d, at least 1.
         row_length: n, a power of two, 2^9 to 2^14; at least m + K + 4.
         squared_bound: B², 0 to 2^62: the largest Σ x².
-        rows: Commitments to the rows; an agent's, so untrusted as the next two.
+        rows: Commitments to the rows; an agent's, so untrusted like the next two.
         squares: Commitment to the four squares, 48 bytes.
         masks: Commitment to the masks, 48 bytes.
 
@@ -192,7 +193,7 @@ class NormStatement:
 
     @property
     def num_rows(self) -> int:
-        """m, how many rows there have to be."""
+        """m, the required number of rows."""
         return compute_num_rows(self.num_values, self.row_length)
 
     @property
@@ -203,7 +204,7 @@ class NormStatement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NormProof:
-    """What an agent proves its statement with; untrusted until it is verified.
+    """An agent's proof of its statement; untrusted until verified.
 
     Attributes:
         projections: w, K integers of 15 bytes, signed, little-endian.
@@ -251,14 +252,14 @@ def compute_exponents(num_rows: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Challenges:
-    """What the transcript of a proof yields.
+    """The challenges of a proof's transcript.
 
     Attributes:
-        seed: Of the agent's projection, 32 bytes.
+        seed: The seed of the agent's projection, 32 bytes.
         rho: ρ.
         alpha: α.
         e: e.
-        digest: Of everything, the last message included.
+        digest: Of everything, including the last message.
     """
 
     seed: bytes
@@ -269,7 +270,7 @@ class Challenges:
 
 
 def start_transcript(statement: NormStatement) -> tuple[Transcript, bytes]:
-    """Return the transcript of a statement, and the seed of R that it gives."""
+    """Return the transcript of a statement, and the seed of R that it yields."""
     transcript = Transcript(PROOF_DOMAIN)
     transcript.append(b"context", statement.context)
     numbers = (
@@ -285,7 +286,7 @@ def start_transcript(statement: NormStatement) -> tuple[Transcript, bytes]:
 
 
 def expand_projection(statement: NormStatement, seed: bytes) -> Projection:
-    """Return the projection that a seed stands for, of the rows 1 to m+1."""
+    """Return a seed's projection, for the rows 1 to m+1."""
     return Projection.expand(
         seed,
         num_projections=NUM_PROJECTIONS,
@@ -310,7 +311,7 @@ def draw_evaluation_challenge(transcript: Transcript, points: Iterable[bytes]) -
 
 
 def compute_challenges(statement: NormStatement, proof: NormProof) -> Challenges:
-    """Return all challenges of a proof, whether it is good or not."""
+    """Return all challenges of a proof, good or not."""
     transcript, seed = start_transcript(statement)
     rho, alpha = draw_projection_challenges(transcript, proof.projections)
     points = (proof.z_mask, proof.z_prime_mask, *proof.coefficients)
@@ -329,11 +330,11 @@ def compute_challenges(statement: NormStatement, proof: NormProof) -> Challenges
 def compute_blinding_challenges(
     statement: NormStatement, challenges: Challenges
 ) -> tuple[int, ...]:
-    """Return the powers e^1 to e^M that a proof's z_blinding combines blindings with.
+    """Return the powers e^1 to e^M with which a proof's z_blinding combines blindings.
 
     Args:
-        statement: What is proved.
-        challenges: Of a verified proof.
+        statement: The proof's statement.
+        challenges: A verified proof's.
 
     Returns:
         c with z_blinding = s_μ + Σ c_i s_i modulo r, for the m rows, squares, masks.
@@ -361,11 +362,11 @@ def verify_norm_proof(statement: NormStatement, proof: NormProof) -> None:
     """Check that a committed update is within the norm bound.
 
     Args:
-        statement: What is to be proved.
+        statement: The statement to prove.
         proof: The agent's proof.
 
     Raises:
-        InvalidProofError: it proves nothing of the kind.
+        InvalidProofError: it proves no such thing.
     """
     (error,) = verify_norm_proofs([(statement, proof)])
     if error is not None:
@@ -379,11 +380,11 @@ def verify_norm_proofs(
 
     Args:
         items: Statements and their proofs, all of one row length.
-        entropy: Bytes that the agents can't know; what they could gain by knowing them
-            are 2^-128 chances, so that they may be left out.
+        entropy: Bytes that the agents can't know; knowing them would give agents a
+            chance of 2^-128, so they may be left out.
 
     Returns:
-        For each proof in order, what is wrong with it; None if it is good.
+        What is wrong with each proof, in order; None if it is good.
     """
     verdicts: list[InvalidProofError | None] = [None] * len(items)
     claims: list[_Claim] = []
@@ -400,7 +401,7 @@ def verify_norm_proofs(
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Claim:
-    """A proof, parsed."""
+    """A parsed proof."""
 
     index: int
     statement: NormStatement
@@ -416,7 +417,7 @@ class _Claim:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Combination:
-    """Equations of one proof, weighed: Σ scalars · points has to be the identity."""
+    """One proof's equations, weighed: Σ scalars · points must be the identity."""
 
     index: int
     vector: list[int]  # of the generators G_1 to G_n
@@ -474,7 +475,7 @@ def _read_claim(index: int, statement: NormStatement, proof: NormProof) -> _Clai
 
 
 def _weigh(claims: Sequence[_Claim], entropy: bytes) -> list[_Combination]:
-    """Weigh the equations of all proofs, each with weights of its own."""
+    """Weigh the equations of all proofs, each with its own weights."""
     digest = hashlib.sha512(_BATCH_DOMAIN + hashlib.sha512(entropy).digest())
     for claim in claims:
         digest.update(claim.challenges.digest)

@@ -8,14 +8,13 @@ The notation is that of `protocol.modes.mpc.norm_proof`.
 
 - A state is bound to one context. Two proofs under different ones have different
   projections and the same masks: their difference is a combination of the update in the
-  clear, and a few of them are the update. Whoever tries again commits anew.
-- Proving the same again gives the same bytes: what is random in a proof is derived from
-  a key that is drawn with the commitments, and everything that was said before.
-- What is of the size of the update is computed in floats, exactly; only what is of the
-  size of a row is computed with long integers. Each product says why it is exact.
+  clear, and a few of them reveal the update. A retry commits anew.
+- Proving the same again gives the same bytes: a proof's randomness is derived from a
+  key drawn with the commitments, and from everything said before.
+- Values the size of the update are computed in floats, exactly; only those the size of
+  a row use long integers. Each product says why it is exact.
 
-It deliberately does not try to take the same time for every secret: it runs where the
-secret is.
+It deliberately makes no attempt at constant time: it runs where the secret is.
 
 Sources: PRIVACY.md sections 2 and 9; Rabin, Shallit 1986 (four squares).
 """
@@ -92,12 +91,12 @@ class ProverState:
     """What an agent committed to. Printing it shows only the statement.
 
     Attributes:
-        statement: What is to be proved, with an empty context until it is bound.
+        statement: The statement to prove, with an empty context until bound.
         values: The update, shape (d,) int64. **Secret.**
         squares: a, four integers. **Secret.**
         masks: y, K integers, -2^113 ≤ y < 2^113. **Secret.**
         blindings: s_1 to s_M of rows, squares and masks, then s_μ. **Secret.**
-        nonce_key: What the masks of the proof are derived from, 32 bytes. **Secret.**
+        nonce_key: Key for the proof's masks, 32 bytes. **Secret.**
     """
 
     statement: NormStatement
@@ -108,10 +107,10 @@ class ProverState:
     nonce_key: bytes = field(repr=False)
 
     def bind(self, context: bytes) -> ProverState:
-        """Return the same with the context of its statement, which is set once.
+        """Return the same state with its statement's context, which is set once.
 
         Raises:
-            ValueError: it has another context already; a bug.
+            ValueError: it already has another context; a bug.
         """
         if self.statement.context not in {b"", context}:
             raise ValueError("a second context for the same masks: commit anew")
@@ -130,15 +129,15 @@ def commit_update(
     Args:
         values: shape (d,) int64, |x| < 2^19, Σ x² ≤ B². **Secret.**
         squared_bound: B².
-        entropy: Gives so many unpredictable bytes.
-        row_length: n; that of `choose_row_length` unless told.
+        entropy: Returns so many unpredictable bytes.
+        row_length: n; by default that of `choose_row_length`.
 
     Returns:
-        The commitments, and what sharing and proving takes.
+        The commitments, and everything for sharing and proving.
 
     Raises:
-        ValueError: the update is too long or has values out of range: it has to be
-            clipped first; or the statement is not possible; a bug.
+        ValueError: the update is too long or has values out of range: it must be
+            clipped first; or the statement is impossible; a bug.
     """
     length = row_length or choose_row_length(len(values))
     num_rows = compute_num_rows(len(values), length)
@@ -170,7 +169,7 @@ def commit_update(
 
 
 def prove_norm(state: ProverState) -> NormProof:
-    """Prove the statement of a state.
+    """Prove a state's statement.
 
     Args:
         state: Bound to a context.
@@ -244,7 +243,7 @@ def find_four_squares(
 
     Args:
         number: At least 0; its logarithm's square is the work. **Secret.**
-        entropy: Gives so many unpredictable bytes; how many are taken is random.
+        entropy: Returns so many unpredictable bytes; how many are taken is random.
 
     Returns:
         Four integers, at least 0. **Secret.**
@@ -314,7 +313,7 @@ def _to_masks(drawn: bytes) -> tuple[int, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Nonces:
-    """What is random in a proof."""
+    """A proof's randomness."""
 
     mu: list[int] = field(repr=False)
     nu: list[int] = field(repr=False)
@@ -451,7 +450,7 @@ def _multiply_lambda_rows(
 def _multiply_lambda_wide(
     planes: NDArray[np.float64], rhos: Sequence[int], projection: Projection
 ) -> list[list[int]]:
-    """Return for each λ_j its products with long vectors, given by their digits."""
+    """Return each λ_j's products with long vectors, given by their digits."""
     count = len(planes)
     products = projection.of_columns @ planes.reshape(-1, planes.shape[2]).T
     of_columns = from_limbs(
@@ -492,5 +491,5 @@ def _evaluate(
 
 
 def _dot(left: Iterable[int], right: Iterable[int]) -> int:
-    """Return the inner product; the longer one's rest meets zeros."""
+    """Return the inner product; the longer one's rest counts as zero."""
     return sum(map(mul, left, right))

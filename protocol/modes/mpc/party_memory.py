@@ -1,37 +1,37 @@
 """What a party refuses to say, whoever asks.
 
-A party links secret shares to what was committed to, and publishes their sum. It
-follows the log with the rounds decider's own functions, but a log can be forged by
-those who run it: so each party remembers what it has said, and says nothing that would
-show a single update.
+A party links secret shares to their commitments, and publishes their sum. It follows
+the log with the rounds decider's own functions, but those who run a log can forge it:
+so each party remembers what it has said, and says nothing that would reveal a single
+update.
 
 Rules:
 
-- An update is linked in one statement with one norm proof, from which its projection
-  and challenges follow; that link may be said again. Two others would have the same
-  masks, and their difference none. Whoever commits to the same again, or as another
-  has, is left out alone.
+- An update is linked in one statement with one norm proof, which determine its
+  projection and challenges; that link may be repeated. Two different ones would share
+  their masks, and their difference would have none. An agent that commits to the same
+  again, or to what another has, is left out alone.
 - A sum is over updates that the party has linked: whose shares it opened and found to
-  be what their agents committed to.
+  match their agents' commitments.
 - Updates are compared with each other in one set, to one threshold, after they were
-  linked, and those of an agent no more than `MAX_COMPARISONS` times over one base
-  model, whatever it commits to: a comparison that breaks off, and a round that is given
-  up, is begun again, and each time a party that does not follow the protocol could
-  learn other bits of the same update. A set is as large as a sum.
+  linked, and an agent's at most `MAX_COMPARISONS` times over one base model, whatever
+  it commits to: a comparison that breaks off, or whose round is abandoned, starts
+  again, and each time a dishonest party could learn other bits of the same update. A
+  set is as large as a sum.
 - A sum has at least as many contributions as the federation's ``min_cohort``, and as
   the party's own minimum.
-- A sum is opened once: for one base model of a federation an agent is in one sum that
-  the party gave a part for, whatever the bytes of its update. So the sets of one base
-  are disjoint, and no combination of sums is over fewer agents than the smallest of
+- A sum is opened once: for one base model of a federation, an agent is in one sum that
+  the party gave a part of, whatever the bytes of its update. So the sets of one base
+  are disjoint, and no combination of sums covers fewer agents than the smallest of
   them. (That two sets differ by many agents is not enough: four such sets can leave one
-  agent alone.) Asked again for the very same sum, the party gives the same bytes.
-- A base model that the party has left, by a sum over another one of the federation, it
-  does not come back to. So of each base before the last a digest is all that it has to
-  remember, however long the federation lives.
+  agent alone.) Asked again for the same sum, the party gives the same bytes.
+- A party never returns to a base model that it left by a sum over another one of the
+  federation. So it has to remember only a digest of each base before the last, however
+  long the federation lives.
 
-A share opens for one federation, agent and base model alone
-(`protocol.modes.mpc.checker.make_place`): a forged log can call an update another
-agent's, or one of another base, and gets nothing.
+A share opens for only one federation, agent and base model
+(`protocol.modes.mpc.checker.make_place`): a forged log that attributes an update to
+another agent or base gains nothing.
 
 Source: DESIGN.md section 6, ADR 0032.
 """
@@ -67,8 +67,8 @@ class PartyRefusesError(Exception):
     """The party says nothing; the message says why.
 
     Attributes:
-        code: Which rule.
-        detail: What it met, for people.
+        code: The rule.
+        detail: What it met, as text.
     """
 
     def __init__(self, code: RefusalCode, detail: str) -> None:
@@ -79,12 +79,12 @@ class PartyRefusesError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Linked:
-    """Shares that a party has linked, or is about to.
+    """Shares that a party has linked, or is about to link.
 
     Attributes:
         federation_id: The federation.
         base_model: Digest of the round's base model, 32 bytes.
-        updates: Of each update, its agent, and digests of its commitments and of its
+        updates: For each update its agent, and digests of its commitments and of its
             statement with its norm proof.
     """
 
@@ -112,8 +112,8 @@ class Summed:
         federation_id: The federation.
         base_model: Digest of the round's base model, 32 bytes.
         round: The round.
-        cause: Leaf hash of what sealed it, 32 bytes: a federation founded anew counts
-            from 1 again.
+        cause: Hash of the leaf that sealed it, 32 bytes: a federation founded anew
+            counts from 1 again.
         updates: Agent, digest of the commitments and weight of each contribution, in
             order.
     """
@@ -126,12 +126,12 @@ class Summed:
 
     @property
     def agents(self) -> frozenset[str]:
-        """Whose updates are in it."""
+        """The agents in it."""
         return frozenset(agent_id for agent_id, _, _ in self.updates)
 
     @classmethod
     def of(cls, sealed: RoundSealed, contributions: Iterable[Contribution]) -> Summed:
-        """Return what the sum of a sealed round is over: its contributions."""
+        """Return the sum over a sealed round's contributions."""
         return cls(
             federation_id=sealed.federation_id,
             base_model=sealed.base_model.sha256,
@@ -145,14 +145,14 @@ class Summed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compared:
-    """Updates that a party has compared with the others, or is about to.
+    """Updates that a party has compared with the others, or is about to compare.
 
     Attributes:
         federation_id: The federation.
         base_model: Digest of the round's base model, 32 bytes.
         updates: Digest of the commitments of each, in ascending order of agent_id.
         far_threshold: The squared distance above which two are far apart.
-        attempt: From 1; one that broke off counts.
+        attempt: From 1; a broken-off one counts.
     """
 
     federation_id: str
@@ -164,7 +164,7 @@ class Compared:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Left:
-    """A base model that a party said something of, before it summed over another.
+    """A base model that a party said something about before it summed over another.
 
     Attributes:
         federation_id: The federation.
@@ -186,7 +186,7 @@ def remember(known: Sequence[Known], said: Said) -> list[Known]:
 
     Args:
         known: What it had to remember before.
-        said: What it says now; the rules below permitted it.
+        said: What it says now, permitted by the rules below.
     """
     if not isinstance(said, Summed):
         return [*known, said]
@@ -207,7 +207,7 @@ def remember(known: Sequence[Known], said: Said) -> list[Known]:
 
 
 def demand_not_left(asked: Said, known: Iterable[Known]) -> None:
-    """Return if the party has not left the base model that this is about.
+    """Return if the party has not left this base model.
 
     Raises:
         PartyRefusesError: it has.
@@ -224,7 +224,7 @@ def demand_not_left(asked: Said, known: Iterable[Known]) -> None:
 def find_summed_agents(
     federation_id: str, base_model: bytes, known: Iterable[Known]
 ) -> frozenset[str]:
-    """Return whose updates of a base model are in sums that the party has given."""
+    """Return the agents in sums that the party has given over a base model."""
     return frozenset[str]().union(
         *(
             said.agents
@@ -240,10 +240,10 @@ def find_unlinkable(
 ) -> Mapping[int, tuple[RefusalCode, str]]:
     """Return which of these updates may not be linked, by their places, and why.
 
-    Of two that have the same commitments the first is linked.
+    Of two with the same commitments, the first is linked.
 
     Raises:
-        PartyRefusesError: none of them: the party has left their base model.
+        PartyRefusesError: none may: the party has left their base model.
     """
     demand_not_left(asked, known)
     links = {
@@ -260,7 +260,7 @@ def find_unlinkable(
             detail = "these commitments were linked"
             refused[place] = RefusalCode.LINKED_BEFORE, detail
         elif is_new and agent_id in summed:
-            # Its sum would be refused: better that the others' is not.
+            # The sum with it would be refused: rather leave it out.
             detail = "an update of this agent for this base model was summed"
             refused[place] = RefusalCode.AGENT_SUMMED_BEFORE, detail
     return refused
@@ -269,16 +269,16 @@ def find_unlinkable(
 def demand_comparable(
     asked: Compared, known: Sequence[Known], *, min_cohort: int
 ) -> Compared:
-    """Return which attempt it would be to compare these updates, if that is harmless.
+    """Return the attempt that comparing these updates would be, if that is harmless.
 
     Args:
-        asked: What is asked for; its attempt does not matter.
+        asked: The comparison; its attempt does not matter.
         known: What the party remembers.
         min_cohort: The fewest updates: the larger of the federation's and the party's
             own.
 
     Raises:
-        PartyRefusesError: it would show more than one bit for each pair, or might.
+        PartyRefusesError: it would reveal more than one bit per pair, or might.
     """
     digests = frozenset(asked.updates)
     fewest = max(MIN_COMPARED, min_cohort)
@@ -340,13 +340,13 @@ def _demand_linked(digests: frozenset[bytes], known: Iterable[Known]) -> None:
 
 
 def demand_harmless(asked: Summed, known: Sequence[Known], *, min_cohort: int) -> None:
-    """Return if giving this sum shows no single update.
+    """Return if giving this sum reveals no single update.
 
     Args:
-        asked: The sum that is asked for.
+        asked: The sum.
         known: What the party remembers.
-        min_cohort: The fewest contributions, at least 2: the larger of the
-            federation's and the party's own.
+        min_cohort: The fewest contributions, at least 2: the larger of the federation's
+            and the party's own.
 
     Raises:
         PartyRefusesError: it would, or might.

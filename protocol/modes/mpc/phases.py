@@ -1,23 +1,23 @@
 """The phases of aggregation MPC.
 
-An agent commits, proves and shares its update among the parties in one message; it may
-then go. The set is *closed* when every member of the cohort has answered or been
-rejected; its hash is the seed of the projection of the sum, so nobody knew it when
-choosing. Then:
+An agent commits to its update, proves its norm and shares it among the parties in one
+message; it may then go. The set is *closed* when every member of the cohort has
+answered or been rejected; its hash is the seed of the sum's projection, so nobody knew
+it when choosing. Then:
 
 - Each party links its shares; once all have, the aggregator says which commitments
   count.
 - If the federation compares updates (ADR 0020), the parties find out which of those
-  that count are far apart. Once all of them have said the same bits, who is flagged is
+  that count are far apart. Once all have said the same bits, flagged agents are
   rejected, and the rest is sealed.
-- The sealed set is summed by every party. A part that contradicts its party's own links
-  is rejected, which names the party; it may give another. A round whose party is gone
+- Every party sums the sealed set. A part that contradicts its party's own links is
+  rejected, which names the party; it may give another. A round whose party is gone
   waits.
-- Once all parts are on the log the round is completed, never abandoned (ADR 0032). If
-  the aggregator does not say what they come to within a round's duration, any party
-  may. If they do not open the commitments, all parts are rejected.
-- A sealed round is given up only if enough agents are left to draw. A party that its
-  memory does not permit to go on ends the round at once.
+- Once all parts are on the log, the round is completed, never abandoned (ADR 0032). If
+  the aggregator does not say the result within a round's duration, any party may. If
+  the parts do not open the commitments, all are rejected.
+- A sealed round is abandoned only if enough agents are left to draw. A party whose
+  memory forbids it to continue ends the round at once.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ SUM_SEED_DOMAIN: Final = b"folkmoot/sum-projection/v1\n"
 
 
 def list_party_names(config: e.FederationConfigured) -> tuple[str, ...]:
-    """Return the names of a federation's parties, in their order."""
+    """Return the names of a federation's parties, in order."""
     return tuple(party.name for party in list_parties(config))
 
 
@@ -73,7 +73,7 @@ def get_closed(current: OpenRound) -> e.CommitmentsClosed | None:
 
 
 def get_comparison_started(current: OpenRound) -> e.ComparisonStarted | None:
-    """Return the fact that had the updates compared, if they are."""
+    """Return the fact that started the comparison of updates, if any."""
     fact = current.begun.get(COMPARISON.name)
     return fact if isinstance(fact, e.ComparisonStarted) else None
 
@@ -83,7 +83,7 @@ def _is_checkable(config: e.FederationConfigured, current: OpenRound) -> bool:
 
 
 def _make_checker(view: RoundView, fetch: Fetch, map_all: MapAll) -> Checker:
-    # Whoever only follows rounds does without the curves.
+    # Code that only follows rounds does without the curves.
     from protocol.modes.mpc.round_checker import MpcChecker  # noqa: PLC0415
 
     return MpcChecker(view, fetch, map_all)
@@ -116,9 +116,9 @@ def compute_sum_seed(
     Args:
         federation_id: The federation.
         round_number: The round, from 1.
-        leaf_hashes: Of the commitments in the closed set, in ascending order of
-            agent_id. A leaf holds the digests of commitments and sealed shares, so all
-            of them are fixed before the seed is known.
+        leaf_hashes: Leaf hashes of the commitments in the closed set, in ascending
+            order of agent_id. A leaf holds the digests of commitments and sealed
+            shares, so all of them are fixed before the seed is known.
 
     Source: ADR 0033.
     """
@@ -140,7 +140,7 @@ def _find_answer_problem(
 
 
 def _is_hopeless(state: RoundsState) -> bool:
-    """Return whether the round can come to too few contributions only."""
+    """Return whether the round can only get too few contributions."""
     config, current = state.config, state.current
     assert config is not None, "it has a round"
     assert current is not None, "it has a round"
@@ -202,9 +202,9 @@ def _compare(state: RoundsState, leaf: Sequenced) -> e.ComparisonStarted:
 def _find_comparison_problem(
     state: RoundsState, compared: e.UpdatesCompared, _leaf: Sequenced
 ) -> str:
-    """Return why a party's word on who is far apart does not count.
+    """Return why a party's comparison does not count.
 
-    Parties that computed together opened the same bits: who says others has not.
+    Parties that computed together opened the same bits: one with others did not.
     """
     current = state.current
     assert current is not None, "it is in a phase of it"
@@ -223,7 +223,7 @@ def _find_comparison_problem(
 def _flag(
     state: RoundsState, compared: e.UpdatesCompared, leaf: Sequenced
 ) -> list[e.RoundFact]:
-    """Reject who is flagged, once every party has said who is far from whom."""
+    """Reject flagged agents, once every party has said which updates are far apart."""
     if not has_all_comparisons(state):
         return []
     assert state.current is not None, "it is in a phase of it"
@@ -289,7 +289,7 @@ def _find_abandon_problem(state: RoundsState) -> Problem | None:
         detail = "every party has given its part: the sum is public, and is published"
         return Reason.ALL_PARTS_GIVEN, detail
     if len(find_drawable_agents(state)) < config.min_cohort:
-        # Nothing would come after it on this base model. It can still be completed.
+        # Nothing could follow on this base model. It can still be completed.
         return Reason.NOT_ENOUGH_AGENTS, describe_few(state, config)
     return None
 
@@ -297,7 +297,7 @@ def _find_abandon_problem(state: RoundsState) -> Problem | None:
 def _party_declined(
     state: RoundsState, declined: e.PartyDeclined, leaf: Sequenced
 ) -> list[e.RoundFact]:
-    """End the round that a party will not go on with: without it there is no sum."""
+    """End the round that a party refuses to continue: without it there is no sum."""
     current = state.current
     if (
         current is None

@@ -25,7 +25,7 @@ Both are tight. With factors of 1 and -1 the alternating sum is 4 X_ij: an X_ij 
 is never seen, whatever the row. And 2 L in place of 4 L, which does for rows that are
 no products, does not do here. Tests try all matrices over small rings.
 
-In both lemmas X, the offsets c and y are fixed before R is drawn. Whoever uses a
+In both lemmas X, the offsets c and y are fixed before R is drawn. Every user of a
 projection says what fixes them.
 
 No published source is known for this use; the argument is complete as it stands here.
@@ -82,7 +82,7 @@ class Projection:
     def expand(
         cls, seed: bytes, *, num_projections: int, num_rows: int, row_length: int
     ) -> Projection:
-        """Return what a seed stands for.
+        """Return a seed's projection.
 
         Bits are those of AES-256 in counter mode, with the seed as its key and a first
         block of zeros, the least significant of a byte first. The b_t come first, n

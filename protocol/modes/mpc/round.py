@@ -1,4 +1,4 @@
-"""What the log says of an MPC round, and whose turn it is."""
+"""An MPC round as the log records it, and who must act next."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ SKETCH_SEED_DOMAIN: Final = b"folkmoot/sketch-seed/v1\n"
 
 
 class Committed(NamedTuple):
-    """A commitment that counts, and where it is."""
+    """A commitment that counts, and its place."""
 
     leaf_index: int
     event: e.UpdateCommitted
 
 
 class Partial(NamedTuple):
-    """A party's part of the sum, and where it is."""
+    """A party's part of the sum, and its place."""
 
     leaf_index: int
     blob: e.BlobRef
@@ -49,10 +49,10 @@ class Owed(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class MpcRound:
-    """The round in progress, in the words of this mode.
+    """The round in progress, in this mode's terms.
 
     Attributes:
-        view: The round as the log tells it.
+        view: The round as the log records it.
     """
 
     view: RoundView
@@ -64,7 +64,7 @@ class MpcRound:
 
     @property
     def mpc(self) -> e.Mpc:
-        """Return the federation's parameters of its parties."""
+        """Return the federation's MPC section."""
         return get_mpc(self.view.config)
 
     @property
@@ -87,7 +87,7 @@ class MpcRound:
 
     @property
     def identity(self) -> bytes:
-        """What tells it from any other, also of another branch of the log."""
+        """What tells it from any other round, even on another branch of the log."""
         return self.view.identity
 
     @property
@@ -98,29 +98,29 @@ class MpcRound:
         }
 
     def get_committed(self, agent_id: str) -> Committed:
-        """Return what an agent committed to, also one that was rejected since."""
+        """Return an agent's commitment, even if it was rejected since."""
         answered = self.view.answers[agent_id]
         assert isinstance(answered.event, e.UpdateCommitted), "no other answer counts"
         return Committed(answered.leaf_index, answered.event)
 
     @property
     def waiting(self) -> PersistentMap[str, int]:
-        """Return leaf indexes of commitments not decided upon yet, by agent."""
+        """Return leaf indexes of commitments not decided yet, by agent."""
         return self.view.open.pending_of
 
     @property
     def closed(self) -> e.CommitmentsClosed | None:
-        """Return the fact that closed the set, once it is closed."""
+        """Return the fact that closed the set, if any."""
         return get_closed(self.view.open)
 
     @property
     def comparison(self) -> e.ComparisonStarted | None:
-        """Return the fact that had the updates compared, if they are."""
+        """Return the fact that started the comparison of updates, if any."""
         return get_comparison_started(self.view.open)
 
     @property
     def sealed(self) -> e.RoundSealed | None:
-        """Return the fact that sealed it, once it is sealed."""
+        """Return the fact that sealed it, if any."""
         return self.view.open.sealed
 
     @property
@@ -130,7 +130,7 @@ class MpcRound:
 
     @property
     def links(self) -> Mapping[str, e.BlobRef]:
-        """Return what parties say of their shares, by party."""
+        """Return the parties' links, by party."""
         said = self.view.open.said.get(CLOSED.collects, {})
         return {party: self.view.get_said(int(at)).links for party, at in said.items()}
 
@@ -145,7 +145,7 @@ class MpcRound:
 
     @property
     def has_all_comparisons(self) -> bool:
-        """Whether all parties have said who is far from whom."""
+        """Whether all parties have said which updates are far apart."""
         return self._has_all(COMPARISON)
 
     @property
@@ -175,10 +175,10 @@ class MpcRound:
 
     @property
     def is_comparing(self) -> bool:
-        """Whether the round waits until it is known which updates are far apart.
+        """Whether the round waits to learn which updates are far apart.
 
-        Then every party is needed, also one that has said it: those that have not can
-        find it out with all others only.
+        Then every party is needed, even one that has said it: the others can find it
+        out only with all parties.
         """
         return (
             self.comparison is not None
@@ -187,10 +187,10 @@ class MpcRound:
         )
 
     def compute_sketch_seed(self) -> bytes:
-        """Return the seed of the sketches that updates are compared on, 32 bytes.
+        """Return the seed of the sketches on which updates are compared, 32 bytes.
 
-        It follows from the closed set and every party's links, so that the last one to
-        commit cannot choose among sets: it does not know the links.
+        It follows from the closed set and every party's links, so that the last agent
+        to commit cannot choose among sets: it does not know the links.
         """
         assert self.closed is not None, "nothing is compared before"
         found = self.links
@@ -200,13 +200,13 @@ class MpcRound:
         ).digest()
 
     def accepted(self) -> list[Committed]:
-        """Return the commitments of the sealed set, in its order."""
+        """Return the commitments of the sealed set, in order."""
         assert self.sealed is not None, "only a sealed round has a sum"
         return [self.get_committed(c.agent_id) for c in self.contributions]
 
 
 def see(view: RoundView | None) -> MpcRound | None:
-    """Return a round as one of this mode; None if there is none, or it is another's."""
+    """Return a round as an MPC round; None if there is none, or of another mode."""
     if view is None or view.config.mpc is None:
         return None
     return MpcRound(view)

@@ -1,7 +1,7 @@
 """The checker of aggregation MPC: norm proofs, links, parts of the sum, the result.
 
-Multiplying points, which is most of the work, leaves Python's lock to others. A batch
-of proofs costs less than the proofs one by one, so each thread gets one batch.
+Multiplying points, which is most of the work, releases Python's lock. A batch of proofs
+costs less than the proofs one by one, so each thread gets one batch.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class MpcChecker:
         ) = None
 
     def prepare(self, view: RoundView, agent_ids: Sequence[str]) -> None:
-        """Verify norm proofs; what came out is remembered."""
+        """Verify norm proofs; the outcome is remembered."""
         if not view.started_leaf_hash:
             return  # they are about that leaf
         secret, verifier = MpcRound(view), self.verifier
@@ -52,7 +52,7 @@ class MpcChecker:
         return self.verifier.find_reasons(MpcRound(view), agent_ids)
 
     def check_parts(self, view: RoundView) -> Mapping[str, RoundError | None]:
-        """Return whose part of the sum is not what its own links add up to."""
+        """Return whose part of the sum differs from what its own links add up to."""
         parts = self._get_parts(MpcRound(view))
         return {
             name: part if isinstance(part, RoundError) else None
@@ -84,6 +84,6 @@ class MpcChecker:
             }
             self._parts = known, found
             if any(isinstance(p, RoundError) and p.blob for p in found.values()):
-                self._parts = None  # by the next time it may be there
+                self._parts = None  # it may be there next time
             return found
         return self._parts[1]

@@ -1,9 +1,8 @@
 """Shares sealed to their party: HPKE, bound to the one place where they count.
 
-A sealed share lies in a public store; only its party can open it. HPKE's `info` names
-the log, federation, round, agent, party, the party's key and the digest of what the
-agent states beside it, so that a sealed share taken from there opens nowhere else. In
-bytes:
+A sealed share is in a public store; only its party can open it. HPKE's `info` names the
+log, federation, round, agent, party, the party's key and the digest of the agent's
+statement, so that a sealed share taken elsewhere does not open. In bytes:
 
     "folkmoot-sealed-share/v1" 0A
     hash of the log's genesis             32 bytes
@@ -12,7 +11,7 @@ bytes:
     round                                 u64
     statement digest                      32 bytes
 
-Integers are big-endian, as in HPKE itself. A sealed share is what HPKE gives: the
+Integers are big-endian, as in HPKE itself. A sealed share is HPKE's output: the
 encapsulated key, then the ciphertext.
 
 Two suites, told apart by the length of the party's key:
@@ -21,14 +20,14 @@ Two suites, told apart by the length of the party's key:
 - 1,216 bytes: the same with the KEM MLKEM768-X25519 (draft-ietf-hpke-pq), for shares
   that must stay secret from those who store them until they have a quantum computer.
 
-AES-GCM does not commit to its key: whoever makes a blob can have it open under two keys
+AES-GCM does not commit to its key: the author of a blob can have it open under two keys
 or two `info`. So everything that decides how a blob opens, and its digest, is hashed
-into the projection that what is in it is checked with
+into the projection that checks its content
 (`protocol.modes.mpc.checker.compute_context`), and nothing in `info` may follow from
 that projection.
 
 Base mode does not authenticate the sender: the event that refers to the sealed share is
-signed. It hides what is in a share, not how long it is: that is public anyway.
+signed. It hides a share's content, not its length, which is public anyway.
 
 The library draws its ephemeral key from the operating system itself. So sealing is the
 one act here whose bytes no argument determines; opening is a pure function.
@@ -74,7 +73,7 @@ _HYBRID_SUITE: Final = Suite(KEM.MLKEM768_X25519, KDF.HKDF_SHA256, AEAD.AES_256_
 
 
 class InvalidSealingKeyError(ValueError):
-    """The bytes are not a key that a share can be sealed to, or opened with."""
+    """The bytes are not a key to which shares can be sealed, or that opens them."""
 
 
 class SealError(ValueError):
@@ -87,7 +86,7 @@ def _parse_x25519(data: bytes) -> X25519PublicKey:
         raise InvalidSealingKeyError(msg)
     key = X25519PublicKey.from_public_bytes(data)
     try:
-        # Any scalar tells: points of small order give zero, whoever multiplies them.
+        # Any scalar works: points of small order give zero, whatever the multiplier.
         X25519PrivateKey.from_private_bytes(b"\1" * X25519_KEY_SIZE).exchange(key)
     except ValueError:
         msg = "an X25519 key of small order: anybody could open what is sealed to it"
@@ -114,7 +113,7 @@ def _parse_public_key(data: bytes) -> X25519PublicKey | MLKEM768X25519PublicKey:
 
 @dataclass(frozen=True, slots=True)
 class SealingKey:
-    """The key that shares for a party are sealed to.
+    """The key to which a party's shares are sealed.
 
     Attributes:
         public_key: 32 bytes of X25519, or 1,216 of ML-KEM-768 and X25519.
@@ -132,11 +131,11 @@ class SealingKey:
 class SealingSecretKey:
     """The key with which a party opens what is sealed to it.
 
-    Printing it, in logs and tracebacks too, shows only the public key.
+    Printing it, even in logs and tracebacks, shows only the public key.
 
     Args:
         secret: 32 bytes of entropy. **Secret.**
-        is_hybrid: Whether for ML-KEM-768 and X25519, or for X25519 alone.
+        is_hybrid: True for ML-KEM-768 and X25519, False for X25519 alone.
 
     Raises:
         InvalidSealingKeyError: the secret is not 32 bytes.
@@ -174,7 +173,7 @@ class SealingSecretKey:
 
     @property
     def public_key(self) -> SealingKey:
-        """What shares are sealed to."""
+        """The key to which shares are sealed."""
         return self._public_key
 
     @property
@@ -186,10 +185,10 @@ class SealingSecretKey:
         return self._secret
 
     def derive_mask_key(self) -> bytes:
-        """Return the key of what the party masks of its own accord, 32 bytes.
+        """Return the key for the party's own masks, 32 bytes.
 
-        HMAC-SHA256 of `MASK_KEY_DOMAIN` under the secret: with no other use of it, nor
-        with what is made of it, has it anything in common.
+        HMAC-SHA256 of `MASK_KEY_DOMAIN` under the secret: independent of every other
+        use of it.
 
         **Secret:** the result.
         """
@@ -213,20 +212,20 @@ class SealingSecretKey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SealedPlace:
-    """Where a sealed share counts; anywhere else it does not open.
+    """Where a sealed share counts; it opens nowhere else.
 
     Attributes:
         genesis: Hash of the log's genesis, 32 bytes.
         federation_id: The federation.
         round: The round's number, 0 to 2^64-1.
-        agent_id: Whose update it is a share of.
-        party: Name of the party that it is for.
-        statement_digest: SHA-256 of what the agent states beside it, 32 bytes: the
-            commitments, at least.
+        agent_id: The agent whose update it is a share of.
+        party: Name of the receiving party.
+        statement_digest: SHA-256 of the agent's statement, 32 bytes: the commitments,
+            at least.
 
     Raises:
-        ValueError: a hash of another length, a round out of range, or a name of
-            65,536 bytes or more; a bug.
+        ValueError: a hash of another length, a round out of range, or a name of 65,536
+            bytes or more; a bug.
     """
 
     genesis: bytes
@@ -244,7 +243,7 @@ class SealedPlace:
         self.compute_info(b"")
 
     def compute_info(self, public_key: bytes) -> bytes:
-        """Return HPKE's `info` for a share that is sealed to this key."""
+        """Return HPKE's `info` for a share sealed to this key."""
         texts = (self.federation_id, self.agent_id, self.party)
         try:
             return (
@@ -264,12 +263,13 @@ def seal_share(plaintext: bytes, key: SealingKey, place: SealedPlace) -> bytes:
     """Return a share that only its party can open, and only for its place.
 
     Args:
-        plaintext: The share, as `protocol.modes.mpc.shares` writes it. **Secret.**
-        key: The party's.
+        plaintext: The share, in the encoding of `protocol.modes.mpc.shares`.
+            **Secret.**
+        key: The party's key.
         place: Where it counts.
 
     Returns:
-        48 bytes more than the plaintext, or 1,136 more with ML-KEM-768. Other bytes
+        48 bytes more than the plaintext, or 1,136 more with ML-KEM-768. Different bytes
         each time.
     """
     suite = _SUITE if len(key.public_key) == X25519_KEY_SIZE else _HYBRID_SUITE
@@ -281,12 +281,12 @@ def open_share(sealed: bytes, key: SealingSecretKey, place: SealedPlace) -> byte
     """Return the plaintext of a sealed share.
 
     Args:
-        sealed: What the agent stored; untrusted.
-        key: The party's.
+        sealed: The agent's blob; untrusted.
+        key: The party's key.
         place: Where it must count.
 
     Returns:
-        The plaintext; whoever sealed it, so it is untrusted too. **Secret.**
+        The plaintext; anybody may have sealed it, so it is untrusted too. **Secret.**
 
     Raises:
         SealError: it is not sealed to this key, or not for this place.

@@ -1,8 +1,8 @@
-"""That shares add up to what was committed to, and sums to what was shared.
+"""Proof that shares add up to the commitments, and sums to the shares.
 
-Parties hold shares modulo 2^64 of an update that is committed to modulo r. The bridges
-are projections (`protocol.modes.mpc.projections`): K rows, from a seed that nobody knew
-before everything they are about was fixed (ADR 0033).
+Parties hold shares modulo 2^64 of an update that is committed to modulo r. Projections
+(`protocol.modes.mpc.projections`) are the bridge: K rows, from a seed that nobody knew
+before everything involved was fixed (ADR 0033).
 
 **Link.** For agent i, R_i is the projection of its norm proof: its seed is a hash over
 the commitments and the digests of all sealed shares. Party j publishes
@@ -17,11 +17,10 @@ the agent committed to. `verify_link` demands Σ_j P_ij = w_i modulo 2^64 and
   are, with 2^-128 (lemma 1); e misses one of blindings with (m + 2) / r.
 - Any P-1 of the P_ij and b_ij are uniform, since y_ij and μ_ij are; the last follows
   from w_i and s_z, which are public. So links show nothing that the proof doesn't.
-- A link may be said again, it is the same bytes. The same masks under another
-  projection or another challenge would show a combination of the update: a party links
-  one commitment in one statement with one proof (see
-  `protocol.modes.mpc.party_memory`).
-- Where a link fails, the agent or one of the parties lied; it does not tell which.
+- A link may be repeated, with the same bytes. The same masks under another projection
+  or another challenge would reveal a combination of the update: a party links one
+  commitment in one statement with one proof (see `protocol.modes.mpc.party_memory`).
+- Where a link fails, the agent or one of the parties lied; nobody can tell which.
 
 **Sum.** R' is another projection, with K' = 78 rows, of the values alone: its seed is a
 hash over the round's closed set. With its link, party j publishes
@@ -35,15 +34,15 @@ agents.
 
 - A wrong sum is never accepted: that would break the binding of the commitments.
 - A party whose T_j or t_j is wrong is always named, or has broken that binding.
-- A party whose S_j or Y'_j is wrong is named, but for one in 2^32, if it was a fault,
-  or a lie that did not heed R'. One that knows R' can lie unnamed, by a vector of its
-  kernel or by masks that make up for the lie; then the opening fails. So more rows
-  would not find more. Commitments to share vectors would (PRIVACY.md section 3b), at
-  several times the work of the commitment to the update.
+- A party whose S_j or Y'_j is wrong is named, except with probability 2^-32, if it was
+  a fault, or a lie that ignored R'. A party that knows R' can lie unnamed, by a vector
+  of its kernel or by masks that make up for the lie; then the opening fails. So more
+  rows would not find more. Commitments to share vectors would (PRIVACY.md section 3b),
+  at several times the work of the commitment to the update.
 - An honest party is never named: both checks hold by construction, whatever agents
   share, once `protocol.modes.mpc.shares.parse_share` has passed their share.
-- P'_ij shows nothing while y'_ij is unknown, and Y'_j follows from S_j and the P'_ij.
-- The squares' shares are in no sum: their own sum would show more of the agents' norms
+- P'_ij reveals nothing while y'_ij is unknown, and Y'_j follows from S_j and the P'_ij.
+- The squares' shares are in no sum: their sum would reveal more about the agents' norms
   than the sum of updates does.
 
 It deliberately adds no noise to sums yet, and does not know who may be summed (see
@@ -98,8 +97,8 @@ class WrongPartialError(ValueError):
     """A party's sum contradicts what it, and the agents, had published.
 
     Attributes:
-        reason: Which check fails.
-        detail: For people.
+        reason: The failing check.
+        detail: Why, as text.
     """
 
     def __init__(self, reason: PartialRefusal, detail: str) -> None:
@@ -115,7 +114,7 @@ class WrongSumError(ValueError):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Link:
-    """What a party says of its share of one update.
+    """A party's statement about its share of one update.
 
     Attributes:
         projections: P_ij, shape (K,) uint64.
@@ -147,24 +146,24 @@ class PartySum:
 
 @dataclass(frozen=True, slots=True)
 class SumMasks:
-    """A party's own masks of what it says under one projection of a sum.
+    """A party's own masks for its statements under one projection of a sum.
 
     Attributes:
         key: The party's key for masks, 32 bytes. **Secret.**
-        sum_seed: Of R', 32 bytes.
+        sum_seed: The seed of R', 32 bytes.
     """
 
     key: bytes = field(repr=False)
     sum_seed: bytes
 
     def expand(self, seed: bytes) -> NDArray[np.uint64]:
-        """Return the masks y'_ij of what is said of one share.
+        """Return the masks y'_ij for the statement about one share.
 
         They are AES-256 in counter mode, from a first block of zeros, under the key
         HMAC-SHA256(key, `SUM_MASK_DOMAIN` || seed of R' || seed of R_i).
 
         Args:
-            seed: Of R_i, 32 bytes: a hash of the very share, among others.
+            seed: The seed of R_i, 32 bytes: a hash of this very share, among others.
 
         Returns:
             shape (K',) uint64. **Secret.**
@@ -229,10 +228,10 @@ def compute_link(
 def verify_link(
     links: Sequence[Link], *, projections: Sequence[int], blinding: int
 ) -> None:
-    """Check that the shares of one update add up to what was committed to.
+    """Check that the shares of one update add up to its commitments.
 
     Args:
-        links: Those of all parties for this update.
+        links: All parties' links of this update.
         projections: w, K integers, from its verified norm proof.
         blinding: s_z, from the same.
 
@@ -261,10 +260,10 @@ def compute_party_sum(
     Args:
         shares: A share, the masks y'_ij of its link, and its weight, at least 1; read
             one at a time.
-        shape: Of the round's shares.
+        shape: The shape of the round's shares.
 
     Raises:
-        ValueError: a weight below 1, or all together 2^31 or more; a bug.
+        ValueError: a weight below 1, or 2^31 or more in total; a bug.
     """
     values = np.zeros(shape.num_values, dtype=np.uint64)
     sum_masks = np.zeros(NUM_SUM_PROJECTIONS, dtype=np.uint64)
@@ -298,19 +297,19 @@ def verify_party_sum(
     shape: ShareShape,
     sum_projection: Projection,
 ) -> None:
-    """Check a party's sum against what it is the sum of; from public data alone.
+    """Check a party's sum against its summands, from public data alone.
 
     Args:
-        party_sum: What the party published; lengths and ranges untrusted.
-        commitments: Of the accepted agents, the share commitment for this party.
-        links: Of the same agents in the same order, this party's link.
+        party_sum: The party's publication; lengths and ranges untrusted.
+        commitments: The accepted agents' share commitments for this party.
+        links: This party's links of the same agents, in the same order.
         weights: Their numbers of examples.
-        shape: Of the round's shares.
+        shape: The shape of the round's shares.
         sum_projection: R'.
 
     Raises:
         WrongPartialError: the party's sum is wrong, and the party is to blame.
-        InvalidEncodingError: a share commitment is no acceptable point; then its agent
+        InvalidEncodingError: a share commitment is no acceptable point; its agent
             should not have been accepted.
     """
     if (
@@ -347,10 +346,10 @@ def open_aggregate(
     """Add the parties' sums up and check that they open the commitments.
 
     Args:
-        party_sums: One of each party, in any order; each passed `verify_party_sum`.
+        party_sums: One per party, in any order; each passed `verify_party_sum`.
         rows: The accepted agents' commitments, combined by `combine_rows` with their
             weights: m points.
-        row_length: n; that of `choose_row_length` unless told.
+        row_length: n; by default that of `choose_row_length`.
 
     Returns:
         shape (d,) int64: Σ v_i x_i, exactly, |x| < 2^50.

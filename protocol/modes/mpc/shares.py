@@ -72,7 +72,7 @@ _WORD_MASK: Final = 2**64 - 1
 
 
 class ShareRefusal(StrEnum):
-    """Why a share can't be counted."""
+    """Why a share can't count."""
 
     MALFORMED = "MALFORMED"
     WRONG_SHAPE = "WRONG_SHAPE"
@@ -84,8 +84,8 @@ class ShareRefusedError(ValueError):
     """What a party opened isn't its share of this update; never a bug of ours.
 
     Attributes:
-        reason: Which rule it breaks.
-        detail: For people; shows nothing of the share.
+        reason: The broken rule.
+        detail: Why, as text; shows nothing of the share.
     """
 
     def __init__(self, reason: ShareRefusal, detail: str) -> None:
@@ -118,7 +118,7 @@ class ShareShape:
         return self.num_rows + NUM_OTHER_BLINDINGS + 1
 
     def compute_max_plaintext_size(self) -> int:
-        """Return how many bytes a share has at most, before sealing."""
+        """Return the largest size of a share before sealing, in bytes."""
         body = self.num_words * _WORD_SIZE + self.num_scalars * SCALAR_SIZE
         return _HEADER_SIZE + body
 
@@ -169,10 +169,10 @@ def split_update(
     Args:
         state: What the agent committed to. **Secret.**
         num_parties: P, at least 2.
-        entropy: Gives so many unpredictable bytes; 32·(P-1) + 64 are taken.
+        entropy: Returns so many unpredictable bytes; 32·(P-1) + 64 are taken.
 
     Returns:
-        One share for each party, in the federation's order of parties.
+        One share per party, in the federation's order of parties.
 
     Raises:
         ValueError: fewer than two parties; a bug.
@@ -211,11 +211,11 @@ def split_update(
 def parse_share(
     plaintext: bytes, *, shape: ShareShape, commitment: bytes | None
 ) -> Share:
-    """Read the share that a party opened, or say why it can't be counted.
+    """Read the share that a party opened, or raise why it can't count.
 
     Args:
-        plaintext: What was sealed; untrusted, and **secret** all the same.
-        shape: Of the round's shares.
+        plaintext: The sealed content; untrusted, and **secret** all the same.
+        shape: The shape of the round's shares.
         commitment: The share commitment that the agent published, 48 bytes; None if
             these very bytes were checked before: that is most of the work.
 

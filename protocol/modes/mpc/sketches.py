@@ -1,24 +1,23 @@
-"""Sketches of secret shares: what parties compare updates on.
+"""Sketches of secret shares, on which parties compare updates.
 
-The norm proof bounds an update's length. It does not say that the update points where
-others do. So the parties compare updates in pairs, on sketches of their secret shares
-(see `streams.mpc.robustness`), and open one bit per pair: whether it is far apart. Here
-are the sketch and the threshold; what follows from the bits is in
-`protocol.modes.mpc.far_pairs`.
+The norm proof bounds an update's length, but not its direction. So the parties compare
+updates in pairs, on sketches of their secret shares (see `streams.mpc.robustness`), and
+open one bit per pair: whether it is far apart. Here are the sketch and the threshold;
+`protocol.modes.mpc.far_pairs` draws the conclusions.
 
 **Sketch.** A count-sketch: value k of an update is added to bucket h(k) with sign s(k);
 512 buckets. All updates of a round have the same h and s, from a seed that follows from
-the closed set and all parties' links: nobody who commits knows it (ADR 0033). A sketch
-is linear modulo 2^64: the sketches of an update's shares are shares of its sketch.
+the closed set and all parties' links: no agent that commits knows it (ADR 0033). A
+sketch is linear modulo 2^64: the sketches of an update's shares are shares of its
+sketch.
 
 - Sketched, the squared distance of two updates has the true one as its expectation, and
-  a standard deviation of 1/16 of it at the most: √(2 / 512), over h and s (Charikar,
-  Chen, Farach-Colton 2002; Thorup, Zhang 2012). So the threshold is not sharp, and an
-  update within a few times 1/16 of it may fall on either side.
-- The seed is a hash and no beacon: the last party to link can try again and again for
-  a sketch that looks nearer than it is, by lies in links that are about the sum. Each
-  try gains little, as the distance says, and parties are trusted with the comparison
-  anyway.
+  a standard deviation of at most 1/16 of it: √(2 / 512), over h and s (Charikar, Chen,
+  Farach-Colton 2002; Thorup, Zhang 2012). So the threshold is not sharp, and an update
+  within a few times 1/16 of it may fall on either side.
+- The seed is a hash and no beacon: the last party to link can retry for a sketch that
+  looks nearer than it is, by lying in links about the sum. Each try gains little, as
+  the distance says, and parties are trusted with the comparison anyway.
 
 **Nothing wraps.** With at most `MAX_LOAD` values in a bucket, the sketch of x has at
 most `MAX_LOAD` times the squared norm of x (Cauchy-Schwarz). Norms are proven to be
@@ -73,7 +72,7 @@ class Sketch:
 
     @classmethod
     def expand(cls, seed: bytes, *, num_values: int) -> Sketch:
-        """Return the sketch that a round's seed for it stands for.
+        """Return the sketch of a round's seed.
 
         A value takes two bytes, little-endian, of AES-256 in counter mode from a first
         block of zeros, under SHA256(`SKETCH_DOMAIN` || seed): the nine low bits are its
@@ -104,7 +103,7 @@ class Sketch:
             values: An update or a share of one, shape (d,) uint64. **Secret.**
 
         Returns:
-            shape (512,) uint64. **Secret** as the values are.
+            shape (512,) uint64. **Secret** like the values.
 
         Raises:
             ValueError: another shape or type; a bug.
@@ -124,7 +123,7 @@ def compute_threshold(norm_bound: int, *, numerator: int, denominator: int) -> i
     """Return the squared distance above which a pair is far: ⌊(c B)²⌋.
 
     Two updates within the norm bound are never more than 2 B apart, and √2 B if they
-    are as long as they may be and have nothing to do with each other.
+    are as long as possible and unrelated.
 
     Args:
         norm_bound: B in encoded units, at least 1.
@@ -146,7 +145,7 @@ def compute_threshold(norm_bound: int, *, numerator: int, denominator: int) -> i
 
 
 def check_threshold(threshold: int) -> None:
-    """Refuse a threshold that sketches can't be compared to.
+    """Refuse a threshold that sketches can't be compared with.
 
     Raises:
         ValueError: it is not 1 to `MAX_FAR_THRESHOLD`.

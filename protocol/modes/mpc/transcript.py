@@ -1,8 +1,8 @@
 """Challenges that nobody chooses: a proof's messages, hashed (Fiat and Shamir).
 
 Prover and verifier feed the same messages in the same order and draw the same
-challenges; whoever changes a message changes every challenge after it. The state is 64
-bytes, and each step replaces it:
+challenges; changing a message changes every later challenge. The state is 64 bytes, and
+each step replaces it:
 
     append:     SHA-512(state ‖ 00 ‖ |label| ‖ label ‖ |data| ‖ data)
     challenge:  SHA-512(state ‖ 01 ‖ |label| ‖ label), which is also the challenge,
@@ -53,7 +53,7 @@ class Transcript:
     def draw_challenge(self, label: bytes) -> int:
         """Return a challenge, 1 ≤ e < r, within 2^-257 of uniform."""
         self._draw(label)
-        # Never zero: what is divided by a challenge always can be.
+        # Never zero, so that it can always be divided by.
         return 1 + int.from_bytes(self._state, "little") % (SCALAR_ORDER - 1)
 
     def draw_seed(self, label: bytes) -> bytes:
