@@ -7,9 +7,7 @@ import secrets
 import stat
 from pathlib import Path
 
-from ledger.signing import SigningKey
-
-SEED_SIZE = 32
+from ledger.signing import SEED_SIZE, SigningKey
 
 
 class KeyFileError(Exception):

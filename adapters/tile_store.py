@@ -313,19 +313,6 @@ class TileStore:
                 raise self._damage(f"entry {leaf} does not have its leaf's hash")
         return entries
 
-    def read_entry(self, leaf_index: int) -> bytes:
-        """Return an entry, verified against the leaf hashes.
-
-        Raises:
-            IndexError: the log has no such leaf so far.
-            TileStoreError: it is missing or damaged.
-        """
-        if not 0 <= leaf_index < self.size:
-            msg = f"a log of size {self.size} has no leaf {leaf_index}"
-            raise IndexError(msg)
-        index, place = divmod(leaf_index, TILE_WIDTH)
-        return self.read_entries(index)[place]
-
     def inclusion_proof(
         self, leaf_index: int, tree_size: int | None = None
     ) -> tuple[bytes, ...]:

@@ -46,7 +46,6 @@ SETTLE_S: Final = 0.5
 """A transaction's records appear on its topics within moments of each other."""
 INTERVAL_S: Final = 2.0
 """Between a monitor's passes."""
-PUBLIC_KEY_SIZE: Final = 32
 
 
 class CannotAuditError(Exception):
@@ -178,6 +177,8 @@ def _demand_judged(report: Report) -> None:
 
 
 def _parse_key(text: str | None) -> bytes | None:
+    from ledger.signing import PUBLIC_KEY_SIZE
+
     if text is None:
         return None
     try:

@@ -39,7 +39,7 @@ from protocol.configuration import compute_task_digest
 from protocol.decider import step
 from protocol.exchanged_state import RefusedStateError, StateClass, model_to_blob
 from protocol.log import OpenedLeaf, fold_admission
-from protocol.model import compute_max_model_size
+from protocol.model import MAX_ONNX_SIZE_BYTES, compute_max_model_size
 from protocol.modes import get_mode, list_waited_for, name_mode
 from protocol.round_state import (
     RoundsState,
@@ -54,7 +54,6 @@ from schemas import codec, topics
 from schemas import events as e
 
 FORMATS: Final = ("onnx", "safetensors")
-MAX_ONNX_SIZE_BYTES: Final = 2**31
 NOBODY: Final = "none"
 """In place of an optional principal's key: the federation has no such principal."""
 SEQUENCED_WITHIN_S: Final = 30.0

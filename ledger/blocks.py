@@ -31,13 +31,12 @@ from enum import StrEnum
 from typing import Final
 
 from ledger.merkle import CompactRange, leaf_hash
+from schemas.codec import MAX_LEAF_SIZE_BYTES
 
 BLOCK_DOMAIN: Final = b"folkmoot-block/v1\n"
 """Separates block hashes from every other hash in the system."""
 GENESIS_HASH: Final = bytes(32)
 """Stands for the block before the first."""
-MAX_LEAF_SIZE_BYTES: Final = 2**16 - 1  # = 65,535
-"""C2SP tlog-tiles: entry bundles write an entry's length in 16 bits."""
 
 
 def block_hash(block_bytes: bytes) -> bytes:

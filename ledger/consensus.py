@@ -278,10 +278,6 @@ class Consensus:
             known = self._blocks.get(known.previous_id)
         return False
 
-    def find_block(self, block_id: bytes) -> Header | None:
-        """Return a block that is pending or the last final one."""
-        return self._blocks.get(block_id)
-
     def certificates(self) -> tuple[e.QuorumCertificate, ...]:
         """Return the certificates of the last final block and those above it."""
         return tuple(self._certificates.values())

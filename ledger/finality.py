@@ -29,9 +29,6 @@ from ledger.attestations import (
 from schemas import events as e
 
 _FINALITY: Final = b"folkmoot-finality/v1\n"
-_MAX_CLOSING: Final = 2**16
-"""Closing children between a node set's last block and the one that makes it final: one
-for each epoch that failed in between, each with twice the patience."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,31 +109,4 @@ def verify_finality(node_set: NodeSet, proof: FinalityProof, start: Start) -> No
         proof.header.id,
     ):
         msg = "the second block is not the child of the first"
-        raise InvalidMessageError(msg)
-
-
-def verify_last_block(
-    node_set: NodeSet, header: Header, proof: FinalityProof, start: Start
-) -> None:
-    """Check that a block that changes the nodes is final, so that its era is over.
-
-    Args:
-        node_set: The nodes of the era that ends.
-        header: The block that holds the `NodeSetChanged`.
-        proof: Of this block or of one of its closing children.
-        start: The block that the era that ends started from.
-
-    Raises:
-        InvalidMessageError: the proof does not show it; says why.
-    """
-    verify_finality(node_set, proof, start)
-    distance = proof.header.height - header.height
-    if not 0 <= distance <= _MAX_CLOSING:
-        msg = f"block {proof.header.height} says nothing of block {header.height}"
-        raise InvalidMessageError(msg)
-    descendant = header
-    for _ in range(distance):
-        descendant = descendant.closing_child()
-    if descendant != proof.header or proof.child != descendant.closing_child():
-        msg = f"the proof is not of block {header.height} or a closing child of it"
         raise InvalidMessageError(msg)

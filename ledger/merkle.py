@@ -27,6 +27,8 @@ EMPTY_ROOT: Final = hashlib.sha256(b"").digest()
 """Root of the tree without leaves: MTH({}) of RFC 9162 section 2.1.1."""
 MAX_TREE_SIZE: Final = 2**63 - 1  # = 9,223,372,036,854,775,807
 """Sizes are signed 64-bit numbers in Avro and in the programs that read our logs."""
+MAX_PROOF_HASHES: Final = 63
+"""Height of the largest tree: its size has 63 bits (c2sp.org/tlog-witness)."""
 
 _SIZE_BYTES: Final = 8
 
@@ -403,53 +405,31 @@ def _fold_consistency(
     return old, new
 
 
-# Subtrees: draft-ietf-plants-merkle-tree-certs, section 4. A subtree [start, end) is
-# what a tree of size ``end`` has below the node that covers start to end - 1.
-
-
-def _is_subtree(start: int, end: int) -> bool:
-    if not 0 <= start < end <= MAX_TREE_SIZE:
-        return False
-    return start % (1 << (end - start - 1).bit_length()) == 0
-
-
-def _check_subtree(start: int, end: int) -> None:
-    if not _is_subtree(start, end):
-        msg = (
-            f"no subtree covers the leaves from {start} to before {end}: it starts at "
-            "a multiple of the smallest power of two that is not below its size"
-        )
-        raise InvalidProofError(msg)
-
-
 def _split(start: int, end: int) -> int:
     """Return where the node over [start, end), of two leaves or more, is divided."""
     return start + (1 << (end - start - 1).bit_length() - 1)
 
 
-def inclusion_ranges(
-    leaf_index: int, start: int, end: int
-) -> tuple[tuple[int, int], ...]:
+def inclusion_ranges(leaf_index: int, tree_size: int) -> tuple[tuple[int, int], ...]:
     """Return which nodes an inclusion proof consists of, as ranges of leaves.
 
     For callers whose hashes are not a list of leaves.
 
     Args:
-        leaf_index: The leaf, ``start`` to ``end - 1``.
-        start: First leaf of the subtree; 0 for a whole tree.
-        end: One after its last leaf; the tree's size for a whole tree.
+        leaf_index: The leaf, 0 to ``tree_size - 1``.
+        tree_size: Size of the tree.
 
     Returns:
         Pairs (first leaf, one after the last), in the order of the proof's elements.
 
     Raises:
-        ValueError: there is no such subtree, or the leaf is not in it.
+        ValueError: the tree has no such leaf.
     """
-    _check_subtree(start, end)
-    if not start <= leaf_index < end:
-        msg = f"leaf {leaf_index} is not from {start} to before {end}"
+    if not 0 <= leaf_index < tree_size:
+        msg = f"a tree of size {tree_size} has no leaf {leaf_index}"
         raise ValueError(msg)
     ranges = []
+    start, end = 0, tree_size
     while end - start > 1:
         middle = _split(start, end)
         if leaf_index < middle:
@@ -461,188 +441,32 @@ def inclusion_ranges(
     return tuple(reversed(ranges))
 
 
-def consistency_ranges(
-    start: int, end: int, tree_size: int
-) -> tuple[tuple[int, int], ...]:
-    """Return which nodes a subtree consistency proof consists of.
-
-    With ``start`` 0 that is the consistency proof of RFC 9162 section 2.1.4.1.
+def consistency_ranges(old_size: int, new_size: int) -> tuple[tuple[int, int], ...]:
+    """Return which nodes a consistency proof consists of; as `inclusion_ranges`.
 
     Args:
-        start: First leaf of the subtree.
-        end: One after its last leaf, at most ``tree_size``.
-        tree_size: Size of the tree that should contain it.
+        old_size: Size of the earlier tree, 1 to ``new_size``.
+        new_size: Size of the later tree.
 
     Returns:
         Pairs (first leaf, one after the last), in the order of the proof's elements.
 
     Raises:
-        ValueError: there is no such subtree, or it is not in the tree.
+        ValueError: there is no such earlier tree.
     """
-    _check_subtree(start, end)
-    if end > tree_size:
-        msg = f"a tree of size {tree_size} has no leaf {end - 1}"
+    if not 0 < old_size <= new_size:
+        msg = f"no tree of size {new_size} grew from one of size {old_size}"
         raise ValueError(msg)
     ranges = []
-    first, stop = 0, tree_size  # the node still to be searched
-    known = True  # the verifier knows the hash of [start, end)
-    while (start, end) != (first, stop):
+    first, stop = 0, new_size  # the node still to be searched
+    while stop != old_size:
         middle = _split(first, stop)
-        if end <= middle:
+        if old_size <= middle:
             ranges.append((middle, stop))
             stop = middle
         else:
             ranges.append((first, middle))
             first = middle
-            if start < middle:
-                start, known = middle, False
-    if not known:
-        ranges.append((start, end))
+    if first:  # the verifier knows the old root, not what is left of that tree
+        ranges.append((first, old_size))
     return tuple(reversed(ranges))
-
-
-def subtree_inclusion_proof(
-    leaf_index: int, start: int, end: int, leaf_hashes: Sequence[bytes]
-) -> tuple[bytes, ...]:
-    """Return the proof that a subtree contains a leaf.
-
-    Args:
-        leaf_index: Which leaf of the tree, ``start`` to ``end - 1``.
-        start: First leaf of the subtree.
-        end: One after its last leaf, at most ``len(leaf_hashes)``.
-        leaf_hashes: All leaf hashes of the tree, 32 bytes each.
-
-    Raises:
-        ValueError: there is no such subtree, or the leaf is not in it.
-    """
-    if end > len(leaf_hashes):
-        msg = f"a tree of size {len(leaf_hashes)} has no leaf {end - 1}"
-        raise ValueError(msg)
-    return tuple(
-        root(leaf_hashes[first:stop])
-        for first, stop in inclusion_ranges(leaf_index, start, end)
-    )
-
-
-def subtree_consistency_proof(
-    start: int, end: int, leaf_hashes: Sequence[bytes]
-) -> tuple[bytes, ...]:
-    """Return the proof that a subtree is part of a tree.
-
-    Args:
-        start: First leaf of the subtree.
-        end: One after its last leaf, at most ``len(leaf_hashes)``.
-        leaf_hashes: All leaf hashes of the tree, 32 bytes each.
-
-    Raises:
-        ValueError: there is no such subtree, or it is not in the tree.
-    """
-    return tuple(
-        root(leaf_hashes[first:stop])
-        for first, stop in consistency_ranges(start, end, len(leaf_hashes))
-    )
-
-
-def verify_subtree_inclusion(
-    proof: Sequence[bytes],
-    *,
-    leaf_hash: bytes,
-    leaf_index: int,
-    start: int,
-    end: int,
-    root: bytes,
-) -> None:
-    """Check that a subtree contains a leaf (the draft's section 4.3).
-
-    Args:
-        proof: Hashes of 32 bytes, from the leaf's sibling up.
-        leaf_hash: Hash of the leaf, 32 bytes.
-        leaf_index: Its place in the tree, ``start`` to ``end - 1``.
-        start: First leaf of the subtree, 0 or more.
-        end: One after its last leaf.
-        root: Hash of the subtree, 32 bytes, from a trusted source.
-
-    Raises:
-        InvalidProofError: there is no such subtree, or the proof does not show it.
-    """
-    _check_subtree(start, end)
-    # A subtree is a tree of its own, its leaves merely numbered from elsewhere.
-    verify_inclusion(
-        proof,
-        leaf_hash=leaf_hash,
-        leaf_index=leaf_index - start,
-        tree_size=end - start,
-        root=root,
-    )
-
-
-def verify_subtree_consistency(
-    proof: Sequence[bytes],
-    *,
-    start: int,
-    end: int,
-    subtree_root: bytes,
-    tree_size: int,
-    root: bytes,
-) -> None:
-    """Check that a subtree is part of a tree (the draft's section 4.4).
-
-    Args:
-        proof: Hashes of 32 bytes, lowest first; empty if the subtree is the tree.
-        start: First leaf of the subtree, 0 or more.
-        end: One after its last leaf, at most ``tree_size``.
-        subtree_root: Its hash, 32 bytes.
-        tree_size: Number of leaves of the tree.
-        root: The tree's root, 32 bytes.
-
-    Raises:
-        InvalidProofError: there is no such subtree, or the proof does not show it.
-    """
-    _check_subtree(start, end)
-    if end > tree_size:
-        msg = f"a tree of size {tree_size} has no leaf {end - 1}"
-        raise InvalidProofError(msg)
-    if start == 0:
-        verify_consistency(
-            proof,
-            old_size=end,
-            old_root=subtree_root,
-            new_size=tree_size,
-            new_root=root,
-        )
-        return
-    _check_hash("the subtree's root", subtree_root)
-    _check_hash("the root", root)
-    _check_proof_hashes(proof)
-    fn, sn, tn = start, end - 1, tree_size - 1  # the draft's names
-    while fn != sn and (sn == tn or sn & 1):
-        fn, sn, tn = fn >> 1, sn >> 1, tn >> 1
-    path = list(proof)
-    if fn == sn:  # one node is the whole subtree, so the verifier knows its hash
-        path.insert(0, subtree_root)
-    if not path:
-        msg = "proof too short: empty, but the subtree is not one node"
-        raise InvalidProofError(msg)
-    part = whole = path[0]
-    for element in path[1:]:
-        if tn == 0:
-            msg = f"proof too long: {len(proof)} elements reach beyond the root"
-            raise InvalidProofError(msg)
-        if sn & 1 or sn == tn:
-            if fn < sn:
-                part = node_hash(element, part)
-            whole = node_hash(element, whole)
-            while sn and not sn & 1:  # rows where the node had no sibling
-                fn, sn, tn = fn >> 1, sn >> 1, tn >> 1
-        else:
-            whole = node_hash(whole, element)
-        fn, sn, tn = fn >> 1, sn >> 1, tn >> 1
-    if tn != 0:
-        msg = f"proof too short: {len(proof)} elements do not reach the root"
-        raise InvalidProofError(msg)
-    if part != subtree_root:
-        msg = f"the proof leads to subtree {part.hex()}, not {subtree_root.hex()}"
-        raise InvalidProofError(msg)
-    if whole != root:
-        msg = f"the proof leads to root {whole.hex()}, not {root.hex()}"
-        raise InvalidProofError(msg)

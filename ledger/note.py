@@ -33,7 +33,6 @@ from typing import Final
 
 from ledger.signing import (
     PUBLIC_KEY_SIZE,
-    SEED_SIZE,
     InvalidSignatureError,
     SigningKey,
     verify_signature,
@@ -49,7 +48,6 @@ MAX_TIMESTAMP_S: Final = 2**63 - 1  # = 9,223,372,036,854,775,807
 
 _MAX_REMEMBERED_SIZE_BYTES: Final = 16_384
 _DASH: Final = "\N{EM DASH} "
-_SKEY_PREFIX: Final = "PRIVATE+KEY+"  # Go's sumdb/note
 _TIMESTAMP_SIZE: Final = 8  # c2sp.org/tlog-cosignature: u64, big-endian
 _KEY_ID_HEX: Final = re.compile(r"[0-9a-f]{8}")
 _CONTROL: Final = re.compile(r"[\x00-\x1f]")
@@ -149,24 +147,6 @@ class VerifierKey:
         return f"{self.name}+{self.key_id.hex()}+{key}"
 
 
-def _split_key(text: str, what: str) -> tuple[str, bytes, bytes]:
-    """Return name, key ID and key material of a vkey, or of an skey's tail."""
-    # The first two plus signs separate; base64 may contain more.
-    parts = text.split("+", maxsplit=2)
-    if len(parts) != 3:  # noqa: PLR2004  # name, key ID, key
-        msg = f"{what} is name+keyid+base64"
-        raise InvalidKeyError(msg)
-    name, key_id, key = parts
-    if not _KEY_ID_HEX.fullmatch(key_id):
-        msg = f"the key ID of {what} is 8 lowercase hex digits"
-        raise InvalidKeyError(msg)
-    try:
-        return name, bytes.fromhex(key_id), parse_base64(key)
-    except ValueError:
-        msg = f"the key of {what} is not canonical base64"
-        raise InvalidKeyError(msg) from None
-
-
 def parse_vkey(text: str) -> VerifierKey:
     """Return the key of a verifier key line.
 
@@ -174,54 +154,30 @@ def parse_vkey(text: str) -> VerifierKey:
         InvalidKeyError: it is malformed, its type is unsupported, or the key ID does
             not match.
     """
-    name, key_id, material = _split_key(text, "a vkey")
+    # The first two plus signs separate; base64 may contain more.
+    parts = text.split("+", maxsplit=2)
+    if len(parts) != 3:  # noqa: PLR2004  # name, key ID, key
+        msg = "a vkey is name+keyid+base64"
+        raise InvalidKeyError(msg)
+    name, key_id, encoded = parts
+    if not _KEY_ID_HEX.fullmatch(key_id):
+        msg = "the key ID of a vkey is 8 lowercase hex digits"
+        raise InvalidKeyError(msg)
+    try:
+        material = parse_base64(encoded)
+    except ValueError:
+        msg = "the key of a vkey is not canonical base64"
+        raise InvalidKeyError(msg) from None
     try:
         key_type = KeyType(material[0])
     except (IndexError, ValueError):
         msg = f"a vkey of unsupported type {material[:1].hex() or '(none)'}"
         raise InvalidKeyError(msg) from None
     key = VerifierKey(name, key_type, material[1:])
-    if key.key_id != key_id:
-        msg = f"key ID {key_id.hex()} is not that of the key, {key.key_id.hex()}"
+    if key.key_id.hex() != key_id:
+        msg = f"key ID {key_id} is not that of the key, {key.key_id.hex()}"
         raise InvalidKeyError(msg)
     return key
-
-
-def encode_skey(name: str, key: SigningKey) -> str:
-    """Return a private key as one line of text, as Go's sumdb/note writes it.
-
-    **Secret:** the result.
-
-    Raises:
-        InvalidKeyError: the name is invalid.
-    """
-    key_id = VerifierKey(name, KeyType.ED25519, key.public_key).key_id
-    material = encode_base64(bytes([KeyType.ED25519]) + key.seed)
-    return f"{_SKEY_PREFIX}{name}+{key_id.hex()}+{material}"
-
-
-def parse_skey(text: str) -> tuple[str, SigningKey]:
-    """Return name and key of a line that `encode_skey` or Go's sumdb/note wrote.
-
-    Args:
-        text: The line. **Secret.**
-
-    Raises:
-        InvalidKeyError: it is malformed, or its key ID does not match. The message
-            shows nothing of the line.
-    """
-    if not text.startswith(_SKEY_PREFIX):
-        msg = f"an skey starts with {_SKEY_PREFIX}"
-        raise InvalidKeyError(msg)
-    name, key_id, material = _split_key(text.removeprefix(_SKEY_PREFIX), "an skey")
-    if len(material) != 1 + SEED_SIZE or material[0] != KeyType.ED25519:
-        msg = f"an skey holds 01 and {SEED_SIZE} bytes"
-        raise InvalidKeyError(msg)
-    key = SigningKey(material[1:])
-    if VerifierKey(name, KeyType.ED25519, key.public_key).key_id != key_id:
-        msg = "the key ID of an skey is not that of its key"
-        raise InvalidKeyError(msg)
-    return name, key
 
 
 @dataclass(frozen=True, slots=True)

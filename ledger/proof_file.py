@@ -27,16 +27,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from ledger.blocks import MAX_LEAF_SIZE_BYTES
 from ledger.checkpoint import VerifiedCheckpoint
-from ledger.merkle import HASH_SIZE, MAX_TREE_SIZE, leaf_hash, verify_inclusion
+from ledger.merkle import (
+    HASH_SIZE,
+    MAX_PROOF_HASHES,
+    MAX_TREE_SIZE,
+    leaf_hash,
+    verify_inclusion,
+)
 from ledger.note import MAX_NOTE_SIZE_BYTES, encode_base64, parse_base64
 from ledger.policy import Policy
+from schemas.codec import MAX_LEAF_SIZE_BYTES
 
 HEADER: Final = "c2sp.org/tlog-proof@v1"
 FILE_EXTENSION: Final = ".tlog-proof"
-MAX_PROOF_HASHES: Final = 63
-"""Height of the largest tree: its size has 63 bits."""
 MAX_EXTRA_SIZE_BYTES: Final = MAX_LEAF_SIZE_BYTES
 """What a receipt needs. The specification has no limit, but programs may: Go's
 transparency-dev/formats reads no line above 64 KiB, so no leaf above 49,146 bytes.

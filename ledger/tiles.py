@@ -26,8 +26,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from ledger import merkle
-from ledger.blocks import MAX_LEAF_SIZE_BYTES
 from ledger.merkle import HASH_SIZE, MAX_TREE_SIZE, CompactRange, node_hash
+from schemas.codec import MAX_LEAF_SIZE_BYTES
 
 TILE_HEIGHT: Final = 8  # c2sp.org/tlog-tiles
 TILE_WIDTH: Final = 1 << TILE_HEIGHT  # = 256
@@ -105,15 +105,6 @@ def tile_path(level: int, index: int, width: int = TILE_WIDTH) -> str:
         InvalidTileError: no tree has such a tile.
     """
     return str(TilePath(level, index, width))
-
-
-def entries_path(index: int, width: int = TILE_WIDTH) -> str:
-    """Return the path of an entry bundle.
-
-    Raises:
-        InvalidTileError: no tree has such a bundle.
-    """
-    return str(TilePath(None, index, width))
 
 
 def parse_path(path: str) -> TilePath:
@@ -389,7 +380,7 @@ def inclusion_proof(
     if not 0 <= leaf_index < tree_size:
         msg = f"a tree of size {tree_size} has no leaf {leaf_index}"
         raise ValueError(msg)
-    ranges = merkle.inclusion_ranges(leaf_index, 0, tree_size)
+    ranges = merkle.inclusion_ranges(leaf_index, tree_size)
     return tuple(nodes.root(start, end) for start, end in ranges)
 
 
@@ -413,5 +404,5 @@ def consistency_proof(
         msg = f"no tree of size {new_size} grew from one of size {old_size}"
         raise ValueError(msg)
     nodes = _Nodes(read_tile, new_size)
-    ranges = merkle.consistency_ranges(0, old_size, new_size)
+    ranges = merkle.consistency_ranges(old_size, new_size)
     return tuple(nodes.root(start, end) for start, end in ranges)

@@ -31,7 +31,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -44,6 +43,7 @@ from ledger.checkpoint import (
 from ledger.merkle import (
     EMPTY_ROOT,
     HASH_SIZE,
+    MAX_PROOF_HASHES,
     InvalidProofError,
     verify_consistency,
 )
@@ -61,7 +61,6 @@ from ledger.signing import SigningKey
 ADD_CHECKPOINT_PATH: Final = "add-checkpoint"
 SIZE_CONTENT_TYPE: Final = "text/x.tlog.size"
 TEXT_CONTENT_TYPE: Final = "text/plain; charset=utf-8"
-MAX_PROOF_HASHES: Final = 63  # c2sp.org/tlog-witness
 MAX_HEAD_SIZE_BYTES: Final = 4_096  # 63 lines of 45 bytes, and the first
 MAX_REQUEST_SIZE_BYTES: Final = MAX_HEAD_SIZE_BYTES + MAX_NOTE_SIZE_BYTES
 
@@ -115,24 +114,6 @@ class AddCheckpoint:
     proof: tuple[bytes, ...]
     signed_note: bytes
     checkpoint: Checkpoint
-
-
-def format_request(old_size: int, proof: Sequence[bytes], signed_note: bytes) -> bytes:
-    """Return the body of a request.
-
-    Args:
-        old_size: Size of the last checkpoint that the witness cosigned; 0 if unknown: a
-            409 will tell.
-        proof: Consistency proof from there; empty from 0.
-        signed_note: The checkpoint.
-
-    Raises:
-        InvalidRequestError: no witness would accept it. A bug of the caller.
-    """
-    lines = [f"old {old_size}", *map(encode_base64, proof), "\n"]
-    body = "\n".join(lines).encode() + signed_note
-    parse_request(body)
-    return body
 
 
 def _parse_head(signed_note: bytes) -> Checkpoint:

@@ -12,7 +12,6 @@ It deliberately knows no agents, rounds or privacy: its caller decides what may 
 summed.
 """
 
-from collections.abc import Iterable
 from typing import Final
 
 import numpy as np
@@ -32,8 +31,6 @@ MAX_TOTAL_EXAMPLES: Final = 2**31 - 1  # = 2,147,483,647
 
 #: Elements summed at a time: the products stay in cache, and the calls are few.
 _CHUNK: Final = 2**18  # = 262,144
-#: No int32 is larger than this in magnitude.
-_MAX_MAGNITUDE: Final = 2**31  # = 2,147,483,648
 
 
 class TooManyExamplesError(ValueError):
@@ -87,7 +84,15 @@ class Accumulator:
 
         A refused update leaves the sum as it was.
         """
-        self._check(update, np.dtype(np.int32), num_examples)
+        if update.dtype != np.int32 or update.shape != self._total.shape:
+            msg = f"{update.dtype}{update.shape} isn't int32{self._total.shape}"
+            raise ValueError(msg)
+        if num_examples < 1:
+            msg = f"{num_examples} examples; at least 1"
+            raise ValueError(msg)
+        if self._num_examples + num_examples > MAX_TOTAL_EXAMPLES:
+            msg = f"{self._num_examples} + {num_examples} examples reach 2^31"
+            raise TooManyExamplesError(msg)
         weight = np.int64(num_examples)
         for begin in range(0, len(update), _CHUNK):
             chunk = update[begin : begin + _CHUNK]
@@ -96,67 +101,6 @@ class Accumulator:
             products *= weight
             self._total[begin : begin + _CHUNK] += products
         self._num_examples += num_examples
-
-    def add_partial(self, total: NDArray[np.int64], num_examples: int) -> None:
-        """Add somebody else's sum, such as a region's in a tree.
-
-        Args:
-            total: shape (d,) int64: an accumulator's total.
-            num_examples: That accumulator's total weight, at least 1.
-
-        Raises:
-            TooManyExamplesError: The total weight would reach 2^31.
-            ValueError: Another shape or type, a weight below 1, or values that no
-                updates of that total weight can sum to.
-
-        A refused sum leaves this one as it was.
-        """
-        self._check(total, np.dtype(np.int64), num_examples)
-        bound = num_examples * _MAX_MAGNITUDE
-        if ((total > bound) | (total < -bound)).any():
-            msg = f"not a sum of updates with {num_examples} examples in all"
-            raise ValueError(msg)
-        self._total += total
-        self._num_examples += num_examples
-
-    def _check(
-        self,
-        addend: NDArray[np.int32] | NDArray[np.int64],
-        dtype: np.dtype[np.int32] | np.dtype[np.int64],
-        num_examples: int,
-    ) -> None:
-        if addend.dtype != dtype or addend.shape != self._total.shape:
-            msg = f"{addend.dtype}{addend.shape} isn't {dtype}{self._total.shape}"
-            raise ValueError(msg)
-        if num_examples < 1:
-            msg = f"{num_examples} examples; at least 1"
-            raise ValueError(msg)
-        if self._num_examples + num_examples > MAX_TOTAL_EXAMPLES:
-            msg = f"{self._num_examples} + {num_examples} examples reach 2^31"
-            raise TooManyExamplesError(msg)
-
-
-def weighted_sum(
-    updates: Iterable[tuple[NDArray[np.int32], int]], num_parameters: int
-) -> NDArray[np.int64]:
-    """Sum updates, each times its number of examples.
-
-    Args:
-        updates: Pairs of an update, shape (d,) int32, and its num_examples; in any
-            order, read one at a time.
-        num_parameters: d.
-
-    Returns:
-        shape (d,) int64, |x| < 2^62; zeros without updates.
-
-    Raises:
-        TooManyExamplesError: The total weight reaches 2^31.
-        ValueError: As `Accumulator.add`.
-    """
-    accumulator = Accumulator(num_parameters)
-    for update, num_examples in updates:
-        accumulator.add(update, num_examples)
-    return accumulator.total
 
 
 def sum_to_blob(total: NDArray[np.int64]) -> bytes:

@@ -33,7 +33,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from protocol.encoding import MAX_FRACTIONAL_BITS, NotFiniteError
+from protocol.encoding import NotFiniteError, check_fractional_bits
 
 #: Committed values are less than this in magnitude.
 COMMITTED_LIMIT: Final = 2**19  # = 524,288
@@ -100,9 +100,7 @@ def clip_and_encode(
     if delta.ndim != 1 or not len(delta):
         msg = f"not a vector: shape {delta.shape}"
         raise ValueError(msg)
-    if not 0 <= fractional_bits <= MAX_FRACTIONAL_BITS:
-        msg = f"{fractional_bits} fractional bits, not 0 to {MAX_FRACTIONAL_BITS}"
-        raise ValueError(msg)
+    check_fractional_bits(fractional_bits)
     if norm_bound < compute_min_norm_bound(len(delta)):
         msg = (
             f"a norm bound of {norm_bound} steps is too small for {len(delta)} values: "

@@ -20,6 +20,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from protocol.refusals import RefusedError
 from protocol.tensors import (
     VECTOR_HEADER_BYTES,
     MalformedBlobError,
@@ -62,19 +63,8 @@ class RefusalReason(StrEnum):
     OUT_OF_RANGE = "OUT_OF_RANGE"
 
 
-class UpdateRefusedError(ValueError):
-    """An agent's blob isn't an update of this round; bad input, never a bug of ours.
-
-    Attributes:
-        reason: For the ledger.
-        detail: Why, as text; never part of anything hashed.
-    """
-
-    def __init__(self, reason: RefusalReason, detail: str) -> None:
-        """Refuse for one reason."""
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
-        self.detail = detail
+class UpdateRefusedError(RefusedError[RefusalReason]):
+    """An agent's blob isn't an update of this round; bad input, never a bug of ours."""
 
 
 def encode_update(
@@ -95,7 +85,7 @@ def encode_update(
         OutOfRangeError: A value too large to encode.
         ValueError: `fractional_bits` out of range; a bug.
     """
-    _check_fractional_bits(fractional_bits)
+    check_fractional_bits(fractional_bits)
     scaled = delta.astype(np.float64)  # a copy; exact, and so is the scaling
     if not np.isfinite(scaled).all():
         index = int(np.argmin(np.isfinite(scaled)))
@@ -113,22 +103,6 @@ def encode_update(
         )
         raise OutOfRangeError(msg)
     return scaled.astype(np.int32)
-
-
-def decode_update(
-    update: NDArray[np.int32], fractional_bits: int
-) -> NDArray[np.float64]:
-    """Return the value of an encoded update, exactly.
-
-    Args:
-        update: shape (d,) int32.
-        fractional_bits: As in `encode_update`.
-
-    Returns:
-        shape (d,) float64, within 2^-(f+1) of what was encoded.
-    """
-    _check_fractional_bits(fractional_bits)
-    return np.ldexp(update.astype(np.float64), -fractional_bits)
 
 
 def update_to_blob(update: NDArray[np.int32]) -> bytes:
@@ -186,7 +160,8 @@ def parse_update(blob: bytes, *, num_parameters: int) -> NDArray[np.int32]:
     return update
 
 
-def _check_fractional_bits(fractional_bits: int) -> None:
+def check_fractional_bits(fractional_bits: int) -> None:
+    """Check that a federation's precision is one; a bug if not."""
     if not 0 <= fractional_bits <= MAX_FRACTIONAL_BITS:
         msg = f"{fractional_bits} fractional bits, not 0 to {MAX_FRACTIONAL_BITS}"
         raise ValueError(msg)

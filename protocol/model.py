@@ -19,6 +19,8 @@ from protocol.strategies import STRATEGIES
 from protocol.tensors import VECTOR_HEADER_BYTES
 from schemas.events import BlobRef, RoundSealed
 
+MAX_ONNX_SIZE_BYTES: Final = 2**31
+"""Protocol Buffers, and so ONNX files, end there."""
 _PADDING_BYTES: Final = 8
 
 

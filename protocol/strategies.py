@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protocol.aggregation import MAX_TOTAL_EXAMPLES
-from protocol.encoding import MAX_FRACTIONAL_BITS
+from protocol.encoding import check_fractional_bits
 
 
 def fedavg(
@@ -53,9 +53,7 @@ def fedavg(
     if not 1 <= num_examples <= MAX_TOTAL_EXAMPLES:
         msg = f"{num_examples} examples, not 1 to {MAX_TOTAL_EXAMPLES}"
         raise ValueError(msg)
-    if not 0 <= fractional_bits <= MAX_FRACTIONAL_BITS:
-        msg = f"{fractional_bits} fractional bits, not 0 to {MAX_FRACTIONAL_BITS}"
-        raise ValueError(msg)
+    check_fractional_bits(fractional_bits)
     if not np.isfinite(base).all():
         msg = "the base model isn't finite"
         raise ValueError(msg)

@@ -15,6 +15,7 @@ from typing import Final
 
 from ledger.policy import BFT_GROUP, NO_QUORUM
 from protocol.configuration import get_reward_rule
+from protocol.encoding import MAX_FRACTIONAL_BITS
 from protocol.fields import NAME, find_blob_problem, find_text_problem
 from protocol.modes import MODES, get_mode, list_kinds, list_modes
 from protocol.modes.problem import Problem
@@ -64,7 +65,6 @@ METRIC_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,63}")
 MAX_METRICS: Final = 64
 ACCURACY: Final = "accuracy"
 """The metric behind rewards: the fraction of examples classified correctly."""
-MAX_FRACTIONAL_BITS: Final = 30
 MAX_AGENTS_IN_COHORT: Final = 10_000
 MAX_WEIGHT: Final = 2**30
 """Of all contributions of a round: every |x| is below 2**31, so |sum| < 2**61, and the

@@ -56,7 +56,8 @@ FRAMING_SIZE: Final = 5
 """What Confluent's framing has in place of the header: a zero byte, a 4-byte id."""
 MAX_VALUE_SIZE_BYTES: Final = MAX_EVENT_SIZE_BYTES - HEADER_SIZE + FRAMING_SIZE
 """Largest value of a record, 64,995 bytes, whose event fits a leaf."""
-MAX_LEAF_SIZE_BYTES: Final = 65_535
+MAX_LEAF_SIZE_BYTES: Final = 2**16 - 1  # = 65,535
+"""C2SP tlog-tiles: entry bundles write an entry's length in 16 bits."""
 MAX_ITEMS: Final = 4_096
 """Of an array in an event: a block has at most 1,000 leaves, nothing else as many. An
 item can be a single byte, of which 100 compress to one."""

@@ -11,16 +11,13 @@ so only one block's blobs are in memory.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
 
 from adapters.blobs import BlobStore
 from protocol.model import compute_max_model_size
 from protocol.modes.mode import Checker
-from protocol.modes.problem import RoundError
+from protocol.modes.problem import MAX_DETAIL_LENGTH, RoundError
 from protocol.round_view import RoundView, list_parts
 from schemas import events as e
-
-MAX_DETAIL_LENGTH: Final = 200
 
 
 def complete(

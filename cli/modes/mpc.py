@@ -173,9 +173,9 @@ def with_parties(
             and distance is given.
     """
     from producers.control import InvalidConfigurationError
+    from protocol.encoding import MAX_FRACTIONAL_BITS
     from protocol.modes.mpc.configuration import MAX_NORM_BOUND
     from protocol.modes.mpc.sketches import compute_threshold
-    from protocol.validation import MAX_FRACTIONAL_BITS
     from schemas.events import Comparison, Mpc
 
     if not parties:

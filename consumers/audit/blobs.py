@@ -10,7 +10,7 @@ import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Final, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from consumers.audit.report import Finding, FindingCode, Place, Report
 from protocol.aggregation import sum_from_blob
 from protocol.exchanged_state import model_from_blob
 from protocol.model import (
+    MAX_ONNX_SIZE_BYTES,
     RoundResult,
     compute_max_model_size,
     compute_max_sum_size,
@@ -31,9 +32,6 @@ from protocol.round_view import RoundView, list_parts
 from protocol.tensors import MalformedBlobError, num_parameters
 from schemas.events import AggregatePublished, BlobRef, RoundSealed
 from schemas.reasons import Reason
-
-MAX_ONNX_SIZE_BYTES: Final = 2**31
-"""The largest Protocol Buffers, and so ONNX, file."""
 
 
 class FetchBlob(Protocol):

@@ -19,7 +19,7 @@ from typing import Final, Protocol
 from consumers.node.checkpoints import CheckpointDesk
 from ledger.attestations import Header
 from ledger.checkpoint import cosign_checkpoint
-from ledger.consensus import Consensus, CosignRefusedError
+from ledger.consensus import MAX_COSIGNABLE, Consensus, CosignRefusedError
 from ledger.signing import SigningKey
 from ledger.votes import VoteState
 
@@ -27,8 +27,6 @@ log = logging.getLogger(__name__)
 
 CHECKPOINT_PATIENCE_S: Final = 10.0
 """How long a final block may lack the log's checkpoint before it is passed over."""
-MAX_COSIGNABLE: Final = 1_024
-"""Final blocks waiting; older ones go without, as in `ledger.consensus`."""
 
 
 class Votes(Protocol):

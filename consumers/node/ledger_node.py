@@ -43,7 +43,7 @@ from adapters.block_store import BlockStore, BlockStoreError, StoredBlock
 from adapters.tile_store import TileStore, TileStoreError
 from consumers.node.blocks import BlockTree, TreeBlock, UnfitBlockError
 from consumers.node.checkpoints import CheckpointDesk
-from consumers.node.cosigner import MAX_COSIGNABLE, Cosigner, Votes
+from consumers.node.cosigner import Cosigner, Votes
 from consumers.node.feed import AlertCode, Alerts, Feed, size_of
 from consumers.node.rechecks import Rechecker, RecheckTally
 from ledger.attestations import (
@@ -54,6 +54,7 @@ from ledger.attestations import (
     order,
 )
 from ledger.consensus import (
+    MAX_COSIGNABLE,
     Consensus,
     Effects,
     Finalised,

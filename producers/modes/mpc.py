@@ -32,6 +32,7 @@ from protocol.clipping import clip_and_encode
 from protocol.modes.mpc.checker import compute_context, encode_proof, make_place
 from protocol.modes.mpc.configuration import get_mpc
 from protocol.modes.mpc.norm_prover import ProverState, commit_update, prove_norm
+from protocol.modes.mpc.projections import SEED_SIZE
 from protocol.modes.mpc.sealing import SealingKey, seal_share
 from protocol.modes.mpc.shares import split_update
 from schemas.events import (
@@ -42,7 +43,6 @@ from schemas.events import (
     UpdateCommitted,
 )
 
-SEED_SIZE: Final = 32
 _DOMAIN: Final = b"folkmoot-agent-update/v1\n"
 _NOTHING: Final = BlobRef(uri="", sha256=bytes(32), size_bytes=1)
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from schemas import events as e
 from schemas.reasons import Reason
 
 Problem: TypeAlias = tuple[Reason, str]
 """A reason code, for the ledger, and details, as text."""
+
+MAX_DETAIL_LENGTH: Final = 200
+"""Of a detail that may quote what others wrote: a hundred of them must fit an event."""
 
 
 @dataclass(frozen=True, slots=True)

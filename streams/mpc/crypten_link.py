@@ -37,9 +37,9 @@ from torch.distributed import ReduceOp
 from torch.onnx._internal.torchscript_exporter import registration
 
 from adapters.modes.mpc.link import ArrayKind, PartyLink
+from protocol.modes.mpc.configuration import MAX_COMPARED
 from protocol.modes.mpc.sketches import NUM_BUCKETS
 from streams.mpc.robustness import (
-    MAX_AGENTS,
     RobustnessError,
     RobustnessFailure,
     check_configuration,
@@ -252,7 +252,7 @@ def _parse_request(request: NDArray[Any]) -> tuple[Any, ...]:
         or math.prod(size or 1 for size in first) > MAX_DEALT_WORDS
     ):
         raise _refuse(request)
-    if code == 0 and num_agents <= MAX_AGENTS:
+    if code == 0 and num_agents <= MAX_COMPARED:
         # Only products of the sketches with themselves.
         if first == (num_agents, NUM_BUCKETS) and second == (NUM_BUCKETS, num_agents):
             return "additive", first, second, "matmul"

@@ -43,13 +43,13 @@ from numpy.typing import NDArray
 
 from adapters.log_lines import guard_logs
 from adapters.modes.mpc.link import LinkError, LinkPlan, PartyLink
+from protocol.modes.mpc.configuration import MAX_COMPARED
 from protocol.modes.mpc.far_pairs import compute_num_pairs, encode_far, make_symmetric
 from protocol.modes.mpc.sketches import NUM_BUCKETS, check_threshold
 
 log = logging.getLogger(__name__)
 
 CONTEXT_DOMAIN: Final = b"folkmoot/robustness/v1\n"
-MAX_AGENTS: Final = 256
 MIN_PEERS: Final = 3
 """Two parties and a dealer."""
 PROVIDER: Final = "TTP"
@@ -163,7 +163,7 @@ def find_far(
     Args:
         link: To all parties in order, then to the dealer.
         sketches: Sketches of our shares, of agents in ascending order of agent_id;
-            shape (N, 512), N from 2 to `MAX_AGENTS`. **Secret.**
+            shape (N, 512), N from 2 to `MAX_COMPARED`. **Secret.**
         threshold: Squared distance above which a pair is far, in squared encoded units;
             1 to 2^62.
         context: What this is about: any bytes that determine round and agents.
@@ -281,8 +281,8 @@ def _check_arguments(
     if sketches.dtype != np.uint64 or sketches.shape != (num_agents, NUM_BUCKETS):
         msg = f"sketches of shape {sketches.shape}, {sketches.dtype}"
         raise ValueError(msg)
-    if not 2 <= num_agents <= MAX_AGENTS:  # noqa: PLR2004  # a pair
-        msg = f"{num_agents} agents; from 2 to {MAX_AGENTS} can be compared"
+    if not 2 <= num_agents <= MAX_COMPARED:  # noqa: PLR2004  # a pair
+        msg = f"{num_agents} agents; from 2 to {MAX_COMPARED} can be compared"
         raise ValueError(msg)
     if link.num_peers < MIN_PEERS or link.rank == link.num_peers - 1:
         msg = "a link has two parties or more and, last, a dealer, who has no shares"

@@ -99,17 +99,13 @@ from ledger.merkle import (
     leaf_hash,
     verify_consistency,
     verify_inclusion,
-    verify_subtree_consistency,
-    verify_subtree_inclusion,
 )
 from ledger.merkle import consistency_proof as prove_consistency
 from ledger.merkle import inclusion_proof as prove_inclusion
 from ledger.note import (
     InvalidKeyError,
     InvalidNoteError,
-    encode_skey,
     parse_note,
-    parse_skey,
     parse_vkey,
 )
 from ledger.policy import InvalidPolicyError, make_bft_policy, parse_policy
@@ -124,7 +120,7 @@ from ledger.tiles import (
     parse_tile,
 )
 from ledger.votes import VotesLostError, VoteState
-from ledger.witness import InvalidRequestError, format_request, judge, parse_request
+from ledger.witness import InvalidRequestError, judge, parse_request
 from producers.agent.agent import Agent
 from producers.timer import Timer
 from protocol import admission, validation
@@ -174,6 +170,7 @@ from tests.paths import VECTORS
 from tests.simulation.federation import CONFIG
 from tests.unit.ledger import nodes as made
 from tests.unit.protocol.modes.mpc import test_party_vectors as party_vectors
+from tests.witnessing import format_request
 
 Parse = Callable[[bytes], object]
 FEDERATION: Final = "clinics"
@@ -703,7 +700,7 @@ def _proof_from_tiles(data: bytes) -> None:
 def _verify_proofs(data: bytes) -> None:
     """Verify proofs of hashes, with numbers before them."""
     numbers = [int.from_bytes(part, "big") >> 1 for part in chunks(data[:32], 8)]
-    index, start, end, size = (numbers + [0] * 4)[:4]
+    index, _, end, size = (numbers + [0] * 4)[:4]
     first, second, *proof = (*chunks(data[32:]), b"", b"")
     for check in (
         lambda: verify_inclusion(
@@ -711,17 +708,6 @@ def _verify_proofs(data: bytes) -> None:
         ),
         lambda: verify_consistency(
             proof, old_size=end, old_root=first, new_size=size, new_root=second
-        ),
-        lambda: verify_subtree_inclusion(
-            proof, leaf_hash=first, leaf_index=index, start=start, end=end, root=second
-        ),
-        lambda: verify_subtree_consistency(
-            proof,
-            start=start,
-            end=end,
-            subtree_root=first,
-            tree_size=size,
-            root=second,
         ),
     ):
         with suppress(InvalidProofError, ValueError):
@@ -1478,12 +1464,6 @@ TARGETS: Final[tuple[Target, ...]] = (
         parse=as_text(parse_vkey),
         errors=(InvalidKeyError,),
         seeds=lambda: [LOG_KEY.to_vkey().encode()],
-    ),
-    Target(
-        name="skey",
-        parse=as_text(parse_skey),
-        errors=(InvalidKeyError,),
-        seeds=lambda: [encode_skey("log", SEQUENCER).encode()],
     ),
     Target(
         name="policy",

@@ -25,11 +25,11 @@ from ledger.equivocation import find_contradiction
 from ledger.note import parse_note
 from ledger.policy import parse_policy
 from ledger.tiles import tile_path, tree_from_tiles
-from ledger.witness import format_request
 from schemas import events as e
 from schemas import topics
 from tests.integration.harness import Federation, Puppet, World, wait_until
 from tests.paths import ROOT
+from tests.witnessing import format_request
 
 NAME = "nodes"
 NUM_NODES = 4

@@ -26,7 +26,7 @@ from protocol.modes.mpc.far_pairs import MAX_FAR_THRESHOLD, flag
 from protocol.modes.mpc.sketches import NUM_BUCKETS, Sketch, compute_threshold
 from streams.mpc import robustness
 from streams.mpc.robustness import (
-    MAX_AGENTS,
+    MAX_COMPARED,
     RobustnessError,
     RobustnessFailure,
     UnsafeConfigurationError,
@@ -354,7 +354,7 @@ def test_what_are_no_bits_is_refused(monkeypatch, opened):
     ("sketches", "threshold"),
     [
         (np.zeros((1, NUM_BUCKETS), dtype=np.uint64), 1),
-        (np.zeros((MAX_AGENTS + 1, NUM_BUCKETS), dtype=np.uint64), 1),
+        (np.zeros((MAX_COMPARED + 1, NUM_BUCKETS), dtype=np.uint64), 1),
         (np.zeros((2, NUM_BUCKETS - 1), dtype=np.uint64), 1),
         (np.zeros((2, NUM_BUCKETS), dtype=np.int64), 1),
         (np.zeros(NUM_BUCKETS, dtype=np.uint64), 1),

@@ -19,10 +19,15 @@ from typing import Any
 
 from cli.stack.processes import kill_owned, last_lines, spawn_owned
 from ledger.merkle import EMPTY_ROOT
-from ledger.note import KeyType, VerifierKey, encode_base64, encode_skey, parse_vkey
+from ledger.note import KeyType, VerifierKey, encode_base64, parse_vkey
 from tests.interop.post import post
 from tests.interop.programs import Programs
-from tests.interop.publication import Publication, format_hashes, make_key
+from tests.interop.publication import (
+    Publication,
+    encode_skey,
+    format_hashes,
+    make_key,
+)
 
 TIMEOUT_S = 60
 POST = Path(__file__).with_name("post.py")

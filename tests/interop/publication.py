@@ -28,9 +28,9 @@ from ledger.note import (
     Note,
     NoteSignature,
     VerifierKey,
-    encode_skey,
+    encode_base64,
+    parse_base64,
     parse_note,
-    parse_skey,
 )
 from ledger.policy import make_bft_policy
 from ledger.proof_file import make_receipt
@@ -118,7 +118,9 @@ class Publication:
 
     def sign(self, size: int, tree_root: bytes, origin: str | None = None) -> bytes:
         """Return a checkpoint that the log signs, whether it is true or not."""
-        name, key = parse_skey((self.directory / "log.skey").read_text())
+        skey = (self.directory / "log.skey").read_text().removeprefix("PRIVATE+KEY+")
+        name, _, material = skey.split("+", maxsplit=2)
+        key = SigningKey(parse_base64(material)[1:])
         return sign_checkpoint(Checkpoint(origin or name, size, tree_root), key, name)
 
     def sign_prefix(self, size: int) -> bytes:
@@ -182,6 +184,13 @@ def tile_path(level: str, index: int, width: int) -> str:
     return f"tile/{level}/{'/'.join(groups)}{partial}"
 
 
+def encode_skey(name: str, key: SigningKey) -> str:
+    """Return a private key as one line, as Go's sumdb/note writes it."""
+    key_id = VerifierKey(name, KeyType.ED25519, key.public_key).key_id
+    material = encode_base64(bytes([KeyType.ED25519]) + key.seed)
+    return f"PRIVATE+KEY+{name}+{key_id.hex()}+{material}"
+
+
 def format_hashes(hashes: Sequence[bytes]) -> str:
     """Return hashes as the lines of a proof."""
     return "".join(f"{base64.b64encode(value).decode()}\n" for value in hashes)
@@ -242,7 +251,7 @@ def write_demo(demo: Path, directory: Path) -> Publication:
     for leaf_index in {2, size // 2, size - 1}:
         published.receipt(leaf_index).write_bytes(
             make_receipt(
-                store.read_entry(leaf_index),
+                store.read_entries(leaf_index // TILE)[leaf_index % TILE],
                 leaf_index,
                 store.inclusion_proof(leaf_index, size),
                 store.checkpoint() or b"",

@@ -28,12 +28,12 @@ from protocol.modes.mpc.norm_proof import (
     compute_blinding_challenges,
     compute_challenges,
     expand_projection,
-    verify_norm_proof,
     verify_norm_proofs,
 )
 from protocol.modes.mpc.norm_prover import commit_update, find_four_squares, prove_norm
 from protocol.modes.mpc.projections import NUM_PROJECTIONS
 from schemas.codec import CodecError
+from tests.proving import verify_norm_proof
 from tests.slow_norm_prover import FastGroup
 from tests.vectors.norm_proof.generate import (
     decode_proof,

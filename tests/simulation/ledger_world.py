@@ -43,10 +43,11 @@ from ledger.attestations import (
 )
 from ledger.consensus import Consensus, Effects, Finalised
 from ledger.equivocation import find_contradiction, verify_equivocation
-from ledger.finality import verify_finality, verify_last_block
+from ledger.finality import verify_finality
 from ledger.signing import InvalidSignatureError, SigningKey
 from ledger.votes import VoteState
 from schemas import events as e
+from tests.endings import verify_last_block
 
 FEDERATION: Final = "clinics"
 CHAIN_ID: Final = hashlib.sha256(b"a chain").digest()
@@ -285,7 +286,7 @@ class World:
         if header.era != member.era:
             return
         consensus, parent_id = member.consensus, header.previous_id
-        if parent_id == consensus.final_id or consensus.find_block(parent_id):
+        if parent_id == consensus.final_id or consensus._blocks.get(parent_id):
             changes = block.changes_nodes
             self.handle(member, consensus.add_block(header, changes_nodes=changes))
 
@@ -406,7 +407,7 @@ class World:
             wanted = source.blocks.get(block_id)
             if wanted is not None:
                 self.show(target, wanted)
-            elif source.consensus.find_block(block_id):
+            elif source.consensus._blocks.get(block_id):
                 # A closing child follows from the block that it closes.
                 for block in tuple(source.blocks.values()):
                     if block.changes_nodes:

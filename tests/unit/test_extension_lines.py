@@ -48,7 +48,6 @@ from ledger.proof_file import make_receipt, verify_receipt
 from ledger.witness import (
     InvalidRequestError,
     Refusal,
-    format_request,
     make_response,
     parse_request,
 )
@@ -65,6 +64,7 @@ from tests.paths import ROOT
 from tests.unit.consumers.node.test_ledger_node import Bus, short_log
 from tests.unit.producers import test_timer
 from tests.unit.protocol.test_cohort_checkpoint import founded
+from tests.witnessing import format_request
 
 NAMES: Final = ("node0", "node1", "node2", "node3")
 SEQUENCER: Final = make_key("SEQUENCER")

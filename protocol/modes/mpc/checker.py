@@ -73,20 +73,24 @@ from protocol.modes.mpc.share_link import (
     verify_link,
     verify_party_sum,
 )
-from protocol.modes.mpc.shares import Share, ShareRefusedError, ShareShape, parse_share
-from protocol.modes.problem import Fetch, RoundError
+from protocol.modes.mpc.shares import (
+    WORD_SIZE,
+    Share,
+    ShareRefusedError,
+    ShareShape,
+    parse_share,
+)
+from protocol.modes.problem import MAX_DETAIL_LENGTH, Fetch, RoundError
 from schemas import codec
 from schemas import events as e
 from schemas.reasons import Reason
 
 STATEMENT_DOMAIN: Final = b"folkmoot/norm-statement/v1\n"
 SHARE_DOMAIN: Final = b"folkmoot/share-statement/v1\n"
-MAX_DETAIL_LENGTH: Final = 200
 SEALING_ALLOWANCE_BYTES: Final = 2_048
 """Encapsulated key and tag take 48 bytes, or 1,136 with ML-KEM-768."""
 PROOF_ALLOWANCE_BYTES: Final = 6_144
 """Projections take 4,635 bytes; lengths and counts a few."""
-_WORD_SIZE: Final = 8
 _LINK_OVERHEAD_BYTES: Final = 1_024
 """Names, reason, detail and lengths of an entry; ours take less."""
 
@@ -137,13 +141,13 @@ class MpcShape:
     def max_links_size(self) -> int:
         """The largest links of a party, for 256 agents, in bytes."""
         words = NUM_PROJECTIONS + NUM_SUM_PROJECTIONS
-        return 256 * (words * _WORD_SIZE + SCALAR_SIZE + _LINK_OVERHEAD_BYTES)
+        return 256 * (words * WORD_SIZE + SCALAR_SIZE + _LINK_OVERHEAD_BYTES)
 
     @property
     def max_partial_size(self) -> int:
         """A party's largest part of the sum, in bytes."""
         words = self.num_values + NUM_SUM_PROJECTIONS
-        return words * _WORD_SIZE + (self.num_rows + 1) * SCALAR_SIZE + 256
+        return words * WORD_SIZE + (self.num_rows + 1) * SCALAR_SIZE + 256
 
 
 # What is bound to what
@@ -366,7 +370,7 @@ def _parse_link(entry: e.ShareLink) -> Link | RoundError:
         detail = "a detail, but no reason"
         return RoundError(Reason.BAD_SHARE, detail)
     sizes = len(entry.projections), len(entry.sum_projections)
-    if sizes != (NUM_PROJECTIONS * _WORD_SIZE, NUM_SUM_PROJECTIONS * _WORD_SIZE):
+    if sizes != (NUM_PROJECTIONS * WORD_SIZE, NUM_SUM_PROJECTIONS * WORD_SIZE):
         detail = "{} and {} bytes of projections".format(*sizes)
         return RoundError(Reason.BAD_SHARE, detail)
     try:
@@ -408,8 +412,8 @@ def parse_partial(blob: bytes, shape: MpcShape) -> PartySum:
         raise RoundError(Reason.WRONG_PARTIAL, str(error)) from error
     sizes = len(partial.values), len(partial.masks), len(partial.row_blindings)
     expected = (
-        shape.num_values * _WORD_SIZE,
-        NUM_SUM_PROJECTIONS * _WORD_SIZE,
+        shape.num_values * WORD_SIZE,
+        NUM_SUM_PROJECTIONS * WORD_SIZE,
         shape.num_rows * SCALAR_SIZE,
     )
     if sizes != expected:

@@ -39,6 +39,7 @@ from py_arkworks_bls12381 import G1Point, Scalar
 
 from protocol.clipping import COMMITTED_LIMIT
 from protocol.modes.mpc.limbs import LIMB_BITS, NUM_LIMBS, from_limbs, to_limbs
+from protocol.refusals import RefusedError
 
 #: r, the order of the group; draft-irtf-cfrg-pairing-friendly-curves section 4.2.1.
 SCALAR_ORDER: Final = 0x73EDA753299D7D483339D80809A1D80553BDA402FFFE5BFEFFFFFFFF00000001
@@ -53,8 +54,8 @@ GENERATOR_DOMAIN: Final = b"folkmoot-commitments/v1 BLS12381G1_XMD:SHA-256_SSWU_
 _BLINDING: Final = b"H"
 _SCALAR: Final = b"U"
 _OPENING_DOMAIN: Final = b"folkmoot-opening/v1\n"
-#: A wrong opening passes with the inverse of 2^128.
-_WEIGHT_SIZE: Final = 16
+#: A wrong opening, or a wrong sum of proofs, passes with the inverse of 2^128.
+WEIGHT_SIZE: Final = 16
 _WORD_BITS: Final = 32
 _WORD_MASK: Final = 2**_WORD_BITS - 1
 _WORD_LIMBS: Final = _WORD_BITS // LIMB_BITS
@@ -81,19 +82,8 @@ class RefusalReason(StrEnum):
     SCALAR_OUT_OF_RANGE = "SCALAR_OUT_OF_RANGE"
 
 
-class InvalidEncodingError(ValueError):
-    """The bytes are no point or scalar; bad input, never a bug of ours.
-
-    Attributes:
-        reason: The first broken rule.
-        detail: Why, as text.
-    """
-
-    def __init__(self, reason: RefusalReason, detail: str) -> None:
-        """Refuse for one reason."""
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
-        self.detail = detail
+class InvalidEncodingError(RefusedError[RefusalReason]):
+    """The bytes are no point or scalar; bad input, never a bug of ours."""
 
 
 def choose_row_length(num_values: int) -> int:
@@ -452,10 +442,10 @@ def _hash_weights(
     digest.update(matrix.astype("<i8", copy=False).data)
     for blinding in blindings:
         digest.update(encode_scalar(blinding))
-    stream = hashlib.shake_256(digest.digest()).digest(_WEIGHT_SIZE * len(rows))
+    stream = hashlib.shake_256(digest.digest()).digest(WEIGHT_SIZE * len(rows))
     return [
-        int.from_bytes(stream[begin : begin + _WEIGHT_SIZE], "little")
-        for begin in range(0, len(stream), _WEIGHT_SIZE)
+        int.from_bytes(stream[begin : begin + WEIGHT_SIZE], "little")
+        for begin in range(0, len(stream), WEIGHT_SIZE)
     ]
 
 

@@ -74,6 +74,7 @@ from protocol.modes.mpc.commitments import (
     MIN_ROW_LENGTH,
     SCALAR_ORDER,
     SCALAR_SIZE,
+    WEIGHT_SIZE,
     InvalidEncodingError,
     compute_num_rows,
     get_blinding_generator,
@@ -93,6 +94,7 @@ from protocol.modes.mpc.projections import (
     expand_stream,
 )
 from protocol.modes.mpc.transcript import Transcript
+from protocol.refusals import RefusedError
 
 PROOF_DOMAIN: Final = b"folkmoot-norm-proof/v1\n"
 #: Masks are uniform in [-2^113, 2^113).
@@ -116,7 +118,6 @@ assert MAX_PROJECTION < 2 ** (8 * PROJECTION_SIZE - 1)
 assert max(NUM_PROJECTIONS, MAX_ROW_LENGTH) << LIMB_BITS <= EXACT_LIMIT
 
 _BATCH_DOMAIN: Final = b"folkmoot-norm-proof-batch/v1\n"
-_WEIGHT_SIZE: Final = 16  # a wrong sum passes with 2^-128
 _NUM_EQUATIONS: Final = 3
 
 
@@ -129,19 +130,8 @@ class ProofRefusal(StrEnum):
     NOT_PROVEN = "NOT_PROVEN"
 
 
-class InvalidProofError(ValueError):
-    """An agent's message proves nothing; bad input, never a bug of ours.
-
-    Attributes:
-        reason: The first broken rule.
-        detail: Why, as text; never part of anything hashed.
-    """
-
-    def __init__(self, reason: ProofRefusal, detail: str) -> None:
-        """Refuse for one reason."""
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
-        self.detail = detail
+class InvalidProofError(RefusedError[ProofRefusal]):
+    """An agent's message proves nothing; bad input, never a bug of ours."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -349,30 +339,6 @@ def compute_powers(base: int, count: int) -> list[int]:
     return list(accumulate(steps, lambda a, b: a * b % SCALAR_ORDER, initial=1))
 
 
-def check_commitments(statement: NormStatement) -> None:
-    """Check what can be checked of an agent's commitments without a proof.
-
-    Raises:
-        InvalidProofError: not m rows, or something that is no commitment.
-    """
-    _parse_commitments(statement)
-
-
-def verify_norm_proof(statement: NormStatement, proof: NormProof) -> None:
-    """Check that a committed update is within the norm bound.
-
-    Args:
-        statement: The statement to prove.
-        proof: The agent's proof.
-
-    Raises:
-        InvalidProofError: it proves no such thing.
-    """
-    (error,) = verify_norm_proofs([(statement, proof)])
-    if error is not None:
-        raise error
-
-
 def verify_norm_proofs(
     items: Sequence[tuple[NormStatement, NormProof]], entropy: bytes = b""
 ) -> list[InvalidProofError | None]:
@@ -480,12 +446,12 @@ def _weigh(claims: Sequence[_Claim], entropy: bytes) -> list[_Combination]:
     for claim in claims:
         digest.update(claim.challenges.digest)
     key = digest.digest()[:SEED_SIZE]
-    size = _NUM_EQUATIONS * _WEIGHT_SIZE
+    size = _NUM_EQUATIONS * WEIGHT_SIZE
     stream = bytes(expand_stream(key, size * len(claims)))
     combinations = []
     for claim, piece in zip(claims, _split(stream, size), strict=True):
         weights = [
-            int.from_bytes(weight, "little") for weight in _split(piece, _WEIGHT_SIZE)
+            int.from_bytes(weight, "little") for weight in _split(piece, WEIGHT_SIZE)
         ]
         combinations.append(_combine(claim, _evaluate(claim), weights))
     return combinations

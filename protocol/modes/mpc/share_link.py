@@ -68,7 +68,8 @@ from protocol.modes.mpc.commitments import (
     verify_opening,
 )
 from protocol.modes.mpc.projections import NUM_PROJECTIONS, Projection, expand_stream
-from protocol.modes.mpc.shares import Share, ShareShape
+from protocol.modes.mpc.shares import WORD_SIZE, Share, ShareShape
+from protocol.refusals import RefusedError
 
 SUM_MASK_DOMAIN: Final = b"folkmoot/sum-masks/v1\n"
 #: K': rows of the sum's projection, which miss a fault with (3/4)^78 < 2^-32.
@@ -76,7 +77,6 @@ NUM_SUM_PROJECTIONS: Final = 78
 
 assert 3**NUM_SUM_PROJECTIONS * 2**32 < 4**NUM_SUM_PROJECTIONS
 
-_WORD_SIZE: Final = 8
 #: Elements of a share that are summed at a time: the products stay in cache.
 _CHUNK: Final = 2**15  # = 32,768
 
@@ -93,19 +93,8 @@ class PartialRefusal(StrEnum):
     WRONG_PROJECTION = "WRONG_PROJECTION"
 
 
-class WrongPartialError(ValueError):
-    """A party's sum contradicts what it, and the agents, had published.
-
-    Attributes:
-        reason: The failing check.
-        detail: Why, as text.
-    """
-
-    def __init__(self, reason: PartialRefusal, detail: str) -> None:
-        """Refuse for one reason."""
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
-        self.detail = detail
+class WrongPartialError(RefusedError[PartialRefusal]):
+    """A party's sum contradicts what it, and the agents, had published."""
 
 
 class WrongSumError(ValueError):
@@ -170,7 +159,7 @@ class SumMasks:
         """
         named = SUM_MASK_DOMAIN + self.sum_seed + seed
         derived = hmac.digest(self.key, named, "sha256")
-        stream = expand_stream(derived, NUM_SUM_PROJECTIONS * _WORD_SIZE)
+        stream = expand_stream(derived, NUM_SUM_PROJECTIONS * WORD_SIZE)
         return np.frombuffer(stream, dtype="<u8").astype(np.uint64, copy=False)
 
 

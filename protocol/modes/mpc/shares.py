@@ -55,19 +55,19 @@ from protocol.modes.mpc.commitments import (
 )
 from protocol.modes.mpc.norm_proof import NUM_SQUARES
 from protocol.modes.mpc.norm_prover import ProverState
-from protocol.modes.mpc.projections import NUM_PROJECTIONS
+from protocol.modes.mpc.projections import NUM_PROJECTIONS, SEED_SIZE
+from protocol.refusals import RefusedError
 
 SHARE_MAGIC: Final = b"folkmoot-share/v1\n"
 #: Blindings besides those of the rows: squares, masks, mask commitment.
 NUM_OTHER_BLINDINGS: Final = 3
 MIN_PARTIES: Final = 2
-SEED_SIZE: Final = 32
 
 _KIND_SEED: Final = 0
 _KIND_FULL: Final = 1
 _SHAPE_SIZES: Final = (8, 4)  # d, m
 _HEADER_SIZE: Final = len(SHARE_MAGIC) + 1 + sum(_SHAPE_SIZES)
-_WORD_SIZE: Final = 8
+WORD_SIZE: Final = 8
 _WORD_MASK: Final = 2**64 - 1
 
 
@@ -80,19 +80,8 @@ class ShareRefusal(StrEnum):
     WRONG_COMMITMENT = "WRONG_COMMITMENT"
 
 
-class ShareRefusedError(ValueError):
-    """What a party opened isn't its share of this update; never a bug of ours.
-
-    Attributes:
-        reason: The broken rule.
-        detail: Why, as text; shows nothing of the share.
-    """
-
-    def __init__(self, reason: ShareRefusal, detail: str) -> None:
-        """Refuse for one reason."""
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
-        self.detail = detail
+class ShareRefusedError(RefusedError[ShareRefusal]):
+    """What a party opened isn't its share of this update; never a bug of ours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +108,7 @@ class ShareShape:
 
     def compute_max_plaintext_size(self) -> int:
         """Return the largest size of a share before sealing, in bytes."""
-        body = self.num_words * _WORD_SIZE + self.num_scalars * SCALAR_SIZE
+        body = self.num_words * WORD_SIZE + self.num_scalars * SCALAR_SIZE
         return _HEADER_SIZE + body
 
 
@@ -275,7 +264,7 @@ def _encode_header(kind: int, shape: ShareShape) -> bytes:
 
 
 def _parse_body(body: bytes, shape: ShareShape) -> tuple[NDArray[np.uint64], list[int]]:
-    begin = shape.num_words * _WORD_SIZE
+    begin = shape.num_words * WORD_SIZE
     words = np.frombuffer(body, dtype="<u8", count=shape.num_words).astype(np.uint64)
     try:
         return words, parse_scalars(body[begin:])
@@ -293,7 +282,7 @@ def _expand(seed: bytes, stream: bytes, size: int) -> bytearray:
 
 
 def _expand_words(seed: bytes, shape: ShareShape) -> NDArray[np.uint64]:
-    expanded = _expand(seed, b"words", shape.num_words * _WORD_SIZE)
+    expanded = _expand(seed, b"words", shape.num_words * WORD_SIZE)
     return np.frombuffer(expanded, dtype="<u8").astype(np.uint64, copy=False)
 
 

@@ -37,13 +37,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protocol.modes.mpc.far_pairs import MAX_FAR_THRESHOLD
-from protocol.modes.mpc.projections import expand_stream
+from protocol.modes.mpc.projections import SEED_SIZE, expand_stream
 
 SKETCH_DOMAIN: Final = b"folkmoot/sketch/v1\n"
 NUM_BUCKETS: Final = 512
 MAX_LOAD: Final = 2**22  # = 4,194,304
 """The most values that may fall in one bucket."""
-_SEED_SIZE: Final = 32
 _SIGN_BIT: Final = 9  # = log2(NUM_BUCKETS)
 
 
@@ -85,8 +84,8 @@ class Sketch:
         Raises:
             ValueError: the seed is not 32 bytes, or d is too large; a bug.
         """
-        if len(seed) != _SEED_SIZE:
-            msg = f"a seed of {len(seed)} bytes, not {_SEED_SIZE}"
+        if len(seed) != SEED_SIZE:
+            msg = f"a seed of {len(seed)} bytes, not {SEED_SIZE}"
             raise ValueError(msg)
         key = hashlib.sha256(SKETCH_DOMAIN + seed).digest()
         words = np.frombuffer(expand_stream(key, 2 * num_values), dtype="<u2")

@@ -18,9 +18,9 @@ import hashlib
 from typing import Final
 
 from protocol.modes.mpc.commitments import SCALAR_ORDER
+from protocol.modes.mpc.projections import SEED_SIZE
 
 STATE_SIZE: Final = 64
-SEED_SIZE: Final = 32
 
 _APPEND: Final = b"\x00"
 _CHALLENGE: Final = b"\x01"

@@ -44,7 +44,7 @@ def check(store, entries, leaves):
     assert store.size == size
     assert store.tree() == CompactRange().extend(leaves)
     for index in {0, size // 2, 255, 256, size - 1} & set(range(size)):
-        assert store.read_entry(index) == entries[index]
+        assert store.read_entries(index // 256)[index % 256] == entries[index]
         proof = store.inclusion_proof(index)
         assert proof == merkle.inclusion_proof(index, leaves)
         proof = store.consistency_proof(index + 1)
@@ -181,9 +181,6 @@ def test_an_abandoned_growth_leaves_no_trace_in_what_is_read(tmp_path):
 
 def test_what_is_not_there_is_said(tmp_path):
     store = filled(tmp_path, 300)
-    for index in (-1, 300):
-        with pytest.raises(IndexError, match=f"size 300 has no leaf {index}"):
-            store.read_entry(index)
     for index in (-1, 2):
         with pytest.raises(IndexError, match=f"size 300 has no bundle {index}"):
             store.read_entries(index)
@@ -240,13 +237,13 @@ def test_damage_elsewhere_is_found_when_reading(tmp_path):
     good = bundle.read_bytes()
     bundle.write_bytes(good.replace(b"entry 9", b"entry 8", 1))
     with pytest.raises(TileStoreError, match="entry 9 does not have its leaf's hash"):
-        store.read_entry(9)
+        store.read_entries(0)
     bundle.write_bytes(good[:-1])
     with pytest.raises(TileStoreError, match="a bundle ends within"):
-        store.read_entry(9)
+        store.read_entries(0)
     bundle.unlink()
     with pytest.raises(TileStoreError, match="tile/entries/000 is missing"):
-        store.read_entry(9)
+        store.read_entries(0)
     good = tile.read_bytes()
     for place in (9 * 32, 8 * 32, 200 * 32):
         tile.write_bytes(good[:place] + b"!" + good[place + 1 :])

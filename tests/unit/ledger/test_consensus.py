@@ -18,9 +18,10 @@ from ledger.consensus import (
     InvalidBlockError,
 )
 from ledger.equivocation import Offence, verify_equivocation
-from ledger.finality import verify_finality, verify_last_block
+from ledger.finality import verify_finality
 from ledger.votes import VoteState
 from schemas import events as e
+from tests.endings import verify_last_block
 from tests.unit.ledger.nodes import (
     BEGIN,
     FEDERATION,
@@ -182,8 +183,8 @@ def test_a_fork_is_forgotten_when_the_other_branch_is_final():
     node = make_node(*CHAIN[:3], *FORK[:3], key=None)
     settle(node, FORK[0], FORK[1])
     assert node.pending == (FORK[1], FORK[2])
-    assert node.find_block(CHAIN[1].id) is None
-    assert node.find_block(FORK[0].id) == FORK[0]
+    assert node._blocks.get(CHAIN[1].id) is None
+    assert node._blocks.get(FORK[0].id) == FORK[0]
     with pytest.raises(
         InvalidBlockError, match=r"the parent of block 3, .*, is unknown"
     ):

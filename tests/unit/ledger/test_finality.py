@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from ledger import finality
 from ledger.attestations import InvalidMessageError, start_certificate
-from ledger.finality import FinalityProof, verify_finality, verify_last_block
+from ledger.finality import FinalityProof, verify_finality
+from tests import endings
+from tests.endings import verify_last_block
 from tests.unit.ledger.nodes import (
     BEGIN,
     KEYS,
@@ -129,7 +130,7 @@ def test_a_last_block_is_not_final_by_anything_else(proof, says):
 
 
 def test_nobody_is_made_to_count_to_a_billion(monkeypatch):
-    monkeypatch.setattr(finality, "_MAX_CLOSING", 1)
+    monkeypatch.setattr(endings, "_MAX_CLOSING", 1)
     verify_last_block(NODES, LAST, prove(CLOSING[0], CLOSING[1]), BEGIN)
     with pytest.raises(InvalidMessageError, match="says nothing"):
         verify_last_block(NODES, LAST, prove(CLOSING[1], CLOSING[2]), BEGIN)

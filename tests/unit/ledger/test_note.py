@@ -16,12 +16,9 @@ from ledger.note import (
     VerifierKey,
     add_signature,
     compute_cosignature_message,
-    encode_base64,
-    encode_skey,
     open_note,
     parse_base64,
     parse_note,
-    parse_skey,
     parse_vkey,
     sign_cosignature,
     sign_note,
@@ -73,12 +70,6 @@ def test_vkeys_of_the_vector():
     assert parse_vkey(VECTOR["witness_vkey"]) == witness
 
 
-def test_skey_round_trip():
-    line = encode_skey("alice.example/log", ALICE)
-    assert line.startswith(f"PRIVATE+KEY+alice.example/log+{ALICE_KEY.key_id.hex()}+AW")
-    assert parse_skey(line) == ("alice.example/log", ALICE)
-
-
 VKEY = ALICE_KEY.to_vkey()
 KEY_ID = ALICE_KEY.key_id.hex()
 
@@ -111,33 +102,6 @@ KEY_ID = ALICE_KEY.key_id.hex()
 def test_bad_vkeys(vkey, message):
     with pytest.raises(InvalidKeyError, match=message):
         parse_vkey(vkey)
-
-
-def test_a_name_with_a_plus_sign_cannot_be_made():
-    with pytest.raises(InvalidKeyError, match="plus"):
-        encode_skey("a+b", ALICE)
-
-
-SKEY = encode_skey("alice", ALICE)
-
-
-@pytest.mark.parametrize(
-    ("skey", "message"),
-    [
-        (SKEY.removeprefix("PRIVATE+"), "starts with"),
-        (SKEY.replace("+AW", "+BG"), "holds 01"),
-        (SKEY[:-4], "canonical base64|holds 01"),
-        (SKEY.replace("alice", "bob"), "not that of its key"),
-        (SKEY.replace("alice", ""), "key name"),
-        ("PRIVATE+KEY+alice", "name"),
-        ("PRIVATE+KEY+alice+00000000+AQ==", "holds 01"),
-    ],
-)
-def test_bad_skeys_stay_secret(skey, message):
-    with pytest.raises(InvalidKeyError, match=message) as caught:
-        parse_skey(skey)
-    assert encode_base64(ALICE.seed)[:8] not in str(caught.value)
-    assert ALICE.seed.hex() not in str(caught.value)
 
 
 def test_what_is_signed_opens():

@@ -21,12 +21,12 @@ from ledger.signing import SigningKey
 from ledger.witness import (
     InvalidRequestError,
     Refusal,
-    format_request,
     judge,
     make_response,
     parse_request,
 )
 from tests.paths import VECTORS
+from tests.witnessing import format_request
 
 FOLDER = VECTORS / "ledger"
 VECTOR = json.loads((FOLDER / "three_leaves.json").read_text(encoding="utf-8"))
@@ -214,7 +214,7 @@ def test_no_request_that_no_witness_reads():
         (5, (), b"not a note"),
     ):
         with pytest.raises(InvalidRequestError):
-            format_request(old, proof, signed)
+            parse_request(format_request(old, proof, signed))
 
 
 def test_another_type_of_key_is_a_bug():

@@ -14,7 +14,6 @@ from protocol.encoding import (
     OutOfRangeError,
     RefusalReason,
     UpdateRefusedError,
-    decode_update,
     encode_update,
     parse_update,
     update_to_blob,
@@ -52,7 +51,7 @@ def test_halves_go_to_even():
 
 @given(updates, fractional_bits)
 def test_encoding_undoes_decoding(update, bits):
-    assert (encode_update(decode_update(update, bits), bits) == update).all()
+    assert (encode_update(np.ldexp(update.astype("f8"), -bits), bits) == update).all()
 
 
 @given(updates)
@@ -97,8 +96,6 @@ def test_the_range_is_symmetric_and_used_to_its_ends(value, encoded):
 def test_fractional_bits_have_a_range(bits):
     with pytest.raises(ValueError, match="fractional bits"):
         encode_update(np.zeros(1), bits)
-    with pytest.raises(ValueError, match="fractional bits"):
-        decode_update(np.zeros(1, dtype="i4"), bits)
 
 
 @pytest.mark.parametrize("update", [np.zeros(1), np.zeros((1, 1), dtype="i4")])

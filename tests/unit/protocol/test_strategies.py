@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from consumers.audit.auditor import run_audit
-from protocol.aggregation import MAX_TOTAL_EXAMPLES, weighted_sum
+from protocol.aggregation import MAX_TOTAL_EXAMPLES, Accumulator
 from protocol.encoding import MAX_FRACTIONAL_BITS, encode_update
 from protocol.exchanged_state import model_from_blob
 from protocol.strategies import STRATEGIES, fedavg
@@ -46,8 +46,10 @@ def test_every_operation_is_rounded_correctly(base, total, num_examples, bits):
 def test_the_average_is_weighted_by_examples():
     base = np.float32([1, 2])
     deltas = [(np.float32([0.5, 0]), 1), (np.float32([0, -1]), 3)]
-    total = weighted_sum([(encode_update(d, 16), n) for d, n in deltas], 2)
-    assert fedavg(base, total, 4, 16).tolist() == [1.125, 1.25]
+    accumulator = Accumulator(2)
+    for delta, num_examples in deltas:
+        accumulator.add(encode_update(delta, 16), num_examples)
+    assert fedavg(base, accumulator.total, 4, 16).tolist() == [1.125, 1.25]
 
 
 def test_no_change_gives_the_base_model():

@@ -22,7 +22,7 @@ from ledger.finality import FinalityProof, verify_finality
 from ledger.note import parse_note
 from ledger.policy import parse_policy
 from ledger.tiles import parse_entries, tree_from_tiles
-from ledger.witness import format_request, monitoring_path
+from ledger.witness import monitoring_path
 from schemas import codec
 from schemas import events as e
 from tests.builders import LogBuilder, build_log
@@ -35,6 +35,7 @@ from tests.unit.consumers.node.test_ledger_node import (
     signed,
     two_trees,
 )
+from tests.witnessing import format_request
 
 __all__ = ["quick"]  # a fixture
 TILE = "application/octet-stream"

@@ -35,7 +35,7 @@ from protocol.modes.mpc.checker import (
     parse_statement,
 )
 from protocol.modes.mpc.configuration import get_mpc
-from protocol.modes.mpc.norm_proof import InvalidProofError, verify_norm_proof
+from protocol.modes.mpc.norm_proof import InvalidProofError
 from protocol.modes.mpc.shares import split_update
 from schemas import codec, topics
 from schemas import events as e
@@ -43,6 +43,7 @@ from schemas.reasons import Reason
 from tests.builders import BlobDict, frame, make_key, read_blocks, unframe
 from tests.mpc_builder import make_sealing_key, start_mpc_log
 from tests.mpc_rounds import make_mpc_round
+from tests.proving import verify_norm_proof
 from tests.simulation.federation import GENESIS, edit
 
 ME = "ada"

@@ -20,7 +20,6 @@ from protocol.modes.mpc.norm_proof import (
     compute_challenges,
     expand_projection,
     start_transcript,
-    verify_norm_proof,
 )
 from protocol.modes.mpc.norm_prover import (
     ProverState,
@@ -45,6 +44,7 @@ from protocol.modes.mpc.share_link import (
 from protocol.modes.mpc.shares import ShareRefusedError, parse_share, split_update
 from schemas import events as e
 from tests.builders import BlobDict
+from tests.proving import verify_norm_proof
 from tests.simulation.federation import MPC_CONFIG, PARTIES, committed, edit
 from tests.slow_norm_prover import SlowProver
 from tests.vectors.shares.generate import SeededEntropy, derive_keys

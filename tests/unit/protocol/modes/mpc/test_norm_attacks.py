@@ -21,11 +21,11 @@ from protocol.modes.mpc.norm_proof import (
     MAX_PROJECTION,
     NormProof,
     start_transcript,
-    verify_norm_proof,
     verify_norm_proofs,
 )
 from protocol.modes.mpc.norm_prover import find_four_squares
 from protocol.modes.mpc.projections import NUM_PROJECTIONS
+from tests.proving import verify_norm_proof
 from tests.slow_norm_prover import SlowProver, centre
 from tests.vectors.norm_proof.generate import (
     IDENTITY,

@@ -21,14 +21,12 @@ from protocol.modes.mpc.norm_proof import (
     MAX_PROJECTION,
     MAX_SQUARED_BOUND,
     InvalidProofError,
-    check_commitments,
     compute_blinding_challenges,
     compute_challenges,
     compute_exponents,
     compute_powers,
     expand_projection,
     start_transcript,
-    verify_norm_proof,
     verify_norm_proofs,
 )
 from protocol.modes.mpc.norm_prover import (
@@ -39,6 +37,7 @@ from protocol.modes.mpc.norm_prover import (
 )
 from protocol.modes.mpc.projections import NUM_PROJECTIONS
 from tests.paths import VECTORS
+from tests.proving import verify_norm_proof
 from tests.slow_norm_prover import FastGroup, PyEccGroup, SlowProver, expand
 from tests.vectors.norm_proof.generate import (
     IDENTITY,
@@ -321,12 +320,12 @@ def test_commitments_are_stored_in_order():
         ("INVALID_ENCODING", {"masks": b""}),
     ],
 )
-def test_commitments_are_checked_before_there_is_a_proof(reason, changes):
-    statement = make_proof()[0].statement
+def test_commitments_are_checked_before_the_proof(reason, changes):
+    prover, proof = make_proof()
 
-    check_commitments(statement)
+    verify_norm_proof(prover.statement, proof)
     with pytest.raises(InvalidProofError, match=reason):
-        check_commitments(replace(statement, **changes))
+        verify_norm_proof(replace(prover.statement, **changes), proof)
 
 
 # Shapes

@@ -16,7 +16,6 @@ from protocol.modes.mpc.norm_proof import (
     compute_blinding_challenges,
     compute_challenges,
     expand_projection,
-    verify_norm_proof,
 )
 from protocol.modes.mpc.norm_prover import commit_update, prove_norm
 from protocol.modes.mpc.projections import NUM_PROJECTIONS, Projection
@@ -35,6 +34,7 @@ from protocol.modes.mpc.share_link import (
     verify_party_sum,
 )
 from protocol.modes.mpc.shares import ShareShape, parse_share, split_update
+from tests.proving import verify_norm_proof
 from tests.vectors.shares.generate import SeededEntropy, make_secrets
 
 ROW_LENGTH = 512
