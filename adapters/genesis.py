@@ -10,9 +10,10 @@ one alone. The file is durable before anything is said.
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 from typing import Final
+
+from adapters.durable import sync_directory, write_file
 
 GENESIS_DIRECTORY: Final = "genesis"
 _SIZE_BYTES: Final = 65
@@ -35,22 +36,16 @@ def remember_genesis(directory: Path, federation_id: str, genesis: bytes) -> Non
     """
     folder = directory / GENESIS_DIRECTORY
     path = folder / hashlib.sha256(federation_id.encode()).hexdigest()
-    text = genesis.hex() + "\n"
+    text = f"{genesis.hex()}\n".encode()
     try:
         with path.open("rb") as file:
             known = file.read(_SIZE_BYTES + 1)
     except FileNotFoundError:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        draft = path.with_suffix(".draft")
-        with draft.open("w", encoding="ascii") as file_:
-            file_.write(text)
-            file_.flush()
-            os.fsync(file_.fileno())
-        draft.replace(path)
-        for made in (folder, directory):
-            _sync(made)
+        write_file(path, text)
+        sync_directory(directory)
         return
-    if known != text.encode():
+    if known != text:
         msg = (
             f"federation {federation_id} was founded anew: its log has genesis "
             f"{genesis.hex()}, and {directory} takes part in "
@@ -58,11 +53,3 @@ def remember_genesis(directory: Path, federation_id: str, genesis: bytes) -> Non
             "another directory for another founding."
         )
         raise OtherGenesisError(msg)
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import stat
 from pathlib import Path
 
+from adapters.durable import create_file
 from ledger.signing import SEED_SIZE, SigningKey
 
 
@@ -46,7 +46,8 @@ def load_or_create_seed(path: Path) -> bytes:
     For keys of other kinds. **Secret:** the result.
     """
     if not path.exists():
-        _create(path)
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        create_file(path, secrets.token_hex(SEED_SIZE).encode() + b"\n")
     return load_seed(path)
 
 
@@ -72,20 +73,3 @@ def load_seed(path: Path) -> bytes:
         msg = f"{path} does not hold a key: expected {SEED_SIZE} bytes in hex"
         raise KeyFileError(msg)
     return seed
-
-
-def _create(path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(descriptor, "w", encoding="ascii") as file:
-            file.write(secrets.token_hex(SEED_SIZE) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        # link, not rename: if another process was first, its key stays.
-        os.link(draft, path)
-    except FileExistsError:
-        pass
-    finally:
-        draft.unlink(missing_ok=True)

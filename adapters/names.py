@@ -15,7 +15,6 @@ Deliberately not here: copies of the key. A backup of it reads every copy of the
 from __future__ import annotations
 
 import json
-import os
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +23,7 @@ from typing import Final
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from adapters.durable import PRIVATE, destroy_file, write_file
 from adapters.keys import load_or_create_seed, load_seed
 
 NAMES_DOMAIN: Final = b"folkmoot/names/v1\n"
@@ -86,13 +86,8 @@ class NameBook:
             names[agent_id] = name
         key, nonce = load_or_create_seed(self._key), secrets.token_bytes(NONCE_SIZE)
         text = json.dumps(names, sort_keys=True).encode()
-        draft = self._file.with_name(f".{self._file.name}.{secrets.token_hex(4)}")
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(nonce + AESGCM(key).encrypt(nonce, text, self._domain))
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(self._file)
+        data = nonce + AESGCM(key).encrypt(nonce, text, self._domain)
+        write_file(self._file, data, mode=PRIVATE)
 
     def destroy(self) -> bool:
         """Destroy the key; return whether there was one.
@@ -102,11 +97,5 @@ class NameBook:
         """
         if not self._key.exists():
             return False
-        with self._key.open("r+b") as file:
-            size = len(file.read())
-            file.seek(0)
-            file.write(b"\0" * size)
-            file.flush()
-            os.fsync(file.fileno())
-        self._key.unlink()
+        destroy_file(self._key)
         return True

@@ -19,16 +19,15 @@ refilled. Signatures are not checked here.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
-from typing import Final
 
 from adapters.descriptors import SPARES
+from adapters.durable import replace_file, sync_directory
 from ledger import tiles
 from ledger.checkpoint import parse_checkpoint
 from ledger.merkle import (
@@ -43,8 +42,6 @@ from ledger.tiles import TILE_WIDTH, InvalidTileError, TilePath
 
 Put = Callable[[str, bytes, str], None]
 """Stores an object: path, bytes, content type. Durable once it returns."""
-
-_TEMPORARY: Final = ".tmp"  # no tile's path ends so: never served
 
 
 class TileStoreError(Exception):
@@ -208,19 +205,13 @@ class TileStore:
 
     def _write_file(self, path: Path, data: bytes) -> None:
         self._make_directory(path.parent)
-        temporary = path.with_name(path.name + _TEMPORARY)
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            if self._sync:
-                os.fsync(file.fileno())
-        temporary.replace(path)
+        replace_file(path, data, sync=self._sync)
         self._unsynced_directories.add(path.parent)
 
     def _sync_directories(self) -> None:
         if self._sync:
             for directory in self._unsynced_directories:
-                SPARES.call(partial(_sync_directory, directory))
+                SPARES.call(partial(sync_directory, directory))
         self._unsynced_directories = set()
 
     # Reading
@@ -377,14 +368,6 @@ class TileStore:
             msg = f"a log of size {self.size} had never a tree of size {size}"
             raise ValueError(msg)
         return tiles.tree_from_tiles(self.read_tile, size)
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def mirror(store: TileStore, put: Put, *, old_size: int = 0) -> int:

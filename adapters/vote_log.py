@@ -30,14 +30,13 @@ contradict itself.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import os
 from enum import StrEnum
 from pathlib import Path
 from typing import IO, Final
 
 from adapters.descriptors import SPARES
+from adapters.durable import lock_file, move_file, unlock_file, write_file
 from adapters.keys import KeyFileError, load_key, load_or_create_key
 from ledger.signing import PUBLIC_KEY_SIZE, SigningKey
 from ledger.votes import VotesLostError, VoteState
@@ -107,8 +106,7 @@ def create_identity(directory: Path) -> SigningKey:
     draft.unlink(missing_ok=True)
     key = load_or_create_key(draft)
     _write(votes_path, key.public_key, _UNBOUND, None)
-    draft.rename(key_path)
-    _sync_directory(directory)
+    move_file(draft, key_path)
     return key
 
 
@@ -149,10 +147,7 @@ class VoteLog:
 
     def close(self) -> None:
         """Let another process sign."""
-        if not self._lock.closed:
-            # Closing alone would not do: a child that was just forked has a copy.
-            fcntl.flock(self._lock, fcntl.LOCK_UN)
-        self._lock.close()
+        unlock_file(self._lock)
 
     @property
     def key(self) -> SigningKey:
@@ -265,16 +260,13 @@ def _check_growth(before: VoteState, after: VoteState) -> None:
 def _lock(directory: Path) -> IO[bytes]:
     if not (directory / KEY_FILE).exists():
         raise _no_identity(directory)
-    file = (directory / LOCK_FILE).open("ab")
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.close()
+        return lock_file(directory / LOCK_FILE)
+    except BlockingIOError as error:
         raise VoteLogError(
             VoteLogCode.VOTE_LOG_IN_USE,
             f"another process signs with the key in {directory}; stop it first",
         ) from error
-    return file
 
 
 def _no_identity(directory: Path) -> VoteLogError:
@@ -351,22 +343,7 @@ def _write(
             b"" if votes is None else votes.to_bytes(),
         )
     )
-    draft = path.with_name(f".{path.name}")
-    with draft.open("wb") as file:
-        file.write(body + hashlib.sha256(body).digest())
-        file.flush()
-        os.fsync(file.fileno())
-    draft.rename(path)
-    # Until the directory is durable, a power loss may bring the old file back.
-    _sync_directory(path.parent)
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    write_file(path, body + hashlib.sha256(body).digest())
 
 
 __all__ = [

@@ -237,6 +237,7 @@ def _read_file(path: Path, max_size_bytes: int | None = None) -> bytes:
 
 def _save_state(path: Path | None, audited: Audited) -> None:
     """Save where a sound audit ended; otherwise keep what was saved before."""
+    from adapters.durable import write_output
     from consumers.audit.state import save_state
 
     if path is None:
@@ -244,10 +245,8 @@ def _save_state(path: Path | None, audited: Audited) -> None:
     if not audited.report.is_sound:
         say(f"{path} was not written: the log is not sound", is_error=True)
         return
-    partial = path.with_name(path.name + ".partial")
     try:
-        partial.write_bytes(save_state(audited.state))
-        partial.replace(path)
+        write_output(path, save_state(audited.state))
     except OSError as error:
         msg = f"cannot write {path}: {error.strerror}."
         raise CannotAuditError(msg) from error

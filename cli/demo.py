@@ -21,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from adapters import alive
+from adapters.durable import write_file
 from adapters.log_lines import printable
 from cli.modes import forge_update, start_demo
 from cli.stack.processes import LOOPBACK, StackError, find_free_ports
@@ -362,7 +363,7 @@ class _Demo:
         from ledger.proof_file import FILE_EXTENSION
 
         policy = self.work / "policy"
-        policy.write_text(show_policy(settings, FEDERATION), encoding="utf-8")
+        write_file(policy, show_policy(settings, FEDERATION).encode())
         agents = settings.state_directory / "agents" / FEDERATION
         begun = time.monotonic()
         while time.monotonic() - begun < FINAL_WITHIN_S:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from adapters.durable import write_output
 from adapters.kafka_log import read_log
 from adapters.settings import Settings
 from adapters.vote_log import create_identity, load_identity
@@ -123,7 +124,7 @@ class Proposal:
                 a.public_key.hex(): a.signature.hex() for a in self.approvals
             },
         }
-        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_output(path, json.dumps(content, indent=2).encode() + b"\n")
 
 
 def load_proposal(path: Path) -> Proposal:

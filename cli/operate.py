@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from adapters.blobs import BlobStore
+from adapters.durable import write_output
 from adapters.imports import load_class
 from adapters.kafka import (
     END,
@@ -601,7 +602,7 @@ def get_version(
                 msg = f"version {version} has no ONNX: {event.no_onnx}"
                 raise StackError(msg, "`--format safetensors` gives its parameters.")
             size = MAX_ONNX_SIZE_BYTES if form == "onnx" else max_model_size
-            output.write_bytes(BlobStore(settings).fetch(ref, max_size_bytes=size))
+            write_output(output, BlobStore(settings).fetch(ref, max_size_bytes=size))
             say(f"wrote {output}: version {version}, {ref.size_bytes} bytes")
             return
     msg = f"federation {federation_id!r} has no version {version}"

@@ -24,6 +24,7 @@ from pydantic import ConfigDict, TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 
 from adapters import telemetry
+from adapters.durable import replace_file
 from adapters.genesis import OtherGenesisError, remember_genesis
 from adapters.kafka import read_partition
 from adapters.kafka_log import PassingOverForeign
@@ -236,10 +237,9 @@ class Follower(Generic[State, Output]):
 
     def _write(self, key: bytes, followed: Followed[State]) -> None:
         path = self._path(key)
-        draft = path.with_suffix(".draft")
+        data = self._shape + self._snapshots.dump_json(followed)
         try:
-            draft.write_bytes(self._shape + self._snapshots.dump_json(followed))
-            draft.replace(path)
+            replace_file(path, data, sync=False)
         except OSError as error:
             log.warning("the state is not cached: %s", error)
 

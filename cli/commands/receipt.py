@@ -21,12 +21,13 @@ def receipt(
     url: Annotated[list[str] | None, typer.Option(help="Log server to ask.")] = None,
 ) -> None:
     """Write a receipt: leaf, inclusion proof, cosigned checkpoint (C2SP tlog-proof)."""
+    from adapters.durable import write_output
     from cli.receipts import get_receipt
     from ledger.proof_file import FILE_EXTENSION
 
     leaf_index, data = get_receipt(find_settings(), federation, event, tuple(url or ()))
     path = output or Path(f"{federation}-leaf-{leaf_index}{FILE_EXTENSION}")
-    path.write_bytes(data)
+    write_output(path, data)
     say(f"wrote {path}: leaf {leaf_index}, {len(data)} bytes")
 
 

@@ -9,7 +9,6 @@ The cache is safe for concurrent starters (one lock) and for interruptions (a di
 gets its final name only when it is complete and verified).
 """
 
-import fcntl
 import functools
 import hashlib
 import json
@@ -26,6 +25,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from adapters.durable import lock_file, unlock_file, write_output
 from cli.show import say
 from cli.stack.processes import (
     Progress,
@@ -323,13 +323,15 @@ def _load_checksums() -> _Checksums:
 
 @contextmanager
 def _lock(path: Path, progress: Progress) -> Iterator[None]:
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            progress("fetch", "waiting for another process that is fetching")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield  # closing the file releases the lock
+    try:
+        file = lock_file(path)
+    except BlockingIOError:
+        progress("fetch", "waiting for another process that is fetching")
+        file = lock_file(path, wait=True)
+    try:
+        yield
+    finally:
+        unlock_file(file)
 
 
 @contextmanager
@@ -362,7 +364,7 @@ def _write_checksums() -> None:
         destination = Path(scratch) / "jars"
         _maven(destination, Path(scratch) / "maven.log", lambda _, what: say(what))
         kept += [f"{sha256_of(f)}  {f.name}" for f in sorted(destination.iterdir())]
-    path.write_text("\n".join(kept) + "\n", encoding="utf-8")
+    write_output(path, "\n".join([*kept, ""]).encode())
 
 
 if __name__ == "__main__":

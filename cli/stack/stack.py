@@ -11,7 +11,6 @@ Nothing here is for production: one broker, no replication, no TLS.
 """
 
 import base64
-import fcntl
 import http.client
 import json
 import logging
@@ -27,10 +26,10 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Self
 from uuid import UUID
 
+from adapters.durable import PRIVATE, lock_file, unlock_file, write_file
 from cli.stack.fetch import (
     DEFINITIONS,
     Artifacts,
@@ -231,7 +230,7 @@ class LocalStack:
         self.ready_after_s: dict[str, float] = {}
         self._files = _Files(self.directory)
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
-        self._lock: IO[str] | None = None
+        self._lock: IO[bytes] | None = None
         self._artifacts: Artifacts | None = None
         self._ports: _Ports | None = None
 
@@ -294,12 +293,7 @@ class LocalStack:
         self.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Stop the stack."""
         self.stop()
 
@@ -370,16 +364,13 @@ class LocalStack:
 
     def _take_directory(self, say: Progress) -> None:
         """Lock the directory, and make sure nothing of an earlier stack runs in it."""
-        lock = self._files.lock.open("w")
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock = lock_file(self._files.lock)
         except BlockingIOError:
-            lock.close()
             raise StackError(
                 f"Another process is using the stack in {self.directory}.",
                 "Stop it first, or use another directory.",
             ) from None
-        self._lock = lock
         state = _read_state(self._files)
         if state is None:
             return
@@ -399,7 +390,7 @@ class LocalStack:
 
     def _release_directory(self) -> None:
         if self._lock is not None:
-            self._lock.close()
+            unlock_file(self._lock)
             self._lock = None
 
     def _choose_ports(self, *, fresh: bool) -> _Ports:
@@ -545,14 +536,14 @@ def _kafka(
     data.mkdir(parents=True, exist_ok=True)
     properties = data / "server.properties"
     listeners = f"PLAINTEXT://{LOOPBACK}:{ports.kafka},CONTROLLER://{LOOPBACK}:{ports.kafka_controller}"
-    properties.write_text(
+    text = (
         (DEFINITIONS / "server.properties").read_text(encoding="utf-8")
         + f"\nlisteners={listeners}\n"
         # A static voter: it may move to another port when the stack starts again.
         + f"controller.quorum.voters=1@{LOOPBACK}:{ports.kafka_controller}\n"
-        + f"log.dirs={_escape_property(logs)}\n",
-        encoding="utf-8",
+        + f"log.dirs={_escape_property(logs)}\n"
     )
+    write_file(properties, text.encode())
     # Sorted: the order of a wildcard is the file system's, and would differ by machine.
     jars = sorted(artifacts.kafka_jars.glob("*.jar"))
     java = [artifacts.kafka_java, f"-Dlog4j2.configurationFile={_log4j()}"]
@@ -766,9 +757,4 @@ def _any_alive(state: _State) -> bool:
 
 
 def _write_private(path: Path, content: Mapping[str, object]) -> None:
-    """Replace a file, readable by its owner only, in one step."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=2)
-    unfinished.replace(path)
+    write_file(path, json.dumps(content, indent=2).encode(), mode=PRIVATE)

@@ -40,10 +40,10 @@ from dataclasses import dataclass, replace
 from io import BufferedWriter
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import TracebackType
 from typing import IO, Any, Final, Self
 
 from adapters.blobs import BlobError
+from adapters.durable import move_file
 from adapters.kafka import Record
 from adapters.schema_registry import FramingError
 from consumers.audit.blobs import FetchBlob
@@ -303,12 +303,7 @@ class BundleWriter:
         """Return itself."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Remove what was kept."""
         self._end()
         self._spool.cleanup()
@@ -423,7 +418,7 @@ class BundleWriter:
                     self._add_kept(tar, name, name)
                 for name in sorted(self._blobs):
                     self._add_kept(tar, f"blobs/{name}", name)
-            partial.replace(self._path)
+            move_file(partial, self._path)
         except OSError as error:
             msg = f"cannot write {self._path}: {error.strerror}"
             raise BundleError(msg) from error
@@ -512,12 +507,7 @@ class Bundle:
         """Return itself."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Close the file."""
         self.close()
 

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from adapters import alive, telemetry
 from adapters.blobs import STORE_ERRORS, BlobError, BlobStore
+from adapters.durable import PRIVATE, move_file, write_file
 from adapters.genesis import remember_genesis
 from adapters.imports import ImportRefusedError, load_class
 from adapters.kafka import PartitionReader, Publisher, Record
@@ -37,7 +38,7 @@ from adapters.schema_registry import FramingError, SchemaRegistry
 from adapters.settings import Settings
 from ledger.merkle import leaf_hash
 from ledger.signing import InvalidSignatureError
-from producers.agent.directory import PAGE, AgentDirectory, write_private
+from producers.agent.directory import PAGE, AgentDirectory
 from producers.agent.kept_update import KeptUpdate, UpdateKeeper
 from producers.agent.receipts import ReceiptKeeper, Said
 from producers.agent.terms import Floors, Terms
@@ -390,11 +391,11 @@ class Agent:
                 if problem is None
                 else self._decline(started, *problem)
             )
-            write_private(draft, codec.encode(answer))
+            write_file(draft, codec.encode(answer), mode=PRIVATE)
         self._publisher.publish(
             answer, self._key, self._founding.hash, traceparent=traceparent
         )
-        draft.rename(sent)
+        move_file(draft, sent)
         log.info("round %d: %s", answer.round, type(answer).__name__)
 
     def _compute_answer(

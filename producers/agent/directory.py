@@ -14,11 +14,11 @@ Rules (ADR 0028, ADR 0033):
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import os
 from pathlib import Path
-from typing import IO, Final
+from typing import Final
+
+from adapters.durable import lock_file, unlock_file
 
 LOCK_FILE: Final = "lock"
 PAGE: Final = "docs/howto/what-may-never-be-restored.md"
@@ -46,20 +46,15 @@ class AgentDirectory:
         self._path = path
         self._read: set[str] = set()
         self._known: set[bytes] = set()
-        self._lock: IO[bytes] = os.fdopen(_open_lock(path), "rb")
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock = lock_file(path / LOCK_FILE)
         except BlockingIOError:
-            self._lock.close()
             msg = f"another process uses {path}: stop it first"
             raise AgentDirectoryError(msg) from None
 
     def close(self) -> None:
         """Let another process use it."""
-        if not self._lock.closed:
-            # Closing alone would not do: a child that was just forked has a copy.
-            fcntl.flock(self._lock, fcntl.LOCK_UN)
-        self._lock.close()
+        unlock_file(self._lock)
 
     def knows(self, event: bytes) -> bool:
         """Return whether the journal has something said with the agent's key.
@@ -82,24 +77,3 @@ class AgentDirectory:
                 data = path.with_suffix(".sent").read_bytes()
             self._known.add(hashlib.sha256(data).digest())
             self._read.add(path.stem)
-
-
-def write_private(path: Path, data: bytes) -> None:
-    """Write a file that only its owner may read: durable, whole or not at all."""
-    draft = path.with_name(f".{path.name}.draft")
-    draft.unlink(missing_ok=True)
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.rename(path)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
-
-
-def _open_lock(directory: Path) -> int:
-    return os.open(directory / LOCK_FILE, os.O_RDONLY | os.O_CREAT, 0o600)

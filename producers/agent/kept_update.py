@@ -18,7 +18,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from producers.agent.directory import write_private
+from adapters.durable import PRIVATE, write_file
 from schemas.events import RoundStarted
 
 SUFFIX: Final = ".update"
@@ -92,7 +92,8 @@ class UpdateKeeper:
                 update.values.astype("<i4").tobytes(),
             )
         )
-        write_private(self._path(started), data + hashlib.sha256(data).digest())
+        data += hashlib.sha256(data).digest()
+        write_file(self._path(started), data, mode=PRIVATE)
 
     def forget(self, *, but: RoundStarted) -> None:
         """Delete what was said for other base models than this round's."""

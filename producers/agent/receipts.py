@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, TypeAlias
 
+from adapters.durable import write_file
 from adapters.kafka_log import ReadBlock, follow_log
 from adapters.log_client import LogUnavailableError, NotFinalYetError, fetch_receipt
 from adapters.schema_registry import SchemaRegistry
@@ -134,8 +135,6 @@ class ReceiptKeeper:
             except LogUnavailableError as error:
                 log.warning("no receipt for leaf %d yet: %s", leaf_index, error)
                 return
-            draft = path.with_suffix(".draft")
-            draft.write_bytes(receipt)
-            draft.replace(path)
+            write_file(path, receipt)
             del self._waiting[path]
             log.info("receipt for leaf %d kept", leaf_index)

@@ -15,11 +15,11 @@ Rules (ADR 0034):
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from adapters.durable import append_file
 from adapters.kafka_log import Genesis
 from protocol.changes import apply_signed_change
 from protocol.configuration import compute_task_digest
@@ -52,14 +52,7 @@ def accept_task(directory: Path, digest: bytes) -> None:
         digest: Of the task, 32 bytes: `compute_task_digest`.
     """
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-    descriptor = os.open(
-        directory / TASKS_FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600
-    )
-    try:
-        os.write(descriptor, digest.hex().encode() + b"\n")
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    append_file(directory / TASKS_FILE, digest.hex().encode() + b"\n")
 
 
 class Terms:

@@ -11,15 +11,14 @@ the rules still need: of base models left behind, a digest.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Any, Final
 
+from adapters.durable import append, create_file, lock_file, unlock_file
 from protocol.modes.mpc.party_memory import (
     Compared,
     Known,
@@ -51,10 +50,7 @@ def create_party_log(directory: Path) -> None:
     Comes before the keys: keys without a memory have lost it.
     """
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-    descriptor = os.open(directory / SAID_FILE, os.O_WRONLY | os.O_CREAT, 0o600)
-    os.fsync(descriptor)
-    os.close(descriptor)
-    _sync_directory(directory)
+    create_file(directory / SAID_FILE, b"")
 
 
 class PartyLog:
@@ -72,17 +68,14 @@ class PartyLog:
         self._lock = threading.Lock()
         self._is_torn = False
         try:
-            self._file: IO[bytes] = self._path.open("r+b")
+            self._file = lock_file(self._path, create=False)
         except FileNotFoundError:
             msg = (
                 f"{self._path} is gone: this party cannot know what it has said. "
                 f"{_NEW_PARTY}"
             )
             raise PartyLogError(msg) from None
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._file.close()
+        except BlockingIOError:
             msg = f"another process uses {directory}: stop it first"
             raise PartyLogError(msg) from None
         try:
@@ -93,10 +86,7 @@ class PartyLog:
 
     def close(self) -> None:
         """Let another process use it."""
-        if not self._file.closed:
-            # Closing alone would not do: a child that was just forked has a copy.
-            fcntl.flock(self._file, fcntl.LOCK_UN)
-        self._file.close()
+        unlock_file(self._file)
 
     @property
     def known(self) -> tuple[Known, ...]:
@@ -155,10 +145,7 @@ class PartyLog:
         # An error may leave part of a line on disk and the rest in a buffer. The next
         # start removes it; a line behind it would invalidate everything.
         self._is_torn = True
-        self._file.seek(0, os.SEEK_END)
-        self._file.write(line)
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        append(self._file, line)
         self._is_torn = False
         self._known = remember(self._known, asked)
         self._last = last
@@ -254,11 +241,3 @@ def _read_line(last: str, line: bytes) -> tuple[Said, str]:
         msg = "the line is not the one that was written"
         raise ValueError(msg)
     return said, digest
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -306,7 +305,7 @@ def test_a_crash_while_an_identity_is_made_is_repaired(tmp_path, monkeypatch):
         raise OSError
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "rename", crash)
+        patch.setattr(vote_log, "move_file", crash)
         with pytest.raises(OSError):
             create_identity(directory)
     assert not (directory / KEY_FILE).exists()
@@ -336,7 +335,7 @@ WRITER = """
 import os, signal, sys
 from dataclasses import replace
 from pathlib import Path
-from adapters import vote_log
+from adapters import durable
 from adapters.vote_log import VoteLog
 from ledger.votes import VoteState
 
@@ -350,11 +349,11 @@ def die(*_):
 
 log.store(replace(votes, requested_epoch=votes.requested_epoch + 1))
 if point == "before fsync":
-    vote_log.os = type("os", (), {**vars(os), "fsync": die})
+    os.fsync = die
 elif point == "before rename":
-    Path.rename = die
+    Path.replace = die
 elif point == "before the directory is durable":
-    vote_log._sync_directory = die
+    durable.sync_directory = die
 log.store(replace(votes, requested_epoch=votes.requested_epoch + 2))
 die()
 """

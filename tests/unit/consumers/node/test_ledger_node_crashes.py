@@ -10,7 +10,6 @@ import signal
 import traceback
 from contextlib import suppress
 from itertools import combinations
-from pathlib import Path
 from unittest.mock import patch
 
 import pytest
@@ -53,7 +52,7 @@ POINTS = (
 )
 
 
-OPEN = Path.open
+OPEN = os.fdopen
 
 
 class Script:
@@ -94,9 +93,9 @@ class Death:
                 os.kill(os.getpid(), signal.SIGKILL)
 
 
-def open_half(death, path, mode):
+def open_half(death, descriptor, mode):
     """Open a file that may kill the process when half of its bytes are on the disk."""
-    file = OPEN(path, mode, buffering=0)
+    file = OPEN(descriptor, mode, buffering=0)
 
     class Half:
         def __enter__(self):
@@ -156,7 +155,7 @@ def mortal(directory, death):
     class Tiles(TileStore):
         def _write(self, name, data):
             death("before a tile is written")
-            with patch.object(Path, "open", lambda *a: open_half(death, *a)):
+            with patch.object(os, "fdopen", lambda *a: open_half(death, *a)):
                 super()._write(name, data)
 
         def publish(self, signed_note):
@@ -281,7 +280,7 @@ def test_a_kill_changes_nothing_that_is_said(tmp_path, script, unharmed, point):
         make_identity(directory, VICTIM)
         was_killed = not run_child(directory, script, point, count)
         if was_killed and point == IN_A_TILE:
-            assert list((directory / "tiles").rglob("*.tmp"))
+            assert list((directory / "tiles").rglob("*.draft"))
         # Again, so that recovery is interrupted at the same point too.
         run_child(directory, script, point, 1)
         assert run_child(directory, script, "never", 0)

@@ -295,13 +295,14 @@ def test_a_draft_is_no_receipt(
 ) -> None:
     """A crash while it was written leaves one."""
     leaf_index = leaf_of(log, "ada")
-    draft = folder / f"round-1-leaf-{leaf_index}.draft"
+    name = f"round-1-leaf-{leaf_index}{FILE_EXTENSION}"
+    draft = folder / f".{name}.0123abcd.draft"
     draft.write_bytes(b"half")
     keeper = make_keeper(folder, log=log)
     learn(keeper, log)
     node.publish(log)
     fetch(keeper, clock)
-    assert names_in(folder) == [f"round-1-leaf-{leaf_index}{FILE_EXTENSION}"]
+    assert names_in(folder) == [draft.name, name]
 
 
 def test_every_round_has_its_own(

@@ -16,11 +16,7 @@ from adapters.kafka import Record, make_headers
 from adapters.kafka_log import Genesis
 from ledger.merkle import leaf_hash
 from producers.agent.agent import Agent, AgentOptions
-from producers.agent.directory import (
-    AgentDirectory,
-    AgentDirectoryError,
-    write_private,
-)
+from producers.agent.directory import AgentDirectory, AgentDirectoryError
 from producers.agent.kept_update import KeptUpdate, UpdateKeeper
 from producers.agent.receipts import Said
 from producers.agent.terms import Floors, Terms
@@ -319,7 +315,7 @@ def test_what_it_says_for_a_base_model_is_on_disk_until_another_one_comes(
     agent.hear(replace(started, round=2, last_ticket=bytes(32)))
     assert is_on_disk()
     # What a crash left is as secret.
-    (world.directory / f".base-{'0' * 64}.update.draft").write_bytes(values)
+    (world.directory / f".base-{'0' * 64}.update.0123abcd.draft").write_bytes(values)
     other = replace(started.base_model, sha256=bytes(32))
     agent.hear(replace(started, round=3, last_ticket=bytes(32), base_model=other))
     assert not is_on_disk()
@@ -453,8 +449,8 @@ class Fate:
         self.left = step
         self.is_done = is_done
         self.has_struck = False
-        rename, store, publish = pathlib.Path.rename, BlobDict.store, Publisher.publish
-        monkeypatch.setattr(pathlib.Path, "rename", self.wrap(rename))
+        rename, store, publish = pathlib.Path.replace, BlobDict.store, Publisher.publish
+        monkeypatch.setattr(pathlib.Path, "replace", self.wrap(rename))
         monkeypatch.setattr(BlobDict, "store", self.wrap(store))
         monkeypatch.setattr(Publisher, "publish", self.wrap(publish))
 
@@ -760,16 +756,6 @@ def test_bytes_that_are_drawn_twice_give_no_mask_twice(log, started, monkeypatch
     assert one.nonce_key != other.nonce_key
     for share, other_share in zip(*made, strict=True):
         assert not np.any(share.values == other_share.values)
-
-
-def test_a_private_file_is_whole_or_not_there(tmp_path):
-    path = tmp_path / "file"
-    (tmp_path / ".file.draft").write_bytes(b"what a crash left")
-    write_private(path, b"one")
-    write_private(path, b"other")
-    assert path.read_bytes() == b"other"
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert [file.name for file in tmp_path.iterdir() if file.is_file()] == ["file"]
 
 
 def test_nothing_secret_is_shown(world, started, caplog, monkeypatch):

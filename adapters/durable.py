@@ -1,0 +1,191 @@
+"""Files that are there after a crash, whole: the product writes its files here.
+
+- A file is replaced by a rename, after its bytes are on the disk, and the directory
+  after that. So a crash, a kill or a full disk leaves the old one or the new one. What
+  fails removes its draft; a kill may leave one, ``.<name>.<random>.draft``, that
+  nobody reads.
+- What is appended is on the disk when `append` returns. A crash leaves a prefix of it:
+  whoever reads such a file must tell (`adapters.modes.mpc.memory`).
+- `replace_file` leaves the directory to its caller, who writes many files and syncs it
+  once, or needs no more than to survive a crash of the process.
+
+`tests/architecture/test_writing.py` holds that nobody else opens a file for writing.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Final
+
+PRIVATE: Final = 0o600
+"""Mode of a file that its owner alone may read."""
+_ORDINARY: Final = 0o666  # less the umask
+
+
+def write_file(path: Path, data: bytes, *, mode: int = _ORDINARY) -> None:
+    """Replace a file, or make it: durable once this returns.
+
+    Args:
+        path: The file; its directory is there.
+        data: All of its new content.
+        mode: Of the new file, less the umask.
+
+    Raises:
+        OSError: it could not be written, or is not durable: the old one or the new one
+            is there.
+    """
+    replace_file(path, data, mode=mode)
+    sync_directory(path.parent)
+
+
+def replace_file(
+    path: Path, data: bytes, *, mode: int = _ORDINARY, sync: bool = True
+) -> None:
+    """Replace a file, or make it; its name is durable after `sync_directory`.
+
+    Args:
+        path: The file; its directory is there.
+        data: All of its new content.
+        mode: Of the new file, less the umask.
+        sync: Whether its bytes are durable before it has its name.
+
+    Raises:
+        OSError: it could not be written; what was there is there.
+    """
+    with _drafted(path, data, mode, sync=sync) as draft:
+        draft.replace(path)
+
+
+def write_output(path: Path, data: bytes) -> None:
+    """Write what a person wants in a file; as `write_file`.
+
+    A link is followed, and a pipe or a device takes the bytes as they are.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    if path.exists() and not path.is_file():
+        path.write_bytes(data)
+    else:
+        write_file(path.resolve(), data)
+
+
+def create_file(path: Path, data: bytes) -> None:
+    """Make a private file, unless there is one: that of whoever was first stays.
+
+    Raises:
+        OSError: it could not be written; there is none.
+    """
+    with _drafted(path, data, PRIVATE, sync=True) as draft:
+        with suppress(FileExistsError):
+            path.hardlink_to(draft)
+        draft.unlink()
+    sync_directory(path.parent)
+
+
+def move_file(draft: Path, path: Path) -> None:
+    """Give a file that is written another name, over what has it; in one file system.
+
+    Raises:
+        OSError: it could not be moved.
+    """
+    with draft.open("rb") as file:
+        os.fsync(file.fileno())
+    draft.replace(path)
+    sync_directory(path.parent)
+
+
+def append(file: IO[bytes], data: bytes) -> None:
+    """Append to a file.
+
+    Raises:
+        OSError: part of the data may be there, and the rest in the file's buffer.
+    """
+    file.seek(0, os.SEEK_END)
+    file.write(data)
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def append_file(path: Path, data: bytes) -> None:
+    """Append to a private file, made if it is not there; other processes may, too.
+
+    Raises:
+        OSError: part of the data may be there.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    with os.fdopen(os.open(path, flags, PRIVATE), "ab") as file:
+        append(file, data)
+    sync_directory(path.parent)
+
+
+def destroy_file(path: Path) -> None:
+    """Overwrite a file with zeros, and remove it once these are on the disk."""
+    with path.open("r+b") as file:
+        size = len(file.read())
+        file.seek(0)
+        file.write(bytes(size))
+        file.flush()
+        os.fsync(file.fileno())
+    path.unlink()
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def lock_file(path: Path, *, create: bool = True, wait: bool = False) -> IO[bytes]:
+    """Open a file for one process at a time, to read it and to append to it.
+
+    Args:
+        path: The file.
+        create: Whether to make a private one if it is not there.
+        wait: Whether to wait for whoever has it.
+
+    Raises:
+        BlockingIOError: another process has it.
+        OSError: it cannot be opened.
+    """
+    flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0)
+    file = os.fdopen(os.open(path, flags, PRIVATE), "r+b")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def unlock_file(file: IO[bytes]) -> None:
+    """Let another process have it; idempotent."""
+    if not file.closed:
+        # Closing alone would not do: a child that was just forked has a copy.
+        fcntl.flock(file, fcntl.LOCK_UN)
+    file.close()
+
+
+@contextmanager
+def _drafted(path: Path, data: bytes, mode: int, *, sync: bool) -> Iterator[Path]:
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.draft")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            if sync:
+                os.fsync(file.fileno())
+        yield draft
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
