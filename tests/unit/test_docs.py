@@ -44,6 +44,8 @@ VARIABLE = re.compile(r"\bMOOT_[A-Z_]*[A-Z]\b")
 ARROW = re.compile(r"^ *(\w+) *--?>> *(\w+) *: *(.+)$", re.MULTILINE)
 PARTICIPANT = re.compile(r"^ *participant (\w+)", re.MULTILINE)
 EVENT = re.compile(r"\b(?:[A-Z][a-z]+){2,}\b")
+NAMED_PATH = re.compile(r"`([\w-]+/[\w./-]*)`")
+MADE_LATER = {"tests/fuzz/findings", "schemas/avro/released/"}
 
 
 def read(name: str) -> str:
@@ -190,6 +192,14 @@ def test_every_relative_link_resolves(page):
         target = (page.parent / file).resolve() if file else page
         assert target.exists(), link
         assert not anchor or anchor in anchors(target), link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=show)
+def test_a_path_of_the_repository_that_a_page_names_exists(page):
+    folders = {path.name for path in ROOT.iterdir() if path.is_dir()}
+    for name in NAMED_PATH.findall(page.read_text(encoding="utf-8")):
+        if name.partition("/")[0] in folders and name not in MADE_LATER:
+            assert (ROOT / name).exists(), name
 
 
 def shown_by() -> Iterator[tuple[str, str]]:
