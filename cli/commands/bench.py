@@ -16,7 +16,7 @@ def bench(
         ),
     ] = None,
     quick: Annotated[
-        bool, typer.Option(help="Small sizes, to see that it runs.")
+        bool, typer.Option(help="Small sizes, just to see that it runs.")
     ] = False,
     write: Annotated[
         bool, typer.Option(help="Write docs/benchmarks.md instead of printing it.")

@@ -28,10 +28,18 @@ def create(
     ],
     module_config: Annotated[str, typer.Option(help="Its arguments, JSON.")] = "{}",
     data_config: Annotated[str, typer.Option(help="Its arguments, JSON.")] = "{}",
-    local_epochs: Annotated[int, typer.Option(min=1)] = 1,
-    cohort_size: Annotated[int, typer.Option(min=1)] = 5,
-    min_cohort: Annotated[int, typer.Option(min=1)] = 3,
-    round_duration_s: Annotated[int, typer.Option(min=1)] = 120,
+    local_epochs: Annotated[
+        int, typer.Option(min=1, help="Passes over an agent's data per round.")
+    ] = 1,
+    cohort_size: Annotated[
+        int, typer.Option(min=1, help="Most agents drawn for a round.")
+    ] = 5,
+    min_cohort: Annotated[
+        int, typer.Option(min=1, help="Fewest contributions that may be summed.")
+    ] = 3,
+    round_duration_s: Annotated[
+        int, typer.Option(min=1, help="Time that agents have to answer.")
+    ] = 120,
     seed: Annotated[int, typer.Option(help="Seed of the initial model.")] = 0,
     principal: Annotated[
         list[str] | None,
@@ -51,7 +59,8 @@ def create(
     party: Annotated[
         list[str] | None,
         typer.Option(
-            help="NAME=HEX:HEX[@HOST:PORT], a party: `moot party init` prints it."
+            help="NAME=HEX:HEX or NAME=HEX:HEX@HOST:PORT, a party: `moot party init` "
+            "prints it."
         ),
     ] = None,
     clip_norm: Annotated[

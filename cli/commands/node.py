@@ -55,7 +55,7 @@ def propose(
     node: Annotated[
         list[str], typer.Option(help="NAME=HEX@URL, a node of the new set.")
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The file.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")],
 ) -> None:
     """Write a proposal for a new node set, for the present nodes to approve."""
     from cli.node import parse_ledger_nodes, propose

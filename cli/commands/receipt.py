@@ -16,7 +16,7 @@ def receipt(
     event: Annotated[str, typer.Argument(help="Event id in hex, or a leaf index.")],
     federation: Federation,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The file.")
+        Path | None, typer.Option("--output", "-o", help="File to write.")
     ] = None,
     url: Annotated[list[str] | None, typer.Option(help="Log server to ask.")] = None,
 ) -> None:
@@ -34,7 +34,7 @@ def receipt(
 def verify_receipt(
     file: Annotated[Path, typer.Argument(help="The receipt.")],
     policy: Annotated[
-        Path, typer.Option(help="Whose word counts; `moot node policy` prints it.")
+        Path, typer.Option(help="C2SP policy file; `moot node policy` prints it.")
     ],
     as_json: AsJson = False,
 ) -> None:

@@ -34,7 +34,7 @@ def abandon(
         str, typer.Option("--because", help="The reason, for the log.")
     ],
 ) -> None:
-    """Give up the round in progress, so that another can start."""
+    """Abandon the round in progress, so that another can start."""
     from cli.operate import abandon_round
 
     say(f"gave up round {abandon_round(find_settings(), federation, explanation)}")

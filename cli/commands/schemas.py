@@ -8,7 +8,7 @@ from cli.environment import find_settings
 from cli.options import AsJson, make_failure
 from cli.show import say, say_json
 
-app = typer.Typer(help="Avro schemas in the registry.", no_args_is_help=True)
+app = typer.Typer(help="Avro schemas in the schema registry.", no_args_is_help=True)
 
 
 @app.command("register")
