@@ -12,11 +12,8 @@ Result = TypeVar("Result")
 
 
 class Ahead:
-    """Like `map`, in threads: only a few results wait, whatever is mapped over.
-
-    Args:
-        num_threads: How many run at a time, and how many results may wait.
-        name: Name of the threads.
+    """Like `map`, in that many threads: as many results may wait, whatever is mapped
+    over.
     """
 
     def __init__(self, num_threads: int, name: str) -> None:

@@ -41,12 +41,7 @@ def end_process() -> NoReturn:
 
 
 def start_thread(work: Callable[[], object], name: str) -> threading.Thread:
-    """Start a thread that does not keep the process alive, and ends it if it fails.
-
-    Args:
-        work: Runs in the thread.
-        name: Its name, for logs.
-    """
+    """Start a thread that does not keep the process alive, and ends it if it fails."""
 
     def run() -> None:
         try:

@@ -166,12 +166,6 @@ class Publisher:
     ) -> tuple[int, int]:
         """Sign and publish one event, and wait until Kafka has it.
 
-        Args:
-            event: The event.
-            key: Its author's.
-            genesis: Genesis hash of its log, 32 bytes.
-            traceparent: W3C trace context.
-
         Returns:
             Its partition and offset.
 
@@ -539,12 +533,7 @@ def find_bounds(settings: Settings, topic: str, partition: int) -> Bounds:
 def find_committed(
     settings: Settings, group: str, places: Iterable[tuple[str, int]]
 ) -> dict[tuple[str, int], int]:
-    """Return the offsets that a consumer group continues from, where it has any.
-
-    Args:
-        settings: Where Kafka is.
-        group: The group; it is not joined.
-        places: Topics and partitions.
+    """Return the offsets that a consumer group, which is not joined, continues from.
 
     Raises:
         KafkaUnavailableError: Kafka does not answer.

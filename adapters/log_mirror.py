@@ -23,13 +23,7 @@ from ledger.tiles import CHECKPOINT_PATH
 
 
 class LogMirror:
-    """Copies one federation's log. For one thread.
-
-    Args:
-        settings: Where the object store is.
-        federation_id: Whose log.
-        directory: The tile store to copy from.
-    """
+    """Copies one federation's log from its tile store. For one thread."""
 
     def __init__(self, settings: Settings, federation_id: str, directory: Path) -> None:
         self._prefix = f"log/{federation_id}/"

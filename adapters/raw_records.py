@@ -215,12 +215,7 @@ class Batch:
         return _decompress(self._attributes & _CODEC_MASK, packed, limit)
 
     def records(self, body: bytes, max_record_bytes: int) -> Iterator[Unpacked]:
-        """Yield an unpacked body's records, with stand-ins for unreadable ones.
-
-        Args:
-            body: What `unpack` returned.
-            max_record_bytes: The largest allowed record.
-        """
+        """Yield an unpacked body's records, with stand-ins for unreadable ones."""
         # Where nothing was compacted away, a record's place is its offset, and any
         # other claim is a lie. In a compacted topic its claim is all there is.
         is_whole = self._count == self.last_delta + 1

@@ -74,7 +74,6 @@ class Problem:
     setting: str | None = None
 
     def __str__(self) -> str:
-        """Return it as one line of text."""
         found = f"is {self.found}" if self.found else "is not known"
         return (
             f"{self.weight}: {self.topic}: {self.name} {found}, must be "

@@ -32,7 +32,6 @@ class Place(NamedTuple):
     partition: int
 
     def __str__(self) -> str:
-        """Return it as people write it."""
         return f"{self.topic}/{self.partition}"
 
 
@@ -158,7 +157,6 @@ class Lost(NamedTuple):
     end: int
 
     def __str__(self) -> str:
-        """Return it for people."""
         return (
             f"{self.place}: offsets {self.first} to {self.end - 1} were deleted before "
             f"they were sequenced: up to {self.end - self.first} records that Kafka "
@@ -197,13 +195,7 @@ class PartitionFacts:
 
 
 class TopicWatcher:
-    """Asks about one partition, repeatedly. For one thread.
-
-    Args:
-        settings: Where Kafka is.
-        topic: The topic.
-        partition: The partition.
-    """
+    """Asks about one partition, repeatedly. For one thread."""
 
     def __init__(self, settings: Settings, topic: str, partition: int) -> None:
         self._topic = topic

@@ -71,11 +71,7 @@ class VoteLogCode(StrEnum):
 
 
 class VoteLogError(Exception):
-    """The key may not sign; the message says why and what to do.
-
-    Attributes:
-        code: Its kind.
-    """
+    """The key may not sign; the message says why and what to do."""
 
     def __init__(self, code: VoteLogCode, detail: str) -> None:
         super().__init__(f"{code}: {detail}")
@@ -127,9 +123,6 @@ class VoteLog:
     """The votes of one key, open for one process at a time.
 
     A retired key's can be opened: its node keeps observing.
-
-    Args:
-        directory: Where `create_identity` made them.
 
     Raises:
         VoteLogError: the key may not sign.

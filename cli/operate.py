@@ -190,12 +190,7 @@ def propose_change(
     settings: Settings, federation_id: str, changes: Mapping[str, Any]
 ) -> tuple[e.FederationChanged, list[Difference]]:
     """Return a change of a federation's newest configuration, and its differences.
-
-    Args:
-        settings: Where Kafka is.
-        federation_id: The federation.
-        changes: New values by name; dotted within a section or the task, as
-            ``task.local_epochs``.
+    Names are dotted within a section or the task, as ``task.local_epochs``.
 
     Raises:
         StackError: there is no such federation, or this may not be changed.
@@ -314,13 +309,8 @@ def _look_for_refusal(
     position: Position,
     nexts: dict[int, int],
 ) -> None:
-    """Look at the latest refusals: all are kept, and anybody can cause many.
-
-    Args:
-        settings: Where Kafka is.
-        registry: How to unframe.
-        position: Of the event that may have been refused.
-        nexts: Where to continue, by partition; changed in place.
+    """Look at the latest refusals: all are kept, and anybody can cause many. Updates
+    `nexts`, which says where to continue in each partition.
 
     Raises:
         StackError: it was refused, and why.

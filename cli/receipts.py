@@ -40,12 +40,8 @@ WAIT_S = 10.0
 
 
 def show_policy(settings: Settings, federation_id: str, era: int | None = None) -> str:
-    """Return a federation's policy file: whose cosignatures make a checkpoint final.
-
-    Args:
-        settings: Where Kafka is.
-        federation_id: The federation.
-        era: Of the node set, from 0; None for the present one.
+    """Return a federation's policy file for an era, the present one by default: whose
+    cosignatures make a checkpoint final.
 
     Raises:
         StackError: there is no such federation or era, or it has no ledger nodes.
@@ -68,13 +64,8 @@ def show_policy(settings: Settings, federation_id: str, era: int | None = None) 
 def get_receipt(
     settings: Settings, federation_id: str, event_id: str, urls: tuple[str, ...]
 ) -> tuple[int, bytes]:
-    """Return an event's leaf index and its receipt.
-
-    Args:
-        settings: Where Kafka is.
-        federation_id: The federation.
-        event_id: The event's id in hex, as its record's header has it; or a leaf index.
-        urls: Servers of the log; by default the ledger nodes.
+    """Return the leaf index and receipt of an event, given by its id in hex or its leaf
+    index; from its ledger nodes unless servers are named.
 
     Raises:
         StackError: no such leaf, no server has it, or it is not final within `WAIT_S`.

@@ -16,23 +16,13 @@ from adapters.log_lines import guard_logs, printable
 
 
 def say(*lines: object, is_error: bool = False) -> None:
-    """Print lines and flush; each stays one line, whatever is in it.
-
-    Args:
-        *lines: What to print.
-        is_error: Whether it goes to standard error.
-    """
+    """Print lines and flush; each stays one line, whatever is in it."""
     text = "".join(f"{printable(line)}\n" for line in lines)
     print(text, end="", file=sys.stderr if is_error else None, flush=True)
 
 
 def say_json(value: Any, *, is_wide: bool = False) -> None:
-    """Print a value as JSON in ASCII.
-
-    Args:
-        value: What to print.
-        is_wide: Whether to indent it, over several lines.
-    """
+    """Print a value as JSON in ASCII."""
     say(*json.dumps(value, indent=2 if is_wide else None, allow_nan=False).split("\n"))
 
 

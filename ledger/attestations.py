@@ -330,13 +330,6 @@ def sign_attestation(
 ) -> e.BlockAttested:
     """Return a node's attestation of a block. `ledger.consensus` decides whether it
     may.
-
-    Args:
-        key: The node's key.
-        node_set: The era's nodes.
-        federation_id: Whose log.
-        epoch: From 0.
-        header: The block.
     """
     signed = _attestation_bytes(
         node_set.chain_id, node_set.era, epoch, header.height, header.id
@@ -516,10 +509,6 @@ def sign_approval(
 
 def verify_node_set_change(current: NodeSet, change: e.NodeSetChanged) -> NodeSet:
     """Return the next node set, if a quorum of the present nodes consents.
-
-    Args:
-        current: The present nodes.
-        change: The change.
 
     Raises:
         InvalidMessageError: not the next era, or no quorum of good approvals.

@@ -373,10 +373,6 @@ class Consensus:
 
         Idempotent: it may be cosigned again.
 
-        Args:
-            size: The checkpoint's size.
-            root: Its root, 32 bytes.
-
         Raises:
             CosignRefusedError: it is of no block known to be final, smaller than one
                 already cosigned, or this is an observer.

@@ -84,11 +84,7 @@ class Refusal:
 
 
 class InvalidRequestError(ValueError):
-    """The request cannot be judged. Always bad input.
-
-    Attributes:
-        refusal: What to answer.
-    """
+    """The request cannot be judged; `refusal` is the answer. Always bad input."""
 
     def __init__(self, detail: str, status: int = 400) -> None:
         super().__init__(detail)

@@ -104,13 +104,7 @@ def load_principals(
 
 
 class Operator:
-    """Signs as the operator of federations.
-
-    Args:
-        key: The operator's.
-        publisher: Where it publishes.
-        genesis: Genesis hash of its log, 32 bytes; founding needs none.
-    """
+    """Signs as the operator of federations; founding needs no genesis."""
 
     def __init__(
         self, key: SigningKey, publisher: Publisher, genesis: bytes = NO_GENESIS

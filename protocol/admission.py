@@ -266,11 +266,6 @@ def find_faults(
     Auditors judge every block with this. A leaf that should not be there has no effect
     on later ones.
 
-    Args:
-        state: What admission knows before the block.
-        leaves: The block's.
-        verify: Checks signatures.
-
     Returns:
         The faults in order, and the state that `evolve` makes of the other leaves.
     """
@@ -317,13 +312,7 @@ def find_author(state: AdmissionState, event: e.LedgerEvent) -> bytes | None:
 def compute_event_id(
     state: AdmissionState, leaf: e.Leaf, event: e.LedgerEvent
 ) -> bytes:
-    """Return an event's id, 32 bytes, as its record's header has it.
-
-    Args:
-        state: What admission knows after the leaf.
-        leaf: The leaf.
-        event: The event in it.
-    """
+    """Return the id in an event's header, 32 bytes, from the state after its leaf."""
     if isinstance(event, e.Fact):
         return compute_fact_id(event)
     return compute_input_id(_Scratch(state).find_author_key(event), leaf.event)

@@ -92,12 +92,7 @@ def list_differences(before: Any, after: Any, name: str = "") -> Iterator[Differ
 
 
 def make_change(config: e.FederationConfigured, number: int) -> e.FederationChanged:
-    """Return the change that puts a configuration into force.
-
-    Args:
-        config: The configuration.
-        number: One more than the last change's.
-    """
+    """Return the change that puts a configuration into force."""
     return e.FederationChanged(
         federation_id=config.federation_id,
         number=number,
@@ -178,13 +173,6 @@ def apply_signed_change(
 
     For those who build on a log without judging all of it: its writer cannot put words
     into the operator's mouth.
-
-    Args:
-        config: The result of earlier changes.
-        number: Number of the last of them; 0 if none.
-        change: The change.
-        leaf: The leaf that holds it.
-        genesis: Hash of the log's genesis, 32 bytes.
     """
     keys = {p.role: p.public_key for p in config.principals}
     try:

@@ -47,12 +47,7 @@ def compute_genesis_hash(event_bytes: bytes) -> bytes:
 
 
 def choose_genesis(event: Event, genesis: bytes) -> bytes:
-    """Return the genesis hash that an event's signature covers, 32 bytes.
-
-    Args:
-        event: The event.
-        genesis: That of its log.
-    """
+    """Return the genesis hash that an event's signature covers, 32 bytes."""
     is_outside = isinstance(event, FederationConfigured) or (
         isinstance(event, EventRejected) and not event.federation_id
     )

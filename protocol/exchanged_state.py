@@ -96,7 +96,6 @@ class Model:
     classes: Mapping[str, StateClass]
 
     def __post_init__(self) -> None:
-        """Check every entry."""
         for name in self.classes:
             if name not in self.tensors:
                 msg = f"a class for {name!r:.100}, which the model doesn't have"

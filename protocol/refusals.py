@@ -17,7 +17,6 @@ class RefusedError(ValueError, Generic[R]):
     """
 
     def __init__(self, reason: R, detail: str) -> None:
-        """Refuse for one reason."""
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail

@@ -603,11 +603,8 @@ def _seal(current: OpenRound, leaf: Sequenced) -> e.RoundSealed:
 
 
 def _may_claim(state: RoundsState, party: str) -> bool:
-    """Return whether somebody may claim a round's result now.
-
-    Args:
-        state: The federation.
-        party: Who claims; empty for the aggregator.
+    """Return whether a party, or the aggregator if empty, may claim a round's result
+    now.
     """
     return not party or (state.current is not None and state.current.is_result_late)
 

@@ -164,14 +164,7 @@ class Service:
     async def send(
         self, event: Event, genesis: bytes, traceparent: str, cause: Source
     ) -> None:
-        """Sign an event and send it in the transaction of the record that caused it.
-
-        Args:
-            event: The event.
-            genesis: Genesis hash of its log, 32 bytes.
-            traceparent: W3C trace context.
-            cause: Where the causing record was.
-        """
+        """Sign an event and send it in the transaction of the record that caused it."""
         topic = topics.topic_of(event)
         with telemetry.span(
             "publish", topic, kind=telemetry.PRODUCER, parent=traceparent
@@ -231,9 +224,6 @@ class Batches:
 
     Whatever arrives while a transaction commits is the next batch: one record if it
     comes alone, hundreds under load, without a clock.
-
-    Args:
-        max_size: Most records of a batch.
     """
 
     def __init__(self, max_size: int) -> None:
@@ -333,15 +323,12 @@ def hold(event: Any) -> Any:
 
 @contextmanager
 def fail_stop(*events: Any) -> Iterator[None]:
-    """Work on records: all of it, or none of them counts as read.
+    """Work on records that `hold` returned: all of it, or none of them counts as read.
 
     If the block fails, the process ends at once. Faust would log the error, acknowledge
     the record and continue with the next: a lost event. A process that dies here
     commits nothing; its successor reads the record again, and whoever runs the services
     restarts them and sees the log.
-
-    Args:
-        *events: The records; see `hold`.
     """
     try:
         yield

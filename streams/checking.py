@@ -23,13 +23,8 @@ from schemas import events as e
 def complete(
     view: RoundView, checker: Checker, store: BlobStore, *, party: str = ""
 ) -> e.UpdatesChecked | e.AggregateSubmitted:
-    """Return a round's result: the model, or which of its parts are wrong.
-
-    Args:
-        view: The round, with all its parts.
-        checker: The round's.
-        store: Where blobs are.
-        party: The party that claims it; empty for the aggregator.
+    """Return a round's result, for the aggregator or a party: the model, or which of
+    its parts are wrong.
 
     Raises:
         BlobError: the base model is gone.

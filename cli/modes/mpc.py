@@ -244,12 +244,8 @@ SERVICES: Final = {"party": run_party, "dealer": run_dealer}
 def start_parties(
     supervisor: Supervisor, settings: Settings, names: Sequence[str]
 ) -> tuple[Party, ...]:
-    """Start parties, making their keys; returns them as a federation lists them.
-
-    Args:
-        supervisor: Their parent.
-        settings: Where their directories are.
-        names: Their names, in ascending order.
+    """Start parties, making their keys; returns them as a federation lists them, by
+    name.
     """
     parties = []
     for name, port in zip(names, find_free_ports(len(names)), strict=True):

@@ -86,11 +86,6 @@ def run_service(
 def demand_service_name(service: str, name: str | None, how: str) -> str:
     """Return the name of a service that must have one.
 
-    Args:
-        service: Which service.
-        name: The name it was given.
-        how: What to tell people who gave none.
-
     Raises:
         StackError: it was given none.
     """
@@ -267,15 +262,7 @@ class Supervisor:
     def start_nodes(
         self, settings: Settings, federation: str, names: Sequence[str], *more: str
     ) -> tuple[LedgerNode, ...]:
-        """Start ledger nodes, making their keys; returns them as a federation lists
-        them.
-
-        Args:
-            settings: Where their directories are.
-            federation: Which one they serve.
-            names: Their names, in ascending order.
-            *more: Further arguments of each.
-        """
+        """Start ledger nodes, making their keys; returns them by name."""
         from cli.node import make_node
 
         nodes = []

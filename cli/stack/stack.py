@@ -289,12 +289,10 @@ class LocalStack:
         self._wait_ready(service, progress or _silent, time.monotonic())
 
     def __enter__(self) -> Self:
-        """Start the stack."""
         self.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop the stack."""
         self.stop()
 
     def _start_all(self, say: Progress) -> None:

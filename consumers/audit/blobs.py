@@ -207,13 +207,7 @@ class BlobAuditor:
     def check_result(
         self, view: RoundView, published: AggregatePublished, place: Place
     ) -> None:
-        """Compute a round again and compare it with what was published.
-
-        Args:
-            view: The round, with everything its result follows from.
-            published: What should come out.
-            place: Where it was claimed.
-        """
+        """Compute a round again and compare it with what was published."""
         sealed = view.open.sealed
         assert sealed is not None, "only a sealed round is published"
         result = self._compute(view, sealed, place)

@@ -161,11 +161,7 @@ class _Fields:
 
 
 def decode_record(topic: str, body: bytes) -> Record:
-    """Return the record that `encode_record` was called on.
-
-    Args:
-        topic: Its topic.
-        body: What comes after the length.
+    """Return the record that `encode_record` encoded, from what follows the length.
 
     Raises:
         BundleError: the bytes are anything else.
@@ -279,9 +275,6 @@ class BundleWriter:
 
     Pass the wrapped iterators and functions to the audit, then call `write`. Needs
     about twice the bundle's disk space, and hardly any memory.
-
-    Args:
-        path: The bundle's file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -300,11 +293,9 @@ class BundleWriter:
         self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
-        """Return itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Remove what was kept."""
         self._end()
         self._spool.cleanup()
 
@@ -473,9 +464,6 @@ def _add(tar: tarfile.TarFile, name: str, size: int, file: IO[bytes]) -> None:
 class Bundle:
     """A bundle, opened for an audit. Safe across threads.
 
-    Args:
-        path: The file.
-
     Raises:
         BundleError: it is not a bundle.
     """
@@ -504,11 +492,9 @@ class Bundle:
         os.close(self._file)
 
     def __enter__(self) -> Self:
-        """Return itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close the file."""
         self.close()
 
     @property

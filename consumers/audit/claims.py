@@ -42,11 +42,8 @@ Claim: TypeAlias = AnswersClaim | PartClaim | ResultClaim
 
 
 def read_claims(event: e.LedgerEvent, facts: Sequence[e.Fact]) -> list[Claim]:
-    """Return what a leaf claims about the round in progress.
-
-    Args:
-        event: The leaf's.
-        facts: What the deciders concluded from it.
+    """Return what a leaf claims about the round in progress, given the deciders'
+    facts.
     """
     claims: list[Claim] = []
     if isinstance(event, e.UpdatesChecked):

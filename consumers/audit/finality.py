@@ -325,12 +325,7 @@ class FinalityAuditor:
     # Blocks
 
     def add_block(self, before: Sequence[NodeSet], after: ReplayState) -> None:
-        """Take the next block; without ledger nodes only its checkpoint counts.
-
-        Args:
-            before: The node sets before the block.
-            after: What it leads to.
-        """
+        """Take the next block; without ledger nodes only its checkpoint counts."""
         node_sets, state = after.admission.node_sets, self.state
         chain = after.log.chain
         root = chain.tree.root()

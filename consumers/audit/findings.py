@@ -17,12 +17,7 @@ class Stopped(Exception):  # noqa: N818  # not an error of the audit
 
 
 class Findings:
-    """Puts findings into a report.
-
-    Args:
-        report: The report.
-        max_findings: How many of each kind it lists; the rest are counted.
-    """
+    """Puts findings into a report: the first few of each kind, and counts."""
 
     def __init__(self, report: Report, max_findings: int) -> None:
         self.report = report

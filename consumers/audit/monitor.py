@@ -85,7 +85,6 @@ class Alert:
         return self.kind in FATAL
 
     def __str__(self) -> str:
-        """Return it as one line of text."""
         line = f"{self.kind} {self.code} at {self.place}: {self.message}"
         for name, value in (("expected", self.expected), ("found", self.found)):
             if value:

@@ -163,11 +163,7 @@ def _begin() -> None:
 
 
 class Helpers:
-    """Processes that check ahead; without any, checks run where they are needed.
-
-    Args:
-        count: How many processes.
-    """
+    """Processes that check ahead; without any, checks run where they are needed."""
 
     def __init__(self, count: int) -> None:
         self._count = count
@@ -201,13 +197,8 @@ class Helpers:
     def verify_record(
         self, context: Context, hashed: bytes, data: bytes, signature: bytes
     ) -> Any:
-        """Do as `consumers.audit.finality.verify_record`.
-
-        Args:
-            context: As there.
-            hashed: Its `hash_context`.
-            data: As there.
-            signature: As there.
+        """Do as `consumers.audit.finality.verify_record`; `hashed` is the context's
+        hash.
         """
         name = name_check(b"attestation", hashed, signature, data)
         return self._passed.get(name) or verify_record(context, data, signature)

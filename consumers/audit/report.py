@@ -74,7 +74,6 @@ class Place:
     leaf_index: int | None = None
 
     def __str__(self) -> str:
-        """Return it as text."""
         parts = [self.topic]
         if self.offset is not None:
             parts.append(f"offset {self.offset}")

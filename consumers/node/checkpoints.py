@@ -33,13 +33,7 @@ MAX_SIGNED: Final = 4_096
 
 
 class CheckpointDesk:
-    """The checkpoints of one log.
-
-    Args:
-        federation_id: Whose log.
-        tiles: Publishes the log.
-        alerts: Reports what should not be.
-    """
+    """The checkpoints of one log."""
 
     def __init__(self, federation_id: str, tiles: TileStore, alerts: Alerts) -> None:
         self._federation_id = federation_id
@@ -142,12 +136,7 @@ class CheckpointDesk:
         )
 
     def check_final(self, size: int, root: bytes) -> bool:
-        """Return whether the log's checkpoint of a final tree is here and matches it.
-
-        Args:
-            size: The tree's.
-            root: The tree's, 32 bytes.
-        """
+        """Return whether the log's checkpoint of a final tree is here and matches."""
         note = self._signed.get(size)
         return note is not None and self._check_root(
             parse_checkpoint(parse_note(note).text), root

@@ -149,12 +149,8 @@ class Feed:
         return found
 
     def prune(self, *, era: int, height: int, size: int) -> None:
-        """Drop what nobody needs any more.
-
-        Args:
-            era: The present era: earlier eras' entries go.
-            height: Attestations to lower blocks go.
-            size: Checkpoints of smaller trees go.
+        """Drop other eras, attestations to lower blocks and checkpoints of smaller
+        trees.
         """
 
         def is_old(entry: Entry) -> bool:

@@ -52,12 +52,7 @@ class Registry(Protocol):
 
 
 class KafkaIntake:
-    """Brings Kafka's records to a node, one after the other.
-
-    Args:
-        registry: How to unframe.
-        loop: The node that takes them.
-    """
+    """Brings Kafka's records to a node, one after the other."""
 
     def __init__(self, registry: Registry, loop: NodeLoop) -> None:
         self._registry = registry
@@ -141,14 +136,7 @@ _Lasting = dict[AlertCode, tuple[str, ...]]
 
 
 class KafkaSource:
-    """Reads one federation's log, checkpoints and attestations.
-
-    Args:
-        settings: Where Kafka is.
-        registry: How to unframe.
-        loop: The node that takes them.
-        read_topics: Which topics, some of `TOPICS`.
-    """
+    """Reads some of `TOPICS`: one federation's log, checkpoints and attestations."""
 
     def __init__(
         self,

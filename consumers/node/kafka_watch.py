@@ -86,13 +86,7 @@ class KafkaWatch:
         return True
 
     def see_block(self, offset: int, height: int, digest: bytes) -> None:
-        """Take a block that the sequencer signed.
-
-        Args:
-            offset: Where it was.
-            height: The height it states.
-            digest: Its hash, 32 bytes.
-        """
+        """Take a block that the sequencer signed, with the height that it states."""
         self._next_offset = max(self._next_offset, offset + 1)
         final = self._find_hash(height)
         place = f"offset {offset}, block {height}"

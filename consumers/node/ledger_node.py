@@ -349,11 +349,7 @@ class LedgerNode:
     # Blocks
 
     def add_block(self, data: bytes, signature: bytes) -> None:
-        """Take a block from anywhere. Idempotent; useless blocks are ignored.
-
-        Args:
-            data: Single-object encoding, as received.
-            signature: The sequencer's, as received.
+        """Take an encoded block as received. Idempotent; useless blocks are ignored.
 
         Raises:
             RegistryAwayError: it cannot be judged yet: add it again.
@@ -534,9 +530,6 @@ class LedgerNode:
     def hear(self, data: bytes) -> None:
         """Take an encoded event from anybody. Idempotent.
 
-        Args:
-            data: Single-object encoding.
-
         Raises:
             CodecError: it is no event.
             InvalidMessageError: it is invalid; likewise `InvalidNoteError`.
@@ -559,10 +552,6 @@ class LedgerNode:
 
     def receive(self, event: e.Event, data: bytes | None = None) -> None:
         """Take what a node or the log said, from anywhere. Idempotent.
-
-        Args:
-            event: What was said.
-            data: Its single-object encoding, if at hand.
 
         Raises:
             InvalidMessageError: it is invalid.
@@ -687,9 +676,6 @@ class LedgerNode:
 
         Checking and persisting is one step, as one thread makes all calls. What is not
         final here is not cosigned, however consistent it is: 503, ask again.
-
-        Args:
-            body: As received.
         """
         try:
             request = parse_request(body)

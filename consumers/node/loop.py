@@ -33,11 +33,7 @@ READING_S: Final = 0.3
 
 
 class NodeLoop:
-    """A node with its callers. Made and used in one event loop.
-
-    Args:
-        node: The node.
-    """
+    """A node with its callers. Made and used in one event loop."""
 
     def __init__(self, node: LedgerNode) -> None:
         self.node = node

@@ -433,10 +433,6 @@ def follow_block(view: RoundView | None, replayed: Replayed) -> list[RoundView |
     """Return the round in progress before each leaf, and after the last.
 
     None where there is none, or nodes do not check its blobs.
-
-    Args:
-        view: The round before the block.
-        replayed: The block, without faults.
     """
     views = [view]
     for leaf in replayed.leaves:

@@ -82,11 +82,6 @@ class NodeOptions:
 class NodeService:
     """One ledger node or log server.
 
-    Args:
-        settings: Where Kafka, the schema registry and the object store are.
-        options: How to run it.
-        open_votes: Opens the vote log.
-
     Raises:
         VoteLogError: the key may not sign.
         BlockStoreError: the blocks are damaged.

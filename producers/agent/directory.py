@@ -57,11 +57,7 @@ class AgentDirectory:
         unlock_file(self._lock)
 
     def knows(self, event: bytes) -> bool:
-        """Return whether the journal has something said with the agent's key.
-
-        Args:
-            event: Single-object encoding.
-        """
+        """Return whether the journal has an encoded event said with the agent's key."""
         digest = hashlib.sha256(event).digest()
         if digest not in self._known:
             self._read_new()

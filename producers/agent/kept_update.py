@@ -44,11 +44,7 @@ class KeptUpdate:
 
 
 class UpdateKeeper:
-    """Keeps one update, for one base model.
-
-    Args:
-        directory: Private to the agent.
-    """
+    """Keeps one update, for one base model."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory

@@ -45,11 +45,8 @@ class Floors:
 
 
 def accept_task(directory: Path, digest: bytes) -> None:
-    """Let a directory's agent run a task from now on.
-
-    Args:
-        directory: The agent's.
-        digest: Of the task, 32 bytes: `compute_task_digest`.
+    """Let a directory's agent run the task with this `compute_task_digest` from now
+    on.
     """
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     append_file(directory / TASKS_FILE, digest.hex().encode() + b"\n")

@@ -82,7 +82,6 @@ class RobustnessError(Exception):
     """
 
     def __init__(self, reason: RobustnessFailure, detail: str) -> None:
-        """Say what went wrong."""
         super().__init__(reason, detail)
         self.reason = reason
         self.detail = detail
@@ -108,7 +107,6 @@ class UnsafeConfigurationError(Exception):
     """
 
     def __init__(self, reason: UnsafeSetting, detail: str) -> None:
-        """Refuse for one reason."""
         super().__init__(reason, detail)
         self.reason = reason
         self.detail = detail
@@ -229,14 +227,8 @@ def run_find_far(
     context: bytes,
     permit: Callable[[], None] = permit_all,
 ) -> NDArray[np.bool_]:
-    """Make a link and call `find_far`, in a process of its own.
-
-    Args:
-        plan: Who is linked with whom.
-        sketches: As for `find_far`.
-        threshold: Likewise.
-        context: Likewise.
-        permit: Likewise; called in this process.
+    """Make a link and call `find_far`, in a process of its own; `permit` runs in this
+    one.
 
     Raises:
         RobustnessError: also if that process was killed.

@@ -130,7 +130,6 @@ class LinkError(Exception):
     """
 
     def __init__(self, reason: LinkFailure, peer: int, detail: str) -> None:
-        """Say what is wrong with whom."""
         super().__init__(reason, peer, detail)
         self.reason = reason
         self.peer = peer
@@ -247,9 +246,6 @@ class ArrayKind:
 
 class PartyLink:
     """Connections to all peers, made at once. Used by one thread at a time.
-
-    Args:
-        plan: Who is linked with whom.
 
     Attributes:
         rank: Our own.

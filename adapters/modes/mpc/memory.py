@@ -56,9 +56,6 @@ def create_party_log(directory: Path) -> None:
 class PartyLog:
     """The memory of one party, open for one process at a time; threads may share it.
 
-    Args:
-        directory: Where `create_party_log` made it.
-
     Raises:
         PartyLogError: it is gone, damaged, or used by another process.
     """
@@ -109,11 +106,8 @@ class PartyLog:
             return refused
 
     def permit_comparison(self, asked: Compared, *, min_cohort: int) -> None:
-        """Return once these updates may be compared again and that is remembered.
-
-        Args:
-            asked: The comparison; its attempt does not matter.
-            min_cohort: As in `protocol.modes.mpc.party_memory.demand_comparable`.
+        """Return once these updates may be compared again, whatever the attempt asked
+        for, and that is remembered.
 
         Raises:
             PartyRefusesError: they may not.
@@ -122,11 +116,8 @@ class PartyLog:
             self._remember(demand_comparable(asked, self._known, min_cohort=min_cohort))
 
     def permit_sum(self, asked: Summed, *, min_cohort: int) -> None:
-        """Return once this sum may be said and is remembered: it is harmless.
-
-        Args:
-            asked: The sum.
-            min_cohort: As in `protocol.modes.mpc.party_memory.demand_harmless`.
+        """Return once this sum may be said and is remembered: it is harmless
+        (`protocol.modes.mpc.party_memory`).
 
         Raises:
             PartyRefusesError: it may not.

@@ -24,12 +24,8 @@ class Watch(Protocol):
     def follow(
         self, event: e.LedgerEvent, config: e.FederationConfigured | None, place: Place
     ) -> Finding | None:
-        """Follow an admissible leaf; returns what has just become wrong.
-
-        Args:
-            event: The leaf's.
-            config: The federation's parameters after it; None before the genesis.
-            place: Where the leaf is.
+        """Follow an admissible leaf, given the configuration after it; returns what has
+        just become wrong.
         """
         ...
 

@@ -225,10 +225,6 @@ def parse_commitments(
 ) -> tuple[tuple[bytes, ...], bytes, bytes]:
     """Return an agent's commitments to rows, squares and masks.
 
-    Args:
-        shape: The shape of the round's updates.
-        commitments: The blob, digest verified.
-
     Raises:
         RoundError: the blob has another size. Its points are checked with a proof.
     """
@@ -249,11 +245,6 @@ def parse_statement(
     secret: MpcRound, update: e.UpdateCommitted, commitments: bytes
 ) -> NormStatement:
     """Return what an agent has to prove.
-
-    Args:
-        secret: The round.
-        update: Its commitment.
-        commitments: The blob of commitments, digest verified.
 
     Raises:
         RoundError: the blob has another size.
@@ -518,12 +509,7 @@ def link_share(
 
 
 class RoundVerifier:
-    """Checks one round: proofs, links, parts of the sum, and the result.
-
-    Args:
-        secret: The round.
-        fetch: Fetches blobs.
-    """
+    """Checks one round: proofs, links, parts of the sum, and the result."""
 
     def __init__(self, secret: MpcRound, fetch: Fetch) -> None:
         self._fetch = fetch
@@ -591,11 +577,8 @@ class RoundVerifier:
     def find_reasons(
         self, secret: MpcRound, agent_ids: Sequence[str]
     ) -> dict[str, RoundError | None]:
-        """Return for each agent why its commitment does not count; None if it does.
-
-        Args:
-            secret: The round; all parties have linked.
-            agent_ids: Agents that have committed.
+        """Return for each agent why its commitment does not count; None if it does. All
+        parties must have linked.
         """
         self.forget_absent()
         self.verify_proofs(secret, agent_ids)

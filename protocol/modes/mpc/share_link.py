@@ -164,13 +164,7 @@ class SumMasks:
 
 
 def expand_sum_projection(seed: bytes, *, num_rows: int, row_length: int) -> Projection:
-    """Return R'.
-
-    Args:
-        seed: 32 bytes.
-        num_rows: m.
-        row_length: n.
-    """
+    """Return R' from its seed, 32 bytes, for m rows of n columns."""
     return Projection.expand(
         seed,
         num_projections=NUM_SUM_PROJECTIONS,
