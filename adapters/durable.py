@@ -1,15 +1,15 @@
-"""Files that are there after a crash, whole: the product writes its files here.
+"""Files that survive a crash whole: the product writes all its files here.
 
-- A file is replaced by a rename, after its bytes are on the disk, and the directory
-  after that. So a crash, a kill or a full disk leaves the old one or the new one. What
-  fails removes its draft; a kill may leave one, ``.<name>.<random>.draft``, that
+- A file is replaced by a rename once its bytes are on the disk, and then the directory
+  is synced. So a crash, a kill or a full disk leaves the old file or the new one. A
+  failure removes its draft; a kill may leave one, ``.<name>.<random>.draft``, that
   nobody reads.
 - What is appended is on the disk when `append` returns. A crash leaves a prefix of it:
-  whoever reads such a file must tell (`adapters.modes.mpc.memory`).
-- `replace_file` leaves the directory to its caller, who writes many files and syncs it
-  once, or needs no more than to survive a crash of the process.
+  readers of such a file must notice (`adapters.modes.mpc.memory`).
+- `replace_file` leaves the directory to its caller, which writes many files and syncs
+  it once, or only needs to survive a crash of the process.
 
-`tests/architecture/test_writing.py` holds that nobody else opens a file for writing.
+`tests/architecture/test_writing.py` checks that nobody else opens a file for writing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO, Final
 
 PRIVATE: Final = 0o600
-"""Mode of a file that its owner alone may read."""
+"""Mode of a file that only its owner may read."""
 _ORDINARY: Final = 0o666  # less the umask
 
 
@@ -36,7 +36,7 @@ def write_file(path: Path, data: bytes, *, mode: int = _ORDINARY) -> None:
         mode: Of the new file, less the umask.
 
     Raises:
-        OSError: it could not be written, or is not durable: the old one or the new one
+        OSError: it could not be written, or is not durable: the old file or the new one
             is there.
     """
     replace_file(path, data, mode=mode)
@@ -52,19 +52,19 @@ def replace_file(
         path: The file; its directory is there.
         data: All of its new content.
         mode: Of the new file, less the umask.
-        sync: Whether its bytes are durable before it has its name.
+        sync: Whether its bytes are durable before it gets its name.
 
     Raises:
-        OSError: it could not be written; what was there is there.
+        OSError: it could not be written; the old file is unchanged.
     """
     with _drafted(path, data, mode, sync=sync) as draft:
         draft.replace(path)
 
 
 def write_output(path: Path, data: bytes) -> None:
-    """Write what a person wants in a file; as `write_file`.
+    """Write a file that a person asked for; as `write_file`.
 
-    A link is followed, and a pipe or a device takes the bytes as they are.
+    Links are followed; pipes and devices take the bytes as they are.
 
     Raises:
         OSError: it could not be written.
@@ -76,10 +76,10 @@ def write_output(path: Path, data: bytes) -> None:
 
 
 def create_file(path: Path, data: bytes) -> None:
-    """Make a private file, unless there is one: that of whoever was first stays.
+    """Make a private file, unless there is one: the first writer's stays.
 
     Raises:
-        OSError: it could not be written; there is none.
+        OSError: it could not be written; nothing was made.
     """
     with _drafted(path, data, PRIVATE, sync=True) as draft:
         with suppress(FileExistsError):
@@ -89,7 +89,7 @@ def create_file(path: Path, data: bytes) -> None:
 
 
 def move_file(draft: Path, path: Path) -> None:
-    """Give a file that is written another name, over what has it; in one file system.
+    """Rename a finished file within one file system, replacing what has that name.
 
     Raises:
         OSError: it could not be moved.
@@ -113,7 +113,7 @@ def append(file: IO[bytes], data: bytes) -> None:
 
 
 def append_file(path: Path, data: bytes) -> None:
-    """Append to a private file, made if it is not there; other processes may, too.
+    """Append to a private file, made if missing; other processes may do so too.
 
     Raises:
         OSError: part of the data may be there.
@@ -125,7 +125,7 @@ def append_file(path: Path, data: bytes) -> None:
 
 
 def destroy_file(path: Path) -> None:
-    """Overwrite a file with zeros, and remove it once these are on the disk."""
+    """Overwrite a file with zeros, and remove it once they are on the disk."""
     with path.open("r+b") as file:
         size = len(file.read())
         file.seek(0)
@@ -150,8 +150,8 @@ def lock_file(path: Path, *, create: bool = True, wait: bool = False) -> IO[byte
 
     Args:
         path: The file.
-        create: Whether to make a private one if it is not there.
-        wait: Whether to wait for whoever has it.
+        create: Whether to make a private one if missing.
+        wait: Whether to wait while another process has it.
 
     Raises:
         BlockingIOError: another process has it.
@@ -168,9 +168,9 @@ def lock_file(path: Path, *, create: bool = True, wait: bool = False) -> IO[byte
 
 
 def unlock_file(file: IO[bytes]) -> None:
-    """Let another process have it; idempotent."""
+    """Let another process have it. Idempotent."""
     if not file.closed:
-        # Closing alone would not do: a child that was just forked has a copy.
+        # Closing alone is not enough: a child that was just forked has a copy.
         fcntl.flock(file, fcntl.LOCK_UN)
     file.close()
 

@@ -53,7 +53,7 @@ class NameBook:
 
         Raises:
             NamesError: the file was not written with this key.
-            KeyFileError: others may read the key, or it is none.
+            KeyFileError: others may read the key file, or it holds no key.
         """
         if not (self._file.exists() and self._key.exists()):
             return {}
@@ -73,7 +73,7 @@ class NameBook:
 
         Raises:
             NamesError: it is too long, or the file cannot be read any more.
-            KeyFileError: others may read the key, or it is none.
+            KeyFileError: others may read the key file, or it holds no key.
         """
         if len(name) > MAX_NAME_LENGTH:
             msg = f"a name has at most {MAX_NAME_LENGTH} characters"

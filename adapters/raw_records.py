@@ -145,7 +145,7 @@ class Batch:
         data: From the base offset to the end.
 
     Raises:
-        UnreadableError: it is none.
+        UnreadableError: it is no batch.
     """
 
     def __init__(self, data: memoryview) -> None:

@@ -1,4 +1,4 @@
-"""What an error says of bytes that somebody sent: which rule they break, and how."""
+"""Errors about bytes that somebody sent: which rule they break, and how."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class RefusedError(ValueError, Generic[R]):
 
     Attributes:
         reason: The first rule that is broken.
-        detail: For people; shows nothing secret, and is never part of anything hashed.
+        detail: Why, as text; shows nothing secret, never part of anything hashed.
     """
 
     def __init__(self, reason: R, detail: str) -> None:

@@ -27,7 +27,7 @@ A round is paid by the rule in force when it was requested, a contradiction by t
 newest one.
 
 Balances start at 0 and may be negative. They stop at the ends of Avro's ``long``: a
-fact's amount is what was really added.
+fact's amount is what was actually added.
 
 The decider reads others' facts as leaves. They come on several topics, so an aggregate,
 even its version, may be on the log before its round's ``RoundSealed``: whichever comes

@@ -50,7 +50,7 @@ def complete(
         if error.blob is not None or not places:
             raise
         # Somebody lied, and nobody can say who. No part counts, so that the round can
-        # end; who was summed stays summed.
+        # end; summed agents stay summed.
         return _reject(view, dict.fromkeys(places.values(), error), party)
     return e.AggregateSubmitted(
         federation_id=sealed.federation_id,

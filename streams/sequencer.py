@@ -150,7 +150,7 @@ class Sequencer:
         traceparent: str,
         source: Source,
     ) -> None:
-        """Send what is the record for ever.
+        """Send a block or checkpoint: the permanent record.
 
         It has no span of its own: so every byte of it, headers included, follows from
         the block, and the audit can check them all.
@@ -306,7 +306,7 @@ class Sequencer:
             except KafkaUnavailableError as error:
                 log.info("%s", error)
             except Exception:
-                log.exception("the inputs could not be looked at")
+                log.exception("the inputs could not be checked")
 
     def _look(self, now_s: float) -> None:
         # Before the question: what is read meanwhile is not lost.
@@ -384,7 +384,7 @@ def _first_traceparent(block: BlockSequenced) -> str:
 
 
 def _process(record: Received) -> Received:
-    """Put a span around a record's sequencing, if anybody looks at spans."""
+    """Put a span around a record's sequencing, if spans are exported."""
     if not telemetry.is_exporting() or not record.traceparent:
         return record
     with telemetry.span(

@@ -283,7 +283,7 @@ def describe(event: LedgerEvent) -> str:
         case e.ComparisonStarted():
             said = f"parties compare {len(event.agent_ids)} updates"
         case e.UpdatesCompared():
-            said = f"party {event.party} says who is far from whom"
+            said = f"party {event.party} says which updates are far apart"
         case e.PartialAggregateSubmitted():
             said = f"party {event.party} gives its part of the sum"
         case e.PartyDeclined():

@@ -338,8 +338,8 @@ def _lock(path: Path, progress: Progress) -> Iterator[None]:
 def _staged(final: Path) -> Iterator[Path]:
     """Make a directory that takes its final name only if the block succeeds.
 
-    Whoever is interrupted leaves a `.partial-` directory and nothing else; the next
-    one, who holds the lock, removes it.
+    An interruption leaves only a `.partial-` directory; the next process to hold the
+    lock removes it.
     """
     for leftover in final.parent.glob(f".partial-{final.name}-*"):
         shutil.rmtree(leftover, ignore_errors=True)

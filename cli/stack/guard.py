@@ -23,7 +23,7 @@ from collections.abc import Callable
 from types import FrameType
 
 GRACE_S = 5.0  # for the command to flush and leave; then its group is killed
-# Between two looks at our parent's id: for a lifeline that some fork still holds.
+# Between two checks of our parent's id: for a lifeline that some fork still holds.
 PARENT_POLL_S = 1.0
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 

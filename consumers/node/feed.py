@@ -198,7 +198,7 @@ class AlertCode(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alert:
-    """Something that should not be.
+    """Something wrong.
 
     Attributes:
         code: What kind.

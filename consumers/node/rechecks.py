@@ -318,7 +318,7 @@ class Rechecker:
         try:
             self._checking.get(view).prepare(view, new)
         except Exception:
-            log.exception("answers cannot be looked at")
+            log.exception("answers cannot be checked")
 
     def _check_answers(
         self, reasons: Mapping[str, str], view: RoundView

@@ -277,7 +277,7 @@ def _check_arguments(
         msg = f"{num_agents} agents; from 2 to {MAX_COMPARED} can be compared"
         raise ValueError(msg)
     if link.num_peers < MIN_PEERS or link.rank == link.num_peers - 1:
-        msg = "a link has two parties or more and, last, a dealer, who has no shares"
+        msg = "a link has two or more parties and, last, a dealer without shares"
         raise ValueError(msg)
     check_threshold(threshold)
 

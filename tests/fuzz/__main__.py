@@ -242,7 +242,7 @@ class Child:
 
 
 def trace(target: Target, data: bytes) -> set[tuple[str, int]]:
-    """Return the lines of ours that an input reaches."""
+    """Return our lines that an input reaches."""
     root = str(FOLDER.parents[1]) + os.sep
     ours = tuple(root + name + os.sep for name in OURS)
     lines: set[tuple[str, int]] = set()

@@ -129,7 +129,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _find_place(error: BaseException) -> str:
-    """Return the last line of ours that was reached."""
+    """Return the last of our lines that was reached."""
     places = [
         f"{frame.filename.removeprefix(_FOLDER)}:{frame.name}"
         for frame in traceback.extract_tb(error.__traceback__)

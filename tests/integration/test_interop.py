@@ -1,4 +1,4 @@
-"""Programs with nothing of ours take part: any Avro serializer and consumer will do."""
+"""Programs without our code take part: any Avro serializer and consumer will do."""
 
 import ast
 import json

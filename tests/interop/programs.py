@@ -1,4 +1,4 @@
-"""Build the programs of others that judge our logs, once per user, unmodified.
+"""Build the independent verifiers of our logs, unmodified, once per user.
 
 Each is built inside its own module at a pinned version: the module's hash is pinned
 here and covers its `go.sum`, which pins every dependency. So no mirror and no newer

@@ -1,4 +1,4 @@
-"""Programs that others wrote, unmodified, accept a log of ours."""
+"""Independent verifiers, unmodified, accept our log."""
 
 from pathlib import Path
 

@@ -617,7 +617,7 @@ def _identify(writer: asyncio.StreamWriter, keys: Mapping[int, bytes]) -> int:
                 certificate.signature, certificate.tbs_certificate_bytes
             )
             return rank
-    msg = "OpenSSL let in who has none of the keys"
+    msg = "OpenSSL admitted a peer with none of the keys"
     raise AssertionError(msg)
 
 
