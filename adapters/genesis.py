@@ -48,8 +48,8 @@ def remember_genesis(directory: Path, federation_id: str, genesis: bytes) -> Non
     if known != text:
         msg = (
             f"federation {federation_id} was founded anew: its log has genesis "
-            f"{genesis.hex()}, and {directory} takes part in "
+            f"{genesis.hex()}, but {directory} belongs to "
             f"{known.decode('ascii', 'backslashreplace').strip()} ({path}). Use "
-            "another directory for another founding."
+            "another directory for another genesis."
         )
         raise OtherGenesisError(msg)

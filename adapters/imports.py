@@ -81,5 +81,5 @@ def _check_allowed(module_name: str, allowed_prefixes: Sequence[str]) -> None:
         for prefix in allowed_prefixes
     ):
         allowed = ", ".join(allowed_prefixes) or "nothing"
-        msg = f"{module_name} isn't among what may be run here: {allowed}"
+        msg = f"{module_name} may not be run here; allowed: {allowed}"
         raise ImportNotAllowedError(msg)

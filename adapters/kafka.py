@@ -209,7 +209,7 @@ class Publisher:
         remaining = self._producer.flush(DELIVERY_TIMEOUT_S)
         if failures or remaining:
             what = failures[0].str() if failures else "no confirmation"
-            msg = f"Kafka did not take the event: {what}"
+            msg = f"Kafka did not accept the event: {what}"
             raise KafkaUnavailableError(msg)
         return confirmed
 

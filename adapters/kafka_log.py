@@ -214,6 +214,6 @@ def _check_founding(
         assert genesis is not None
         msg = (
             f"federation {federation_id} was founded anew: the log has genesis "
-            f"{found.hex()}, you take part in {genesis.hex()}"
+            f"{found.hex()}, you expect {genesis.hex()}"
         )
         raise UntrustedFederationError(msg)

@@ -160,7 +160,7 @@ class Listener:
         room = find_room(self._limits.reserve)
         if room < MIN_CONNECTIONS:
             msg = (
-                f"too few open files: {MIN_CONNECTIONS - room} more are needed at least"
+                f"too few open files: at least {MIN_CONNECTIONS - room} more are needed"
                 f" (`ulimit -n {WANTED}`, or LimitNOFILE= of systemd)"
             )
             raise OSError(errno.EMFILE, msg)

@@ -64,7 +64,7 @@ def _show_uncaught(
 ) -> None:
     if sys.stderr is not None and not issubclass(kind, SystemExit):
         text = "".join(traceback.format_exception(kind, error, trace))
-        sys.stderr.write(f"error: nobody caught this:\n{indent(text)}\n")
+        sys.stderr.write(f"error: uncaught:\n{indent(text)}\n")
 
 
 def guard_logs() -> None:

@@ -27,7 +27,7 @@ class Settings(BaseSettings):
 
     bootstrap_servers: str = Field(description="Kafka brokers, host:port,…")
     schema_registry_url: str = Field(
-        description="Base URL of the registry's Confluent-compatible API."
+        description="Base URL of the schema registry's Confluent-compatible API."
     )
     # Processes without MinIO should not hold what can read updates there.
     minio_endpoint: str = Field(default="", description="MinIO, host:port.")
@@ -55,19 +55,18 @@ class Settings(BaseSettings):
         "the same id takes its partitions back at once.",
     )
     otlp_endpoint: str | None = Field(
-        default=None, description="OTLP/HTTP traces endpoint; none: no export."
+        default=None, description="OTLP/HTTP endpoint for traces; unset exports none."
     )
     log_level: str = Field(default="INFO", description="Level of the services' logs.")
 
     min_cohort: int = Field(
         default=1,
         ge=1,
-        description="An agent declines, and a party refuses, whatever has fewer "
-        "contributions.",
+        description="Fewest contributions that an agent or a party agrees to sum.",
     )
     modes: str = Field(
         default="",
-        description="The modes that an agent takes part in, with commas; empty: all.",
+        description="Comma-separated modes that an agent agrees to; empty for all.",
     )
 
     @property

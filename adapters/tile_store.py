@@ -78,7 +78,7 @@ class TileStore:
         try:
             head = parse_checkpoint(parse_note(note).text)
         except InvalidNoteError as error:
-            raise self._damage("its checkpoint is not one", error) from error
+            raise self._damage("its checkpoint is malformed", error) from error
         self._published_size = head.size
         levels = range(-(-head.size.bit_length() // tiles.TILE_HEIGHT))
         for level in (None, *levels):
@@ -365,7 +365,7 @@ class TileStore:
         if size is None or size == self.size:
             return self._tree
         if not 0 <= size < self.size:
-            msg = f"a log of size {self.size} had never a tree of size {size}"
+            msg = f"a log of size {self.size} never had a tree of size {size}"
             raise ValueError(msg)
         return tiles.tree_from_tiles(self.read_tile, size)
 

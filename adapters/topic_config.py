@@ -143,7 +143,7 @@ def _unknown(topic: str, name: str, right: str) -> Problem:
         topic=topic,
         name=name,
         found="",
-        wanted="as docs/reference/topics.md has it",
+        wanted="as in docs/reference/topics.md",
         why=f"Kafka does not say, which takes the right {right}: have its operator "
         "compare",
         weight=Weight.WARNING,
@@ -161,8 +161,8 @@ def _judge_places(
         cure = (
             f"kafka-topics.sh --alter --topic {topic} --partitions {ledger} adds some"
             if number < ledger
-            else "it must be deleted and made again, which only a topic without "
-            "records of a federation may be"
+            else "it must be deleted and made again, which is safe only without "
+            "records of a federation"
         )
         yield Problem(
             topic=topic,
@@ -301,7 +301,7 @@ def _judge_in_sync(
             topic=topic,
             name=name,
             found=str(in_sync),
-            wanted=f"{replicas} or less, for there are {replicas} replicas",
+            wanted=f"at most {replicas}: there are {replicas} replicas",
             why="Kafka acknowledges nothing",
             weight=Weight.FATAL,
             setting=str(max(1, replicas - 1)),

@@ -93,7 +93,7 @@ def create_identity(directory: Path) -> SigningKey:
     if votes_path.exists() and _read(votes_path)[-1] is not None:
         raise VoteLogError(
             VoteLogCode.NO_IDENTITY,
-            f"{votes_path} remembers the votes of a key that is not there. Put the "
+            f"{votes_path} remembers the votes of a key that is missing. Put the "
             f"key back as {key_path}, or make an identity under another name.",
         )
     # The key is drawn in a hidden file; votes are made for it; only then does it get
@@ -282,12 +282,13 @@ def _load(directory: Path) -> tuple[SigningKey, bytes, bool, VoteState | None]:
     key = load_key(directory / KEY_FILE)
     if not votes_path.exists():
         raise VoteLogError(
-            VoteLogCode.VOTE_LOG_LOST, f"{votes_path} is not there. {_NEW_KEY}"
+            VoteLogCode.VOTE_LOG_LOST, f"{votes_path} is missing. {_NEW_KEY}"
         )
     public_key, chain_id, is_retired, votes = _read(votes_path)
     if public_key != key.public_key:
         raise VoteLogError(
-            VoteLogCode.VOTE_LOG_LOST, f"{votes_path} is of another key. {_NEW_KEY}"
+            VoteLogCode.VOTE_LOG_LOST,
+            f"{votes_path} belongs to another key. {_NEW_KEY}",
         )
     return key, chain_id, is_retired, votes
 
@@ -308,7 +309,7 @@ def _read(path: Path) -> tuple[bytes, bytes, bool, VoteState | None]:
         or flag not in _FLAGS
     ):
         raise VoteLogError(
-            VoteLogCode.VOTE_LOG_CORRUPT, f"{path} is not as written. {_NEW_KEY}"
+            VoteLogCode.VOTE_LOG_CORRUPT, f"{path} is damaged. {_NEW_KEY}"
         )
     try:
         votes = VoteState.from_bytes(rest) if rest else None

@@ -216,7 +216,7 @@ def approve(settings: Settings, path: Path, name: str) -> None:
         raise StackError(msg, "`moot node list` shows who is.")
     if (proposal.chain_id, proposal.era) != (present.chain_id, present.era + 1):
         msg = f"{path} belongs to another federation or era"
-        raise StackError(msg, "Make it again with `moot node propose`.")
+        raise StackError(msg, "Write a new one with `moot node propose`.")
     approval = sign_approval(
         key, proposal.chain_id, proposal.era, proposal.node_set.hash
     )

@@ -494,7 +494,7 @@ def start_round(
     for read in follow_log(settings, make_registry(settings), federation_id):
         if time.monotonic() > deadline:
             msg = f"round {number} did not end within {timeout_s:.0f} s"
-            raise StackError(msg, "`moot round watch` goes on watching it.")
+            raise StackError(msg, "`moot round watch` keeps watching it.")
         if not isinstance(read, ReadBlock):
             continue
         for leaf in read.leaves:
@@ -521,7 +521,7 @@ def abandon_round(settings: Settings, federation_id: str, explanation: str) -> i
     state, _ = read_rounds(settings, federation_id)
     if state.current is None:
         msg = f"no round of {federation_id!r} is in progress"
-        raise StackError(msg, "`moot federation show` tells where it stands.")
+        raise StackError(msg, "`moot federation show` shows its state.")
     number = state.current.started.round
     operator = make_operator(settings, federation_id)
     position = operator.abandon_round(federation_id, number, explanation)

@@ -80,7 +80,7 @@ def get_receipt(
             }:
                 found = item
     if found is None:
-        msg = f"no leaf of {federation_id!r} is the event {event_id}"
+        msg = f"federation {federation_id!r} has no event {event_id}"
         raise StackError(msg, "`moot round watch --json` shows leaves and ids.")
     _demand_nodes(state)
     policy, origin = make_policy(state), compute_origin(federation_id, state.genesis)

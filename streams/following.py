@@ -185,7 +185,7 @@ class Follower(Generic[State, Output]):
                 found = self._read(cached, key, message)
                 open_block(found.log, data, signature)
                 return found
-            log.warning("the cached state is of another log, reading this one")
+            log.warning("the cached state belongs to another log, reading this one")
         # A record's key names its federation: other federations' blocks do not count.
         name = (key or b"").decode(errors="replace")
         start = Followed(log=LogState(federation_id=name), state=self._initial)

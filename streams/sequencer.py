@@ -278,7 +278,7 @@ class Sequencer:
         for lost in find_lost(ends, nexts):
             if str(lost) not in self._said_lost:
                 self._said_lost.add(str(lost))
-                log.critical("%s; docs/howto/deploy-services.md has what to do", lost)
+                log.critical("%s; see docs/howto/deploy-services.md", lost)
 
     def look_before_start(self) -> None:
         """Report what expired while nobody read: once reading, Kafka skips it.

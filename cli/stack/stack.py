@@ -382,7 +382,7 @@ class LocalStack:
             self._release_directory()
             raise StackError(
                 f"A stack is already running in {self.directory}.",
-                "moot status shows it, moot down stops it.",
+                "`moot status` shows it, `moot down` stops it.",
             )
         self._files.state.unlink()
 

@@ -436,7 +436,7 @@ class _Audit:
             )
             block = replayed.block
             if block.federation_id != self.report.federation_id:
-                msg = "the block is of another federation"
+                msg = "the block belongs to another federation"
                 raise LogError(  # noqa: TRY301  # one handler says where
                     msg,
                     height=block.height,

@@ -478,7 +478,7 @@ class Bundle:
         try:
             found = os.fstat(self._file)
             if not stat.S_ISREG(found.st_mode):
-                raise BundleError("it is no file")  # noqa: TRY301  # named below
+                raise BundleError("it is not a regular file")  # noqa: TRY301  # named below
             self._size = found.st_size
             self._members = self._index()
             self.manifest = Manifest.from_bytes(self._read_text("manifest.json"))
@@ -597,7 +597,7 @@ class Bundle:
         position = 0
         while True:
             if position + _BLOCK_SIZE > self._size:
-                msg = f"the tar ends at byte {self._size} without its end"
+                msg = f"the tar ends early, at byte {self._size}"
                 raise BundleError(msg)
             header = self._read(position, _BLOCK_SIZE)
             if header == bytes(_BLOCK_SIZE):
@@ -613,7 +613,7 @@ class Bundle:
                 msg = f"{name} has {size} bytes, the file is shorter"
                 raise BundleError(msg)
             if name in members:
-                msg = f"{name} is there twice"
+                msg = f"{name} appears twice"
                 raise BundleError(msg)
             if any(self._read(start + size, -size % _BLOCK_SIZE)):
                 msg = f"something is hidden behind {name}"

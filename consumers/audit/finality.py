@@ -161,7 +161,7 @@ def verify_record(context: Context, data: bytes, signature: bytes) -> Said:
         # Attestation is a union, not a type: mypy cannot follow.
         event: e.Attestation = codec.decode_as(cast("Any", e.Attestation), data)
         if event.federation_id != context.federation_id:
-            msg = f"it is of federation {event.federation_id!r}"
+            msg = f"it belongs to federation {event.federation_id!r}"
             raise InvalidMessageError(msg)
         said = _open(context, event)
         verify_event(said.public_key, context.genesis, data, signature)
@@ -182,7 +182,7 @@ def _open(context: Context, event: e.Attestation) -> Said:
     else:
         verify_attestation(node_set, event)
         if event.height <= start[0]:
-            msg = f"block {event.height} is of an earlier era than {event.era}"
+            msg = f"block {event.height} belongs to an earlier era than {event.era}"
             raise InvalidMessageError(msg)
     return Said(event=event, public_key=event.public_key)
 

@@ -141,7 +141,7 @@ def load_state(data: bytes) -> AuditState:
     try:
         content = json.loads(data)
         if content["format"] != FORMAT:
-            msg = f"it is of format {content['format']!r}, not {FORMAT!r}"
+            msg = f"its format is {content['format']!r}, not {FORMAT!r}"
             raise StateError(msg)  # noqa: TRY301  # one handler says what to do
         state = _from_json(content["state"])
         if not isinstance(state, AuditState):

@@ -440,7 +440,7 @@ class BlockTree:
             assert self._genesis is not None
             detail = (
                 f"{state.log.federation_id} was founded anew: the log has genesis "
-                f"{found.hex()}; this node takes part in {self._genesis.hex()}"
+                f"{found.hex()}; this node expects {self._genesis.hex()}"
             )
             self._alerts.add(AlertCode.OTHER_GENESIS, detail)
             raise ForeignRecordError(detail, height=0)

@@ -241,7 +241,7 @@ class LedgerNode:
             try:
                 block = self.tree.verify(block, kept.data, kept.signature)
             except (ForeignRecordError, UnfitBlockError) as error:
-                msg = f"block {kept.height} is stored and does not follow: {error}"
+                msg = f"stored block {kept.height} does not follow: {error}"
                 raise BlockStoreError(msg) from error
             if block.header.id != kept.id:
                 msg = (
@@ -410,7 +410,7 @@ class LedgerNode:
             )
         except InvalidBlockError as error:
             # Of another genesis, or behind an era's last block on another branch.
-            log.warning("block %d cannot be attested to: %s", header.height, error)
+            log.warning("block %d cannot be attested: %s", header.height, error)
         else:
             self._apply(effects)
 
@@ -465,7 +465,7 @@ class LedgerNode:
         header, proof = finalised.header, finalised.proof
         if header.height > self.tree.final_height:
             block = self.tree.find(header.id)
-            assert block is not None, "what was attested to is in the tree"
+            assert block is not None, "what was attested is in the tree"
             place = proof.header.era, proof.header.height, proof.to_bytes()
             self._make_final(block, place)
         if self._cosigner is not None:
@@ -475,7 +475,7 @@ class LedgerNode:
         self, block: TreeBlock, proof: tuple[int, int, bytes] | None
     ) -> None:
         if block.is_refused:
-            log.error("block %d is final all the same", block.header.height)
+            log.error("block %d is final nevertheless", block.header.height)
             self._store_block(block)
         # After a crash between these two, `_restore` appends what the tiles lack.
         self.blocks.finalise(block.header.id, proof)
@@ -494,7 +494,7 @@ class LedgerNode:
         if size > header.tree_size:  # the blocks were lost, and the tiles were not
             tree = tree_from_tiles(self.tiles.read_tile, header.tree_size)
         if (tree.size, tree.root()) != (header.tree_size, header.tree_root):
-            msg = f"the tiles are of another log than block {header.height}"
+            msg = f"the tiles belong to another log than block {header.height}"
             raise TileStoreError(msg)
 
     def _begin_next_era(self) -> None:

@@ -200,7 +200,7 @@ class PatientFetcher:
             return answer
         # Once time is up, every other blob would take as long.
         self._is_away = self._now_s() >= self._deadline_s
-        detail = f"the store does not serve: {type(answer).__name__}: {answer}"
+        detail = f"the store fails: {type(answer).__name__}: {answer}"
         return BlobError(Reason.MISSING_BLOB, detail)
 
     def _wait(
@@ -212,7 +212,7 @@ class PatientFetcher:
                 return answers.get(timeout=RETRY_S)
             except queue.Empty:
                 left_s -= RETRY_S
-        return TimeoutError("it takes too long")
+        return TimeoutError("it took too long")
 
 
 class _Verdict(StrEnum):
@@ -375,7 +375,7 @@ class Rechecker:
                 detail = f"the part of {author}: {problem}"
                 found.append((_Verdict.UNCHECKED, detail))
             else:
-                detail = f"a sum is published, and the part of {author} is wrong"
+                detail = f"a sum is published, but the part of {author} is wrong"
                 found.append((_Verdict.FALSE, f"{detail}: {problem}"))
         if found:
             yield from found
@@ -411,9 +411,9 @@ class Rechecker:
         except RoundError as error:
             if self._is_absent(error):
                 return _Verdict.UNCHECKED, f"the sum: {error}"
-            return _Verdict.FALSE, f"a sum is published, and none follows: {error}"
+            return _Verdict.FALSE, f"a sum is published, but none follows: {error}"
         except MalformedBlobError as error:
-            detail = f"a model is published, and the base model is none: {error}"
+            detail = f"a model is published, but its base model is malformed: {error}"
             return _Verdict.FALSE, detail
 
     def _is_absent(self, problem: RoundError) -> bool:

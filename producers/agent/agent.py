@@ -308,7 +308,7 @@ class Agent:
         if not self._terms.is_member:
             self._read_on()
         if not self._terms.is_member:
-            log.info("round %d is without this agent: not admitted", started.round)
+            log.info("round %d: not admitted, not taking part", started.round)
             return
         if time.time_ns() // 1_000_000 > started.deadline_ms:
             log.info("round %d is over, not answering", started.round)
@@ -338,7 +338,7 @@ class Agent:
             return None
         # One decider serves many federations.
         if event.federation_id != self._federation.federation_id:
-            log.warning("ignoring another federation's words under this one's name")
+            log.warning("ignoring a record of another federation")
             return None
         return cast("Event", event)
 
@@ -445,9 +445,7 @@ class Agent:
         side = self._side
         kept = self._updates.find(started, bound=side.bound)
         if kept is not None:
-            log.info(
-                "round %d: saying again what was said for its base model", started.round
-            )
+            log.info("round %d: repeating the update for its base model", started.round)
             return kept
         delta, num_examples, loss_micros = self._train(started)
         update = KeptUpdate(side.encode(delta, started), num_examples, loss_micros)

@@ -287,7 +287,7 @@ def _demand_same(link: PartyLink, digest: bytes, failure: RobustnessFailure) -> 
     answers = link.exchange(np.frombuffer(digest, dtype=np.uint8), others)
     for party, answer in zip(others, answers, strict=True):
         if answer.tobytes() != digest:
-            raise RobustnessError(failure, f"party {party} has not what we have")
+            raise RobustnessError(failure, f"party {party} differs from us")
 
 
 class _Ask(NamedTuple):
@@ -309,7 +309,7 @@ def _run_in_process(
             ours.send(answer)
     except EOFError:
         process.join()
-        detail = f"the process that computes ended with exit code {process.exitcode}"
+        detail = f"the computing process ended with exit code {process.exitcode}"
         raise RobustnessError(RobustnessFailure.PROCESS_DIED, detail) from None
     finally:
         ours.close()
@@ -338,7 +338,7 @@ def _answer(
     except Exception:
         # Other parties' input may have caused it, so it ends this process and no other.
         # It may contain their words, and multiprocessing would print them unescaped.
-        log.exception("the process that computes cannot go on")
+        log.exception("the computing process cannot go on")
         sys.exit(1)
     else:
         parent.send(answer)

@@ -189,7 +189,7 @@ class LinkPlan:
             raise ValueError(msg)
         ours = Ed25519PrivateKey.from_private_bytes(self.seed).public_key()
         if not 0 <= self.rank < len(keys) or keys[self.rank] != ours.public_bytes_raw():
-            msg = f"the key of peer {self.rank} is not the one that we have"
+            msg = f"the key of peer {self.rank} is not ours"
             raise ValueError(msg)
 
     @property
@@ -375,7 +375,7 @@ class PartyLink:
                 kind = await _read_kind(reader, peer)
                 if expected not in {None, kind} or kind.size_bytes > max_size_bytes:
                     detail = f"it sent {kind}; expected " + (
-                        f"{max_size_bytes} bytes at the most"
+                        f"at most {max_size_bytes} bytes"
                         if expected is None
                         else f"{expected}"
                     )
@@ -473,7 +473,7 @@ class _Connecting:
         with _naming(rank, self._plan.connect_timeout_s):
             writer.write(READY)
             if await reader.readexactly(len(READY)) != READY:
-                detail = "it says something else than that it is ready"
+                detail = "it did not say that it is ready"
                 raise LinkError(LinkFailure.UNEXPECTED, rank, detail)
         self._ready.add(rank)
 
@@ -575,7 +575,7 @@ class _Connecting:
                 )
             except ssl.SSLError as error:
                 where = f"{peer.host}:{peer.port}"
-                detail = f"who answers at {where} does not have its key: {error}"
+                detail = f"whoever answers at {where} lacks its key: {error}"
                 raise LinkError(LinkFailure.WRONG_PEER, rank, detail) from error
             except OSError:
                 await asyncio.sleep(_RETRY_S)  # it may not have started
@@ -587,7 +587,7 @@ class _Connecting:
                 await self._greet(reader, writer, rank)
             except (OSError, EOFError):
                 # asyncio sends no alert. It may also have ended, and begin again.
-                detail = "it breaks off, as it does if it does not know our key"
+                detail = "it hangs up, as if it did not know our key"
                 self._refused[rank] = LinkError(LinkFailure.REFUSED, rank, detail)
                 await asyncio.sleep(_RETRY_S)
                 continue

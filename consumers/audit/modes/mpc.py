@@ -51,7 +51,7 @@ class OpenedSums:
             Finding(
                 code=FindingCode.SUMS_OVERLAP,
                 place=place,
-                message="every party gave its part of a sum that may not be open",
+                message="every party gave its part of a sum that should not be open",
                 expected="agents that are in no other sum over this base model",
                 found=problem,
             )
@@ -63,8 +63,8 @@ class OpenedSums:
         """Yield what rests on the word of all parties together."""
         if report.facts[e.ComparisonStarted.__name__]:
             yield (
-                "Which updates are far from others is the word of all parties "
-                "together: it cannot be computed again."
+                "Which updates are far apart is the word of all parties together: it "
+                "cannot be computed again."
             )
 
     def _follow(self, event: e.LedgerEvent, parties: tuple[e.Party, ...]) -> str:

@@ -188,7 +188,7 @@ def test_what_is_not_there_is_said(tmp_path):
         with pytest.raises(IndexError, match=f"size 300 has no {path}"):
             store.read(path)
     for size in (-1, 301):
-        with pytest.raises(ValueError, match=f"never a tree of size {size}"):
+        with pytest.raises(ValueError, match=f"never had a tree of size {size}"):
             store.inclusion_proof(0, size)
         with pytest.raises(ValueError, match="tree of size"):
             store.consistency_proof(1, size)

@@ -190,4 +190,4 @@ def test_a_file_that_is_none_of_ours_is_no_verdict(
 def test_a_pipe_is_no_bundle_and_nobody_waits_for_it(monkeypatch, capsys, tmp_path):
     os.mkfifo(tmp_path / "pipe")
     assert moot(monkeypatch, "audit", tmp_path / "pipe") == 2
-    assert "it is no file" in capsys.readouterr().err
+    assert "it is not a regular file" in capsys.readouterr().err

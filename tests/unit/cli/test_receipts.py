@@ -319,7 +319,7 @@ def test_a_receipt_is_had_by_leaf_index_or_event_id(settings: Settings) -> None:
 @pytest.mark.usefixtures("server")
 @pytest.mark.parametrize("name", ["", "-1", "00", "ff" * 32, str(len(LEAVES))])
 def test_no_such_event_has_no_receipt(settings: Settings, name: str) -> None:
-    with pytest.raises(StackError, match="is the event") as caught:
+    with pytest.raises(StackError, match="has no event") as caught:
         get_receipt(settings, "clinics", name, ("http://log",))
     assert "moot round watch" in caught.value.hint
 

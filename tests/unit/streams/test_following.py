@@ -128,7 +128,7 @@ def test_a_cache_of_another_founding_is_of_no_use(log, tmp_path, monkeypatch, ca
     assert other.genesis != log.genesis
     later = world.records[len(records) :]
     assert take(world.start(), later)[-1] == len(other.leaves) - 1
-    assert "of another log" in caplog.text
+    assert "to another log" in caplog.text
     assert world.reads[-1] == 0
 
 

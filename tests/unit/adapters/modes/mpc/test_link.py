@@ -491,7 +491,7 @@ def test_who_comes_with_an_unknown_key_is_refused_and_keeps_nobody_out():
         wait_for(plan)
         with fails(LinkFailure.REFUSED, 0) as caught:
             PartyLink(stranger)
-        assert "does not know our key" in caught.value.detail
+        assert "did not know our key" in caught.value.detail
         assert not waiting.done()
         with PartyLink(other), waiting.result():
             pass
