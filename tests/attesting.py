@@ -1,4 +1,4 @@
-"""Ledger nodes for a `LogBuilder`'s log: what honest ones would have said of it.
+"""Ledger nodes for a `LogBuilder`'s log, with the words of honest ones.
 
 Headers are put together here once more, so that the audit's are compared with others.
 """

@@ -1,4 +1,4 @@
-"""Auditing a builder's log, and what is where in it."""
+"""Auditing a builder's log, and finding things in it."""
 
 from consumers.audit.auditor import run_audit
 from tests.builders import unframe

@@ -1,4 +1,4 @@
-"""What holds for every test: none is judged by how long it takes."""
+"""For every test: none is judged by how long it takes."""
 
 import pytest
 from hypothesis import settings

@@ -1,4 +1,4 @@
-"""What shows that an era is over: its last block is final."""
+"""Proof that an era is over: its last block is final."""
 
 from __future__ import annotations
 

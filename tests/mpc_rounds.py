@@ -1,4 +1,4 @@
-"""MPC rounds out of parts, as no log would lead to them."""
+"""MPC rounds assembled from parts, as no log would lead to them."""
 
 from __future__ import annotations
 

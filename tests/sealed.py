@@ -1,4 +1,4 @@
-"""What a round was sealed with, as anybody finds it in its facts."""
+"""The set that a round was sealed with, as its facts show it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which functions take bytes or text of others apart, and which of them are fuzzed.
+"""Which functions parse bytes or text of others, and which of them are fuzzed.
 
 The first is read from the source: whatever uses one of `PRIMITIVES`, through which
 alone bytes become something else, and whatever is called like a parser and takes bytes,

@@ -1,4 +1,5 @@
-"""Outside of modes no product file names a mode, or what is a mode's (DESIGN 11).
+"""Outside the modes, no product file names a mode, or anything that belongs to one
+(DESIGN 11).
 
 What is a mode's is read from the code: from `MODES`, and from the classes of its
 section of the configuration.

@@ -1,4 +1,4 @@
-"""Whatever takes bytes of strangers apart is fuzzed, or it is said why it is not."""
+"""Every parser of strangers' bytes is fuzzed, or says why not."""
 
 from __future__ import annotations
 

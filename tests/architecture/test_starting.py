@@ -1,4 +1,4 @@
-"""Importing a module starts nothing; `streams/apps` alone is for that."""
+"""Importing a module starts nothing, except in `streams/apps`."""
 
 import subprocess
 import sys

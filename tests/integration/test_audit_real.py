@@ -1,4 +1,4 @@
-"""`moot audit` over a real log: sound as it is, and any byte changed is found."""
+"""`moot audit` over a real log: sound as it is, and any changed byte is found."""
 
 import dataclasses
 import io

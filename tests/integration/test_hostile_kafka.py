@@ -1,4 +1,4 @@
-"""Whoever operates Kafka turns against the ledger, and holds the log's key as well.
+"""Kafka's operator turns against the ledger, and holds the log's key as well.
 
 Four ledger nodes have made blocks final. Then, on the real broker and one after the
 other: a node that never ran is served another order, old blocks come again, records

@@ -1,4 +1,4 @@
-"""A service that is told to stop in the middle of its work loses none of it."""
+"""A service told to stop in the middle of its work loses none of it."""
 
 import os
 import sys

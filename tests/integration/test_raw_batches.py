@@ -1,4 +1,6 @@
-"""What a real broker stores of batches that no client would send, and who reads on."""
+"""What a real broker stores of batches that no client would send, and how readers
+cope.
+"""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,5 @@
-"""Parties and a dealer, each a process, find out who is far from whom; or say why not.
+"""Parties and a dealer, each a process, find out which updates are far apart, or say
+why not.
 
 Nothing here needs Kafka.
 """

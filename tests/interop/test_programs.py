@@ -1,4 +1,4 @@
-"""Nothing judges us but what was pinned."""
+"""Only pinned programs judge us."""
 
 import re
 from dataclasses import replace

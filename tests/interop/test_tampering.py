@@ -1,4 +1,4 @@
-"""Whatever is altered in a log, some program that others wrote refuses it.
+"""Whatever is altered in a log, some independent verifier refuses it.
 
 One table says what is forged and who must notice; each pair is a test. A judge that
 would refuse everything proves nothing: `test_acceptance` shows each of them the same

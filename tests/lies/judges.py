@@ -1,4 +1,4 @@
-"""Who judges what is said in a round, and what each of them must come to.
+"""Who judges the statements of a round, and the verdict that each must reach.
 
 What they must come to follows from the mode, and from what is so and what is said; it
 is derived here, for every lie at once.

@@ -1,4 +1,4 @@
-"""No byte of a log can change unnoticed: this is what the audit promises."""
+"""No byte of a log can change unnoticed: the promise of the audit."""
 
 import contextlib
 import hashlib

@@ -1,4 +1,4 @@
-"""A round as a row of phases has the rules, and the state, that it had before."""
+"""A round as a sequence of phases has the rules, and the state, that it had before."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Nodes that break one rule each: whoever checks nodes must notice."""
+"""Nodes that break one rule each: any check of nodes must notice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A federation that is changed while it lives: its whole log, replayed and audited."""
+"""A federation that changes during its life: its whole log, replayed and audited."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is signed in one founding of a federation counts in no other.
+"""Signatures of one founding of a federation count in no other.
 
 Two federations of one name, with the same keys and parameters: founded anew, or staging
 beside production. Whoever reads the one and may write to the other says everything

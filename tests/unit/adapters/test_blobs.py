@@ -1,4 +1,4 @@
-"""The blob store as its clients see it: what it says of a blob, and when it is away."""
+"""The blob store as its clients see it: its word on a blob, and its absence."""
 
 import hashlib
 import threading

@@ -1,4 +1,4 @@
-"""Files that are there after a crash, whole."""
+"""Files survive a crash whole."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""Whoever reads the ledger from Kafka: what is passed over, and what stops it."""
+"""Reading the ledger from Kafka: what is passed over, and what stops a reader."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Who may come is bounded when they come, and leaves descriptors for what must work."""
+"""Connections are bounded on arrival, and leave descriptors for what must work."""
 
 import asyncio
 import errno

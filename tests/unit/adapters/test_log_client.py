@@ -1,4 +1,4 @@
-"""A log that anybody serves: what is taken from a server, and what is not."""
+"""A log served by anybody: what a client accepts from a server, and what it refuses."""
 
 from __future__ import annotations
 

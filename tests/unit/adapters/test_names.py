@@ -1,4 +1,4 @@
-"""Names lie beside the log, under a key that can be destroyed."""
+"""Names are kept off the log, under a key that can be destroyed."""
 
 import re
 

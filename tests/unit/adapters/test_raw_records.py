@@ -1,4 +1,4 @@
-"""Whatever is in a batch's bytes, unpacking ends, is bounded, and gets past it."""
+"""Whatever a batch's bytes hold, unpacking ends, is bounded, and gets past it."""
 
 import os
 import tracemalloc

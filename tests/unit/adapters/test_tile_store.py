@@ -1,4 +1,4 @@
-"""A directory of tiles survives what can happen to it."""
+"""A directory of tiles survives everything that can happen to it."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""How topics are, compared with how they must be: what is fatal, and its cure."""
+"""Topics' configuration compared with what it must be: what is fatal, and its cure."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""What is told from where a partition begins, may be read, and ends."""
+"""Conclusions from where a partition begins, may be read, and ends."""
 
 from typing import Any
 

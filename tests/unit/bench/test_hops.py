@@ -1,4 +1,4 @@
-"""What `moot bench hops` says of what it found."""
+"""How `moot bench hops` reports its results."""
 
 import os
 import subprocess

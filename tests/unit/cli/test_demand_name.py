@@ -1,4 +1,4 @@
-"""Names of nodes and parties are folders, too."""
+"""Names of nodes and parties are also folder names."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Exit code 1 is a command's own answer; whatever goes wrong ends with another."""
+"""Exit code 1 is a command's own answer; failures end with another."""
 
 import errno
 import json

@@ -1,4 +1,6 @@
-"""What of a model's state a federation is founded with; what an audit says of it."""
+"""The model state that a federation is founded with, and what an audit says about
+it.
+"""
 
 import json
 from dataclasses import replace

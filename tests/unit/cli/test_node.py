@@ -1,4 +1,4 @@
-"""`moot node`: how nodes are written, and how a proposal goes from hand to hand."""
+"""`moot node`: how nodes are written, and how a proposal is passed on."""
 
 from __future__ import annotations
 

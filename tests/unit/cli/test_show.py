@@ -1,4 +1,4 @@
-"""Others' text is shown as what it is: no terminal obeys it, no line is forged."""
+"""Others' text is shown as it is: no terminal obeys it, and it forges no line."""
 
 import io
 import json

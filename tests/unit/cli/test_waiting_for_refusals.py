@@ -1,4 +1,4 @@
-"""What an operator's command reads of refusals, which anybody can make many of."""
+"""What an operator's command reads of refusals, of which anybody can cause many."""
 
 import pytest
 

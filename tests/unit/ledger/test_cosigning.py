@@ -1,4 +1,4 @@
-"""Cosignatures become a quorum, whatever else comes."""
+"""Cosignatures become a quorum, whatever else arrives."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What shows that a block is final, and what does not."""
+"""What proves that a block is final, and what does not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ed25519 as RFC 8032 has it, and nothing that merely looks like it."""
+"""Ed25519 as in RFC 8032, and nothing that merely looks like it."""
 
 import hashlib
 

@@ -1,4 +1,4 @@
-"""What a task may ask of the classes that every agent allows unless told otherwise."""
+"""What a task may ask of the classes that every agent allows by default."""
 
 import functools
 import importlib

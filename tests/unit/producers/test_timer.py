@@ -1,4 +1,4 @@
-"""The timer: what it says when, and what it takes from whoever writes to Kafka."""
+"""The timer: what it says when, and what it accepts from writers to Kafka."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an operator may change in a federation, and when it is in force."""
+"""What an operator may change in a federation, and when it takes effect."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cohorts are drawn from final checkpoints: nobody who asks for rounds can choose."""
+"""Cohorts are drawn from final checkpoints: nobody who requests rounds can choose."""
 
 from __future__ import annotations
 

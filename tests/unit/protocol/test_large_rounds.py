@@ -1,4 +1,4 @@
-"""Ten thousand agents in a round: what it takes, and that it passes everywhere."""
+"""Ten thousand agents in a round: what it costs, and that it passes everywhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a replay says of honest and of dishonest blocks."""
+"""What a replay says about honest and dishonest blocks."""
 
 from __future__ import annotations
 

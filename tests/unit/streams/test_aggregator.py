@@ -1,4 +1,4 @@
-"""The aggregator in rounds whose updates nobody sees: when it works, what it claims."""
+"""The aggregator in MPC rounds: when it works, and what it claims."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""What records that wait to be processed may take of memory."""
+"""How much memory records that wait for processing may take."""
 
 import streams.app
 from adapters.raw_records import MAX_RECORD_BYTES

@@ -1,4 +1,4 @@
-"""Alerts: each once, and only for what they are about."""
+"""Alerts: once each, and only for their own cause."""
 
 import json
 import signal

@@ -1,4 +1,4 @@
-"""The audit of rounds whose updates nobody sees.
+"""The audit of MPC rounds.
 
 What it makes of each lie is in `tests.unit.test_lies`.
 """

@@ -1,4 +1,4 @@
-"""An audit that goes on from an earlier one finds what one from the beginning finds."""
+"""An audit that continues an earlier one finds what a full audit finds."""
 
 import json
 from dataclasses import is_dataclass, replace

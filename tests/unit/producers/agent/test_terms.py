@@ -1,4 +1,4 @@
-"""What an agent takes part under."""
+"""The terms that an agent takes part under."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A round is compared again and again while it waits, and nobody waits for that."""
+"""A waiting round is compared again and again, and nobody waits for that."""
 
 import threading
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""What a party that was started again owes a round that was under way before."""
+"""What a restarted party owes a round that was already under way."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Peers know each other by key, pass arrays, and notice who is gone."""
+"""Peers know each other by key, exchange arrays, and notice when one is gone."""
 
 import asyncio
 import contextlib

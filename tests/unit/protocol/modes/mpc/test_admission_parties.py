@@ -1,4 +1,4 @@
-"""Who may say what in a federation whose updates nobody sees."""
+"""Who may say what in a federation with parties."""
 
 from __future__ import annotations
 

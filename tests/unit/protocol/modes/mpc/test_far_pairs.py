@@ -1,4 +1,4 @@
-"""Bits say who is far from whom; who is far from most others is flagged."""
+"""Bits say which updates are far apart; an agent far from most others is flagged."""
 
 import itertools
 

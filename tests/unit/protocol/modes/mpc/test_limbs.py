@@ -1,4 +1,6 @@
-"""Digits stand for what they were taken from, whatever was done to them."""
+"""Digits represent the integers that they were taken from, whatever was done to
+them.
+"""
 
 import numpy as np
 import pytest

@@ -1,4 +1,6 @@
-"""An agent that shares what it did not commit to is found, whatever it tries."""
+"""An agent that shares something else than it committed to is found, whatever it
+tries.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whoever lies about an update, or about whose it is, is refused."""
+"""Lies about an update, or about whose it is, are refused."""
 
 from dataclasses import fields, replace
 from functools import cache

@@ -1,4 +1,4 @@
-"""What is followed of an MPC round is what the decider counts, leaf by leaf."""
+"""A followed MPC round counts what the decider counts, leaf by leaf."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rules of a round whose updates nobody sees: commit, close, link, sum."""
+"""The rules of an MPC round: commit, close, link, sum."""
 
 from __future__ import annotations
 
