@@ -59,7 +59,7 @@ MAX_VALUE_SIZE_BYTES: Final = MAX_EVENT_SIZE_BYTES - HEADER_SIZE + FRAMING_SIZE
 MAX_LEAF_SIZE_BYTES: Final = 2**16 - 1  # = 65,535
 """C2SP tlog-tiles: entry bundles write an entry's length in 16 bits."""
 MAX_ITEMS: Final = 4_096
-"""Of an array in an event: a block has at most 1,000 leaves, nothing else as many. An
+"""For an array in an event: a block has at most 1,000 leaves, nothing else as many. An
 item can be a single byte, of which 100 compress to one."""
 
 T = TypeVar("T")
@@ -82,7 +82,7 @@ CLASSES: Final[dict[str, type]] = {
 _LARGE: Final = frozenset(
     cls.__name__ for cls in (e.BlockSequenced, *get_args(e.BlobRecord))
 )
-"""What may be larger than a leaf: whoever reads it knows how large."""
+"""Events that may be larger than a leaf: their readers know how large."""
 
 
 @cache
@@ -188,11 +188,11 @@ def _named_types(schema: Any) -> dict[str, Any]:
 
 
 def _int_check(schema: Any, named: Mapping[str, Any]) -> Callable[[Any], bool] | None:
-    """Return what tells whether all ints of what a schema's reader read have 32 bits.
+    """Return a check that all ints read with a schema have 32 bits.
 
-    The reader sees to everything else, so a value of the wrong type cannot come. None:
-    there is no int. fastavro's own validation raises and catches an error, its text
-    included, for each nullable field that is not null.
+    The reader checks everything else, so wrong types cannot occur. None: the schema has
+    no int. fastavro's own validation raises and catches an error, text included, for
+    each nullable field that is not null.
     """
     match named.get(schema, schema) if isinstance(schema, str) else schema:
         case "int":
@@ -217,19 +217,18 @@ def _int_check(schema: Any, named: Mapping[str, Any]) -> Callable[[Any], bool] |
 
 
 class _Completion:
-    """From what an older schema wrote to all fields of the present one."""
+    """Completes what an older schema wrote to all fields of the present one."""
 
     def __init__(self, schema: Any) -> None:
         self._schema = schema
         self._named = _named_types(schema)
 
     def complete(self, plain: Any) -> Any:
-        """Return a record with the fields that its writer did not know, at their
-        defaults.
+        """Return a record, with fields unknown to its writer at their defaults.
 
         Raises:
-            LookupError: there is one without a default, or one that we do not know: no
-                release changes a schema so.
+            LookupError: a field has no default, or is unknown to us: no release changes
+                a schema like that.
         """
         return self._complete(plain, self._schema)
 
@@ -349,8 +348,8 @@ def event_name(fingerprint_bytes: bytes) -> str:
 
 
 def is_present(event: Record, data: bytes) -> bool:
-    """Return whether what an event was decoded from is also how it is encoded now,
-    with no older schema.
+    """Return whether an event encodes to what it was decoded from, with no older
+    schema.
     """
     return data.startswith(_codec(type(event).__name__).header)
 
@@ -366,7 +365,7 @@ def encode(event: Record) -> bytes:
     out.write(codec.header)
     try:
         plain = codec.to_plain(event)
-        # The writer alone lets floats pass as integers, and any size of int.
+        # The writer alone accepts floats as integers, and ints of any size.
         validate(plain, codec.schema)
         fastavro.schemaless_writer(out, codec.schema, plain)
     except (
@@ -398,7 +397,7 @@ def decode(data: bytes) -> Record:
     """
     codec = _codec(kind_of(data).__name__)
     if len(data) > MAX_LEAF_SIZE_BYTES and codec.name not in _LARGE:
-        # What fits no leaf is nobody's: a decoded event takes many times its bytes.
+        # Nothing larger fits a leaf, and a decoded event takes many times its bytes.
         msg = f"a {codec.name} of {len(data)} bytes; at most {MAX_LEAF_SIZE_BYTES}"
         raise CodecError(msg)
     writer_schema = _writer_schema(data[2:HEADER_SIZE])
@@ -407,10 +406,10 @@ def decode(data: bytes) -> Record:
     try:
         plain: Any = fastavro.schemaless_reader(body, writer_schema, None)
         if not codec.is_blob and _has_long_array(plain):
-            # All that follows takes several times as long as reading did.
+            # Everything below takes several times as long as reading did.
             msg = f"a {codec.name} with an array of more than {MAX_ITEMS} items"
             raise CodecError(msg)  # noqa: TRY301  # one handler names the event
-        # The reader lets 64 bits pass as an int.
+        # The reader accepts 64 bits as an int.
         if not _ints_fit(data[2:HEADER_SIZE])(plain):
             msg = f"a {codec.name} with an int of more than 32 bits"
             raise CodecError(msg)  # noqa: TRY301  # one handler names the event
@@ -435,7 +434,7 @@ def kind_of(data: bytes) -> type[Record]:
     """Return what these bytes say they are, without decoding them.
 
     Raises:
-        CodecError: nothing that was ever released.
+        CodecError: they are no event ever released.
     """
     if data[:2] != MARKER or len(data) < HEADER_SIZE:
         msg = "not an Avro single-object encoding (C3 01 and 8 bytes of fingerprint)"

@@ -90,7 +90,7 @@ class Reason(StrEnum):
     TRAINING_FAILED = "TRAINING_FAILED"
     STATE_REFUSED = "STATE_REFUSED"
     TASK_NOT_ALLOWED = "TASK_NOT_ALLOWED"
-    # an agent, about what it takes part under
+    # an agent, about its terms
     TASK_NOT_ACCEPTED = "TASK_NOT_ACCEPTED"
     COHORT_TOO_SMALL = "COHORT_TOO_SMALL"
     MODE_NOT_ALLOWED = "MODE_NOT_ALLOWED"

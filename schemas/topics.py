@@ -81,8 +81,8 @@ TOPIC_OF: Final[dict[type[e.Event], str]] = {
 }
 
 KEPT_FOR_EVER: Final = (LEDGER, CHECKPOINTS, ATTESTATIONS, REJECTED)
-"""The record: nothing of it is ever deleted. What else there is, is on the ledger as
-well once it was sequenced."""
+"""The record: none of it is ever deleted. Everything else is on the ledger too once it
+was sequenced."""
 
 MAX_RECORD_SIZE_BYTES: Final = 4 * 2**20
 """A block of leaves must fit a record: the broker's limit for the ledger."""
@@ -93,24 +93,24 @@ sequencer holds a batch of whatever is sent."""
 FOR_EVER: Final = "-1"
 DAY_MS: Final = 86_400_000
 INPUT_RETENTION_MS: Final = 30 * DAY_MS
-"""How long what agents send waits for a sequencer that is away. Not for ever: anybody
-may write there, and a refusal is shorter than what was refused."""
+"""How long agents' records wait for a sequencer that is away. Not for ever: anybody may
+write there, and a refusal is shorter than what it refuses."""
 MIN_KEPT_MS: Final = DAY_MS
 """With less, a sequencer that is away for a night loses what Kafka acknowledged."""
 
 MIN_REPLICAS: Final = 3
 MIN_IN_SYNC: Final = 2
-"""With so many replicas so many must have a record before it is acknowledged."""
+"""With so many replicas, this many must have a record before it is acknowledged."""
 
 EXPIRING: Final = (AGENTS, UPDATES, PROOFS)
-"""What agents write. The others are written by a federation's own services: little, and
-what is lost of it nobody says again."""
+"""Topics that agents write. A federation's own services write the others: little, and
+nobody repeats what is lost."""
 
 
 def config_of(topic: str) -> dict[str, str]:
     """Return the configuration that a topic is made with: every key that matters.
 
-    All are named, whatever a broker's defaults are, for those are somebody else's.
+    All are named: a broker's defaults are somebody else's.
     """
     is_ledger = topic == LEDGER
     retention_ms = str(INPUT_RETENTION_MS) if topic in EXPIRING else FOR_EVER
@@ -118,18 +118,18 @@ def config_of(topic: str) -> dict[str, str]:
         # Compaction keeps one record of a key, and a federation has one key.
         "cleanup.policy": "delete",
         "retention.ms": retention_ms,
-        # By size, whoever writes most would push out what others wrote.
+        # By size, whoever writes most would push out others' records.
         "retention.bytes": FOR_EVER,
         "max.message.bytes": str(
             MAX_RECORD_SIZE_BYTES if is_ledger else MAX_EVENT_RECORD_SIZE_BYTES
         ),
-        # How long a record is kept must not follow from its producer's clock. Nothing
-        # reads the stamp: it would be a second, unsigned time (ADR 0027).
+        # A producer's clock must not decide how long a record is kept. Nothing reads
+        # the stamp: it would be a second, unsigned time (ADR 0027).
         "message.timestamp.type": "LogAppendTime",
         # Otherwise the broker unpacks and packs every batch.
         "compression.type": "producer",
-        # A replica that lags must not become the leader: it would forget what was
-        # acknowledged, and give its offsets again.
+        # A lagging replica must not become the leader: it would forget acknowledged
+        # records, and give their offsets again.
         "unclean.leader.election.enable": "false",
     }
 
