@@ -314,7 +314,7 @@ class PartitionReader:
             raise KafkaUnavailableError(msg) from error
         self._is_away = False
         # Only now: records that another thread has read have not yet reached the
-        # poller, who would take the partition to be read if the position came first.
+        # poller, who would think the partition read if the position came first.
         self.position, self.end = found.position, found.end
         return [
             Record(

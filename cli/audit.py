@@ -640,6 +640,8 @@ def follow(options: Options) -> int:
         The exit code: 1 after a fork or a truncation, whether or not the monitor kept
         running; else 0.
 
+    Raises:
+        CannotAuditError: the settings or the saved state cannot be used.
     """
     from consumers.audit.parallel import Helpers
 

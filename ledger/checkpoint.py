@@ -3,6 +3,8 @@
 A signed note whose text is
 
     <origin>                   the log; unique for ever
+    <size>                     decimal, without leading zeros
+    <base64 root hash>
 
 Rules (c2sp.org/tlog-checkpoint, c2sp.org/tlog-cosignature):
 

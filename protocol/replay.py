@@ -89,7 +89,7 @@ class Fault:
 
 
 class DeciderError(Exception):
-    """The deciders cannot read a leaf, which should not be there."""
+    """The deciders cannot read a leaf, so it should not be there."""
 
     def __init__(self, message: str, leaf_index: int) -> None:
         super().__init__(message)

@@ -66,7 +66,7 @@ from schemas import events as e
 
 MAX_REMEMBERED: Final = 16_384
 """Attestations of this log's blocks remembered per node and era, the latest. If a node
-contradicts older ones, only the log finds out."""
+contradicts older ones, only the ledger shows it."""
 MAX_OTHERS: Final = 1_024
 """Heights at which a node's attestations of other blocks are remembered, the latest."""
 MAX_OTHERS_AT_HEIGHT: Final = 16
