@@ -33,9 +33,7 @@ _loop_lock: Final = threading.Lock()
 
 
 def end_process() -> NoReturn:
-    """End at once, committing nothing: whoever runs the services restarts the
-    process.
-    """
+    """End at once, committing nothing; whoever runs the services restarts it."""
     logging.shutdown()
     os._exit(EXIT_FAILED)
 

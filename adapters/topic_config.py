@@ -456,9 +456,7 @@ def demand_topics(settings: Settings) -> None:
 
 
 def warn_of_topics(settings: Settings) -> None:
-    """Log what is wrong, for processes that neither own the topics nor depend on
-    them.
-    """
+    """Log what is wrong, for processes that neither own the topics nor need them."""
     try:
         problems = check_topics(settings)
     except KafkaUnavailableError as error:

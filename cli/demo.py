@@ -37,8 +37,7 @@ ORGANISATIONS: Final = ("aster", "birch", "cedar", "dogwood", "elm")
 LEDGER_NODES: Final = ORGANISATIONS[:4]
 """Organisations that also run a ledger node: one of four may lie or be down."""
 PARTIES: Final = ORGANISATIONS[:3]
-"""Organisations that also add up shares: only all three together could see an
-update."""
+"""Organisations that also add up shares: only all three could see an update."""
 CLIP_NORM: Final = 8.0
 ROUND_TIMEOUT_S: Final = 180.0
 PROGRESS_EVERY_S: Final = 15.0

@@ -328,9 +328,7 @@ def request_bytes(
 def sign_attestation(
     key: SigningKey, node_set: NodeSet, federation_id: str, epoch: int, header: Header
 ) -> e.BlockAttested:
-    """Return a node's attestation of a block. `ledger.consensus` decides whether it
-    may.
-    """
+    """Return a node's attestation of a block. `ledger.consensus` may forbid it."""
     signed = _attestation_bytes(
         node_set.chain_id, node_set.era, epoch, header.height, header.id
     )

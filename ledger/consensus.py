@@ -79,9 +79,7 @@ below them sits it out."""
 
 
 class InvalidBlockError(ValueError):
-    """A block that cannot follow what is known, and why. Bad input, or a missing
-    parent.
-    """
+    """A block that cannot follow what is known, and why: bad input, or no parent."""
 
 
 class CosignRefusedError(ValueError):
@@ -259,9 +257,7 @@ class Consensus:
 
     @property
     def key_used_elsewhere(self) -> bool:
-        """Whether something signed by this key is unknown here: then it signs no
-        more.
-        """
+        """Whether this key signed something unknown here: then it signs no more."""
         return self._key_used_elsewhere
 
     @property
@@ -686,8 +682,7 @@ class Consensus:
         return True
 
     def _is_split(self, height: int) -> bool:
-        """Return whether no block of a height can reach a quorum in this epoch any
-        more.
+        """Return whether no block of a height can still reach a quorum in this epoch.
 
         Then, for every block, at least f + 1 nodes attested another one, an honest node
         among them: f liars alone cannot cause it.
@@ -763,9 +758,7 @@ class Consensus:
         return max(certified, key=order, default=self._votes.base)
 
     def _find_led(self, height: int) -> bytes | None:
-        """Return what the leader attested at a height of this epoch, if it binds this
-        node.
-        """
+        """Return what the leader attested at a height of this epoch, if binding."""
         leader = self.leader
         assert leader is not None
         said = self._attestations.get(leader.public_key, {})

@@ -133,7 +133,7 @@ class Admitted:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The record does not; goes to the refusals and, for a known federation, on the
+    """The record does not; goes to the refusals and, if its federation is known, on the
     ledger.
     """
 
@@ -296,8 +296,7 @@ def find_fault(
 
 
 def find_author(state: AdmissionState, event: e.LedgerEvent) -> bytes | None:
-    """Return the key that must have signed an event, if known; None if nobody may say
-    it.
+    """Return the key that must have signed an event; None if unknown, or if nobody may.
 
     An estimate for verifying ahead: what comes in between may change the answer.
     """

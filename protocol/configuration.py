@@ -16,8 +16,7 @@ TASK_DOMAIN: Final = b"folkmoot/task/v1\n"
 
 
 def compute_task_digest(task: e.Task) -> bytes:
-    """Return the digest that an agent's owner accepts before the agent runs a task, 32
-    bytes.
+    """Return the digest, 32 bytes, that an agent's owner accepts before a task runs.
 
     It covers import paths and arguments, not the number of epochs, which is no code.
     """

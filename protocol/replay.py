@@ -284,9 +284,7 @@ class _Replay:
     def _find_inadmissible(
         self, pairs: Sequence[tuple[e.Leaf, e.LedgerEvent]]
     ) -> tuple[set[int], AdmissionState]:
-        """Return which leaves should not be there, and the state that the others lead
-        to.
-        """
+        """Return which leaves should not be there, and the state after the others."""
         found, after = admission.find_faults(
             self._before.admission, pairs, verify=self._verify
         )
@@ -321,9 +319,7 @@ class _Replay:
     def _find_refusal_problem(
         self, refusal: e.EventRejected, state: AdmissionState
     ) -> str:
-        """Return why a record should not have been refused like this; empty if it
-        should.
-        """
+        """Return why a record should not have been refused like this; empty if so."""
         reason, size = refusal.reason, refusal.value_size_bytes
         if reason == Reason.TOO_LARGE:
             return "" if size > codec.MAX_VALUE_SIZE_BYTES else f"{size} bytes are few"

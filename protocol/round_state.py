@@ -148,9 +148,7 @@ def is_drawable(state: RoundsState) -> bool:
 
 
 def describe_few(state: RoundsState, config: e.FederationConfigured) -> str:
-    """Return why no round can be drawn: how many agents may be, and how many it
-    takes.
-    """
+    """Return why no round can be drawn: how many agents there are, and are needed."""
     num_summed = len(frozenset(state.agents) & state.summed)
     summed = (
         f"; {num_summed} more are in a sum over this base model already"

@@ -603,9 +603,7 @@ def _seal(current: OpenRound, leaf: Sequenced) -> e.RoundSealed:
 
 
 def _may_claim(state: RoundsState, party: str) -> bool:
-    """Return whether a party, or the aggregator if empty, may claim a round's result
-    now.
-    """
+    """Return whether a party, or else the aggregator, may claim the result now."""
     return not party or (state.current is not None and state.current.is_result_late)
 
 

@@ -36,9 +36,7 @@ class UnknownRulesError(Exception):
 
 
 def find_rules_problem(event: e.LedgerEvent) -> str | None:
-    """Return why nothing can be concluded after an event; None if it sets no rules, or
-    known ones.
-    """
+    """Return why nothing can be concluded after an event; None if it can."""
     config: e.Event = event
     if isinstance(event, e.FederationChanged):
         try:

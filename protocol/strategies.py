@@ -66,8 +66,7 @@ def fedavg(
 Strategy: TypeAlias = Callable[
     [NDArray[np.float32], NDArray[np.int64], int, int], NDArray[np.float32]
 ]
-"""The signature of `fedavg`: base, total, num_examples and fractional_bits to a
-model."""
+"""`fedavg`'s signature: base, total, num_examples, fractional_bits to a model."""
 
 STRATEGIES: Final[dict[str, Strategy]] = {"FEDAVG": fedavg}
 """By name in the configuration."""

@@ -348,9 +348,7 @@ def event_name(fingerprint_bytes: bytes) -> str:
 
 
 def is_present(event: Record, data: bytes) -> bool:
-    """Return whether an event encodes to what it was decoded from, with no older
-    schema.
-    """
+    """Return whether encoding an event gives these bytes again, in no older schema."""
     return data.startswith(_codec(type(event).__name__).header)
 
 

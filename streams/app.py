@@ -219,8 +219,7 @@ class Service:
 
 
 class Batches:
-    """Records for a reader that takes all waiting ones at once, then makes them
-    visible.
+    """Records for a reader that takes all that wait, then makes them visible.
 
     Whatever arrives while a transaction commits is the next batch: one record if it
     comes alone, hundreds under load, without a clock.

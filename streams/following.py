@@ -134,9 +134,7 @@ class Follower(Generic[State, Output]):
         return outputs
 
     def get_genesis(self, key: bytes | None) -> bytes:
-        """Return a federation's genesis hash, by record key; empty before its first
-        block.
-        """
+        """Return a federation's genesis hash, by record key; empty before any block."""
         known = self._known.get(key or b"")
         return b"" if known is None else known.log.genesis
 
@@ -161,8 +159,7 @@ class Follower(Generic[State, Output]):
     async def _find_before(
         self, event: Any, data: bytes, signature: bytes | None
     ) -> Followed[State]:
-        """Return the state before this block: the known one or, failing that, the
-        log's.
+        """Return the state before this block: the known one, or else the log's.
 
         Raises:
             ForeignRecordError: the federation's sequencer did not sign the block.

@@ -337,8 +337,8 @@ class Sequencer:
         self._held = held
 
     def _find_signed_heights(self, partition: int) -> dict[tuple[bytes, bytes], int]:
-        """Return the height of the last checkpoint by key and genesis; checkpoints come
-        in order.
+        """Return the last checkpoint's height by key and genesis; they come in
+        order.
         """
         settings, registry = self._service.settings, self._service.registry
         heights: dict[tuple[bytes, bytes], int] = {}

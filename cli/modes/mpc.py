@@ -244,9 +244,7 @@ SERVICES: Final = {"party": run_party, "dealer": run_dealer}
 def start_parties(
     supervisor: Supervisor, settings: Settings, names: Sequence[str]
 ) -> tuple[Party, ...]:
-    """Start parties, making their keys; returns them as a federation lists them, by
-    name.
-    """
+    """Start parties, making their keys; returns them by name."""
     parties = []
     for name, port in zip(names, find_free_ports(len(names)), strict=True):
         parties.append(make_party(settings, name, f"{LOOPBACK}:{port}"))

@@ -42,9 +42,7 @@ Claim: TypeAlias = AnswersClaim | PartClaim | ResultClaim
 
 
 def read_claims(event: e.LedgerEvent, facts: Sequence[e.Fact]) -> list[Claim]:
-    """Return what a leaf claims about the round in progress, given the deciders'
-    facts.
-    """
+    """Return what a leaf claims about the round in progress, given its facts."""
     claims: list[Claim] = []
     if isinstance(event, e.UpdatesChecked):
         reasons = {

@@ -197,9 +197,7 @@ class Helpers:
     def verify_record(
         self, context: Context, hashed: bytes, data: bytes, signature: bytes
     ) -> Any:
-        """Do as `consumers.audit.finality.verify_record`; `hashed` is the context's
-        hash.
-        """
+        """Do as `consumers.audit.finality.verify_record`, given its `hash_context`."""
         name = name_check(b"attestation", hashed, signature, data)
         return self._passed.get(name) or verify_record(context, data, signature)
 

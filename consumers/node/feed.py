@@ -127,8 +127,7 @@ class Feed:
         return last is not None and last > after
 
     def read(self, after: int, max_size_bytes: int) -> list[Entry]:
-        """Return what follows a number, oldest first; at least one entry if there are
-        any.
+        """Return what follows a number, oldest first; at least one if there are any.
 
         Args:
             after: The last number that the reader has; 0 for everything.
@@ -149,9 +148,7 @@ class Feed:
         return found
 
     def prune(self, *, era: int, height: int, size: int) -> None:
-        """Drop other eras, attestations to lower blocks and checkpoints of smaller
-        trees.
-        """
+        """Drop other eras, lower attestations and smaller checkpoints."""
 
         def is_old(entry: Entry) -> bool:
             match event := entry.event:
@@ -232,9 +229,7 @@ class Alerts:
         log.error("%s: %s", code, detail)
 
     def keep(self, code: AlertCode, details: Collection[str]) -> None:
-        """Report what is the case now, and drop alerts of this kind that no longer
-        hold.
-        """
+        """Report what is the case now, and drop alerts of this kind that are over."""
         gone = [
             (known, detail)
             for known, detail in self._alerts

@@ -198,9 +198,7 @@ class KafkaSource:
     # In threads
 
     def _read(self, topic: str, put: Callable[[Record], None]) -> None:
-        """Read a topic for ever. After an error it starts over: what is known already
-        costs little.
-        """
+        """Read a topic for ever. After an error it starts over: repeats cost little."""
         key = self._node.federation_id.encode()
         is_ledger = topic == topics.LEDGER
         while not self._is_stopping.is_set():

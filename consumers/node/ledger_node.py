@@ -513,9 +513,7 @@ class LedgerNode:
         self._cosign_and_publish()
 
     def _retire(self, votes: Votes) -> None:
-        """Stop signing for good, whatever is deleted and however often the node
-        restarts.
-        """
+        """Stop signing for good, whatever is deleted and whenever the node restarts."""
         if not votes.is_retired:
             votes.retire()
         self._is_signing = False

@@ -42,8 +42,7 @@ PULL_BESIDE_KAFKA_S: Final = 0.75
 brings some and withholds others, those come this much later."""
 REFRESH_S: Final = 0.5
 FETCH_AFTER_S: Final = 0.3
-"""How long a block may be missing before other nodes are asked: Kafka usually brings
-it."""
+"""How long a block may be missing before others are asked: Kafka usually brings it."""
 MAX_FETCHES: Final = 16
 CATCH_UP_BLOCKS: Final = 512
 """Blocks taken under one finality proof."""

@@ -254,8 +254,7 @@ class Rechecker:
         replayed: Replayed,
         views: Sequence[RoundView | None],
     ) -> Rechecked:
-        """Check a block's claims; raises nothing, whatever the store and blobs are
-        like.
+        """Check a block's claims; raises nothing, whatever the store and blobs do.
 
         Args:
             replayed: The block, without faults.

@@ -45,9 +45,7 @@ class Floors:
 
 
 def accept_task(directory: Path, digest: bytes) -> None:
-    """Let a directory's agent run the task with this `compute_task_digest` from now
-    on.
-    """
+    """Let a directory's agent run the task with this `compute_task_digest`."""
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     append_file(directory / TASKS_FILE, digest.hex().encode() + b"\n")
 

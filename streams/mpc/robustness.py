@@ -227,8 +227,7 @@ def run_find_far(
     context: bytes,
     permit: Callable[[], None] = permit_all,
 ) -> NDArray[np.bool_]:
-    """Make a link and call `find_far`, in a process of its own; `permit` runs in this
-    one.
+    """Make a link and call `find_far`, in its own process; `permit` runs in this one.
 
     Raises:
         RobustnessError: also if that process was killed.

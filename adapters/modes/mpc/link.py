@@ -89,8 +89,7 @@ _VALIDITY: Final = timedelta(days=1)
 _TYPES: Final = tuple(np.dtype(name) for name in ("u1", "<i8", "<u8"))
 
 _LEADS_NOWHERE: Final = (ValueError, OverflowError)
-"""What an impossible name or port raises besides OSError: the federation chose the
-address."""
+"""What an impossible name or port raises besides OSError: the federation chose it."""
 
 log = logging.getLogger(__name__)
 
