@@ -104,7 +104,8 @@ def load_settings() -> Settings:
     except ValidationError as error:
         # Never print the values: two of them are secrets.
         problems = "; ".join(
-            f"MOOT_{str(item['loc'][0]).upper()}: {item['msg']}"
+            f"MOOT_{str(item['loc'][0]).upper()}: "
+            + ("not set" if item["type"] == "missing" else item["msg"])
             for item in error.errors(include_input=False)
         )
         msg = (
