@@ -178,15 +178,8 @@ def evaluate(
     tensors: Mapping[str, NDArray[Any]],
     accelerator: str = "cpu",
 ) -> Evaluation:
-    """Measure a model on the data module's validation data.
-
-    Args:
-        module: The model's class.
-        module_config: Its keyword arguments.
-        data_module: The class with the validation data.
-        data_config: Its keyword arguments.
-        tensors: The model: exactly the entries of the module's state.
-        accelerator: Where to run, in Lightning's words; one device.
+    """Measure a model on the data module's validation data. Arguments as for `train`;
+    ``tensors`` are exactly the entries of the module's state.
 
     Returns:
         What the module logged as "val_accuracy" and "val_loss".

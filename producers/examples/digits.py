@@ -57,14 +57,7 @@ class DigitsDataModule(DividedDataModule):
         seed: int = 0,
         batch_size: int = 16,
     ) -> None:
-        """Take one organisation's part.
-
-        Args:
-            organisation: Which one, 0 ≤ organisation < num_organisations.
-            num_organisations: How many share the training data; 1 gives it all to one.
-            alpha: Evenness of the division; 0.3 leaves each with a few digits.
-            seed: Of the division; the same at every organisation.
-            batch_size: For training.
+        """Take one organisation's part; arguments as for `DividedDataModule`.
 
         Raises:
             ArgumentError: An argument has the wrong kind or is out of bounds.

@@ -166,17 +166,8 @@ def share(
     loss_micros: int | None,
 ) -> UpdateCommitted:
     """Share an update among the parties; seal and store the shares, prove nothing.
-
-    Args:
-        state: What was committed to, still unbound. **Secret.**
-        started: As for `commit`, like all that follow.
-        config: The federation's parameters.
-        genesis: Hash of the log's genesis, 32 bytes.
-        store: Where blobs go.
-        entropy: Returns so many unpredictable bytes.
-        agent_id: The agent.
-        num_examples: Its weight.
-        loss_micros: Its training loss, in millionths.
+    Arguments as for `commit`, but for the unbound ``state``, which is **secret**, and
+    ``entropy``, which returns so many unpredictable bytes.
 
     Returns:
         What to say, without the proof.
@@ -217,15 +208,8 @@ def prove(
     *,
     started_leaf_hash: bytes,
 ) -> UpdateCommitted:
-    """Prove what an agent is about to say; once per state.
-
-    Args:
-        state: What was committed to. **Secret.**
-        update: What `share` returned.
-        config: The federation's parameters.
-        genesis: Hash of the log's genesis, 32 bytes.
-        store: Where the proof is stored.
-        started_leaf_hash: Of the leaf that opened the round, 32 bytes.
+    """Prove what `share` returned, once per state. Arguments as for `commit`; ``state``
+    is **secret**.
 
     Returns:
         The same, with its proof.

@@ -99,12 +99,7 @@ class UnsafeSetting(StrEnum):
 
 
 class UnsafeConfigurationError(Exception):
-    """CrypTen's configuration leaks, or is one that nobody here has examined; a bug.
-
-    Attributes:
-        reason: Why it is refused.
-        detail: Why, as text.
-    """
+    """CrypTen's configuration leaks, or is one that nobody here has examined; a bug."""
 
     def __init__(self, reason: UnsafeSetting, detail: str) -> None:
         super().__init__(reason, detail)
