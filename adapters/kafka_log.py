@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
-from types import TracebackType
 
 from adapters.kafka import (
     END,
@@ -162,12 +161,7 @@ class PassingOverForeign:
     def __enter__(self) -> None:
         """Enter."""
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> bool:
+    def __exit__(self, _kind: object, error: object, _traceback: object) -> bool:
         """Swallow errors of foreign records, and no others."""
         if not (
             isinstance(error, ForeignRecordError)

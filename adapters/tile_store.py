@@ -64,7 +64,8 @@ class TileStore:
         self._directory = directory
         self._sync = sync
         self._unsynced_directories: set[Path] = set()
-        self._published_size = 0
+        self.published_size = 0
+        """Number of leaves under the checkpoint."""
         self._tree = CompactRange()
         # The partial tiles and the partial bundle, by level: what growing needs.
         self._edge: dict[int | None, tuple[TilePath, bytes]] = {}
@@ -79,7 +80,7 @@ class TileStore:
             head = parse_checkpoint(parse_note(note).text)
         except InvalidNoteError as error:
             raise self._damage("its checkpoint is malformed", error) from error
-        self._published_size = head.size
+        self.published_size = head.size
         levels = range(-(-head.size.bit_length() // tiles.TILE_HEIGHT))
         for level in (None, *levels):
             index, width = divmod(
@@ -107,11 +108,6 @@ class TileStore:
     def size(self) -> int:
         """Number of leaves appended so far, published or not: the next one's index."""
         return self._tree.size
-
-    @property
-    def published_size(self) -> int:
-        """Number of leaves under the checkpoint."""
-        return self._published_size
 
     def tree(self) -> CompactRange:
         """Return the tree over all leaves appended so far."""
@@ -167,17 +163,17 @@ class TileStore:
         except InvalidNoteError as error:
             msg = f"not a checkpoint: {error}"
             raise TileStoreError(msg) from error
-        if not self._published_size <= head.size <= self.size:
+        if not self.published_size <= head.size <= self.size:
             msg = (
                 f"a checkpoint of size {head.size}; what can be published has "
-                f"{self._published_size} to {self.size}"
+                f"{self.published_size} to {self.size}"
             )
             raise TileStoreError(msg)
         root = self._tree_of(head.size).root()
         if head.root != root:
             msg = f"a checkpoint of root {head.root.hex()}; the tree has {root.hex()}"
             raise TileStoreError(msg)
-        paths = tuple(tiles.paths_between(self._published_size, head.size))
+        paths = tuple(tiles.paths_between(self.published_size, head.size))
         for path in paths:
             if path.is_partial:
                 self._write(str(path), self.read(path))
@@ -185,7 +181,7 @@ class TileStore:
         # From here on, a crash leaves the new state.
         self._write(tiles.CHECKPOINT_PATH, signed_note)
         self._sync_directories()
-        self._published_size = head.size
+        self.published_size = head.size
         for path in paths:
             if not path.is_partial:
                 # Its partial forms are no longer read: the full one stands in.

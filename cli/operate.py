@@ -450,18 +450,13 @@ def list_agents(settings: Settings, federation_id: str, *, as_json: bool) -> Non
     agents: dict[str, dict[str, str]] = {}
     for leaf in read_leaves(settings, federation_id):
         event = leaf.sequenced.event
-        if isinstance(event, e.AgentEnrolmentRequested):
+        if isinstance(event, e.AgentEnrolmentRequested | e.AgentAdmitted):
             # Anyone may ask, under any name and more than once: show each key.
+            is_admitted = isinstance(event, e.AgentAdmitted)
             agents[f"{event.agent_id} {event.public_key.hex()}"] = {
                 "agent": event.agent_id,
                 "public_key": event.public_key.hex(),
-                "state": "asked",
-            }
-        elif isinstance(event, e.AgentAdmitted):
-            agents[f"{event.agent_id} {event.public_key.hex()}"] = {
-                "agent": event.agent_id,
-                "public_key": event.public_key.hex(),
-                "state": "admitted",
+                "state": "admitted" if is_admitted else "asked",
             }
         elif isinstance(event, e.AgentRevoked):
             for entry in agents.values():

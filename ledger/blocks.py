@@ -230,21 +230,3 @@ def _match(
 ) -> None:
     if expected != found:
         raise ChainError(reason, height=chain.height, expected=expected, found=found)
-
-
-def extend(
-    chain: Chain, header: BlockHeader, leaves: Sequence[bytes], block_bytes: bytes
-) -> Chain:
-    """Return the chain after a block that follows.
-
-    Args:
-        chain: What came before.
-        header: What the block says about its place.
-        leaves: Its entries in order.
-        block_bytes: Its whole single-object encoding, as received; header and leaves
-            must have been decoded from these very bytes.
-
-    Raises:
-        ChainError: the block does not follow; names the first rule that it breaks.
-    """
-    return verify_block(chain, header, leaves).seal(block_bytes)

@@ -167,16 +167,20 @@ class Consensus:
         if key is not None and node_set.find(key.public_key) is None:
             msg = f"{key.public_key.hex()} is not a node of era {node_set.era}"
             raise ValueError(msg)
-        self._votes = VoteState.begin(node_set.era, start) if votes is None else votes
-        if self._votes.era != node_set.era:
-            msg = f"votes of era {self._votes.era}, not {node_set.era}"
+        self.votes = VoteState.begin(node_set.era, start) if votes is None else votes
+        """What must be remembered for ever."""
+        if self.votes.era != node_set.era:
+            msg = f"votes of era {self.votes.era}, not {node_set.era}"
             raise ValueError(msg)
         self._nodes = node_set
         self._federation_id = federation_id
         self._start = start
         self._key = key
-        self._key_used_elsewhere = False
-        self._ended: Finalised | None = None
+        self.key_used_elsewhere = False
+        """Whether something signed by this key is unknown here: then it signs no
+        more."""
+        self.ended: Finalised | None = None
+        """The era's last block, once it is final: see `ledger.finality`."""
         # Blocks from the last final one on, parents first.
         self._blocks: dict[bytes, Header] = {}
         self._children: dict[bytes, list[Header]] = {}
@@ -198,14 +202,15 @@ class Consensus:
         self._attestations: dict[bytes, dict[tuple[int, int], e.BlockAttested]] = {}
         self._requests: dict[bytes, dict[int, e.EpochRequested]] = {}
         self._accused: set[bytes] = set()
-        self._missing: tuple[Start, ...] = ()
+        self.missing: tuple[Start, ...] = ()
+        """As in `Effects`."""
         self._step = _Step()
         self._branch: set[bytes] = set()
         self._find_branch()
         self._recall()
 
     def _recall(self) -> None:
-        votes = self._votes
+        votes = self.votes
         for certificate in (votes.base, votes.high):
             self._keep_certificate(certificate)
         for request in (*votes.entered, votes.last_request):
@@ -215,25 +220,20 @@ class Consensus:
             self._record_attestation(votes.last_attestation)
 
     @property
-    def votes(self) -> VoteState:
-        """What must be remembered for ever."""
-        return self._votes
-
-    @property
     def epoch(self) -> int:
         """The present epoch."""
-        return self._votes.epoch
+        return self.votes.epoch
 
     @property
     def leader(self) -> e.LedgerNode | None:
         """The leader of the present epoch; epoch 0 has none."""
-        epoch, nodes = self._votes.epoch, self._nodes.nodes
+        epoch, nodes = self.votes.epoch, self._nodes.nodes
         return nodes[epoch % len(nodes)] if epoch else None
 
     @property
     def high(self) -> e.QuorumCertificate:
         """The highest known certificate."""
-        return max(self._certificates.values(), key=order, default=self._votes.high)
+        return max(self._certificates.values(), key=order, default=self.votes.high)
 
     @property
     def final_height(self) -> int:
@@ -250,21 +250,6 @@ class Consensus:
         """Blocks above the last final one, parents first."""
         return tuple(b for b in self._blocks.values() if b.height > self._final[0])
 
-    @property
-    def ended(self) -> Finalised | None:
-        """The era's last block, once it is final: see `ledger.finality`."""
-        return self._ended
-
-    @property
-    def key_used_elsewhere(self) -> bool:
-        """Whether this key signed something unknown here: then it signs no more."""
-        return self._key_used_elsewhere
-
-    @property
-    def missing(self) -> tuple[Start, ...]:
-        """As in `Effects`."""
-        return self._missing
-
     def is_refused(self, header: Header) -> bool:
         """Return whether a block, or one that it follows, is refused and not final."""
         known: Header | None = header
@@ -280,7 +265,7 @@ class Consensus:
 
     def count_attesters(self, height: int) -> int:
         """Return how many nodes attested a block at a height in the present epoch."""
-        place = self._votes.epoch, height
+        place = self.votes.epoch, height
         return sum(place in said for said in self._attestations.values())
 
     def resend(self) -> tuple[Message, ...]:
@@ -289,7 +274,7 @@ class Consensus:
         The requests that began the epoch, and this node's last attestation and request,
         byte for byte.
         """
-        votes = self._votes
+        votes = self.votes
         messages: list[Message] = list(votes.entered)
         if votes.last_attestation is not None:
             messages.append(votes.last_attestation)
@@ -316,7 +301,7 @@ class Consensus:
         """
         self._step = _Step()
         if (
-            self._ended is None
+            self.ended is None
             and header.height > self._final[0]
             and header.id not in self._blocks
         ):
@@ -356,7 +341,7 @@ class Consensus:
         cut off returns to where the others are.
         """
         self._step = _Step()
-        votes = self._votes
+        votes = self.votes
         if self._may_sign() and votes.requested_epoch == votes.epoch:
             self._request(votes.epoch + 1)
             self._adopt()
@@ -373,8 +358,8 @@ class Consensus:
             CosignRefusedError: it is of no block known to be final, smaller than one
                 already cosigned, or this is an observer.
         """
-        votes = self._votes
-        if self._key is None or self._key_used_elsewhere:
+        votes = self.votes
+        if self._key is None or self.key_used_elsewhere:
             msg = "this key cosigns nothing"
             raise CosignRefusedError(msg)
         if (size, root) == (votes.cosigned_size, votes.cosigned_root):
@@ -385,9 +370,9 @@ class Consensus:
         if self._cosignable.get(size) != root:
             msg = f"no block known to be final has size {size} and root {root.hex()}"
             raise CosignRefusedError(msg)
-        self._votes = replace(votes, cosigned_size=size, cosigned_root=root)
+        self.votes = replace(votes, cosigned_size=size, cosigned_root=root)
         self._cosignable = {s: r for s, r in self._cosignable.items() if s > size}
-        return self._votes
+        return self.votes
 
     # Blocks.
 
@@ -432,7 +417,7 @@ class Consensus:
 
     def _find_branch(self) -> None:
         """Work out which known blocks descend from the base (R4)."""
-        votes = self._votes
+        votes = self.votes
         self._branch = {votes.base.block_id}
         if votes.base.height < self._final[0] and (
             # All that is certified in one epoch is on one branch (invariant I2).
@@ -475,7 +460,7 @@ class Consensus:
             self._final_ids[header.height] = header.id
             self._cosignable[header.tree_size] = header.tree_root
             if header.id in self._changing:
-                self._ended = block
+                self.ended = block
                 break
         while len(self._cosignable) > MAX_COSIGNABLE:
             del self._cosignable[min(self._cosignable)]
@@ -491,7 +476,7 @@ class Consensus:
                 kept[header.id] = header
         self._blocks = kept
         self._children = {i: c for i, c in self._children.items() if i in kept}
-        self._branch &= {*kept, self._votes.base.block_id}
+        self._branch &= {*kept, self.votes.base.block_id}
         self._changing &= kept.keys()
         self._refused &= kept.keys() - {final_id}
         self._tips = [tip for tip in self._tips if tip.id in kept]
@@ -528,7 +513,7 @@ class Consensus:
         verify_epoch_request(self._nodes, message, self._start, known=verified)
         self._take_certificate(message.high)
         self._record_request(message)
-        if self._ended is None:
+        if self.ended is None:
             self._join()
             self._adopt()
 
@@ -568,7 +553,7 @@ class Consensus:
         if known is not None:
             self._accuse(known, message)
             return
-        attested = self._votes.epoch, self._votes.attested[0]
+        attested = self.votes.epoch, self.votes.attested[0]
         self._guard_key(message, forgotten=place > attested)
         self._step.news = True
         said[place] = message
@@ -608,21 +593,21 @@ class Consensus:
         if known is not None:
             self._accuse(known, message)
             return
-        self._guard_key(message, forgotten=message.epoch > self._votes.requested_epoch)
+        self._guard_key(message, forgotten=message.epoch > self.votes.requested_epoch)
         for epoch, height in tuple(self._attestations.get(message.public_key, ())):
             self._accuse_hiding(message, (epoch, height))
             self._accuse_hiding(message, (epoch, height - 1))
         # The last one shows how far the node is; the one for the requested epoch counts
         # towards its beginning.
         kept = {*said, message.epoch}
-        kept &= {max(kept), self._votes.requested_epoch}
+        kept &= {max(kept), self.votes.requested_epoch}
         said[message.epoch] = message
         self._requests[message.public_key] = {epoch: said[epoch] for epoch in kept}
 
     def _guard_key(self, message: Message, *, forgotten: bool) -> None:
         """Stop signing if somebody else signs with this key (R6)."""
         if self._is_mine(message.public_key) and forgotten:
-            self._key_used_elsewhere = True
+            self.key_used_elsewhere = True
 
     def _is_mine(self, public_key: bytes) -> bool:
         return self._key is not None and self._key.public_key == public_key
@@ -633,7 +618,7 @@ class Consensus:
             return
         self._accused.add(public_key)
         if self._is_mine(public_key):
-            self._key_used_elsewhere = True
+            self.key_used_elsewhere = True
         if self._key is not None:
             self._step.contradictions.append(
                 prove_equivocation(self._federation_id, messages, self._key.public_key)
@@ -662,7 +647,7 @@ class Consensus:
             reverse=True,
         )
         enough = self._nodes.max_faulty
-        if len(others) > enough and others[enough] > self._votes.requested_epoch:
+        if len(others) > enough and others[enough] > self.votes.requested_epoch:
             self._request(others[enough])
 
     def _give_up_split(self) -> bool:
@@ -671,7 +656,7 @@ class Consensus:
         The epoch cannot begin by this: had enough others asked for it, this node would
         have joined.
         """
-        votes = self._votes
+        votes = self.votes
         if (
             not self._may_sign()
             or votes.requested_epoch != votes.epoch
@@ -687,7 +672,7 @@ class Consensus:
         Then, for every block, at least f + 1 nodes attested another one, an honest node
         among them: f liars alone cannot cause it.
         """
-        place = self._votes.epoch, height
+        place = self.votes.epoch, height
         if any(
             epoch == place[0] and other >= height for epoch, other in self._certificates
         ):
@@ -699,22 +684,22 @@ class Consensus:
 
     def _request(self, epoch: int) -> None:
         """Ask for an epoch. From now on nothing is attested before it (R3)."""
-        self._votes = replace(self._votes, requested_epoch=epoch)
+        self.votes = replace(self.votes, requested_epoch=epoch)
         if not self._may_sign() or self._key is None:
             return
         before = (c for c in self._certificates.values() if c.epoch < epoch)
-        high = max((self._votes.high, *before), key=order)
+        high = max((self.votes.high, *before), key=order)
         message = sign_epoch_request(
             self._key, self._nodes, self._federation_id, epoch, high
         )
-        self._votes = replace(self._votes, high=high, last_request=message)
+        self.votes = replace(self.votes, high=high, last_request=message)
         self._record_request(message)
         self._step.persist = True
         self._step.messages.append(message)
 
     def _adopt(self) -> None:
         """Enter the requested epoch once a quorum asks for it (R4)."""
-        votes = self._votes
+        votes = self.votes
         epoch = votes.requested_epoch
         requests = tuple(
             said[epoch] for _, said in sorted(self._requests.items()) if epoch in said
@@ -722,7 +707,7 @@ class Consensus:
         if epoch == votes.epoch or len(requests) < self._nodes.quorum:
             return
         base = self._choose_base(requests)
-        self._votes = replace(
+        self.votes = replace(
             votes,
             epoch=epoch,
             attested=(base.height, base.block_id),
@@ -743,8 +728,8 @@ class Consensus:
     def _may_sign(self) -> bool:
         return (
             self._key is not None
-            and not self._key_used_elsewhere  # R6
-            and self._ended is None
+            and not self.key_used_elsewhere  # R6
+            and self.ended is None
         )
 
     def _find_parent(self) -> e.QuorumCertificate:
@@ -752,17 +737,17 @@ class Consensus:
         certified = (
             certificate
             for certificate in self._certificates.values()
-            if certificate.epoch == self._votes.epoch
+            if certificate.epoch == self.votes.epoch
             and certificate.block_id in self._branch  # R4
         )
-        return max(certified, key=order, default=self._votes.base)
+        return max(certified, key=order, default=self.votes.base)
 
     def _find_led(self, height: int) -> bytes | None:
         """Return what the leader attested at a height of this epoch, if binding."""
         leader = self.leader
         assert leader is not None
         said = self._attestations.get(leader.public_key, {})
-        message = said.get((self._votes.epoch, height))
+        message = said.get((self.votes.epoch, height))
         return None if message is None else message.block_id
 
     def _follows(self) -> bool:
@@ -781,7 +766,7 @@ class Consensus:
         return children[0] if children else None
 
     def _may_attest(self, height: int) -> bool:
-        votes = self._votes
+        votes = self.votes
         return (
             self._may_sign()
             and votes.requested_epoch == votes.epoch  # R3
@@ -796,11 +781,11 @@ class Consensus:
         header = self._choose(parent)
         if header is None:
             return False
-        votes = self._votes
+        votes = self.votes
         message = sign_attestation(
             self._key, self._nodes, self._federation_id, votes.epoch, header
         )
-        self._votes = replace(
+        self.votes = replace(
             votes,
             attested=(header.height, header.id),
             base=parent,
@@ -813,7 +798,7 @@ class Consensus:
         return True
 
     def _find_missing(self) -> tuple[Start, ...]:
-        if self._ended is not None:
+        if self.ended is not None:
             return ()
         wanted = {
             (certificate.height, certificate.block_id)
@@ -835,7 +820,7 @@ class Consensus:
         if self._follows():
             led = self._find_led(height)
             return set() if led is None else {led}
-        place = self._votes.epoch, height
+        place = self.votes.epoch, height
         said = (said.get(place) for said in self._attestations.values())
         return {message.block_id for message in said if message is not None}
 
@@ -843,17 +828,17 @@ class Consensus:
         """Draw every conclusion from what is known now."""
         step = self._step
         progress = step.news
-        while progress and self._ended is None:
+        while progress and self.ended is None:
             self._close()
             self._finalise()
             progress = self._attest() or self._give_up_split()
         if step.news:
-            self._missing = self._find_missing()
+            self.missing = self._find_missing()
         return Effects(
-            votes=self._votes if step.persist else None,
+            votes=self.votes if step.persist else None,
             messages=tuple(step.messages),
             finalised=tuple(step.finalised),
             contradictions=tuple(step.contradictions),
-            missing=self._missing,
+            missing=self.missing,
             started_epoch=step.started_epoch,
         )

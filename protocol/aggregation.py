@@ -55,13 +55,9 @@ class Accumulator:
             num_parameters: d, the length of every update.
         """
         self._total = np.zeros(num_parameters, dtype=np.int64)
-        self._num_examples = 0
-        self._products = np.empty(min(num_parameters, _CHUNK), dtype=np.int64)
-
-    @property
-    def num_examples(self) -> int:
+        self.num_examples = 0
         """Total weight so far, 0 ≤ n < 2^31."""
-        return self._num_examples
+        self._products = np.empty(min(num_parameters, _CHUNK), dtype=np.int64)
 
     @property
     def total(self) -> NDArray[np.int64]:
@@ -90,8 +86,8 @@ class Accumulator:
         if num_examples < 1:
             msg = f"{num_examples} examples; at least 1"
             raise ValueError(msg)
-        if self._num_examples + num_examples > MAX_TOTAL_EXAMPLES:
-            msg = f"{self._num_examples} + {num_examples} examples reach 2^31"
+        if self.num_examples + num_examples > MAX_TOTAL_EXAMPLES:
+            msg = f"{self.num_examples} + {num_examples} examples reach 2^31"
             raise TooManyExamplesError(msg)
         weight = np.int64(num_examples)
         for begin in range(0, len(update), _CHUNK):
@@ -100,7 +96,7 @@ class Accumulator:
             products[:] = chunk
             products *= weight
             self._total[begin : begin + _CHUNK] += products
-        self._num_examples += num_examples
+        self.num_examples += num_examples
 
 
 def sum_to_blob(total: NDArray[np.int64]) -> bytes:

@@ -54,30 +54,19 @@ def serve(
 ) -> None:
     """Run one service until it is told to stop."""
     from adapters.descriptors import raise_limit
-    from cli.modes import SERVICES
-    from cli.stack.processes import LOOPBACK
-    from cli.stack.services import (
-        NODE_PORTS,
-        NodeArguments,
-        run_node,
-        run_service,
-    )
+    from cli.stack.services import ServiceOptions, run_service
 
     load_environment()
     raise_limit()
-    if service in SERVICES:
-        SERVICES[service](name, min_cohort, host)
-        return
-    if service in NODE_PORTS:
-        arguments = NodeArguments(
-            federation=federation,
-            name=name,
-            host=host or LOOPBACK,
-            port=port,
-            operator_key=None if operator_key is None else parse_key(operator_key),
-            genesis=None if genesis is None else parse_key(genesis),
-            peers=tuple(peer or ()),
-        )
-        run_node(service, arguments)
-        return
-    run_service(service, federation, tuple(allow or ()) or DEFAULT_ALLOWED)
+    options = ServiceOptions(
+        federation=federation,
+        name=name,
+        allowed_prefixes=tuple(allow or ()) or DEFAULT_ALLOWED,
+        min_cohort=min_cohort,
+        host=host,
+        port=port,
+        operator_key=None if operator_key is None else parse_key(operator_key),
+        genesis=None if genesis is None else parse_key(genesis),
+        peers=tuple(peer or ()),
+    )
+    run_service(service, options)

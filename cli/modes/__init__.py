@@ -6,22 +6,20 @@ Slow imports wait until they are needed, as elsewhere here.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final
 
 import typer
 
 from cli.modes import mpc, plain
 
 if TYPE_CHECKING:
+    from cli.stack.services import ServiceOptions
     from schemas.events import LedgerEvent
-
-Run: TypeAlias = Callable[[str | None, int | None, str | None], None]
 
 COMMANDS: Final[Mapping[str, typer.Typer]] = mpc.COMMANDS
 """Groups of commands, by name."""
-SERVICES: Final[Mapping[str, Run]] = mpc.SERVICES
-"""Services: each takes its name, its minimum cohort and the host it listens on, None
-where not given."""
+SERVICES: Final[Mapping[str, Callable[[ServiceOptions], None]]] = mpc.SERVICES
+"""Their part of `cli.stack.services.SERVICES`."""
 
 read_parameters = mpc.read_parameters
 name_changes = mpc.name_changes

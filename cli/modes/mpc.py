@@ -15,7 +15,7 @@ from cli.stack.processes import LOOPBACK, StackError, demand_name, find_free_por
 
 if TYPE_CHECKING:
     from adapters.settings import Settings
-    from cli.stack.services import Supervisor
+    from cli.stack.services import ServiceOptions, Supervisor
     from schemas.events import LedgerEvent, Party
 
 COMMANDS: Final = {
@@ -204,34 +204,21 @@ def with_parties(
     return {"fractional_bits": bits, "sections": {"mpc": mpc}}
 
 
-def run_party(
-    name: str | None, min_cohort: int | None, listen_host: str | None
-) -> None:
-    """Run a party in this process until it is told to stop.
-
-    Raises:
-        StackError: no name was given.
-    """
+def run_party(options: ServiceOptions) -> None:
+    """Run a party in this process until it is told to stop."""
     from adapters.settings import load_settings
-    from cli.stack.services import demand_service_name
 
-    name = demand_service_name("party", name, "`moot party init` makes its keys")
+    name = options.demand_name("party", "`moot party init` makes its keys")
     from streams.app import serve
     from streams.mpc.party import make_party
 
-    fewest = max(2, min_cohort or load_settings().min_cohort)
-    serve(make_party(name, min_cohort=fewest, listen_host=listen_host))
+    fewest = max(2, options.min_cohort or load_settings().min_cohort)
+    serve(make_party(name, min_cohort=fewest, listen_host=options.host))
 
 
-def run_dealer(name: str | None, _min_cohort: int | None, _host: str | None) -> None:
-    """Run a dealer in this process until it is told to stop.
-
-    Raises:
-        StackError: no name was given.
-    """
-    from cli.stack.services import demand_service_name
-
-    name = demand_service_name("dealer", name, "`moot dealer init` makes its key")
+def run_dealer(options: ServiceOptions) -> None:
+    """Run a dealer in this process until it is told to stop."""
+    name = options.demand_name("dealer", "`moot dealer init` makes its key")
     from streams.app import serve
     from streams.mpc.dealer import make_dealer
 

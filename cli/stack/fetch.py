@@ -37,7 +37,6 @@ from cli.stack.processes import (
 
 DEFINITIONS = Path(__file__).resolve().parents[2] / "ops" / "local"
 REGISTRY_ARCHIVE = re.compile(r"apicurio-registry-app-.*-all\.tar\.gz")
-MINIO_MODULE = "github.com/minio/minio"
 
 KAFKA_JAVA = 17  # Kafka 4 brokers
 REGISTRY_JAVA = 21  # Apicurio Registry 3.3

@@ -11,12 +11,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from cli.modes import SERVICES
+from cli.modes import SERVICES as MODE_SERVICES
 from cli.stack.processes import (
     LOOPBACK,
     StackError,
@@ -29,6 +31,7 @@ from protocol.deciders import DECIDERS
 
 if TYPE_CHECKING:
     from adapters.settings import Settings
+    from ledger.signing import SigningKey
     from schemas.events import LedgerNode
 
 log = logging.getLogger(__name__)
@@ -40,26 +43,87 @@ NODE_PORTS: Final = {"ledger-node": 7400, "log": 7480}
 LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 MAX_RESTARTS: Final = 5
 STOP_TIMEOUT_S: Final = 10.0
-OWN_PROCESS: Final = (*FAUST_SERVICES, *SERVICES, "timer", "exporter", *NODE_PORTS)
 
 
-def run_service(
-    service: str, federation: str | None, allowed_prefixes: tuple[str, ...]
-) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceOptions:
+    """What `moot serve` was told of a service; most of it is of few services."""
+
+    federation: str | None = None
+    name: str | None = None
+    allowed_prefixes: tuple[str, ...] = ()
+    min_cohort: int | None = None
+    host: str | None = None
+    port: int | None = None
+    operator_key: bytes | None = None
+    genesis: bytes | None = None
+    peers: tuple[str, ...] = ()
+
+    def demand_federation(self, service: str) -> str:
+        """Return the federation.
+
+        Raises:
+            StackError: none was given.
+        """
+        if self.federation is None:
+            msg = f"the {service} serves one federation"
+            raise StackError(msg, "Name it: --federation NAME.")
+        return self.federation
+
+    def demand_name(self, service: str, how: str) -> str:
+        """Return the service's name.
+
+        Args:
+            service: The service's kind.
+            how: Where names come from, as text.
+
+        Raises:
+            StackError: none was given.
+        """
+        if self.name is None:
+            msg = f"a {service} needs a name"
+            raise StackError(msg, f"Name it: --name NAME; {how}.")
+        return self.name
+
+
+def run_service(service: str, options: ServiceOptions) -> None:
     """Run one service in this process until it is told to stop.
 
     Raises:
-        StackError: there is no such service, or it needs a federation.
+        StackError: there is no such service, or it needs a federation or a name.
     """
-    if service in FAUST_SERVICES:
-        from streams.app import serve
-
-        serve(importlib.import_module(f"streams.apps.{service}").service)
-        return
-    if service not in {"timer", "exporter"}:
+    if service not in SERVICES:
         msg = f"there is no service {service!r}"
-        raise StackError(msg, f"The services are {', '.join(OWN_PROCESS)}.")
-    federation = _demand_federation(service, federation)
+        raise StackError(msg, f"The services are {', '.join(SERVICES)}.")
+    SERVICES[service](options)
+
+
+def _run_app(service: str, _options: ServiceOptions) -> None:
+    from streams.app import serve
+
+    serve(importlib.import_module(f"streams.apps.{service}").service)
+
+
+def _run_timer(options: ServiceOptions) -> None:
+    with _serving("timer", options) as serving:
+        from producers.timer import Timer
+
+        Timer(*serving).run(_stop_on_signal())
+
+
+def _run_exporter(options: ServiceOptions) -> None:
+    with _serving("exporter", options) as serving:
+        from consumers.export.exporter import Exporter
+
+        Exporter(*serving, options.allowed_prefixes).run(_stop_on_signal())
+
+
+@contextmanager
+def _serving(
+    service: str, options: ServiceOptions
+) -> Iterator[tuple[Settings, str, SigningKey]]:
+    """Set up what serves one federation, and has a key."""
+    federation = options.demand_federation(service)
     from adapters import telemetry
     from adapters.keys import key_path, load_or_create_key
     from adapters.settings import load_settings
@@ -70,88 +134,50 @@ def run_service(
     demand_topics(settings)
     telemetry.configure(f"moot-{service}", settings.otlp_endpoint)
     key = load_or_create_key(key_path(settings.state_directory / "keys", service))
-    runner: Any
-    if service == "timer":
-        from producers.timer import Timer
-
-        runner = Timer(settings, federation, key)
-    else:
-        from consumers.export.exporter import Exporter
-
-        runner = Exporter(settings, federation, key, allowed_prefixes)
-    runner.run(_stop_on_signal())
+    yield settings, federation, key
     telemetry.shut_down()
 
 
-def demand_service_name(service: str, name: str | None, how: str) -> str:
-    """Return the name of a service that must have one.
-
-    Raises:
-        StackError: it was given none.
-    """
-    if name is None:
-        msg = f"a {service} needs a name"
-        raise StackError(msg, f"Name it: --name NAME; {how}.")
-    return name
-
-
-def _demand_federation(service: str, federation: str | None) -> str:
-    if federation is None:
-        msg = f"the {service} serves one federation"
-        raise StackError(msg, "Name it: --federation NAME.")
-    return federation
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NodeArguments:
-    """How to run a ledger node or the log server; see `consumers.node.service`."""
-
-    federation: str | None
-    name: str | None
-    host: str
-    port: int | None
-    operator_key: bytes | None
-    genesis: bytes | None
-    peers: tuple[str, ...]
-
-
-def run_node(service: str, arguments: NodeArguments) -> None:
-    """Run a ledger node or the log server in this process until it is told to stop.
-
-    Raises:
-        StackError: no federation or name was given.
-    """
+def _run_node(service: str, asked: ServiceOptions) -> None:
     from adapters.settings import load_settings
     from cli.node import node_directory
     from consumers.node.service import NodeOptions, NodeService
 
-    federation = _demand_federation(service, arguments.federation)
+    federation = asked.demand_federation(service)
     is_node = service == "ledger-node"
-    if is_node:
-        demand_service_name(
-            "ledger node", arguments.name, "`moot node init` makes its key"
-        )
     settings = load_settings()
+    directory = settings.state_directory / "log" / federation
+    if is_node:
+        name = asked.demand_name("ledger node", "`moot node init` makes its key")
+        directory = node_directory(settings, name)
     _log_to_stderr(settings.log_level)
     if settings.has_minio:
         settings.demand_minio()
     elif not is_node:
-        log.info("no settings for MinIO: the log is not copied there")
+        log.info("there are no settings for MinIO: the log is not copied there")
     options = NodeOptions(
         federation_id=federation,
-        directory=node_directory(settings, arguments.name or "")
-        if is_node
-        else settings.state_directory / "log" / federation,
+        directory=directory,
         is_node=is_node,
-        host=arguments.host,
-        port=NODE_PORTS[service] if arguments.port is None else arguments.port,
-        operator_key=arguments.operator_key,
-        genesis=arguments.genesis,
-        peers=arguments.peers,
+        host=asked.host or LOOPBACK,
+        port=NODE_PORTS[service] if asked.port is None else asked.port,
+        operator_key=asked.operator_key,
+        genesis=asked.genesis,
+        peers=asked.peers,
         is_mirrored=not is_node and settings.has_minio,
         rechecks=is_node and settings.has_minio,
     )
     NodeService(settings, options).run(_stop_on_signal())
+
+
+SERVICES: Final[Mapping[str, Callable[[ServiceOptions], None]]] = {
+    **{name: partial(_run_app, name) for name in FAUST_SERVICES},
+    **MODE_SERVICES,
+    "timer": _run_timer,
+    "exporter": _run_exporter,
+    **{name: partial(_run_node, name) for name in NODE_PORTS},
+}
+"""All that `moot serve` runs, by name."""
 
 
 def run_agent(

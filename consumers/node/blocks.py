@@ -152,7 +152,8 @@ class BlockTree:
         self._operator_key = operator_key
         self._genesis = genesis
         self._hasher = StateHasher()
-        self._final: TreeBlock | None = None
+        self.final: TreeBlock | None = None
+        """The last final block; None before any."""
         self._blocks: dict[bytes, TreeBlock] = {}
         self._by_hash: dict[bytes, TreeBlock] = {}
         self._size_bytes = 0
@@ -173,14 +174,9 @@ class BlockTree:
         """Height and id of blocks that others certified and that are unknown here."""
 
     @property
-    def final(self) -> TreeBlock | None:
-        """The last final block; None before any."""
-        return self._final
-
-    @property
     def final_height(self) -> int:
         """Its height; -1 before any."""
-        return -1 if self._final is None else self._final.header.height
+        return -1 if self.final is None else self.final.header.height
 
     @property
     def height(self) -> int:
@@ -215,14 +211,14 @@ class BlockTree:
 
     def find(self, block_id: bytes) -> TreeBlock | None:
         """Return a block by its id: the last final one, or one above."""
-        if self._final is not None and self._final.header.id == block_id:
-            return self._final
+        if self.final is not None and self.final.header.id == block_id:
+            return self.final
         return self._blocks.get(block_id)
 
     def find_hash(self, digest: bytes) -> TreeBlock | None:
         """Return a block by its hash: the last final one, or one above."""
-        if self._final is not None and self._final.hash == digest:
-            return self._final
+        if self.final is not None and self.final.hash == digest:
+            return self.final
         return self._by_hash.get(digest)
 
     def pending(self) -> list[TreeBlock]:
@@ -308,8 +304,8 @@ class BlockTree:
         digest = block_hash(data)
         if digest in self._rejected or self.find_hash(digest) is not None:
             return None
-        state = self._root if self._final is None else self._final.state
-        if self._final is None and self._blocks:
+        state = self._root if self.final is None else self.final.state
+        if self.final is None and self._blocks:
             state = next(iter(self._blocks.values())).state
         item = self._looked
         if item is None or (item.digest, item.signature, item.log.genesis) != (
@@ -426,24 +422,21 @@ class BlockTree:
         )
 
     def _check_founder(self, state: ReplayState) -> None:
-        founder = state.admission.principals["OPERATOR"]
-        if self._operator_key not in {None, founder}:
-            assert self._operator_key is not None
+        founder, genesis = state.admission.principals["OPERATOR"], state.log.genesis
+        if self._operator_key is not None and founder != self._operator_key:
             detail = (
                 f"{state.log.federation_id} was founded by {founder.hex()}; this node "
                 f"trusts {self._operator_key.hex()}"
             )
-            self._alerts.add(AlertCode.OTHER_GENESIS, detail)
-            raise ForeignRecordError(detail, height=0)
-        found = state.log.genesis
-        if self._genesis not in {None, found}:
-            assert self._genesis is not None
+        elif self._genesis is not None and genesis != self._genesis:
             detail = (
                 f"{state.log.federation_id} was founded anew: the log has genesis "
-                f"{found.hex()}; this node expects {self._genesis.hex()}"
+                f"{genesis.hex()}; this node expects {self._genesis.hex()}"
             )
-            self._alerts.add(AlertCode.OTHER_GENESIS, detail)
-            raise ForeignRecordError(detail, height=0)
+        else:
+            return
+        self._alerts.add(AlertCode.OTHER_GENESIS, detail)
+        raise ForeignRecordError(detail, height=0)
 
     def settle(self, block: TreeBlock) -> None:
         """Make a block the last final one, and forget whatever does not follow it."""
@@ -451,7 +444,7 @@ class BlockTree:
         for candidate in self.pending():
             if candidate.header.previous_id in kept:
                 kept.add(candidate.header.id)
-        self._final = block
+        self.final = block
         self._blocks = {
             block_id: known
             for block_id, known in self._blocks.items()
@@ -461,7 +454,7 @@ class BlockTree:
         self._size_bytes = sum(len(known.data) for known in self._blocks.values())
 
     def _is_first(self, item: _Waiting) -> bool:
-        return item.previous == GENESIS_HASH and self._final is None
+        return item.previous == GENESIS_HASH and self.final is None
 
     def _connect(self, waiting: list[_Waiting]) -> list[TreeBlock]:
         added: list[TreeBlock] = []

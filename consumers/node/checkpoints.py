@@ -37,32 +37,20 @@ class CheckpointDesk:
 
     def __init__(self, federation_id: str, tiles: TileStore, alerts: Alerts) -> None:
         self._federation_id = federation_id
-        self._genesis = b""
-        self._origin = ""
+        self.genesis = b""
+        """Hash of the log's genesis; empty before the first block."""
+        self.origin = ""
+        """The log's origin; empty before the first block names it."""
         self._tiles = tiles
         self._alerts = alerts
-        self._log_key: VerifierKey | None = None
+        self.log_key: VerifierKey | None = None
+        """The log's key; None before the first block names it."""
         self._cosigner_keys: tuple[VerifierKey, ...] = ()
         self._collector: CosignatureCollector | None = None
         # By size: the log's checkpoints, with its signature alone.
         self._signed: dict[int, bytes] = {}
         # Sizes with a quorum that are unpublished or gained a cosignature.
         self._ready: set[int] = set()
-
-    @property
-    def origin(self) -> str:
-        """The log's origin; empty before the first block names it."""
-        return self._origin
-
-    @property
-    def genesis(self) -> bytes:
-        """Hash of the log's genesis; empty before the first block."""
-        return self._genesis
-
-    @property
-    def log_key(self) -> VerifierKey | None:
-        """The log's key; None before the first block names it."""
-        return self._log_key
 
     def begin(
         self, genesis: bytes, sequencer_key: bytes, nodes: NodeSet | None
@@ -74,14 +62,14 @@ class CheckpointDesk:
             sequencer_key: The log's key, 32 bytes.
             nodes: Whose cosignatures count; None if the log's signature is enough.
         """
-        self._genesis = genesis
-        self._log_key = make_log_key(self._federation_id, genesis, sequencer_key)
-        self._origin = self._log_key.name
+        self.genesis = genesis
+        self.log_key = make_log_key(self._federation_id, genesis, sequencer_key)
+        self.origin = self.log_key.name
         self._cosigner_keys = () if nodes is None else nodes.vkeys()
         self._collector = None
         if nodes is not None:
             self._collector = CosignatureCollector(
-                self._log_key, self._cosigner_keys, nodes.quorum
+                self.log_key, self._cosigner_keys, nodes.quorum
             )
 
     def find(self, size: int) -> bytes | None:
@@ -97,16 +85,16 @@ class CheckpointDesk:
         Raises:
             InvalidNoteError: the log did not sign it.
         """
-        if self._log_key is None:
+        if self.log_key is None:
             msg = "the log's key is not known yet"
             raise InvalidNoteError(msg)
         note = parse_note(signed_note)
-        name = self._log_key.name, self._log_key.key_id
+        name = self.log_key.name, self.log_key.key_id
         lines = [line for line in note.signatures if (line.name, line.key_id) == name]
         bare = Note(note.text, tuple(lines[:1])).to_bytes()
         if bare == self._signed.get(parse_checkpoint(note.text).size):
             return None  # every cosigner brings it, and it was verified
-        head = verify_checkpoint(signed_note, self._log_key, self._origin).checkpoint
+        head = verify_checkpoint(signed_note, self.log_key, self.origin).checkpoint
         known = self._signed.setdefault(head.size, bare)
         if self._collector is not None:
             self._collector.know(note.text, lines[0])
@@ -130,7 +118,7 @@ class CheckpointDesk:
         ]
         return e.EquivocationProven(
             federation_id=self._federation_id,
-            public_key=self._log_key.public_key,
+            public_key=self.log_key.public_key,
             messages=tuple(messages),
             reported_by=b"",
         )
@@ -168,14 +156,14 @@ class CheckpointDesk:
         Raises:
             InvalidNoteError: nobody known cosigned it, or the log did not sign it.
         """
-        if self._collector is None or self._log_key is None:
+        if self._collector is None or self.log_key is None:
             return []
         size = self._collector.add(signed_note).size
         if self._collector.has_quorum(size):
             self._ready.add(size)
         note = parse_note(signed_note)
         lines = {(line.name, line.key_id): line for line in note.signatures}
-        log_line = lines[self._log_key.name, self._log_key.key_id]
+        log_line = lines[self.log_key.name, self.log_key.key_id]
         return [
             (key.public_key, Note(note.text, (log_line, line)).to_bytes())
             for key in self._cosigner_keys

@@ -39,23 +39,15 @@ class KafkaWatch:
     ) -> None:
         self._find_hash = find_hash
         self._alerts = alerts
-        self._topic_id = topic_id
-        self._next_offset = 0
-        self._next_height = 0
-
-    @property
-    def topic_id(self) -> str:
+        self.topic_id = topic_id
         """The topic's id, empty if it is not known."""
-        return self._topic_id
-
-    @property
-    def next_offset(self) -> int:
+        self.next_offset = 0
         """The offset after the last one read."""
-        return self._next_offset
+        self._next_height = 0
 
     def see_topic(self, topic_id: str) -> bool:
         """Take the topic's id; returns whether to read it from its beginning."""
-        before, self._topic_id = self._topic_id, topic_id
+        before, self.topic_id = self.topic_id, topic_id
         if before in {"", topic_id}:
             return False
         detail = f"the ledger's topic was {before} and is {topic_id}"
@@ -65,7 +57,7 @@ class KafkaWatch:
 
     def start_over(self) -> None:
         """Note that the partition is being read from its beginning again."""
-        self._next_offset = self._next_height = 0
+        self.next_offset = self._next_height = 0
 
     def see_bounds(self, first: int, end: int, next_offset: int) -> bool:
         """Take the partition's bounds; returns whether to read it from its beginning.
@@ -78,7 +70,7 @@ class KafkaWatch:
         if first > 0:
             detail = f"the ledger starts at offset {first}"
             self._alerts.add(AlertCode.KAFKA_TRUNCATED, detail)
-        if end >= min(next_offset, self._next_offset):
+        if end >= min(next_offset, self.next_offset):
             return False
         detail = f"the ledger ends before offset {end}; {next_offset - 1} was read"
         self._alerts.add(AlertCode.KAFKA_TRUNCATED, detail)
@@ -87,7 +79,7 @@ class KafkaWatch:
 
     def see_block(self, offset: int, height: int, digest: bytes) -> None:
         """Take a block that the sequencer signed, with the height that it states."""
-        self._next_offset = max(self._next_offset, offset + 1)
+        self.next_offset = max(self.next_offset, offset + 1)
         final = self._find_hash(height)
         place = f"offset {offset}, block {height}"
         if final is not None and final != digest:

@@ -155,8 +155,10 @@ class LedgerNode:
         self.desk = CheckpointDesk(federation_id, tiles, self.alerts)
         self._votes = votes
         self._clock = clock
-        self._consensus: Consensus | None = None
-        self._nodes: NodeSet | None = None
+        self.consensus: Consensus | None = None
+        """The present era's; None before the first block or without nodes."""
+        self.nodes: NodeSet | None = None
+        """The present era's nodes; None before the first block or without nodes."""
         self._early: deque[bytes] = deque()
         self._early_size_bytes = 0
         self._heard: OrderedDict[bytes, None] = OrderedDict()
@@ -185,37 +187,27 @@ class LedgerNode:
     # What it knows
 
     @property
-    def nodes(self) -> NodeSet | None:
-        """The present era's nodes; None before the first block or without nodes."""
-        return self._nodes
-
-    @property
-    def consensus(self) -> Consensus | None:
-        """The present era's; None before the first block or without nodes."""
-        return self._consensus
-
-    @property
     def name(self) -> str:
         """This node's name in the present era; empty for an observer."""
-        if self._votes is None or self._nodes is None:
+        if self._votes is None or self.nodes is None:
             return ""
-        node = self._nodes.find(self._votes.key.public_key)
+        node = self.nodes.find(self._votes.key.public_key)
         return "" if node is None else node.name
 
     @property
     def signs(self) -> bool:
         """Whether it may sign now."""
-        return self._is_signing and self._consensus is not None
+        return self._is_signing and self.consensus is not None
 
     def describe(self) -> dict[str, Any]:
         """Return the node's status, as JSON types."""
-        consensus, final = self._consensus, self.tree.final
+        consensus, final = self.consensus, self.tree.final
         certificates = () if consensus is None else consensus.certificates()
         return {
             "federation": self.federation_id,
             "name": self.name,
             "signs": self.signs,
-            "era": -1 if self._nodes is None else self._nodes.era,
+            "era": -1 if self.nodes is None else self.nodes.era,
             "epoch": -1 if consensus is None else consensus.epoch,
             "pending_height": self.tree.height,
             "certified_height": max((c.height for c in certificates), default=-1),
@@ -286,10 +278,10 @@ class LedgerNode:
         """
         nodes, start = last.next_nodes, last.next_start
         assert nodes is not None, "an era has nodes"
-        self._nodes = nodes
+        self.nodes = nodes
         key, votes = self._find_votes(nodes, start)
         self._is_signing = key is not None
-        self._consensus = Consensus(
+        self.consensus = Consensus(
             nodes, self.federation_id, start, key=key, votes=votes, final=final
         )
         known = last.state.log
@@ -299,7 +291,7 @@ class LedgerNode:
             self._cosigner.add(final)
         # First of all: what is sent again is what was stored (R6).
         if self.signs:
-            for message in self._consensus.resend():
+            for message in self.consensus.resend():
                 self.feed.add_attestation(message, message.public_key)
                 self.outbox.append(message)
         self._receive_early()
@@ -377,9 +369,9 @@ class LedgerNode:
             self._make_final(block, None)
             self._publish()
             return
-        if self._consensus is None:
+        if self.consensus is None:
             self._open_era(block, None)
-        if self._nodes is not None and block.header.era == self._nodes.era:
+        if self.nodes is not None and block.header.era == self.nodes.era:
             self._add_to_consensus(block)
 
     def _store_block(self, block: TreeBlock) -> None:
@@ -403,9 +395,9 @@ class LedgerNode:
     def _add_header(
         self, header: Header, *, changes_nodes: bool = False, is_refused: bool = False
     ) -> None:
-        assert self._consensus is not None, "an era is open"
+        assert self.consensus is not None, "an era is open"
         try:
-            effects = self._consensus.add_block(
+            effects = self.consensus.add_block(
                 header, changes_nodes=changes_nodes, is_refused=is_refused
             )
         except InvalidBlockError as error:
@@ -421,15 +413,15 @@ class LedgerNode:
             InvalidMessageError: it is not valid.
         """
         for certificate in (proof.certificate, proof.child_certificate):
-            if self._consensus is None or self._nodes is None:
+            if self.consensus is None or self.nodes is None:
                 return
-            if certificate.era == self._nodes.era:
-                self._apply(self._consensus.receive(certificate))
+            if certificate.era == self.nodes.era:
+                self._apply(self.consensus.receive(certificate))
 
     def _apply(self, effects: Effects) -> None:
         """Carry out what the consensus wants, in the only safe order."""
-        assert self._consensus is not None, "effects come from it"
-        if self._consensus.key_used_elsewhere and self._votes is not None:
+        assert self.consensus is not None, "effects come from it"
+        if self.consensus.key_used_elsewhere and self._votes is not None:
             self._retire(self._votes)
         if self.signs:
             if effects.votes is not None:
@@ -445,7 +437,7 @@ class LedgerNode:
             self._patience_s = PATIENCE_S
             self._prune_feed()
             self._cosign_and_publish()
-        if self._consensus.ended is not None:
+        if self.consensus.ended is not None:
             self._begin_next_era()
 
     def _store(self, votes: VoteState) -> None:
@@ -505,10 +497,10 @@ class LedgerNode:
         if self._cosigner is not None:
             self._cosigner.clear()
         self._open_era(last, last.header)
-        assert self._nodes is not None
-        log.info("era %d begins after block %d", self._nodes.era, last.header.height)
+        assert self.nodes is not None
+        log.info("era %d begins after block %d", self.nodes.era, last.header.height)
         for block in self.tree.pending():
-            if block.header.era == self._nodes.era:
+            if block.header.era == self.nodes.era:
                 self._add_to_consensus(block)
         self._cosign_and_publish()
 
@@ -560,10 +552,10 @@ class LedgerNode:
             raise InvalidMessageError(msg)
         match event:
             case e.BlockAttested() | e.EpochRequested():
-                if self._nodes is None or event.era > self._nodes.era:
+                if self.nodes is None or event.era > self.nodes.era:
                     self._keep_early(event, data)
-                elif event.era == self._nodes.era and self._consensus is not None:
-                    self._apply_message(event, self._consensus, data)
+                elif event.era == self.nodes.era and self.consensus is not None:
+                    self._apply_message(event, self.consensus, data)
             case e.CheckpointSigned() | e.CheckpointCosigned():
                 if self.desk.log_key is None:
                     self._keep_early(event, data)
@@ -634,14 +626,14 @@ class LedgerNode:
     def _prune_feed(self) -> None:
         final = self.tree.final
         assert final is not None
-        assert self._nodes is not None
+        assert self.nodes is not None
         # This scans all entries, so not for every block: they go a little later.
-        place = self._nodes.era, final.header.height // PRUNE_EVERY
+        place = self.nodes.era, final.header.height // PRUNE_EVERY
         if place == self._pruned:
             return
         self._pruned = place
         self.feed.prune(
-            era=self._nodes.era,
+            era=self.nodes.era,
             height=final.header.height - FEED_MARGIN,
             # Until it is published, readers need the feed's; then /checkpoint has it.
             size=min(self.tiles.published_size, final.header.tree_size),
@@ -650,8 +642,8 @@ class LedgerNode:
     # Checkpoints
 
     def _cosign_and_publish(self, up_to: int | None = None) -> None:
-        if self._cosigner is not None and self.signs and self._consensus is not None:
-            self._cosigner.cosign(self._consensus, self.name, self._now_s, up_to)
+        if self._cosigner is not None and self.signs and self.consensus is not None:
+            self._cosigner.cosign(self.consensus, self.name, self._now_s, up_to)
         self._publish()
 
     def _publish(self) -> None:
@@ -679,11 +671,11 @@ class LedgerNode:
             request = parse_request(body)
         except InvalidRequestError as error:
             return error.refusal
-        if not self.signs or self._consensus is None or self._votes is None:
+        if not self.signs or self.consensus is None or self._votes is None:
             return Refusal(503, b"this server cosigns nothing now\n")
         log_key = self.desk.log_key
         assert log_key is not None, "an era is open"
-        votes = self._consensus.votes
+        votes = self.consensus.votes
         verdict = judge(
             request,
             origin=self.desk.origin,
@@ -695,7 +687,7 @@ class LedgerNode:
             return verdict
         self._take_signed(request.signed_note, 0)
         self._cosign_and_publish(up_to=verdict.size)
-        votes = self._consensus.votes
+        votes = self.consensus.votes
         if (votes.cosigned_size, votes.cosigned_root) != (verdict.size, verdict.root):
             return Refusal(503, b"this checkpoint is not final here yet\n")
         return make_response(
@@ -722,25 +714,25 @@ class LedgerNode:
         self._now_s = now_s
         self._is_ticking = self._may_publish = True
         self._cosign_and_publish()
-        if self._consensus is None or not self.signs:
+        if self.consensus is None or not self.signs:
             return
         parent = max(
             (
                 certificate
-                for certificate in self._consensus.certificates()
-                if certificate.epoch == self._consensus.epoch
+                for certificate in self.consensus.certificates()
+                if certificate.epoch == self.consensus.epoch
             ),
             key=order,
-            default=self._consensus.votes.base,
+            default=self.consensus.votes.base,
         )
-        place = self._consensus.epoch, parent.height
-        heard = self._consensus.count_attesters(parent.height + 1)
+        place = self.consensus.epoch, parent.height
+        heard = self.consensus.count_attesters(parent.height + 1)
         life = heard, self.tree.num_added
         # A certified tip without a child waits for the log alone.
         is_waiting = any(
             block.previous_id == parent.block_id
-            and not self._consensus.is_refused(block)
-            for block in self._consensus.pending
+            and not self.consensus.is_refused(block)
+            for block in self.consensus.pending
         )
         if not is_waiting or place != self._place:
             self._waits_since_s = None
@@ -759,4 +751,4 @@ class LedgerNode:
             self._stalled_since_s = now_s
             self._patience_s = min(2 * self._patience_s, MAX_PATIENCE_S)
             log.warning("epoch %d stalls at block %d", *place)
-            self._apply(self._consensus.give_up())
+            self._apply(self.consensus.give_up())

@@ -103,12 +103,8 @@ class NodeService:
         )
         self._votes = open_votes(options.directory) if options.is_node else None
         self._blocks = BlockStore(options.directory / BLOCKS_FILE)
-        self._node = self._open_node()
-
-    @property
-    def node(self) -> LedgerNode:
+        self.node = self._open_node()
         """The node."""
-        return self._node
 
     def _open_node(self) -> LedgerNode:
         directory = self._options.directory / TILES_DIRECTORY
@@ -158,11 +154,11 @@ class NodeService:
                 self._votes.close()
 
     async def _run(self, should_stop: Callable[[], bool]) -> None:
-        options, loop = self._options, NodeLoop(self._node)
+        options, loop = self._options, NodeLoop(self.node)
         puller = PeerPuller(loop, options.peers)
         kafka = KafkaSource(self._settings, self._registry, loop, options.kafka_topics)
         server = NodeServer(
-            self._node,
+            self.node,
             step=loop.step,
             changed=loop.changed,
             describe=lambda: {"peers": puller.describe()},
@@ -190,12 +186,12 @@ class NodeService:
     async def _tick(self, loop: NodeLoop) -> None:
         now_s = asyncio.get_running_loop().time
         while True:
-            loop.step(lambda: self._node.tick(now_s()))
+            loop.step(lambda: self.node.tick(now_s()))
             await asyncio.sleep(TICK_S)
 
     async def _publish(self, votes: VoteLog, loop: NodeLoop) -> None:
         """Bring what the node says to Kafka, in order, as long as it takes."""
-        outbox = self._node.outbox
+        outbox = self.node.outbox
         publisher: Publisher | None = None
         batch: list[e.Event] = []
         with ThreadPoolExecutor(1, "publish") as pool:
@@ -212,7 +208,7 @@ class NodeService:
                         publisher.publish_all,
                         batch,
                         votes.key,
-                        self._node.desk.genesis,
+                        self.node.desk.genesis,
                     )
                     batch = []
                 except Exception as error:  # noqa: BLE001  # Kafka's, the registry's
@@ -225,7 +221,7 @@ class NodeService:
         copy = LogMirror(self._settings, self._options.federation_id, directory)
         copied: bytes | None = None
         while True:
-            note = self._node.tiles.checkpoint()
+            note = self.node.tiles.checkpoint()
             if note == copied:
                 await loop.changed()
                 continue

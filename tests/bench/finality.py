@@ -26,7 +26,7 @@ from ledger.checkpoint import (
     sign_checkpoint,
 )
 from ledger.cosigning import CosignatureCollector
-from ledger.merkle import inclusion_proof, leaf_hash, root
+from ledger.merkle import leaf_hash, root
 from ledger.note import KeyType, VerifierKey
 from ledger.policy import make_bft_policy
 from ledger.proof_file import make_receipt, verify_receipt
@@ -45,6 +45,7 @@ from tests.bench.federation import (
 )
 from tests.bench.node import Cost
 from tests.bench.report import Section, Table, measure_rate, show, show_target
+from tests.trees import inclusion_proof
 
 FEDERATION: Final = "bench"
 NUM_AGENTS: Final = 10

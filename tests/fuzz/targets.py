@@ -100,8 +100,6 @@ from ledger.merkle import (
     verify_consistency,
     verify_inclusion,
 )
-from ledger.merkle import consistency_proof as prove_consistency
-from ledger.merkle import inclusion_proof as prove_inclusion
 from ledger.note import (
     InvalidKeyError,
     InvalidNoteError,
@@ -168,6 +166,8 @@ from tests.hostile.batches import Codec, RawBatch, RawRecord, bomb, many_records
 from tests.mpc_builder import MpcLogBuilder
 from tests.paths import VECTORS
 from tests.simulation.federation import CONFIG
+from tests.trees import consistency_proof as prove_consistency
+from tests.trees import inclusion_proof as prove_inclusion
 from tests.unit.ledger import nodes as made
 from tests.unit.protocol.modes.mpc import test_party_vectors as party_vectors
 from tests.witnessing import format_request

@@ -22,7 +22,7 @@ from pathlib import Path
 from adapters.keys import key_path, load_key
 from adapters.tile_store import TileStore
 from ledger.checkpoint import Checkpoint, cosign_checkpoint, sign_checkpoint
-from ledger.merkle import consistency_proof, inclusion_proof, leaf_hash, root
+from ledger.merkle import leaf_hash, root
 from ledger.note import (
     KeyType,
     Note,
@@ -35,6 +35,7 @@ from ledger.note import (
 from ledger.policy import make_bft_policy
 from ledger.proof_file import make_receipt
 from ledger.signing import SigningKey
+from tests.trees import consistency_proof, inclusion_proof
 
 TILE = 256  # entries or hashes in a full tile: c2sp.org/tlog-tiles
 ORIGIN = "folkmoot/clinics"

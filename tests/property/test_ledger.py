@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 from pymerkle import InmemoryTree
 
 from ledger import merkle
-from ledger.blocks import Chain, extend, plan_block
+from ledger.blocks import Chain, plan_block
 from ledger.merkle import CompactRange, InvalidProofError, leaf_hash
+from tests.trees import consistency_proof, extend, inclusion_proof
 
 entries = st.lists(st.binary(max_size=40), min_size=1, max_size=80)
 
@@ -51,11 +52,11 @@ def test_pymerkle_has_the_same_tree(log, data):
     assert merkle.root(leaves[:old_size]) == oracle.get_root(old_size)
     # It writes the same hashes from left to right, and the leaf's among them.
     theirs = oracle.prove_inclusion(index + 1, len(log)).serialize()["path"]
-    ours = [element.hex() for element in merkle.inclusion_proof(index, leaves)]
+    ours = [element.hex() for element in inclusion_proof(index, leaves)]
     assert sorted([*ours, leaves[index].hex()]) == sorted(theirs)
     # Here it writes an old root's perfect subtrees one by one; ours must verify.
     merkle.verify_consistency(
-        merkle.consistency_proof(old_size, leaves),
+        consistency_proof(old_size, leaves),
         old_size=old_size,
         old_root=oracle.get_root(old_size),
         new_size=len(log),
@@ -80,7 +81,7 @@ def test_batches_do_not_matter(batches):
 def test_every_altered_inclusion_proof_is_refused(tree, data):
     (size,), leaves = tree
     index = data.draw(st.integers(0, size - 1))
-    proof = merkle.inclusion_proof(index, leaves)
+    proof = inclusion_proof(index, leaves)
     statement = {
         "leaf_hash": leaves[index],
         "leaf_index": index,
@@ -100,7 +101,7 @@ def test_every_altered_inclusion_proof_is_refused(tree, data):
 @settings(max_examples=100)
 def test_every_altered_consistency_proof_is_refused(trees):
     (old_size, new_size), leaves = trees
-    proof = merkle.consistency_proof(old_size, leaves)
+    proof = consistency_proof(old_size, leaves)
     statement = {
         "old_size": old_size,
         "old_root": merkle.root(leaves[:old_size]),
@@ -118,8 +119,8 @@ def test_no_proof_leads_to_a_rewritten_log(trees):
     (old_size, new_size), leaves = trees
     rewritten = [leaf_hash(b"rewritten"), *leaves[1:]]
     for proof in (
-        merkle.consistency_proof(old_size, leaves),
-        merkle.consistency_proof(old_size, rewritten),
+        consistency_proof(old_size, leaves),
+        consistency_proof(old_size, rewritten),
     ):
         with pytest.raises(InvalidProofError):
             merkle.verify_consistency(
@@ -138,7 +139,7 @@ def test_consistency_is_transitive(trees):
     small, middle, large = chosen
     for old, new in ((small, middle), (middle, large), (small, large)):
         merkle.verify_consistency(
-            merkle.consistency_proof(old, leaves[:new]),
+            consistency_proof(old, leaves[:new]),
             old_size=old,
             old_root=roots[old],
             new_size=new,

@@ -25,7 +25,7 @@ from consumers.node.feed import AlertCode
 from ledger.attestations import START, InvalidMessageError, NodeSet, sign_approval
 from ledger.checkpoint import InvalidCheckpointError, cosign_checkpoint
 from ledger.equivocation import verify_equivocation
-from ledger.merkle import inclusion_proof, leaf_hash
+from ledger.merkle import leaf_hash
 from ledger.note import InvalidNoteError
 from ledger.proof_file import make_receipt, verify_receipt
 from protocol import admission
@@ -53,6 +53,7 @@ from tests.mpc_builder import MpcLogBuilder, make_sealing_key
 from tests.paths import ROOT
 from tests.simulation import federation
 from tests.simulation.federation import COMPARING_CONFIG, edit
+from tests.trees import inclusion_proof
 from tests.unit.consumers.node.test_ledger_node import Bus, last_height, short_log
 
 NAMES: Final = ("node0", "node1", "node2", "node3")

@@ -513,15 +513,11 @@ class RoundVerifier:
 
     def __init__(self, secret: MpcRound, fetch: Fetch) -> None:
         self._fetch = fetch
-        self._shape = MpcShape.of(secret.config)
+        self.shape = MpcShape.of(secret.config)
+        """How updates are committed to and shared."""
         self._sum_projection: tuple[bytes, Projection] | None = None
         self._proven: dict[e.UpdateCommitted, Proven | RoundError] = {}
         self._links: dict[bytes, Mapping[str, Link | RoundError] | RoundError] = {}
-
-    @property
-    def shape(self) -> MpcShape:
-        """How updates are committed to and shared."""
-        return self._shape
 
     def get_sum_projection(self, secret: MpcRound) -> Projection:
         """Return R' of a closed round; expanded once."""
@@ -529,7 +525,7 @@ class RoundVerifier:
         seed = secret.closed.sum_seed
         if self._sum_projection is None or self._sum_projection[0] != seed:
             projection = expand_sum_projection(
-                seed, num_rows=self._shape.num_rows, row_length=self._shape.row_length
+                seed, num_rows=self.shape.num_rows, row_length=self.shape.row_length
             )
             self._sum_projection = (seed, projection)
         return self._sum_projection[1]
@@ -615,7 +611,7 @@ class RoundVerifier:
     def _get_link(self, secret: MpcRound, party: str, agent_id: str) -> Link:
         ref = secret.links[party]
         if ref.sha256 not in self._links:
-            self._links[ref.sha256] = _fetch_links(self._fetch, ref, self._shape)
+            self._links[ref.sha256] = _fetch_links(self._fetch, ref, self.shape)
         links = self._links[ref.sha256]
         if isinstance(links, RoundError):
             # It says nothing about any agent: no agent is to blame.
@@ -639,10 +635,8 @@ class RoundVerifier:
         accepted = secret.accepted()
         index = [p.name for p in secret.mpc.parties].index(party)
         try:
-            blob = self._fetch(
-                secret.partials[party].blob, self._shape.max_partial_size
-            )
-            party_sum = parse_partial(blob, self._shape)
+            blob = self._fetch(secret.partials[party].blob, self.shape.max_partial_size)
+            party_sum = parse_partial(blob, self.shape)
             verify_party_sum(
                 party_sum,
                 commitments=[c.event.shares[index].commitment for c in accepted],
@@ -650,7 +644,7 @@ class RoundVerifier:
                     self._get_link(secret, party, c.event.agent_id) for c in accepted
                 ],
                 weights=[c.event.num_examples for c in accepted],
-                shape=self._shape.shares,
+                shape=self.shape.shares,
                 sum_projection=self.get_sum_projection(secret),
             )
         except RoundError as error:
@@ -716,8 +710,8 @@ class RoundVerifier:
         rows = combine_rows(
             [
                 parse_commitments(
-                    self._shape,
-                    self._fetch(c.event.commitments, self._shape.commitments_size),
+                    self.shape,
+                    self._fetch(c.event.commitments, self.shape.commitments_size),
                 )[0]
                 for c in secret.accepted()
             ],

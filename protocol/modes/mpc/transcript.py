@@ -33,34 +33,30 @@ def _frame(data: bytes) -> bytes:
 class Transcript:
     """The messages of one proof so far."""
 
-    __slots__ = ("_state",)
+    __slots__ = ("state",)
 
     def __init__(self, domain: bytes) -> None:
         """Begin with what tells this protocol from all others."""
-        self._state = bytes(STATE_SIZE)
-        self.append(b"domain", domain)
-
-    @property
-    def state(self) -> bytes:
+        self.state = bytes(STATE_SIZE)
         """A digest of everything so far, 64 bytes."""
-        return self._state
+        self.append(b"domain", domain)
 
     def append(self, label: bytes, data: bytes) -> None:
         """Add a message."""
         framed = _APPEND + _frame(label) + _frame(data)
-        self._state = hashlib.sha512(self._state + framed).digest()
+        self.state = hashlib.sha512(self.state + framed).digest()
 
     def draw_challenge(self, label: bytes) -> int:
         """Return a challenge, 1 ≤ e < r, within 2^-257 of uniform."""
         self._draw(label)
         # Never zero, so that it can always be divided by.
-        return 1 + int.from_bytes(self._state, "little") % (SCALAR_ORDER - 1)
+        return 1 + int.from_bytes(self.state, "little") % (SCALAR_ORDER - 1)
 
     def draw_seed(self, label: bytes) -> bytes:
         """Return a challenge of 32 bytes, to be expanded."""
         self._draw(label)
-        return self._state[:SEED_SIZE]
+        return self.state[:SEED_SIZE]
 
     def _draw(self, label: bytes) -> None:
         framed = _CHALLENGE + _frame(label)
-        self._state = hashlib.sha512(self._state + framed).digest()
+        self.state = hashlib.sha512(self.state + framed).digest()

@@ -10,7 +10,7 @@ import cli.stack.services
 import consumers.node.service
 from adapters.blobs import BlobStore, make_client
 from adapters.settings import Settings, SettingsError, load_settings
-from cli.stack.services import NodeArguments
+from cli.stack.services import ServiceOptions
 
 KAFKA = {
     "MOOT_BOOTSTRAP_SERVERS": "127.0.0.1:1",
@@ -118,16 +118,8 @@ def run_node(monkeypatch, tmp_path, set_only):
 
     def run_node(service, *groups):
         set_only(KAFKA, {"MOOT_STATE_DIRECTORY": str(tmp_path)}, *groups)
-        arguments = NodeArguments(
-            federation="clinics",
-            name="ash",
-            host="127.0.0.1",
-            port=None,
-            operator_key=None,
-            genesis=None,
-            peers=(),
-        )
-        cli.stack.services.run_node(service, arguments)
+        options = ServiceOptions(federation="clinics", name="ash")
+        cli.stack.services.run_service(service, options)
         return made.pop()
 
     monkeypatch.setattr(consumers.node.service, "NodeService", NodeService)

@@ -13,6 +13,7 @@ from ledger.checkpoint import Checkpoint, cosign_checkpoint, sign_checkpoint
 from ledger.merkle import CompactRange, leaf_hash
 from ledger.signing import SigningKey
 from ledger.tiles import TilePath
+from tests import trees
 
 LOG = SigningKey(b"l" * 32)
 ENTRIES = [b"entry %d" % i for i in range(66_000)]
@@ -46,9 +47,9 @@ def check(store, entries, leaves):
     for index in {0, size // 2, 255, 256, size - 1} & set(range(size)):
         assert store.read_entries(index // 256)[index % 256] == entries[index]
         proof = store.inclusion_proof(index)
-        assert proof == merkle.inclusion_proof(index, leaves)
+        assert proof == trees.inclusion_proof(index, leaves)
         proof = store.consistency_proof(index + 1)
-        assert proof == merkle.consistency_proof(index + 1, leaves)
+        assert proof == trees.consistency_proof(index + 1, leaves)
     found = [e for i in range(-(-size // 256)) for e in store.read_entries(i)]
     assert found == entries[:size]
 
@@ -174,7 +175,7 @@ def test_an_abandoned_growth_leaves_no_trace_in_what_is_read(tmp_path):
         for opened in (store, TileStore(tmp_path)):
             check(opened, ENTRIES, LEAVES[:size])
     for size in (252, 300, 520):
-        assert store.inclusion_proof(251, size) == merkle.inclusion_proof(
+        assert store.inclusion_proof(251, size) == trees.inclusion_proof(
             251, LEAVES[:size]
         )
 

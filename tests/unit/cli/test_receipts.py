@@ -17,7 +17,7 @@ from adapters.settings import Settings
 from cli.receipts import check_receipt, get_receipt, show_policy
 from cli.stack.processes import StackError
 from ledger.checkpoint import Checkpoint, cosign_checkpoint, sign_checkpoint
-from ledger.merkle import inclusion_proof, leaf_hash, root
+from ledger.merkle import leaf_hash, root
 from ledger.proof_file import make_receipt, parse_proof_file
 from protocol.admission import make_policy
 from protocol.envelope import SIGNATURE_HEADER, compute_input_id
@@ -25,6 +25,7 @@ from protocol.log import LogState, open_block
 from schemas import codec
 from schemas import events as e
 from tests.builders import LogBuilder, make_key, unframe
+from tests.trees import inclusion_proof
 
 NOW_S = 1_760_000_000  # 2025-10-09 08:53:20 UTC
 NAMES = ("node0", "node1", "node2", "node3")

@@ -11,11 +11,11 @@ from ledger.blocks import (
     ChainError,
     ChainFault,
     block_hash,
-    extend,
     plan_block,
     verify_block,
 )
 from ledger.merkle import CompactRange, leaf_hash, root
+from tests.trees import extend
 
 FIRST = [b"alpha", b"beta"]
 SECOND = [b"gamma", b"", b"delta"]

@@ -7,6 +7,7 @@ import pytest
 
 from ledger import merkle
 from ledger.merkle import CompactRange, InvalidProofError, leaf_hash, node_hash
+from tests import trees
 from tests.paths import VECTORS
 
 FOLDER = VECTORS / "ledger"
@@ -83,9 +84,9 @@ def test_three_leaves_reproduced():
     assert leaves[0].hex() == vector["leaf_0"]
     assert merkle.root(leaves[:2]).hex() == vector["root_2"]
     assert merkle.root(leaves).hex() == vector["root_3"]
-    inclusion = merkle.inclusion_proof(0, leaves)
+    inclusion = trees.inclusion_proof(0, leaves)
     assert [element.hex() for element in inclusion] == vector["inclusion_0_3"]
-    consistency = merkle.consistency_proof(2, leaves)
+    consistency = trees.consistency_proof(2, leaves)
     assert [element.hex() for element in consistency] == vector["consistency_2_3"]
 
 
@@ -147,13 +148,13 @@ def test_a_tree_cannot_outgrow_its_size():
 @pytest.mark.parametrize(("index", "size"), [(-1, 3), (3, 3), (0, 0)])
 def test_no_inclusion_proof_without_the_leaf(index, size):
     with pytest.raises(ValueError, match="no leaf"):
-        merkle.inclusion_proof(index, LEAVES[:size])
+        trees.inclusion_proof(index, LEAVES[:size])
 
 
 @pytest.mark.parametrize(("old", "new"), [(0, 0), (0, 3), (4, 3), (-1, 3)])
 def test_no_consistency_proof_without_the_tree(old, new):
     with pytest.raises(ValueError, match="no tree"):
-        merkle.consistency_proof(old, LEAVES[:new])
+        trees.consistency_proof(old, LEAVES[:new])
 
 
 def test_every_proof_in_small_trees_verifies():
@@ -161,7 +162,7 @@ def test_every_proof_in_small_trees_verifies():
     for size in range(1, 21):
         for index in range(size):
             merkle.verify_inclusion(
-                merkle.inclusion_proof(index, LEAVES[:size]),
+                trees.inclusion_proof(index, LEAVES[:size]),
                 leaf_hash=LEAVES[index],
                 leaf_index=index,
                 tree_size=size,
@@ -169,7 +170,7 @@ def test_every_proof_in_small_trees_verifies():
             )
         for old_size in range(1, size + 1):
             merkle.verify_consistency(
-                merkle.consistency_proof(old_size, LEAVES[:size]),
+                trees.consistency_proof(old_size, LEAVES[:size]),
                 old_size=old_size,
                 old_root=roots[old_size],
                 new_size=size,
@@ -178,7 +179,7 @@ def test_every_proof_in_small_trees_verifies():
 
 
 INCLUSION_OF_5_IN_9 = {
-    "proof": merkle.inclusion_proof(5, LEAVES[:9]),
+    "proof": trees.inclusion_proof(5, LEAVES[:9]),
     "leaf_hash": LEAVES[5],
     "leaf_index": 5,
     "tree_size": 9,
@@ -207,7 +208,7 @@ def test_inclusion_is_refused_with_the_reason(change, message):
 
 
 CONSISTENCY_6_TO_9 = {
-    "proof": merkle.consistency_proof(6, LEAVES[:9]),
+    "proof": trees.consistency_proof(6, LEAVES[:9]),
     "old_size": 6,
     "old_root": merkle.root(LEAVES[:6]),
     "new_size": 9,

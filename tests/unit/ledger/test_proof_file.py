@@ -20,6 +20,7 @@ from ledger.proof_file import (
     verify_receipt,
 )
 from ledger.signing import SigningKey
+from tests import trees
 from tests.paths import VECTORS
 
 FOLDER = VECTORS / "ledger"
@@ -30,7 +31,7 @@ LOG = SigningKey(b"l" * 32)
 KEYS = [SigningKey(bytes([i]) * 32) for i in range(4)]
 ENTRIES = [f"entry {i}".encode() for i in range(11)]
 HASHES = [leaf_hash(entry) for entry in ENTRIES]
-PROOF = merkle.inclusion_proof(6, HASHES)
+PROOF = trees.inclusion_proof(6, HASHES)
 
 
 def vkey(name, key, key_type):

@@ -5,6 +5,7 @@ import pytest
 from ledger import merkle, tiles
 from ledger.merkle import CompactRange, leaf_hash
 from ledger.tiles import InvalidTileError, TilePath, parse_path
+from tests import trees
 
 LEAVES = [leaf_hash(i.to_bytes(4, "big")) for i in range(66_100)]
 ENTRIES = [i.to_bytes(4, "big") for i in range(700)]
@@ -183,10 +184,10 @@ def test_small_trees_from_tiles_are_the_trees():
         assert tiles.tree_from_tiles(files.read_tile, size) == tree
         for index in {0, size // 3, size // 2, size - 2, size - 1} & set(range(size)):
             proof = tiles.inclusion_proof(files.read_tile, index, size)
-            assert proof == merkle.inclusion_proof(index, LEAVES[:size])
+            assert proof == trees.inclusion_proof(index, LEAVES[:size])
         for old in {1, size // 3, size // 2, size - 1, size} & set(range(1, size + 1)):
             proof = tiles.consistency_proof(files.read_tile, old, size)
-            assert proof == merkle.consistency_proof(old, LEAVES[:size])
+            assert proof == trees.consistency_proof(old, LEAVES[:size])
         files.grow(size, LEAVES[size : size + 1])
         tree = tree.append(LEAVES[size])
 
@@ -210,7 +211,7 @@ def test_large_trees_are_proved_from_a_few_tiles(size):
             tree_size=size,
             root=root,
         )
-    assert proof == merkle.inclusion_proof(size - 1, LEAVES[:size])
+    assert proof == trees.inclusion_proof(size - 1, LEAVES[:size])
     for old in (1, 256, 40_001, size - 1):
         files.reads.clear()
         proof = tiles.consistency_proof(files.read_tile, old, size)
@@ -233,7 +234,7 @@ def test_a_full_tile_stands_in_for_a_partial_one():
         return all_tiles(300)[tiles.tile_path(level, index, width)]
 
     proof = tiles.inclusion_proof(read_full, 290, 300)
-    assert proof == merkle.inclusion_proof(290, LEAVES[:300])
+    assert proof == trees.inclusion_proof(290, LEAVES[:300])
 
 
 def test_no_proof_of_what_is_not_there():

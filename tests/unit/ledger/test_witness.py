@@ -25,6 +25,7 @@ from ledger.witness import (
     make_response,
     parse_request,
 )
+from tests import trees
 from tests.paths import VECTORS
 from tests.witnessing import format_request
 
@@ -46,7 +47,7 @@ def note(size, root=None, key=LOG, origin=ORIGIN):
 
 def body(old, new, proof=None, **values):
     if proof is None:
-        proof = merkle.consistency_proof(old, LEAVES[:new]) if 0 < old <= new else ()
+        proof = trees.consistency_proof(old, LEAVES[:new]) if 0 < old <= new else ()
     return format_request(old, proof, note(new, **values))
 
 
@@ -70,7 +71,7 @@ def status_of(answer):
 
 
 def test_a_request_as_written():
-    proof = merkle.consistency_proof(7, LEAVES[:20])
+    proof = trees.consistency_proof(7, LEAVES[:20])
     data = format_request(7, proof, note(20))
     lines = [base64.b64encode(element).decode() for element in proof]
     assert data.decode() == "\n".join(["old 7", *lines, "", note(20).decode()])
@@ -121,7 +122,7 @@ def test_409_says_the_size(old, stored):
 
 
 def test_422_not_consistent():
-    good = merkle.consistency_proof(5, LEAVES[:8])
+    good = trees.consistency_proof(5, LEAVES[:8])
     for proof in (
         (),
         good[:-1],

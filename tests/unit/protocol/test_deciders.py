@@ -9,7 +9,7 @@ from typing import Any, get_args, get_type_hints
 import pytest
 
 from cli.commands.serve import serve
-from cli.stack.services import FAUST_SERVICES, OWN_PROCESS
+from cli.stack.services import FAUST_SERVICES, SERVICES
 from protocol import registry, rewards, rounds
 from protocol.deciders import DECIDERS
 from schemas import events as e
@@ -45,7 +45,7 @@ def test_every_fact_has_a_decider_and_every_decider_an_app() -> None:
 def test_the_help_of_moot_serve_names_every_service() -> None:
     hints = get_type_hints(serve, include_extras=True)
     (argument,) = hints["service"].__metadata__
-    assert {*OWN_PROCESS} <= {*re.findall(r"[a-z-]+", argument.help)}
+    assert {*SERVICES} <= {*re.findall(r"[a-z-]+", argument.help)}
 
 
 @pytest.mark.parametrize("build", [build_log, build_mpc_log])
