@@ -177,8 +177,7 @@ class Consensus:
         self._start = start
         self._key = key
         self.key_used_elsewhere = False
-        """Whether something signed by this key is unknown here: then it signs no
-        more."""
+        """Whether this key signed something unknown here: then it signs no more."""
         self.ended: Finalised | None = None
         """The era's last block, once it is final: see `ledger.finality`."""
         # Blocks from the last final one on, parents first.

@@ -250,6 +250,11 @@ class LogBuilder:
             )
         )
 
+    def take_waiting(self) -> list[Received]:
+        """Return what was said and not sequenced, and forget it."""
+        batch, self._waiting = self._waiting, []
+        return batch
+
     def sign(self, event: e.Event, data: bytes, key: SigningKey) -> bytes:
         """Return the signature of an event that is said in this log, or founds it."""
         if isinstance(event, e.FederationConfigured) and self.genesis == NO_GENESIS:
@@ -572,7 +577,7 @@ class LogBuilder:
 
     def sequence_block(self) -> bool:
         """Sequence what waits; returns whether there was anything."""
-        batch, self._waiting = self._waiting, []
+        batch = self.take_waiting()
         if not batch:
             return False
         self.now_ms += 10

@@ -9,13 +9,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from adapters.kafka import Record, make_headers, read_partition
+from adapters.kafka import read_partition
 from adapters.kafka_log import find_partition
 from cli.stack.processes import StackError
 from consumers.audit.auditor import run_audit
@@ -26,9 +25,14 @@ from protocol.decider import step
 from protocol.envelope import NO_GENESIS, SIGNATURE_HEADER, sign_event, verify_event
 from protocol.log import LogState, SequencerState, open_block, read_block
 from schemas import codec, topics
-from schemas import events as e
-from tests.bench.federation import BenchStack, FastProducer, Say, bench_stack
-from tests.bench.log import LogMaker, Store, forget
+from tests.bench.federation import (
+    BenchStack,
+    FastProducer,
+    Say,
+    bench_stack,
+    list_processes,
+)
+from tests.bench.log import LogMaker
 from tests.bench.report import (
     HotSpot,
     Section,
@@ -39,6 +43,7 @@ from tests.bench.report import (
     show_hot_spots,
     show_target,
 )
+from tests.builders import make_key, unframe
 
 if TYPE_CHECKING:
     from consumers.audit.report import Report
@@ -121,44 +126,14 @@ def _measure_long(say: Say, num_leaves: int) -> list[Long]:
 
 def make_bundle(path: Path, num_leaves: int) -> None:
     """Make a log with ledger nodes as a bundle; nothing but its file grows."""
-    maker = LogMaker(
-        "long", NUM_AGENTS, 8, forget, is_summed=False, num_nodes=NUM_NODES
-    )
-    ids = {event: number for number, event in enumerate(topics.TOPIC_OF, start=1)}
-    offsets: Counter[str] = Counter()
-
-    def unframe(value: bytes) -> bytes:
-        event = list(topics.TOPIC_OF)[int.from_bytes(value[1:5], "big") - 1]
-        text = codec.schema_text(event.__name__)
-        return codec.MARKER + codec.compute_fingerprint(text) + value[5:]
-
+    maker = LogMaker("long", NUM_AGENTS, 8, num_nodes=NUM_NODES)
     with BundleWriter(path) as writer:
         learn = writer.unframe(unframe)
-
-        def keep(event: e.Event, key: SigningKey, traceparent: str = "") -> None:
-            data, topic = codec.encode(event), topics.topic_of(event)
-            prefix = b"\x00" + ids[type(event)].to_bytes(4, "big")
-            learn(prefix)
-            writer.keep(
-                Record(
-                    topic=topic,
-                    partition=0,
-                    offset=offsets[topic],
-                    key=event.federation_id.encode(),
-                    value=prefix + data[codec.HEADER_SIZE :],
-                    headers=tuple(
-                        make_headers(event, data, key, maker.genesis, traceparent)
-                    ),
-                )
-            )
-            offsets[topic] += 1
-
-        for block, checkpoint in maker.make(num_leaves):
-            traceparent = next(filter(None, block.event.traceparents), "")
-            keep(block.event, maker.keys["SEQUENCER"], traceparent)
-            keep(checkpoint, maker.keys["SEQUENCER"], traceparent)
-            for said, key in maker.take_attestations():
-                keep(said, key)
+        for made in maker.make(num_leaves):
+            said = (record for _, record in made.said)
+            for record in (made.ledger, made.checkpoint, *said):
+                learn((record.value or b"")[: codec.FRAMING_SIZE])
+                writer.keep(record)
         writer.write(maker.federation_id, b"{}", policy=None, settled_offset=None)
 
 
@@ -207,29 +182,18 @@ def measure_rss_bytes(leader: int) -> int:
     Args:
         leader: Process id of the session's leader.
     """
-    total = 0
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            stat = (entry / "stat").read_text(encoding="utf-8", errors="replace")
-            # proc(5): field 6 is the session, 24 the resident pages, counted behind
-            # the name, which may hold anything.
-            fields = stat.rpartition(")")[2].split()
-        except OSError:
-            continue  # it ended meanwhile
-        if int(fields[3]) == leader:
-            total += int(fields[21]) * os.sysconf("SC_PAGE_SIZE")
-    return total
+    pages = sum(p.pages for p in list_processes() if p.session == leader)
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def _run_on(stack: BenchStack, say: Say, longs: list[Long], *, quick: bool) -> Section:
     count = 2_000 if quick else NUM_LEAVES
     say(f"making a log of {count:,} leaves")
-    plain = LogMaker("plain", NUM_AGENTS, 8, forget, is_summed=False)
+    plain = LogMaker("plain", NUM_AGENTS, 8)
     _publish(stack, plain, count)
     few = 500 if quick else NUM_LEAVES_WITH_BLOBS
     say(f"making a log of {few:,} leaves with blobs")
-    store: Store = stack.store.store
-    blobs = LogMaker("blobs", NUM_AGENTS, NUM_PARAMETERS, store, is_summed=True)
+    blobs = LogMaker("blobs", NUM_AGENTS, NUM_PARAMETERS, stack.store.store)
     _publish(stack, blobs, few)
     say("verifying signatures alone")
     verify = _measure_verification()
@@ -249,12 +213,13 @@ def _run_on(stack: BenchStack, say: Say, longs: list[Long], *, quick: bool) -> S
 def _publish(stack: BenchStack, maker: LogMaker, num_leaves: int) -> None:
     """Put a made log where the sequencer would have."""
     producer = FastProducer(stack.settings, stack.registry)
-    key = maker.keys["SEQUENCER"]
-    for block, checkpoint in maker.make(num_leaves):
-        traceparent = next(filter(None, block.event.traceparents), "")
-        producer.genesis = maker.genesis
-        producer.send(block.event, key, traceparent)
-        producer.send(checkpoint, key, traceparent)
+    for made in maker.make(num_leaves):
+        for record in (made.ledger, made.checkpoint):
+            # As this stack's schema registry frames it.
+            event = codec.decode(unframe(record.value or b""))
+            _, value = stack.registry.frame(event)  # type: ignore[arg-type]  # it is one
+            key = record.key or b""
+            producer.send_raw(record.topic, key, value, record.headers)
     producer.flush()
 
 
@@ -282,7 +247,7 @@ def _audit(stack: BenchStack, maker: LogMaker, *, with_blobs: bool) -> Pace:
             unframe=stack.registry.unframe_trusted,
             fetch_blob=stack.store.fetch if with_blobs else None,
             checkpoints=read_partition(stack.settings, topics.CHECKPOINTS, partition),
-            operator_key=maker.keys["OPERATOR"].public_key,
+            operator_key=make_key("OPERATOR").public_key,
             num_fetches=JOBS,
         ).report
         found.append(report)

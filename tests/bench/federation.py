@@ -7,7 +7,6 @@ it are the real services, as `moot serve` runs them.
 from __future__ import annotations
 
 import gc
-import hashlib
 import os
 import shutil
 import tempfile
@@ -16,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from confluent_kafka import Producer
@@ -49,30 +48,20 @@ from protocol.envelope import NO_GENESIS
 from protocol.tensors import tensors_to_blob
 from schemas import codec, topics
 from schemas import events as e
+from tests.builders import TASK, BlobDict, make_key
 
 Say = Callable[[str], None]
 """Called with what is being done; for people who wait."""
 
-TASK: Final = e.Task(
-    module="bench.none:Module",
-    module_config="{}",
-    data_module="bench.none:DataModule",
-    data_config="{}",
-    local_epochs=1,
-)
 TIMEOUT_S: Final = 600.0
 ROUND_DURATION_S: Final = 3_600
 CLIP_NORM: Final = 8.0
 
 
 def make_agent_keys(count: int) -> dict[str, SigningKey]:
-    """Return agents by name: keys that follow from the names, for benchmarks only."""
-    return {
-        f"agent-{number:04d}": SigningKey(
-            hashlib.sha256(b"bench agent %d" % number).digest()
-        )
-        for number in range(count)
-    }
+    """Return agents by name, with the keys of their names."""
+    names = [f"agent-{number:04d}" for number in range(count)]
+    return {name: make_key(name) for name in names}
 
 
 def make_model(num_parameters: int) -> bytes:
@@ -81,29 +70,54 @@ def make_model(num_parameters: int) -> bytes:
 
 
 def make_update_event(
-    federation_id: str,
-    agent_id: str,
-    number: int,
-    *,
-    round_number: int = 1,
-    base_model_sha256: bytes = bytes(32),
+    federation_id: str, agent_id: str, number: int
 ) -> e.UpdateSubmitted:
     """Return an update whose blob does not exist: the sequencer never looks."""
-    digest = hashlib.sha256(b"%d" % number)
-    blob = e.BlobRef(
-        uri=f"s3://moot/sha256/{digest.hexdigest()}",
-        sha256=digest.digest(),
-        size_bytes=400_000,
-    )
     return e.UpdateSubmitted(
         federation_id=federation_id,
-        round=round_number,
+        round=1,
         agent_id=agent_id,
-        base_model_sha256=base_model_sha256,
-        update=blob,
+        base_model_sha256=bytes(32),
+        update=BlobDict().store(b"%d" % number),
         num_examples=100,
         loss_micros=500_000,
     )
+
+
+def measure_waits(
+    send: Callable[[int], object], reader: Iterator[object], count: int
+) -> list[float]:
+    """Return how long it takes until what is sent can be read, milliseconds, sorted.
+
+    Args:
+        send: Sends one thing, of a number from 0 on.
+        reader: Gives each thing as it comes.
+        count: How many, one after the other.
+    """
+    waits = []
+    for number in range(count):
+        sent = time.perf_counter()
+        send(number)
+        next(reader)
+        waits.append((time.perf_counter() - sent) * 1e3)
+        # Not in step with anything that goes by the clock.
+        time.sleep(0.02 + 0.1 * (number % 7) / 7)
+    return sorted(waits)
+
+
+def measure_leaf_ms(stack: BenchStack, federation_id: str, count: int) -> list[float]:
+    """Return the time from one update's sending to its leaf; as `measure_waits`."""
+    producer = FastProducer(stack.settings, stack.registry, stack.genesis)
+    name, key = next(iter(make_agent_keys(1).items()))
+    reader = stack.follow_ledger(federation_id)
+    for _ in range(stack.count_records(topics.LEDGER, federation_id)):
+        next(reader)
+
+    def send(number: int) -> None:
+        producer.send(make_update_event(federation_id, name, 10**6 + number), key)
+        producer.flush()
+
+    return measure_waits(send, reader, count)
 
 
 class FastProducer:
@@ -358,29 +372,47 @@ def bench_stack(say: Say) -> Iterator[BenchStack]:
         shutil.rmtree(work, ignore_errors=True)
 
 
+class Process(NamedTuple):
+    """What Linux says of a process.
+
+    Attributes:
+        pid: Its id.
+        parent: Its parent's.
+        session: Its session's leader's.
+        cpu_s: Processor time so far, user's and system's.
+        pages: Resident memory.
+    """
+
+    pid: int
+    parent: int
+    session: int
+    cpu_s: float
+    pages: int
+
+
+def list_processes() -> Iterator[Process]:
+    """Yield all live processes; none where there is no /proc."""
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            stat = (entry / "stat").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            continue  # it ended meanwhile
+        # proc(5): fields 4, 6, 14, 15 and 24, counted behind the name, which may hold
+        # anything.
+        fields = [int(field) for field in stat.rpartition(")")[2].split()[1:22]]
+        cpu_s = (fields[10] + fields[11]) / os.sysconf("SC_CLK_TCK")
+        yield Process(int(entry.name), fields[0], fields[2], cpu_s, fields[20])
+
+
 def measure_cpu_s(leader: int) -> float | None:
     """Return the processor time of all live processes of a session; None if unknown.
 
     Args:
         leader: Process id of the session's leader.
     """
-    proc = Path("/proc")
-    if not (proc / "self" / "stat").exists():
+    if not Path("/proc/self/stat").exists():
         return None
-    total = 0
-    for entry in proc.iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            stat = (entry / "stat").read_text(encoding="utf-8", errors="replace")
-        except OSError:
-            continue  # it ended meanwhile
-        # proc(5): fields 6 (session), 14 and 15 (user and system time), counted
-        # behind the name, which may hold anything.
-        fields = stat.rpartition(")")[2].split()
-        if int(fields[3]) == leader:
-            total += int(fields[11]) + int(fields[12])
-    return total / os.sysconf("SC_CLK_TCK")
+    return sum(p.cpu_s for p in list_processes() if p.session == leader)
 
 
 def admit(

@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -20,15 +20,15 @@ from typing import Final
 from confluent_kafka import Producer
 
 from adapters.kafka import Record, follow_partition
-from schemas import topics
 from tests.bench.federation import (
     BenchStack,
-    FastProducer,
     Say,
     admit,
     bench_stack,
+    list_processes,
     make_agent_keys,
-    make_update_event,
+    measure_leaf_ms,
+    measure_waits,
 )
 from tests.bench.privacy_rounds import PARTY_NAMES, SecretLoad, Size
 from tests.bench.report import Section, Table, count_cores, median, show, show_target
@@ -116,18 +116,19 @@ def _run_pass(tree: Path, *arguments: str) -> dict[str, float]:
     return found
 
 
-class _Plain(Load):
+class _WithAll:
     """Counts the processor time of all processes."""
 
     def _cpu_s(self) -> dict[str, float]:
         return {"all": measure_tree_s()}
 
 
-class _Mpc(SecretLoad):
-    """Likewise."""
+class _Plain(_WithAll, Load):
+    pass
 
-    def _cpu_s(self) -> dict[str, float]:
-        return {"all": measure_tree_s()}
+
+class _Mpc(_WithAll, SecretLoad):
+    pass
 
 
 def measure(say: Say, *, quick: bool) -> Found:
@@ -139,8 +140,9 @@ def measure(say: Say, *, quick: bool) -> Found:
         agents = make_agent_keys(NUM_AGENTS)
         admit(stack, operator, FEDERATION, agents)
         ready_s = time.perf_counter() - began
-        latency_ms = _measure_latency(stack, 5 if quick else NUM_LATENCIES)
-        transaction_ms = _measure_transaction(stack, 5 if quick else NUM_LATENCIES)
+        count = 5 if quick else NUM_LATENCIES
+        latency_ms = median(measure_leaf_ms(stack, FEDERATION, count))
+        transaction_ms = _measure_transaction(stack, count)
         stack.serve("rounds", "aggregator")
         load = _Plain(stack, NUM_AGENTS, NUM_PARAMETERS)
         plain = load.measure(2 if quick else NUM_ROUNDS, say)
@@ -175,20 +177,6 @@ def _measure_mpc(stack: BenchStack, size: Size, say: Say) -> Round:
     return Round(median(seconds), cpu_s["all"])
 
 
-def _measure_latency(stack: BenchStack, count: int) -> float:
-    producer = FastProducer(stack.settings, stack.registry, stack.genesis)
-    name, key = next(iter(make_agent_keys(NUM_AGENTS).items()))
-    reader = stack.follow_ledger(FEDERATION)
-    for _ in range(stack.count_records(topics.LEDGER, FEDERATION)):
-        next(reader)
-
-    def send(number: int) -> None:
-        producer.send(make_update_event(FEDERATION, name, 10**6 + number), key)
-        producer.flush()
-
-    return _measure_waits(send, reader, count)
-
-
 def _measure_transaction(stack: BenchStack, count: int) -> float:
     """Return how long one record takes that is written in a transaction of its own."""
     stack.create_topic(TOPIC)
@@ -209,41 +197,16 @@ def _measure_transaction(stack: BenchStack, count: int) -> float:
 
     records = follow_partition(stack.settings, TOPIC, 0)
     reader = (record for record in records if isinstance(record, Record))
-    return _measure_waits(send, reader, count)
-
-
-def _measure_waits(send: object, reader: Iterator[object], count: int) -> float:
-    assert callable(send)
-    waits = []
-    for number in range(count):
-        sent = time.perf_counter()
-        send(number)
-        next(reader)
-        waits.append((time.perf_counter() - sent) * 1e3)
-        # Not in step with anything that goes by the clock.
-        time.sleep(0.02 + 0.1 * (number % 7) / 7)
-    return median(waits)
+    return median(measure_waits(send, reader, count))
 
 
 def measure_tree_s() -> float:
     """Return the processor time of this process and all that descend from it."""
-    parents: dict[int, int] = {}
-    used: dict[int, float] = {}
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            stat = (entry / "stat").read_text(encoding="utf-8", errors="replace")
-        except OSError:
-            continue  # it ended meanwhile
-        fields = stat.rpartition(")")[2].split()
-        parents[int(entry.name)] = int(fields[1])
-        ticks = int(fields[11]) + int(fields[12])
-        used[int(entry.name)] = ticks / os.sysconf("SC_CLK_TCK")
+    processes = list(list_processes())
     own = {os.getpid()}
-    while more := {pid for pid, parent in parents.items() if parent in own} - own:
+    while more := {p.pid for p in processes if p.parent in own} - own:
         own |= more
-    return sum(used[pid] for pid in own)
+    return sum(p.cpu_s for p in processes if p.pid in own)
 
 
 def report(

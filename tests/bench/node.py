@@ -13,27 +13,25 @@ import gc
 import shutil
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Final
 
 from adapters.block_store import BlockStore
-from adapters.kafka import Record, make_headers
 from adapters.tile_store import TileStore
-from adapters.vote_log import VoteLog, create_identity
+from adapters.vote_log import VoteLog
 from cli.stack.processes import StackError
 from consumers.audit.auditor import run_audit
 from consumers.node.kafka import KafkaIntake
 from consumers.node.ledger_node import LedgerNode
 from consumers.node.loop import NodeLoop
 from consumers.node.service import BLOCKS_FILE, TICK_S, TILES_DIRECTORY
-from ledger.signing import SigningKey
-from schemas import codec, topics
-from schemas import events as e
-from tests.bench.log import BLOCK_INTERVAL_MS, LogMaker, forget
+from tests.bench.log import LogMaker
 from tests.bench.report import Table, show, show_target
+from tests.builders import make_key, unframe
+from tests.identities import make_identity
 
 Say = Callable[[str], None]
 
@@ -45,6 +43,8 @@ NUM_LEAVES_IN_SMALL_BLOCKS: Final = 500
 ROUNDS: Final = 3
 """Each is measured so often, in turn; the best counts."""
 TARGET: Final = 2.0
+NODE: Final = "node00"
+BLOCK_INTERVAL_MS: Final = 100
 _UNUSED: Final = "unused"
 
 
@@ -82,36 +82,6 @@ class Cost:
         return self.node_s / self.plain_audit_s
 
 
-class _Registry:
-    """Frames and unframes as the schema registry's client does, without a server."""
-
-    def __init__(self) -> None:
-        self._heads: dict[bytes, bytes] = {}
-        self._ids = {
-            event: number for number, event in enumerate(topics.TOPIC_OF, start=1)
-        }
-
-    def frame(self, event: e.Event) -> tuple[bytes, bytes]:
-        """Return an event's encoding, and it as a record's value."""
-        data = codec.encode(event)
-        prefix = b"\x00" + self._ids[type(event)].to_bytes(4, "big")
-        self._heads[prefix] = data[: codec.HEADER_SIZE]
-        return data, prefix + data[codec.HEADER_SIZE :]
-
-    def unframe_trusted(self, value: bytes) -> bytes:
-        """Return single-object bytes."""
-        return self._heads[value[:5]] + value[5:]
-
-
-@dataclass(slots=True)
-class _Step:
-    """A block's record, its checkpoint's, and what the ledger nodes say to it."""
-
-    ledger: Record
-    checkpoint: Record
-    said: list[tuple[bytes, Record]] = field(default_factory=list)
-
-
 class MadeLog:
     """A log with ledger nodes, made and kept as Kafka would have it.
 
@@ -123,47 +93,10 @@ class MadeLog:
 
     def __init__(self, num_agents: int, num_leaves: int, directory: Path) -> None:
         self._directory = directory
-        self._key = create_identity(directory / _UNUSED)
-        self.maker = LogMaker(
-            FEDERATION,
-            num_agents,
-            8,
-            forget,
-            is_summed=False,
-            num_nodes=NUM_NODES,
-            node_key=self._key,
-        )
-        self.registry = _Registry()
-        self._offsets: Counter[str] = Counter()
-        self._steps = list(self._make(num_leaves))
-
-    def _make(self, num_leaves: int) -> Iterator[_Step]:
-        sequencer = self.maker.keys["SEQUENCER"]
-        for block, checkpoint in self.maker.make(num_leaves):
-            traceparent = next(filter(None, block.event.traceparents), "")
-            step = _Step(
-                self.record(block.event, sequencer, traceparent),
-                self.record(checkpoint, sequencer, traceparent),
-            )
-            for said, key in self.maker.take_attestations():
-                step.said.append((key.public_key, self.record(said, key)))
-            yield step
-
-    def record(self, event: e.Event, key: SigningKey, traceparent: str = "") -> Record:
-        """Return an event as a publisher and Kafka would make a record of it."""
-        topic = topics.topic_of(event)
-        data, value = self.registry.frame(event)
-        self._offsets[topic] += 1
-        return Record(
-            topic=topic,
-            partition=0,
-            offset=self._offsets[topic] - 1,
-            key=FEDERATION.encode(),
-            value=value,
-            headers=tuple(
-                make_headers(event, data, key, self.maker.genesis, traceparent)
-            ),
-        )
+        self._key = make_key(NODE)
+        make_identity(directory / _UNUSED, NODE)
+        self.maker = LogMaker(FEDERATION, num_agents, 8, num_nodes=NUM_NODES)
+        self._steps = list(self.maker.make(num_leaves))
 
     @property
     def num_blocks(self) -> int:
@@ -188,9 +121,9 @@ class MadeLog:
                 votes=votes,
                 blocks=blocks,
                 tiles=TileStore(directory / TILES_DIRECTORY),
-                unframe=self.registry.unframe_trusted,
+                unframe=unframe,
                 clock=time.time,
-                operator_key=self.maker.keys["OPERATOR"].public_key,
+                operator_key=make_key("OPERATOR").public_key,
             )
             asyncio.run(self._play(node))
             elapsed = time.process_time() - began
@@ -208,7 +141,7 @@ class MadeLog:
     async def _play(self, node: LedgerNode) -> None:
         """Let a node read, hear and say everything; time passes as on the log."""
         loop = NodeLoop(node)
-        intake = KafkaIntake(self.registry, loop)
+        intake = KafkaIntake(SimpleNamespace(unframe_trusted=unframe), loop)
         due_s = 0.0
         for number, step in enumerate(self._steps):
             now_s = number * BLOCK_INTERVAL_MS / 1_000
@@ -224,7 +157,7 @@ class MadeLog:
             said = list(node.outbox)
             node.outbox.clear()
             for event in said:
-                await intake.take(self.record(event, self._key))
+                await intake.take(self.maker.record(event, self._key))
         loop.step(lambda: node.tick(due_s))
 
     def measure_audit(self, *, with_nodes: bool) -> float:
@@ -238,10 +171,10 @@ class MadeLog:
         found = run_audit(
             [step.ledger for step in self._steps],
             federation_id=FEDERATION,
-            unframe=self.registry.unframe_trusted,
+            unframe=unframe,
             checkpoints=[step.checkpoint for step in self._steps],
             attestations=said if with_nodes else None,
-            operator_key=self.maker.keys["OPERATOR"].public_key,
+            operator_key=make_key("OPERATOR").public_key,
         ).report
         elapsed = time.process_time() - began
         if not found.is_sound or found.num_leaves != self.maker.num_leaves:

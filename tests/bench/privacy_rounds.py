@@ -6,34 +6,24 @@ import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from itertools import cycle
+from typing import Any, Final
 
 import numpy as np
 
 from adapters.blobs import BlobStore
 from cli.modes.mpc import start_parties
-from cli.stack.processes import StackError
 from producers.modes.mpc import commit, encode_values
 from protocol.modes.mpc.commitments import choose_row_length, get_generators
 from schemas import events as e
-from tests.bench.federation import (
-    BenchStack,
-    FastProducer,
-    Say,
-    admit,
-    bench_stack,
-    make_agent_keys,
-)
+from tests.bench.federation import BenchStack, Say, bench_stack
 from tests.bench.privacy_steps import NUM_PARTIES, one_thread
 from tests.bench.report import count_cores, median
-from tests.bench.rounds import SERVICES, Load
-
-if TYPE_CHECKING:
-    from ledger.signing import SigningKey
+from tests.bench.rounds import SERVICES, Federation, Load
 
 COMMIT: Final = "agents: commit, share, seal, prove"
 PARTIES: Final = "parties"
@@ -130,7 +120,7 @@ def _commit(
     return update, time.process_time() - began
 
 
-class SecretLoad:
+class SecretLoad(Federation):
     """A federation of aggregation MPC whose agents train nothing.
 
     Args:
@@ -142,86 +132,36 @@ class SecretLoad:
     def __init__(
         self, stack: BenchStack, size: Size, parties: tuple[e.Party, ...]
     ) -> None:
-        self._stack = stack
+        name = f"secret-{size.num_agents}-{size.num_values}"
+        super().__init__(stack, name, size.num_agents, size.num_values, parties)
         self._size = size
-        self._parties = parties
-        self._federation_id = f"secret-{size.num_agents}-{size.num_values}"
-        self._agents: dict[str, SigningKey] = make_agent_keys(size.num_agents)
-        self._producer = FastProducer(stack.settings, stack.registry)
         self._lock = threading.Lock()
         self._agents_s = 0.0
 
     def measure(self, say: Say) -> tuple[list[float], dict[str, float]]:
         """Run rounds; returns how long each took on the ledger, and what took it."""
         size = self._size
-        operator = self._stack.found(
-            self._federation_id, size.num_values, size.num_agents, parties=self._parties
-        )
-        offset = admit(self._stack, operator, self._federation_id, self._agents)
-        config = self._read_config()
-        events = self._stack.follow_leaves(self._federation_id, offset)
-        seconds: list[float] = []
         with ExitStack() as exits:
             workers = _start_workers(size.num_values, exits)
-            before = self._cpu_s()
-            for number in range(1, size.num_rounds + size.is_warm + 1):
-                if number == size.is_warm + 1:
-                    seconds, before = [], self._cpu_s()
-                operator.request_round(self._federation_id, number)
-                seconds.append(self._run_round(config, events, workers))
-                say(f"round {number}: {seconds[-1]:.2f} s")
-            after = self._cpu_s()
-        rounds = size.num_rounds
-        return seconds, {
-            name: (after[name] - used) / rounds for name, used in before.items()
-        }
+
+            def answer(started: e.RoundStarted, leaf: bytes) -> list[Future[Any]]:
+                about = self._config, self._stack.genesis, started, leaf
+                sent = []
+                for worker, name in zip(cycle(workers), self._agents, strict=False):
+                    sent.append(worker.submit(_commit, *about, name))
+                    sent[-1].add_done_callback(self._send)
+                return sent
+
+            seen, cpu_s = self._run(size.num_rounds, say, answer, size.is_warm)
+        return [one[e.AggregatePublished] for one in seen], cpu_s
 
     def _cpu_s(self) -> dict[str, float]:
-        used: dict[str, float | None] = {COMMIT: self._agents_s}
+        used = {COMMIT: self._agents_s}
         parties = [self._stack.cpu_s(f"party-{name}") for name in PARTY_NAMES]
         known = [seconds for seconds in parties if seconds is not None]
-        used[PARTIES] = sum(known) if len(known) == len(parties) else None
-        used |= {name: self._stack.cpu_s(name) for name in SERVICES}
-        return {name: value for name, value in used.items() if value is not None}
-
-    def _read_config(self) -> e.FederationConfigured:
-        for event in self._stack.follow_events(self._federation_id):
-            if isinstance(event, e.FederationConfigured):
-                return event
-        raise StackError("the federation has no genesis", "A bug.")
-
-    def _run_round(
-        self,
-        config: e.FederationConfigured,
-        events: Iterator[tuple[bytes, e.LedgerEvent]],
-        workers: Sequence[ProcessPoolExecutor],
-    ) -> float:
-        began = 0.0
-        future: Future[Any]
-        for leaf, event in events:
-            match event:
-                case e.RoundStarted():
-                    began = time.perf_counter()
-                    genesis = self._stack.genesis
-                    for index, name in enumerate(self._agents):
-                        worker = workers[index % len(workers)]
-                        future = worker.submit(
-                            _commit, config, genesis, event, leaf, name
-                        )
-                        future.add_done_callback(self._send)
-                case e.AggregatePublished():
-                    return time.perf_counter() - began
-                case (
-                    e.EventRejected()
-                    | e.ContributionRejected()
-                    | e.PartialRejected()
-                    | e.RoundAbandoned()
-                    | e.ClaimRejected()
-                ):
-                    raise StackError(f"{event.reason}: {event.detail}", "A bug.")
-                case _:
-                    pass
-        raise StackError("the ledger ended", "A bug.")
+        if len(known) == len(parties):
+            used[PARTIES] = sum(known)
+        return used | super()._cpu_s()
 
     def _send(self, future: Future[Any]) -> None:
         event, seconds = future.result()

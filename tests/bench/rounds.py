@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ledger.signing import SigningKey
-    from producers.control import Operator
 
 NUM_UPLOADERS: Final = 4
 """Agents that store their update at the same time."""
@@ -42,6 +41,11 @@ WARM_UP_ROUNDS: Final = 1
 NUM_LIMIT_PASSES: Final = 3
 SERVICES: Final = ("sequencer", "rounds", "aggregator")
 MEGA: Final = 1e6
+STEPS: Final = (e.UpdateSubmitted, e.RoundSealed, e.AggregatePublished)
+"""What ends the phases of a `Timeline`."""
+
+Answer = Callable[[e.RoundStarted, bytes], Sequence[Future[Any]]]
+"""Lets all agents answer a round, of which it gets the leaf's hash as well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,77 +112,80 @@ def _measure(
     return Load(stack, num_agents, num_parameters).measure(num_rounds, say)
 
 
-class Load:
-    """One federation, its operator and its agents.
+class Federation:
+    """One federation, whose agents are keys of this process.
 
     Args:
         stack: Where.
+        federation_id: Its name.
         num_agents: Its agents; all are in every cohort.
         num_parameters: The size of its model.
+        parties: Who adds up shares; none: nobody.
     """
 
-    def __init__(self, stack: BenchStack, num_agents: int, num_parameters: int) -> None:
+    def __init__(
+        self,
+        stack: BenchStack,
+        federation_id: str,
+        num_agents: int,
+        num_parameters: int,
+        parties: tuple[e.Party, ...] = (),
+    ) -> None:
         self._stack = stack
         self._num_parameters = num_parameters
-        self._federation_id = f"bench-{num_agents}-{num_parameters}"
+        self._federation_id = federation_id
+        self._parties = parties
         self._agents: dict[str, SigningKey] = make_agent_keys(num_agents)
-        self._values: NDArray[np.int32] = np.random.default_rng(0).integers(
-            -(2**20), 2**20, num_parameters, np.int32
-        )
-        self._counter = itertools.count(1)
         self._producer = FastProducer(stack.settings, stack.registry)
 
-    def measure(self, num_rounds: int, say: Say) -> Found:
-        """Run rounds, then move the same bytes without anything around them."""
+    def _run(
+        self, num_rounds: int, say: Say, answer: Answer, num_warm_up: int
+    ) -> tuple[list[dict[type, float]], dict[str, float]]:
+        """Run rounds, some of which do not count.
+
+        Returns:
+            When each kind of event was seen last, seconds after each round's start;
+            and the processor time of a round, by who took it.
+        """
         operator = self._stack.found(
-            self._federation_id, self._num_parameters, len(self._agents)
+            self._federation_id,
+            self._num_parameters,
+            len(self._agents),
+            parties=self._parties,
         )
         offset = admit(self._stack, operator, self._federation_id, self._agents)
-        events = self._stack.follow_events(self._federation_id, offset)
-        timelines = []
-        with ThreadPoolExecutor(NUM_UPLOADERS, "agent") as pool:
-            for number in range(1, WARM_UP_ROUNDS + num_rounds + 1):
-                if number == WARM_UP_ROUNDS + 1:
-                    cpu_began = self._cpu_s()
-                timelines.append(self._run_round(operator, number, events, pool))
-                say(f"round {number}: {timelines[-1].published_s:.2f} s")
-        ended = self._cpu_s()
-        return Found(
-            len(self._agents),
-            self._num_parameters,
-            tuple(timelines[WARM_UP_ROUNDS:]),
-            self._measure_limit(),
-            {name: (ended[name] - cpu_began[name]) / num_rounds for name in ended},
-        )
-
-    def _cpu_s(self) -> dict[str, float]:
-        used = {name: self._stack.cpu_s(name) for name in SERVICES}
-        return {name: value for name, value in used.items() if value is not None}
+        _, config = next(self._stack.follow_leaves(self._federation_id))
+        assert isinstance(config, e.FederationConfigured), "it begins with one"
+        self._config = config
+        leaves = self._stack.follow_leaves(self._federation_id, offset)
+        found: list[dict[type, float]] = []
+        before = self._cpu_s()
+        for number in range(1, num_warm_up + num_rounds + 1):
+            if number == num_warm_up + 1:
+                found, before = [], self._cpu_s()
+            operator.request_round(self._federation_id, number)
+            found.append(self._run_round(leaves, answer))
+            say(f"round {number}: {found[-1][e.AggregatePublished]:.2f} s")
+        after = self._cpu_s()
+        return found, {n: (after[n] - used) / num_rounds for n, used in before.items()}
 
     def _run_round(
-        self,
-        operator: Operator,
-        number: int,
-        events: Iterator[e.LedgerEvent],
-        pool: ThreadPoolExecutor,
-    ) -> Timeline:
-        operator.request_round(self._federation_id, number)
+        self, leaves: Iterator[tuple[bytes, e.LedgerEvent]], answer: Answer
+    ) -> dict[type, float]:
         seen: dict[type, float] = {}
-        sent: list[Future[None]] = []
+        sent: Sequence[Future[Any]] = ()
         began = 0.0
-        for event in events:
+        for leaf, event in leaves:
             now = time.perf_counter()
             seen[type(event)] = now - began
             match event:
                 case e.RoundStarted():
                     began = now
-                    sent = [
-                        pool.submit(self._answer, event, name, key)
-                        for name, key in self._agents.items()
-                    ]
+                    sent = answer(event, leaf)
                 case (
                     e.EventRejected()
                     | e.ContributionRejected()
+                    | e.PartialRejected()
                     | e.RoundAbandoned()
                     | e.ClaimRejected()
                 ):
@@ -191,10 +198,47 @@ class Load:
         for future in sent:
             future.result()
         self._producer.flush()
-        return Timeline(
-            seen[e.UpdateSubmitted],
-            seen[e.RoundSealed],
-            seen[e.AggregatePublished],
+        return seen
+
+    def _cpu_s(self) -> dict[str, float]:
+        used = {name: self._stack.cpu_s(name) for name in SERVICES}
+        return {name: value for name, value in used.items() if value is not None}
+
+
+class Load(Federation):
+    """One with aggregation PLAIN, whose agents submit random integers.
+
+    Args:
+        stack: Where.
+        num_agents: Its agents; all are in every cohort.
+        num_parameters: The size of its model.
+    """
+
+    def __init__(self, stack: BenchStack, num_agents: int, num_parameters: int) -> None:
+        name = f"bench-{num_agents}-{num_parameters}"
+        super().__init__(stack, name, num_agents, num_parameters)
+        self._values: NDArray[np.int32] = np.random.default_rng(0).integers(
+            -(2**20), 2**20, num_parameters, np.int32
+        )
+        self._counter = itertools.count(1)
+
+    def measure(self, num_rounds: int, say: Say) -> Found:
+        """Run rounds, then move the same bytes without anything around them."""
+        with ThreadPoolExecutor(NUM_UPLOADERS, "agent") as pool:
+
+            def answer(event: e.RoundStarted, _leaf: bytes) -> list[Future[None]]:
+                return [
+                    pool.submit(self._answer, event, name, key)
+                    for name, key in self._agents.items()
+                ]
+
+            seen, cpu_s = self._run(num_rounds, say, answer, WARM_UP_ROUNDS)
+        return Found(
+            len(self._agents),
+            self._num_parameters,
+            tuple(Timeline(*(one[step] for step in STEPS)) for one in seen),
+            self._measure_limit(),
+            cpu_s,
         )
 
     def _make_blob(self) -> bytes:

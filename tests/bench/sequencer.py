@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from cli.stack.processes import StackError, kill_owned, spawn_owned
-from protocol.admission import Received
-from protocol.envelope import (
-    choose_genesis,
-    compute_genesis_hash,
-    sign_event,
-    verify_event,
-)
-from protocol.log import SequencerState, sequence
-from protocol.rules import LATEST_VERSION
-from schemas import codec, topics
-from schemas import events as e
+from protocol.envelope import verify_event
+from protocol.log import sequence
+from schemas import codec
 from tests.bench.federation import (
     BenchStack,
     FastProducer,
@@ -29,6 +22,7 @@ from tests.bench.federation import (
     make_agent_keys,
     make_update_event,
     measure_cpu_s,
+    measure_leaf_ms,
 )
 from tests.bench.passthrough import OUTPUT_TOPIC
 from tests.bench.report import (
@@ -41,6 +35,7 @@ from tests.bench.report import (
     show_hot_spots,
     show_target,
 )
+from tests.builders import LogBuilder, make_key
 
 if TYPE_CHECKING:
     from ledger.signing import SigningKey
@@ -80,7 +75,8 @@ def run(say: Say, *, quick: bool) -> Section:
         say("sequencing them")
         live = _measure_sequencer(stack, offset, count)
         say("one update at a time")
-        latencies_ms = _measure_latency(stack, agents, 10 if quick else NUM_LATENCIES)
+        waits = 10 if quick else NUM_LATENCIES
+        latencies_ms = measure_leaf_ms(stack, FEDERATION, waits)
         stack.supervisor.stop("sequencer")
         say("the same records through a Faust app that does nothing")
         ceiling = _measure_passthrough(stack, count)
@@ -120,32 +116,6 @@ def _measure_sequencer(stack: BenchStack, offset: int, count: int) -> Throughput
     return _throughput(
         sum(sizes[1:]), elapsed, cpu_began, stack.cpu_s("sequencer"), sizes
     )
-
-
-def _measure_latency(
-    stack: BenchStack, agents: dict[str, SigningKey], count: int
-) -> list[float]:
-    """Return the time from one update's sending to its leaf, milliseconds."""
-    producer = FastProducer(stack.settings, stack.registry, stack.genesis)
-    name, key = next(iter(agents.items()))
-    reader = stack.follow_ledger(FEDERATION)
-    known = {NUM_LEAVES * 10 + number for number in range(count)}
-    waits: list[float] = []
-    _skip_to_end(stack, reader)
-    for number in sorted(known):
-        sent = time.perf_counter()
-        producer.send(make_update_event(FEDERATION, name, number), key)
-        producer.flush()
-        next(reader)
-        waits.append((time.perf_counter() - sent) * 1e3)
-        # Not in step with the sequencer's commits.
-        time.sleep(0.02 + 0.1 * (number % 7) / 7)
-    return waits
-
-
-def _skip_to_end(stack: BenchStack, reader: Iterator[object]) -> None:
-    for _ in range(stack.count_records(topics.LEDGER, FEDERATION)):
-        next(reader)
 
 
 def _measure_passthrough(stack: BenchStack, count: int) -> Throughput:
@@ -195,7 +165,7 @@ class Offline:
     """The same batch in this process, without Kafka.
 
     Args:
-        agents: Who signs.
+        agents: Who signs: keys of their names.
         count: How many updates.
         block_size: Leaves of a block.
     """
@@ -203,66 +173,18 @@ class Offline:
     def __init__(
         self, agents: dict[str, SigningKey], count: int, block_size: int
     ) -> None:
-        from ledger.signing import SigningKey
-        from protocol.validation import ROLES
-
-        self._key = SigningKey(bytes(32))
         self._block_size = block_size
-        founding: list[e.Event] = [
-            e.FederationConfigured(
-                federation_id=FEDERATION,
-                nonce=b"n" * 32,
-                rules_version=LATEST_VERSION,
-                principals=tuple(
-                    e.Principal(role=role, public_key=self._key.public_key)
-                    for role in ROLES
-                ),
-                task=e.Task(
-                    module="bench.none:Module",
-                    module_config="{}",
-                    data_module="bench.none:DataModule",
-                    data_config="{}",
-                    local_epochs=1,
-                ),
-                initial_model=make_update_event(FEDERATION, "any", 0).update,
-                num_parameters=10,
-                fractional_bits=20,
-                max_num_examples=1_000,
-                cohort_size=len(agents),
-                min_cohort=1,
-                round_duration_ms=1_000,
-                strategy="FEDAVG",
-                plain=e.Plain(),
-            ),
-            *(
-                e.AgentAdmitted(
-                    federation_id=FEDERATION, agent_id=name, public_key=key.public_key
-                )
-                for name, key in agents.items()
-            ),
-        ]
-        self._genesis = compute_genesis_hash(codec.encode(founding[0]))
-        first = [
-            _receive(event, i, self._key, self._genesis)
-            for i, event in enumerate(founding)
-        ]
-        self._founded, _, refused = sequence(
-            SequencerState(), first, key=self._key, now_ms=1
+        log = LogBuilder(
+            federation_id=FEDERATION, cohort_size=len(agents), ledger_nodes=()
         )
-        assert not refused, "the benchmark's federation is founded"
-        names = list(agents)
-        self.batch = [
-            _receive(
-                make_update_event(FEDERATION, names[number % len(names)], number),
-                number,
-                agents[names[number % len(names)]],
-                self._genesis,
-            )
-            for number in range(count)
-        ]
-        self._authors = [
-            agents[names[number % len(names)]].public_key for number in range(count)
-        ]
+        log.found()
+        log.admit(*agents)
+        self._founded, self._genesis, self._now_ms = log.state, log.genesis, log.now_ms
+        authors = [*itertools.islice(itertools.cycle(agents), count)]
+        for number, name in enumerate(authors):
+            log.say(make_update_event(FEDERATION, name, number), agents[name])
+        self.batch = log.take_waiting()
+        self._authors = [agents[name].public_key for name in authors]
 
     def verify(self) -> None:
         """Verify every signature, and do nothing else."""
@@ -281,24 +203,11 @@ class Offline:
 
     def sequence(self) -> None:
         """Do all that the sequencer does but for Kafka."""
-        state = self._founded
+        state, key = self._founded, make_key("SEQUENCER")
         for start in range(0, len(self.batch), self._block_size):
             part = self.batch[start : start + self._block_size]
-            state, _, refused = sequence(state, part, key=self._key, now_ms=2)
+            state, _, refused = sequence(state, part, key=key, now_ms=self._now_ms)
             assert not refused, "the benchmark's load is admissible"
-
-
-def _receive(event: e.Event, offset: int, key: SigningKey, genesis: bytes) -> Received:
-    data = codec.encode(event)
-    return Received(
-        topic=topics.topic_of(event),
-        partition=0,
-        offset=offset,
-        key=FEDERATION.encode(),
-        value=data,
-        event=data,
-        signature=sign_event(key, choose_genesis(event, genesis), data),
-    )
 
 
 def report(
@@ -316,7 +225,6 @@ def report(
     alone = measure_rate(offline.sequence, len(offline.batch))
     spots = find_hot_spots(offline.sequence)
     own = live.per_cpu_s
-    latencies_ms.sort()
 
     def row(name: str, rate: float, basis: str) -> tuple[str, ...]:
         reached = own if basis == PER_CORE else live.per_s

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from adapters.kafka import Record, make_headers
 from cli.stack.processes import StackError, kill_owned, spawn_owned
 from consumers.audit.auditor import run_audit
-from schemas import codec, topics
-from schemas import events as e
 from tests.bench import aggregation as bench_aggregation
 from tests.bench import rounds as bench_rounds
 from tests.bench import run as bench
 from tests.bench import sequencer as bench_sequencer
 from tests.bench.federation import make_agent_keys, measure_cpu_s
-from tests.bench.log import LogMaker, forget
+from tests.bench.log import LogMaker
 from tests.bench.report import (
     Machine,
     Section,
@@ -32,7 +28,7 @@ from tests.bench.report import (
     show,
     show_target,
 )
-from tests.builders import BlobDict, frame, unframe
+from tests.builders import BlobDict, make_key, unframe
 
 SECTION = Section(
     "nothing",
@@ -234,49 +230,28 @@ def test_the_sequencers_load_is_admitted_whole() -> None:
     offline.sequence()
 
 
-def _make_log(
-    num_leaves: int, store: Callable[[bytes], e.BlobRef], *, is_summed: bool
-) -> tuple[LogMaker, list[Record], list[Record]]:
-    maker = LogMaker("bench", 4, 6, store, is_summed=is_summed)
-    ledger: list[Record] = []
-    checkpoints: list[Record] = []
-
-    def put(log: list[Record], event: e.Event) -> None:
-        key = maker.keys["SEQUENCER"]
-        headers = make_headers(
-            event, codec.encode(event), key, maker.genesis, traceparent
-        )
-        topic = topics.topic_of(event)
-        value = frame(event)
-        log.append(Record(topic, 0, len(log), b"bench", value, tuple(headers)))
-
-    for block, checkpoint in maker.make(num_leaves):
-        traceparent = block.event.traceparents[0]
-        put(ledger, block.event)
-        put(checkpoints, checkpoint)
-    return maker, ledger, checkpoints
-
-
-@pytest.mark.parametrize("has_blobs", [False, True])
-def test_a_made_log_is_sound(has_blobs: bool) -> None:
+@pytest.mark.parametrize("num_nodes", [0, 4])
+def test_a_made_log_is_sound(num_nodes: int) -> None:
     blobs = BlobDict()
-    store = blobs.store if has_blobs else forget
-    maker, ledger, checkpoints = _make_log(40, store, is_summed=has_blobs)
+    maker = LogMaker("bench", 4, 6, blobs.store, num_nodes=num_nodes)
+    steps = list(maker.make(40))
 
     report = run_audit(
-        ledger,
+        [step.ledger for step in steps],
         federation_id="bench",
         unframe=unframe,
-        fetch_blob=blobs.fetch if has_blobs else None,
-        checkpoints=checkpoints,
-        operator_key=maker.keys["OPERATOR"].public_key,
+        fetch_blob=blobs.fetch,
+        checkpoints=[step.checkpoint for step in steps],
+        attestations=[record for step in steps for _, record in step.said],
+        operator_key=make_key("OPERATOR").public_key,
     ).report
 
     assert report.findings == []
     assert report.num_leaves == maker.num_leaves >= 40
     assert not report.pending
-    assert report.num_checkpoints == len(ledger)
-    assert (report.num_rounds_recomputed > 1) is has_blobs
+    assert report.num_checkpoints == len(steps)
+    assert report.num_rounds_recomputed > 1
+    assert report.num_attestations == max(0, num_nodes * (2 * len(steps) - 1))
 
 
 def test_aggregation_is_measured_without_a_stack(

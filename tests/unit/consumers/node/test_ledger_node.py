@@ -13,13 +13,9 @@ from adapters.block_store import BlockStore, BlockStoreError
 from adapters.schema_registry import FramingError
 from adapters.tile_store import TileStore, TileStoreError
 from adapters.vote_log import (
-    _UNBOUND,
-    KEY_FILE,
-    VOTES_FILE,
     VoteLog,
     VoteLogError,
 )
-from adapters.vote_log import _write as write_votes
 from consumers.node import blocks as node_blocks
 from consumers.node import ledger_node
 from consumers.node.feed import AlertCode
@@ -37,6 +33,7 @@ from protocol.log import ForeignRecordError
 from schemas import codec
 from schemas import events as e
 from tests.builders import LogBuilder, build_log, make_header, make_key, unframe
+from tests.identities import make_identity
 from tests.witnessing import format_request
 
 NAMES = ("node0", "node1", "node2", "node3")
@@ -48,16 +45,6 @@ def unframe_refused(value):
         return unframe(value)
     except FramingError as error:
         return error.reason
-
-
-def make_identity(directory, name):
-    """Make the identity of a builder's node."""
-    directory.mkdir(parents=True)
-    key = make_key(name)
-    write_votes(directory / VOTES_FILE, key.public_key, _UNBOUND, None)
-    path = directory / KEY_FILE
-    path.write_text(key.seed.hex() + "\n")
-    path.chmod(0o600)
 
 
 class Member:

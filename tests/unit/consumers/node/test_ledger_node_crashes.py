@@ -25,10 +25,10 @@ from ledger.note import InvalidNoteError, parse_note
 from schemas import codec
 from schemas import events as e
 from tests.builders import build_log, unframe
+from tests.identities import make_identity
 from tests.unit.consumers.node.test_ledger_node import (
     NOW_S,
     Bus,
-    make_identity,
     short_log,
     show_block,
     unframe_refused,
