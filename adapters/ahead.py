@@ -12,7 +12,7 @@ Result = TypeVar("Result")
 
 
 class Ahead:
-    """Like `map`, in so many threads; as many results may wait."""
+    """Like `map`, in this many threads; as many results may wait."""
 
     def __init__(self, num_threads: int, name: str) -> None:
         self.num_threads = num_threads

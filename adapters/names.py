@@ -1,13 +1,12 @@
-"""Names of people and organisations, beside the log.
+"""Names of people and organisations, which are kept off the log.
 
 A log is kept for ever and nothing can be removed from it, so it knows agents only by
-pseudonym. Who is behind them is in a file of the operator's, encrypted under its own
-key. Destroy the key and nobody can read the file any more, nor any copy of it: the log
-stays as it was, and as sound.
+pseudonym. The operator keeps a file that says who they are, encrypted under a key of
+its own. Once the key is destroyed nobody can read the file, or any copy of it; the log
+stays as it is.
 
 - One file and one key for each federation: AES-256-GCM, a new nonce for each writing.
-- Written whole or not at all. Of two concurrent writers one may win: names have one
-  operator.
+- Written whole or not at all. Of two concurrent writers only one wins.
 
 Deliberately not here: copies of the key. A backup of it reads every copy of the file.
 """

@@ -508,7 +508,7 @@ def start_round(
 
 
 def abandon_round(settings: Settings, federation_id: str, explanation: str) -> int:
-    """Give up the round in progress; returns its number.
+    """Abandon the round in progress; return its number.
 
     Raises:
         StackError: no round is in progress.

@@ -90,7 +90,7 @@ class ByteReader:
         self._position = 0
 
     def take(self, size: int) -> bytes:
-        """Return the next so many bytes."""
+        """Return the next bytes."""
         end = self._position + size
         if not 0 <= size <= len(self._data) - self._position:
             msg = f"{len(self._data)} bytes end before byte {end}"

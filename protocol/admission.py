@@ -385,7 +385,7 @@ class _Scratch:
         self._proven = state.proven
 
     def begin_block(self, before: AdmissionState) -> None:
-        """Note that the block began earlier, with what was known then."""
+        """Judge what follows as in a block that began in an earlier state."""
         self._num_node_sets_before = len(before.node_sets)
 
     def freeze(self) -> AdmissionState:

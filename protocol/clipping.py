@@ -87,7 +87,7 @@ def clip_and_encode(
         delta: shape (d,), any floating-point type, d ≥ 1. **Secret.**
         fractional_bits: The federation's precision f, 0 ≤ f ≤ 30: steps of 2^-f.
         norm_bound: B in steps: the largest L2 norm of the integers.
-        entropy: Returns so many unpredictable bytes; each rounding takes 4·d.
+        entropy: Returns as many unpredictable bytes as asked; each rounding takes 4·d.
 
     Returns:
         shape (d,) int64, |x| < 2^19, Σ x² ≤ B². **Secret.**

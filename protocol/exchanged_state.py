@@ -1,4 +1,4 @@
-"""What of a model's state is exchanged: a class for each entry, stated in the model.
+"""Which entries of a model's state are exchanged: the model states their classes.
 
 A model's file holds the whole state of its module, with a class for each entry. So
 every copy of a model, at agents, exporter and auditor, is the same function of the
@@ -8,9 +8,9 @@ file's bytes.
 |---|---|---|
 | ``trained`` | updates say how it moved; the sum moves it | float32, finite |
 | ``averaged-apart`` | averaged outside the norm bound | float32, finite |
-| ``kept`` | training may change it; the next round begins as this one did | no NaN |
-| ``fixed`` | training may not change it, not by one bit | no NaN |
-| ``refused`` | there is no way to exchange it: no such model is founded | - |
+| ``kept`` | training may change it; each round begins with the same | no NaN |
+| ``fixed`` | training may not change a bit of it | no NaN |
+| ``refused`` | cannot be exchanged: no federation begins with such a model | - |
 
 - The flat vector holds only the trained entries. Everything else in a base model is in
   the next model, byte for byte.

@@ -20,7 +20,7 @@ from protocol.tensors import VECTOR_HEADER_BYTES
 from schemas.events import BlobRef, RoundSealed
 
 MAX_ONNX_SIZE_BYTES: Final = 2**31
-"""Protocol Buffers, and so ONNX files, end there."""
+"""Protocol Buffers, and so ONNX files, cannot be larger."""
 _PADDING_BYTES: Final = 8
 
 

@@ -87,7 +87,7 @@ _DECLINES = frozenset(
         Reason.UNKNOWN_CONFIGURATION,
     }
 )
-"""What an agent may say of itself."""
+"""What an agent may say about itself."""
 _FINAL = _DECLINES | WITHDRAWN | {Reason.NO_ANSWER}
 """Rejections after which an agent has no further answer in the round."""
 

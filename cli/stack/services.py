@@ -1,4 +1,4 @@
-"""Running Folkmoot's services: one in this process, or several as our children."""
+"""Running Folkmoot's services: one in this process, or several as child processes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FAUST_SERVICES: Final = ("sequencer", *DECIDERS, "aggregator")
-"""Each of them a module in `streams.apps`."""
+"""Each is a module in `streams.apps`."""
 NODE_PORTS: Final = {"ledger-node": 7400, "log": 7480}
 """Where a ledger node and the log server listen by default."""
 LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -47,7 +47,7 @@ STOP_TIMEOUT_S: Final = 10.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceOptions:
-    """What `moot serve` was told of a service; most of it is of few services."""
+    """Options of `moot serve`; few services use most of them."""
 
     federation: str | None = None
     name: str | None = None

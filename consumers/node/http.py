@@ -341,7 +341,7 @@ class _Door(asyncio.Protocol):
         self._unread = 0
 
     def take(self, size: int) -> None:
-        """Note that so many bytes were consumed."""
+        """Note how many bytes were consumed."""
         self._unread = max(0, self._unread - size)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

@@ -167,7 +167,7 @@ def share(
 ) -> UpdateCommitted:
     """Share an update among the parties; seal and store the shares, prove nothing.
     Arguments as for `commit`, but for the unbound ``state``, which is **secret**, and
-    ``entropy``, which returns so many unpredictable bytes.
+    ``entropy``, which returns as many unpredictable bytes as asked.
 
     Returns:
         What to say, without the proof.

@@ -35,11 +35,11 @@ Answer: TypeAlias = e.UpdateSubmitted | e.UpdateCommitted
 
 
 class MapAll(Protocol):
-    """Like `map`: so many at a time, results in order, as many of them ahead."""
+    """Like `map`, in threads: results in order, at most `num_threads` ahead."""
 
     @property
     def num_threads(self) -> int:
-        """Return how many at a time."""
+        """How many calls run at a time."""
         ...
 
     def __call__(
@@ -50,7 +50,7 @@ class MapAll(Protocol):
 
 
 class OneByOne:
-    """Maps without threads."""
+    """Like `map`, without threads."""
 
     num_threads = 1
 

@@ -13,7 +13,7 @@ Problem: TypeAlias = tuple[Reason, str]
 """A reason code, for the ledger, and details, as text."""
 
 MAX_DETAIL_LENGTH: Final = 200
-"""Of a detail that may quote what others wrote: a hundred of them must fit an event."""
+"""Longest detail that may quote what others wrote: a hundred must fit an event."""
 
 
 @dataclass(frozen=True, slots=True)

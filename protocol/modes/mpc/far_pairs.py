@@ -38,7 +38,7 @@ class MalformedBitsError(ValueError):
 
 
 def compute_num_pairs(num_agents: int) -> int:
-    """Return the number of pairs among so many agents."""
+    """Return the number of pairs among this many agents."""
     return num_agents * (num_agents - 1) // 2
 
 

@@ -129,7 +129,7 @@ def commit_update(
     Args:
         values: shape (d,) int64, |x| < 2^19, Σ x² ≤ B². **Secret.**
         squared_bound: B².
-        entropy: Returns so many unpredictable bytes.
+        entropy: Returns as many unpredictable bytes as asked.
         row_length: n; by default that of `choose_row_length`.
 
     Returns:
@@ -243,7 +243,7 @@ def find_four_squares(
 
     Args:
         number: At least 0; its logarithm's square is the work. **Secret.**
-        entropy: Returns so many unpredictable bytes; how many are taken is random.
+        entropy: Returns as many unpredictable bytes as asked; a random number is taken.
 
     Returns:
         Four integers, at least 0. **Secret.**

@@ -207,7 +207,7 @@ def remember(known: Sequence[Known], said: Said) -> list[Known]:
 
 
 def demand_not_left(asked: Said, known: Iterable[Known]) -> None:
-    """Return if the party has not left this base model.
+    """Check that the party has not left this base model.
 
     Raises:
         PartyRefusesError: it has.
@@ -269,7 +269,7 @@ def find_unlinkable(
 def demand_comparable(
     asked: Compared, known: Sequence[Known], *, min_cohort: int
 ) -> Compared:
-    """Return the attempt that comparing these updates would be, if that is harmless.
+    """Return the comparison with its attempt, if it is harmless.
 
     Args:
         asked: The comparison; its attempt does not matter.
@@ -340,7 +340,7 @@ def _demand_linked(digests: frozenset[bytes], known: Iterable[Known]) -> None:
 
 
 def demand_harmless(asked: Summed, known: Sequence[Known], *, min_cohort: int) -> None:
-    """Return if giving this sum reveals no single update.
+    """Check that giving this sum reveals no single update.
 
     Args:
         asked: The sum.

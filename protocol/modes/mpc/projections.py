@@ -59,7 +59,7 @@ assert MAX_ROW_LENGTH << _DIGIT_BITS <= EXACT_LIMIT
 
 
 def expand_stream(key: bytes, num_bytes: int) -> bytearray:
-    """Return so many bytes of AES-256 in counter mode from a first block of zeros."""
+    """Return the first bytes of AES-256 in counter mode, counting from zero."""
     encryptor = Cipher(algorithms.AES256(key), modes.CTR(bytes(16))).encryptor()
     stream = bytearray(num_bytes)
     encryptor.update_into(stream, stream)

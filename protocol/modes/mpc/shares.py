@@ -158,7 +158,7 @@ def split_update(
     Args:
         state: What the agent committed to. **Secret.**
         num_parties: P, at least 2.
-        entropy: Returns so many unpredictable bytes; 32·(P-1) + 64 are taken.
+        entropy: Returns as many unpredictable bytes as asked; 32·(P-1) + 64 are taken.
 
     Returns:
         One share per party, in the federation's order of parties.
