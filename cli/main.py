@@ -144,7 +144,7 @@ def _finish(code: int) -> int:
             sys.stdout.flush()
     except (OSError, ValueError) as error:
         _explain(UnwrittenError(f"the output could not be written: {error}"))
-        # Or the interpreter tries again and exits with a code of its own.
+        # Otherwise the interpreter tries again and exits with its own code.
         with suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_CANNOT

@@ -285,7 +285,7 @@ def _find_changes(state: RewardsState, event: e.LedgerEvent) -> Iterator[_Change
             yield from _improved(_unpaid(state, number), gain_micros)
         case e.ContributionRejected(agent_id=agent_id, reason=reason) if (
             reason in _FAILED_PROOFS
-            # What an agent says of itself follows from its own leaf.
+            # What an agent says about itself follows from its own leaf.
             and event.update_leaf_index != event.cause_leaf_index
         ):
             cost = _unpaid(state, event.round).rule.failed_proof

@@ -321,7 +321,7 @@ class BundleWriter:
         try:
             data = encode_record(record)
         except (BundleError, UnicodeError):
-            # Nobody of ours wrote it, and nobody may be able to prevent a bundle.
+            # Anyone may have written it, but nobody must be able to prevent a bundle.
             data = encode_record(_stand_in(record))
         file.write(data)
         if record.topic == topics.LEDGER:

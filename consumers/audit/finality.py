@@ -677,7 +677,7 @@ class FinalityAuditor:
         checkpoint = said.checkpoint
         assert checkpoint is not None, "verify_record parsed it"
         found, size = (checkpoint.size, checkpoint.root), checkpoint.size
-        # The height is the node's word alone, the rest the sequencer's too.
+        # Only the node vouches for the height; the log signed the rest too.
         true_height = self._find_height(size)
         ours = self.head(true_height)
         if ours != found:

@@ -90,7 +90,7 @@ _IMMUTABLE: Final = {"Cache-Control": "public, max-age=31536000, immutable"}
 _FRESH: Final = {"Cache-Control": "no-cache"}
 
 log = logging.getLogger(__name__)
-# It logs a traceback for every malformed request. What is ours is logged here.
+# It logs a traceback for every malformed request. Our own errors are logged here.
 _unheard = logging.getLogger(f"{__name__}.aiohttp")
 _unheard.setLevel(logging.CRITICAL)
 

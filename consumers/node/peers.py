@@ -183,7 +183,7 @@ class PeerPuller:
         if node.tree.find(proof.header.id) is None:
             for height in range(before + 1, proof.header.height + 1):
                 if not await self._fetch(peer, height):
-                    break  # closing children are nobody's block
+                    break  # no sequencer made a closing child
         self._loop.step(lambda: node.add_proof(proof))
         for digest in node.tree.wanted():
             await self._fetch(peer, digest)

@@ -294,7 +294,7 @@ class Rechecker:
                 case ResultClaim():
                     return list(self._check_result(claim.published, view))
         except Exception as error:
-            # A fault of ours, or of this machine: it proves nothing.
+            # Our own fault, or this machine's: it proves nothing.
             log.exception("a claim cannot be re-checked")
             return [(_Verdict.UNCHECKED, f"{type(error).__name__}: {error}")]
 

@@ -305,8 +305,8 @@ def _quiet() -> Iterator[None]:
 
 
 _LIGHTNING = ("pytorch_lightning", "lightning_fabric")
-#: Small data needs no worker processes, a GPU stays free unless asked for, and what
-#: Lightning calls in torch is Lightning's to mend.
+#: Small data needs no worker processes, a GPU stays free unless asked for, and how
+#: Lightning calls torch is not ours to mend.
 _EXPECTED_WARNINGS = (
     r".*does not have many workers.*",
     r"GPU available but not used.*",

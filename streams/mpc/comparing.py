@@ -92,7 +92,7 @@ class Comparer:
             except (LinkError, RobustnessError, KafkaUnavailableError) as error:
                 log.warning("%s: not compared yet: %s", _name(waiting.secret), error)
             except (PartyRefusesError, RoundError) as error:
-                # Whoever asks must do without it.
+                # Callers must do without it.
                 log.error("%s: not compared: %s", _name(waiting.secret), error)  # noqa: TRY400
                 self._refused.add(_cause(waiting.secret))
             self._not_before[key] = time.monotonic() + pause_s
@@ -137,7 +137,7 @@ def make_link_plan(
     mpc = get_mpc(config)
     assert mpc.comparison is not None, "its parties compare"
     peers = [Peer(*_split(party.address), party.public_key) for party in mpc.parties]
-    peers.append(Peer("", 0, mpc.comparison.dealer_key))  # nobody comes to the dealer
+    peers.append(Peer("", 0, mpc.comparison.dealer_key))  # no party connects to it
     keys = [peer.public_key for peer in peers]
     if public_key not in keys:
         return None
