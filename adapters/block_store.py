@@ -140,8 +140,7 @@ class BlockStore:
         query = "SELECT height, is_final FROM blocks WHERE id = ?"
         row = next(self._ask(query, block_id), None)
         if row is None:
-            msg = f"block {block_id.hex()} is not stored"
-            raise BlockStoreError(msg)
+            raise BlockStoreError(f"block {block_id.hex()} is not stored")
         height, is_final = row
         if is_final:
             return

@@ -55,8 +55,7 @@ def load_class(import_path: str, allowed_prefixes: Sequence[str]) -> type:
     """
     for prefix in allowed_prefixes:
         if not _MODULE.fullmatch(prefix):
-            msg = f"not a module's name: {prefix!r}"
-            raise ValueError(msg)
+            raise ValueError(f"not a module's name: {prefix!r}")
     match = _IMPORT_PATH.fullmatch(import_path)
     if match is None:
         msg = f'not of the form "package.module:Class": {import_path!r:.200}'
@@ -66,11 +65,9 @@ def load_class(import_path: str, allowed_prefixes: Sequence[str]) -> type:
     try:
         found = getattr(importlib.import_module(module_name), class_name)
     except Exception as error:  # an import runs any code, so it may raise anything
-        msg = f"{import_path} can't be loaded: {error}"
-        raise ClassNotFoundError(msg) from error
+        raise ClassNotFoundError(f"{import_path} can't be loaded: {error}") from error
     if not isinstance(found, type):
-        msg = f"{import_path} isn't a class"
-        raise ClassNotFoundError(msg)
+        raise ClassNotFoundError(f"{import_path} isn't a class")
     _check_allowed(found.__module__, allowed_prefixes)
     return found
 

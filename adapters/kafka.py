@@ -140,7 +140,6 @@ class Publisher:
 
     def __init__(self, settings: Settings, registry: SchemaRegistry) -> None:
         self._registry = registry
-        self._num_partitions: dict[str, int] = {}
         self._producer = Producer(
             {
                 "bootstrap.servers": settings.bootstrap_servers,
@@ -209,8 +208,7 @@ class Publisher:
         remaining = self._producer.flush(DELIVERY_TIMEOUT_S)
         if failures or remaining:
             what = failures[0].str() if failures else "no confirmation"
-            msg = f"Kafka did not accept the event: {what}"
-            raise KafkaUnavailableError(msg)
+            raise KafkaUnavailableError(f"Kafka did not accept the event: {what}")
         return confirmed
 
 
@@ -397,8 +395,7 @@ class PartitionReader:
 
     async def _demand_topic(self, consumer: aiokafka.AIOKafkaConsumer) -> None:
         if self._place.topic not in await consumer.topics():
-            msg = f"there is no topic {self._place.topic}"
-            raise UnknownTopicOrPartitionError(msg)
+            raise UnknownTopicOrPartitionError(f"there is no topic {self._place.topic}")
 
 
 def make_consumer(settings: Settings, group: str, **config: Any) -> Consumer:
@@ -524,8 +521,7 @@ def find_bounds(settings: Settings, topic: str, partition: int) -> Bounds:
     finally:
         consumer.close()
     if bounds is None:
-        msg = f"could not find the bounds of {topic} in time"
-        raise KafkaUnavailableError(msg)
+        raise KafkaUnavailableError(f"could not find the bounds of {topic} in time")
     first, end = bounds
     return Bounds(int(first), int(end))
 

@@ -40,8 +40,7 @@ class LogClient:
 
     def __init__(self, url: str) -> None:
         if not url.startswith(("http://", "https://")):
-            msg = f"{url!r} is not an http:// or https:// URL"
-            raise LogUnavailableError(msg)
+            raise LogUnavailableError(f"{url!r} is not an http:// or https:// URL")
         self._url = url.rstrip("/")
 
     def fetch(self, path: str, max_size_bytes: int) -> bytes:
@@ -57,8 +56,7 @@ class LogClient:
             msg = f"{url}: no whole answer within {TIMEOUT_S:g} s"
             raise LogUnavailableError(msg) from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            msg = f"{url}: {error}"
-            raise LogUnavailableError(msg) from error
+            raise LogUnavailableError(f"{url}: {error}") from error
 
     def fetch_checkpoint(self) -> bytes:
         """Return its checkpoint, unverified."""
@@ -79,12 +77,10 @@ async def _fetch(url: str, max_size_bytes: int) -> bytes:
         session.get(url, timeout=limit) as answer,
     ):
         if answer.status != _OK:
-            msg = f"{url}: status {answer.status}"
-            raise LogUnavailableError(msg)
+            raise LogUnavailableError(f"{url}: status {answer.status}")
         data = await read_at_most(answer, max_size_bytes)
         if data is None:
-            msg = f"{url}: more than {max_size_bytes} bytes"
-            raise LogUnavailableError(msg)
+            raise LogUnavailableError(f"{url}: more than {max_size_bytes} bytes")
         return data
 
 

@@ -96,8 +96,7 @@ def write_state(
     found = {name: (a.shape, str(a.dtype)) for name, a in tensors.items()}
     if expected != found:
         differing = sorted({*expected.items()} ^ {*found.items()})
-        msg = f"not this module's state: {differing}"
-        raise StateMismatchError(msg)
+        raise StateMismatchError(f"not this module's state: {differing}")
     for name, entry in entries.items():
         # state_dict's entries share the module's memory, detached from autograd.
         entry.copy_(entry.new_tensor(tensors[name]))

@@ -75,8 +75,7 @@ class NameBook:
             KeyFileError: others may read the key file, or it holds no key.
         """
         if len(name) > MAX_NAME_LENGTH:
-            msg = f"a name has at most {MAX_NAME_LENGTH} characters"
-            raise NamesError(msg)
+            raise NamesError(f"a name has at most {MAX_NAME_LENGTH} characters")
         if self._file.exists() and not self._key.exists():
             msg = f"the key of {self._file} was destroyed: remove it to begin again"
             raise NamesError(msg)

@@ -90,14 +90,12 @@ class Peer:
             wait_s + FETCH_TIMEOUT_S,
         )
         if found is None:
-            msg = f"{self.url} has no feed"
-            raise PeerError(msg)
+            raise PeerError(f"{self.url} has no feed")
         data, headers = found
         try:
             return parse_feed(data, headers, after)
         except ValueError as error:
-            msg = f"{self.url}: not a feed: {error}"
-            raise PeerError(msg) from error
+            raise PeerError(f"{self.url}: not a feed: {error}") from error
 
     async def fetch_block(self, which: bytes | int) -> tuple[bytes, bytes] | None:
         """Return a block and the sequencer's signature; None if the peer lacks it.
@@ -138,16 +136,13 @@ class Peer:
                 if answer.status == _NOT_FOUND:
                     return None
                 if answer.status != _OK or "Content-Encoding" in answer.headers:
-                    msg = f"{url}: status {answer.status}"
-                    raise PeerError(msg)
+                    raise PeerError(f"{url}: status {answer.status}")
                 data = await read_at_most(answer, max_size_bytes)
                 if data is None:
-                    msg = f"{url}: more than {max_size_bytes} bytes"
-                    raise PeerError(msg)
+                    raise PeerError(f"{url}: more than {max_size_bytes} bytes")
                 return data, answer.headers
         except (TimeoutError, aiohttp.ClientError, OSError, ValueError) as error:
-            msg = f"{url}: {error!r}"
-            raise PeerError(msg) from error
+            raise PeerError(f"{url}: {error!r}") from error
 
 
 def parse_feed(data: bytes, headers: Mapping[str, str], after: int) -> FeedPage:
@@ -165,8 +160,7 @@ def parse_feed(data: bytes, headers: Mapping[str, str], after: int) -> FeedPage:
     for line in io.BytesIO(data):
         found = _ENTRY.fullmatch(line)
         if found is None:
-            msg = f"not an entry: {line[:80]!r}"
-            raise ValueError(msg)
+            raise ValueError(f"not an entry: {line[:80]!r}")
         number, event = found.groups()
         events.append(base64.b64decode(event, validate=True))
         last = int(number)
@@ -181,8 +175,7 @@ def parse_feed(data: bytes, headers: Mapping[str, str], after: int) -> FeedPage:
 
 def _parse_number(text: str) -> int:
     if _NUMBER.fullmatch(text) is None:
-        msg = f"not a number: {text[:80]!r}"
-        raise ValueError(msg)
+        raise ValueError(f"not a number: {text[:80]!r}")
     return int(text)
 
 
@@ -191,8 +184,7 @@ def _parse_tip(text: str) -> tuple[int, bytes] | None:
         return None
     found = _TIP.fullmatch(text)
     if found is None:
-        msg = f"not a height and a hash: {text[:80]!r}"
-        raise ValueError(msg)
+        raise ValueError(f"not a height and a hash: {text[:80]!r}")
     return int(found[1]), bytes.fromhex(found[2])
 
 

@@ -161,8 +161,7 @@ class TileStore:
         try:
             head = parse_checkpoint(parse_note(signed_note).text)
         except InvalidNoteError as error:
-            msg = f"not a checkpoint: {error}"
-            raise TileStoreError(msg) from error
+            raise TileStoreError(f"not a checkpoint: {error}") from error
         if not self.published_size <= head.size <= self.size:
             msg = (
                 f"a checkpoint of size {head.size}; what can be published has "
@@ -261,8 +260,7 @@ class TileStore:
         except InvalidTileError:
             widest = None
         if widest is None or widest.width < path.width:
-            msg = f"a log of size {self.size} has no {path}"
-            raise IndexError(msg)
+            raise IndexError(f"a log of size {self.size} has no {path}")
         # Partial files are not read: one left by a crash may belong to another log's
         # growth. The full ones and the edge are this one's.
         source, data = self._edge.get(path.level, (None, None))
@@ -287,8 +285,7 @@ class TileStore:
             TileStoreError: it is missing or damaged.
         """
         if not 0 <= index * TILE_WIDTH < self.size:
-            msg = f"a log of size {self.size} has no bundle {index}"
-            raise IndexError(msg)
+            raise IndexError(f"a log of size {self.size} has no bundle {index}")
         return self._check_entries(tiles.tile_at(None, index, self.size))
 
     def _check_entries(self, path: TilePath) -> tuple[bytes, ...]:

@@ -221,8 +221,7 @@ class TopicWatcher:
             msg = f"Kafka says nothing about {self._topic}: {error}"
             raise KafkaUnavailableError(msg) from error
         if bounds is None:
-            msg = f"Kafka says nothing about {self._topic}"
-            raise KafkaUnavailableError(msg)
+            raise KafkaUnavailableError(f"Kafka says nothing about {self._topic}")
         first, end = bounds
         return PartitionFacts(topic_id, first, end)
 

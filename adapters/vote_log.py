@@ -37,7 +37,7 @@ from typing import IO, Final
 
 from adapters.descriptors import SPARES
 from adapters.durable import lock_file, move_file, unlock_file, write_file
-from adapters.keys import KeyFileError, load_key, load_or_create_key
+from adapters.keys import load_key, load_or_create_key
 from ledger.signing import PUBLIC_KEY_SIZE, SigningKey
 from ledger.votes import VotesLostError, VoteState
 
@@ -338,15 +338,3 @@ def _write(
         )
     )
     write_file(path, body + hashlib.sha256(body).digest())
-
-
-__all__ = [
-    "KEY_FILE",
-    "VOTES_FILE",
-    "KeyFileError",
-    "VoteLog",
-    "VoteLogCode",
-    "VoteLogError",
-    "create_identity",
-    "load_identity",
-]

@@ -215,8 +215,7 @@ def _load_state(path: Path | None, federation: str) -> AuditState | None:
     try:
         state = load_state(_read_file(path))
     except StateError as error:
-        msg = f"{path}: {error}."
-        raise CannotAuditError(msg) from error
+        raise CannotAuditError(f"{path}: {error}.") from error
     if state.report.federation_id != federation:
         msg = (
             f"{path} belongs to {state.report.federation_id!r}, not to {federation!r}."
@@ -231,8 +230,7 @@ def _read_file(path: Path, max_size_bytes: int | None = None) -> bytes:
             return path.read_bytes()
         return read_at_most(path, max_size_bytes)
     except OSError as error:
-        msg = f"cannot read {path}: {error.strerror}."
-        raise CannotAuditError(msg) from error
+        raise CannotAuditError(f"cannot read {path}: {error.strerror}.") from error
 
 
 def _save_state(path: Path | None, audited: Audited) -> None:
@@ -248,8 +246,7 @@ def _save_state(path: Path | None, audited: Audited) -> None:
     try:
         write_output(path, save_state(audited.state))
     except OSError as error:
-        msg = f"cannot write {path}: {error.strerror}."
-        raise CannotAuditError(msg) from error
+        raise CannotAuditError(f"cannot write {path}: {error.strerror}.") from error
 
 
 # Where a log comes from
@@ -417,8 +414,7 @@ def _open_store(settings: Settings) -> FetchBlob:
     try:
         return BlobStore(settings).fetch
     except SettingsError as error:
-        msg = f"{error} Or leave blobs out: --no-blobs."
-        raise CannotAuditError(msg) from error
+        raise CannotAuditError(f"{error} Or leave blobs out: --no-blobs.") from error
 
 
 def _make_unframe(settings: Settings) -> Callable[[bytes], bytes]:
@@ -456,8 +452,7 @@ def _explained(settings: Settings | None) -> Iterator[None]:
     try:
         yield
     except BundleError as error:
-        msg = f"{error}."
-        raise CannotAuditError(msg) from error
+        raise CannotAuditError(f"{error}.") from error
     except (KafkaUnavailableError, KafkaException) as error:
         msg = f"Kafka could not be read: {error} Check MOOT_BOOTSTRAP_SERVERS."
         raise CannotAuditError(msg) from error

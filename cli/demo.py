@@ -327,8 +327,7 @@ class _Demo:
                         raise StackError(msg, f"Logs: {self._supervisor.logs}")
                     case _:
                         pass
-        msg = "the log cannot be followed any more"
-        raise StackError(msg, "Is Kafka still there?")
+        raise StackError("the log cannot be followed any more", "Is Kafka still there?")
 
     def _await_final(self, size: int) -> None:
         """Wait until a quorum of ledger nodes has cosigned all of this."""
@@ -373,8 +372,7 @@ class _Demo:
                 size = kept[0].stat().st_size
                 self.say(f"a receipt that an agent kept, {size} bytes, verified:")
                 if check_receipt(kept[0], policy, as_json=False):
-                    msg = "the receipt is not valid"
-                    raise StackError(msg, f"It is {kept[0]}.")
+                    raise StackError("the receipt is not valid", f"It is {kept[0]}.")
                 return
             time.sleep(0.1)
         msg = "no agent kept a receipt"

@@ -12,13 +12,13 @@ from adapters.durable import write_output
 from adapters.kafka_log import read_log
 from adapters.settings import Settings
 from adapters.vote_log import create_identity, load_identity
-from cli.operate import await_leaf, make_operator, make_registry
+from cli.operate import make_registry, say_as_operator
 from cli.show import say, say_json
 from cli.stack.processes import StackError, demand_name, read_at_most
 from ledger.attestations import InvalidNodeSetError, NodeSet, sign_approval
 from protocol.admission import AdmissionState
 from protocol.log import fold_admission
-from schemas.events import LedgerNode, NodeSignature
+from schemas.events import LedgerNode, NodeSetChanged, NodeSignature
 
 MAX_PROPOSAL_SIZE_BYTES: Final = 2**17
 """64 nodes and as many approvals take 40 KB; a URL has 400 characters at most."""
@@ -158,8 +158,7 @@ def load_proposal(path: Path) -> Proposal:
 def _read_proposal(path: Path) -> bytes:
     data = read_at_most(path, MAX_PROPOSAL_SIZE_BYTES)
     if len(data) > MAX_PROPOSAL_SIZE_BYTES:
-        msg = f"more than {MAX_PROPOSAL_SIZE_BYTES} bytes"
-        raise ValueError(msg)
+        raise ValueError(f"more than {MAX_PROPOSAL_SIZE_BYTES} bytes")
     return data
 
 
@@ -235,10 +234,13 @@ def approve(settings: Settings, path: Path, name: str) -> None:
 def change(settings: Settings, path: Path) -> None:
     """Publish an approved proposal, and wait until it is on the ledger."""
     proposal = load_proposal(path)
-    position = make_operator(settings, proposal.federation_id).change_nodes(
-        proposal.federation_id, proposal.era, proposal.nodes, proposal.approvals
+    changed = NodeSetChanged(
+        federation_id=proposal.federation_id,
+        era=proposal.era,
+        nodes=proposal.nodes,
+        approvals=proposal.approvals,
     )
-    leaf_index = await_leaf(settings, proposal.federation_id, position)
+    leaf_index = say_as_operator(settings, changed)
     say(
         f"leaf {leaf_index}: era {proposal.era} begins once its block is final; nodes "
         "that it no longer names may be stopped then"

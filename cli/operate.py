@@ -168,22 +168,10 @@ def make_state_rules(texts: Iterable[str]) -> list[tuple[str, StateClass]]:
     return rules
 
 
-def admit_agent(
-    settings: Settings, federation_id: str, agent_id: str, public_key: bytes
-) -> None:
-    """Admit an agent, and wait until that is on the ledger."""
-    operator = make_operator(settings, federation_id)
-    (position,) = operator.admit(federation_id, {agent_id: public_key})
-    await_leaf(settings, federation_id, position)
-
-
-def revoke_agent(
-    settings: Settings, federation_id: str, agent_id: str, explanation: str
-) -> None:
-    """Revoke an agent, and wait until that is on the ledger."""
-    operator = make_operator(settings, federation_id)
-    position = operator.revoke(federation_id, agent_id, explanation)
-    await_leaf(settings, federation_id, position)
+def say_as_operator(settings: Settings, event: e.Event) -> int:
+    """Sign an event as the operator, and wait until it is a leaf; returns its index."""
+    position = make_operator(settings, event.federation_id).say(event)
+    return await_leaf(settings, event.federation_id, position)
 
 
 def propose_change(
@@ -265,12 +253,6 @@ def show_change(
     say(f"change {change.number} of {change.federation_id}, from the next round on:")
     for name, before, after in shown:
         say(f"  {name}: {before} -> {after}")
-
-
-def change_federation(settings: Settings, change: e.FederationChanged) -> None:
-    """Sign a change, and wait until it is on the ledger."""
-    position = make_operator(settings, change.federation_id).change(change)
-    await_leaf(settings, change.federation_id, position)
 
 
 def await_leaf(settings: Settings, federation_id: str, position: Position) -> int:
@@ -517,11 +499,13 @@ def abandon_round(settings: Settings, federation_id: str, explanation: str) -> i
     if state.current is None:
         msg = f"no round of {federation_id!r} is in progress"
         raise StackError(msg, "`moot federation show` shows its state.")
-    number = state.current.started.round
-    operator = make_operator(settings, federation_id)
-    position = operator.abandon_round(federation_id, number, explanation)
-    await_leaf(settings, federation_id, position)
-    return number
+    event = e.RoundAbandonRequested(
+        federation_id=federation_id,
+        round=state.current.started.round,
+        explanation=explanation,
+    )
+    say_as_operator(settings, event)
+    return event.round
 
 
 def watch(
@@ -574,8 +558,7 @@ def get_version(
 ) -> None:
     """Fetch a version's artifact, digest verified, into a file."""
     if form not in FORMATS:
-        msg = f"no format {form!r}"
-        raise StackError(msg, f"Choose one of {', '.join(FORMATS)}.")
+        raise StackError(f"no format {form!r}", f"Choose one of {', '.join(FORMATS)}.")
     max_model_size = 0
     for leaf in read_leaves(settings, federation_id):
         event = leaf.sequenced.event

@@ -93,8 +93,7 @@ class ByteReader:
         """Return the next bytes."""
         end = self._position + size
         if not 0 <= size <= len(self._data) - self._position:
-            msg = f"{len(self._data)} bytes end before byte {end}"
-            raise InvalidMessageError(msg)
+            raise InvalidMessageError(f"{len(self._data)} bytes end before byte {end}")
         part = self._data[self._position : end]
         self._position = end
         return part
@@ -102,8 +101,7 @@ class ByteReader:
     def expect(self, constant: bytes) -> None:
         """Consume exactly these bytes."""
         if self.take(len(constant)) != constant:
-            msg = f"the bytes do not start with {constant!r}"
-            raise InvalidMessageError(msg)
+            raise InvalidMessageError(f"the bytes do not start with {constant!r}")
 
     def number(self) -> int:
         """Return the next 64-bit number, -2^63 to 2^63-1."""
@@ -160,8 +158,7 @@ class NodeSet:
             raise InvalidNodeSetError(msg)
         by_key = {node.public_key: node for node in self.nodes}
         if len(by_key) != len(self.nodes):
-            msg = "two nodes have one key"
-            raise InvalidNodeSetError(msg)
+            raise InvalidNodeSetError("two nodes have one key")
         object.__setattr__(self, "_by_key", by_key)
         object.__setattr__(self, "hash", self._compute_hash())
 
@@ -245,8 +242,7 @@ class Header:
                 self.node_set_hash,
             )
         ):
-            msg = f"a header's hashes are {HASH_SIZE} bytes each"
-            raise InvalidMessageError(msg)
+            raise InvalidMessageError(f"a header's hashes are {HASH_SIZE} bytes each")
         object.__setattr__(
             self, "id", hashlib.sha256(_HEADER_DOMAIN + self.to_bytes()).digest()
         )
@@ -389,8 +385,7 @@ def check_signature(
 
 def _check_era(node_set: NodeSet, era: int) -> None:
     if era != node_set.era:
-        msg = f"a message of era {era}, not {node_set.era}"
-        raise InvalidMessageError(msg)
+        raise InvalidMessageError(f"a message of era {era}, not {node_set.era}")
 
 
 def verify_attestation(node_set: NodeSet, message: e.BlockAttested) -> None:
@@ -513,8 +508,7 @@ def verify_node_set_change(current: NodeSet, change: e.NodeSetChanged) -> NodeSe
         InvalidNodeSetError: the nodes cannot be a node set.
     """
     if change.era != current.era + 1:
-        msg = f"era {change.era} does not follow era {current.era}"
-        raise InvalidMessageError(msg)
+        raise InvalidMessageError(f"era {change.era} does not follow era {current.era}")
     following = NodeSet(change.era, current.chain_id, change.nodes)
     signers = [approval.public_key for approval in change.approvals]
     if any(a >= b for a, b in pairwise(signers)):

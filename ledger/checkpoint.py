@@ -76,8 +76,7 @@ def parse_origin(origin: str) -> tuple[str, bytes]:
         found = federation_id, bytes.fromhex(genesis)
         if compute_origin(*found) == origin and len(found[1]) == HASH_SIZE:
             return found
-    msg = f"{origin[:200]!r} names no federation and genesis"
-    raise InvalidCheckpointError(msg)
+    raise InvalidCheckpointError(f"{origin[:200]!r} names no federation and genesis")
 
 
 def make_log_key(
@@ -166,8 +165,7 @@ def parse_checkpoint(text: str) -> Checkpoint:
 
 def _parse_checkpoint(text: str) -> Checkpoint:
     if not text.endswith("\n"):
-        msg = "a checkpoint ends in a newline"
-        raise InvalidCheckpointError(msg)
+        raise InvalidCheckpointError("a checkpoint ends in a newline")
     lines = text.removesuffix("\n").split("\n")
     if len(lines) != _NUM_LINES:
         msg = (
@@ -261,8 +259,7 @@ def verify_checkpoint(
         _check_key_type(key, KeyType.COSIGNATURE_V1)
     opened = open_note(signed_note, (log_key, *cosigners))
     if all(signature.key != log_key for signature in opened.signatures):
-        msg = f"{log_key.to_vkey()} did not sign the checkpoint"
-        raise InvalidNoteError(msg)
+        raise InvalidNoteError(f"{log_key.to_vkey()} did not sign the checkpoint")
     checkpoint = parse_checkpoint(opened.text)
     if checkpoint.origin != origin:
         msg = f"a checkpoint of {checkpoint.origin!r}, not of {origin!r}"
@@ -275,5 +272,4 @@ def verify_checkpoint(
 
 def _check_key_type(key: VerifierKey, expected: KeyType) -> None:
     if key.key_type is not expected:
-        msg = f"{key.to_vkey()} is not of type {expected.name}"
-        raise InvalidKeyError(msg)
+        raise InvalidKeyError(f"{key.to_vkey()} is not of type {expected.name}")

@@ -170,8 +170,7 @@ class Consensus:
         self.votes = VoteState.begin(node_set.era, start) if votes is None else votes
         """What must be remembered for ever."""
         if self.votes.era != node_set.era:
-            msg = f"votes of era {self.votes.era}, not {node_set.era}"
-            raise ValueError(msg)
+            raise ValueError(f"votes of era {self.votes.era}, not {node_set.era}")
         self._nodes = node_set
         self._federation_id = federation_id
         self._start = start
@@ -359,8 +358,7 @@ class Consensus:
         """
         votes = self.votes
         if self._key is None or self.key_used_elsewhere:
-            msg = "this key cosigns nothing"
-            raise CosignRefusedError(msg)
+            raise CosignRefusedError("this key cosigns nothing")
         if (size, root) == (votes.cosigned_size, votes.cosigned_root):
             return votes
         if size <= votes.cosigned_size:
@@ -499,8 +497,7 @@ class Consensus:
         self._check_federation(message)
         verify_attestation(self._nodes, message)
         if message.height <= self._start[0]:
-            msg = f"block {message.height} is of an earlier era"
-            raise InvalidMessageError(msg)
+            raise InvalidMessageError(f"block {message.height} is of an earlier era")
         self._record_attestation(message)
 
     def _receive_request(self, message: e.EpochRequested) -> None:

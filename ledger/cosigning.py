@@ -77,8 +77,7 @@ class CosignatureCollector:
         lines = {(line.name, line.key_id): line for line in reversed(note.signatures)}
         verified = self._verify(signed_note, note, lines)
         if not verified.cosignatures:
-            msg = "no known cosigner signed the checkpoint"
-            raise InvalidNoteError(msg)
+            raise InvalidNoteError("no known cosigner signed the checkpoint")
         said = self._said.setdefault(verified.checkpoint.size, {})
         for signature in verified.cosignatures:
             key = signature.key

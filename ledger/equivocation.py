@@ -188,8 +188,7 @@ def verify_equivocation(
             for message in messages:
                 _verify_said(node_set, message)
             return contradiction
-    msg = f"era {contradiction.era} is not known"
-    raise InvalidMessageError(msg)
+    raise InvalidMessageError(f"era {contradiction.era} is not known")
 
 
 def _decode(proven: e.EquivocationProven) -> list[codec.Record]:
@@ -218,8 +217,7 @@ def _open(
         raise InvalidMessageError(msg)
     contradiction = find_contradiction(messages)
     if contradiction is None:
-        msg = "the messages do not contradict each other"
-        raise InvalidMessageError(msg)
+        raise InvalidMessageError("the messages do not contradict each other")
     return contradiction, messages
 
 
@@ -246,8 +244,7 @@ def _compare_checkpoints(
 ) -> Contradiction:
     one, other = _parse_checkpoint(first), _parse_checkpoint(second)
     if one.size != other.size or one.root == other.root:
-        msg = "the checkpoints do not contradict each other"
-        raise InvalidMessageError(msg)
+        raise InvalidMessageError("the checkpoints do not contradict each other")
     return Contradiction(proven.public_key, Offence.TWO_TREES, 0, 0, one.size)
 
 
@@ -255,8 +252,7 @@ def _verify_checkpoints(
     genesis: bytes, sequencer_key: bytes, proven: e.EquivocationProven
 ) -> None:
     if proven.public_key != sequencer_key:
-        msg = f"{proven.public_key.hex()} signs no checkpoints"
-        raise InvalidMessageError(msg)
+        raise InvalidMessageError(f"{proven.public_key.hex()} signs no checkpoints")
     for data in proven.messages:
         note = codec.decode_as(e.CheckpointSigned, data).checkpoint.encode()
         try:

@@ -98,15 +98,12 @@ def verify_finality(node_set: NodeSet, proof: FinalityProof, start: Start) -> No
             msg = f"the certificate is not of block {header.height}, {header.id.hex()}"
             raise InvalidMessageError(msg)
         if not certificate.signatures:
-            msg = "a start proves nothing about its era"
-            raise InvalidMessageError(msg)
+            raise InvalidMessageError("a start proves nothing about its era")
         verify_certificate(node_set, certificate, start)
     if proof.certificate.epoch != proof.child_certificate.epoch:
-        msg = "block and child are certified in different epochs"
-        raise InvalidMessageError(msg)
+        raise InvalidMessageError("block and child are certified in different epochs")
     if (proof.child.height, proof.child.previous_id) != (
         proof.header.height + 1,
         proof.header.id,
     ):
-        msg = "the second block is not the child of the first"
-        raise InvalidMessageError(msg)
+        raise InvalidMessageError("the second block is not the child of the first")

@@ -92,8 +92,7 @@ class CompactRange:
 
     def __post_init__(self) -> None:
         if not 0 <= self.size <= MAX_TREE_SIZE:
-            msg = f"a tree size is 0 to {MAX_TREE_SIZE}, not {self.size}"
-            raise ValueError(msg)
+            raise ValueError(f"a tree size is 0 to {MAX_TREE_SIZE}, not {self.size}")
         if len(self.hashes) != self.size.bit_count():
             msg = (
                 f"a tree of size {self.size} consists of {self.size.bit_count()} "
@@ -101,8 +100,7 @@ class CompactRange:
             )
             raise ValueError(msg)
         if any(len(subtree) != HASH_SIZE for subtree in self.hashes):
-            msg = f"every hash of a compact range is {HASH_SIZE} bytes"
-            raise ValueError(msg)
+            raise ValueError(f"every hash of a compact range is {HASH_SIZE} bytes")
 
     def append(self, leaf: bytes) -> CompactRange:
         """Return the tree with one more leaf.
@@ -128,8 +126,7 @@ class CompactRange:
         row = list(leaves)
         num_leaves = len(row)
         if any(len(leaf) != HASH_SIZE for leaf in row):
-            msg = f"every leaf hash is {HASH_SIZE} bytes"
-            raise ValueError(msg)
+            raise ValueError(f"every leaf hash is {HASH_SIZE} bytes")
         left = list(self.hashes)
         right: list[bytes] = []  # new perfect subtrees, the smallest first
         level = 0
@@ -163,8 +160,7 @@ class CompactRange:
             ValueError: these are not bytes from `to_bytes`.
         """
         if len(data) < _SIZE_BYTES or (len(data) - _SIZE_BYTES) % HASH_SIZE:
-            msg = f"{len(data)} bytes are not a size and whole hashes"
-            raise ValueError(msg)
+            raise ValueError(f"{len(data)} bytes are not a size and whole hashes")
         hashes = tuple(
             data[start : start + HASH_SIZE]
             for start in range(_SIZE_BYTES, len(data), HASH_SIZE)
@@ -183,8 +179,7 @@ def root(leaf_hashes: Iterable[bytes]) -> bytes:
 
 def _check_hash(what: str, value: bytes) -> None:
     if len(value) != HASH_SIZE:
-        msg = f"{what} is {len(value)} bytes, not {HASH_SIZE}"
-        raise InvalidProofError(msg)
+        raise InvalidProofError(f"{what} is {len(value)} bytes, not {HASH_SIZE}")
 
 
 def _check_proof_hashes(proof: Sequence[bytes]) -> None:
@@ -216,8 +211,7 @@ def verify_inclusion(
     _check_hash("the root", root)
     _check_proof_hashes(proof)
     if not 0 <= leaf_index < tree_size:
-        msg = f"a tree of size {tree_size} has no leaf {leaf_index}"
-        raise InvalidProofError(msg)
+        raise InvalidProofError(f"a tree of size {tree_size} has no leaf {leaf_index}")
     fn, sn = leaf_index, tree_size - 1  # the RFC's names
     computed = leaf_hash
     for place, element in enumerate(proof):
@@ -343,8 +337,7 @@ def inclusion_ranges(leaf_index: int, tree_size: int) -> tuple[tuple[int, int], 
         ValueError: the tree has no such leaf.
     """
     if not 0 <= leaf_index < tree_size:
-        msg = f"a tree of size {tree_size} has no leaf {leaf_index}"
-        raise ValueError(msg)
+        raise ValueError(f"a tree of size {tree_size} has no leaf {leaf_index}")
     ranges = []
     start, end = 0, tree_size
     while end - start > 1:
@@ -372,8 +365,7 @@ def consistency_ranges(old_size: int, new_size: int) -> tuple[tuple[int, int], .
         ValueError: there is no such earlier tree.
     """
     if not 0 < old_size <= new_size:
-        msg = f"no tree of size {new_size} grew from one of size {old_size}"
-        raise ValueError(msg)
+        raise ValueError(f"no tree of size {new_size} grew from one of size {old_size}")
     ranges = []
     first, stop = 0, new_size  # the node still to be searched
     while stop != old_size:

@@ -77,8 +77,7 @@ def parse_base64(text: str) -> bytes:
     """
     data = base64.b64decode(text, validate=True)
     if encode_base64(data) != text:
-        msg = "base64 has stray bits after its end"
-        raise ValueError(msg)
+        raise ValueError("base64 has stray bits after its end")
     return data
 
 
@@ -157,17 +156,14 @@ def parse_vkey(text: str) -> VerifierKey:
     # The first two plus signs separate; base64 may contain more.
     parts = text.split("+", maxsplit=2)
     if len(parts) != 3:  # noqa: PLR2004  # name, key ID, key
-        msg = "a vkey is name+keyid+base64"
-        raise InvalidKeyError(msg)
+        raise InvalidKeyError("a vkey is name+keyid+base64")
     name, key_id, encoded = parts
     if not _KEY_ID_HEX.fullmatch(key_id):
-        msg = "the key ID of a vkey is 8 lowercase hex digits"
-        raise InvalidKeyError(msg)
+        raise InvalidKeyError("the key ID of a vkey is 8 lowercase hex digits")
     try:
         material = parse_base64(encoded)
     except ValueError:
-        msg = "the key of a vkey is not canonical base64"
-        raise InvalidKeyError(msg) from None
+        raise InvalidKeyError("the key of a vkey is not canonical base64") from None
     try:
         key_type = KeyType(material[0])
     except (IndexError, ValueError):
@@ -246,11 +242,9 @@ class OpenedNote:
 
 def _check_text(text: str) -> None:
     if not text.endswith("\n"):
-        msg = "a note's text ends in a newline"
-        raise InvalidNoteError(msg)
+        raise InvalidNoteError("a note's text ends in a newline")
     if _CONTROL_NOT_NEWLINE.search(text):
-        msg = "a note has no control character but the newline"
-        raise InvalidNoteError(msg)
+        raise InvalidNoteError("a note has no control character but the newline")
 
 
 def _parse_line(line: str) -> NoteSignature:
@@ -259,16 +253,14 @@ def _parse_line(line: str) -> NoteSignature:
         raise InvalidNoteError(msg)
     name, _, encoded = line.removeprefix(_DASH).partition(" ")
     if not _is_valid_name(name):
-        msg = f"not a signer's name: {name[:80]!r}"
-        raise InvalidNoteError(msg)
+        raise InvalidNoteError(f"not a signer's name: {name[:80]!r}")
     try:
         data = parse_base64(encoded)
     except ValueError:
         msg = f"the signature of {name} is not canonical base64"
         raise InvalidNoteError(msg) from None
     if len(data) <= KEY_ID_SIZE:
-        msg = f"the signature of {name} is empty"
-        raise InvalidNoteError(msg)
+        raise InvalidNoteError(f"the signature of {name} is empty")
     return NoteSignature(name, data[:KEY_ID_SIZE], data[KEY_ID_SIZE:])
 
 
@@ -290,23 +282,19 @@ def _parse_note(signed_note: bytes) -> Note:
     try:
         decoded = signed_note.decode()
     except UnicodeDecodeError as error:
-        msg = f"a note is UTF-8; byte {error.start} is not"
-        raise InvalidNoteError(msg) from None
+        raise InvalidNoteError(f"a note is UTF-8; byte {error.start} is not") from None
     # The last empty line: an earlier one belongs to the text.
     text, separator, block = decoded.rpartition("\n\n")
     if not (separator and block):
-        msg = "a note has an empty line and signatures after its text"
-        raise InvalidNoteError(msg)
+        raise InvalidNoteError("a note has an empty line and signatures after its text")
     if not block.endswith("\n"):
-        msg = "a note ends in a newline"
-        raise InvalidNoteError(msg)
+        raise InvalidNoteError("a note ends in a newline")
     text += "\n"
     _check_text(text)
     _check_text(block)
     num_lines = block.count("\n")
     if num_lines > MAX_SIGNATURES:
-        msg = f"{num_lines} signatures; at most {MAX_SIGNATURES}"
-        raise InvalidNoteError(msg)
+        raise InvalidNoteError(f"{num_lines} signatures; at most {MAX_SIGNATURES}")
     # Not splitlines: it also splits at characters that are ordinary here.
     lines = block.removesuffix("\n").split("\n")
     return Note(text, tuple(map(_parse_line, lines)))
@@ -342,8 +330,7 @@ def add_signature(signed_note: bytes, signature: NoteSignature) -> bytes:
     """
     note = parse_note(signed_note)
     if len(note.signatures) >= MAX_SIGNATURES:
-        msg = f"the note has {MAX_SIGNATURES} signatures already"
-        raise InvalidNoteError(msg)
+        raise InvalidNoteError(f"the note has {MAX_SIGNATURES} signatures already")
     return signed_note + signature.to_line().encode()
 
 
@@ -430,8 +417,7 @@ def open_note(signed_note: bytes, keys: Iterable[VerifierKey]) -> OpenedNote:
     known: dict[tuple[str, bytes], VerifierKey] = {}
     for key in keys:
         if known.setdefault((key.name, key.key_id), key) != key:
-            msg = f"two keys are called {key.name}+{key.key_id.hex()}"
-            raise InvalidKeyError(msg)
+            raise InvalidKeyError(f"two keys are called {key.name}+{key.key_id.hex()}")
     note = parse_note(signed_note)
     good: dict[VerifierKey, VerifiedSignature] = {}
     for line in note.signatures:
@@ -440,6 +426,5 @@ def open_note(signed_note: bytes, keys: Iterable[VerifierKey]) -> OpenedNote:
             # A second signature by one key counts for nothing, but must be good.
             good.setdefault(signer, _verify_line(signer, note.text, line))
     if not good:
-        msg = "no known key signed the note"
-        raise InvalidNoteError(msg)
+        raise InvalidNoteError("no known key signed the note")
     return OpenedNote(note.text, tuple(good.values()))

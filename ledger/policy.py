@@ -188,8 +188,7 @@ class Policy:
             raise InvalidCheckpointError(msg)
         log_keys = [log.key for log in self.logs if log.key.name == checkpoint.origin]
         if not log_keys:
-            msg = f"the policy has no log {checkpoint.origin!r}"
-            raise InvalidCheckpointError(msg)
+            raise InvalidCheckpointError(f"the policy has no log {checkpoint.origin!r}")
         keys = (*log_keys, *(witness.key for witness in self.witnesses))
         signatures = open_note(signed_note, keys).signatures
         if not any(signature.key in log_keys for signature in signatures):

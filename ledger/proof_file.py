@@ -136,21 +136,18 @@ def parse_proof_file(data: bytes) -> ProofFile:
         msg = "a proof file is ASCII up to the empty line"
         raise InvalidProofFileError(msg) from None
     if lines.pop(0) != HEADER:
-        msg = f"a proof file starts with {HEADER}"
-        raise InvalidProofFileError(msg)
+        raise InvalidProofFileError(f"a proof file starts with {HEADER}")
     extra = b""
     if lines and lines[0].startswith(_EXTRA):
         extra = _decode("the extra data", lines.pop(0).removeprefix(_EXTRA))
         if not extra:
-            msg = "an extra line that says nothing"
-            raise InvalidProofFileError(msg)
+            raise InvalidProofFileError("an extra line that says nothing")
     index = _INDEX.fullmatch(lines.pop(0)) if lines else None
     if index is None:
         msg = "the line 'index <n>', without leading zeros, is missing"
         raise InvalidProofFileError(msg)
     if len(lines) > MAX_PROOF_HASHES:
-        msg = f"{len(lines)} hashes; at most {MAX_PROOF_HASHES}"
-        raise InvalidProofFileError(msg)
+        raise InvalidProofFileError(f"{len(lines)} hashes; at most {MAX_PROOF_HASHES}")
     hashes = tuple(_decode("a hash", line) for line in lines)
     return ProofFile(int(index[1]), hashes, data[end + 2 :], extra)
 
@@ -210,8 +207,7 @@ def make_receipt(
         InvalidProofFileError: a value is out of range. A bug of the caller.
     """
     if not leaf:
-        msg = "a receipt of an empty leaf"
-        raise InvalidProofFileError(msg)
+        raise InvalidProofFileError("a receipt of an empty leaf")
     return ProofFile(leaf_index, tuple(proof), signed_note, leaf).to_bytes()
 
 
@@ -232,7 +228,6 @@ def verify_receipt(
     """
     proof_file = parse_proof_file(data)
     if not proof_file.extra:
-        msg = "a proof file without a leaf is not a receipt"
-        raise InvalidProofFileError(msg)
+        raise InvalidProofFileError("a proof file without a leaf is not a receipt")
     verified = verify_proof_file(proof_file, proof_file.extra, policy, origin)
     return VerifiedReceipt(proof_file.extra, proof_file.index, verified)

@@ -43,8 +43,7 @@ class SigningKey:
     def __init__(self, seed: bytes) -> None:
         if len(seed) != SEED_SIZE:
             # The length only: a seed of the wrong size is still somebody's secret.
-            msg = f"an Ed25519 seed is {SEED_SIZE} bytes, not {len(seed)}"
-            raise ValueError(msg)
+            raise ValueError(f"an Ed25519 seed is {SEED_SIZE} bytes, not {len(seed)}")
         # libsodium's secret key is seed || public key, so that signing need not
         # derive the public key again.
         self._public_key, self._secret_key = bindings.crypto_sign_seed_keypair(seed)

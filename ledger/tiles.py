@@ -116,8 +116,7 @@ def parse_path(path: str) -> TilePath:
     """
     match = _PATH.fullmatch(path)
     if match is None:
-        msg = f"not the path of a tile: {path[:80]!r}"
-        raise InvalidTileError(msg)
+        raise InvalidTileError(f"not the path of a tile: {path[:80]!r}")
     level, index, width = match.groups()
     result = TilePath(
         None if level == "entries" else int(level),
@@ -125,8 +124,7 @@ def parse_path(path: str) -> TilePath:
         TILE_WIDTH if width is None else int(width),
     )
     if str(result) != path:
-        msg = f"{path!r} is spelled {str(result)!r}"
-        raise InvalidTileError(msg)
+        raise InvalidTileError(f"{path!r} is spelled {str(result)!r}")
     return result
 
 
@@ -137,8 +135,7 @@ def _width_of(level: int, size: int) -> int:
 
 def _check_size(size: int) -> None:
     if not 0 <= size <= MAX_TREE_SIZE:
-        msg = f"a tree size is 0 to {MAX_TREE_SIZE}, not {size}"
-        raise ValueError(msg)
+        raise ValueError(f"a tree size is 0 to {MAX_TREE_SIZE}, not {size}")
 
 
 def tile_at(level: int | None, index: int, size: int) -> TilePath:
@@ -166,8 +163,7 @@ def paths_between(old_size: int, new_size: int) -> Iterator[TilePath]:
     """
     _check_size(new_size)
     if not 0 <= old_size <= new_size:
-        msg = f"no tree of size {new_size} grew from one of size {old_size}"
-        raise ValueError(msg)
+        raise ValueError(f"no tree of size {new_size} grew from one of size {old_size}")
     levels = range(-(-new_size.bit_length() // TILE_HEIGHT))
     for level in (None, *levels):
         first, stop = _width_of(level or 0, old_size), _width_of(level or 0, new_size)
@@ -208,14 +204,12 @@ def parse_entries(data: bytes, expected_width: int) -> tuple[bytes, ...]:
     start = 0
     while start < len(data):
         if len(entries) == expected_width:
-            msg = f"a bundle holds more than {expected_width} entries"
-            raise InvalidTileError(msg)
+            raise InvalidTileError(f"a bundle holds more than {expected_width} entries")
         length = int.from_bytes(data[start : start + _LENGTH_SIZE], "big")
         entry = data[start + _LENGTH_SIZE : start + _LENGTH_SIZE + length]
         start += _LENGTH_SIZE + length
         if start > len(data):
-            msg = f"a bundle ends within entry {len(entries)}"
-            raise InvalidTileError(msg)
+            raise InvalidTileError(f"a bundle ends within entry {len(entries)}")
         entries.append(entry)
     if len(entries) != expected_width:
         msg = f"a bundle holds {len(entries)} entries, not {expected_width}"
@@ -290,8 +284,7 @@ def grow_tiles(
     """
     _check_size(old_size + len(leaf_hashes))
     if any(len(leaf) != HASH_SIZE for leaf in leaf_hashes):
-        msg = f"every leaf hash is {HASH_SIZE} bytes"
-        raise ValueError(msg)
+        raise ValueError(f"every leaf hash is {HASH_SIZE} bytes")
     level, before, new = 0, old_size, list(leaf_hashes)
     while new:
         first, width = divmod(before, TILE_WIDTH)
@@ -378,8 +371,7 @@ def inclusion_proof(
     """
     nodes = _Nodes(read_tile, tree_size)
     if not 0 <= leaf_index < tree_size:
-        msg = f"a tree of size {tree_size} has no leaf {leaf_index}"
-        raise ValueError(msg)
+        raise ValueError(f"a tree of size {tree_size} has no leaf {leaf_index}")
     ranges = merkle.inclusion_ranges(leaf_index, tree_size)
     return tuple(nodes.root(start, end) for start, end in ranges)
 
@@ -401,8 +393,7 @@ def consistency_proof(
         ValueError: there is no such earlier tree.
     """
     if not 0 < old_size <= new_size:
-        msg = f"no tree of size {new_size} grew from one of size {old_size}"
-        raise ValueError(msg)
+        raise ValueError(f"no tree of size {new_size} grew from one of size {old_size}")
     nodes = _Nodes(read_tile, new_size)
     ranges = merkle.consistency_ranges(old_size, new_size)
     return tuple(nodes.root(start, end) for start, end in ranges)

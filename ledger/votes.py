@@ -132,8 +132,7 @@ class VoteState:
         """
         body, digest = data[:-_DIGEST_SIZE], data[-_DIGEST_SIZE:]
         if hashlib.sha256(body).digest() != digest:
-            msg = "the votes are not as they were written"
-            raise VotesLostError(msg)
+            raise VotesLostError("the votes are not as they were written")
         reader = ByteReader(body)
         try:
             reader.expect(_VOTES)

@@ -244,8 +244,7 @@ def make_response(
         InvalidKeyError: the name is invalid.
     """
     if timestamp_s < 1:
-        msg = f"a witness signs with a time, not {timestamp_s}"
-        raise InvalidNoteError(msg)
+        raise InvalidNoteError(f"a witness signs with a time, not {timestamp_s}")
     text = parse_note(signed_note).text
     parse_checkpoint(text)
     return sign_cosignature(text, name, key, timestamp_s).to_line().encode()

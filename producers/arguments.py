@@ -29,8 +29,7 @@ def check_int(name: str, value: Any, low: int, high: int) -> int:
         ArgumentError: It is no whole number, or out of bounds.
     """
     if type(value) is not int or not low <= value <= high:
-        msg = f"{name} must be a whole number from {low} to {high}"
-        raise ArgumentError(msg)
+        raise ArgumentError(f"{name} must be a whole number from {low} to {high}")
     return value
 
 
@@ -48,8 +47,7 @@ def check_float(name: str, value: Any, low: float, high: float) -> float:
     """
     # A NaN is in no interval.
     if type(value) not in {int, float} or not low <= value <= high:
-        msg = f"{name} must be a number from {low:g} to {high:g}"
-        raise ArgumentError(msg)
+        raise ArgumentError(f"{name} must be a number from {low:g} to {high:g}")
     return float(value)
 
 
@@ -60,6 +58,5 @@ def check_instance(name: str, value: Any, kind: type[T]) -> T:
         ArgumentError: It's of another kind.
     """
     if not isinstance(value, kind):
-        msg = f"{name} must be a {kind.__name__}: no task can give one"
-        raise ArgumentError(msg)
+        raise ArgumentError(f"{name} must be a {kind.__name__}: no task can give one")
     return value

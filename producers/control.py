@@ -32,17 +32,12 @@ from protocol.validation import (
 from schemas import codec, topics
 from schemas.events import (
     AgentAdmitted,
-    AgentRevoked,
     Event,
-    FederationChanged,
     FederationConfigured,
     LedgerNode,
     LedgerNodes,
-    NodeSetChanged,
-    NodeSignature,
     Principal,
     RewardRule,
-    RoundAbandonRequested,
     RoundRequested,
     Task,
 )
@@ -149,11 +144,9 @@ class Operator:
         try:
             model = model_from_blob(initial_model)
         except RefusedStateError as error:
-            msg = f"{error.reason}: {error}"
-            raise InvalidConfigurationError(msg) from None
+            raise InvalidConfigurationError(f"{error.reason}: {error}") from None
         except MalformedBlobError as error:
-            msg = f"the initial model: {error}"
-            raise InvalidConfigurationError(msg) from None
+            raise InvalidConfigurationError(f"the initial model: {error}") from None
         config = FederationConfigured(
             federation_id=federation_id,
             nonce=secrets.token_bytes(NONCE_SIZE),
@@ -179,13 +172,13 @@ class Operator:
         problem = find_configuration_problem(config)
         if problem is not None:
             raise InvalidConfigurationError(": ".join(problem))
-        position = self._say(config)[0]
+        position = self.say(config)
         self._genesis = compute_genesis_hash(codec.encode(config))
         return position
 
-    def change(self, change: FederationChanged) -> Position:
-        """Change a federation's changeable parameters, from the next round on."""
-        return self._say(change)[0]
+    def say(self, event: Event) -> Position:
+        """Sign and publish an event."""
+        return self._say(event)[0]
 
     def admit(self, federation_id: str, agents: Mapping[str, bytes]) -> list[Position]:
         """Bind agents, by name, to their keys, 32 bytes each."""
@@ -197,42 +190,6 @@ class Operator:
                 for agent_id, key in agents.items()
             )
         )
-
-    def revoke(self, federation_id: str, agent_id: str, explanation: str) -> Position:
-        """End an agent's membership."""
-        event = AgentRevoked(
-            federation_id=federation_id, agent_id=agent_id, explanation=explanation
-        )
-        return self._say(event)[0]
-
-    def change_nodes(
-        self,
-        federation_id: str,
-        era: int,
-        nodes: tuple[LedgerNode, ...],
-        approvals: tuple[NodeSignature, ...],
-    ) -> Position:
-        """Hand over to other ledger nodes, with the present ones' consent.
-
-        Args:
-            federation_id: The federation.
-            era: Number of the new era.
-            nodes: The new nodes, in ascending order of name.
-            approvals: What the present nodes signed, in ascending order of public key.
-        """
-        event = NodeSetChanged(
-            federation_id=federation_id, era=era, nodes=nodes, approvals=approvals
-        )
-        return self._say(event)[0]
-
-    def abandon_round(
-        self, federation_id: str, round_number: int, explanation: str
-    ) -> Position:
-        """Abandon the round in progress."""
-        event = RoundAbandonRequested(
-            federation_id=federation_id, round=round_number, explanation=explanation
-        )
-        return self._say(event)[0]
 
     def request_round(
         self, federation_id: str, round_number: int, *, after_ms: int = -1
@@ -250,7 +207,7 @@ class Operator:
             round=round_number,
             requested_at_ms=max(time.time_ns() // 1_000_000, after_ms + 1),
         )
-        return self._say(event)[0]
+        return self.say(event)
 
     def _say(self, *events: Event) -> list[Position]:
         published = self._publisher.publish_all(events, self._key, self._genesis)

@@ -84,8 +84,7 @@ class Accumulator:
             msg = f"{update.dtype}{update.shape} isn't int32{self._total.shape}"
             raise ValueError(msg)
         if num_examples < 1:
-            msg = f"{num_examples} examples; at least 1"
-            raise ValueError(msg)
+            raise ValueError(f"{num_examples} examples; at least 1")
         if self.num_examples + num_examples > MAX_TOTAL_EXAMPLES:
             msg = f"{self.num_examples} + {num_examples} examples reach 2^31"
             raise TooManyExamplesError(msg)
@@ -113,8 +112,7 @@ def sum_to_blob(total: NDArray[np.int64]) -> bytes:
         ValueError: Not an int64 vector; a bug.
     """
     if total.dtype != np.int64 or total.ndim != 1:
-        msg = f"not an int64 vector: {total.dtype}, {total.ndim} dimensions"
-        raise ValueError(msg)
+        raise ValueError(f"not an int64 vector: {total.dtype}, {total.ndim} dimensions")
     return tensors_to_blob({SUM_TENSOR: total})
 
 

@@ -98,8 +98,7 @@ def clip_and_encode(
         ValueError: A parameter out of range, or not a vector; a bug.
     """
     if delta.ndim != 1 or not len(delta):
-        msg = f"not a vector: shape {delta.shape}"
-        raise ValueError(msg)
+        raise ValueError(f"not a vector: shape {delta.shape}")
     check_fractional_bits(fractional_bits)
     if norm_bound < compute_min_norm_bound(len(delta)):
         msg = (
@@ -110,8 +109,7 @@ def clip_and_encode(
     finite = np.isfinite(delta)
     if not finite.all():
         index = int(np.argmin(finite))
-        msg = f"parameter {index} of the update is {delta[index]}"
-        raise NotFiniteError(msg)
+        raise NotFiniteError(f"parameter {index} of the update is {delta[index]}")
     scaled = _clip(delta.astype(np.float64), fractional_bits, norm_bound)
     floor = np.floor(scaled)
     threshold = (scaled - floor) * 2.0 ** (8 * _DRAW_BYTES)

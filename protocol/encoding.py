@@ -89,8 +89,7 @@ def encode_update(
     scaled = delta.astype(np.float64)  # a copy; exact, and so is the scaling
     if not np.isfinite(scaled).all():
         index = int(np.argmin(np.isfinite(scaled)))
-        msg = f"parameter {index} of the update is {scaled[index]}"
-        raise NotFiniteError(msg)
+        raise NotFiniteError(f"parameter {index} of the update is {scaled[index]}")
     with np.errstate(over="ignore"):  # infinite is out of range as well
         np.multiply(scaled, 2.0**fractional_bits, out=scaled)
     np.rint(scaled, out=scaled)

@@ -106,8 +106,7 @@ class Model:
                 msg = f"entry {name!r:.100} of the model's state {problem}"
                 raise RefusedStateError(msg)
         if not num_parameters(self.manifest):
-            msg = "nothing of the model is trained"
-            raise RefusedStateError(msg)
+            raise RefusedStateError("nothing of the model is trained")
 
     @property
     def manifest(self) -> Manifest:

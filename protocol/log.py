@@ -134,8 +134,7 @@ def open_block(
             found=show(error.found),
         ) from error
     if len(block.traceparents) != len(block.leaves):
-        msg = "a block has one trace context for each leaf"
-        raise LogError(msg, height=height)
+        raise LogError("a block has one trace context for each leaf", height=height)
     opened = [
         OpenedLeaf(
             leaf,
@@ -188,8 +187,7 @@ def verify_author(
     try:
         block = _decode_block(block_bytes)
     except codec.CodecError as error:
-        msg = f"not a block: {error}"
-        raise ForeignRecordError(msg) from error
+        raise ForeignRecordError(f"not a block: {error}") from error
     if state.federation_id not in {"", block.federation_id}:
         msg = "the block belongs to another federation"
         raise ForeignRecordError(

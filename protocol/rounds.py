@@ -446,8 +446,7 @@ def _find_answer_problem(state: RoundsState, update: Answer) -> Problem | None:
     assert current is not None, "it may be answered"
     base, mode = current.started.base_model, get_mode(config)
     if update.base_model_sha256 != base.sha256:
-        detail = f"the round's base model is {base.sha256.hex()}"
-        return Reason.WRONG_BASE_MODEL, detail
+        return Reason.WRONG_BASE_MODEL, f"the round's base model is {base.sha256.hex()}"
     if update.num_examples > config.max_num_examples:
         detail = f"max_num_examples is {config.max_num_examples}"
         return Reason.TOO_MANY_EXAMPLES, detail

@@ -62,8 +62,7 @@ def verify_rules(event: e.LedgerEvent, leaf_index: int) -> None:
     """
     problem = find_rules_problem(event)
     if problem is not None:
-        msg = f"leaf {leaf_index}: {problem}"
-        raise UnknownRulesError(msg)
+        raise UnknownRulesError(f"leaf {leaf_index}: {problem}")
 
 
 def choose(variants: Mapping[int, Rule], version: int) -> Rule:

@@ -193,5 +193,4 @@ def _write_other(value: Any, out: bytearray) -> None:
                 out += key
                 _write(item, out)
         case _:
-            msg = f"no encoding of {type(value).__name__}"
-            raise TypeError(msg)
+            raise TypeError(f"no encoding of {type(value).__name__}")

@@ -51,12 +51,10 @@ def fedavg(
         )
         raise ValueError(msg)
     if not 1 <= num_examples <= MAX_TOTAL_EXAMPLES:
-        msg = f"{num_examples} examples, not 1 to {MAX_TOTAL_EXAMPLES}"
-        raise ValueError(msg)
+        raise ValueError(f"{num_examples} examples, not 1 to {MAX_TOTAL_EXAMPLES}")
     check_fractional_bits(fractional_bits)
     if not np.isfinite(base).all():
-        msg = "the base model isn't finite"
-        raise ValueError(msg)
+        raise ValueError("the base model isn't finite")
     step = total.astype(np.float64)
     step /= float(num_examples * 2**fractional_bits)  # the divisor is exact: 31 bits
     step += base

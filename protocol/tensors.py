@@ -115,8 +115,7 @@ def tensors_to_blob(
         array = np.asarray(tensors[name])
         dtype = array.dtype.newbyteorder("<")
         if not can_hold(dtype) or name == _METADATA_KEY:
-            msg = f"safetensors can't hold {name!r} of type {array.dtype}"
-            raise ValueError(msg)
+            raise ValueError(f"safetensors can't hold {name!r} of type {array.dtype}")
         data = array.astype(dtype, copy=False).tobytes(order="C")
         begin, end = end, end + len(data)
         header[name] = {
@@ -169,8 +168,7 @@ def tensors_and_metadata_from_blob(
         isinstance(value, str) and _is_text(key + value)
         for key, value in metadata.items()
     ):
-        msg = f"{_METADATA_KEY} isn't an object of texts"
-        raise MalformedBlobError(msg)
+        raise MalformedBlobError(f"{_METADATA_KEY} isn't an object of texts")
     entries = {
         name: _Entry.parse(name, fields)
         for name, fields in header.items()
@@ -288,12 +286,10 @@ class _Entry(NamedTuple):
             raise MalformedBlobError(msg)
         shape, offsets = fields["shape"], fields["data_offsets"]
         if not _are_sizes(shape) or len(shape) > _MAX_DIMENSIONS:
-            msg = f"tensor {name!r:.100} has a malformed shape"
-            raise MalformedBlobError(msg)
+            raise MalformedBlobError(f"tensor {name!r:.100} has a malformed shape")
         # Zeros don't make the other dimensions harmless: numpy multiplies those too.
         if math.prod(size or 1 for size in shape) > _MAX_SPAN:
-            msg = f"tensor {name!r:.100} is too large"
-            raise MalformedBlobError(msg)
+            raise MalformedBlobError(f"tensor {name!r:.100} is too large")
         dtype = _DTYPES[dtype_name]
         num_bytes = math.prod(shape) * dtype.itemsize
         if not (_are_sizes(offsets) and offsets) or offsets[1:] != [
@@ -325,8 +321,7 @@ def _split(blob: bytes, max_header_bytes: int) -> tuple[dict[str, Any], memoryvi
         raise MalformedBlobError(msg)
     text = bytes(view[_PREFIX_BYTES:begin])
     if not text.startswith(b"{"):
-        msg = "the header doesn't begin with {"
-        raise MalformedBlobError(msg)
+        raise MalformedBlobError("the header doesn't begin with {")
     try:
         # A parser whose stack ended before its own limit would end the process.
         if compute_json_depth(text.decode("utf-8")) > _MAX_HEADER_DEPTH:
@@ -344,8 +339,7 @@ def _split(blob: bytes, max_header_bytes: int) -> tuple[dict[str, Any], memoryvi
     except MalformedBlobError:
         raise
     except (ValueError, RecursionError) as error:
-        msg = "the header isn't JSON in UTF-8"
-        raise MalformedBlobError(msg) from error
+        raise MalformedBlobError("the header isn't JSON in UTF-8") from error
     return header, view[begin:]
 
 
@@ -379,14 +373,12 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     # Two readers that keep different ones of two equal keys would see two models.
     fields = dict(pairs)
     if len(fields) != len(pairs):
-        msg = "a key occurs twice in the header"
-        raise MalformedBlobError(msg)
+        raise MalformedBlobError("a key occurs twice in the header")
     return fields
 
 
 def _refuse_constant(text: str) -> None:
-    msg = f"{text} isn't JSON"
-    raise MalformedBlobError(msg)
+    raise MalformedBlobError(f"{text} isn't JSON")
 
 
 def _are_sizes(values: object) -> bool:

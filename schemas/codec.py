@@ -240,8 +240,7 @@ class _Completion:
                 return [self._complete(item, items) for item in plain]
             case {"type": "record", "fields": parts}:
                 if not plain.keys() <= {part["name"] for part in parts}:
-                    msg = f"a field was removed: {sorted(plain)}"
-                    raise LookupError(msg)
+                    raise LookupError(f"a field was removed: {sorted(plain)}")
                 return {
                     part["name"]: self._complete(plain[part["name"]], part["type"])
                     if part["name"] in plain
@@ -373,8 +372,7 @@ def encode(event: Record) -> bytes:
         OverflowError,
         AttributeError,
     ) as error:
-        msg = f"{codec.name} does not fit its schema: {error}"
-        raise CodecError(msg) from error
+        raise CodecError(f"{codec.name} does not fit its schema: {error}") from error
     return out.getvalue()
 
 
@@ -424,8 +422,7 @@ def decode(data: bytes) -> Record:
     except Exception as error:
         # fastavro raises whatever its C code met: EOFError, IndexError, ValueError,
         # UnicodeDecodeError, MemoryError, ... All of them mean: bad input.
-        msg = f"not a well-formed {codec.name}: {error!r}"
-        raise CodecError(msg) from error
+        raise CodecError(f"not a well-formed {codec.name}: {error!r}") from error
 
 
 def kind_of(data: bytes) -> type[Record]:
@@ -450,6 +447,5 @@ def decode_as(kind: type[T], data: bytes) -> T:
     if not issubclass(found, kind):
         # A union of events has no name.
         expected = getattr(kind, "__name__", kind)
-        msg = f"expected {expected}, found {found.__name__}"
-        raise CodecError(msg)
+        raise CodecError(f"expected {expected}, found {found.__name__}")
     return decode(data)  # type: ignore[return-value]  # just looked at

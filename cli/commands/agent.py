@@ -106,9 +106,13 @@ def admit(
     ],
 ) -> None:
     """Bind an agent to its key; from then on its events count."""
-    from cli.operate import admit_agent
+    from cli.operate import say_as_operator
+    from schemas.events import AgentAdmitted
 
-    admit_agent(find_settings(), federation, agent_id, parse_key(public_key))
+    event = AgentAdmitted(
+        federation_id=federation, agent_id=agent_id, public_key=parse_key(public_key)
+    )
+    say_as_operator(find_settings(), event)
     say(f"admitted {agent_id}")
 
 
@@ -121,7 +125,11 @@ def revoke(
     ],
 ) -> None:
     """End an agent's membership, for good."""
-    from cli.operate import revoke_agent
+    from cli.operate import say_as_operator
+    from schemas.events import AgentRevoked
 
-    revoke_agent(find_settings(), federation, agent_id, explanation)
+    event = AgentRevoked(
+        federation_id=federation, agent_id=agent_id, explanation=explanation
+    )
+    say_as_operator(find_settings(), event)
     say(f"revoked {agent_id}")

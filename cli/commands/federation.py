@@ -210,7 +210,7 @@ def change(
     With --json and without --yes, only show it.
     """
     from cli.modes import name_changes
-    from cli.operate import change_federation, propose_change, show_change
+    from cli.operate import propose_change, say_as_operator, show_change
     from cli.rewards import parse_reward_rule
 
     asked: dict[str, Any] = {
@@ -238,6 +238,6 @@ def change(
         return
     if not is_agreed:
         typer.confirm("Sign it?", abort=True)
-    change_federation(settings, change)
+    say_as_operator(settings, change)
     if not as_json:
         say(f"change {change.number} is on the ledger")

@@ -33,7 +33,6 @@ from adapters.durable import PRIVATE, lock_file, unlock_file, write_file
 from cli.stack.fetch import (
     DEFINITIONS,
     Artifacts,
-    cache_directory,
     ensure_fetched,
 )
 from cli.stack.processes import (
@@ -47,24 +46,6 @@ from cli.stack.processes import (
     spawn_detached,
     spawn_owned,
 )
-
-__all__ = [
-    "Artifacts",
-    "Endpoints",
-    "LocalStack",
-    "Progress",
-    "ServiceStatus",
-    "StackError",
-    "StackState",
-    "StackStatus",
-    "cache_directory",
-    "default_directory",
-    "ensure_fetched",
-    "read_endpoints",
-    "read_status",
-    "spawn_owned",
-    "stop_detached",
-]
 
 KAFKA, REGISTRY, MINIO = "kafka", "schema-registry", "minio"
 SERVICES = (KAFKA, REGISTRY, MINIO)
@@ -178,27 +159,15 @@ class _State:
     services: dict[str, _Process]
 
 
-@dataclass(frozen=True, slots=True)
 class _Files:
     """The layout of a stack's directory."""
 
-    root: Path
-
-    @property
-    def state(self) -> Path:
-        return self.root / "state.json"
-
-    @property
-    def ports(self) -> Path:
-        return self.root / "ports.json"
-
-    @property
-    def credentials(self) -> Path:
-        return self.root / "minio-credentials.json"
-
-    @property
-    def lock(self) -> Path:
-        return self.root / "lock"
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.state = root / "state.json"
+        self.ports = root / "ports.json"
+        self.credentials = root / "minio-credentials.json"
+        self.lock = root / "lock"
 
     def data(self, service: str) -> Path:
         return self.root / service
@@ -544,7 +513,10 @@ def _kafka(
     write_file(properties, text.encode())
     # Sorted: the order of a wildcard is the file system's, and would differ by machine.
     jars = sorted(artifacts.kafka_jars.glob("*.jar"))
-    java = [artifacts.kafka_java, f"-Dlog4j2.configurationFile={_log4j()}"]
+    java = [
+        artifacts.kafka_java,
+        f"-Dlog4j2.configurationFile={DEFINITIONS / 'log4j2.properties'}",
+    ]
     classpath = ["-cp", os.pathsep.join(str(jar) for jar in jars)]
     if not (logs / "meta.properties").exists():
         # An interrupted format leaves a directory that the broker would not take.
@@ -575,10 +547,6 @@ def _format_kafka(files: _Files, java: list[str], properties: Path) -> None:
             f"Kafka's storage could not be formatted:\n{run.stdout}{run.stderr}",
             f"Is there space left for {files.data(KAFKA)}?",
         )
-
-
-def _log4j() -> Path:
-    return DEFINITIONS / "log4j2.properties"
 
 
 def _new_cluster_id() -> str:

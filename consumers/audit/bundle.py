@@ -130,8 +130,7 @@ class _Fields:
     def take(self, size: int) -> bytes:
         end = self._position + size
         if end > len(self._data):
-            msg = "it is shorter than it says"
-            raise BundleError(msg)
+            raise BundleError("it is shorter than it says")
         part = self._data[self._position : end]
         self._position = end
         return part
@@ -146,18 +145,15 @@ class _Fields:
     def header(self) -> tuple[str, bytes]:
         name, value = self.data(), self.data()
         if name is None or value is None:
-            msg = "a header is null"
-            raise BundleError(msg)
+            raise BundleError("a header is null")
         try:
             return name.decode(), value
         except UnicodeDecodeError:
-            msg = "a header's name is not UTF-8"
-            raise BundleError(msg) from None
+            raise BundleError("a header's name is not UTF-8") from None
 
     def finish(self) -> None:
         if self._position != len(self._data):
-            msg = "it is longer than it says"
-            raise BundleError(msg)
+            raise BundleError("it is longer than it says")
 
 
 def decode_record(topic: str, body: bytes) -> Record:
@@ -170,8 +166,7 @@ def decode_record(topic: str, body: bytes) -> Record:
     offset, key, value = fields.number(_U64), fields.data(), fields.data()
     count = fields.number(_U16)
     if count > MAX_HEADERS:
-        msg = f"it has {count} headers; at most {MAX_HEADERS}"
-        raise BundleError(msg)
+        raise BundleError(f"it has {count} headers; at most {MAX_HEADERS}")
     headers = tuple(fields.header() for _ in range(count))
     fields.finish()
     return Record(
@@ -233,8 +228,7 @@ class Manifest:
                 raise BundleError(msg)  # noqa: TRY301  # one handler names the member
             manifest.check()
         except BundleError as error:
-            msg = f"manifest.json: {error}"
-            raise BundleError(msg) from error
+            raise BundleError(f"manifest.json: {error}") from error
         except Exception as error:
             msg = f"manifest.json: {type(error).__name__}: {error}"
             raise BundleError(msg) from error
@@ -248,12 +242,10 @@ class Manifest:
         """
         self.federation_id.encode()  # a lone surrogate has no bytes
         if self.settled_offset is not None and not 0 <= self.settled_offset < 2**63:
-            msg = "settled_offset is no offset"
-            raise BundleError(msg)
+            raise BundleError("settled_offset is no offset")
         for prefix, header in self.schemas.items():
             if len(prefix) != codec.FRAMING_SIZE or prefix[:1] != b"\0":
-                msg = f"{prefix.hex()!r} is no framing"
-                raise BundleError(msg)
+                raise BundleError(f"{prefix.hex()!r} is no framing")
             if header[:2] != codec.MARKER:
                 raise BundleError("a schema is not known by a fingerprint")
             codec.event_name(header[2:])
@@ -262,11 +254,9 @@ class Manifest:
 def _typed(content: Any, name: str, *types: type) -> Any:
     """Return a member of a JSON object if it has one of these types."""
     if type(content) is not dict or name not in content:
-        msg = f"{name} is missing"
-        raise BundleError(msg)
+        raise BundleError(f"{name} is missing")
     if type(content[name]) not in types:
-        msg = f"{name} is a {type(content[name]).__name__}"
-        raise BundleError(msg)
+        raise BundleError(f"{name} is a {type(content[name]).__name__}")
     return content[name]
 
 
@@ -411,8 +401,7 @@ class BundleWriter:
                     self._add_kept(tar, f"blobs/{name}", name)
             move_file(partial, self._path)
         except OSError as error:
-            msg = f"cannot write {self._path}: {error.strerror}"
-            raise BundleError(msg) from error
+            raise BundleError(f"cannot write {self._path}: {error.strerror}") from error
 
     def _add_kept(self, tar: tarfile.TarFile, name: str, kept: str) -> None:
         path = self._kept(kept)
@@ -473,8 +462,7 @@ class Bundle:
             # Do not wait for the writer of a pipe.
             self._file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         except OSError as error:
-            msg = f"cannot read {path}: {error.strerror}"
-            raise BundleError(msg) from error
+            raise BundleError(f"cannot read {path}: {error.strerror}") from error
         try:
             found = os.fstat(self._file)
             if not stat.S_ISREG(found.st_mode):
@@ -484,8 +472,7 @@ class Bundle:
             self.manifest = Manifest.from_bytes(self._read_text("manifest.json"))
         except BundleError as error:
             self.close()
-            msg = f"{path} is not a bundle: {error}"
-            raise BundleError(msg) from error
+            raise BundleError(f"{path} is not a bundle: {error}") from error
 
     def close(self) -> None:
         """Close the file."""
@@ -525,8 +512,7 @@ class Bundle:
                     msg = f"offset {record.offset} comes after {last}"
                     raise BundleError(msg)  # noqa: TRY301  # as above
             except (BundleError, struct.error) as error:
-                msg = f"{name}, byte {position}: {error}"
-                raise BundleError(msg) from error
+                raise BundleError(f"{name}, byte {position}: {error}") from error
             position += length
             last = record.offset
             yield record
@@ -568,11 +554,9 @@ class Bundle:
             try:
                 part = os.pread(self._file, min(size, 2**24), start)
             except OSError as error:
-                msg = f"it cannot be read: {error.strerror}"
-                raise BundleError(msg) from error
+                raise BundleError(f"it cannot be read: {error.strerror}") from error
             if not part:
-                msg = "the file is shorter than it was"
-                raise BundleError(msg)
+                raise BundleError("the file is shorter than it was")
             parts.append(part)
             start, size = start + len(part), size - len(part)
         return b"".join(parts)
@@ -581,14 +565,12 @@ class Bundle:
         try:
             return self._members[name]
         except KeyError:
-            msg = f"{name} is missing"
-            raise BundleError(msg) from None
+            raise BundleError(f"{name} is missing") from None
 
     def _read_text(self, name: str) -> bytes:
         start, size = self._find(name)
         if size > MAX_TEXT_SIZE_BYTES:
-            msg = f"{name} has {size} bytes; at most {MAX_TEXT_SIZE_BYTES}"
-            raise BundleError(msg)
+            raise BundleError(f"{name} has {size} bytes; at most {MAX_TEXT_SIZE_BYTES}")
         return self._read(start, size)
 
     def _index(self) -> dict[str, tuple[int, int]]:
@@ -597,33 +579,27 @@ class Bundle:
         position = 0
         while True:
             if position + _BLOCK_SIZE > self._size:
-                msg = f"the tar ends early, at byte {self._size}"
-                raise BundleError(msg)
+                raise BundleError(f"the tar ends early, at byte {self._size}")
             header = self._read(position, _BLOCK_SIZE)
             if header == bytes(_BLOCK_SIZE):
                 break
             try:
                 name, size = _parse_member(header)
             except BundleError as error:
-                msg = f"byte {position}: {error}"
-                raise BundleError(msg) from None
+                raise BundleError(f"byte {position}: {error}") from None
             start = position + _BLOCK_SIZE
             position = start + size + -size % _BLOCK_SIZE
             if position > self._size:
-                msg = f"{name} has {size} bytes, the file is shorter"
-                raise BundleError(msg)
+                raise BundleError(f"{name} has {size} bytes, the file is shorter")
             if name in members:
-                msg = f"{name} appears twice"
-                raise BundleError(msg)
+                raise BundleError(f"{name} appears twice")
             if any(self._read(start + size, -size % _BLOCK_SIZE)):
-                msg = f"something is hidden behind {name}"
-                raise BundleError(msg)
+                raise BundleError(f"something is hidden behind {name}")
             members[name] = (start, size)
         # Zeros, and few: a file with a hole would take for ever to scan.
         padding = self._size - position
         if padding > _MAX_PADDING or any(self._read(position, padding)):
-            msg = "something is hidden behind the end"
-            raise BundleError(msg)
+            raise BundleError("something is hidden behind the end")
         return members
 
 
@@ -636,8 +612,7 @@ def _parse_member(header: bytes) -> tuple[str, int]:
         raise BundleError("a bundle has plain files only, no links and no folders")
     name = header[:100].rstrip(b"\0").decode("ascii", "replace")
     if _MEMBER.fullmatch(name) is None or any(header[345:500]):
-        msg = f"no member of a bundle is called {name!r}"
-        raise BundleError(msg)
+        raise BundleError(f"no member of a bundle is called {name!r}")
     return name, _parse_number(header[124:136])
 
 

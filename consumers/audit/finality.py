@@ -174,8 +174,7 @@ def _open(context: Context, event: e.Attestation) -> Said:
     if isinstance(event, e.CheckpointCosigned):
         return _open_cosigned(context, event)
     if not 0 <= event.era < len(context.eras):
-        msg = f"the log has no era {event.era}"
-        raise InvalidMessageError(msg)
+        raise InvalidMessageError(f"the log has no era {event.era}")
     node_set, start = context.eras[event.era]
     if isinstance(event, e.EpochRequested):
         verify_epoch_request(node_set, event, start)

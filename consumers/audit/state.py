@@ -193,8 +193,7 @@ def _to_json(value: Any) -> Any:
                 if part.init
             }
             return {"object": [type(value).__name__, content]}
-    msg = f"no form for {type(value).__name__}"
-    raise TypeError(msg)
+    raise TypeError(f"no form for {type(value).__name__}")
 
 
 def _from_json(parsed: Any) -> Any:
@@ -226,8 +225,7 @@ def _from_json(parsed: Any) -> Any:
         case "object":
             name, values = content
             return _CLASSES[name](**{k: _from_json(v) for k, v in values.items()})
-    msg = f"no such form: {kind!r}"
-    raise ValueError(msg)
+    raise ValueError(f"no such form: {kind!r}")
 
 
 def _types(*modules: ModuleType) -> dict[str, type]:

@@ -107,8 +107,7 @@ def export_model(
         difference = np.abs(logits - expected)
         allowed = ABSOLUTE_TOLERANCE + RELATIVE_TOLERANCE * np.abs(expected)
         if not (difference <= allowed).all():  # so that a NaN fails as well
-            msg = f"onnxruntime differs from torch by {difference.max()}"
-            raise ExportError(msg)
+            raise ExportError(f"onnxruntime differs from torch by {difference.max()}")
         largest_difference = max(largest_difference, float(difference.max()))
         answers.append((logits, labels))
     accuracy, loss, num_examples = _score(answers)
@@ -134,8 +133,7 @@ def _validation_batches(
         msg = "a validation batch isn't a pair of tensors, inputs and labels"
         raise ExportError(msg) from error
     if not batches:
-        msg = "there is no validation data"
-        raise ExportError(msg)
+        raise ExportError("there is no validation data")
     return batches
 
 

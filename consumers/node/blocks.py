@@ -373,8 +373,7 @@ class BlockTree:
             raise UnfitBlockError(detail) from error
         except Exception as error:
             # A sequencer that lies must not be able to stop its verifiers.
-            detail = f"{type(error).__name__}: {error}"
-            raise UnfitBlockError(detail) from error
+            raise UnfitBlockError(f"{type(error).__name__}: {error}") from error
         if replayed.faults:
             fault = replayed.faults[0]
             detail = (

@@ -86,8 +86,7 @@ class CheckpointDesk:
             InvalidNoteError: the log did not sign it.
         """
         if self.log_key is None:
-            msg = "the log's key is not known yet"
-            raise InvalidNoteError(msg)
+            raise InvalidNoteError("the log's key is not known yet")
         note = parse_note(signed_note)
         name = self.log_key.name, self.log_key.key_id
         lines = [line for line in note.signatures if (line.name, line.key_id) == name]

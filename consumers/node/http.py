@@ -172,8 +172,7 @@ class NodeServer:
         """Answer a request, and make sure that the answer leaves."""
         door = None if request.transport is None else request.transport.get_protocol()
         if not isinstance(door, _Door):
-            msg = "it has gone"
-            raise ConnectionResetError(msg)
+            raise ConnectionResetError("it has gone")
         door.take(_head_size(request))
         try:
             # Until its body is there, it is we who wait.

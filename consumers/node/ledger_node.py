@@ -528,8 +528,7 @@ class LedgerNode:
             return
         kind = codec.kind_of(data)
         if not issubclass(kind, e.Attestation | e.CheckpointSigned):
-            msg = f"nobody tells a ledger node a {kind.__name__}"
-            raise InvalidMessageError(msg)
+            raise InvalidMessageError(f"nobody tells a ledger node a {kind.__name__}")
         event = codec.decode_as(kind, data)
         self.receive(event, data if codec.is_present(event, data) else None)
         self._remember(data)

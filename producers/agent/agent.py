@@ -487,8 +487,7 @@ class Agent:
             result.loss,
         )
         if not math.isfinite(result.loss):
-            msg = "the training loss is NaN or infinite"
-            raise NotFiniteError(msg)
+            raise NotFiniteError("the training loss is NaN or infinite")
         delta = base.compute_update(result.tensors)
         return delta, result.num_examples, compute_micros(result.loss)
 
@@ -509,6 +508,3 @@ def _compute_seed(agent_id: str, round_number: int) -> int:
     """Return the seed of local training, public so that a bug can be reproduced."""
     digest = hashlib.sha256(f"{agent_id}/{round_number}".encode()).digest()
     return int.from_bytes(digest[:4], "big")
-
-
-__all__ = ["Agent", "AgentOptions", "Event", "NameTakenError"]

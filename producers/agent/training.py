@@ -242,8 +242,7 @@ class _GiveUp(Callback):
 
     def on_train_batch_end(self, *_: Any) -> None:
         if time.monotonic() > self._at_s:
-            msg = "training took too long"
-            raise TrainingError(msg)
+            raise TrainingError("training took too long")
 
 
 def _trainer(folder: str, **options: Any) -> Trainer:
@@ -270,8 +269,7 @@ def _num_examples(loader: Any) -> int:
         msg = "the data isn't one DataLoader over a dataset of known length"
         raise TrainingError(msg) from error
     if num_examples < 1:
-        msg = "the data has no examples"
-        raise TrainingError(msg)
+        raise TrainingError("the data has no examples")
     return num_examples
 
 

@@ -38,8 +38,7 @@ def divide_by_label(
         ValueError: Too few examples for so many organisations.
     """
     if num_organisations * min_examples > len(labels):
-        msg = f"{len(labels)} examples are too few for {num_organisations}"
-        raise ValueError(msg)
+        raise ValueError(f"{len(labels)} examples are too few for {num_organisations}")
     random = np.random.default_rng(seed)
     parts: list[list[int]] = [[] for _ in range(num_organisations)]
     for label in np.unique(labels):

@@ -265,8 +265,7 @@ def _check_arguments(
 ) -> None:
     num_agents = len(sketches)
     if sketches.dtype != np.uint64 or sketches.shape != (num_agents, NUM_BUCKETS):
-        msg = f"sketches of shape {sketches.shape}, {sketches.dtype}"
-        raise ValueError(msg)
+        raise ValueError(f"sketches of shape {sketches.shape}, {sketches.dtype}")
     if not 2 <= num_agents <= MAX_COMPARED:  # noqa: PLR2004  # a pair
         msg = f"{num_agents} agents; from 2 to {MAX_COMPARED} can be compared"
         raise ValueError(msg)

@@ -519,7 +519,7 @@ def _receive_frame(data: bytes) -> None:
         reader.feed_eof()
         link = PartyLink.__new__(PartyLink)
         link._connections = {1: party_link._Connection(reader, None)}  # type: ignore[arg-type]
-        link._timeout_s, link.num_bytes_received = 60.0, 0
+        link._timeout_s = 60.0
         for _ in range(1_000):
             await link._receive(1, None, BLOCK_BYTES)
 

@@ -485,6 +485,12 @@ class Federation:
         for puppet in puppets:
             self.wait(e.AgentAdmitted, agent_id=puppet.name)
 
+    def revoke(self, agent_id: str, why: str) -> None:
+        """Revoke an agent, or somebody."""
+        self.operator.say(
+            e.AgentRevoked(federation_id=self.name, agent_id=agent_id, explanation=why)
+        )
+
     def audit(self) -> dict[str, Any]:
         """Run `moot audit` and return its report; it must be sound."""
         finished = self.world.moot(

@@ -120,7 +120,10 @@ def hand_over_at_the_worst_of_times(
     federation.admit(puppet)
     federation.request_round()
     federation.wait(e.RoundStarted, round=1)
-    federation.operator.abandon_round(NAME, 1, "to see where the next is drawn")
+    why = "to see where the next is drawn"
+    federation.operator.say(
+        e.RoundAbandonRequested(federation_id=NAME, round=1, explanation=why)
+    )
     federation.wait(e.RoundAbandoned, round=1)
     new_line = moot(world, "node", "init", E, "--url", nodes.urls[E]).strip()
     changed = hand_over(nodes, new_line, tmp_path / "era-1.json")

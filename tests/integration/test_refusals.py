@@ -83,7 +83,7 @@ def aftermath(world: World) -> Aftermath:
         )
     }  # fmt: skip
     federation.admit(*puppets.values())
-    federation.operator.revoke(NAME, "revoked-before", "left")
+    federation.revoke("revoked-before", "left")
     federation.wait(e.AgentRevoked, agent_id="revoked-before")
     number = federation.request_round()
     started = federation.wait(e.RoundStarted, round=number)
@@ -109,8 +109,8 @@ def aftermath(world: World) -> Aftermath:
     revoked = puppets["revoked-after"]
     revoked.submit(started)
     federation.wait(e.ContributionAccepted, agent_id=revoked.name)
-    federation.operator.revoke(NAME, revoked.name, "in the middle of the round")
-    federation.operator.revoke(NAME, "revoked-silent", "before it answered")
+    federation.revoke(revoked.name, "in the middle of the round")
+    federation.revoke("revoked-silent", "before it answered")
     federation.wait(e.AgentRevoked, agent_id="revoked-silent")
     after.rejected.append((revoked.name, Reason.REVOKED_AGENT))
     after.rejected.append(("revoked-silent", Reason.REVOKED_AGENT))

@@ -188,8 +188,7 @@ class LinkPlan:
             raise ValueError(msg)
         ours = Ed25519PrivateKey.from_private_bytes(self.seed).public_key()
         if not 0 <= self.rank < len(keys) or keys[self.rank] != ours.public_bytes_raw():
-            msg = f"the key of peer {self.rank} is not ours"
-            raise ValueError(msg)
+            raise ValueError(f"the key of peer {self.rank} is not ours")
 
     @property
     def digest(self) -> bytes:
@@ -249,8 +248,6 @@ class PartyLink:
     Attributes:
         rank: Our own.
         num_peers: Including us.
-        num_bytes_sent: Size of the frames sent, without TLS.
-        num_bytes_received: Likewise.
 
     Raises:
         LinkError: a peer was not there in time, or has the wrong key.
@@ -259,8 +256,6 @@ class PartyLink:
     def __init__(self, plan: LinkPlan) -> None:
         self.rank = plan.rank
         self.num_peers = len(plan.peers)
-        self.num_bytes_sent = 0
-        self.num_bytes_received = 0
         self._timeout_s = plan.timeout_s
         self._connections: dict[int, _Connection] = {}
         # A thread of its own, so that data leaves while we compute.
@@ -363,7 +358,6 @@ class PartyLink:
                 for begin in range(0, len(frame), _PIECE_BYTES):
                     writer.write(frame[begin : begin + _PIECE_BYTES])
                     await writer.drain()
-        self.num_bytes_sent += len(frame)
 
     async def _receive(
         self, peer: int, expected: ArrayKind | None, max_size_bytes: int
@@ -380,7 +374,6 @@ class PartyLink:
                     )
                     raise LinkError(LinkFailure.UNEXPECTED, peer, detail)
                 elements = await reader.readexactly(kind.size_bytes)
-        self.num_bytes_received += len(kind.encode()) + len(elements)
         return np.frombuffer(elements, kind.dtype).reshape(kind.shape)
 
     async def _hang_up(self) -> None:
@@ -616,8 +609,7 @@ def _identify(writer: asyncio.StreamWriter, keys: Mapping[int, bytes]) -> int:
                 certificate.signature, certificate.tbs_certificate_bytes
             )
             return rank
-    msg = "OpenSSL admitted a peer with none of the keys"
-    raise AssertionError(msg)
+    raise AssertionError("OpenSSL admitted a peer with none of the keys")
 
 
 class _Certificate:

@@ -229,6 +229,5 @@ def _read_line(last: str, line: bytes) -> tuple[Said, str]:
         )
     expected, digest = _write_line(last, said)
     if line != expected:
-        msg = "the line is not the one that was written"
-        raise ValueError(msg)
+        raise ValueError("the line is not the one that was written")
     return said, digest

@@ -358,8 +358,7 @@ def _parse_link(entry: e.ShareLink) -> Link | RoundError:
     if entry.reason:
         return RoundError(Reason.BAD_SHARE, f"{entry.reason}: {entry.detail}")
     if entry.detail:
-        detail = "a detail, but no reason"
-        return RoundError(Reason.BAD_SHARE, detail)
+        return RoundError(Reason.BAD_SHARE, "a detail, but no reason")
     sizes = len(entry.projections), len(entry.sum_projections)
     if sizes != (NUM_PROJECTIONS * WORD_SIZE, NUM_SUM_PROJECTIONS * WORD_SIZE):
         detail = "{} and {} bytes of projections".format(*sizes)
@@ -408,8 +407,7 @@ def parse_partial(blob: bytes, shape: MpcShape) -> PartySum:
         shape.num_rows * SCALAR_SIZE,
     )
     if sizes != expected:
-        detail = f"lengths {sizes}, not {expected}"
-        raise RoundError(Reason.WRONG_PARTIAL, detail)
+        raise RoundError(Reason.WRONG_PARTIAL, f"lengths {sizes}, not {expected}")
     try:
         blindings = parse_scalars(partial.row_blindings)
         opening = parse_scalar(partial.opening)
@@ -622,8 +620,7 @@ class RoundVerifier:
             detail = f"party {party} says nothing of this share"
             raise RoundError(Reason.BAD_SHARE, detail)
         if isinstance(link, RoundError):
-            detail = f"party {party}: {link.detail}"
-            raise RoundError(Reason.BAD_SHARE, detail)
+            raise RoundError(Reason.BAD_SHARE, f"party {party}: {link.detail}")
         return link
 
     def find_partial_problem(

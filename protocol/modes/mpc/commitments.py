@@ -230,8 +230,7 @@ def sum_products(points: Sequence[G1Point], scalars: Iterable[int]) -> G1Point:
     """
     wanted = [to_scalar(scalar) for scalar in scalars]
     if len(points) != len(wanted):  # the library would stop at the shorter one
-        msg = f"{len(points)} points and {len(wanted)} scalars"
-        raise ValueError(msg)
+        raise ValueError(f"{len(points)} points and {len(wanted)} scalars")
     return G1Point.multiexp_unchecked(list(points), wanted)
 
 
@@ -300,8 +299,7 @@ def commit_rows(
         ValueError: a value out of range, or not one blinding per row; a bug.
     """
     if values.dtype != np.int64 or values.ndim != 1 or not len(values):
-        msg = f"not a vector of int64: {values.dtype}, shape {values.shape}"
-        raise ValueError(msg)
+        raise ValueError(f"not a vector of int64: {values.dtype}, shape {values.shape}")
     if max(int(values.max()), -int(values.min())) >= COMMITTED_LIMIT:
         msg = f"a value of 2^{_LIMIT_BITS} or more in magnitude: clip it first"
         raise ValueError(msg)

@@ -71,12 +71,10 @@ def parse_far(data: bytes, *, num_agents: int) -> NDArray[np.bool_]:
     num_pairs = compute_num_pairs(num_agents)
     size = (num_pairs + 7) // 8
     if len(data) != size:
-        msg = f"{len(data)} bytes; {num_pairs} pairs take {size}"
-        raise MalformedBitsError(msg)
+        raise MalformedBitsError(f"{len(data)} bytes; {num_pairs} pairs take {size}")
     bits = np.unpackbits(np.frombuffer(data, dtype=np.uint8)).astype(np.bool_)
     if bits[num_pairs:].any():
-        msg = f"bits after the {num_pairs} pairs"
-        raise MalformedBitsError(msg)
+        raise MalformedBitsError(f"bits after the {num_pairs} pairs")
     return make_symmetric(bits[:num_pairs], num_agents=num_agents)
 
 

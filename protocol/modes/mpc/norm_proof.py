@@ -163,16 +163,14 @@ class NormStatement:
     def __post_init__(self) -> None:
         length = self.row_length
         if not MIN_ROW_LENGTH <= length <= MAX_ROW_LENGTH or length & (length - 1):
-            msg = f"a row length of {length}: a power of two, 512 to 16384"
-            raise ValueError(msg)
+            raise ValueError(f"a row length of {length}: a power of two, 512 to 16384")
         num_rows = self.num_rows
         if not (
             self.num_values >= 1
             and num_rows + NUM_PROJECTIONS + NUM_SQUARES <= length
             and (num_rows + 1) * length <= MAX_ENTRIES
         ):
-            msg = f"{self.num_values} values don't fit rows of {length}"
-            raise ValueError(msg)
+            raise ValueError(f"{self.num_values} values don't fit rows of {length}")
         if not 0 <= self.squared_bound <= MAX_SQUARED_BOUND:
             msg = f"a squared norm bound of {self.squared_bound}, not 0 to 2^62"
             raise ValueError(msg)

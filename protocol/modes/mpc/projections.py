@@ -99,8 +99,7 @@ class Projection:
             ValueError: the seed is not 32 bytes; a bug.
         """
         if len(seed) != SEED_SIZE:
-            msg = f"a seed of {len(seed)} bytes, not {SEED_SIZE}"
-            raise ValueError(msg)
+            raise ValueError(f"a seed of {len(seed)} bytes, not {SEED_SIZE}")
         num_column_bytes, num_row_bytes = row_length // 8, -(-num_rows // 8)
         size = num_projections * (num_column_bytes + num_row_bytes)
         stream = np.frombuffer(expand_stream(seed, size), dtype=np.uint8)

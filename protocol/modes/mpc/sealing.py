@@ -238,8 +238,7 @@ class SealedPlace:
     def __post_init__(self) -> None:
         for digest in (self.genesis, self.statement_digest):
             if len(digest) != DIGEST_SIZE:
-                msg = f"a hash is {DIGEST_SIZE} bytes, not {len(digest)}"
-                raise ValueError(msg)
+                raise ValueError(f"a hash is {DIGEST_SIZE} bytes, not {len(digest)}")
         self.compute_info(b"")
 
     def compute_info(self, public_key: bytes) -> bytes:

@@ -349,8 +349,7 @@ def open_aggregate(
         for column in zip(*(s.row_blindings for s in party_sums), strict=True)
     ]
     if not verify_opening(rows, signed, blindings, row_length=row_length):
-        msg = "the parties' sums don't open the agents' commitments"
-        raise WrongSumError(msg)
+        raise WrongSumError("the parties' sums don't open the agents' commitments")
     return signed
 
 
@@ -364,5 +363,4 @@ def _add_weighted(
 
 def _check_weights(weights: Sequence[int]) -> None:
     if min(weights) < 1 or sum(weights) > MAX_TOTAL_EXAMPLES:
-        msg = f"weights from {min(weights)}, {sum(weights)} in all"
-        raise ValueError(msg)
+        raise ValueError(f"weights from {min(weights)}, {sum(weights)} in all")

@@ -167,8 +167,7 @@ def split_update(
         ValueError: fewer than two parties; a bug.
     """
     if num_parties < MIN_PARTIES:
-        msg = f"{num_parties} parties: one alone would see the update"
-        raise ValueError(msg)
+        raise ValueError(f"{num_parties} parties: one alone would see the update")
     shape = ShareShape(len(state.values), len(state.blindings) - NUM_OTHER_BLINDINGS)
     small = [value & _WORD_MASK for value in (*state.squares, *state.masks)]
     words = np.empty(shape.num_words, dtype=np.uint64)

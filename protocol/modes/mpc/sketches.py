@@ -85,8 +85,7 @@ class Sketch:
             ValueError: the seed is not 32 bytes, or d is too large; a bug.
         """
         if len(seed) != SEED_SIZE:
-            msg = f"a seed of {len(seed)} bytes, not {SEED_SIZE}"
-            raise ValueError(msg)
+            raise ValueError(f"a seed of {len(seed)} bytes, not {SEED_SIZE}")
         key = hashlib.sha256(SKETCH_DOMAIN + seed).digest()
         words = np.frombuffer(expand_stream(key, 2 * num_values), dtype="<u2")
         negative = (words >> _SIGN_BIT & 1).astype(np.uint64)
@@ -136,8 +135,7 @@ def compute_threshold(norm_bound: int, *, numerator: int, denominator: int) -> i
         ValueError: an argument or the result is out of range.
     """
     if min(norm_bound, numerator, denominator) < 1:
-        msg = "norm bound, numerator and denominator must be positive"
-        raise ValueError(msg)
+        raise ValueError("norm bound, numerator and denominator must be positive")
     threshold = (numerator * norm_bound) ** 2 // denominator**2
     check_threshold(threshold)
     return threshold

@@ -43,7 +43,7 @@ class Stack:
             )
         )
 
-    def change(self, change):
+    def say(self, change):
         self.signed.append(change)
 
 

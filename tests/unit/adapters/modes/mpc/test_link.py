@@ -137,8 +137,6 @@ def test_arrays_arrive_as_they_were_sent(array):
         first.send(1, array)
         again = second.receive_as(0, ArrayKind.of(array))
         np.testing.assert_array_equal(again, array)
-        assert first.num_bytes_sent == second.num_bytes_received
-        assert first.num_bytes_sent == 2 + 8 * array.ndim + array.nbytes
 
 
 @pytest.mark.parametrize(
