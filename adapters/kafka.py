@@ -18,7 +18,6 @@ import aiokafka
 from aiokafka.errors import KafkaConnectionError as AioKafkaConnectionError
 from aiokafka.errors import KafkaError as AioKafkaError
 from aiokafka.errors import UnknownTopicOrPartitionError
-from aiokafka.partitioner import murmur2
 from confluent_kafka import (
     Consumer,
     KafkaError,
@@ -104,11 +103,6 @@ def _make_config(topic: str, replication_factor: int) -> dict[str, str]:
     if replication_factor >= topics.MIN_REPLICAS:
         config["min.insync.replicas"] = str(topics.MIN_IN_SYNC)
     return config
-
-
-def compute_partition(federation_id: str, num_partitions: int) -> int:
-    """Return a federation's partition: Kafka's default (murmur2) partitioner."""
-    return int(murmur2(federation_id.encode()) & 0x7FFFFFFF) % num_partitions
 
 
 def make_headers(

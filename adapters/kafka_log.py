@@ -10,10 +10,10 @@ from adapters.kafka import (
     END,
     Pause,
     Record,
-    compute_partition,
     count_partitions,
     follow_partition,
 )
+from adapters.partitions import compute_partition
 from adapters.schema_registry import FramingError, SchemaRegistry
 from adapters.settings import Settings
 from protocol.envelope import SIGNATURE_HEADER

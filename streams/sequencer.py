@@ -17,13 +17,13 @@ from typing import Any, Final
 from adapters import alive, telemetry
 from adapters.kafka import (
     KafkaUnavailableError,
-    compute_partition,
     find_committed,
     make_admin,
     make_headers,
     read_partition,
 )
 from adapters.kafka_log import PassingOverForeign
+from adapters.partitions import compute_partition
 from adapters.raw_records import PROBLEM
 from adapters.schema_registry import FramingError
 from adapters.topic_watch import Ends, Hold, HoldWatch, Place, find_ends, find_lost

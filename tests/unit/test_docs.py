@@ -17,7 +17,7 @@ import nacl.signing
 import pytest
 import typer
 
-from adapters.kafka import compute_partition
+from adapters.partitions import compute_partition
 from adapters.settings import Settings
 from cli.main import app
 from consumers.audit.report import FindingCode
