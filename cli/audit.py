@@ -76,6 +76,7 @@ class Options:
             be read; 0 for never, None for the default.
         keeps_going: Whether a monitor keeps running after a fork.
         as_json: Whether to print JSON.
+        second_opinion: Whether another library opens a sample of every sum again.
         jobs: Number of processes; one per core by default.
     """
 
@@ -92,6 +93,7 @@ class Options:
     stale_after_s: float | None = None
     keeps_going: bool = False
     as_json: bool = False
+    second_opinion: bool = False
     jobs: int | None = None
 
 
@@ -153,6 +155,8 @@ def _check(options: Options) -> None:
             "the bundle to read."
         )
         raise CannotAuditError(msg)
+    if options.second_opinion and not options.with_blobs:
+        raise CannotAuditError("--second-opinion is about blobs: leave out --no-blobs.")
     if options.is_followed and options.bundle is not None:
         raise CannotAuditError("A bundle does not grow: leave out --follow.")
     if not options.is_followed and (
@@ -488,6 +492,9 @@ def _audit_once(options: Options) -> Report:
                 )
                 raise CannotAuditError(msg)
             source: Source = BundleSource(bundle, with_blobs=options.with_blobs)
+            if options.second_opinion and source.fetch is None:
+                msg = f"{options.bundle} holds no blobs: leave out --second-opinion."
+                raise CannotAuditError(msg)
         else:
             settings = _load_settings()
             federation = options.federation
@@ -622,6 +629,7 @@ def _run(
         jobs=options.jobs or num_cores,
         helpers=helpers,
         lists_refused=options.lists_refused,
+        second_opinion=options.second_opinion,
     )
 
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from adapters.log_lines import printable
 
 if TYPE_CHECKING:
     from consumers.audit.report import Finality, Finding, Report
+
+
+MAX_RECHECKED: Final = 20
+"""Rounds whose rows are shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +39,7 @@ def render(report: Report, elapsed_s: float) -> str:
         _Line("rejected", _show_counts(report.rejections)),
         _Line("models", f"{report.num_rounds_recomputed:,} rounds recomputed, "
               "sum and model bit for bit"),
+        _Line("rechecked", _show_rechecked(report)),
         _Line("blobs", f"{report.num_blobs:,} verified, "
               f"{_show_size(report.blob_bytes)}"),
         _Line("operator", report.operator_key
@@ -53,6 +58,7 @@ def render(report: Report, elapsed_s: float) -> str:
         ("Proven equivocations", _list_equivocations(report)),
         ("Balances", _list_balances(report)),
         ("Refused records", _list_refused(report)),
+        ("Rows of sums that py-ecc opened again", _list_rechecked(report)),
     ):
         rows = list(table)
         if rows:
@@ -179,6 +185,23 @@ def _list_refused(report: Report) -> Iterator[Sequence[str]]:
             refused.source,
             refused.detail,
         )
+
+
+def _show_rechecked(report: Report) -> str:
+    if not report.rechecked:
+        return ""
+    rows = sum(len(rechecked.rows) for rechecked in report.rechecked)
+    of = sum(rechecked.num_rows for rechecked in report.rechecked)
+    return f"{rows:,} of {of:,} rows of opened sums, by another library (py-ecc)"
+
+
+def _list_rechecked(report: Report) -> Iterator[Sequence[str]]:
+    for rechecked in report.rechecked[:MAX_RECHECKED]:
+        rows = ", ".join(map(str, rechecked.rows))
+        yield f"round {rechecked.round}", f"rows {rows} of {rechecked.num_rows}"
+    more = len(report.rechecked) - MAX_RECHECKED
+    if more > 0:
+        yield f"and {more:,} more rounds", "(--json lists them)"
 
 
 def _align(rows: Iterable[Sequence[str]]) -> Iterator[str]:

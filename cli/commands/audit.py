@@ -59,6 +59,13 @@ def audit(
         int | None,
         typer.Option(min=1, help="Number of processes; one per core by default."),
     ] = None,
+    second_opinion: Annotated[
+        bool,
+        typer.Option(
+            "--second-opinion",
+            help="Open rows of every sum again with another library, py-ecc.",
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Replay a log and check everything in it.
@@ -84,6 +91,7 @@ def audit(
             stale_after_s=stale_after,
             keeps_going=keep_going,
             as_json=as_json,
+            second_opinion=second_opinion,
             jobs=jobs,
         )
     )

@@ -140,6 +140,7 @@ def run_audit(
     helpers: Helpers | None = None,
     max_findings: int = MAX_FINDINGS,
     lists_refused: bool = False,
+    second_opinion: bool = False,
 ) -> Audited:
     """Audit a federation's log.
 
@@ -170,6 +171,8 @@ def run_audit(
         max_findings: Findings of each kind that the report lists; the rest are counted.
         lists_refused: Whether the report lists every refused record, or only counts
             them.
+        second_opinion: Whether another library opens a sample of every sum again that
+            rests on commitments.
 
     Returns:
         What was found, and where it ended. No record makes this raise; what the
@@ -190,6 +193,7 @@ def run_audit(
         helpers=helpers or own or Helpers(0),
         max_findings=max_findings,
         lists_refused=lists_refused,
+        second_opinion=second_opinion,
     )
     try:
         audit.run(records, checkpoints, attestations, on_progress)
@@ -218,6 +222,7 @@ class _Audit:
         helpers: Helpers,
         max_findings: int,
         lists_refused: bool,
+        second_opinion: bool,
     ) -> None:
         before = (
             AuditState(report=Report(federation_id=federation_id))
@@ -234,6 +239,7 @@ class _Audit:
         self.report = before.report
         self.report.is_operator_key_pinned = operator_key is not None
         self.report.continued_from = before.replay.log.chain.height
+        self.report.has_second_opinion = second_opinion
         self.report.pending = []
         self._findings = Findings(self.report, max_findings)
         self._records = RecordAuditor(
@@ -256,6 +262,7 @@ class _Audit:
                 self._findings.add,
                 max(1, num_fetches),
                 None if config is None else config.initial_model,
+                asks_again=second_opinion,
             )
         )
         self._view = before.view

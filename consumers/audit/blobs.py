@@ -16,7 +16,8 @@ import numpy as np
 
 from adapters.ahead import Ahead
 from adapters.blobs import BlobError
-from adapters.round_blobs import Checking
+from adapters.round_blobs import Checking, make_fetch
+from consumers.audit.modes import SECOND_OPINIONS
 from consumers.audit.report import Finding, FindingCode, Place, Report
 from protocol.aggregation import sum_from_blob
 from protocol.exchanged_state import model_from_blob
@@ -55,6 +56,7 @@ class BlobAuditor:
         add: Takes a finding.
         jobs: Blobs fetched concurrently.
         initial_model: The federation's, if an earlier audit checked it.
+        asks_again: Whether another library opens sums again.
     """
 
     def __init__(
@@ -64,11 +66,14 @@ class BlobAuditor:
         add: Callable[[Finding], None],
         jobs: int,
         initial_model: BlobRef | None = None,
+        *,
+        asks_again: bool = False,
     ) -> None:
         self._fetch_any = fetch
         self._trouble: Exception | None = None
         self._report = report
         self._add = add
+        self._asks_again = asks_again
         self._window = jobs
         self._ahead = Ahead(jobs, "audit-fetch")
         self._tasks: deque[tuple[Future[int], Callable[[Future[int]], None]]] = deque()
@@ -212,6 +217,42 @@ class BlobAuditor:
         assert sealed is not None, "only a sealed round is published"
         result = self._compute(view, sealed, place)
         self._compare_round(sealed, result, published, place)
+        if self._asks_again and result is not None:
+            self._ask_again(view, result, published, place)
+
+    def _ask_again(
+        self,
+        view: RoundView,
+        result: RoundResult,
+        published: AggregatePublished,
+        place: Place,
+    ) -> None:
+        """Have another library look at what a result rests on, if there is more."""
+        recheck = SECOND_OPINIONS.get(get_mode(view.config).name)
+        if recheck is None:
+            return
+        size = view.config.num_parameters
+        total = sum_from_blob(result.sum_blob, num_parameters=size)
+        try:
+            rechecked = recheck(view, total, make_fetch(self._fetch))
+        except RoundError as error:
+            if error.blob is None:
+                raise
+            self._add(_bad_blob_finding(error, place))
+            return
+        self._report.rechecked.append(rechecked)
+        for problem in rechecked.problems:
+            self._add(
+                Finding(
+                    code=FindingCode.SECOND_OPINION_DIFFERS,
+                    place=place,
+                    message=f"round {rechecked.round}: two libraries do not agree on "
+                    "whether its sum opens the commitments",
+                    expected="both open it",
+                    found=problem,
+                    blob_sha256=published.sum.sha256.hex(),
+                )
+            )
 
     def check_unsummed(self, view: RoundView, place: Place) -> None:
         """Check answers that count in a round with no result, now or ever."""

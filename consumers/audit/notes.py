@@ -25,6 +25,8 @@ def list_notes(
         )
     if not report.has_blobs:
         yield "Blobs were left out: no sum and no model was computed again."
+    if report.has_second_opinion and not report.rechecked:
+        yield "There was nothing for a second opinion: no sum rests on commitments."
     if not report.has_checkpoints:
         yield "Checkpoints were left out: a cut at the log's end would not show."
     yield from _list_noise(report)

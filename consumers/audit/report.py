@@ -41,6 +41,7 @@ class FindingCode(StrEnum):
     NOT_COMPUTABLE = "NOT_COMPUTABLE"
     CLAIM_CONTRADICTED = "CLAIM_CONTRADICTED"
     SUMS_OVERLAP = "SUMS_OVERLAP"
+    SECOND_OPINION_DIFFERS = "SECOND_OPINION_DIFFERS"
     # a checkpoint
     CHECKPOINT_INVALID = "CHECKPOINT_INVALID"
     CHECKPOINT_DIFFERS = "CHECKPOINT_DIFFERS"
@@ -150,6 +151,23 @@ class RefusedRecord:
     reason: str
     detail: str
     source: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rechecked:
+    """Rows of a round's sum that another library opened again.
+
+    Attributes:
+        round: The round.
+        rows: The rows, counted from 0.
+        num_rows: Number of rows of the sum.
+        problems: What is wrong with them, for people; empty if they open.
+    """
+
+    round: int
+    rows: tuple[int, ...]
+    num_rows: int
+    problems: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -268,6 +286,8 @@ class Report:
         refusals: Records that the sequencer refused, by reason.
         rejections: What the rounds decider rejected, by reason.
         num_rounds_recomputed: Rounds whose sum and model were computed again.
+        has_second_opinion: Whether another library opened sums again.
+        rechecked: The rows that it opened.
         num_blobs: Blobs fetched and verified.
         blob_bytes: Their size.
         num_claims_checked: Rejections whose blob was checked again.
@@ -318,6 +338,8 @@ class Report:
     refusals: Counter[str] = field(default_factory=Counter)
     rejections: Counter[str] = field(default_factory=Counter)
     num_rounds_recomputed: int = 0
+    has_second_opinion: bool = False
+    rechecked: list[Rechecked] = field(default_factory=list)
     num_blobs: int = 0
     blob_bytes: int = 0
     num_claims_checked: int = 0

@@ -34,6 +34,7 @@ EXEMPT: Final = {
     "cli/audit.py": HANDS_ON,
     # Blobs and proofs of MPC rounds.
     "protocol/modes/mpc/checker.py": HANDS_ON,
+    "consumers/audit/modes/second_opinion.py:sample_rows": OURS,
     "streams/checking.py:make_check": HANDS_ON,
     "protocol/round_view.py:_decode": "decodes what it has encoded",
     "protocol/clipping.py:clip_and_encode": OURS,

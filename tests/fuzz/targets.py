@@ -62,6 +62,7 @@ from consumers.audit.bundle import (
     encode_record,
 )
 from consumers.audit.finality import Context, verify_record
+from consumers.audit.modes.second_opinion import find_row_problem
 from consumers.audit.parallel import CheckpointContext, _check_blocks, open_checkpoint
 from consumers.audit.state import save_state
 from consumers.node.http import NodeServer, _head_size
@@ -1707,6 +1708,19 @@ TARGETS: Final[tuple[Target, ...]] = (
                 for bad in vectors("norm_proof/commitments.json")["bad_points"]
             ),
         ],
+    ),
+    Target(
+        name="point-by-another-library",
+        parse=lambda data: find_row_problem([data], [3], [1, -2], 5),
+        errors=(),
+        seeds=lambda: [
+            _statement().commitments[0],
+            *(
+                bytes.fromhex(bad["point"])
+                for bad in vectors("norm_proof/commitments.json")["bad_points"]
+            ),
+        ],
+        max_seconds=5.0,  # it is slow, by a constant
     ),
     Target(
         name="sealed-share",

@@ -11,7 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from consumers.audit.report import Finding, FindingCode, Place, Report
+import numpy as np
+from numpy.typing import NDArray
+
+from consumers.audit.report import Finding, FindingCode, Place, Rechecked, Report
 from protocol.contributions import WITHDRAWN, Contribution
 from protocol.modes.mpc.configuration import list_parties
 from protocol.modes.mpc.party_memory import (
@@ -22,8 +25,18 @@ from protocol.modes.mpc.party_memory import (
     find_summed_agents,
     remember,
 )
+from protocol.modes.problem import Fetch
 from protocol.persistent import PersistentMap
+from protocol.round_view import RoundView
 from schemas import events as e
+
+
+def recheck(view: RoundView, total: NDArray[np.int64], fetch: Fetch) -> Rechecked:
+    """Do as `consumers.audit.modes.second_opinion.recheck`."""
+    # Only who asks for it waits until it is loaded.
+    from consumers.audit.modes import second_opinion  # noqa: PLC0415
+
+    return second_opinion.recheck(view, total, fetch)
 
 
 @dataclass(slots=True, kw_only=True)

@@ -61,6 +61,10 @@ class LogSource:
 def write(path, log, attestations, *, jobs=1, with_blobs=True):
     """Write a bundle as `moot audit --bundle` does."""
     source = LogSource(log, attestations, with_blobs=with_blobs)
+    return write_from(path, source, jobs=jobs)
+
+
+def write_from(path, source, *, jobs=1):
     with BundleWriter(path) as writer:
         kept, streams = cli.audit._keep(writer, source, source.open({}))
         options = Options(federation="clinics", jobs=jobs)
