@@ -23,6 +23,7 @@ from rich.text import Text
 from adapters import alive
 from adapters.durable import write_file
 from adapters.log_lines import printable
+from cli.extras import demand
 from cli.modes import forge_update, start_demo
 from cli.stack.processes import LOOPBACK, StackError, find_free_ports
 from cli.stack.services import Supervisor
@@ -78,6 +79,7 @@ def run_demo(*, rounds: int, task: str, directory: Path | None) -> int:
     Raises:
         StackError: something failed; says what to do.
     """
+    demand("agent", "examples", "exporter", "services")
     if task not in EXAMPLES:
         msg = f"there is no example {task!r}"
         raise StackError(msg, f"Choose one of {', '.join(EXAMPLES)}.")

