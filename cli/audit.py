@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import typer
 
-from cli.audit_show import render
+from cli.audit_show import fold, render
 from cli.show import say, say_error, say_json
 from cli.stack.processes import read_at_most
 
@@ -127,7 +128,8 @@ def audit(options: Options) -> None:
     elif options.as_json:
         say_json(report.to_json(), is_wide=True)
     else:
-        say(*render(report, time.monotonic() - started).split("\n"))
+        text = render(report, time.monotonic() - started)
+        say(*fold(text, shutil.get_terminal_size().columns))
     raise typer.Exit(exit_code)
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from adapters.log_lines import printable
+from adapters.wording import counted
 
 if TYPE_CHECKING:
     from consumers.audit.report import Finality, Finding, Report
@@ -15,6 +18,10 @@ if TYPE_CHECKING:
 
 MAX_RECHECKED: Final = 20
 """Rounds whose rows are shown."""
+_START: Final = re.compile(r" +(?:\d+\. |- |\S+(?: \S+)* {2,})?")
+"""Of a line: what its continuations stay right of."""
+_GLUE: Final = "\u00a0"
+"""Not printable, so no text of others has it any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,18 +33,20 @@ class _Line:
 def render(report: Report, elapsed_s: float) -> str:
     """Return a report as text; what others wrote into it stays within its line."""
     lines = [
-        _Line("log", f"{report.num_blocks:,} blocks, {report.num_leaves:,} leaves, "
+        _Line("log", f"{counted(report.num_blocks, 'block')}, "
+              f"{counted(report.num_leaves, 'leaf', 'leaves')}, "
               f"{_show_size(report.log_bytes)}"),
         _Line("signatures", f"{report.num_signatures:,} verified"),
         _Line("checkpoints", _show_checkpoints(report)),
         _Line("leaves", _show_counts(report.events)),
         _Line("facts", "as the deciders conclude: " + _show_counts(report.facts)),
-        _Line("pending", f"{len(report.pending)} facts" if report.pending else ""),
+        _Line("pending", counted(len(report.pending), "fact")
+              if report.pending else ""),
         _Line("final", _show_final(report.finality)),
         _Line("cosigned", _show_cosigned(report.finality)),
         _Line("refused", _show_counts(report.refusals)),
         _Line("rejected", _show_counts(report.rejections)),
-        _Line("models", f"{report.num_rounds_recomputed:,} rounds recomputed, "
+        _Line("models", f"{counted(report.num_rounds_recomputed, 'round')} recomputed, "
               "sum and model bit for bit"),
         _Line("rechecked", _show_rechecked(report)),
         _Line("blobs", f"{report.num_blobs:,} verified, "
@@ -80,6 +89,28 @@ def render(report: Report, elapsed_s: float) -> str:
     return "\n".join(map(printable, out))
 
 
+def fold(text: str, width: int) -> Iterator[str]:
+    """Yield the lines of a text, long ones continued below where they began.
+
+    Args:
+        text: What `render` returns.
+        width: Characters of a line, unless a single word is longer.
+    """
+    for line in text.split("\n"):
+        start = _START.match(line)
+        hang = len(start[0]) if start else width
+        folded = textwrap.wrap(
+            # A number stays beside what it counts.
+            re.sub(r"(?<=\d) (?=[A-Za-z])", _GLUE, line.lstrip(" ")),
+            width,
+            initial_indent=" " * (len(line) - len(line.lstrip(" "))),
+            subsequent_indent=" " * (hang if hang < width // 2 else 4),
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        yield from (item.replace(_GLUE, " ") for item in folded or [""])
+
+
 def _list_findings(
     title: str, findings: Sequence[Finding], counts: Counter[str]
 ) -> Iterator[str]:
@@ -113,7 +144,7 @@ def _verdict(report: Report) -> str:
     count = report.num_findings.total()
     return (
         f"WRONG: the log of {report.federation_id} does not check out: "
-        f"{count} finding{'s' if count > 1 else ''}."
+        f"{counted(count, 'finding')}."
     )
 
 
@@ -124,9 +155,9 @@ def _show_final(finality: Finality | None) -> str:
         return "no block"
     return (
         f"up to block {finality.final_height:,}, size {finality.final_size:,}: "
-        f"{finality.num_certified:,} blocks by their own certificates, "
+        f"{counted(finality.num_certified, 'block')} by their own certificates, "
         f"{finality.num_by_descendant:,} by a later block's; "
-        f"{finality.num_epochs:,} epochs"
+        f"{counted(finality.num_epochs, 'epoch')}"
     )
 
 
@@ -154,9 +185,11 @@ def _list_nodes(finality: Finality | None) -> Iterator[Sequence[str]]:
         yield (
             node.name,
             "" if node.is_present else "former",
-            f"{node.num_attestations:,} attestations",
-            f"{node.num_cosignatures:,} cosignatures",
-            f"{node.num_blocks_behind:,} blocks behind" if node.is_present else "",
+            counted(node.num_attestations, "attestation"),
+            counted(node.num_cosignatures, "cosignature"),
+            f"{counted(node.num_blocks_behind, 'block')} behind"
+            if node.is_present
+            else "",
         )
 
 
@@ -192,7 +225,9 @@ def _show_rechecked(report: Report) -> str:
         return ""
     rows = sum(len(rechecked.rows) for rechecked in report.rechecked)
     of = sum(rechecked.num_rows for rechecked in report.rechecked)
-    return f"{rows:,} of {of:,} rows of opened sums, by another library (py-ecc)"
+    return (
+        f"{rows:,} of {counted(of, 'row')} of opened sums, by another library (py-ecc)"
+    )
 
 
 def _list_rechecked(report: Report) -> Iterator[Sequence[str]]:
@@ -201,7 +236,7 @@ def _list_rechecked(report: Report) -> Iterator[Sequence[str]]:
         yield f"round {rechecked.round}", f"rows {rows} of {rechecked.num_rows}"
     more = len(report.rechecked) - MAX_RECHECKED
     if more > 0:
-        yield f"and {more:,} more rounds", "(--json lists them)"
+        yield f"and {counted(more, 'more round')}", "(--json lists them)"
 
 
 def _align(rows: Iterable[Sequence[str]]) -> Iterator[str]:
@@ -216,7 +251,7 @@ def _align(rows: Iterable[Sequence[str]]) -> Iterator[str]:
 def _show_checkpoints(report: Report) -> str:
     text = f"{report.num_checkpoints:,} verified"
     if report.num_unsigned_blocks:
-        text += f", the last {report.num_unsigned_blocks:,} blocks are too new for one"
+        text += f"; {counted(report.num_unsigned_blocks, 'block')} too new for one"
     return text
 
 

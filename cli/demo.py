@@ -23,6 +23,7 @@ from rich.text import Text
 from adapters import alive
 from adapters.durable import write_file
 from adapters.log_lines import printable
+from adapters.wording import counted
 from cli.extras import demand
 from cli.modes import forge_update, start_demo
 from cli.stack.processes import LOOPBACK, StackError, find_free_ports
@@ -192,7 +193,10 @@ class _Demo:
         created = create_topics(settings)
         schemas = SchemaRegistry(settings.schema_registry_url).register_all()
         BlobStore(settings).ensure_bucket()
-        self.say(f"{len(created)} topics, {len(schemas)} schemas registered")
+        self.say(
+            f"{counted(len(created), 'topic')} made, "
+            f"{counted(len(schemas), 'schema')} registered"
+        )
 
     def _start_processes(
         self, settings: Settings, environment: dict[str, str]
@@ -214,8 +218,9 @@ class _Demo:
                 "--data-config", json.dumps({"organisation": index}),
             )  # fmt: skip
         self.say(
-            f"services, {len(LEDGER_NODES)} ledger nodes, {len(PARTIES)} parties and "
-            f"{len(ORGANISATIONS)} agents are starting"
+            f"services, {counted(len(LEDGER_NODES), 'ledger node')}, "
+            f"{counted(len(PARTIES), 'party', 'parties')} and "
+            f"{counted(len(ORGANISATIONS), 'agent')} are starting"
         )
         return operator_key
 
@@ -319,7 +324,8 @@ class _Demo:
                         if event.round == self.rounds:
                             chain = read.state.chain
                             self.say(
-                                f"{chain.height} blocks, {chain.size} leaves, "
+                                f"{counted(chain.height, 'block')}, "
+                                f"{counted(chain.size, 'leaf', 'leaves')}, "
                                 f"tree {chain.tree.root().hex()[:16]}"
                             )
                             return chain.size
@@ -352,7 +358,7 @@ class _Demo:
                     for line in note.decode(errors="replace").splitlines():
                         self.say(line, style="dim")
                     return
-                problem = f"only {final} of {size} leaves are final"
+                problem = f"final up to size {final} of {size}"
             time.sleep(0.1)
         assert self._supervisor is not None
         raise StackError(problem, f"The nodes' logs are in {self._supervisor.logs}.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
+from adapters.wording import counted
 from cli.modes import describe as describe_of_mode
 from schemas import events as e
 
@@ -14,7 +15,8 @@ def describe(event: e.LedgerEvent) -> str:
     match event:
         case e.FederationConfigured():
             return (
-                f"federation {event.federation_id}: {event.num_parameters} parameters, "
+                f"federation {event.federation_id}: "
+                f"{counted(event.num_parameters, 'parameter')}, "
                 f"cohorts of {event.min_cohort} to {event.cohort_size}"
             )
         case e.FederationChanged():
@@ -32,7 +34,7 @@ def describe(event: e.LedgerEvent) -> str:
         case e.RoundStarted():
             return (
                 f"round {event.round} starts from version {event.base_version}: "
-                f"{event.num_drawn} agents drawn"
+                f"{counted(event.num_drawn, 'agent')} drawn"
             )
         case e.RoundRefused() | e.RoundAbandoned() | e.ClaimRejected():
             name = type(event).__name__
@@ -48,8 +50,9 @@ def describe(event: e.LedgerEvent) -> str:
             )
         case e.RoundSealed():
             return (
-                f"round {event.round} sealed with {event.num_contributions} "
-                f"contributions, {event.num_examples} examples"
+                f"round {event.round} sealed with "
+                f"{counted(event.num_contributions, 'contribution')}, "
+                f"{counted(event.num_examples, 'example')}"
             )
         case e.AggregatePublished():
             return f"round {event.round} model {event.model.sha256.hex()[:16]}"
@@ -100,7 +103,7 @@ def describe_training(said: Any) -> str:
     """Return what an agent reports about its training, as text."""
     loss = said.loss_micros
     shown = "" if loss is None else f", loss {loss / 1e6:.3f}"
-    return f"{said.num_examples} examples{shown}"
+    return f"{counted(said.num_examples, 'example')}{shown}"
 
 
 def to_jsonable(value: Any) -> Any:

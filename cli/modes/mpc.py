@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from adapters.wording import counted
 from cli.environment import find_settings
 from cli.extras import demand
 from cli.options import parse_key
@@ -273,11 +274,11 @@ def describe(event: LedgerEvent) -> str:
         case e.UpdateCommitted():
             said = f"{event.agent_id} commits to an update: {describe_training(event)}"
         case e.CommitmentsClosed():
-            said = f"closed with {event.num_commitments} commitments"
+            said = f"closed with {counted(event.num_commitments, 'commitment')}"
         case e.SharesLinked():
             said = f"party {event.party} links its shares"
         case e.ComparisonStarted():
-            said = f"parties compare {len(event.agent_ids)} updates"
+            said = f"parties compare {counted(len(event.agent_ids), 'update')}"
         case e.UpdatesCompared():
             said = f"party {event.party} says which updates are far apart"
         case e.PartialAggregateSubmitted():

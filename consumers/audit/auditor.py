@@ -41,6 +41,7 @@ from typing import Final
 
 from adapters.kafka import Record
 from adapters.schema_registry import FramingError
+from adapters.wording import counted
 from consumers.audit.blobs import BlobAuditor, FetchBlob
 from consumers.audit.checkpoints import CheckpointAuditor
 from consumers.audit.claims import AnswersClaim, PartClaim, ResultClaim, read_claims
@@ -703,7 +704,7 @@ class _Audit:
                     message="no checkpoint of this log satisfies your policy",
                     expected=f"log {origin} and quorum {self._policy.quorum}",
                     found=f"log key {key.hex()} and "
-                    f"{self._finality.num_cosigned} cosigned sizes",
+                    f"{counted(self._finality.num_cosigned, 'cosigned size')}",
                 )
             )
 

@@ -17,6 +17,7 @@ import numpy as np
 from adapters.ahead import Ahead
 from adapters.blobs import BlobError
 from adapters.round_blobs import Checking, make_fetch
+from adapters.wording import counted
 from consumers.audit.modes import SECOND_OPINIONS
 from consumers.audit.report import Finding, FindingCode, Place, Report
 from protocol.aggregation import sum_from_blob
@@ -116,13 +117,13 @@ class BlobAuditor:
             if found == size:
                 self._model = (ref.sha256, blob)
                 return
-            problem = f"{found} parameters"
+            problem = counted(found, "parameter")
         self._add(
             Finding(
                 code=FindingCode.INVALID_MODEL,
                 place=place,
                 message="the initial model is not one of this federation",
-                expected=f"a model of {size} parameters",
+                expected=f"a model of {counted(size, 'parameter')}",
                 found=problem,
                 blob_sha256=ref.sha256.hex(),
             )
@@ -497,6 +498,6 @@ def _describe_difference(expected: bytes, found: bytes | None, size: int) -> str
         return "; the numbers agree, the bytes do not"
     first = int(differing[0])
     return (
-        f"; {len(differing)} of {size} coordinates differ, the first is {first}: "
+        f"; {len(differing)} of {counted(size, 'coordinate')} differ, first {first}: "
         f"expected {ours[first]}, found {theirs[first]}"
     )

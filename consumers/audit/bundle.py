@@ -46,6 +46,7 @@ from adapters.blobs import BlobError
 from adapters.durable import move_file
 from adapters.kafka import Record
 from adapters.schema_registry import FramingError
+from adapters.wording import counted
 from consumers.audit.blobs import FetchBlob
 from consumers.audit.records import Unframe
 from schemas import codec, topics
@@ -166,7 +167,7 @@ def decode_record(topic: str, body: bytes) -> Record:
     offset, key, value = fields.number(_U64), fields.data(), fields.data()
     count = fields.number(_U16)
     if count > MAX_HEADERS:
-        raise BundleError(f"it has {count} headers; at most {MAX_HEADERS}")
+        raise BundleError(f"it has {counted(count, 'header')}; at most {MAX_HEADERS}")
     headers = tuple(fields.header() for _ in range(count))
     fields.finish()
     return Record(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from adapters.kafka import Record
 from adapters.schema_registry import FramingError
+from adapters.wording import counted
 from consumers.audit.finality import FinalityAuditor
 from consumers.audit.findings import Findings
 from consumers.audit.parallel import CheckpointContext, Helpers
@@ -234,8 +235,8 @@ class CheckpointAuditor:
                 code=FindingCode.CHECKPOINT_BEYOND_END,
                 place=first.place,
                 message=(
-                    f"{count} checkpoints are of blocks that the log does not have: "
-                    "it was cut off, or these are out of turn"
+                    f"{counted(count, 'checkpoint')} of blocks that the log does not "
+                    "have: it was cut off, or these are out of turn"
                 ),
                 expected=f"none after block {self._log().chain.height - 1}",
                 found=f"up to block {last.event.height}, "

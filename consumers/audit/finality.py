@@ -32,6 +32,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Final, cast
 
+from adapters.wording import counted
 from consumers.audit.report import (
     EraReport,
     Finality,
@@ -194,7 +195,7 @@ def _open_cosigned(context: Context, event: e.CheckpointCosigned) -> Said:
     note = event.checkpoint.encode()
     verified = verify_checkpoint(note, log_key, log_key.name, cosigners)
     if len(verified.cosignatures) != 1:
-        msg = f"{len(verified.cosignatures)} cosignatures of nodes; a record has one"
+        msg = f"{counted(len(verified.cosignatures), 'cosignature')}; a record has one"
         raise InvalidMessageError(msg)
     (cosignature,) = verified.cosignatures
     return Said(
@@ -523,7 +524,8 @@ class FinalityAuditor:
             )
         elif len(at_height) == 1 and num_nodes == node_set.max_faulty + 1:
             message_ = (
-                f"{num_nodes} ledger nodes attest {where} at height {height}, and "
+                f"{where} at height {height} is attested by "
+                f"{counted(num_nodes, 'ledger node')}, and "
                 f"{node_set.max_faulty} of {len(node_set.nodes)} may lie: the "
                 "sequencer signed a second block"
             )

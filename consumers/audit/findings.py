@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
+from adapters.wording import counted
 from consumers.audit.report import Finding, FindingCode, Noise, Place, Report
 from schemas import topics
 
@@ -83,4 +84,4 @@ def sort_key(finding: Finding) -> tuple[bool, str, int, int]:
 def _shorten(text: str) -> str:
     if len(text) <= MAX_SHOWN:
         return text
-    return f"{text[:MAX_SHOWN]}… ({len(text) - MAX_SHOWN} characters more)"
+    return f"{text[:MAX_SHOWN]}… ({counted(len(text) - MAX_SHOWN, 'character')} more)"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from adapters.wording import counted
 from consumers.audit.modes import Watch
 from consumers.audit.report import Report
 
@@ -32,9 +33,10 @@ def list_notes(
     yield from _list_noise(report)
     yield from _say_what_is_final(report, has_nodes=has_nodes)
     if report.continued_from:
+        blocks = counted(report.continued_from, "block")
         yield (
-            f"The first {report.continued_from} blocks were verified by your earlier "
-            "audit and not read again."
+            f"Your earlier audit verified the first {blocks}; this one did not read "
+            "that part again."
         )
     if report.num_blocks:
         yield (
@@ -43,14 +45,14 @@ def list_notes(
         )
     if report.num_claims_unchecked:
         yield (
-            f"{report.num_claims_unchecked} updates were rejected for blobs that the "
-            "store does not have: the aggregator's word."
+            "Rejected for blobs that the store does not have, on the aggregator's "
+            f"word: {counted(report.num_claims_unchecked, 'update')}."
         )
     if report.num_refusals_unchecked:
         yield (
-            f"{report.num_refusals_unchecked} records were refused for their "
-            "signature, key or order, which a refusal does not keep: the "
-            "sequencer's word."
+            "Refused for their signature, key or order, which a refusal does not "
+            "keep, on the sequencer's word: "
+            f"{counted(report.num_refusals_unchecked, 'record')}."
         )
     for watch in watches:
         yield from watch.list_notes(report)
@@ -62,8 +64,8 @@ def list_notes(
     if report.pending:
         oldest = min(item.cause_leaf_index for item in report.pending)
         yield (
-            f"{len(report.pending)} facts follow from the log and are not on it "
-            f"yet, the oldest from leaf {oldest}."
+            "Concluded from the log and not on it yet: "
+            f"{counted(len(report.pending), 'fact')}, the oldest from leaf {oldest}."
         )
 
 
@@ -72,10 +74,10 @@ def _list_noise(report: Report) -> Iterator[str]:
         kinds = [noise for noise in report.noise if noise.topic == topic]
         count = sum(noise.count for noise in kinds)
         yield (
-            f"{count} records on {topic} are not by a ledger node, or were altered by "
-            "somebody else who may write there, the first at offset "
-            f"{min(noise.first.offset or 0 for noise in kinds)}: they were passed "
-            "over and change nothing."
+            f"Passed over on {topic}, where they change nothing: "
+            f"{counted(count, 'record')} not by a ledger node, or altered by somebody "
+            "else who may write there, the first at offset "
+            f"{min(noise.first.offset or 0 for noise in kinds)}."
         )
     if report.node_faults:
         yield (
@@ -97,8 +99,8 @@ def _say_what_is_final(report: Report, *, has_nodes: bool) -> Iterator[str]:
     else:
         if finality.num_not_final:
             yield (
-                f"The last {finality.num_not_final} blocks are not final yet by "
-                "the attestations that were read."
+                "Not final yet, by the attestations that were read: "
+                f"{counted(finality.num_not_final, 'block')} at the end."
             )
         if finality.cosigned_size:
             late_s = report.last_block_at_ms / 1_000 - finality.cosigned_at_s

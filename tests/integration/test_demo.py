@@ -51,6 +51,7 @@ def test_the_demo_trains_and_audits_and_leaves_nothing(temporary: Path) -> None:
         "2",
         timeout_s=480,
         TMPDIR=str(temporary),
+        COLUMNS="1000",  # or the audit's lines would be folded
         # The other tests have one partition; most of these three stay empty.
         MOOT_NUM_PARTITIONS="3",
     )

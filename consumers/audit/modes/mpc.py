@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from adapters.wording import counted
 from consumers.audit.report import Finding, FindingCode, Place, Rechecked, Report
 from protocol.contributions import WITHDRAWN, Contribution
 from protocol.modes.mpc.configuration import list_parties
@@ -119,8 +120,8 @@ class OpenedSums:
         )
         if again:
             return (
-                f"{len(again)} agents, {min(again)} among them, are in another opened "
-                f"sum over base model {asked.base_model.hex()}"
+                f"{counted(len(again), 'agent')}, {min(again)} first, in another "
+                f"opened sum over base model {asked.base_model.hex()}"
             )
         try:
             demand_not_left(asked, known)

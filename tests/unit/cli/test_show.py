@@ -19,7 +19,7 @@ import cli.rewards
 from adapters.kafka import END
 from adapters.log_lines import printable
 from adapters.settings import Settings
-from cli.audit_show import render
+from cli.audit_show import fold, render
 from cli.describe import describe
 from cli.show import prepare, say, say_json, show_time
 from consumers.audit.monitor import Alert, AlertKind
@@ -295,6 +295,33 @@ def test_a_report_has_the_same_lines_whatever_is_in_it(capsys):
     assert plain["stopped"] == "x"
     assert not any("forged" in line and line.startswith("error") for line in text)
     assert text.count("\n") < 60
+
+
+@pytest.mark.parametrize("width", [20, 80, 200])
+def test_a_report_is_folded_and_keeps_its_words(width):
+    text = render(hostile_report(), 1.0)
+    lines = list(fold(text, width))
+
+    assert " ".join(lines).split() == text.split()
+    whole = text.split("\n")
+    for line in lines:
+        assert len(line) <= width or len(line.split()) <= 2  # a number and its noun
+        # What others wrote begins no line.
+        assert line.startswith(" ") or any(item.startswith(line) for item in whole)
+    assert all(map(is_clean, lines))
+
+
+def test_what_goes_on_stands_below_where_it_began():
+    folded = list(
+        fold("  leaves  5 AgentAdmitted, 12 BalanceChanged\n\n  - a note", 28)
+    )
+
+    assert folded == [
+        "  leaves  5 AgentAdmitted,",
+        "          12 BalanceChanged",
+        "",
+        "  - a note",
+    ]
 
 
 def test_an_alert_is_one_line(capsys):

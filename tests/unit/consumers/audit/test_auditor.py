@@ -618,7 +618,7 @@ def test_a_sum_off_by_one_in_one_coordinate_is_found():
     log = build_log(result=off_by_one)
     report = audit(log)
     assert codes(report) == [FindingCode.WRONG_SUM] * 3
-    assert "1 of 6 coordinates differ, the first is 3" in report.findings[0].message
+    assert "1 of 6 coordinates differ, first 3:" in report.findings[0].message
     place = report.findings[0].place
     assert place.leaf_index == index_of(log, e.AggregateSubmitted)
 

@@ -59,7 +59,7 @@ def test_an_honest_sum_is_opened_by_both(log):
         {"round": 1, "rows": (0,), "num_rows": 1, "problems": ()}
     ]
     text = render(report, 1.0)
-    assert "1 of 1 rows of opened sums, by another library (py-ecc)" in text
+    assert "1 of 1 row of opened sums, by another library (py-ecc)" in text
     assert "round 1  rows 0 of 1" in text
 
 
