@@ -524,7 +524,7 @@ def test_what_is_nearly_a_golden_message_is_refused(
 
 
 @pytest.mark.parametrize(("name", "fingerprint"), GOLDEN)
-def test_a_golden_message_is_none_of_another_event(name: str, fingerprint: str) -> None:
+def test_a_golden_message_belongs_to_one_event(name: str, fingerprint: str) -> None:
     data = bytes.fromhex(golden.load(name)[fingerprint]["hex"])
     for other, fingerprints in codec.lock().items():
         for another in fingerprints if other != name else ():

@@ -272,7 +272,7 @@ def test_the_round_is_one_trace_through_parties_and_aggregator(secret: Secret) -
     )
 
 
-def test_who_shares_or_claims_too_much_is_left_out(secret: Secret) -> None:
+def test_an_agent_that_shares_or_claims_too_much_is_left_out(secret: Secret) -> None:
     started = secret.begin()
     honest = secret.commit(started, "wren")
     # An update like others, and as good as robin's.
@@ -626,7 +626,9 @@ def demand_left_out(show: Secret, started: e.RoundStarted, updates: Updates) -> 
     assert not show.has(e.BalanceChanged, started.round, account=OUTLIER)
 
 
-def test_who_points_elsewhere_is_left_out_of_the_sum(comparing: Secret) -> None:
+def test_an_agent_that_points_elsewhere_is_left_out_of_the_sum(
+    comparing: Secret,
+) -> None:
     started, updates = play_with_an_outlier(comparing)
     demand_left_out(comparing, started, updates)
     report = comparing.federation.audit()

@@ -83,7 +83,7 @@ def test_the_sequencer_refuses_what_cannot_be_read_and_goes_on(poisoned: World) 
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux counts it")
-def test_who_reads_beside_the_services_goes_on_too(poisoned: World) -> None:
+def test_other_readers_go_on_too(poisoned: World) -> None:
     """Ledger node, timer and audit; what strangers write is there before and during."""
     (port,) = find_free_ports(1)
     url = f"http://127.0.0.1:{port}"

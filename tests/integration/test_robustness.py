@@ -343,7 +343,7 @@ def test_a_party_that_opened_other_bits_is_named(monkeypatch):
 
 
 @pytest.mark.parametrize("opened", [[0, 1, 2], [0, -1, 0], [0, 1]])
-def test_what_are_no_bits_is_refused(monkeypatch, opened):
+def test_bytes_other_than_bits_are_refused(monkeypatch, opened):
     for error in run_in_threads(monkeypatch, [opened] * 2):
         assert error.reason == RobustnessFailure.NOT_BITS
 

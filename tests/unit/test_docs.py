@@ -353,7 +353,7 @@ def test_pages_that_the_code_names_exist():
         "docs/reference/settings.md",
     ],
 )
-def test_who_may_back_something_up_is_told_what_may_never_be_restored(page):
+def test_readers_who_may_back_up_are_told_what_never_to_restore(page):
     text = (ROOT / page).read_text(encoding="utf-8")
     assert "what-may-never-be-restored.md" in text
 

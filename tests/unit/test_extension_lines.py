@@ -339,7 +339,9 @@ def test_every_reader_is_here() -> None:
 
 
 @pytest.mark.parametrize("reader", READERS)
-def test_a_checkpoint_with_an_extension_line_is_none(reader: str, case: Case) -> None:
+def test_a_checkpoint_with_an_extension_line_is_refused(
+    reader: str, case: Case
+) -> None:
     READERS[reader](case)
 
 

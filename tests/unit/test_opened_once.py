@@ -141,7 +141,7 @@ def _work(secret):
     return Work(secret, "")
 
 
-def test_who_may_have_been_summed_is_not_drawn_again_for_that_model():
+def test_an_agent_that_may_have_been_summed_is_not_drawn_again_for_that_model():
     log = start_mpc_log(*SIX, cohort_size=3, min_cohort=3)
     log.speak = hold_back("p1")
     first = run_round(log)

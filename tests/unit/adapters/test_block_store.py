@@ -117,7 +117,7 @@ def test_a_gap_is_said(path, store):
     again.close()
 
 
-def test_another_file_is_no_store(path):
+def test_another_file_is_not_taken_for_a_store(path):
     path.parent.mkdir()
     path.write_bytes(b"something else" * 1_000)
     with pytest.raises(BlockStoreError, match="not a block store"):

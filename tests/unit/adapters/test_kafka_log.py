@@ -142,12 +142,14 @@ def forged(log):
 
 
 @pytest.mark.parametrize("function", [read_log, follow_log, find_genesis])
-def test_who_pins_the_operators_key_refuses_a_strangers_log(read, forged, function):
+def test_a_reader_that_pins_the_operators_key_refuses_a_strangers_log(
+    read, forged, function
+):
     with pytest.raises(UntrustedFederationError, match=OPERATOR.hex()):
         read([forged], function=function, operator_key=OPERATOR)
 
 
-def test_who_pins_nothing_is_misled_by_whoever_was_first(log, read, forged):
+def test_a_reader_that_pins_nothing_believes_the_first_founder(log, read, forged):
     """And takes the true federation's blocks, which follow, for foreign ones."""
     (only,) = read([forged, *log.records])
     assert only.offset == 77

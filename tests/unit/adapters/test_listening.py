@@ -143,7 +143,7 @@ def choose(guests, **limits):
     return listener._find_excess(guests[-1].address)
 
 
-def test_who_has_most_gives_up_the_oldest_that_does_nothing():
+def test_the_guest_with_most_connections_gives_up_its_oldest_idle_one():
     many = [fake("a", n, is_busy=n < 2) for n in range(4)]
     few = [fake("b", -1), fake("c", -2)]
     assert choose([*many, *few]) is None
@@ -154,7 +154,7 @@ def test_who_has_most_gives_up_the_oldest_that_does_nothing():
     assert choose([*many, *few], connections=5) is many[0]
 
 
-def test_who_has_too_many_gives_up_one_of_its_own():
+def test_a_guest_with_too_many_connections_gives_up_one_of_its_own():
     guests = [fake("b", 0), *(fake("a", n) for n in range(1, 6))]
     assert choose(guests, per_address=5) is None
     assert choose(guests, per_address=4) is guests[1]
@@ -472,7 +472,7 @@ def test_what_is_sent_ahead_is_bounded(tmp_path):
     on_node(tmp_path, test)
 
 
-def test_who_has_gone_is_no_longer_waited_with(tmp_path):
+def test_a_client_that_has_gone_ends_its_wait(tmp_path):
     async def test(shell, _, port):
         last = shell.node.feed.last
         poll = f"GET /attestations?after={last}&wait=20 HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -489,7 +489,7 @@ def test_who_has_gone_is_no_longer_waited_with(tmp_path):
     on_node(tmp_path, test)
 
 
-def test_who_reads_slowly_is_cut_off_when_others_need_the_room(tmp_path, monkeypatch):
+def test_a_slow_reader_is_cut_off_when_others_need_the_room(tmp_path, monkeypatch):
     size = 4 * 2**20
     monkeypatch.setattr(node_http, "MAX_UNSENT_BYTES", 2 * size)
     status = json.dumps({"big": "x" * size})

@@ -378,7 +378,7 @@ def test_another_logs_checkpoint_is_not_ours(tmp_path: Path) -> None:
         fetch(url)
 
 
-def test_a_checkpoint_that_is_none(tmp_path: Path) -> None:
+def test_a_bad_checkpoint(tmp_path: Path) -> None:
     fill(tmp_path)
     (tmp_path / "checkpoint").write_bytes(b"<html>\xff not a log at all")
     with serve(files(tmp_path)) as url, pytest.raises(LogUnavailableError):

@@ -128,7 +128,7 @@ def test_only_released_schemas_exist(registry, client, text):
     assert refusal_of(registry, value) == Reason.UNKNOWN_SCHEMA
 
 
-def test_a_schema_with_another_default_is_none_of_ours(registry, client):
+def test_a_schema_with_another_default_is_not_ours(registry, client):
     value = frame(EVENT)
     text = codec.schema_text("AgentRevoked").replace("AgentRevoked", "AgentRevokedToo")
     client.texts[id_of(value)] = text
@@ -185,7 +185,7 @@ def test_a_gateway_knows_nothing_of_a_schema(registry, client, monkeypatch, code
 
 
 @pytest.mark.parametrize("status", [401, 429, 500, 503])
-def test_any_other_answer_is_none(registry, client, status):
+def test_any_other_answer_means_nothing(registry, client, status):
     """Nothing is refused for what the registry did not say."""
     client.texts[9_999] = status
     with pytest.raises(SchemaRegistryError):
@@ -206,7 +206,9 @@ def test_any_other_answer_is_none(registry, client, status):
         (bytes(codec.MAX_EVENT_SIZE_BYTES + 1), Reason.TOO_LARGE),
     ],
 )
-def test_what_is_no_framing_is_refused_without_asking(registry, client, value, reason):
+def test_bytes_other_than_a_framing_are_refused_without_asking(
+    registry, client, value, reason
+):
     assert refusal_of(registry, value) == reason
     assert client.num_asked == 0
 

@@ -166,9 +166,7 @@ def test_helpers_that_are_killed_change_no_verdict(bundle):
 @pytest.mark.parametrize(
     "content", [b"", b"\xff\xfe", b"[" * 100_000, b"{}", b'{"format": 1}', b"1" * 5_000]
 )
-def test_a_file_that_is_none_of_ours_is_no_verdict(
-    bundle, monkeypatch, capsys, tmp_path, content
-):
+def test_a_foreign_file_is_no_verdict(bundle, monkeypatch, capsys, tmp_path, content):
     path = tmp_path / "file"
     path.write_bytes(content)
     for arguments in (

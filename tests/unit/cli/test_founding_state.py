@@ -214,7 +214,7 @@ def test_the_founder_says_what_becomes_of_running_statistics(
 
 
 @pytest.mark.parametrize("text", ["", "=", "w", "w=", "=fixed", "w=Fixed", "w=frozen"])
-def test_a_rule_that_is_none_is_refused(text):
+def test_an_unknown_rule_is_refused(text):
     with pytest.raises(StackError, match="PATTERN=CLASS"):
         make_state_rules([text])
 

@@ -165,7 +165,7 @@ def test_a_node_may_have_no_url() -> None:
         f"a@{HEX}",
     ],
 )
-def test_what_is_no_node_is_refused(text: str) -> None:
+def test_a_malformed_node_is_refused(text: str) -> None:
     with pytest.raises(StackError, match="is not NAME=HEX@URL") as caught:
         parse_ledger_nodes([f"b={HEX}@", text])
     assert "moot node init" in caught.value.hint
@@ -311,7 +311,7 @@ def test_the_policy_of_each_era(settings: Settings, kafka: Kafka) -> None:
 
 
 @pytest.mark.parametrize("era", [-1, 1])
-def test_there_is_no_policy_of_an_era_that_is_none(
+def test_an_era_that_does_not_exist_has_no_policy(
     settings: Settings, kafka: Kafka, era: int
 ) -> None:
     with pytest.raises(StackError, match=f"has no era {era}: the present one is 0"):
@@ -383,7 +383,7 @@ def test_too_few_approvals_are_refused_and_the_reason_is_shown(
     assert len(read_node_sets(settings, "clinics")) == 1
 
 
-def test_who_is_no_present_node_cannot_approve(
+def test_only_present_nodes_can_approve(
     settings: Settings, kafka: Kafka, path: Path
 ) -> None:
     propose(settings, "clinics", NEW, path)

@@ -209,7 +209,7 @@ def test_no_byte_of_a_receipt_can_change_unnoticed(
 
 
 @pytest.mark.parametrize("entry", [b"not a leaf", codec.encode(LOG.leaves[0])])
-def test_what_is_in_the_log_and_no_leaf_of_ours_is_not_valid(
+def test_an_entry_other_than_a_leaf_is_not_valid(
     receipt: Path, policy: Path, entry: bytes, capsys: pytest.CaptureFixture[str]
 ) -> None:
     hashes = [leaf_hash(entry)]
@@ -242,7 +242,9 @@ def test_a_policy_of_other_nodes_wants_their_word(
 
 
 @pytest.mark.parametrize("text", ["", "quorum nobody\n", "\x00", "log x\n"])
-def test_what_is_no_policy_is_said(receipt: Path, policy: Path, text: str) -> None:
+def test_a_file_that_is_not_a_policy_is_named(
+    receipt: Path, policy: Path, text: str
+) -> None:
     policy.write_text(text)
     with pytest.raises(StackError, match="is not a policy") as caught:
         check_receipt(receipt, policy, as_json=False)

@@ -59,7 +59,7 @@ def test_the_next_block():
     assert PLAN.leaf_hashes == tuple(map(leaf_hash, SECOND))
 
 
-def test_who_builds_and_who_verifies_agree():
+def test_builders_and_verifiers_agree():
     assert verify_block(CHAIN, PLAN.header, SECOND) == PLAN
     verified = extend(CHAIN, PLAN.header, SECOND, b"block 1")
     assert verified == PLAN.seal(b"block 1")

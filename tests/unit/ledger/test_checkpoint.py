@@ -178,6 +178,6 @@ def test_an_origin_names_federation_and_genesis():
         "\u0660" * 64,
     ],
 )
-def test_what_is_no_origin(origin):
+def test_texts_that_are_not_origins(origin):
     with pytest.raises(InvalidCheckpointError, match="names no federation"):
         parse_origin(origin)

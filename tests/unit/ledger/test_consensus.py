@@ -253,7 +253,7 @@ def test_a_refused_block_that_others_make_final_is_final():
 # Giving up: R3, R7.
 
 
-def test_who_gives_up_attests_no_more_in_this_epoch():
+def test_a_node_that_gave_up_attests_no_more_in_this_epoch():
     node = make_node(CHAIN[0])
     assert requested(node.give_up()) == [(1, 0, -1)]
     assert node.add_block(CHAIN[1]).messages == ()
@@ -367,14 +367,14 @@ def test_a_split_is_one_right_above_what_is_certified():
     assert requested(effects) == [(1, 0, 0)]
 
 
-def test_a_split_elsewhere_is_none():
+def test_a_split_elsewhere_does_not_count():
     node = make_node(CHAIN[0])
     assert requested(split(node, CHAIN[2], FORK[2], THIRD)) == []
     assert requested(split(node, CHAIN[0], FORK[0], FORK[0], epoch=2)) == []
 
 
 def test_what_is_certified_is_not_split_whatever_was_heard():
-    """Who said one thing here and the other elsewhere is counted for the first."""
+    """A node that said one thing here and another elsewhere counts for the first."""
     node = make_node(CHAIN[0])
     split(node, CHAIN[0])
     effects = node.receive(certify(FORK[0], keys=OTHERS))
@@ -403,7 +403,7 @@ def test_a_split_of_the_epoch_that_is_entered_is_seen_at_once():
     assert effects.votes.last_request.epoch == 2
 
 
-def test_who_has_given_up_does_not_do_it_for_a_split_again():
+def test_a_node_that_gave_up_does_not_give_up_again_for_a_split():
     node = make_node(CHAIN[0])
     node.give_up()
     assert split(node, FORK[0], THIRD).messages == ()
@@ -548,7 +548,7 @@ def test_without_a_leader_what_anybody_attests_may_be_missing():
     assert node.missing == ()
 
 
-def test_who_attested_looks_for_nothing_else_at_that_height():
+def test_a_node_that_attested_looks_for_nothing_else_at_that_height():
     node = make_node(CHAIN[0])
     assert node.receive(attest(OTHERS[0], FORK[0])).missing == ()
     # Nor does who may attest no more in this epoch.
@@ -692,7 +692,7 @@ def test_but_not_if_the_base_is_of_another_epoch():
 @pytest.mark.parametrize(
     "base", [None, certify(CHAIN[0]), certify(CHAIN[2], keys=OTHERS)]
 )
-def test_who_enters_an_epoch_after_its_blocks_became_final_has_a_part_in_it(base):
+def test_a_node_that_enters_an_epoch_after_its_blocks_became_final_takes_part(base):
     node = make_node(*CHAIN[:6])
     settle(node, *CHAIN[:5], epoch=4)
     assert node.final_height == 3

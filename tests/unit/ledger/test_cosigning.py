@@ -64,7 +64,7 @@ def test_merged_notes_can_be_added_again(collector):
     assert other.merge(5) == collector.merge(5)
 
 
-def test_who_helps_a_log_that_signs_two_trees_stands_alone(collector):
+def test_a_cosigner_that_helps_a_log_sign_two_trees_stands_alone(collector):
     collector.add(note(5, 0, root=b"s" * 32))
     collector.add(note(5, 1))
     collector.add(note(5, 2))

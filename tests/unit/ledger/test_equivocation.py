@@ -123,7 +123,7 @@ INNOCENT = [
 
 
 @pytest.mark.parametrize("messages", INNOCENT)
-def test_no_contradiction_is_found_where_there_is_none(messages):
+def test_honest_messages_do_not_contradict_each_other(messages):
     assert find_contradiction(messages) is None
     if not messages:
         return

@@ -252,7 +252,7 @@ def test_a_quorum_is_verified():
     assert [s.timestamp_s % 10 for s in verified.cosignatures] == [3, 0, 2]
 
 
-def test_who_is_missing_is_said():
+def test_missing_witnesses_are_named():
     with pytest.raises(QuorumError) as caught:
         bft(4).verify(cosigned(2, 5, 0))
     assert caught.value.signed == ("w0", "w2")

@@ -135,7 +135,7 @@ def test_every_class_takes_named_arguments_with_good_values(path):
 
 
 @pytest.mark.parametrize(("path", "name"), EACH)
-def test_every_argument_of_every_class_refuses_what_is_none_of_its_values(path, name):
+def test_every_argument_of_every_class_refuses_other_values(path, name):
     found, arguments = load_class(path, DEFAULT_ALLOWED), _find_arguments(path)
     for value in HOSTILE:
         with pytest.raises(ArgumentError, match=rf"^{name} must be ") as caught:

@@ -502,7 +502,7 @@ def test_after_a_change_the_new_nodes_count(
     assert len(recorder.take()) == 1
 
 
-def test_what_is_no_cosigned_checkpoint_is_passed_over(
+def test_records_other_than_cosigned_checkpoints_are_passed_over(
     timer: Timer, log: LogBuilder, caplog: pytest.LogCaptureFixture
 ) -> None:
     learn(timer, log)
@@ -615,7 +615,7 @@ def test_junk_by_the_thousand_is_a_few_lines_in_the_log(
     assert "512 so far" in lines[-1]
 
 
-def test_what_is_no_cosignature_is_not_decoded(
+def test_records_other_than_cosignatures_are_not_decoded(
     timer: Timer, log: LogBuilder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A block of a thousand empty leaves, say; its sender chooses what it costs."""

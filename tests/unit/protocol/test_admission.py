@@ -421,7 +421,7 @@ def test_an_agent_that_was_never_admitted_is_unknown(
     assert desk.say(replace(answer, round=2)) is None
 
 
-def test_who_was_never_admitted_cannot_be_revoked() -> None:
+def test_an_agent_that_was_never_admitted_cannot_be_revoked() -> None:
     assert founded().say(revoked("eve")) == Reason.UNKNOWN_AGENT
 
 
@@ -620,7 +620,7 @@ def test_a_refusal_quotes_what_was_refused() -> None:
     assert len(verdict.event.detail) <= 500
 
 
-def test_a_refusal_under_another_key_is_nobodys_leaf() -> None:
+def test_a_refusal_under_another_key_becomes_no_leaf() -> None:
     desk = founded()
     (verdict,) = desk.sequence(desk.make.record(request(1), key=b"banks"))
     assert isinstance(verdict, Refused)

@@ -256,7 +256,7 @@ def test_it_is_the_sequencers_checkpoint_of_this_log(
 
 
 @pytest.mark.parametrize("text", ["", "x", "a\n\nb", "— x"])
-def test_what_is_no_note_is_not_final(log: LogBuilder, text: str) -> None:
+def test_bytes_other_than_a_note_are_not_final(log: LogBuilder, text: str) -> None:
     event = e.CheckpointFinalised(federation_id=FEDERATION, checkpoint=text)
     assert say(log, event, "TIMER") == Reason.NOT_FINAL
 
@@ -433,7 +433,7 @@ def test_only_a_present_node_reports_in_its_own_name(log: LogBuilder) -> None:
     assert say(log, evidence(log), "node1") == Reason.BAD_SIGNATURE
 
 
-def test_who_left_may_be_accused_but_not_accuse(log: LogBuilder) -> None:
+def test_a_node_that_left_may_be_accused_but_not_accuse(log: LogBuilder) -> None:
     log.change_nodes("node0", "node5")
     event = evidence(log, "node3", era=0, reported_by="node1")
     assert say(log, event, "node1") == Reason.UNKNOWN_LEDGER_NODE
@@ -444,7 +444,7 @@ def test_who_left_may_be_accused_but_not_accuse(log: LogBuilder) -> None:
 # Without ledger nodes
 
 
-def test_a_federation_without_ledger_nodes_has_nobodys_consent(
+def test_without_ledger_nodes_nobody_can_consent(
     log: LogBuilder,
 ) -> None:
     alone = LogBuilder(ledger_nodes=())

@@ -100,7 +100,7 @@ def test_too_many_examples_are_refused_and_change_nothing():
         (np.ones(2, dtype="i4"), -1),
     ],
 )
-def test_what_is_no_contribution_is_refused(update, num_examples):
+def test_a_bad_contribution_is_refused(update, num_examples):
     accumulator = Accumulator(2)
     with pytest.raises(ValueError, match=r"isn't|at least"):
         accumulator.add(update, num_examples)
@@ -135,6 +135,6 @@ def test_only_an_int64_vector_is_written(total):
         tensors_to_blob({"sum": np.zeros(3, dtype="i8")}),
     ],
 )
-def test_what_is_no_sum_is_refused(blob):
+def test_a_bad_sum_is_refused(blob):
     with pytest.raises(MalformedBlobError):
         sum_from_blob(blob, num_parameters=2)

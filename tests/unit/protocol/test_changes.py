@@ -188,7 +188,7 @@ def test_the_operator_changes_a_federation() -> None:
 
 
 @pytest.mark.parametrize("signer", ["DECIDER", "SEQUENCER", "ana", "eve"])
-def test_nobody_else_does(signer: str) -> None:
+def test_nobody_else_changes_a_federation(signer: str) -> None:
     desk = founded()
     assert desk.say(make_change(LARGER, 1), signer=signer) is Reason.BAD_SIGNATURE
     # What a stranger sends is not looked at any closer.

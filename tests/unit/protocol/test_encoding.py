@@ -150,7 +150,7 @@ def test_only_an_int32_vector_is_written(update):
         ),
     ],
 )
-def test_what_is_no_update_is_refused_with_a_reason(blob, reason):
+def test_a_blob_other_than_an_update_is_refused_with_a_reason(blob, reason):
     with pytest.raises(UpdateRefusedError) as refusal:
         parse_update(blob, num_parameters=2)
     assert refusal.value.reason is reason

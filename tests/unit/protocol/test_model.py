@@ -99,7 +99,7 @@ def test_a_blob_that_is_no_update_is_refused() -> None:
         compute_result("FEDAVG", sealed("ana"), [3], BASE_BLOB, [wrong])
 
 
-def test_a_base_model_that_is_none_is_refused() -> None:
+def test_a_bad_base_model_is_refused() -> None:
     with pytest.raises(MalformedBlobError):
         compute_result("FEDAVG", sealed("ana"), [3], b"not safetensors", [BLOBS["ana"]])
 

@@ -334,7 +334,7 @@ def test_what_waits_is_bounded_and_the_latest_rounds_wait() -> None:
 @pytest.mark.parametrize(
     "end", [sealed(1), abandoned(1, Reason.NOT_ENOUGH_CONTRIBUTIONS)]
 )
-def test_who_was_drawn_and_gave_no_answer_pays(end: e.RoundFact) -> None:
+def test_an_agent_that_was_drawn_and_gave_no_answer_pays(end: e.RoundFact) -> None:
     run = founded().given(started(1, "ana", "bea", "cem"), accepted(1, "bea"))
     run.given(*missed(1, "ana", "cem"))
     facts = run.when(end)
@@ -362,7 +362,7 @@ def test_an_answer_of_any_kind_is_one(answer: e.RoundFact) -> None:
         assert run.when(sealed(1)) == []
 
 
-def test_an_answer_to_another_round_is_none() -> None:
+def test_an_answer_to_another_round_does_not_count() -> None:
     run = founded().given(started(1, "ana"), sealed(1), started(2, "ana"))
     run.given(rejected(1, "ana", Reason.LATE), *missed(2, "ana"))
     assert changes(run.when(sealed(2))) == [("ana", -20, "MISSED_ASSIGNMENT")]
@@ -468,7 +468,7 @@ def test_the_sequencer_has_an_account_that_no_agent_can_have() -> None:
         assert find_problem(request) is not None
 
 
-def test_a_key_of_nobody_pays_nothing() -> None:
+def test_an_unknown_key_pays_nothing() -> None:
     assert founded().when(proven(make_key("ana").public_key)) == []
 
 

@@ -232,7 +232,7 @@ def test_one_answer_is_all_an_agent_has_even_if_its_blob_was_bad(reason: str) ->
         assert reasons(facts) == [("ContributionRejected", Reason.DUPLICATE)]
 
 
-def test_who_submitted_cannot_decline_and_who_declined_cannot_submit() -> None:
+def test_an_agent_that_submitted_cannot_decline_nor_the_other_way_round() -> None:
     run = opened()
     submit(run, "ana")
     run.given(declined("bea"))
@@ -316,7 +316,7 @@ def test_a_decline_is_an_answer_with_the_agents_reason(reason: Reason) -> None:
 
 
 @pytest.mark.parametrize("reason", ["DUPLICATE", "LATE", "I feel like it", ""])
-def test_a_decline_cannot_borrow_a_reason_of_ours(reason: str) -> None:
+def test_a_decline_cannot_give_a_reason_that_only_we_give(reason: str) -> None:
     run = opened()
     facts = run.when(declined("ana", reason=reason))
     assert reasons(facts) == [("ContributionRejected", Reason.TRAINING_FAILED)]
@@ -497,7 +497,7 @@ def test_a_repeated_deadline_changes_nothing() -> None:
     assert run.when(deadline(1, NOW_MS + 2)) == []
 
 
-def test_who_is_revoked_before_the_seal_is_excluded_even_if_accepted() -> None:
+def test_an_agent_revoked_before_the_seal_is_excluded_even_if_accepted() -> None:
     run = opened("ana", "bea", "cem", "dan")
     ana, bea, cem = submit(run, "ana", "bea", "cem")
     run.given(checked(ana))
@@ -518,13 +518,13 @@ def test_a_check_of_a_revoked_agents_update_comes_too_late() -> None:
     assert kinds(run.when(checked(ana))) == ["ClaimRejected"]
 
 
-def test_who_was_not_drawn_is_revoked_without_a_word_about_the_round() -> None:
+def test_revoking_an_agent_that_was_not_drawn_leaves_the_round_alone() -> None:
     run = opened().given(admitted("eve"))
     assert run.when(revoked("eve")) == []
     assert founded(*AGENTS).when(revoked("ana")) == []
 
 
-def test_who_is_revoked_after_the_seal_stays_in_it() -> None:
+def test_an_agent_revoked_after_the_seal_stays_in_it() -> None:
     run = sealed("ana", "bea", "cem")
     assert run.when(revoked("ana")) == []
 

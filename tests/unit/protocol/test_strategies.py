@@ -91,7 +91,7 @@ def test_golden_vector(vector):
         (np.float32([np.inf]), np.zeros(1, dtype="i8"), 1, 0),
     ],
 )
-def test_what_is_no_round_is_refused(base, total, num_examples, bits):
+def test_an_impossible_round_is_refused(base, total, num_examples, bits):
     with pytest.raises(ValueError, match=r"aren't|examples|fractional|finite"):
         fedavg(base, total, num_examples, bits)
 

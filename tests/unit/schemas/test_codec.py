@@ -44,7 +44,7 @@ def test_the_fingerprint_is_the_one_of_the_avro_specification() -> None:
 @pytest.mark.parametrize(
     "data", [b"", b"\xc3", b"\xc3\x01", DATA[:9], b"\xc3\x02" + DATA[2:], DATA[1:]]
 )
-def test_what_is_no_single_object_is_refused(data: bytes) -> None:
+def test_bytes_other_than_a_single_object_are_refused(data: bytes) -> None:
     with pytest.raises(CodecError, match="single-object"):
         codec.decode(data)
 

@@ -86,14 +86,14 @@ SIGNING, SEALING = KEYS.split(":")
         f"p0 {SIGNING} {SEALING}",
     ],
 )
-def test_what_is_no_party_is_refused(text):
+def test_a_malformed_party_is_refused(text):
     with pytest.raises(StackError, match="is not NAME=HEX:HEX") as caught:
         parse_parties([GOOD, text])
     assert "moot party init" in caught.value.hint
 
 
 @pytest.mark.parametrize("address", ["host", "host:", ":1", "host:0", "a b:1", "h:1:2"])
-def test_what_is_no_address_is_refused(address, tmp_path):
+def test_a_malformed_address_is_refused(address, tmp_path):
     with pytest.raises(StackError, match="is not HOST:PORT"):
         parse_parties([f"{GOOD}@{address}"])
     with pytest.raises(StackError, match="is not HOST:PORT"):

@@ -139,7 +139,7 @@ def test_the_command_audits_a_bundle_offline(
     assert "earlier audit" in capsys.readouterr().out
 
 
-def test_anybodys_tar_reads_a_bundle(bundle, log):
+def test_any_tar_reads_a_bundle(bundle, log):
     with tarfile.open(bundle) as tar:
         names = tar.getnames()
         assert names[:7] == [
@@ -366,7 +366,7 @@ def test_a_manifest_that_is_too_large_is_not_read(bundle, tmp_path):
         lambda _text: "[]",
     ],
 )
-def test_a_manifest_that_is_none_is_refused(bundle, tmp_path, change):
+def test_a_bad_manifest_is_refused(bundle, tmp_path, change):
     contents = members(bundle)
     text = contents["manifest.json"].decode()
     contents["manifest.json"] = change(text).encode()
@@ -601,7 +601,7 @@ def test_a_manifest_cannot_rename_a_log(bundle, tmp_path, capsys):
     assert moot_audit(path, jobs=1) in {1, 2}
 
 
-def test_nobodys_record_prevents_a_bundle(log, attestations, tmp_path):
+def test_no_record_can_prevent_a_bundle(log, attestations, tmp_path):
     """Noise that is too large for a bundle, or no text, is there as noise."""
     noise = Record(topics.ATTESTATIONS, 0, 10**6, b"clinics", b"x", ())
     many = tuple((str(i), b"") for i in range(1_000))

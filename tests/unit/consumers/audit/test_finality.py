@@ -441,7 +441,7 @@ def test_a_contradiction_that_the_ledger_has_is_no_finding(log):
 # Records
 
 
-def test_an_attestation_by_nobody_is_counted_and_changes_nothing(log, honest):
+def test_an_attestation_by_a_stranger_is_counted_and_changes_nothing(log, honest):
     nodes = Nodes(log)
     stranger = make_key("mallory")
     nodes.attest(nodes.blocks[0], "node0")
@@ -646,7 +646,7 @@ def test_any_trace_context_will_do_if_it_is_one(log, honest, trace):
     assert noise(report) == {FindingCode.WRONG_HEADERS: 1}
 
 
-def test_a_cosignature_of_nobody_or_of_two_is_refused(log):
+def test_a_cosignature_by_a_stranger_or_by_two_nodes_is_refused(log):
     nodes = Nodes(log)
     nodes.cosign(0, "node0")
     one = event_of(nodes.records[0]).checkpoint

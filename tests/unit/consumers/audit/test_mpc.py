@@ -368,7 +368,7 @@ def compared():
     return log
 
 
-def test_who_is_left_out_for_being_far_is_not_in_the_sum(compared):
+def test_an_agent_left_out_for_being_far_is_not_in_the_sum(compared):
     assert rejections(compared) == {"dora": Reason.FAR_FROM_OTHERS}
     sealed = only(compared, e.RoundSealed)
     assert compared.list_summed(sealed) == ("ada", "bea", "cleo")

@@ -358,7 +358,7 @@ def test_a_state_of_another_federation_or_none_is_refused(half, tmp_path):
         cli.audit._save_state(tmp_path / "no" / "state", half)
 
 
-def test_a_policy_file_that_is_none_is_refused(tmp_path):
+def test_a_bad_policy_file_is_refused(tmp_path):
     path = tmp_path / "policy"
     path.write_text("nonsense\n")
     with pytest.raises(cli.audit.CannotAuditError, match="not a policy"):

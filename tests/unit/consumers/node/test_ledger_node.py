@@ -319,7 +319,7 @@ def demand_patience(member, until):
     assert asks(member) == [1]
 
 
-def test_who_is_busy_with_blocks_is_patient(bus):
+def test_a_node_busy_with_blocks_is_patient(bus):
     # Each takes a second to replay, and nobody is heard meanwhile.
     for _ in range(12):
         bus.log.request_finality()
@@ -336,7 +336,7 @@ def test_who_is_busy_with_blocks_is_patient(bus):
     assert asks(member) == [1]
 
 
-def test_who_hears_others_attest_is_patient(bus):
+def test_a_node_that_hears_others_attest_is_patient(bus):
     node = bus["node0"].node
     show_block(bus["node0"], bus.log.records[0])
     node.tick(1)
@@ -357,7 +357,7 @@ def test_signs_of_life_do_not_count_for_ever(bus):
     demand_patience(member, 68)
 
 
-def test_who_needs_long_for_a_block_gives_the_others_as_much(bus):
+def test_a_node_that_needs_long_for_a_block_gives_the_others_as_long(bus):
     member = bus["node0"]
     show_block(member, bus.log.records[0])
     for took_s in (0.1, 3.0, 0.1):
@@ -540,7 +540,7 @@ def lying_log(**options):
     return log
 
 
-def test_a_false_fact_is_attested_by_nobody(tmp_path):
+def test_nobody_attests_a_false_fact(tmp_path):
     log = lying_log()
     bus = Bus(tmp_path, log)
     bus.run()

@@ -244,7 +244,7 @@ def test_a_store_that_hangs_does_not_hang_the_node(tmp_path, honest, monkeypatch
         never.set()
 
 
-def test_an_error_of_ours_proves_nothing(tmp_path, honest, monkeypatch):
+def test_our_own_error_proves_nothing(tmp_path, honest, monkeypatch):
     def fail(*_):
         raise MemoryError
 
@@ -300,7 +300,7 @@ def test_a_lie_is_found_after_a_restart_and_again_after_another(tmp_path, lie, c
         demand_refused(bus, log, index_of(log, claim))
 
 
-def test_who_refuses_a_block_does_not_ask_for_epochs(tmp_path):
+def test_a_node_that_refuses_a_block_does_not_ask_for_epochs(tmp_path):
     bus = follow(tmp_path, tell(OTHER_SUM))
     bus.wait(200)
     assert not bus.sent(e.EpochRequested)

@@ -193,7 +193,7 @@ def test_whoever_wants_to_know_is_told_of_every_answer(
     assert [leaf.sequenced.leaf_index for leaf in told] == [leaf_of(log, "ada")]
 
 
-def test_who_said_nothing_has_none(
+def test_an_agent_that_said_nothing_has_none(
     node: Node, log: LogBuilder, folder: Path, clock: Clock
 ) -> None:
     for stranger in ("dora", "OPERATOR", "node0"):

@@ -149,7 +149,7 @@ def test_a_decider_does_not_go_back_to_what_was_looser(log, tmp_path):
     assert reason_of(terms, again) is Reason.UNKNOWN_CONFIGURATION
 
 
-def test_a_change_that_the_operator_did_not_sign_is_none(log, tmp_path):
+def test_a_change_that_the_operator_did_not_sign_has_no_effect(log, tmp_path):
     terms = read(log, tmp_path)
     started = start(log)
     changed = replace(config_of(log), min_cohort=3)
@@ -176,7 +176,7 @@ def test_the_log_can_be_read_again(log, tmp_path):
     assert not terms.knows(replace(started, change=2))
 
 
-def test_who_is_no_member_knows_it_from_the_log(log, tmp_path):
+def test_an_agent_knows_from_the_log_that_it_is_not_a_member(log, tmp_path):
     stranger = Terms(tmp_path, Floors(), read_genesis(log), "zoe")
     member = Terms(tmp_path, Floors(), read_genesis(log), "ada")
     assert not member.is_member

@@ -287,7 +287,7 @@ def test_what_cannot_be_exchanged_is_refused_by_name(entry):
         make_model(_without_extra(it=entry))
 
 
-def test_what_is_no_tensor_is_refused():
+def test_values_other_than_tensors_are_refused():
     with pytest.raises(RefusedStateError, match=r"'_extra_state'.*dict"):
         make_model(_Stateful(extra={"epoch": 1}))
 

@@ -186,7 +186,7 @@ class World:
         ]
 
 
-def test_who_was_not_admitted_does_not_answer(world, started, monkeypatch):
+def test_an_agent_that_was_not_admitted_does_not_answer(world, started, monkeypatch):
     """Its name has a ticket as well, and a round of everybody draws every ticket."""
     agent = world.start(is_member=False)
     reads = []
@@ -395,7 +395,7 @@ def test_an_update_is_said_again_only_as_it_is_encoded(tmp_path, log, loss_micro
         assert keeper.find(another, bound=within) is None
 
 
-def test_who_is_not_drawn_says_nothing(world, started):
+def test_an_agent_that_is_not_drawn_says_nothing(world, started):
     agent = world.start()
     agent.hear(replace(started, last_ticket=bytes(32)))
     assert world.said == []
@@ -403,7 +403,7 @@ def test_who_is_not_drawn_says_nothing(world, started):
     assert names == {"lock", "tasks"}
 
 
-def test_who_is_late_says_nothing(world, started):
+def test_an_agent_that_is_late_says_nothing(world, started):
     agent = world.start()
     agent.hear(replace(started, deadline_ms=1))
     assert world.said == []

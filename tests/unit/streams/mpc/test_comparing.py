@@ -113,7 +113,7 @@ def test_whoever_is_away_is_waited_for_in_a_thread_of_its_own():
     attempts.demand_no_more(3)
 
 
-def test_who_has_said_it_is_needed_while_others_have_not(monkeypatch):
+def test_a_party_that_has_answered_is_needed_until_the_others_have(monkeypatch):
     monkeypatch.setattr(comparing, "AGAIN_S", 0.05)
     attempts = Attempts()
     comparer = Comparer(attempts)

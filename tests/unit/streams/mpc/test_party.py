@@ -451,7 +451,7 @@ def test_a_link_is_said_again_for_another_set_with_other_masks(
     assert len(party._memory.known) == 1
 
 
-def test_who_commits_to_what_was_linked_before_is_left_out_alone(
+def test_only_the_agent_that_commits_to_an_update_linked_before_is_left_out(
     log, party, asked_to_link, blobs
 ):
     """An agent that commits in two rounds to the same, or two that do in one."""
@@ -498,7 +498,7 @@ def test_an_agent_enters_no_second_sum_over_a_base_model(
     refuses(party, secret, blobs, caplog, "AGENT_SUMMED_BEFORE")
 
 
-def test_who_was_summed_is_left_out_when_the_others_are_linked(
+def test_an_agent_that_was_summed_is_left_out_when_the_others_are_linked(
     party, asked_to_link, blobs
 ):
     """A log that does not have what this party said draws them again."""

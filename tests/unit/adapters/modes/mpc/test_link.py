@@ -260,7 +260,7 @@ def send_raw(link, peer, data):
     ],
     ids=["type", "dimensions", "huge", "huge product", "pickle"],
 )
-def test_what_is_no_frame_is_refused(data):
+def test_bytes_other_than_a_frame_are_refused(data):
     with links(2) as (first, second):
         send_raw(second, 0, data)
         with fails(LinkFailure.UNEXPECTED, 1):
@@ -467,7 +467,7 @@ def test_a_port_that_is_taken_is_said():
 # Who is who
 
 
-def test_who_answers_with_another_key_is_refused():
+def test_a_peer_that_answers_with_another_key_is_refused():
     plan, other = make_plans(2)
     fake = replace(
         plan,
@@ -480,7 +480,7 @@ def test_who_answers_with_another_key_is_refused():
     assert (server.reason, server.peer) == (LinkFailure.NOT_REACHED, 1)
 
 
-def test_who_comes_with_an_unknown_key_is_refused_and_keeps_nobody_out():
+def test_a_peer_with_an_unknown_key_is_refused_and_keeps_nobody_out():
     plan, other = make_plans(2)
     peers = (plan.peers[0], replace(plan.peers[1], public_key=public_key(STRANGER)))
     stranger = replace(other, seed=STRANGER, peers=peers, connect_timeout_s=1)
@@ -518,7 +518,7 @@ def show_no_certificate(address):
 
 
 @pytest.mark.parametrize("attempt", [speak_plain, show_no_certificate])
-def test_who_speaks_in_plain_text_or_shows_nothing_gets_nothing(attempt):
+def test_a_peer_without_tls_or_a_certificate_gets_nothing(attempt):
     plan, other = make_plans(2)
     address = ("127.0.0.1", plan.peers[0].port)
     with ThreadPoolExecutor(1) as pool:

@@ -282,7 +282,7 @@ def test_an_update_is_linked_once(other, places):
     assert find_unlinkable(other, [linked(0, 1)]).keys() == places
 
 
-def test_who_was_summed_is_not_linked_again_for_the_same_base_model():
+def test_an_agent_that_was_summed_is_not_linked_again_for_the_same_base_model():
     """So the others' sum goes on."""
     known = [linked(0, 1, 2), asked(0, 1, 2)]
     again = linked_for(anew(asked(1, 3, 4)))

@@ -250,7 +250,7 @@ def test_a_statement_is_what_was_committed_to() -> None:
 
 
 @pytest.mark.parametrize("change", [-1, 1, 48, -48])
-def test_commitments_of_another_size_are_none(change: int) -> None:
+def test_commitments_of_another_size_are_refused(change: int) -> None:
     blob = make_state().statement.to_blob()
     wrong = blob[:change] if change < 0 else blob + bytes(change)
     reason = reason_of(lambda: parse_statement(opened_round(), UPDATE, wrong))
@@ -401,7 +401,7 @@ def test_links_are_read_as_they_were_written() -> None:
     ],
     ids=str,
 )
-def test_a_link_that_is_none_concerns_one_agent(changes: dict[str, Any]) -> None:
+def test_a_bad_link_concerns_one_agent(changes: dict[str, Any]) -> None:
     links = codec.decode_as(
         e.ShareLinks, encode_links({"ana": make_link(1), "bea": make_link(2)})
     )
@@ -415,7 +415,7 @@ def test_a_link_that_is_none_concerns_one_agent(changes: dict[str, Any]) -> None
 
 
 @pytest.mark.parametrize("names", ["ba", "aa", "aba", "abb", "acb"])
-def test_links_have_one_order_and_speak_of_nobody_twice(names: str) -> None:
+def test_links_have_one_order_and_no_agent_appears_twice(names: str) -> None:
     links = codec.decode_as(
         e.ShareLinks,
         encode_links({name: make_link(number) for number, name in enumerate("abc")}),

@@ -51,7 +51,7 @@ def test_malformed_bits_are_refused(data):
         parse_far(data, num_agents=4)
 
 
-def test_who_is_far_from_more_than_half_is_flagged():
+def test_an_agent_far_from_more_than_half_is_flagged():
     # Among five, two of the others are half and no more.
     assert flag(matrix(5, (0, 1), (0, 2))) == frozenset()
     assert flag(matrix(5, (0, 1), (0, 2), (0, 3))) == {0}
@@ -78,7 +78,7 @@ def test_outliers_are_flagged_whether_or_not_they_are_near_each_other():
     ],
     ids=["oblong", "vector", "integers", "one-sided", "far from oneself"],
 )
-def test_what_is_no_such_matrix_is_refused(far):
+def test_a_malformed_matrix_is_refused(far):
     with pytest.raises(ValueError, match="must be"):
         flag(far)
     with pytest.raises(ValueError, match="must be"):

@@ -352,7 +352,7 @@ def test_the_vectors_have_every_operation_and_no_blob_twice():
 
 
 @pytest.mark.parametrize("name", ["links", "partial"])
-def test_any_part_of_a_blob_is_none(name):
+def test_a_part_of_a_blob_is_refused(name):
     vectors, read = {
         "links": (LINKS, read_links),
         "partial": (PARTIAL, read_partial),

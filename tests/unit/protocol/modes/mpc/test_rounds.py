@@ -373,7 +373,7 @@ def drawn(run: Rounds, number: int) -> tuple[str, ...]:
 
 
 @pytest.mark.parametrize("num_parts", [0, 1, 2])
-def test_who_may_have_been_summed_is_not_drawn_again_for_this_base(
+def test_an_agent_that_may_have_been_summed_is_not_drawn_again_for_this_base(
     num_parts: int,
 ) -> None:
     run = sealed_two_of_four()
@@ -397,7 +397,7 @@ def test_who_may_have_been_summed_is_not_drawn_again_for_this_base(
     assert len(drawn(run, 3)) == 2
 
 
-def test_who_was_in_no_sealed_set_is_drawn_again() -> None:
+def test_an_agent_in_no_sealed_set_is_drawn_again() -> None:
     for run in (opened(), closed()[0], linked_by_all()[0]):
         assert reasons(run.when(give_up())) == OPERATOR_ABANDONED
         assert drawn(run, 2) == AGENTS
@@ -538,7 +538,7 @@ def test_a_round_ends_when_a_party_declines() -> None:
         assert run.state.current is None
 
 
-def test_who_is_not_waited_for_cannot_decline() -> None:
+def test_a_party_that_nobody_waits_for_cannot_decline() -> None:
     run = opened()
     assert reasons(run.when(party_declined("p1"))) == UNEXPECTED
     run = sealed_two_of_four().given(partial("p1", 2, 20))
@@ -566,7 +566,7 @@ def comparing() -> Rounds:
     return run
 
 
-def test_who_is_far_from_most_others_is_left_out_before_the_sum() -> None:
+def test_an_agent_far_from_most_others_is_left_out_before_the_sum() -> None:
     run = comparing()
     for party in PARTIES[:-1]:
         assert run.when(compared(party, DAN_IS_FAR)) == []
@@ -617,7 +617,7 @@ def test_bits_count_once_from_each_party_and_only_if_they_are_the_same() -> None
     assert run.state.current.sealed is not None
 
 
-def test_who_does_not_compare_waits_for_no_bits() -> None:
+def test_a_federation_that_does_not_compare_waits_for_no_bits() -> None:
     for run in (linked_by_all()[0], sealed()):
         assert reasons(run.when(compared("p0", NOBODY))) == UNEXPECTED
 
@@ -629,7 +629,7 @@ def test_nothing_is_summed_before_it_is_compared() -> None:
     assert run.when(deadline(1), at_ms=next(_clock) + 10 * DURATION_MS) == []
 
 
-def test_who_is_revoked_while_it_is_compared_is_no_contribution() -> None:
+def test_an_agent_revoked_during_the_comparison_does_not_contribute() -> None:
     run = comparing()
     assert reasons(run.when(revoked("dan"))) == rejected(Reason.REVOKED_AGENT)
     run.given(*(compared(party, DAN_IS_FAR) for party in PARTIES[:-1]))
