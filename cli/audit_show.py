@@ -232,8 +232,9 @@ def _show_rechecked(report: Report) -> str:
 
 def _list_rechecked(report: Report) -> Iterator[Sequence[str]]:
     for rechecked in report.rechecked[:MAX_RECHECKED]:
-        rows = ", ".join(map(str, rechecked.rows))
-        yield f"round {rechecked.round}", f"rows {rows} of {rechecked.num_rows}"
+        which = "row " if len(rechecked.rows) == 1 else "rows "
+        which += ", ".join(map(str, rechecked.rows))
+        yield f"round {rechecked.round}", f"{which} of {rechecked.num_rows}"
     more = len(report.rechecked) - MAX_RECHECKED
     if more > 0:
         yield f"and {counted(more, 'more round')}", "(--json lists them)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import multiprocessing
 import re
 import sys
 import tomllib
@@ -17,6 +18,8 @@ import pytest
 from adapters.imports import ClassNotFoundError, load_class
 from cli.extras import EXTRAS, find_missing
 from cli.main import main
+from streams.mpc import robustness
+from streams.mpc.robustness import RobustnessFailure
 from tests.architecture.test_layout import (
     PACKAGES,
     every_module,
@@ -200,6 +203,23 @@ def test_an_example_that_lacks_its_data_names_the_extra(
     missing = find_missing(caught.value)
     assert missing is not None
     assert "folkmoot[examples]" in missing.message
+
+
+def test_a_party_without_crypten_says_so_when_it_would_compare(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It serves federations that compare nothing, so it starts all the same."""
+
+    def compute(_ask: object) -> None:
+        import_module("crypten")
+
+    monkeypatch.setitem(sys.modules, "crypten", None)
+    ours, theirs = multiprocessing.Pipe()
+    robustness._answer(theirs, compute, ())
+    error = ours.recv()
+    assert error.reason == RobustnessFailure.NOT_INSTALLED
+    assert error.detail == "there is no crypten here: folkmoot[party] brings it"
+    assert "crypten" in EXTRAS["party"]
 
 
 @pytest.mark.parametrize(

@@ -19,18 +19,18 @@ def find_uv() -> str:
     return found or str(max(cache_directory().glob("uv-*/bin/uv")))
 
 
-def uv(*arguments: str | Path, **environment: str) -> str:
-    """Run uv in the checkout; returns what it printed."""
+def uv(*arguments: str | Path, directory: Path = ROOT, **environment: str) -> str:
+    """Run uv, in the checkout unless told; returns what it printed."""
     done = subprocess.run(
         [find_uv(), *map(str, arguments)],
-        cwd=ROOT,
+        cwd=directory,
         # Compiling what is imported once takes longer than importing it.
         env={**os.environ, "UV_COMPILE_BYTECODE": "0", **environment},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 

@@ -60,7 +60,7 @@ def test_an_honest_sum_is_opened_by_both(log):
     ]
     text = render(report, 1.0)
     assert "1 of 1 row of opened sums, by another library (py-ecc)" in text
-    assert "round 1  rows 0 of 1" in text
+    assert "round 1  row 0 of 1" in text
 
 
 def test_nobody_is_asked_unless_told(log):
