@@ -7,11 +7,15 @@ If changing a value could change a fact, it is no setting but a parameter, in
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final, Literal
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+LogLevel = Annotated[
+    Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"],
+    BeforeValidator(lambda level: str(level).upper()),
+]
 MINIO: Final = ("minio_endpoint", "minio_access_key", "minio_secret_key")
 """The settings that MinIO needs."""
 
@@ -57,7 +61,9 @@ class Settings(BaseSettings):
     otlp_endpoint: str | None = Field(
         default=None, description="OTLP/HTTP endpoint for traces; unset exports none."
     )
-    log_level: str = Field(default="INFO", description="Level of the services' logs.")
+    log_level: LogLevel = Field(
+        default="INFO", description="Level of the services' logs."
+    )
 
     min_cohort: int = Field(
         default=1,

@@ -12,7 +12,7 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -49,6 +49,12 @@ TRANSACTION_TIMEOUT_S: Final = 15.0
 milliseconds: nothing slow happens in it."""
 RETRY_BACKOFF_MS: Final = 10
 """Kafka refuses a transaction's first request while it still ends the previous one."""
+LOAD_S: Final = 0.1
+"""How long a burst lasts. If records keep coming for longer, that is load."""
+GATHER_S: Final = 0.1
+"""How long a batch gathers under load. Kafka commits within a few milliseconds, in
+which Faust hands out ten records or so: a transaction each would cost more than them.
+"""
 MAX_BUFFERED: Final = 250
 """Records that Faust buffers for a stream. Each may be 128 KiB of zeros that arrived as
 a hundred bytes."""
@@ -222,19 +228,31 @@ class Batches:
     """Records for a reader that takes all that wait, then makes them visible.
 
     Whatever arrives while a transaction commits is the next batch: one record if it
-    comes alone, hundreds under load, without a clock.
+    comes alone. Under load a batch waits for more.
     """
 
     def __init__(self, max_size: int) -> None:
         self._waiting: asyncio.Queue[Any] = asyncio.Queue(max_size)
+        self._is_full = asyncio.Event()
+        self._waited_at_s = time.monotonic()
 
     async def put(self, event: Any) -> None:
         """Add a record from a stream; waits while a whole batch waits."""
         await self._waiting.put(hold(event))
+        if self._waiting.full():
+            self._is_full.set()
 
     async def take(self) -> list[Any]:
         """Return the waiting records, at least one, for `fail_stop`."""
-        batch = [await self._waiting.get()]
+        if self._waiting.empty():
+            batch = [await self._waiting.get()]
+            self._waited_at_s = time.monotonic()
+        else:
+            batch = []
+            if time.monotonic() - self._waited_at_s > LOAD_S:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._is_full.wait(), GATHER_S)
+        self._is_full.clear()
         while not self._waiting.empty() and len(batch) < self._waiting.maxsize:
             batch.append(self._waiting.get_nowait())
         return batch
@@ -379,6 +397,10 @@ def _watch_reading(app: faust.App, loop: asyncio.AbstractEventLoop) -> None:
 def serve(service: Service) -> None:
     """Run an app until it is told to stop; ends the process."""
     guard_logs()
+    # Faust lets its handlers drop what is below the level: for each request to Kafka
+    # a few records would be made for nothing.
+    level = service.settings.log_level
+    logging.disable(logging.getLevelNamesMapping()[level] - 1)
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     # Not a task: Faust would wait for it when stopping.

@@ -85,12 +85,19 @@ def test_secrets_are_not_shown(set_only):
     assert settings.minio_secret_key.get_secret_value() == "hush-secret"
 
 
-@pytest.mark.parametrize("name", ["MOOT_NUM_PARTITIONS", "MOOT_MINIO_SECURE"])
+@pytest.mark.parametrize(
+    "name", ["MOOT_NUM_PARTITIONS", "MOOT_MINIO_SECURE", "MOOT_LOG_LEVEL"]
+)
 def test_a_wrong_setting_is_named_and_not_shown(set_only, name):
     set_only(KAFKA, MINIO, {name: "hush-value"})
     with pytest.raises(SettingsError, match=name) as error:
         load_settings()
     assert "hush" not in str(error.value)
+
+
+def test_a_log_level_may_be_in_any_case(set_only):
+    set_only(KAFKA, {"MOOT_LOG_LEVEL": "warning"})
+    assert load_settings().log_level == "WARNING"
 
 
 def test_an_audit_with_blobs_says_how_to_do_without(set_only):

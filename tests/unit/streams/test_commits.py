@@ -102,6 +102,38 @@ def test_a_batch_is_what_came_while_the_one_before_was_committed():
     asyncio.run(run())
 
 
+def test_under_load_a_batch_gathers_until_it_is_full(monkeypatch):
+    """A burst does not wait; records that keep coming share transactions."""
+    monkeypatch.setattr(streams.app, "hold", lambda event: event)
+
+    async def run():
+        now = 100.0
+        clock = SimpleNamespace(monotonic=lambda: now)
+        monkeypatch.setattr(streams.app, "time", clock)
+        monkeypatch.setattr(streams.app, "GATHER_S", 1_000.0)
+        batches = Batches(3)
+
+        async def take(first, *others):
+            await batches.put(first)
+            taking = asyncio.ensure_future(batches.take())
+            for other in others:
+                await asyncio.sleep(0)
+                await batches.put(other)
+            return await taking
+
+        waiting = asyncio.ensure_future(batches.take())
+        await asyncio.sleep(0)
+        await batches.put("alone")
+        assert await waiting == ["alone"]
+        assert await take("burst", "later") == ["burst"]
+        now += 2 * streams.app.LOAD_S
+        assert await take("a", "b") == ["later", "a", "b"], "full"
+        monkeypatch.setattr(streams.app, "GATHER_S", 0.01)
+        assert await take("c") == ["c"], "it has gathered for long enough"
+
+    asyncio.run(run())
+
+
 def make_producer(calls):
     """Return a producer with a transaction, which notes what it is asked for."""
 
