@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -221,13 +221,7 @@ def approve(settings: Settings, path: Path, name: str) -> None:
     )
     others = [a for a in proposal.approvals if a.public_key != key.public_key]
     approvals = sorted([*others, approval], key=lambda a: a.public_key)
-    Proposal(
-        federation_id=proposal.federation_id,
-        chain_id=proposal.chain_id,
-        era=proposal.era,
-        nodes=proposal.nodes,
-        approvals=tuple(approvals),
-    ).store(path)
+    replace(proposal, approvals=tuple(approvals)).store(path)
     say(f"{name} approves: {len(approvals)} of {present.quorum}")
 
 

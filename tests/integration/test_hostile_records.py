@@ -27,7 +27,7 @@ from confluent_kafka import Producer
 from adapters.schema_registry import FramingError
 from cli.modes.mpc import with_parties
 from cli.node import make_node
-from cli.stack import stack
+from cli.stack import backends
 from cli.stack.processes import find_free_ports
 from cli.stack.services import FAUST_SERVICES
 from ledger.signing import SigningKey
@@ -263,8 +263,8 @@ def full_heaps() -> Iterator[None]:
     Sooner or later any load fills it; what it grows by is then what lies beside it.
     """
     with pytest.MonkeyPatch.context() as patch:
-        full = (*stack._KAFKA_JVM, "-XX:+AlwaysPreTouch")
-        patch.setattr(stack, "_KAFKA_JVM", full)
+        full = (*backends._KAFKA_JVM, "-XX:+AlwaysPreTouch")
+        patch.setattr(backends, "_KAFKA_JVM", full)
         yield
 
 
