@@ -170,9 +170,9 @@ class BlockStore:
         (height,) = next(self._ask(query))
         return -1 if height is None else int(height)
 
-    def final_blocks(self, first: int = 0) -> Iterator[StoredBlock]:
+    def final_blocks(self) -> Iterator[StoredBlock]:
         """Yield the final blocks from a height up, in order."""
-        for height in range(first, self.final_height + 1):
+        for height in range(self.final_height + 1):
             block = self.final_block(height)
             if block is None:
                 msg = f"{self._path} lacks block {height}: delete it, it is refilled"

@@ -14,44 +14,18 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Final
 
+from adapters.vote_log import VoteLog
 from consumers.node.checkpoints import CheckpointDesk
 from ledger.attestations import Header
 from ledger.checkpoint import cosign_checkpoint
 from ledger.consensus import MAX_COSIGNABLE, Consensus, CosignRefusedError
-from ledger.signing import SigningKey
-from ledger.votes import VoteState
 
 log = logging.getLogger(__name__)
 
 CHECKPOINT_PATIENCE_S: Final = 10.0
 """How long a final block may lack the log's checkpoint before it is passed over."""
-
-
-class Votes(Protocol):
-    """A key and its memory, like `adapters.vote_log.VoteLog`."""
-
-    @property
-    def key(self) -> SigningKey:
-        """The node's key."""
-
-    @property
-    def votes(self) -> VoteState | None:
-        """What was stored last; None if nothing ever was."""
-
-    @property
-    def is_retired(self) -> bool:
-        """Whether the key must never sign again."""
-
-    def bind(self, chain_id: bytes) -> None:
-        """Record which log the key signs for. Durable once it returns."""
-
-    def store(self, votes: VoteState) -> None:
-        """Remember votes for ever. Durable once it returns."""
-
-    def retire(self) -> None:
-        """Remember that the key must never sign again. Durable once it returns."""
 
 
 class Cosigner:
@@ -66,7 +40,7 @@ class Cosigner:
 
     def __init__(
         self,
-        votes: Votes,
+        votes: VoteLog,
         desk: CheckpointDesk,
         clock: Callable[[], float],
         publish: Callable[[int, bytes], None],

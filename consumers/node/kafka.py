@@ -12,12 +12,12 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple
 
 from adapters import alive
 from adapters.kafka import KafkaUnavailableError, Record, follow_partition
 from adapters.kafka_log import find_partition
-from adapters.schema_registry import FramingError
+from adapters.schema_registry import FramingError, SchemaRegistry
 from adapters.settings import Settings
 from adapters.topic_config import Weight, check_topics
 from adapters.topic_watch import Hold, HoldWatch, PartitionFacts, TopicWatcher
@@ -44,17 +44,10 @@ this federation's name, 128 KiB."""
 _TOPIC_ID: Final = "ledger topic id"
 
 
-class Registry(Protocol):
-    """Unframes, like `adapters.schema_registry.SchemaRegistry`."""
-
-    def unframe_trusted(self, value: bytes) -> bytes:
-        """Return single-object bytes of a record's value."""
-
-
 class KafkaIntake:
     """Brings Kafka's records to a node, one after the other."""
 
-    def __init__(self, registry: Registry, loop: NodeLoop) -> None:
+    def __init__(self, registry: SchemaRegistry, loop: NodeLoop) -> None:
         self._registry = registry
         self._loop = loop
         self._node = node = loop.node
@@ -141,7 +134,7 @@ class KafkaSource:
     def __init__(
         self,
         settings: Settings,
-        registry: Registry,
+        registry: SchemaRegistry,
         loop: NodeLoop,
         read_topics: frozenset[str] = TOPICS,
     ) -> None:

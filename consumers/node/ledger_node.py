@@ -41,9 +41,10 @@ from typing import Any, Final
 
 from adapters.block_store import BlockStore, BlockStoreError, StoredBlock
 from adapters.tile_store import TileStore, TileStoreError
+from adapters.vote_log import VoteLog
 from consumers.node.blocks import BlockTree, TreeBlock, UnfitBlockError
 from consumers.node.checkpoints import CheckpointDesk
-from consumers.node.cosigner import Cosigner, Votes
+from consumers.node.cosigner import Cosigner
 from consumers.node.feed import AlertCode, Alerts, Feed, size_of
 from consumers.node.rechecks import Rechecker, RecheckTally
 from ledger.attestations import (
@@ -128,7 +129,7 @@ class LedgerNode:
         self,
         federation_id: str,
         *,
-        votes: Votes | None,
+        votes: VoteLog | None,
         blocks: BlockStore,
         tiles: TileStore,
         unframe: Unframe,
@@ -504,7 +505,7 @@ class LedgerNode:
                 self._add_to_consensus(block)
         self._cosign_and_publish()
 
-    def _retire(self, votes: Votes) -> None:
+    def _retire(self, votes: VoteLog) -> None:
         """Stop signing for good, whatever is deleted and whenever the node restarts."""
         if not votes.is_retired:
             votes.retire()

@@ -91,7 +91,6 @@ class NodeService:
         self,
         settings: Settings,
         options: NodeOptions,
-        open_votes: Callable[[Path], VoteLog] = VoteLog,
     ) -> None:
         self._settings = settings
         self._options = options
@@ -101,7 +100,7 @@ class NodeService:
             if options.is_node and options.rechecks
             else None
         )
-        self._votes = open_votes(options.directory) if options.is_node else None
+        self._votes = VoteLog(options.directory) if options.is_node else None
         self._blocks = BlockStore(options.directory / BLOCKS_FILE)
         self.node = self._open_node()
         """The node."""

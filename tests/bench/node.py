@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Final
+from typing import Any, Final
 
 from adapters.block_store import BlockStore
 from adapters.tile_store import TileStore
@@ -141,7 +141,8 @@ class MadeLog:
     async def _play(self, node: LedgerNode) -> None:
         """Let a node read, hear and say everything; time passes as on the log."""
         loop = NodeLoop(node)
-        intake = KafkaIntake(SimpleNamespace(unframe_trusted=unframe), loop)
+        registry: Any = SimpleNamespace(unframe_trusted=unframe)
+        intake = KafkaIntake(registry, loop)
         due_s = 0.0
         for number, step in enumerate(self._steps):
             now_s = number * BLOCK_INTERVAL_MS / 1_000
