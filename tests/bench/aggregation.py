@@ -96,23 +96,11 @@ weights: int64 += int32, and int64 += int64 (made int64 beforehand). `compute_re
 everything that an aggregator or an auditor computes for a round: parse every blob, add
 up, FedAvg, write the sum's and the model's blob. Millions of elements a second, per
 core; then how many times numpy's time the accumulator takes.""",
-            show_target(
-                value=worst,
-                target=TARGET,
-                unit="times numpy's int64 += int32",
-                at_least=False,
-            ),
-            Table(
-                (
-                    "agents × parameters",
-                    "`Accumulator`",
-                    "int64 += int32",
-                    "int64 += int64",
-                    "`compute_result`",
-                    "to int32",
-                    "to int64",
-                ),
-                tuple(rows),
+            show_target(worst, TARGET, "times numpy's int64 += int32"),
+            Table.under(
+                "agents × parameters | `Accumulator` | int64 += int32 | "
+                "int64 += int64 | `compute_result` | to int32 | to int64",
+                rows,
             ),
             f"""\
 **Hot spot** of `compute_result`: {show_hot_spots(spots)}; inside them it is numpy.

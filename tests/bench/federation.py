@@ -41,6 +41,9 @@ from cli.modes.mpc import with_parties
 from cli.stack.processes import StackError, last_lines
 from cli.stack.services import Supervisor
 from cli.stack.stack import LocalStack
+from consumers.audit.auditor import run_audit
+from consumers.audit.blobs import FetchBlob
+from consumers.audit.report import Report
 from ledger.merkle import leaf_hash
 from ledger.signing import SigningKey
 from producers.control import Operator, Parameters, load_principals
@@ -424,3 +427,42 @@ def admit(
     """Admit agents, wait until the ledger says so; returns the offset after it."""
     operator.admit(federation_id, {n: key.public_key for n, key in agents.items()})
     return stack.wait_for_leaves(federation_id, 1 + len(agents))
+
+
+def audit_ledger(
+    stack: BenchStack,
+    federation_id: str,
+    operator_key: bytes,
+    *,
+    fetch_blob: FetchBlob | None = None,
+    num_fetches: int = 2,
+) -> Report:
+    """Audit what is on Kafka as `moot audit` does, checkpoints included."""
+    ledger, checkpoints = (
+        read_partition(
+            stack.settings, topic, find_partition(stack.settings, topic, federation_id)
+        )
+        for topic in (topics.LEDGER, topics.CHECKPOINTS)
+    )
+    report = run_audit(
+        ledger,
+        federation_id=federation_id,
+        unframe=stack.registry.unframe_trusted,
+        fetch_blob=fetch_blob,
+        checkpoints=checkpoints,
+        operator_key=operator_key,
+        num_fetches=num_fetches,
+    ).report
+    demand_sound(report, report.num_leaves)
+    return report
+
+
+def demand_sound(report: Report, num_leaves: int) -> None:
+    """Return if an audit found nothing.
+
+    Raises:
+        StackError: it did, or did not see so many leaves.
+    """
+    if not report.is_sound or report.num_leaves != num_leaves:
+        first = report.findings[0] if report.findings else "leaves are missing"
+        raise StackError(f"the audit found {first}", "A bug of the benchmark or worse.")

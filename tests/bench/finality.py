@@ -13,11 +13,9 @@ from adapters.kafka import (
     Record,
     follow_partition,
     make_headers,
-    read_partition,
 )
 from adapters.kafka_log import find_partition
 from cli.stack.processes import StackError
-from consumers.audit.auditor import run_audit
 from ledger.checkpoint import (
     Checkpoint,
     compute_origin,
@@ -39,6 +37,7 @@ from tests.bench.federation import (
     BenchStack,
     FastProducer,
     admit,
+    audit_ledger,
     bench_stack,
     make_agent_keys,
     make_update_event,
@@ -238,20 +237,9 @@ def _measure_audit(stack: BenchStack) -> float:
     """Return leaves in a second of processor time: without blobs, checkpoints included,
     in one thread of this process.
     """
-    partition = find_partition(stack.settings, topics.LEDGER, FEDERATION)
     began = time.process_time()
-    found = run_audit(
-        read_partition(stack.settings, topics.LEDGER, partition),
-        federation_id=FEDERATION,
-        unframe=stack.registry.unframe_trusted,
-        checkpoints=read_partition(stack.settings, topics.CHECKPOINTS, partition),
-        operator_key=stack.key("OPERATOR").public_key,
-    ).report
-    elapsed = time.process_time() - began
-    if not found.is_sound:
-        msg = f"the audit found {found.findings[0]}"
-        raise StackError(msg, "A bug of the benchmark or worse.")
-    return found.num_leaves / elapsed
+    found = audit_ledger(stack, FEDERATION, stack.key("OPERATOR").public_key)
+    return found.num_leaves / (time.process_time() - began)
 
 
 def report(found: list[Finality], costs: tuple[Cost, Cost], num_leaves: int) -> Section:
@@ -282,25 +270,13 @@ Everything that its process did meanwhile is in that: besides verifying, Kafka's
 polling and answering the other nodes over HTTP, and time-outs, if the machine is too
 slow for so many nodes. Beside it an audit of the very same log without blobs and
 without what ledger nodes say.""",
-        Table(
-            (
-                "",
-                "p50 s",
-                "longest, s",
-                "load, leaves",
-                "final leaves/s",
-                "node, leaves/s, per core",
-                "audit, leaves/s, per core",
-                "node / audit",
-            ),
+        Table.under(
+            " | p50 s | longest, s | load, leaves | "
+            "final leaves/s | node, leaves/s, per core | "
+            "audit, leaves/s, per core | node / audit",
             rows,
         ),
-        show_target(
-            value=median(found[0].waits_s),
-            target=TARGET_P50_S,
-            unit="s",
-            at_least=False,
-        ),
+        show_target(median(found[0].waits_s), TARGET_P50_S, "s"),
         *bench_node.report(*costs),
         f"""\
 A receipt of a leaf of 500 bytes in a log of {num_leaves:,} leaves, cosigned by three of

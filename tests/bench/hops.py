@@ -255,7 +255,7 @@ alternately.""",
         (now.plain_s, PLAIN_TARGET_S, "s a round of PLAIN"),
         (now.mpc_s, MPC_TARGET_S, "s a round of MPC"),
     ):
-        parts.append(show_target(value=value, target=target, unit=unit, at_least=False))
+        parts.append(show_target(value, target, unit))
     parts.append(
         f"""\
 **Limits**: an update takes {now.latency_ms / now.transaction_ms:.1f} times as long as a
@@ -304,12 +304,7 @@ processor time of all processes, shared among {cores} cores:""",
                 for size, found in rounds.items()
             ),
         ),
-        show_target(
-            value=worst,
-            target=LARGE_TARGET,
-            unit="times the least",
-            at_least=False,
-        ),
+        show_target(worst, LARGE_TARGET, "times the least"),
     ]
 
 

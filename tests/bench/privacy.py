@@ -229,7 +229,7 @@ Seconds; medians, after a warm-up unless it says that there was none.""",
     for item in judged:
         ratio = item.mpc_s / item.plain_s
         unit = f"times PLAIN for {_name(item.size)}"
-        target = show_target(value=ratio, target=MAX_RATIO, unit=unit, at_least=False)
+        target = show_target(ratio, MAX_RATIO, unit)
         parts.append(target)
         if ratio > MAX_RATIO:
             parts.append(_explain(item, min(rounds, key=lambda r: r.mpc_s), cores))
@@ -303,17 +303,10 @@ shares and later adds them up; one opener verifies {NUM_PARTIES} sums, combines 
 opens. *hops* is a measured round of {_name(least)}, in which little is computed.
 Transfers are left out. Seconds, and times the PLAIN round that was measured on this
 machine:""",
-        Table(
-            (
-                "agents × parameters",
-                "an agent",
-                "a party",
-                "the opener",
-                "hops",
-                "computed",
-                "to PLAIN",
-            ),
-            tuple(rows),
+        Table.under(
+            "agents × parameters | an agent | a party | "
+            "the opener | hops | computed | to PLAIN",
+            rows,
         ),
     ]
 

@@ -55,6 +55,11 @@ class Table:
     headings: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
 
+    @classmethod
+    def under(cls, headings: str, rows: Iterable[tuple[str, ...]]) -> Table:
+        """Return a table under headings that are divided by " | "."""
+        return cls(tuple(headings.split(" | ")), tuple(rows))
+
     def render(self) -> str:
         """Return it in Markdown."""
         align = ["---", *["---:"] * (len(self.headings) - 1)]
@@ -289,7 +294,9 @@ def show(value: float) -> str:
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"  # as above
 
 
-def show_target(*, value: float, target: float, unit: str, at_least: bool) -> str:
+def show_target(
+    value: float, target: float, unit: str, *, at_least: bool = False
+) -> str:
     """Return whether a target is met, as a sentence."""
     met = value >= target if at_least else value <= target
     word = "at least" if at_least else "at most"

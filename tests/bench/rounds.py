@@ -345,16 +345,10 @@ process, {NUM_UPLOADERS} at a time: they train nothing, but store an update of r
 int32 in MinIO and submit it. Measured on the ledger, from `RoundStarted` to
 `AggregatePublished`; medians of {len(found[0].rounds)} rounds after a warm-up. MB are
 the updates' own bytes, 4 a parameter.""",
-            Table(
-                (
-                    "agents × parameters",
-                    "updates/s",
-                    "MB/s",
-                    "s per round",
-                    "limit, s",
-                    "round / limit",
-                ),
-                tuple(rates),
+            Table.under(
+                "agents × parameters | updates/s | MB/s | "
+                "s per round | limit, s | round / limit",
+                rates,
             ),
             f"""\
 **Limit**: one client with as many threads stores the same bytes in the same MinIO,

@@ -247,7 +247,7 @@ signature, checks every rule of admission, hashes the tree, signs blocks and
 checkpoints, all in Kafka transactions. Measured by a `read_committed` consumer from the
 first block to the last; blocks of {min(live.block_sizes[1:] or live.block_sizes)} to
 {max(live.block_sizes)} leaves.""",
-        show_target(value=live.per_s, target=TARGET, unit="leaves/s", at_least=True),
+        show_target(live.per_s, TARGET, "leaves/s", at_least=True),
         Table(("", "leaves/s", "sequencer reaches", "by"), tuple(rows)),
         f"""\
 One at a time, from an update's sending until its leaf can be read: median
