@@ -46,10 +46,9 @@ def remember_genesis(directory: Path, federation_id: str, genesis: bytes) -> Non
         sync_directory(directory)
         return
     if known != text:
-        msg = (
+        raise OtherGenesisError(
             f"federation {federation_id} was founded anew: its log has genesis "
             f"{genesis.hex()}, but {directory} belongs to "
             f"{known.decode('ascii', 'backslashreplace').strip()} ({path}). Use "
             "another directory for another genesis."
         )
-        raise OtherGenesisError(msg)

@@ -198,16 +198,14 @@ def _check_founding(
     founder = next((p.public_key for p in principals if p.role == "OPERATOR"), b"")
     if operator_key not in {None, founder}:
         assert operator_key is not None
-        msg = (
+        raise UntrustedFederationError(
             f"federation {federation_id} was founded by {founder.hex()}, "
             f"you trust {operator_key.hex()}"
         )
-        raise UntrustedFederationError(msg)
     found = first.state.genesis
     if genesis not in {None, found}:
         assert genesis is not None
-        msg = (
+        raise UntrustedFederationError(
             f"federation {federation_id} was founded anew: the log has genesis "
             f"{found.hex()}, you expect {genesis.hex()}"
         )
-        raise UntrustedFederationError(msg)

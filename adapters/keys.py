@@ -60,11 +60,10 @@ def load_seed(path: Path) -> bytes:
         msg = f"cannot read the key file {path}: {error.__class__.__name__}"
         raise KeyFileError(msg) from None
     if mode & 0o077:
-        msg = (
+        raise KeyFileError(
             f"{path} may be read by others (mode {mode:04o}): "
             "chmod 600 it, or make a new key"
         )
-        raise KeyFileError(msg)
     try:
         seed = bytes.fromhex(text)
     except ValueError:

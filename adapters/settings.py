@@ -88,12 +88,11 @@ class Settings(BaseSettings):
         """
         missing = self._missing_of_minio()
         if missing:
-            msg = (
+            raise SettingsError(
                 f"MinIO is needed here: set {', '.join(missing)}. "
                 "`eval $(moot status --env)` sets them for a stack that `moot up` "
                 "started."
             )
-            raise SettingsError(msg)
 
     def _missing_of_minio(self) -> list[str]:
         return [f"MOOT_{name.upper()}" for name in MINIO if not getattr(self, name)]
@@ -114,8 +113,7 @@ def load_settings() -> Settings:
             + ("not set" if item["type"] == "missing" else item["msg"])
             for item in error.errors(include_input=False)
         )
-        msg = (
+        raise SettingsError(
             f"{problems}. `eval $(moot status --env)` sets them for a stack that "
             "`moot up` started."
-        )
-        raise SettingsError(msg) from None
+        ) from None

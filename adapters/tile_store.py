@@ -163,11 +163,10 @@ class TileStore:
         except InvalidNoteError as error:
             raise TileStoreError(f"not a checkpoint: {error}") from error
         if not self.published_size <= head.size <= self.size:
-            msg = (
+            raise TileStoreError(
                 f"a checkpoint of size {head.size}; what can be published has "
                 f"{self.published_size} to {self.size}"
             )
-            raise TileStoreError(msg)
         root = self._tree_of(head.size).root()
         if head.root != root:
             msg = f"a checkpoint of root {head.root.hex()}; the tree has {root.hex()}"

@@ -152,11 +152,10 @@ def _check(options: Options) -> None:
         or options.continue_from is not None
         or options.is_followed
     ):
-        msg = (
+        raise CannotAuditError(
             "--bundle writes a whole log from Kafka: leave out --from, --follow and "
             "the bundle to read."
         )
-        raise CannotAuditError(msg)
     if options.second_opinion and not options.with_blobs:
         raise CannotAuditError("--second-opinion is about blobs: leave out --no-blobs.")
     if options.is_followed and options.bundle is not None:
@@ -170,11 +169,10 @@ def _check(options: Options) -> None:
 def _demand_log(report: Report) -> None:
     if report.num_blocks or report.findings or report.unjudged:
         return
-    msg = (
+    raise CannotAuditError(
         f"There is no federation {report.federation_id!r} on this Kafka. Check the "
         "name and MOOT_BOOTSTRAP_SERVERS."
     )
-    raise CannotAuditError(msg)
 
 
 def _demand_judged(report: Report) -> None:
@@ -223,10 +221,9 @@ def _load_state(path: Path | None, federation: str) -> AuditState | None:
     except StateError as error:
         raise CannotAuditError(f"{path}: {error}.") from error
     if state.report.federation_id != federation:
-        msg = (
+        raise CannotAuditError(
             f"{path} belongs to {state.report.federation_id!r}, not to {federation!r}."
         )
-        raise CannotAuditError(msg)
     return state
 
 
@@ -435,12 +432,11 @@ def _make_unframe(settings: Settings) -> Callable[[bytes], bytes]:
         except FramingError:
             raise
         except Exception as error:
-            msg = (
+            raise CannotAuditError(
                 f"The schema registry at {settings.schema_registry_url} could not be "
                 f"read: {error}. Check "
                 "MOOT_SCHEMA_REGISTRY_URL."
-            )
-            raise CannotAuditError(msg) from error
+            ) from error
 
     return unframe
 
@@ -464,11 +460,10 @@ def _explained(settings: Settings | None) -> Iterator[None]:
         raise CannotAuditError(msg) from error
     except (MinioException, HTTPError) as error:
         endpoint = "" if settings is None else settings.minio_endpoint
-        msg = (
+        raise CannotAuditError(
             f"MinIO could not be read at {endpoint}: {error} Check "
             "MOOT_MINIO_ENDPOINT and its keys, or leave blobs out with --no-blobs."
-        )
-        raise CannotAuditError(msg) from error
+        ) from error
 
 
 # One audit
@@ -488,11 +483,10 @@ def _audit_once(options: Options) -> Report:
             bundle = stack.enter_context(Bundle(options.bundle))
             federation = bundle.manifest.federation_id
             if options.federation not in {"", federation}:
-                msg = (
+                raise CannotAuditError(
                     f"{options.bundle} belongs to {federation!r}, not to "
                     f"{options.federation!r}."
                 )
-                raise CannotAuditError(msg)
             source: Source = BundleSource(bundle, with_blobs=options.with_blobs)
             if options.second_opinion and source.fetch is None:
                 msg = f"{options.bundle} holds no blobs: leave out --second-opinion."

@@ -429,11 +429,10 @@ def verify_certificate(
             raise InvalidMessageError(msg)
         return
     if certificate.epoch < 0 or certificate.height <= start[0]:
-        msg = (
+        raise InvalidMessageError(
             f"no block of era {node_set.era} has epoch {certificate.epoch} and "
             f"height {certificate.height}"
         )
-        raise InvalidMessageError(msg)
     signers = [signature.public_key for signature in certificate.signatures]
     if any(a >= b for a, b in pairwise(signers)):
         msg = "a certificate's signatures are in ascending order of key, each key once"

@@ -168,11 +168,10 @@ def _parse_checkpoint(text: str) -> Checkpoint:
         raise InvalidCheckpointError("a checkpoint ends in a newline")
     lines = text.removesuffix("\n").split("\n")
     if len(lines) != _NUM_LINES:
-        msg = (
+        raise InvalidCheckpointError(
             "a checkpoint has origin, size and root, and no extension lines: "
             f"not {len(lines)} lines"
         )
-        raise InvalidCheckpointError(msg)
     origin, size, root = lines
     if not _DECIMAL.fullmatch(size):
         msg = f"a tree size is a decimal number without leading zeros: {size[:80]!r}"

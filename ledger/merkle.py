@@ -94,11 +94,10 @@ class CompactRange:
         if not 0 <= self.size <= MAX_TREE_SIZE:
             raise ValueError(f"a tree size is 0 to {MAX_TREE_SIZE}, not {self.size}")
         if len(self.hashes) != self.size.bit_count():
-            msg = (
+            raise ValueError(
                 f"a tree of size {self.size} consists of {self.size.bit_count()} "
                 f"perfect subtrees, not {len(self.hashes)}"
             )
-            raise ValueError(msg)
         if any(len(subtree) != HASH_SIZE for subtree in self.hashes):
             raise ValueError(f"every hash of a compact range is {HASH_SIZE} bytes")
 

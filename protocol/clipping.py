@@ -101,11 +101,10 @@ def clip_and_encode(
         raise ValueError(f"not a vector: shape {delta.shape}")
     check_fractional_bits(fractional_bits)
     if norm_bound < compute_min_norm_bound(len(delta)):
-        msg = (
+        raise NormBoundTooSmallError(
             f"a norm bound of {norm_bound} steps is too small for {len(delta)} values: "
             f"at least {compute_min_norm_bound(len(delta))}, or rounding exceeds it"
         )
-        raise NormBoundTooSmallError(msg)
     finite = np.isfinite(delta)
     if not finite.all():
         index = int(np.argmin(finite))

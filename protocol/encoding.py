@@ -96,11 +96,10 @@ def encode_update(
     too_large = np.abs(scaled) >= ENCODED_LIMIT
     if too_large.any():
         index = int(np.argmax(too_large))
-        msg = (
+        raise OutOfRangeError(
             f"parameter {index} of the update is {delta[index]:g}, beyond "
             f"±2^{31 - fractional_bits} for {fractional_bits} fractional bits"
         )
-        raise OutOfRangeError(msg)
     return scaled.astype(np.int32)
 
 

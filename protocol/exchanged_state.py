@@ -163,11 +163,10 @@ class Model:
                 raise RefusedStateError(msg)
             old, new = self.tensors[name], after[name]
             if (old.shape, old.dtype) != (new.shape, new.dtype):
-                msg = (
+                raise RefusedStateError(
                     f"entry {name!r:.100} was {old.dtype}{old.shape}, and is "
                     f"{new.dtype}{new.shape} after training"
                 )
-                raise RefusedStateError(msg)
             is_fixed = self.get_class(name) is StateClass.FIXED
             if is_fixed and old.tobytes() != new.tobytes():
                 msg = f"training changed {name!r:.100}, which is fixed"

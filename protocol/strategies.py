@@ -45,11 +45,10 @@ def fedavg(
         or base.ndim != 1
         or base.shape != total.shape
     ):
-        msg = (
+        raise ValueError(
             f"base {base.dtype}{base.shape} and total {total.dtype}{total.shape} "
             "aren't float32 and int64 vectors of one length"
         )
-        raise ValueError(msg)
     if not 1 <= num_examples <= MAX_TOTAL_EXAMPLES:
         raise ValueError(f"{num_examples} examples, not 1 to {MAX_TOTAL_EXAMPLES}")
     check_fractional_bits(fractional_bits)

@@ -275,11 +275,10 @@ class _Entry(NamedTuple):
             "dtype",
             "shape",
         }:
-            msg = (
+            raise MalformedBlobError(
                 f"tensor {name!r:.100} doesn't have exactly dtype, shape and "
                 "data_offsets"
             )
-            raise MalformedBlobError(msg)
         dtype_name = fields["dtype"]
         if not isinstance(dtype_name, str) or dtype_name not in _DTYPES:
             msg = f"tensor {name!r:.100} is of a type we can't hold: {dtype_name!r:.20}"

@@ -264,13 +264,12 @@ class Sequencer:
                 offset = state.admission.offsets.get(str(place), -1)
                 nexts[place] = max(nexts[place], offset + 1)
                 if ends[place].stable <= offset:
-                    msg = (
+                    raise InputsReplacedError(
                         f"{place} ends at {ends[place].stable}, but the ledger of "
                         f"{key.decode(errors='replace')} has its record {offset}: the "
                         "topic was made anew. Restore it, or put records before the "
                         "new ones until it is as long as it was."
                     )
-                    raise InputsReplacedError(msg)
         self._say_lost(ends, nexts)
 
     def _say_lost(self, ends: Mapping[Place, Ends], nexts: Mapping[Place, int]) -> None:

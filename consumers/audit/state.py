@@ -149,11 +149,10 @@ def load_state(data: bytes) -> AuditState:
             raise StateError(msg)  # noqa: TRY301  # as above
     except Exception as error:
         # Whatever a constructor raises: this is not what was saved.
-        msg = (
+        raise StateError(
             f"not the saved state of an audit ({type(error).__name__}: {error}); "
             "audit from the beginning again"
-        )
-        raise StateError(msg) from error
+        ) from error
     return state
 
 

@@ -237,10 +237,9 @@ class LedgerNode:
                 msg = f"stored block {kept.height} does not follow: {error}"
                 raise BlockStoreError(msg) from error
             if block.header.id != kept.id:
-                msg = (
+                raise BlockStoreError(
                     f"block {kept.height} is stored under another id: delete the store"
                 )
-                raise BlockStoreError(msg)
             self._append(block)
             if block.changes_nodes or block.header.tree_size <= cosigned:
                 era_blocks.clear()

@@ -214,11 +214,10 @@ class Agent:
                 if event.public_key == mine:
                     is_known = True
                 elif isinstance(event, AgentAdmitted):
-                    msg = (
+                    raise NameTakenError(
                         f"the name {event.agent_id} belongs to the key "
                         f"{event.public_key.hex()}; this agent's is {mine.hex()}"
                     )
-                    raise NameTakenError(msg)
         if self._answered_elsewhere:
             self._warn_of_copy()
         self._terms.accept_first(self._options.task)

@@ -67,11 +67,10 @@ class PartyLog:
         try:
             self._file = lock_file(self._path, create=False)
         except FileNotFoundError:
-            msg = (
+            raise PartyLogError(
                 f"{self._path} is gone: this party cannot know what it has said. "
                 f"{_NEW_PARTY}"
-            )
-            raise PartyLogError(msg) from None
+            ) from None
         except BlockingIOError:
             msg = f"another process uses {directory}: stop it first"
             raise PartyLogError(msg) from None
@@ -152,11 +151,10 @@ class PartyLog:
             try:
                 item, last = _read_line(last, line)
             except (ValueError, KeyError, TypeError, RecursionError):
-                msg = (
+                raise PartyLogError(
                     f"{self._path}, line {number}: not what was written there, so this "
                     f"party cannot know what it has said. {_NEW_PARTY}"
-                )
-                raise PartyLogError(msg) from None
+                ) from None
             known = remember(known, item)
             good_size += len(line)
         return known, last

@@ -104,11 +104,10 @@ def _parse_public_key(data: bytes) -> X25519PublicKey | MLKEM768X25519PublicKey:
             msg = "an ML-KEM-768 key with a coefficient that is not below 3329"
             raise InvalidSealingKeyError(msg) from None
         return MLKEM768X25519PublicKey(mlkem, _parse_x25519(data[MLKEM_KEY_SIZE:]))
-    msg = (
+    raise InvalidSealingKeyError(
         f"a sealing key is {X25519_KEY_SIZE} bytes (X25519) or {HYBRID_KEY_SIZE} "
         f"(ML-KEM-768, X25519), not {len(data)}"
     )
-    raise InvalidSealingKeyError(msg)
 
 
 @dataclass(frozen=True, slots=True)

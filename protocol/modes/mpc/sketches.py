@@ -107,11 +107,10 @@ class Sketch:
             ValueError: another shape or type; a bug.
         """
         if values.dtype != np.uint64 or values.shape != self.buckets.shape:
-            msg = (
+            raise ValueError(
                 f"values of shape {values.shape}, {values.dtype}; a sketch of "
                 f"{len(self.buckets)} values takes as many uint64"
             )
-            raise ValueError(msg)
         sketch = np.zeros(NUM_BUCKETS, dtype=np.uint64)
         np.add.at(sketch, self.buckets, values * self.signs)
         return sketch
