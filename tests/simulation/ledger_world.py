@@ -105,7 +105,7 @@ class TirelessTwin(Consensus):
     """
 
     def _may_sign(self) -> bool:
-        return self._key is not None and self._ended is None
+        return self._key is not None and self.ended is None
 
 
 class BrokenWorldError(AssertionError):
