@@ -28,6 +28,13 @@ def list_notes(
         yield "Blobs were left out: no sum and no model was computed again."
     if report.has_second_opinion and not report.rechecked:
         yield "There was nothing for a second opinion: no sum rests on commitments."
+    elif report.has_second_opinion:
+        num_others = report.num_rounds_recomputed - len(report.rechecked)
+        if num_others:
+            yield (
+                f"{counted(num_others, 'recomputed round')} had no second opinion: an "
+                "earlier audit asked for none."
+            )
     if not report.has_checkpoints:
         yield "Checkpoints were left out: a cut at the log's end would not show."
     yield from _list_noise(report)

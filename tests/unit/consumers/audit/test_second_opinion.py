@@ -11,6 +11,7 @@ import cli.audit
 from adapters.blobs import BlobError
 from cli.audit import Options
 from cli.audit_show import render
+from consumers.audit.auditor import run_audit
 from consumers.audit.modes import second_opinion
 from consumers.audit.modes.second_opinion import (
     NUM_ROWS,
@@ -23,7 +24,7 @@ from protocol.modes.mpc import commitments as c
 from schemas import events as e
 from schemas.reasons import Reason
 from tests.auditing import audit, found, only
-from tests.builders import build_log
+from tests.builders import build_log, unframe
 from tests.mpc_builder import lie_once, start_mpc_log
 from tests.paths import VECTORS
 from tests.unit.consumers.audit.test_bundle import write
@@ -146,6 +147,24 @@ def test_a_log_without_such_sums_says_that_there_is_nothing():
     report = audit(build_log(), second_opinion=True)
     assert report.is_sound
     assert any("nothing for a second opinion" in note for note in report.notes)
+
+
+def test_rounds_that_an_earlier_audit_recomputed_without_it_are_counted():
+    log = build()
+    source = {
+        "federation_id": log.federation_id,
+        "unframe": unframe,
+        "fetch_blob": log.blobs.fetch,
+    }
+    earlier = run_audit(log.records, **source).state
+    last = len(log.records) - 1
+    log.run_round()
+    report = run_audit(
+        log.records[last:], **source, start=earlier, second_opinion=True
+    ).report
+    assert report.is_sound, report.findings
+    assert [rechecked.round for rechecked in report.rechecked] == [2]
+    assert any("1 recomputed round had no second" in note for note in report.notes)
 
 
 @pytest.mark.parametrize("with_blobs", [False, True])
