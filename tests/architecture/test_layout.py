@@ -232,7 +232,11 @@ MAY_USE_RICH = {"cli/demo.py", "cli/audit.py"}
 
 @pytest.mark.parametrize(
     "path",
-    [p for p in modules(*PACKAGES) if str(p.relative_to(ROOT)) not in MAY_PRINT],
+    [
+        p
+        for p in modules(*sorted(PACKAGES))
+        if str(p.relative_to(ROOT)) not in MAY_PRINT
+    ],
     ids=show,
 )
 def test_everything_is_printed_in_one_place(path: Path) -> None:

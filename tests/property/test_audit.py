@@ -27,6 +27,7 @@ from schemas import codec, topics
 from schemas import events as e
 from tests.attesting import Nodes
 from tests.builders import BlobDict, build_log, frame, make_key, unframe
+from tests.examples import examples
 from tests.mpc_builder import build_mpc_log, lie_once, start_mpc_log
 
 PARTS = ("key", "value", "moot-signature", "moot-event-id", "traceparent")
@@ -114,7 +115,7 @@ def is_about(report, topic, record, following):
 
 
 @given(indexes, st.sampled_from(PARTS), indexes, bits)
-@settings(max_examples=120)
+@settings(max_examples=examples(120))
 def test_no_bit_of_a_ledger_record_can_change_unnoticed(number, part, place, bit):
     records = [*the_log().records]
     number %= len(records)
@@ -125,7 +126,7 @@ def test_no_bit_of_a_ledger_record_can_change_unnoticed(number, part, place, bit
 
 
 @given(indexes, st.sampled_from(PARTS), indexes, bits)
-@settings(max_examples=120)
+@settings(max_examples=examples(120))
 def test_no_bit_of_a_checkpoint_can_change_unnoticed(number, part, place, bit):
     checkpoints = [*the_log().checkpoints]
     number %= len(checkpoints)
@@ -168,7 +169,7 @@ def is_noise(report, record):
 
 
 @given(indexes, st.sampled_from(PARTS[:-1]), indexes, bits)
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 def test_no_bit_of_an_attestation_can_change_unnoticed(number, part, place, bit):
     """But those of its trace context, which nothing else knows.
 
@@ -197,7 +198,7 @@ def test_no_byte_of_an_attestation_can_change_unnoticed(kind):
 
 
 @given(indexes, indexes, bits)
-@settings(max_examples=80)
+@settings(max_examples=examples(80))
 def test_no_bit_of_a_blob_can_change_unnoticed(number, place, bit):
     digests = blobs_that_count()
     digest = digests[number % len(digests)]
@@ -224,7 +225,7 @@ def test_no_byte_of_a_young_log_can_change_unnoticed(number, part):
 
 
 @given(indexes, indexes, st.sampled_from(["drop", "double", "swap", "move"]))
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 def test_no_record_can_be_lost_doubled_or_moved_unnoticed(first, second, how):
     for topic in ("records", "checkpoints"):
         original = getattr(the_log(), topic)
@@ -249,7 +250,7 @@ def rearrange(records, first, second, how):
 
 
 @given(st.integers(0, 48), st.integers(0, 48))
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 def test_no_log_can_be_cut_unnoticed(end, checkpoints_end):
     log = the_log()
     report = audit(
@@ -261,7 +262,7 @@ def test_no_log_can_be_cut_unnoticed(end, checkpoints_end):
 
 
 @given(indexes)
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 def test_no_block_can_be_signed_again_with_another_key(number):
     records = [*the_log().records]
     number %= len(records)
@@ -283,7 +284,7 @@ FACTS = tuple(
 
 
 @given(st.sampled_from(FACTS), st.integers(0, 2), st.data())
-@settings(max_examples=80)
+@settings(max_examples=examples(80))
 def test_no_fact_can_be_bent_by_a_decider_and_a_sequencer_together(kind, turn, data):
     """One field of one fact is changed, signed by the decider, and sequenced."""
     turn %= sum(type(event) is kind for event in the_log().leaves)
@@ -329,7 +330,7 @@ def test_there_is_every_kind_of_fact_in_one_log_or_the_other():
 
 
 @given(st.sampled_from(SECRET_FACTS), st.data())
-@settings(max_examples=12)
+@settings(max_examples=examples(12))
 def test_no_fact_of_an_mpc_round_can_be_bent_either(kind, data):
     """Agents hear the lie, and go by it; the log goes on however it may."""
     lies = []
@@ -370,7 +371,7 @@ def mpc_blobs_that_count():
 
 
 @given(indexes, indexes, bits)
-@settings(max_examples=30)
+@settings(max_examples=examples(30))
 def test_no_bit_of_an_mpc_rounds_blob_can_change_unnoticed(number, place, bit):
     digests = mpc_blobs_that_count()
     digest = digests[number % len(digests)]
@@ -382,7 +383,7 @@ def test_no_bit_of_an_mpc_rounds_blob_can_change_unnoticed(number, place, bit):
 
 
 @given(indexes, st.sampled_from(PARTS), indexes, bits)
-@settings(max_examples=30)
+@settings(max_examples=examples(30))
 def test_no_bit_of_an_mpc_rounds_record_can_change_unnoticed(number, part, place, bit):
     log = the_mpc_log()
     records = [*log.records]
@@ -452,7 +453,7 @@ def helpers():
     st.integers(1, 70),
 )
 @settings(
-    max_examples=40,
+    max_examples=examples(40),
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 def test_the_report_is_the_same_for_any_number_of_processes(helpers, flips, chunk):
@@ -482,7 +483,7 @@ def test_the_report_is_the_same_for_any_number_of_processes(helpers, flips, chun
     st.integers(1, 9),
 )
 @settings(
-    max_examples=15,
+    max_examples=examples(15),
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 def test_no_forged_leaf_passes_with_helpers(helpers, leaves, chunk):
@@ -599,7 +600,7 @@ def free_parts(data):
 
 @given(indexes, indexes, bits)
 @settings(
-    max_examples=60,
+    max_examples=examples(60),
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 def test_no_bit_of_a_bundle_can_change_unnoticed(folder, block, place, bit):
@@ -663,7 +664,7 @@ TEXTS = {"README.txt", "report.json", "policy.txt"}
 
 
 @given(st.binary(max_size=300), st.integers(0, 40))
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 def test_garbage_is_no_record_and_never_another_error(garbage, cut):
     record = the_log().records[0]
     for data in (garbage, encode_record(record)[4 : 4 + cut] + garbage):
@@ -674,7 +675,7 @@ def test_garbage_is_no_record_and_never_another_error(garbage, cut):
 
 @given(st.binary(max_size=2_000))
 @settings(
-    max_examples=60,
+    max_examples=examples(60),
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 def test_garbage_is_no_bundle_and_never_another_error(folder, garbage):
@@ -708,7 +709,7 @@ def record_of(value, *, key=b"clinics", signer="SEQUENCER"):
     st.integers(0, 49),
 )
 @example([(b"", True)], 0)
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 def test_garbage_is_a_finding_or_noise_and_never_an_error(garbage, place):
     log = the_log()
     ledger_prefix = log.records[0].value[:5]
@@ -730,7 +731,7 @@ def test_garbage_is_a_finding_or_noise_and_never_an_error(garbage, place):
     st.integers(-(2**63), 2**63 - 1),
     st.booleans(),
 )
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 def test_garbage_that_the_sequencer_signed_is_a_finding_too(leaves, number, is_leaf):
     log = the_log()
     if is_leaf:
@@ -773,7 +774,7 @@ SEQUENCED = tuple(
 
 @pytest.mark.parametrize("kind", [*SEQUENCED, e.EventRejected])
 @given(data=st.data())
-@settings(max_examples=12)
+@settings(max_examples=examples(12))
 def test_any_event_of_a_colluding_sequencer_is_judged_and_never_an_error(kind, data):
     """Every field random but the federation; signed by whoever should have."""
     event = replace(data.draw(instances(kind)), federation_id="clinics")

@@ -1,8 +1,8 @@
 """Ledger nodes among twins and forgers: never two truths, and always an end to trouble.
 
-Ten thousand scenarios of four nodes one of which is two, unmodified; fewer of four with
-other liars, of seven, and of changing node sets. A failure names its seed: what makes
-that kind of scenario makes the same one of it again.
+In full (`tests.simulation.full`) ten thousand scenarios of four nodes one of which is
+two, unmodified; fewer of four with other liars, of seven, and of changing node sets. A
+failure names its seed: what makes that kind of scenario makes the same one of it again.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from functools import partial
 from typing import Final
 
 import pytest
+from _pytest.mark import ParameterSet
 
 from ledger.attestations import NodeSet
 from ledger.consensus import Consensus
@@ -101,11 +102,17 @@ CRASHES: Final = {
 }
 
 
+def in_full(*parameters: object) -> ParameterSet:
+    return pytest.param(*parameters, marks=pytest.mark.full)
+
+
 @pytest.mark.parametrize(
     ("make", "part"),
     [
-        *((make_twins, part) for part in range(10)),
-        *((make_liars, part) for part in range(3)),
+        (make_twins, 0),
+        *(in_full(make_twins, part) for part in range(1, 10)),
+        (make_liars, 0),
+        *(in_full(make_liars, part) for part in range(1, 3)),
     ],
 )
 def test_four_nodes_agree_and_go_on(monkeypatch, make, part):
@@ -121,20 +128,22 @@ def test_four_nodes_agree_and_go_on(monkeypatch, make, part):
     assert tally.accused > 100  # and liars were convicted.
 
 
-def test_seven_nodes_agree_and_go_on(monkeypatch):
+@pytest.mark.parametrize("number", [100, in_full(300)])
+def test_seven_nodes_agree_and_go_on(monkeypatch, number):
     use_fake_signatures(monkeypatch)
-    tally = play(make_seven, range(300), num_steps=120)
-    assert tally.rounds.total() == 300
-    assert tally.final[0] < 250
-    assert tally.accused > 30
+    tally = play(make_seven, range(number), num_steps=120)
+    assert tally.rounds.total() == number
+    assert tally.final[0] < number * 5 / 6
+    assert tally.accused > number / 10
 
 
-def test_nodes_agree_while_they_change(monkeypatch):
+@pytest.mark.parametrize("number", [200, in_full(600)])
+def test_nodes_agree_while_they_change(monkeypatch, number):
     use_fake_signatures(monkeypatch)
-    tally = play(make_eras, range(600), num_steps=120)
-    assert tally.rounds.total() == 600
-    assert tally.eras[1] > 100
-    assert tally.eras[2] > 30
+    tally = play(make_eras, range(number), num_steps=120)
+    assert tally.rounds.total() == number
+    assert tally.eras[1] > number / 6
+    assert tally.eras[2] > number / 20
 
 
 @pytest.mark.parametrize("make", [make_twins, make_liars])
