@@ -1,4 +1,4 @@
-"""How people read what programs count."""
+"""Counts as people read them."""
 
 
 def counted(number: int, noun: str, plural: str = "") -> str:
@@ -6,7 +6,7 @@ def counted(number: int, noun: str, plural: str = "") -> str:
 
     Args:
         number: How many there are, 0 or more.
-        noun: What is counted, for one.
-        plural: Likewise for more; by default with an s.
+        noun: The noun, singular.
+        plural: Its plural; by default with an s.
     """
     return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"

@@ -157,7 +157,7 @@ def _check(options: Options) -> None:
             "the bundle to read."
         )
     if options.second_opinion and not options.with_blobs:
-        raise CannotAuditError("--second-opinion is about blobs: leave out --no-blobs.")
+        raise CannotAuditError("--second-opinion needs blobs: leave out --no-blobs.")
     if options.is_followed and options.bundle is not None:
         raise CannotAuditError("A bundle does not grow: leave out --follow.")
     if not options.is_followed and (

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 MAX_RECHECKED: Final = 20
 """Rounds whose rows are shown."""
 _START: Final = re.compile(r" +(?:\d+\. |- |\S+(?: \S+)* {2,})?")
-"""Of a line: what its continuations stay right of."""
+"""The part of a line below which its continuations stay empty."""
 _GLUE: Final = "\u00a0"
-"""Not printable, so no text of others has it any more."""
+"""Not printable, so it was escaped wherever a text quotes others."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ def demand(*extras: str) -> None:
     """Check that extras are installed.
 
     Raises:
-        StackError: one is not; the message names it and what it lacks.
+        StackError: one is not; the message names it and the missing modules.
     """
     for extra in extras:
         missing = [name for name in sorted(EXTRAS[extra]) if find_spec(name) is None]
@@ -42,7 +42,7 @@ def make_missing(extra: str, *modules: str) -> StackError:
 
     Args:
         extra: Its name.
-        *modules: What is missing of it.
+        *modules: The modules of it that are missing.
     """
     verb = "is" if len(modules) == 1 else "are"
     return StackError(
@@ -53,7 +53,7 @@ def make_missing(extra: str, *modules: str) -> StackError:
 
 
 def find_missing(error: BaseException) -> StackError | None:
-    """Return the error to show instead of one that a missing extra caused, if so."""
+    """Return the error that names a missing extra, if one caused this error."""
     for cause in _list_causes(error):
         if isinstance(cause, ModuleNotFoundError) and cause.name is not None:
             module = cause.name.partition(".")[0]

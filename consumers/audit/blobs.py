@@ -163,8 +163,7 @@ class BlobAuditor:
                 self._report.num_claims_checked += 1
             if claimed == found:
                 continue
-            # Of one that is too large, the log itself says so, whatever the store
-            # holds.
+            # If it is too large, the log itself says so, whatever the store holds.
             is_known = bool(claimed) and found == Reason.OVERSIZED_BLOB
             if problem is not None and problem.blob is not None and not is_known:
                 bad[problem.blob.ref.sha256] = problem
@@ -228,7 +227,7 @@ class BlobAuditor:
         published: AggregatePublished,
         place: Place,
     ) -> None:
-        """Have another library look at what a result rests on, if there is more."""
+        """Have another library check a result that rests on more than a sum."""
         recheck = SECOND_OPINIONS.get(get_mode(view.config).name)
         if recheck is None:
             return

@@ -331,7 +331,7 @@ def _answer(
     except (LinkError, RobustnessError, UnsafeConfigurationError) as error:
         parent.send(error)
     except ModuleNotFoundError as error:
-        detail = f"there is no {error.name} here: folkmoot[party] brings it"
+        detail = f"{error.name} is not installed: folkmoot[party] brings it"
         parent.send(RobustnessError(RobustnessFailure.NOT_INSTALLED, detail))
     except Exception:
         # Other parties' input may have caused it, so it ends this process and no other.

@@ -34,7 +34,7 @@ from schemas import events as e
 
 def recheck(view: RoundView, total: NDArray[np.int64], fetch: Fetch) -> Rechecked:
     """Do as `consumers.audit.modes.second_opinion.recheck`."""
-    # Only who asks for it waits until it is loaded.
+    # It takes a while to load, and few ask for it.
     from consumers.audit.modes import second_opinion  # noqa: PLC0415
 
     return second_opinion.recheck(view, total, fetch)

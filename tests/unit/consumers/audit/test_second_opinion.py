@@ -220,8 +220,8 @@ def test_a_row_that_is_off_by_one_does_not():
     [
         (OUTSIDE, "not in the group"),
         (IDENTITY, "not in the group"),
-        (b"\xff" * 48, "no point"),
-        (bytes(48), "no point"),
+        (b"\xff" * 48, "not a point"),
+        (bytes(48), "not a point"),
         (b"", "has 0 bytes"),
         (bytes(49), "has 49 bytes"),
     ],
@@ -234,7 +234,7 @@ def test_a_row_that_is_off_by_one_does_not():
         "long",
     ],
 )
-def test_what_is_no_commitment_opens_nothing(data, problem):
+def test_bytes_other_than_commitments_open_nothing(data, problem):
     first, *others = [bytes.fromhex(update[LAST]) for update in SUM["updates"]]
     assert problem in open_row(LAST, commitments=[data, *others])
     assert problem in open_row(LAST, commitments=[first, *others[:-1], data])
