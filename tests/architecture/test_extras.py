@@ -218,13 +218,13 @@ def test_a_party_without_crypten_says_so_when_it_would_compare(
     robustness._answer(theirs, compute, ())
     error = ours.recv()
     assert error.reason == RobustnessFailure.NOT_INSTALLED
-    assert error.detail == "there is no crypten here: folkmoot[party] brings it"
+    assert error.detail == "crypten is not installed: folkmoot[party] brings it"
     assert "crypten" in EXTRAS["party"]
 
 
 @pytest.mark.parametrize(
     "error", [ImportError("x"), ModuleNotFoundError("x"), KeyError()]
 )
-def test_what_is_no_extra_is_not_explained(error: Any) -> None:
+def test_errors_about_other_modules_are_not_explained(error: Any) -> None:
     assert find_missing(error) is None
     assert find_missing(ModuleNotFoundError("x", name="numpy")) is None
