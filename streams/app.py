@@ -53,7 +53,7 @@ LOAD_S: Final = 0.1
 """How long a burst lasts. If records keep coming for longer, that is load."""
 GATHER_S: Final = 0.1
 """How long a batch gathers under load. Kafka commits within a few milliseconds, in
-which Faust hands out ten records or so: a transaction each would cost more than them.
+which Faust hands out about ten records: so small a transaction costs more than they do.
 """
 MAX_BUFFERED: Final = 250
 """Records that Faust buffers for a stream. Each may be 128 KiB of zeros that arrived as
@@ -397,8 +397,8 @@ def _watch_reading(app: faust.App, loop: asyncio.AbstractEventLoop) -> None:
 def serve(service: Service) -> None:
     """Run an app until it is told to stop; ends the process."""
     guard_logs()
-    # Faust lets its handlers drop what is below the level: for each request to Kafka
-    # a few records would be made for nothing.
+    # Faust only has its handlers drop what is below the level: every request to Kafka
+    # would make a few records for nothing.
     level = service.settings.log_level
     logging.disable(logging.getLevelNamesMapping()[level] - 1)
     loop = asyncio.new_event_loop()

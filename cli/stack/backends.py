@@ -90,7 +90,7 @@ class Files:
         self.lock = root / "lock"
 
     def data(self, service: str) -> Path:
-        """Return where a service keeps what it has."""
+        """Return where a service keeps its data."""
         return self.root / service
 
     def log(self, service: str) -> Path:
@@ -226,13 +226,13 @@ def _minio(
     return argv, {
         "MINIO_ROOT_USER": access_key,
         "MINIO_ROOT_PASSWORD": secret_key,
-        "MINIO_BROWSER": "off",  # one listener less
+        "MINIO_BROWSER": "off",  # one listener fewer
         "MINIO_UPDATE": "off",  # it is pinned
     }
 
 
 def _credentials(files: Files) -> tuple[str, str]:
-    """MinIO's root user and password: random, made once, as old as the data."""
+    """MinIO's root user and password: random, made once."""
     path = files.credentials
     if not path.exists():
         write_private(
@@ -247,7 +247,7 @@ def _credentials(files: Files) -> tuple[str, str]:
 
 
 def find_endpoints(files: Files, ports: Ports) -> Endpoints:
-    """Return where the services are; MinIO's credentials are made if need be."""
+    """Return where the services are; missing credentials of MinIO's are made."""
     access_key, secret_key = _credentials(files)
     return Endpoints(
         bootstrap_servers=f"{LOOPBACK}:{ports.kafka}",
@@ -259,7 +259,7 @@ def find_endpoints(files: Files, ports: Ports) -> Endpoints:
 
 
 def inherited_environment() -> dict[str, str]:
-    """Keep of ours what a service needs to run, nothing that configures it."""
+    """Return our variables that a service needs to run, none that configure it."""
     wanted = ("PATH", "HOME", "TMPDIR", "LANG", "LC_ALL", "USER", "LOGNAME")
     return {name: os.environ[name] for name in wanted if name in os.environ}
 
