@@ -179,7 +179,7 @@ class _Demo:
             self._stack.stop()
 
     def say(self, message: str, *, style: str = "", place: str = "") -> None:
-        """Print a line; what is in a message is no markup."""
+        """Print a line; a message is not parsed for markup."""
         elapsed = time.monotonic() - self.begun
         line = Text().append(f"{elapsed:6.1f} s  {place}", style="dim")
         line.append(printable(message), style=style)

@@ -78,7 +78,7 @@ class Fault:
         leaf_index: The leaf.
         message: What it means, as text.
         expected: What should be there.
-        found: What is.
+        found: What is there.
     """
 
     code: FaultCode

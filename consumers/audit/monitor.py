@@ -69,7 +69,7 @@ class Alert:
         place: Where.
         message: What it means, as text.
         expected: What should be there.
-        found: What is.
+        found: What is there.
     """
 
     kind: AlertKind

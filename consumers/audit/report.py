@@ -94,7 +94,7 @@ class Finding:
         place: Where.
         message: What it means, as text.
         expected: What should be there.
-        found: What is.
+        found: What is there.
         blob_sha256: The blob concerned, in hex; empty if none.
         evidence: Signed messages that prove it, single-object bytes in hex: what an
             `EquivocationProven` would hold; usually none.

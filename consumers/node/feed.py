@@ -229,7 +229,7 @@ class Alerts:
         log.error("%s: %s", code, detail)
 
     def keep(self, code: AlertCode, details: Collection[str]) -> None:
-        """Report what is the case now, and drop alerts of this kind that are over."""
+        """Report these alerts of a kind, and drop others of it: they are over."""
         gone = [
             (known, detail)
             for known, detail in self._alerts

@@ -125,7 +125,7 @@ class _Seen(NamedTuple):
 
 
 _Lasting = dict[AlertCode, tuple[str, ...]]
-"""What is the case now, as text: it ends with its cause."""
+"""Details of alerts that last as long as their cause."""
 
 
 class KafkaSource:
