@@ -106,8 +106,6 @@ def create_federation(
         StackError: the model's state cannot be exchanged, a principal is unknown, or
             the module's configuration is not JSON.
     """
-    from producers.agent.training import initialise  # loads torch
-
     keys = settings.state_directory / "keys"
     if "OPERATOR" in principals:
         raise StackError(
@@ -130,6 +128,8 @@ def create_federation(
     }
     all_principals = load_principals(keys, given)
     module = load_class(parameters.task.module, allowed_prefixes)
+    from producers.agent.training import initialise  # torch, once all else is right
+
     try:
         model = initialise(
             module=module, module_config=module_config, seed=seed, rules=state_rules
