@@ -6,6 +6,7 @@ the two. Checking imports nothing: torch takes seconds.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from typing import Final
@@ -32,7 +33,7 @@ def demand(*extras: str) -> None:
         StackError: one is not; the message names it and the missing modules.
     """
     for extra in extras:
-        missing = [name for name in sorted(EXTRAS[extra]) if find_spec(name) is None]
+        missing = [name for name in sorted(EXTRAS[extra]) if not _is_installed(name)]
         if missing:
             raise make_missing(extra, *missing)
 
@@ -67,3 +68,9 @@ def _list_causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__
+
+
+def _is_installed(module: str) -> bool:
+    # What was imported first: some modules put another in their place, and find_spec
+    # does not take that.
+    return module in sys.modules or find_spec(module) is not None
