@@ -9,6 +9,8 @@ from typing import Final
 import pytest
 from hypothesis import settings
 
+from tests.demo import Demo, run_demo
+
 pytest.register_assert_rewrite("tests.lies", "tests.rechecking")
 
 settings.register_profile("often", deadline=None, derandomize=True)
@@ -41,3 +43,9 @@ def pytest_xdist_make_scheduler(config, log):
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: not item.nodeid.startswith(tuple(SHARED)))
+
+
+@pytest.fixture(scope="session")
+def finished_demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
+    """A demo that was run once, for whoever looks at what came of it."""
+    return run_demo(tmp_path_factory.mktemp("demo"))

@@ -1,17 +1,15 @@
 """The programs, once per session, and the logs that they all judge."""
 
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.demo import Demo
 from tests.interop.programs import Programs, ensure_programs
 from tests.interop.publication import Publication, write_demo, write_synthetic
 
-DEMO_TIMEOUT_S = 600
 NUM_ENTRIES = 700  # two full tiles, a partial one, and one above them
 
 
@@ -31,16 +29,9 @@ def published(
     directory = tmp_path_factory.mktemp("log")
     if request.param == "synthetic":
         return write_synthetic(directory / "it", NUM_ENTRIES)
-    demo = directory / "demo"
-    subprocess.run(
-        [
-            sys.executable, "-m", "cli.main", "demo",
-            "--rounds", "1", "--directory", str(demo),
-        ],
-        check=True,
-        timeout=DEMO_TIMEOUT_S,
-    )  # fmt: skip
-    return write_demo(demo, directory / "it")
+    demo: Demo = request.getfixturevalue("finished_demo")
+    assert demo.code == 0, demo.output
+    return write_demo(demo.directory, directory / "it")
 
 
 @pytest.fixture
