@@ -1,8 +1,8 @@
 """What the integration tests stand on: real services, real agents, real records.
 
-Nothing here is a mock. Services are the processes that `moot serve` starts, agents the
-ones of `moot agent run`; where training does not matter a test speaks for an agent
-itself, with a key of its own (`Puppet`).
+Nothing here is a mock. Services are the processes that `moot serve` starts, agents
+those of `moot agent run`, without torch where training does not matter (`light_agent`);
+or a test speaks for an agent itself, with a key of its own (`Puppet`).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import pytest
 from confluent_kafka import Producer
 from numpy.typing import NDArray
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
@@ -58,6 +59,7 @@ from protocol.modes.mpc.norm_prover import commit_update
 from protocol.tensors import tensors_to_blob
 from schemas import codec, topics
 from schemas import events as e
+from tests.integration.forks import run_moot, spawn_forked
 from tests.paths import ROOT
 
 EventT = TypeVar("EventT")
@@ -66,6 +68,8 @@ WAIT_S = 60.0
 """How long a test waits for what should take a second or two: two cores are slow."""
 AGENTS = ("aster", "birch", "cedar")
 """The agents of the main federation."""
+LIGHT_AGENT, REAL_AGENT = "tests.integration.light_agent", "cli.main"
+"""Programs: the agent that trains without torch, and `moot` itself."""
 
 SYNTHETIC = e.Task(
     module="producers.examples.synthetic:SyntheticModule",
@@ -106,9 +110,16 @@ def wait_until(
 class Services:
     """A supervisor that somebody watches, as an orchestrator would."""
 
-    def __init__(self, environment: Mapping[str, str], logs: Path) -> None:
+    def __init__(
+        self,
+        environment: Mapping[str, str],
+        logs: Path,
+        spawn: Callable[..., Any] = spawn_forked,
+    ) -> None:
+        self._patch = pytest.MonkeyPatch()
         # Tests kill on purpose, and a service may fail several times in an outage.
-        cli_services.MAX_RESTARTS = 1_000  # type: ignore[misc]
+        self._patch.setattr(cli_services, "MAX_RESTARTS", 1_000)
+        self._patch.setattr(cli_services, "spawn_owned", spawn)
         self.supervisor = Supervisor(environment, logs)
         self._lock = threading.RLock()
         self._done = threading.Event()
@@ -125,6 +136,12 @@ class Services:
     def start(self, name: str, *arguments: str) -> None:
         with self._lock:
             self.supervisor.start(name, *arguments)
+
+    def start_program(self, name: str, module: str, *arguments: str) -> None:
+        """Start another program than `moot`, for the watcher to watch."""
+        with self._lock:
+            self.supervisor._commands[name] = [sys.executable, "-m", module, *arguments]
+            self.supervisor._spawn(name)
 
     def kill(self, name: str) -> None:
         """SIGKILL; the watcher starts it again."""
@@ -158,7 +175,12 @@ class Services:
         with self._lock, ThreadPoolExecutor() as pool:
             list(pool.map(self.supervisor.stop, names))
 
+    def names(self) -> list[str]:
+        with self._lock:
+            return [*self.supervisor._processes]
+
     def pids(self, *names: str) -> dict[str, int]:
+        """The guards of these services, each of which leads a session."""
         with self._lock:
             return {name: self.supervisor._processes[name].pid for name in names}
 
@@ -175,6 +197,13 @@ class Services:
         self._watcher.join()
         with self._lock:
             self.supervisor.stop_all()
+        self._patch.undo()
+
+
+def find_worker(pid: int) -> int:
+    """Return what a guard started, if that is what it is: the one that uses memory."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return find_worker(int(children[0])) if len(children) == 1 else pid
 
 
 @dataclass(frozen=True)
@@ -339,22 +368,6 @@ class World:
         return codec.decode(self.registry.unframe_trusted(record.value or b""))
 
 
-def run_moot(
-    *arguments: str, timeout_s: float = 90, **environment: str
-) -> subprocess.CompletedProcess[str]:
-    """Run `moot` with the given settings and no others."""
-    clean = {k: v for k, v in os.environ.items() if not k.startswith("MOOT_")}
-    return subprocess.run(
-        [sys.executable, "-m", "cli.main", *arguments],
-        cwd=ROOT,
-        env={**clean, **environment},
-        capture_output=True,
-        text=True,
-        timeout=timeout_s,
-        check=False,
-    )
-
-
 class Federation:
     """A federation as a test sees it: its log, read as it grows, and its operator."""
 
@@ -494,7 +507,7 @@ class Federation:
     def audit(self) -> dict[str, Any]:
         """Run `moot audit` and return its report; it must be sound."""
         finished = self.world.moot(
-            "audit", "--federation", self.name, "--json",
+            "audit", "--federation", self.name, "--json", "--jobs", "1",
             "--operator-key", self.operator.public_key.hex(),
         )  # fmt: skip
         assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr
@@ -619,7 +632,9 @@ def good_blob(size: int = NUM_PARAMETERS) -> bytes:
 
 
 @contextmanager
-def run_world(directory: Path) -> Iterator[World]:
+def run_world(
+    directory: Path, spawn: Callable[..., Any] = spawn_forked
+) -> Iterator[World]:
     """Start the stack and every service that serves all federations."""
     collector = Collector()
     with LocalStack(directory / "stack") as stack:
@@ -637,7 +652,7 @@ def run_world(directory: Path) -> Iterator[World]:
         store.ensure_bucket()
         keys = state_directory / "keys"
         load_principals(keys)
-        services = Services(environment, directory / "logs")
+        services = Services(environment, directory / "logs", spawn)
         for service in FAUST_SERVICES:
             services.start(service, "serve", service)
         world = World(
@@ -679,11 +694,17 @@ def make_settings(endpoints: Endpoints, state_directory: Path) -> Settings:
     )
 
 
-def start_agents(world: World, federation: str, names: Sequence[str] = AGENTS) -> None:
+def start_agents(
+    world: World,
+    federation: str,
+    names: Sequence[str] = AGENTS,
+    *,
+    program: str = LIGHT_AGENT,
+) -> None:
     """Start a federation's agents as processes."""
     for index, name in enumerate(names):
-        world.services.start(
-            name, "agent", "run", name, "--federation", federation,
+        world.services.start_program(
+            name, program, "agent", "run", name, "--federation", federation,
             "--operator-key", world.operator_key.public_key.hex(),
             "--data-config", json.dumps({"organisation": index}),
         )  # fmt: skip
@@ -691,8 +712,10 @@ def start_agents(world: World, federation: str, names: Sequence[str] = AGENTS) -
 
 __all__ = [
     "AGENTS",
+    "LIGHT_AGENT",
     "NUM_PARAMETERS",
     "PARAMETERS",
+    "REAL_AGENT",
     "ROOT",
     "SYNTHETIC",
     "Collector",
@@ -702,6 +725,7 @@ __all__ = [
     "Services",
     "SpanSeen",
     "World",
+    "find_worker",
     "good_blob",
     "make_settings",
     "run_moot",

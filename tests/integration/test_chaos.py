@@ -17,15 +17,23 @@ from schemas import events as e
 from schemas import topics
 from schemas.reasons import Reason
 from tests.integration.harness import AGENTS, Federation, World, wait_until
+from tests.integration.outages import Kept, outage
 from tests.sealed import list_contributions
 
-NUM_KILLS = 5
+NUM_KILLS = 20
+NUM_KILLS_IN_CI = 2
 KILL_POINTS = range(9)
 """How many leaves of a round follow its request; it has thirteen in all, or more."""
 ROUND_TIMEOUT_S = 90.0
 
 
-@pytest.mark.parametrize("repetition", range(NUM_KILLS))
+@pytest.mark.parametrize(
+    "repetition",
+    [
+        pytest.param(n, marks=[pytest.mark.nightly] if n >= NUM_KILLS_IN_CI else [])
+        for n in range(NUM_KILLS)
+    ],
+)
 def test_kills_in_the_middle_of_a_round_change_no_fact(
     world: World, main: Federation, repetition: int
 ) -> None:
@@ -88,13 +96,13 @@ def test_the_caches_can_be_deleted(world: World, main: Federation) -> None:
 
 
 def test_a_round_survives_an_outage_of_minio(world: World, main: Federation) -> None:
+    kept = Kept.store(world.endpoints)
     number = main.request_round()
     main.wait(e.RoundRequested, round=number)
-    world.stack.kill(MINIO)
-    time.sleep(4)
-    assert not _has(main, e.RoundSealed, number)
-
-    world.stack.start_service(MINIO)
+    with outage(world.stack, MINIO):
+        time.sleep(4)
+        assert not _has(main, e.RoundSealed, number)
+    kept.demand()
 
     main.wait(e.ModelVersionRegistered, ROUND_TIMEOUT_S, round=number)
     sealed = _only(main, e.RoundSealed, number)
@@ -106,16 +114,18 @@ def test_a_round_survives_an_outage_of_minio(world: World, main: Federation) -> 
 def test_a_round_survives_an_outage_of_the_schema_registry(
     world: World, main: Federation
 ) -> None:
-    world.stack.kill(REGISTRY)
-    # Nobody knows this schema id, and nobody can ask: it must wait, not be refused.
-    unknown = world.produce(topics.UPDATES, b"\x00\x00\x0f\x42\x40...", key=b"nobody")
-    restarts = world.services.restarts().get("sequencer", 0)
-    wait_until(
-        lambda: world.services.restarts().get("sequencer", 0) > restarts,
-        "the sequencer stops rather than decide",
-    )
-
-    world.stack.start_service(REGISTRY)
+    kept = Kept.store(world.endpoints)
+    with outage(world.stack, REGISTRY):
+        # Nobody knows this schema id, and nobody can ask: it must wait, not be refused.
+        unknown = world.produce(
+            topics.UPDATES, b"\x00\x00\x0f\x42\x40...", key=b"nobody"
+        )
+        restarts = world.services.restarts().get("sequencer", 0)
+        wait_until(
+            lambda: world.services.restarts().get("sequencer", 0) > restarts,
+            "the sequencer stops rather than decide",
+        )
+    kept.demand()
 
     def reasons() -> list[str]:
         refusals = map(world.decode, world.records(topics.REJECTED))
@@ -131,12 +141,13 @@ def test_a_round_survives_an_outage_of_the_schema_registry(
 
 
 def test_a_round_survives_a_kill_of_kafka(world: World, main: Federation) -> None:
+    kept = Kept.store(world.endpoints)
     number = main.request_round()
     main.wait(e.RoundStarted, round=number)
 
-    world.stack.kill(KAFKA)
-    time.sleep(1)
-    world.stack.start_service(KAFKA)
+    with outage(world.stack, KAFKA):
+        time.sleep(1)
+    kept.demand()
 
     main.wait(e.ModelVersionRegistered, 2 * ROUND_TIMEOUT_S, round=number)
 

@@ -6,7 +6,6 @@ A stranger leaves a transaction open; records are deleted while nobody reads.
 import json
 import time
 import urllib.request
-from collections.abc import Iterator
 
 import pytest
 from confluent_kafka import KafkaException, Producer, TopicPartition
@@ -19,7 +18,6 @@ from tests.integration.harness import (
     Federation,
     Puppet,
     World,
-    run_world,
     wait_until,
 )
 
@@ -27,15 +25,8 @@ NAME = "held"
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    """A stack of its own: what is deleted here is what others read."""
-    with run_world(tmp_path_factory.mktemp("held")) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def federation(world: World) -> Federation:
-    federation = world.found(NAME)
+def federation(spoiled: World) -> Federation:
+    federation = spoiled.found(NAME)
     federation.wait(e.FederationConfigured)
     return federation
 

@@ -28,7 +28,7 @@ from adapters.schema_registry import FramingError
 from cli.modes.mpc import with_parties
 from cli.node import make_node
 from cli.stack import backends
-from cli.stack.processes import find_free_ports
+from cli.stack.processes import find_free_ports, spawn_owned
 from cli.stack.services import FAUST_SERVICES
 from ledger.signing import SigningKey
 from schemas import codec, topics
@@ -42,6 +42,7 @@ from tests.integration.harness import (
     Puppet,
     SecretPuppet,
     World,
+    find_worker,
     run_world,
     wait_until,
 )
@@ -238,15 +239,9 @@ class Siege:
         services = self.world.services.supervisor._processes
         stack = self.world.stack._processes
         return {
-            name: _find_worker(process.pid)
+            name: find_worker(process.pid)
             for name, process in {**services, **stack}.items()
         }
-
-
-def _find_worker(pid: int) -> int:
-    """Return what a guard started, if that is what it is: the one that uses memory."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return _find_worker(int(children[0])) if len(children) == 1 else pid
 
 
 def memory_mb(pid: int, field: str) -> int:
@@ -272,7 +267,7 @@ def full_heaps() -> Iterator[None]:
 def siege(
     tmp_path_factory: pytest.TempPathFactory, full_heaps: None
 ) -> Iterator[Siege]:
-    with run_world(tmp_path_factory.mktemp("siege")) as world:
+    with run_world(tmp_path_factory.mktemp("siege"), spawn_owned) as world:
         parties = world.services.start_parties(world.settings, *PARTIES)
         ports = find_free_ports(len(NODES))
         urls = {

@@ -119,7 +119,7 @@ def nodes(world: World):
         "log", "serve", "log", "--federation", NAME, "--port", str(ports[-1])
     )
     yield made
-    world.services.stop(*urls, "log")
+    world.services.stop(*urls, "log", f"timer-{NAME}")
 
 
 def test_blocks_become_final_and_their_checkpoints_are_published(nodes: Nodes) -> None:
@@ -168,11 +168,14 @@ def test_a_witness_client_is_answered(nodes: Nodes) -> None:
     assert int(caught.value.read()) >= size
 
 
-def test_kills_of_nodes_end_in_agreement_and_no_contradiction(nodes: Nodes) -> None:
+@pytest.mark.parametrize("turns", [3, pytest.param(20, marks=pytest.mark.nightly)])
+def test_kills_of_nodes_end_in_agreement_and_no_contradiction(
+    nodes: Nodes, turns: int
+) -> None:
     seed = random.SystemRandom().randrange(2**32)
     print(f"seed {seed}")
     draw = random.Random(seed)
-    for _ in range(8):
+    for _ in range(turns):
         nodes.say()
         for name in draw.sample(sorted(nodes.urls), draw.choice((1, 1, 2))):
             nodes.world.services.kill(name)
@@ -357,6 +360,7 @@ def test_http_alone_is_enough(world: World) -> None:
     finally:
         for process in processes:
             kill_owned(process)
+        world.services.stop(f"timer-{name}")
 
 
 def test_a_key_without_its_votes_is_refused(world: World) -> None:

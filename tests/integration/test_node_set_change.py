@@ -82,7 +82,7 @@ def test_the_nodes_change(world: World, tmp_path: Path) -> None:
     federation.wait(e.FederationConfigured)
     world.start_timer(NAME)
     nodes = Nodes(world, federation, urls, f"http://127.0.0.1:{ports[-1]}")
-    running = [*OLD, "handover-log"]
+    running = [*OLD, "handover-log", f"timer-{NAME}"]
     for name in OLD:
         nodes.start(name)
     world.services.start(

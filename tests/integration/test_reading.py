@@ -1,14 +1,10 @@
 """Readers of Kafka over time: idle, with Kafka gone and back, and never at an end."""
 
-import shutil
 import threading
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from confluent_kafka import Producer
 
-import cli.stack.stack
 from adapters.kafka import (
     END,
     KafkaUnavailableError,
@@ -22,28 +18,15 @@ from adapters.kafka import (
 from adapters.settings import Settings
 from cli.stack.stack import KAFKA, LocalStack
 from schemas import topics
-from tests.integration.harness import make_settings, wait_until
-
-IDLE_MS = 3_000
-"""After so long the broker closes a connection on which nothing is said."""
+from tests.integration.harness import wait_until
+from tests.integration.other_kafka import IDLE_MS, ImpatientKafka
 
 
 @pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
-    definitions = tmp_path_factory.mktemp("definitions") / "local"
-    shutil.copytree(cli.stack.stack.DEFINITIONS, definitions)
-    with (definitions / "server.properties").open("a", encoding="utf-8") as file:
-        file.write(f"\nconnections.max.idle.ms={IDLE_MS}\n")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli.stack.stack, "DEFINITIONS", definitions)
-        with LocalStack(tmp_path_factory.mktemp("reading")) as running:
-            create_topics(make_settings(running.endpoints, Path()))
-            yield running
-
-
-@pytest.fixture(scope="module")
-def settings(stack: LocalStack) -> Settings:
-    return make_settings(stack.endpoints, Path())
+def settings(other_kafka: ImpatientKafka) -> Settings:
+    other_kafka.delete_topics()
+    create_topics(other_kafka.settings)
+    return other_kafka.settings
 
 
 def publish(settings: Settings, topic: str, *values: bytes) -> None:
@@ -82,14 +65,16 @@ def test_a_reader_that_was_idle_goes_on_and_commits(settings: Settings) -> None:
     successor.close()
 
 
-def test_a_reader_outlives_its_broker(stack: LocalStack, settings: Settings) -> None:
+def test_a_reader_outlives_its_broker(
+    other_kafka: LocalStack, settings: Settings
+) -> None:
     publish(settings, topics.CONTROL, b"a")
     reader = PartitionReader(settings, topics.CONTROL, 0)
     assert [record.value for record in read_some(reader, 1)] == [b"a"]
-    stack.kill(KAFKA)
+    other_kafka.kill(KAFKA)
     for _ in range(10):
         assert reader.poll(0.1) == []
-    stack.start_service(KAFKA)
+    other_kafka.start_service(KAFKA)
     publish(settings, topics.CONTROL, b"b")
     assert [record.value for record in read_some(reader, 1)] == [b"b"]
     reader.close()

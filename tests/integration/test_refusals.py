@@ -9,6 +9,7 @@ import io
 import json
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -69,11 +70,16 @@ class Aftermath:
 
 
 @pytest.fixture(scope="module")
-def aftermath(world: World) -> Aftermath:
+def aftermath(world: World) -> Iterator[Aftermath]:
     """One round with everything in it that can be wrong."""
     federation = world.found(NAME)
     world.start_timer(NAME)
     world.start_exporter(NAME)
+    yield _let_it_come(world, federation)
+    world.services.stop(f"timer-{NAME}", f"exporter-{NAME}")
+
+
+def _let_it_come(world: World, federation: Federation) -> Aftermath:
     puppets = {
         name: Puppet(world, NAME, name)
         for name in (

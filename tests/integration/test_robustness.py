@@ -36,7 +36,19 @@ from streams.mpc.robustness import (
     find_far,
     run_dealer,
     run_find_far,
+    serve_dealer,
 )
+from tests.integration.forks import get_forks, run_forked
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forks():
+    """What computes in a process of its own begins there with CrypTen loaded."""
+    with pytest.MonkeyPatch.context() as patch:
+        loaded = SimpleNamespace(get_context=lambda _: get_forks())
+        patch.setattr(robustness, "multiprocessing", loaded)
+        yield
+
 
 CRYPTEN = "streams.mpc.crypten_link"
 CONTEXT = b"round 7"
@@ -178,13 +190,11 @@ def test_bits_are_exact_for_however_many_parties(num_parties, threshold):
 
 # Who is gone
 
-CHILD = """
-import os, pickle, signal, sys
-from adapters.modes.mpc.link import PartyLink
-from streams.mpc.robustness import find_far, serve_dealer
 
 class Dying(PartyLink):
-    left = int(sys.argv[1])
+    """A link whose process is killed by SIGKILL in its given step."""
+
+    left = 0
 
     def die(self):
         Dying.left -= 1
@@ -199,24 +209,20 @@ class Dying(PartyLink):
         self.die()
         return super().receive(peer, max_size_bytes=max_size_bytes)
 
-plan, share, threshold, context = pickle.load(sys.stdin.buffer)
-with Dying(plan) as link:
-    if share is None:
-        serve_dealer(link)
-    else:
-        find_far(link, share, threshold, context=context)
-"""
+
+def die(step, plan, share):
+    """Be a party, or a dealer, until a step."""
+    Dying.left = step
+    with Dying(plan) as link:
+        if share is None:
+            serve_dealer(link)
+        else:
+            find_far(link, share, THRESHOLD, context=CONTEXT)
 
 
 def run_dying(plan, share, step):
-    """Run a party, or a dealer, that is killed by SIGKILL in its given step."""
-    child = subprocess.run(
-        [sys.executable, "-c", CHILD, str(step)],
-        input=pickle.dumps((plan, share, THRESHOLD, CONTEXT)),
-        check=False,
-        timeout=300,
-    )
-    return child.returncode
+    """Run one in a process of its own; returns how that ended."""
+    return run_forked(die, step, plan, share, timeout_s=300).returncode
 
 
 @pytest.mark.parametrize(
@@ -274,10 +280,15 @@ def test_a_silent_party_is_missed_within_the_timeout():
 def test_our_own_process_may_be_killed_too():
     (plan, *_) = make_plans(2)
 
+    others = {child.pid for child in multiprocessing.active_children()}
+
+    def find():
+        return {child.pid for child in multiprocessing.active_children()} - others
+
     def kill():
-        while not (children := multiprocessing.active_children()):
+        while not (found := find()):
             time.sleep(0.01)
-        os.kill(children[0].pid, signal.SIGKILL)
+        os.kill(found.pop(), signal.SIGKILL)
 
     killer = threading.Thread(target=kill)
     killer.start()
@@ -414,14 +425,10 @@ def test_the_one_that_was_examined_is_not():
 
 
 def run_python(program):
-    """Run a program in a process of its own, where CrypTen may be loaded."""
-    return subprocess.run(
-        [sys.executable, "-c", program],
-        capture_output=True,
-        text=True,
-        check=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    ).stdout
+    """Run a program in a process of its own, where CrypTen is loaded."""
+    finished = run_forked(exec, program, {})
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout
 
 
 @pytest.mark.parametrize(
@@ -452,7 +459,10 @@ def test_the_module_that_the_party_imports_loads_no_torch():
 import sys, streams.mpc.robustness
 print([name for name in ("torch", "crypten") if name in sys.modules])
 """
-    assert run_python(program).strip() == "[]"
+    finished = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert finished.stdout.strip() == "[]"
 
 
 def test_masks_are_aes_and_never_torchs_generators():

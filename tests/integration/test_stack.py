@@ -1,6 +1,5 @@
 """The local stack: every service does its work, and nothing outlives its owner."""
 
-import http.client
 import io
 import json
 import os
@@ -11,14 +10,11 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
-from confluent_kafka import Consumer, Producer
-from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
-from minio import Minio
+from confluent_kafka import Producer
+from confluent_kafka.admin import AdminClient  # type: ignore[attr-defined]
 
 from cli.stack import fetch
 from cli.stack.processes import process_started, spawn_owned
@@ -32,16 +28,24 @@ from cli.stack.stack import (
     StackState,
     ensure_fetched,
     read_status,
-    stop_detached,
 )
+from tests.integration.harness import World, run_moot
+from tests.integration.outages import (
+    ask_registry,
+    consume_one,
+    create_topic,
+    make_minio,
+)
+from tests.paths import ROOT
 
 pytestmark = pytest.mark.timeout(900)  # the first run builds MinIO
 
+SERVICES = (KAFKA, REGISTRY, MINIO)
+
 
 @pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
-    with LocalStack(tmp_path_factory.mktemp("stack")) as running:
-        yield running
+def stack(world: World) -> LocalStack:
+    return world.stack
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +54,7 @@ def endpoints(stack: LocalStack) -> Endpoints:
 
 
 def test_kafka_carries_transactions(endpoints: Endpoints) -> None:
-    _create_topic(endpoints, "greetings")
+    create_topic(endpoints, "greetings")
     producer = Producer(
         {
             "bootstrap.servers": endpoints.bootstrap_servers,
@@ -65,7 +69,7 @@ def test_kafka_carries_transactions(endpoints: Endpoints) -> None:
     producer.produce("greetings", b"committed")
     producer.commit_transaction(30)
 
-    assert _consume_one(endpoints, "greetings") == b"committed"
+    assert consume_one(endpoints, "greetings") == b"committed"
 
 
 def test_kafka_creates_no_topic_by_accident(endpoints: Endpoints) -> None:
@@ -90,16 +94,16 @@ def test_kafka_creates_no_topic_by_accident(endpoints: Endpoints) -> None:
 def test_registry_returns_the_schema_it_was_given(endpoints: Endpoints) -> None:
     schema = json.dumps({"type": "record", "name": "Greeting", "fields": []})
 
-    registered = _registry(
+    registered = ask_registry(
         endpoints, "POST", "/subjects/greetings-Greeting/versions", {"schema": schema}
     )
-    found = _registry(endpoints, "GET", f"/schemas/ids/{registered['id']}")
+    found = ask_registry(endpoints, "GET", f"/schemas/ids/{registered['id']}")
 
     assert json.loads(str(found["schema"])) == json.loads(schema)
 
 
 def test_minio_returns_the_object_it_was_given(endpoints: Endpoints) -> None:
-    client = _minio(endpoints)
+    client = make_minio(endpoints)
     client.make_bucket("greetings")
     client.put_object("greetings", "hello", io.BytesIO(b"bytes"), 5)
 
@@ -147,42 +151,37 @@ def test_a_directory_holds_one_stack(stack: LocalStack) -> None:
     assert read_status(stack.directory).state is StackState.RUNNING
 
 
-@pytest.mark.parametrize("service", [MINIO, REGISTRY, KAFKA])
-def test_a_killed_service_comes_back_with_its_data(
-    stack: LocalStack, endpoints: Endpoints, service: str
-) -> None:
-    topic = f"before-{service}"
-    _create_topic(endpoints, topic)
-    producer = Producer({"bootstrap.servers": endpoints.bootstrap_servers})
-    producer.produce(topic, b"kept")
-    producer.flush(10)
-    schema = {"schema": json.dumps({"type": "fixed", "name": "F", "size": 4})}
-    registered = _registry(endpoints, "POST", f"/subjects/{topic}/versions", schema)
-    _minio(endpoints).make_bucket(topic)
-
-    stack.kill(service)
-    assert read_status(stack.directory).state is StackState.DEGRADED
-    stack.start_service(service)
-
-    assert stack.endpoints == endpoints
-    assert _consume_one(endpoints, topic) == b"kept"
-    assert _registry(endpoints, "GET", f"/schemas/ids/{registered['id']}")
-    assert _minio(endpoints).bucket_exists(topic)
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("number", "services"),
+    [
+        pytest.param(
+            number,
+            services,
+            marks=[pytest.mark.nightly] if services == SERVICES else [],
+            id=f"{number.name}-{len(services)}",
+        )
+        for number in (signal.SIGKILL, signal.SIGINT, signal.SIGTERM)
+        for services in ((MINIO,), SERVICES)
+    ],
+)
 def test_an_owned_stack_dies_with_its_owner(
-    tmp_path: Path, number: signal.Signals
+    tmp_path: Path, number: signal.Signals, services: tuple[str, ...]
 ) -> None:
     # Started from a thread that ends: services must die with the process, not with it.
     owner = subprocess.Popen(
-        [sys.executable, "-c", _OWNER, str(tmp_path)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", _OWNER, str(tmp_path), *services],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert owner.stdout is not None
     assert owner.stdout.readline() == "up\n"
-    assert read_status(tmp_path).state is StackState.RUNNING
+    status = read_status(tmp_path)
+    assert [service.name for service in status.services if service.healthy] == [
+        *services
+    ]
     members = _session_pids(_leaders(tmp_path))
-    assert len(members) >= 3
+    assert len(members) >= 2 * len(services)
 
     owner.send_signal(number)
     owner.wait(30)
@@ -198,11 +197,11 @@ _OWNER = textwrap.dedent(
     """
     import signal, sys, threading, time
     from pathlib import Path
-    from cli.stack.stack import LocalStack
+    from tests.integration.part_of_stack import PartOfStack
 
     # Also where the tests run in the background, with Ctrl-C ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    stack = LocalStack(Path(sys.argv[1]))
+    stack = PartOfStack(Path(sys.argv[1]), *sys.argv[2:])
     starter = threading.Thread(target=stack.start)
     starter.start()
     starter.join()
@@ -216,25 +215,36 @@ _OWNER = textwrap.dedent(
 )
 
 
-def test_a_detached_stack_stays_until_stopped(tmp_path: Path) -> None:
-    start = (
-        "import sys; from pathlib import Path; from cli.stack.stack import LocalStack;"
-        "LocalStack(Path(sys.argv[1]), detached=True).start()"
-    )
-    subprocess.run([sys.executable, "-c", start, str(tmp_path)], check=True)
-    try:
-        status = read_status(tmp_path)
-        assert status.state is StackState.RUNNING
-        assert status.detached
-        with pytest.raises(StackError, match="already running"):
-            LocalStack(tmp_path).start()
-        leaders = _leaders(tmp_path)
-    finally:
-        assert stop_detached(tmp_path)
+def test_a_stack_of_ones_own_goes_up_and_down(tmp_path: Path) -> None:
+    """What the README tells a newcomer to type, in its order."""
+    mine = tmp_path / "mine"
 
+    def moot(*arguments: str) -> str:
+        finished = run_moot(*arguments, FOLKMOOT_STATE=str(mine))
+        assert finished.returncode == 0, (arguments, finished.stdout, finished.stderr)
+        return finished.stdout
+
+    try:
+        assert "moot down" in moot("up")
+        assert json.loads(moot("status", "--json"))["state"] == "running"
+        assert "MOOT_MINIO_SECRET_KEY" in moot("status", "--env")
+        assert "moot.ledger" in moot("topics", "create")
+        assert "all topics exist" in moot("topics", "create")
+        registered = json.loads(moot("schemas", "register", "--json"))
+        assert "moot.updates-folkmoot.v1.UpdateSubmitted" in registered
+        assert json.loads(moot("schemas", "register", "--json")) == registered
+        # The command that started it has ended, and it stays.
+        assert read_status(mine).detached
+        with pytest.raises(StackError, match="already running"):
+            LocalStack(mine).start()
+        leaders = _leaders(mine)
+        assert len(leaders) == len(SERVICES)
+    finally:
+        down = run_moot("down", FOLKMOOT_STATE=str(mine))
+    assert down.stdout == "stopped\n"
     _wait_until_gone(leaders)
-    assert read_status(tmp_path).state is StackState.STOPPED
-    assert not stop_detached(tmp_path)
+    assert json.loads(moot("status", "--json"))["state"] == "stopped"
+    assert moot("down") == "nothing was running\n"
 
 
 def test_an_owned_process_ends_with_everything_it_started(tmp_path: Path) -> None:
@@ -300,60 +310,6 @@ def test_what_the_checksums_do_not_confirm_is_refused(
     assert not list(cache.glob(".partial-*"))
     if tampered != "h1:":
         assert not list(cache.glob("jars-*"))
-
-
-def _create_topic(endpoints: Endpoints, name: str) -> None:
-    admin = AdminClient({"bootstrap.servers": endpoints.bootstrap_servers})
-    admin.create_topics([NewTopic(name, 1, 1)])[name].result(30)
-
-
-def _consume_one(endpoints: Endpoints, topic: str) -> bytes:
-    consumer = Consumer(
-        {
-            "bootstrap.servers": endpoints.bootstrap_servers,
-            "group.id": f"test-{time.monotonic_ns()}",
-            "auto.offset.reset": "earliest",
-        }
-    )
-    try:
-        consumer.subscribe([topic])
-        message = consumer.poll(30)
-        assert message is not None
-        assert message.error() is None
-        value = message.value()
-        assert value is not None
-        return value
-    finally:
-        consumer.close()
-
-
-def _registry(
-    endpoints: Endpoints, method: str, path: str, body: dict[str, str] | None = None
-) -> dict[str, object]:
-    url = urlsplit(endpoints.schema_registry_url)
-    connection = http.client.HTTPConnection(url.netloc, timeout=30)
-    try:
-        connection.request(
-            method,
-            url.path + path,
-            body=None if body is None else json.dumps(body),
-            headers={"Content-Type": "application/vnd.schemaregistry.v1+json"},
-        )
-        response = connection.getresponse()
-        content: dict[str, object] = json.load(response)
-        assert response.status == http.HTTPStatus.OK, content
-        return content
-    finally:
-        connection.close()
-
-
-def _minio(endpoints: Endpoints) -> Minio:
-    return Minio(
-        endpoints.minio_endpoint,
-        access_key=endpoints.minio_access_key,
-        secret_key=endpoints.minio_secret_key,
-        secure=False,
-    )
 
 
 def _leaders(directory: Path) -> list[int]:

@@ -4,8 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from confluent_kafka import Producer
@@ -23,7 +21,7 @@ from adapters.settings import Settings
 from adapters.topic_config import TopicConfigError, check_topics, demand_topics
 from schemas import topics
 from tests.integration.harness import wait_until
-from tests.integration.kafka_alone import run_kafka
+from tests.integration.other_kafka import ImpatientKafka
 from tests.paths import ROOT
 
 OTHERS = {
@@ -44,9 +42,10 @@ FAULTS = {
 
 
 @pytest.fixture
-def kafka(tmp_path: Path) -> Iterator[Settings]:
-    with run_kafka(tmp_path) as settings:
-        yield settings
+def kafka(other_kafka: ImpatientKafka) -> Settings:
+    """A Kafka without topics."""
+    other_kafka.delete_topics()
+    return other_kafka.settings
 
 
 def moot(kafka: Settings, *arguments: str) -> subprocess.CompletedProcess[str]:
