@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from cli.stack import backends
 from cli.stack.processes import spawn_owned
 from cli.stack.services import FAUST_SERVICES
 from schemas import events as e
@@ -34,6 +35,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return LAST.index(stem) if stem in LAST else -1
 
     items.sort(key=place)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _brief_kafka() -> Iterator[None]:
+    """Kafka compiles little: it lives briefly here, and starts with 2/3 of the work."""
+    with pytest.MonkeyPatch.context() as patch:
+        brief = (*backends._KAFKA_JVM, *backends._BRIEF_JVM)
+        patch.setattr(backends, "_KAFKA_JVM", brief)
+        yield
 
 
 @pytest.fixture(scope="session")
