@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from rich.console import Console
 from rich.status import Status
@@ -24,10 +22,21 @@ from adapters import alive
 from adapters.durable import write_file
 from adapters.log_lines import printable
 from adapters.wording import counted
+from cli.baselines import CENTRALISED, list_baselines
+from cli.baselines import read as read_baselines
+from cli.examples import EXAMPLES, ORGANISATIONS, Example
 from cli.extras import demand
 from cli.modes import forge_update, start_demo
-from cli.stack.processes import LOOPBACK, StackError, find_free_ports
-from cli.stack.services import Supervisor
+from cli.stack import fork_server
+from cli.stack.fork_server import ForkServer
+from cli.stack.processes import (
+    LOOPBACK,
+    Child,
+    StackError,
+    find_free_ports,
+    last_lines,
+)
+from cli.stack.services import IMPORTS, TRAINING_IMPORTS, Supervisor
 from cli.stack.stack import LocalStack
 
 if TYPE_CHECKING:
@@ -35,43 +44,18 @@ if TYPE_CHECKING:
     from schemas.events import LedgerEvent, LedgerNode
 
 FEDERATION: Final = "demo"
-ORGANISATIONS: Final = ("aster", "birch", "cedar", "dogwood", "elm")
 LEDGER_NODES: Final = ORGANISATIONS[:4]
 """Organisations that also run a ledger node: one of four may lie or be down."""
 PARTIES: Final = ORGANISATIONS[:3]
 """Organisations that also add up shares: only all three could see an update."""
 CLIP_NORM: Final = 8.0
 ROUND_TIMEOUT_S: Final = 180.0
-PROGRESS_EVERY_S: Final = 15.0
+PROGRESS_EVERY_S: Final = 5.0
 FINAL_WITHIN_S: Final = 30.0
+POLL_S: Final = 0.05
+FOUNDED_WITHIN_S: Final = 120.0
+AUDITED_WITHIN_S: Final = 600.0
 BAR_WIDTH: Final = 40
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """A built-in task."""
-
-    module: str
-    data_module: str
-    alpha: float
-    seed: int
-    local_epochs: int = 2
-
-
-EXAMPLES: Final = {
-    "digits": Example(
-        "producers.examples.digits:DigitsModule",
-        "producers.examples.digits:DigitsDataModule",
-        alpha=0.3,
-        seed=0,
-    ),
-    "breast-cancer": Example(
-        "producers.examples.breast_cancer:BreastCancerModule",
-        "producers.examples.breast_cancer:BreastCancerDataModule",
-        alpha=0.3,
-        seed=2,
-    ),
-}
 
 
 def run_demo(*, rounds: int, task: str, directory: Path | None) -> int:
@@ -86,7 +70,7 @@ def run_demo(*, rounds: int, task: str, directory: Path | None) -> int:
         raise StackError(msg, f"Choose one of {', '.join(EXAMPLES)}.")
     console = Console()
     with _working_directory(directory) as work:
-        demo = _Demo(console, work, EXAMPLES[task], rounds)
+        demo = _Demo(console, work, task, rounds)
         try:
             return demo.run()
         except KeyboardInterrupt:
@@ -113,30 +97,44 @@ def _working_directory(directory: Path | None) -> Iterator[Path]:
 class _Demo:
     console: Console
     work: Path
-    example: Example
+    task: str
     rounds: int
     begun: float = field(default_factory=time.monotonic)
     accuracies: list[float] = field(default_factory=list)
-    nodes: tuple[LedgerNode, ...] = ()
-    secrecy: dict[str, Any] = field(default_factory=dict)
+    times: dict[str, float] = field(default_factory=dict)
     log_url: str = ""
     _stack: LocalStack | None = None
+    _fork_server: ForkServer | None = None
     _supervisor: Supervisor | None = None
 
+    @property
+    def example(self) -> Example:
+        """What is trained."""
+        return EXAMPLES[self.task]
+
     def run(self) -> int:
-        # torch loads while the services start: both take their time.
+        # torch leaves caches there, which go with our folder.
+        temporary = self.work / "tmp"
+        temporary.mkdir(exist_ok=True)
+        if fork_server.IS_SUPPORTED:
+            self._fork_server = ForkServer(
+                self.work / "logs" / "fork-server.log", {"TMPDIR": str(temporary)}
+            )
+            # Meanwhile: the stack takes longer.
+            self._fork_server.preload(*IMPORTS, *TRAINING_IMPORTS)
+        loader = alive.start_thread(_load_clients, "load clients")
         self._stack = LocalStack(self.work / "stack")
         with self.console.status("starting Kafka, schema registry and MinIO") as status:
             endpoints = self._stack.start(self._make_progress(status))
-        loader = alive.start_thread(_load_torch, "load torch")
         self.say(f"Kafka {endpoints.bootstrap_servers}, schema registry, MinIO are up")
         environment = {
             **endpoints.environment(),
             "MOOT_STATE_DIRECTORY": str(self.work / "services"),
-            # torch leaves caches there, which go with our folder.
-            "TMPDIR": str(self.work / "tmp"),
+            "TMPDIR": str(temporary),
+            # Their output goes to files, and some of it from there to here.
+            "COLUMNS": str(self.console.width),
         }
-        (self.work / "tmp").mkdir(exist_ok=True)
+        loader.join()
         tempfile.tempdir = environment["TMPDIR"]
         os.environ.update(environment)
         from adapters import telemetry
@@ -145,15 +143,21 @@ class _Demo:
         settings = load_settings()
         telemetry.configure("moot-demo", settings.otlp_endpoint)
         self._prepare(settings)
-        operator_key = self._start_processes(settings, environment)
-        loader.join()
-        self._found(settings)
+        self._supervisor = Supervisor(
+            environment, self.work / "logs", self._fork_server
+        )
+        operator_key = self._start_processes(settings)
+        baselines = self._start_baselines()
         size = self._watch_rounds(settings)
         self._await_final(size)
+        audit = self._supervisor.run(
+            "audit", "cli.main", "audit", "--federation", FEDERATION,
+            "--operator-key", operator_key.hex(),
+        )  # fmt: skip
         self._show_receipt(settings)
         self._show_rewards(settings)
-        self._compare()
-        return self._audit(operator_key)
+        self._compare(baselines)
+        return self._show_audit(audit)
 
     def _make_progress(self, status: Status) -> Callable[[str, str], None]:
         """Return how to show long work: one line that moves, or a line at times."""
@@ -175,13 +179,17 @@ class _Demo:
         """Stop everything that was started."""
         if self._supervisor is not None:
             self._supervisor.stop_all()
+        if self._fork_server is not None:
+            self._fork_server.close()
         if self._stack is not None:
             self._stack.stop()
 
+    def _elapsed(self) -> float:
+        return time.monotonic() - self.begun
+
     def say(self, message: str, *, style: str = "", place: str = "") -> None:
         """Print a line; a message is not parsed for markup."""
-        elapsed = time.monotonic() - self.begun
-        line = Text().append(f"{elapsed:6.1f} s  {place}", style="dim")
+        line = Text().append(f"{self._elapsed():6.1f} s  {place}", style="dim")
         line.append(printable(message), style=style)
         self.console.print(line, highlight=False, soft_wrap=True)
 
@@ -198,19 +206,27 @@ class _Demo:
             f"{counted(len(schemas), 'schema')} registered"
         )
 
-    def _start_processes(
-        self, settings: Settings, environment: dict[str, str]
-    ) -> bytes:
+    def _start_processes(self, settings: Settings) -> bytes:
+        """Start whatever takes part, found the federation; returns whom to trust."""
         from adapters.keys import key_path, load_or_create_key
+        from cli.node import show_node
         from producers.control import load_principals
 
         keys = settings.state_directory / "keys"
         load_principals(keys)
         operator_key = load_or_create_key(key_path(keys, "OPERATOR")).public_key
-        self._supervisor = Supervisor(environment, self.work / "logs")
+        assert self._supervisor is not None
         self._supervisor.start_services(FEDERATION)
-        self._start_nodes(settings, operator_key)
-        self.secrecy = start_demo(self._supervisor, settings, PARTIES, CLIP_NORM)
+        nodes = self._start_nodes(settings, operator_key)
+        parties = start_demo(self._supervisor, settings, PARTIES, CLIP_NORM)
+        founding = self._supervisor.run(
+            "founding", "cli.main", "federation", "create", "--federation", FEDERATION,
+            "--module", self.example.module, "--data-module", self.example.data_module,
+            "--data-config", json.dumps(self.example.data_config),
+            "--local-epochs", str(self.example.local_epochs),
+            "--cohort-size", str(len(ORGANISATIONS)), "--min-cohort", "3",
+            *(f"--ledger-node={show_node(node)}" for node in nodes), *parties,
+        )  # fmt: skip
         for index, name in enumerate(ORGANISATIONS):
             self._supervisor.start(
                 name, "agent", "run", name, "--federation", FEDERATION,
@@ -222,12 +238,38 @@ class _Demo:
             f"{counted(len(PARTIES), 'party', 'parties')} and "
             f"{counted(len(ORGANISATIONS), 'agent')} are starting"
         )
+        with self.console.status("founding the federation"):
+            code = self._finish(founding, "founding", FOUNDED_WITHIN_S)
+        if code:
+            log = self._supervisor.log_path("founding")
+            raise StackError(last_lines(log), f"The logs are in {log.parent}.")
+        self.say(f"federation {FEDERATION!r} founded")
         return operator_key
 
-    def _start_nodes(self, settings: Settings, operator_key: bytes) -> None:
+    def _finish(self, child: Child, name: str, within_s: float) -> int:
+        """Return a program's exit code; looks after the services meanwhile."""
+        assert self._supervisor is not None
+        deadline = time.monotonic() + within_s
+        while (code := child.poll()) is None:
+            self._watch_services()
+            if time.monotonic() > deadline:
+                log = self._supervisor.log_path(name)
+                msg = f"{name} did not end within {within_s:.0f} s:\n{last_lines(log)}"
+                raise StackError(msg, f"The logs are in {log.parent}.")
+            time.sleep(POLL_S)
+        return code
+
+    def _watch_services(self) -> None:
+        assert self._supervisor is not None
+        for name in self._supervisor.watch():
+            self.say(f"{name} had ended and was started again", style="yellow")
+
+    def _start_nodes(
+        self, settings: Settings, operator_key: bytes
+    ) -> tuple[LedgerNode, ...]:
         assert self._supervisor is not None
         trusted = "--operator-key", operator_key.hex()
-        self.nodes = self._supervisor.start_nodes(
+        nodes = self._supervisor.start_nodes(
             settings, FEDERATION, LEDGER_NODES, *trusted
         )
         (log_port,) = find_free_ports(1)
@@ -236,43 +278,16 @@ class _Demo:
             *trusted,
         )  # fmt: skip
         self.log_url = f"http://{LOOPBACK}:{log_port}"
+        return nodes
 
-    def _found(self, settings: Settings) -> None:
-        from cli.operate import create_federation
-        from producers.control import Parameters
-        from schemas.events import Task
-
-        task = Task(
-            module=self.example.module,
-            module_config="{}",
-            data_module=self.example.data_module,
-            data_config=json.dumps(self._data_config()),
-            local_epochs=self.example.local_epochs,
-        )
-        parameters = Parameters(
-            task=task,
-            cohort_size=len(ORGANISATIONS),
-            min_cohort=3,
-            round_duration_ms=120_000,
-            ledger_nodes=self.nodes,
-            **self.secrecy,
-        )
-        create_federation(
-            settings,
-            FEDERATION,
-            parameters,
-            seed=0,
-            principals={},
-            allowed_prefixes=("producers.examples",),
-        )
-        self.say(f"federation {FEDERATION!r} founded")
-
-    def _data_config(self) -> dict[str, Any]:
-        return {
-            "num_organisations": len(ORGANISATIONS),
-            "alpha": self.example.alpha,
-            "seed": self.example.seed,
-        }
+    def _start_baselines(self) -> Child:
+        assert self._supervisor is not None
+        # As many passes over the data as the federation makes.
+        epochs = self.rounds * self.example.local_epochs
+        return self._supervisor.run(
+            "baselines", "cli.baselines",
+            self.task, str(epochs), str(self.work / "baselines"),
+        )  # fmt: skip
 
     def _watch_rounds(self, settings: Settings) -> int:
         """Admit who asks, ask for rounds, print what the log says; returns its size."""
@@ -291,8 +306,7 @@ class _Demo:
         deadline = time.monotonic() + ROUND_TIMEOUT_S
         for read in follow_log(settings, make_registry(settings), FEDERATION):
             assert self._supervisor is not None
-            for name in self._supervisor.watch():
-                self.say(f"{name} had ended and was started again", style="yellow")
+            self._watch_services()
             if time.monotonic() > deadline:
                 msg = f"nothing was registered for {ROUND_TIMEOUT_S:.0f} s"
                 raise StackError(msg, f"The logs are in {self._supervisor.logs}.")
@@ -413,6 +427,10 @@ class _Demo:
         )
         if isinstance(event, quiet):
             return
+        if isinstance(event, e.RoundStarted):
+            self.times.setdefault("first round started", self._elapsed())
+        elif isinstance(event, e.ModelVersionRegistered):
+            self.times.setdefault("published", self._elapsed())
         place = f"block {height:>3} leaf {leaf_index:>3}  "
         self.say(describe(event), style=style or "", place=place)
 
@@ -431,65 +449,48 @@ class _Demo:
         forged = forge_update(FEDERATION, ORGANISATIONS[0])
         publisher.publish(forged, SigningKey(secrets.token_bytes(32)), found.hash)
 
-    def _compare(self) -> None:
-        """Train each organisation alone, and all data in one place; print a table."""
-        with self.console.status(
-            "for comparison: alone, and with all data in one place"
-        ):
-            alone, centralised = self._train_for_comparison()
+    def _compare(self, baselines: Child) -> None:
+        """Print a table of accuracies, when each organisation has trained alone."""
+        assert self._supervisor is not None
+        path = self.work / "baselines"
+        wanted = len(list(list_baselines(self.example)))
+        with self.console.status("training alone, for comparison") as status:
+            progress = self._make_progress(status)
+            while len(found := read_baselines(path)) < wanted:
+                progress("training alone, for comparison", f"{len(found)} of {wanted}")
+                if baselines.poll():
+                    log = self._supervisor.log_path("baselines")
+                    raise StackError(last_lines(log), f"Its log is {log}.")
+                time.sleep(0.1)
         table = Table(title="accuracy on held-out data", title_justify="left")
         table.add_column("")
         table.add_column("accuracy", justify="right")
         table.add_column("")
         for number, accuracy in enumerate(self.accuracies, 1):
             table.add_row(f"round {number}", f"{accuracy:.3f}", _bar(accuracy, "cyan"))
-        for name, accuracy in alone.items():
-            table.add_row(f"{name} alone", f"{accuracy:.3f}", _bar(accuracy, "red"))
-        table.add_row("centralised", f"{centralised:.3f}", _bar(centralised, "green"))
+        for name, accuracy in found.items():
+            colour = "green" if name == CENTRALISED else "red"
+            table.add_row(name, f"{accuracy:.3f}", _bar(accuracy, colour))
         self.console.print(table)
 
-    def _train_for_comparison(self) -> tuple[dict[str, float], float]:
-        from adapters.imports import load_class
-        from producers.agent.training import evaluate, initial_tensors, train
-
-        module = load_class(self.example.module, ("producers.examples",))
-        data_module = load_class(self.example.data_module, ("producers.examples",))
-        base = initial_tensors(module=module, module_config={}, seed=0)
-
-        def accuracy(data_config: dict[str, Any]) -> float:
-            common: dict[str, Any] = {
-                "module": module,
-                "module_config": {},
-                "data_module": data_module,
-                "data_config": data_config,
-            }
-            # As many passes over the data as the federation made.
-            epochs = self.rounds * self.example.local_epochs
-            result = train(**common, base=base, local_epochs=epochs, seed=0)
-            return evaluate(**common, tensors=result.tensors).accuracy
-
-        alone = {
-            name: accuracy({**self._data_config(), "organisation": index})
-            for index, name in enumerate(ORGANISATIONS)
-        }
-        return alone, accuracy({**self._data_config(), "num_organisations": 1})
-
-    def _audit(self, operator_key: bytes) -> int:
-        """Replay the whole log in a process of its own."""
+    def _show_audit(self, audit: Child) -> int:
+        """Print what an audit says that a process of its own made; its exit code."""
+        assert self._supervisor is not None
         self.say("moot audit: replaying the log from its beginning")
-        finished = subprocess.run(
-            [
-                sys.executable, "-m", "cli.main", "audit", "--federation", FEDERATION,
-                "--operator-key", operator_key.hex(),
-            ],
-            check=False,
-        )  # fmt: skip
-        return finished.returncode
+        with self.console.status("moot audit"):
+            code = self._finish(audit, "audit", AUDITED_WITHIN_S)
+        said = self._supervisor.log_path("audit").read_text(encoding="utf-8")
+        for line in said.splitlines():
+            text = Text(printable(line))
+            self.console.print(text, highlight=False, soft_wrap=True)
+        times = [f"{what} after {at_s:.1f} s" for what, at_s in self.times.items()]
+        self.say(f"done; {', '.join(times)}")
+        return code
 
 
 def _bar(accuracy: float, colour: str) -> str:
     return f"[{colour}]{'█' * round(accuracy * BAR_WIDTH)}[/]"
 
 
-def _load_torch() -> None:
-    import producers.agent.training  # noqa: F401
+def _load_clients() -> None:
+    import cli.node  # noqa: F401

@@ -5,7 +5,7 @@ Slow imports wait until they are needed, as elsewhere here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 import typer
@@ -20,6 +20,9 @@ COMMANDS: Final[Mapping[str, typer.Typer]] = mpc.COMMANDS
 """Groups of commands, by name."""
 SERVICES: Final[Mapping[str, Callable[[ServiceOptions], None]]] = mpc.SERVICES
 """Their part of `cli.stack.services.SERVICES`."""
+
+IMPORTS: Final[Sequence[str]] = mpc.IMPORTS
+"""Modules that services import, and that take their time."""
 
 read_parameters = mpc.read_parameters
 name_changes = mpc.name_changes

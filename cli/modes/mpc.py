@@ -238,6 +238,7 @@ def run_dealer(options: ServiceOptions) -> None:
 
 
 SERVICES: Final = {"party": run_party, "dealer": run_dealer}
+IMPORTS: Final = ("streams.mpc.party",)
 
 
 def start_parties(
@@ -260,9 +261,11 @@ def start_dealer(supervisor: Supervisor, settings: Settings, name: str) -> bytes
 
 def start_demo(
     supervisor: Supervisor, settings: Settings, names: Sequence[str], clip_norm: float
-) -> dict[str, Any]:
-    """Start parties; returns the parameters of a federation with them."""
-    return with_parties(start_parties(supervisor, settings, names), clip_norm)
+) -> list[str]:
+    """Start parties; returns the options of `federation create` that name them."""
+    parties = start_parties(supervisor, settings, names)
+    named = [f"--party={show_party(party)}" for party in parties]
+    return [*named, f"--clip-norm={clip_norm}"]
 
 
 def describe(event: LedgerEvent) -> str:

@@ -25,7 +25,7 @@ from types import FrameType
 GRACE_S = 5.0  # for the command to flush and leave; then its group is killed
 # Between two checks of our parent's id: for a lifeline that some fork still holds.
 PARENT_POLL_S = 1.0
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def main(command: list[str]) -> int:
@@ -89,7 +89,7 @@ def _die_with_guard() -> Callable[[], None] | None:
     guard = os.getpid()
 
     def set_death_signal() -> None:
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != guard:  # the guard died before the call took effect
             os.kill(os.getpid(), signal.SIGKILL)
 

@@ -8,12 +8,39 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Final, Protocol
 
 Progress = Callable[[str, str], None]
 """Called with a service and what it is doing; must not raise."""
 
 LOOPBACK = "127.0.0.1"
+ONE_THREAD: Final = dict.fromkeys(
+    ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"
+)
+"""For programs of which many share a machine: more threads would only get in the way of
+each other."""
 _GUARD = Path(__file__).with_name("guard.py")
+
+
+class Child(Protocol):
+    """A process of ours, as `subprocess.Popen` has it."""
+
+    @property
+    def pid(self) -> int:
+        """Its id, which is also its session's."""
+
+    def poll(self) -> int | None:
+        """Return its exit code; None while it runs."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Return its exit code when it has ended.
+
+        Raises:
+            subprocess.TimeoutExpired: it has not, after so many seconds.
+        """
+
+    def terminate(self) -> None:
+        """Ask it to end (SIGTERM)."""
 
 
 class StackError(Exception):
@@ -92,9 +119,10 @@ def _spawn(
         )
 
 
-def kill_owned(process: subprocess.Popen[bytes]) -> None:
-    """Kill a process that `_spawn` started, with all it started, and reap it."""
-    kill_group(process.pid)
+def kill_owned(process: Child) -> None:
+    """Kill a process of ours, with all it started, and wait until it is gone."""
+    with contextlib.suppress(ProcessLookupError):
+        kill_group(process.pid)
     process.wait()
 
 

@@ -19,9 +19,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from cli.extras import demand
+from cli.modes import IMPORTS as MODE_IMPORTS
 from cli.modes import SERVICES as MODE_SERVICES
+from cli.stack.fork_server import ForkServer
 from cli.stack.processes import (
     LOOPBACK,
+    ONE_THREAD,
+    Child,
     StackError,
     find_free_ports,
     kill_owned,
@@ -44,6 +48,23 @@ NODE_PORTS: Final = {"ledger-node": 7400, "log": 7480}
 LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 MAX_RESTARTS: Final = 5
 STOP_TIMEOUT_S: Final = 10.0
+IMPORTS: Final = (
+    "cli.main",
+    "cli.node",
+    "cli.operate",
+    "consumers.export.exporter",
+    "consumers.node.service",
+    "producers.agent.agent",
+    "producers.timer",
+    "streams.aggregator",
+    "streams.deciding",
+    "streams.sequencer",
+    *MODE_IMPORTS,
+)
+"""What services and agents import, for a fork server."""
+TRAINING_IMPORTS: Final = ("producers.agent.training", "onnx")
+"""What agents and the exporter import besides: torch. Not onnxruntime, which takes no
+time and starts a thread."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -279,14 +300,41 @@ class Supervisor:
 
     environment: Mapping[str, str]
     logs: Path
+    fork_server: ForkServer | None = None
+    """What starts them; None to start each afresh."""
     _commands: dict[str, list[str]] = field(default_factory=dict)
-    _processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    _processes: dict[str, Child] = field(default_factory=dict)
     _restarts: dict[str, int] = field(default_factory=dict)
+    _errands: list[Child] = field(default_factory=list)
 
     def start(self, name: str, *arguments: str) -> None:
         """Start `moot <arguments>` as a child called ``name``."""
-        self._commands[name] = [sys.executable, "-m", "cli.main", *arguments]
-        self._spawn(name)
+        self._commands[name] = [*arguments]
+        self._processes[name] = self._spawn(name, "cli.main", arguments)
+
+    def run(self, name: str, module: str, *arguments: str) -> Child:
+        """Start `python -m module`, which ends by itself and is not started again.
+
+        Args:
+            name: What it is called; its output goes to the log of that name.
+            module: The program, with a function `main`.
+            *arguments: Its command line.
+        """
+        child = self._spawn(name, module, arguments)
+        self._errands.append(child)
+        return child
+
+    def _spawn(self, name: str, module: str, arguments: Sequence[str]) -> Child:
+        log_path = self.log_path(name)
+        if self.fork_server is not None:
+            return self.fork_server.fork(
+                module, arguments, env=self.environment, name=name, log_path=log_path
+            )
+        return spawn_owned(
+            [sys.executable, "-m", module, *arguments],
+            env={**os.environ, **self.environment, **ONE_THREAD},
+            log_path=log_path,
+        )
 
     def start_services(self, federation: str) -> None:
         """Start every service that one federation needs."""
@@ -309,19 +357,6 @@ class Supervisor:
                 "--port", str(port), "--federation", federation, *more,
             )  # fmt: skip
         return tuple(nodes)
-
-    def _spawn(self, name: str) -> None:
-        environment = {
-            **os.environ,
-            **self.environment,
-            # Twelve processes share the machine: more threads would only compete.
-            "OMP_NUM_THREADS": "1",
-            "OPENBLAS_NUM_THREADS": "1",
-            "MKL_NUM_THREADS": "1",
-        }
-        self._processes[name] = spawn_owned(
-            self._commands[name], env=environment, log_path=self.log_path(name)
-        )
 
     def log_path(self, name: str) -> Path:
         """Return where a child's output goes."""
@@ -347,7 +382,7 @@ class Supervisor:
                 raise StackError(msg, f"Its whole log is {self.log_path(name)}.")
             restarted.append(name)
         for name in restarted:
-            self._spawn(name)
+            self._processes[name] = self._spawn(name, "cli.main", self._commands[name])
         return restarted
 
     def kill(self, name: str) -> None:
@@ -362,14 +397,15 @@ class Supervisor:
 
     def stop_all(self) -> None:
         """Stop every child: politely first, then not."""
-        processes = list(self._processes.values())
+        processes = [*self._processes.values(), *self._errands]
         self._processes.clear()
+        self._errands.clear()
         for process in processes:
             process.terminate()
         _wait_or_kill(processes)
 
 
-def _wait_or_kill(processes: list[subprocess.Popen[bytes]]) -> None:
+def _wait_or_kill(processes: list[Child]) -> None:
     deadline = time.monotonic() + STOP_TIMEOUT_S
     for process in processes:
         try:

@@ -34,6 +34,8 @@ def test_the_demo_trains_and_audits_and_leaves_nothing(finished_demo: Demo) -> N
     assert finished_demo.code == 0, output
     assert "SOUND" in output
     assert "centralised" in output
+    assert "elm alone" in output
+    assert "done; first round started after" in output
     assert "refused BAD_SIGNATURE" in output  # the intruder
     assert f"round {ROUNDS} version {ROUNDS}" in output
     _assert_nobody_saw_an_update(output, rounds=ROUNDS)
