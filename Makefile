@@ -18,6 +18,8 @@ UV := $(shell uv --version >/dev/null 2>&1 && command -v uv || echo "$(CACHE)/uv
 RUN := "$(UV)" run --frozen
 # Eleven processes import torch or Faust at each start; compiling them once takes 20 s and saves that much each time.
 export UV_COMPILE_BYTECODE := 1
+# Our own modules likewise, whatever the shell says: some twenty processes import them.
+unexport PYTHONDONTWRITEBYTECODE
 # Types of dependencies are the same in every checkout; mypy knows a file by its hash.
 export MYPY_CACHE_DIR := $(CACHE)/mypy
 
