@@ -78,16 +78,16 @@ class Peer:
         self._session = session
         self.url = url.rstrip("/")
 
-    async def read_feed(self, after: int) -> FeedPage:
+    async def read_feed(self, after: int, *, wait_s: int = LONG_POLL_S) -> FeedPage:
         """Return what follows a number, waiting for it if need be.
 
         Raises:
             PeerError: it does not answer, or with something else.
         """
         found = await self._get(
-            f"attestations?after={after}&wait={LONG_POLL_S}",
+            f"attestations?after={after}&wait={wait_s}",
             MAX_FEED_SIZE_BYTES,
-            LONG_POLL_S + FETCH_TIMEOUT_S,
+            wait_s + FETCH_TIMEOUT_S,
         )
         if found is None:
             raise PeerError(f"{self.url} has no feed")

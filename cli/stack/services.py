@@ -302,15 +302,15 @@ class Supervisor:
     logs: Path
     fork_server: ForkServer | None = None
     """What starts them; None to start each afresh."""
-    _commands: dict[str, list[str]] = field(default_factory=dict)
+    _commands: dict[str, tuple[str, Sequence[str]]] = field(default_factory=dict)
     _processes: dict[str, Child] = field(default_factory=dict)
     _restarts: dict[str, int] = field(default_factory=dict)
     _errands: list[Child] = field(default_factory=list)
 
-    def start(self, name: str, *arguments: str) -> None:
-        """Start `moot <arguments>` as a child called ``name``."""
-        self._commands[name] = [*arguments]
-        self._processes[name] = self._spawn(name, "cli.main", arguments)
+    def start(self, name: str, *arguments: str, module: str = "cli.main") -> None:
+        """Start `python -m module`, which is `moot`, as a child called ``name``."""
+        self._commands[name] = module, arguments
+        self._processes[name] = self._spawn(name, module, arguments)
 
     def run(self, name: str, module: str, *arguments: str) -> Child:
         """Start `python -m module`, which ends by itself and is not started again.
@@ -382,7 +382,7 @@ class Supervisor:
                 raise StackError(msg, f"Its whole log is {self.log_path(name)}.")
             restarted.append(name)
         for name in restarted:
-            self._processes[name] = self._spawn(name, "cli.main", self._commands[name])
+            self._processes[name] = self._spawn(name, *self._commands[name])
         return restarted
 
     def kill(self, name: str) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import threading
 import time
 from collections import deque
@@ -140,8 +139,7 @@ class Services:
     def start_program(self, name: str, module: str, *arguments: str) -> None:
         """Start another program than `moot`, for the watcher to watch."""
         with self._lock:
-            self.supervisor._commands[name] = [sys.executable, "-m", module, *arguments]
-            self.supervisor._spawn(name)
+            self.supervisor.start(name, *arguments, module=module)
 
     def kill(self, name: str) -> None:
         """SIGKILL; the watcher starts it again."""

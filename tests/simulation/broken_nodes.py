@@ -12,7 +12,7 @@ class WithoutR1(Consensus):
 
     def _find_parent(self):
         parent = super()._find_parent()
-        height, block_id = self._votes.attested
+        height, block_id = self.votes.attested
         if height > parent.height:
             return e.QuorumCertificate(
                 era=0,
@@ -28,7 +28,7 @@ class WithoutR2(Consensus):
     """Attests every block that it reads."""
 
     def _may_attest(self, height):
-        return self._may_sign() and self._votes.requested_epoch == self.epoch
+        return self._may_sign() and self.votes.requested_epoch == self.epoch
 
     def _choose(self, parent):
         self.done = getattr(self, "done", set())
@@ -43,7 +43,7 @@ class WithoutR3(Consensus):
     """Goes on attesting in the epoch that it gave up."""
 
     def _may_attest(self, height):
-        return self._may_sign() and height > self._votes.attested[0]
+        return self._may_sign() and height > self.votes.attested[0]
 
 
 class WithoutR4(Consensus):
@@ -60,5 +60,5 @@ class WithoutBranch(Consensus):
         return max(
             (c for c in self._certificates.values() if c.epoch == self.epoch),
             key=order,
-            default=self._votes.base,
+            default=self.votes.base,
         )
