@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -74,6 +75,10 @@ def find_ends(admin: AdminClient, places: Iterable[Place]) -> dict[Place, Ends]:
         stable = ask(OffsetSpec.latest(), IsolationLevel.READ_COMMITTED)  # type: ignore[no-untyped-call]
         end = ask(OffsetSpec.latest(), IsolationLevel.READ_UNCOMMITTED)  # type: ignore[no-untyped-call]
     except (KafkaException, TimeoutError) as error:
+        # The client remembers leaders: after a restart of theirs it would ask with the
+        # epoch before until its metadata expire, minutes later.
+        with suppress(KafkaException):
+            admin.list_topics(timeout=ANSWER_TIMEOUT_S)
         msg = f"Kafka does not say where its partitions end: {error}"
         raise KafkaUnavailableError(msg) from error
     return {
