@@ -132,12 +132,7 @@ class Services:
                 with self._lock:
                     self.supervisor.watch()
 
-    def start(self, name: str, *arguments: str) -> None:
-        with self._lock:
-            self.supervisor.start(name, *arguments)
-
-    def start_program(self, name: str, module: str, *arguments: str) -> None:
-        """Start another program than `moot`, for the watcher to watch."""
+    def start(self, name: str, *arguments: str, module: str = "cli.main") -> None:
         with self._lock:
             self.supervisor.start(name, *arguments, module=module)
 
@@ -701,10 +696,10 @@ def start_agents(
 ) -> None:
     """Start a federation's agents as processes."""
     for index, name in enumerate(names):
-        world.services.start_program(
-            name, program, "agent", "run", name, "--federation", federation,
+        world.services.start(
+            name, "agent", "run", name, "--federation", federation,
             "--operator-key", world.operator_key.public_key.hex(),
-            "--data-config", json.dumps({"organisation": index}),
+            "--data-config", json.dumps({"organisation": index}), module=program,
         )  # fmt: skip
 
 
