@@ -1,5 +1,5 @@
-# The verbs of this repository. They need Python 3.11+, and for the local stack Maven and Go (plus Java 17+, or else
-# the JRE among the Python dependencies). No root, no global installs: missing tools go into the cache folder.
+# The verbs of this repository. They need Python 3.11+, and for the local stack Maven and Go; Java comes with the Python
+# dependencies. No root, no global installs: missing tools go into the cache folder.
 # Written for GNU make 3.81 (macOS) and 4, and for any POSIX sh.
 
 UV_VERSION := 0.13.9

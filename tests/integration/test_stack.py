@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient  # type: ignore[attr-defined]
 
 from cli.stack import fetch
+from cli.stack.backends import KAFKA_FORMAT
+from cli.stack.jvm_cache import JvmCache
 from cli.stack.processes import process_started, spawn_owned
 from cli.stack.stack import (
     KAFKA,
@@ -26,6 +29,7 @@ from cli.stack.stack import (
     LocalStack,
     StackError,
     StackState,
+    add_jvm_cache,
     ensure_fetched,
     read_status,
 )
@@ -286,6 +290,38 @@ def test_an_owned_process_passes_signals_and_its_exit_code(tmp_path: Path) -> No
     process.stdin.close()
 
 
+def test_a_stack_starts_though_java_cannot_use_what_it_kept(tmp_path: Path) -> None:
+    for program in (KAFKA, KAFKA_FORMAT, REGISTRY):
+        (tmp_path / f"{program}.aot").write_bytes(os.urandom(4096))
+    artifacts = replace(ensure_fetched(_silent), jvm_cache=JvmCache(tmp_path))
+
+    with LocalStack(tmp_path / "stack", artifacts=artifacts) as stack:
+        assert read_status(stack.directory).state is StackState.RUNNING
+
+
+@pytest.mark.nightly
+def test_java_keeps_a_start_once(tmp_path: Path) -> None:
+    artifacts = ensure_fetched(_silent)
+    jars = tmp_path / artifacts.jars.name
+    jars.symlink_to(artifacts.jars)
+    artifacts = replace(artifacts, jars=jars)
+    said: list[str] = []
+
+    first = add_jvm_cache(artifacts, lambda _, message: said.append(message))
+    again = add_jvm_cache(artifacts, lambda _, message: pytest.fail(message))
+
+    assert first == again
+    assert first.jvm_cache is not None
+    assert {path.stem for path in first.jvm_cache.directory.iterdir()} == {
+        KAFKA,
+        KAFKA_FORMAT,
+        REGISTRY,
+    }
+    assert not list(tmp_path.glob(".partial-*"))
+    with LocalStack(tmp_path / "stack", artifacts=first) as stack:
+        assert read_status(stack.directory).state is StackState.RUNNING
+
+
 @pytest.mark.parametrize("tampered", ["kafka-clients", "apicurio", "h1:"])
 def test_what_the_checksums_do_not_confirm_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tampered: str
@@ -303,13 +339,17 @@ def test_what_the_checksums_do_not_confirm_is_refused(
     monkeypatch.setenv("FOLKMOOT_CACHE", str(cache))
 
     with pytest.raises(StackError, match="Refusing") as refusal:
-        ensure_fetched(lambda _service, _message: None)
+        ensure_fetched(_silent)
 
     assert name in refusal.value.message
     assert not list(cache.glob("minio-*"))
     assert not list(cache.glob(".partial-*"))
     if tampered != "h1:":
         assert not list(cache.glob("jars-*"))
+
+
+def _silent(_service: str, _message: str) -> None:
+    pass
 
 
 def _leaders(directory: Path) -> list[int]:
