@@ -100,11 +100,11 @@ def _built(name: str, progress: Progress) -> Iterator[Path | None]:
     """Give a folder to build in that becomes the cache's, or None if it has it."""
     cache = fetch.cache_directory()
     cache.mkdir(parents=True, exist_ok=True)
-    with fetch._lock(cache / "go.lock", progress):
+    with fetch.lock_cache(progress, "go.lock"):
         if (cache / name).is_dir():
             yield None
             return
-        with fetch._staged(cache / name) as stage:
+        with fetch.staged(cache / name) as stage:
             yield stage
 
 
