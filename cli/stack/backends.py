@@ -292,6 +292,16 @@ def _kafka_answers(bootstrap_servers: str, files: Files) -> bool:
     return bool(metadata.cluster_id == _cluster_id(files) and metadata.brokers)
 
 
+def _registry_answers(endpoints: Endpoints, files: Files) -> bool:
+    # It answers requests, with nothing, before it has read its journal.
+    ports = json.loads(files.ports.read_text(encoding="utf-8"))
+    management = f"{LOOPBACK}:{ports['registry_management']}"
+    if not _http_ok(management, "/health/ready"):
+        return False
+    authority = endpoints.schema_registry_url.split("/")[2]
+    return _http_ok(authority, "/apis/ccompat/v7/subjects")
+
+
 def _http_ok(authority: str, path: str) -> bool:
     # http.client, not urllib: a proxy configured for the internet has no say here.
     connection = http.client.HTTPConnection(authority, timeout=_PROBE_TIMEOUT_S)
@@ -327,9 +337,7 @@ BACKENDS: Mapping[str, Backend] = {
     REGISTRY: Backend(
         _registry,
         lambda endpoints: endpoints.schema_registry_url,
-        lambda endpoints, _: _http_ok(
-            endpoints.schema_registry_url.split("/")[2], "/apis/ccompat/v7/subjects"
-        ),
+        _registry_answers,
     ),
     MINIO: Backend(
         _minio,
