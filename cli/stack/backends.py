@@ -70,6 +70,11 @@ class Ports:
         """Ports that are free now; another process may still take one first."""
         return cls(*find_free_ports(5))
 
+    @classmethod
+    def read(cls, files: "Files") -> Self:
+        """Return those that a stack chose last."""
+        return cls(**json.loads(files.ports.read_text(encoding="utf-8")))
+
     def free(self) -> bool:
         """Return whether nobody listens on any of them."""
         try:
@@ -201,8 +206,7 @@ def _registry(
         "APICURIO_KAFKA_COMMON_DEFAULT_API_TIMEOUT_MS": f"{READY_TIMEOUT_S * 1000:.0f}",
         # At start it polls for snapshots until a poll of this length comes back empty:
         # with the default, 5 s, that is 15 s of waiting for what a local broker has at
-        # hand. We make no snapshots; its state is the whole journal, which it polls for
-        # as well: with 20 ms it answered before it had read it.
+        # hand. We make no snapshots; its state is the whole journal.
         "APICURIO_KAFKASQL_CONSUMER_POLL_TIMEOUT": "200",
         "QUARKUS_HTTP_HOST": LOOPBACK,
         "QUARKUS_HTTP_PORT": str(ports.registry),
@@ -294,9 +298,8 @@ def _kafka_answers(bootstrap_servers: str, files: Files) -> bool:
 
 def _registry_answers(endpoints: Endpoints, files: Files) -> bool:
     # It answers requests, with nothing, before it has read its journal.
-    ports = json.loads(files.ports.read_text(encoding="utf-8"))
-    management = f"{LOOPBACK}:{ports['registry_management']}"
-    if not _http_ok(management, "/health/ready"):
+    management = Ports.read(files).registry_management
+    if not _http_ok(f"{LOOPBACK}:{management}", "/health/ready"):
         return False
     authority = endpoints.schema_registry_url.split("/")[2]
     return _http_ok(authority, "/apis/ccompat/v7/subjects")

@@ -306,7 +306,7 @@ class LocalStack:
         """Take the last ports again if they are free, so that clients find us."""
         path = self._files.ports
         if path.exists() and not fresh:
-            ports = Ports(**json.loads(path.read_text(encoding="utf-8")))
+            ports = Ports.read(self._files)
             if ports.free():
                 return ports
         ports = Ports.choose()
@@ -352,15 +352,13 @@ def _train_jvms(artifacts: Artifacts, cache: JvmCache, say: Progress) -> None:
     say("fetch", "having Java prepare later starts (about 30 s, once)")
     with staged(cache.directory) as stage, tempfile.TemporaryDirectory() as scratch:
         training = replace(artifacts, jvm_cache=cache.train_in(stage))
-        stack = LocalStack(Path(scratch), artifacts=training)
         try:
-            stack.start()
-            stack.stop(_TRAINED_WITHIN_S)
+            with LocalStack(Path(scratch), artifacts=training) as stack:
+                stack.stop(_TRAINED_WITHIN_S)
         except StackError as error:
             say("fetch", f"later starts will be slow: {error}")
-        finally:
-            stack.stop()
-    say("fetch", "later starts are prepared")
+        else:
+            say("fetch", "later starts are prepared")
 
 
 def read_endpoints(directory: Path) -> Endpoints | None:
