@@ -3,9 +3,9 @@
 It keeps no state: the log says which models await export. Publishing a claim twice is
 harmless, so it may be killed at any moment.
 
-A model that cannot be exported becomes a version without ONNX and metrics: an agent's
-update may have caused it, and later models are still exported. One that cannot be
-fetched is named in this process's log; each start tries again.
+A model that cannot become ONNX, or be measured, is a version without the one or the
+other: an agent's update may have caused it, and later models are still exported. One
+that cannot be fetched is named in this process's log; each start tries again.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from adapters import telemetry
 from adapters.blobs import BlobError, BlobStore
@@ -23,24 +22,18 @@ from adapters.kafka_log import ReadBlock, follow_log
 from adapters.models import StateMismatchError
 from adapters.schema_registry import SchemaRegistry
 from adapters.settings import Settings
+from consumers.export.metrics import make_evaluation
 from ledger.signing import SigningKey
-from protocol.encoding import compute_micros
 from protocol.exchanged_state import model_from_blob
 from protocol.model import compute_max_model_size
 from protocol.tensors import MalformedBlobError
-from protocol.validation import Direction
 from schemas.events import (
     AggregatePublished,
     BlobRef,
-    Evaluation,
     FederationConfigured,
-    Metric,
     ModelExported,
 )
 from schemas.reasons import Reason
-
-if TYPE_CHECKING:
-    from consumers.export.artifacts import ExportedModel
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +106,7 @@ class Exporter:
             self._publisher.publish(
                 claim, self._key, self._genesis, traceparent=current
             )
-        log.info("round %d: said %s", claim.round, claim.no_onnx or "its metrics")
+        log.info("round %d: said %s", claim.round, claim.no_evaluation or "its metrics")
 
     def _compute_claim(self, published: AggregatePublished) -> ModelExported:
         from consumers.export.artifacts import export_model  # noqa: PLC0415  # loads torch
@@ -127,29 +120,33 @@ class Exporter:
             data_config=json.loads(task.data_config),
             tensors=model_from_blob(blob).tensors,
         )
-        onnx: BlobRef = self._store.store(exported.onnx)
+        evaluation = None
+        if exported.evaluation is None:
+            log.warning(
+                "round %d: not measured: %s", published.round, exported.no_evaluation
+            )
+        else:
+            evaluation, left_out = make_evaluation(
+                exported.evaluation.metrics,
+                exported.evaluation.directions,
+                exported.evaluation.num_examples,
+            )
+            for name, why in left_out.items():
+                log.warning("round %d: no metric %s: %s", published.round, name, why)
+        onnx: BlobRef | None = None
+        if exported.onnx is None:
+            log.warning("round %d: no ONNX: %s", published.round, exported.no_onnx)
+        else:
+            onnx = self._store.store(exported.onnx)
         return ModelExported(
             federation_id=published.federation_id,
             round=published.round,
             model_sha256=published.model.sha256,
             onnx=onnx,
-            no_onnx="",
-            evaluation=_make_evaluation(exported),
-            no_evaluation="",
+            no_onnx="" if onnx else Reason.NOT_EXPORTABLE,
+            evaluation=evaluation,
+            no_evaluation="" if evaluation else Reason.NOT_MEASURED,
         )
-
-
-def _make_evaluation(exported: ExportedModel) -> Evaluation:
-    found = (
-        ("accuracy", exported.accuracy, Direction.HIGHER),
-        ("loss", exported.loss, Direction.LOWER),
-    )
-    metrics = [
-        Metric(name=name, value_micros=micros, direction=direction)
-        for name, value, direction in found
-        if (micros := compute_micros(value)) is not None
-    ]
-    return Evaluation(num_examples=exported.num_examples, metrics=tuple(metrics))
 
 
 def _make_empty_claim(published: AggregatePublished) -> ModelExported:

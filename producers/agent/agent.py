@@ -479,16 +479,17 @@ class Agent:
             timeout_s=started.deadline_ms / 1_000 - time.time(),
         )
         log.info(
-            "round %d: trained on %d examples in %.1f s, loss %.4f",
+            "round %d: trained on %d examples in %.1f s, loss %s",
             started.round,
             result.num_examples,
             time.monotonic() - begun,
-            result.loss,
+            "not said" if result.loss is None else f"{result.loss:.4f}",
         )
-        if not math.isfinite(result.loss):
+        if result.loss is not None and not math.isfinite(result.loss):
             raise NotFiniteError("the training loss is NaN or infinite")
         delta = base.compute_update(result.tensors)
-        return delta, result.num_examples, compute_micros(result.loss)
+        loss_micros = None if result.loss is None else compute_micros(result.loss)
+        return delta, result.num_examples, loss_micros
 
     def _decline(
         self, started: RoundStarted, reason: Reason, detail: str

@@ -1,11 +1,13 @@
 """One agent's share of a round: train any Lightning module on any data module.
 
-A module must do what Lightning asks of it anyway, and three things more:
+Training is Lightning's own (`adapters.lightning`), with what Folkmoot needs beside it:
 
-- `forward(inputs)` is the model's answer, for the exported artifact;
-- `validation_step` logs "val_loss" and "val_accuracy" (a fraction);
-- the data module's training and validation data are one DataLoader each, over a
-  dataset of known length.
+- the training data is one DataLoader over a dataset of known length, which is the
+  update's weight;
+- local epochs are the task's; after each, validation runs if the module and the data
+  have any, as schedulers and early stopping expect;
+- a loss is reported if `training_step` returns one. With manual optimisation it need
+  not.
 
 The optimiser is the module's own (`configure_optimizers`) and starts afresh in every
 round: its state isn't exchanged.
@@ -18,13 +20,10 @@ examples, nothing secret.
 Importing this module loads torch.
 """
 
-import logging
-import tempfile
 import time
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -35,16 +34,14 @@ from pytorch_lightning import (
     LightningDataModule,
     LightningModule,
     Trainer,
-    seed_everything,
 )
-from pytorch_lightning.utilities.seed import isolate_rng
 
-from adapters.models import make_model, read_state, write_state
-from protocol.exchanged_state import Model, StateClass
+from adapters import lightning
+from adapters.lightning import Evaluation, PreparedTask, count_examples, prepare
+from adapters.models import make_model, read_state
+from protocol.exchanged_state import Model, RefusedStateError, StateClass
 
-
-class TrainingError(Exception):
-    """The module or the data module doesn't do what this file asks of it."""
+TrainingError = lightning.TaskError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,29 +51,19 @@ class TrainingResult:
     Attributes:
         tensors: The whole state of the model afterwards: arrays by name.
         num_examples: Size of the local training set, at least 1.
-        loss: Mean training loss over the batches of the last epoch.
+        loss: Mean training loss over the batches of the last epoch; None if
+            `training_step` returns none, as with manual optimisation it need not.
         num_steps: Optimiser steps taken.
+        num_batches: Batches trained on, in all epochs.
+        batches_per_epoch: Batches in a pass over the local data.
     """
 
     tensors: Mapping[str, NDArray[Any]]
     num_examples: int
-    loss: float
+    loss: float | None
     num_steps: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evaluation:
-    """A model's results on the validation data.
-
-    Attributes:
-        accuracy: Fraction of examples classified correctly, 0 to 1.
-        loss: Mean loss.
-        num_examples: Size of the validation set, at least 1.
-    """
-
-    accuracy: float
-    loss: float
-    num_examples: int
+    num_batches: int = 0
+    batches_per_epoch: int = 0
 
 
 def initialise(
@@ -85,6 +72,8 @@ def initialise(
     module_config: Mapping[str, Any],
     seed: int,
     rules: Sequence[tuple[str, StateClass]] = (),
+    data_module: type[LightningDataModule] | None = None,
+    data_config: Mapping[str, Any] | None = None,
 ) -> Model:
     """Initialise a model.
 
@@ -93,15 +82,39 @@ def initialise(
         module_config: Its keyword arguments.
         seed: 0 ≤ seed < 2^32.
         rules: Classes by pattern of names, before those by kind.
+        data_module: The class with data, for a module whose `setup` reads it or whose
+            layers are lazy; None for none.
+        data_config: Its keyword arguments.
 
     Returns:
-        The model: its whole state, each entry with its class.
+        The model: its whole state, each entry with its class, as it is when training
+        begins.
 
     Raises:
         RefusedStateError: The state, or a part of it, can't be exchanged.
     """
-    with _reproducible(seed):
-        return make_model(module(**module_config), rules)
+    with prepare(
+        module=module,
+        module_config=module_config,
+        data_module=data_module,
+        data_config=data_config,
+        seed=seed,
+    ) as task:
+        lightning.make_layers(task)
+        if not lightning.has_lazy_layers(task.model):
+            return make_model(task.model, rules)
+        if data_module is None:
+            msg = "the module has lazy layers, which take their shapes from a batch"
+            raise RefusedStateError(msg)
+        found = _FirstForward(rules)
+        _fit(
+            task,
+            callbacks=[found],
+            limit_train_batches=1,
+            limit_val_batches=0,
+            max_epochs=1,
+        )
+        return found.get()
 
 
 def initial_tensors(
@@ -122,6 +135,8 @@ def train(
     seed: int,
     timeout_s: float | None = None,
     accelerator: str = "cpu",
+    max_batches: int | None = None,
+    max_time_s: float | None = None,
 ) -> TrainingResult:
     """Train the base model on local data.
 
@@ -136,36 +151,47 @@ def train(
         timeout_s: When to give up, checked after each batch; None: never. The task sets
             the number of epochs, so an agent gives up when its round has ended.
         accelerator: Where to train, in Lightning's words; one device.
+        max_batches: Most batches of an epoch, in training and in validation; None: all.
+        max_time_s: When to end early, with what was trained until then; None: never.
 
     Returns:
         The model after training, and what the round needs to know about it.
 
     Raises:
         StateMismatchError: `base` isn't a model of this class.
-        TrainingError: The training data has no length or no examples,
-            `training_step` returns no loss, or it took too long.
+        TrainingError: The training data has no length, no examples or no batches,
+            `training_step` never returns a loss, or it took too long.
     """
-    with _quiet(), _reproducible(seed), tempfile.TemporaryDirectory() as folder:
-        model = module(**module_config)
-        write_state(model, base)
-        losses = _EpochLoss()
-        callbacks: list[Callback] = [losses]
+    with prepare(
+        module=module,
+        module_config=module_config,
+        data_module=data_module,
+        data_config=data_config,
+        tensors=base,
+        seed=seed,
+    ) as task:
+        batches = _Batches()
+        callbacks: list[Callback] = [batches]
         if timeout_s is not None:
             callbacks.append(_GiveUp(time.monotonic() + timeout_s))
-        trainer = _trainer(
-            folder,
+        trainer = _fit(
+            task,
             accelerator=accelerator,
             callbacks=callbacks,
-            limit_val_batches=0,
+            limit_train_batches=max_batches,
+            limit_val_batches=max_batches,
             max_epochs=local_epochs,
+            max_time=None if max_time_s is None else timedelta(seconds=max_time_s),
         )
-        trainer.fit(model, datamodule=data_module(**data_config))
-        num_examples = _num_examples(trainer.train_dataloader)
+        num_examples = _count_training_examples(trainer)
+        batches.check(num_examples, is_automatic=task.model.automatic_optimization)
         return TrainingResult(
-            tensors=read_state(model),
+            tensors=read_state(task.model),
             num_examples=num_examples,
-            loss=losses.mean(),
+            loss=batches.mean_loss(),
             num_steps=trainer.global_step,
+            num_batches=batches.num,
+            batches_per_epoch=int(trainer.num_training_batches),
         )
 
 
@@ -181,35 +207,40 @@ def evaluate(
     """Measure a model on the data module's validation data. Arguments as for `train`;
     ``tensors`` are exactly the entries of the module's state.
 
-    Returns:
-        What the module logged as "val_accuracy" and "val_loss".
-
     Raises:
         StateMismatchError: `tensors` isn't a model of this class.
-        TrainingError: The module doesn't log both, or the validation data has no
-            length or no examples.
+        TrainingError: As `adapters.lightning.evaluate`.
     """
-    with _quiet(), _reproducible(0), tempfile.TemporaryDirectory() as folder:
-        model = module(**module_config)
-        write_state(model, tensors)
-        trainer = _trainer(folder, accelerator=accelerator)
-        data = data_module(**data_config)
-        results = trainer.validate(model, datamodule=data, verbose=False)
-        metrics = results[0] if results else {}
-        if not {"val_accuracy", "val_loss"} <= metrics.keys():
-            msg = f"{module.__name__} doesn't log val_accuracy and val_loss"
-            raise TrainingError(msg)
-        return Evaluation(
-            accuracy=metrics["val_accuracy"],
-            loss=metrics["val_loss"],
-            num_examples=_num_examples(trainer.val_dataloaders),
-        )
+    with prepare(
+        module=module,
+        module_config=module_config,
+        data_module=data_module,
+        data_config=data_config,
+        tensors=tensors,
+    ) as task:
+        return lightning.evaluate(task, accelerator=accelerator)
 
 
-class _EpochLoss(Callback):
-    """Collects the training losses of the current epoch."""
+def _fit(task: PreparedTask, **options: Any) -> Trainer:
+    """Run Lightning's `fit`; returns the Trainer that did."""
+    trainer = task.make_trainer(**options)
+    trainer.fit(task.model, datamodule=task.data)
+    return trainer
+
+
+def _count_training_examples(trainer: Trainer) -> int:
+    loader = trainer.train_dataloader
+    if isinstance(loader, Mapping | list | tuple):
+        # How many examples a step takes would be anybody's guess.
+        raise TrainingError("the training data must be one DataLoader")
+    return count_examples(loader)
+
+
+class _Batches(Callback):
+    """Counts batches and collects the training losses of the current epoch."""
 
     def __init__(self) -> None:
+        self.num = 0
         self._losses: list[float] = []
 
     def on_train_epoch_start(self, *_: Any) -> None:
@@ -223,15 +254,31 @@ class _EpochLoss(Callback):
         batch: Any,  # noqa: ARG002
         batch_idx: int,  # noqa: ARG002
     ) -> None:
+        self.num += 1
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         if isinstance(loss, torch.Tensor):
             self._losses.append(float(loss))
 
-    def mean(self) -> float:
-        if not self._losses:
-            msg = "training_step returned no loss, or there was nothing to train on"
-            raise TrainingError(msg)
-        return float(np.mean(self._losses))
+    def check(self, num_examples: int, *, is_automatic: bool) -> None:
+        """Check that something was trained.
+
+        Raises:
+            TrainingError: Nothing was.
+        """
+        if not self.num:
+            raise TrainingError(
+                f"the training data gives no batch: it has {num_examples} examples, "
+                "and its DataLoader may drop an incomplete batch (drop_last)"
+            )
+        if is_automatic and not self._losses:
+            raise TrainingError(
+                "training_step returned no loss, so Lightning took no step: return "
+                'the loss, or a dict with it as "loss"'
+            )
+
+    def mean_loss(self) -> float | None:
+        """Return the mean loss of the last epoch; None without any."""
+        return float(np.mean(self._losses)) if self._losses else None
 
 
 class _GiveUp(Callback):
@@ -241,72 +288,45 @@ class _GiveUp(Callback):
         self._at_s = at_s
 
     def on_train_batch_end(self, *_: Any) -> None:
+        self._check()
+
+    def on_validation_batch_end(self, *_: Any) -> None:
+        self._check()
+
+    def _check(self) -> None:
         if time.monotonic() > self._at_s:
             raise TrainingError("training took too long")
 
 
-def _trainer(folder: str, **options: Any) -> Trainer:
-    """Build a Trainer that computes and leaves nothing behind."""
-    return Trainer(
-        default_root_dir=folder,
-        deterministic=True,
-        devices=1,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=False,
-        log_every_n_steps=1,
-        logger=False,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        **options,
-    )
+class _FirstForward(Callback):
+    """Reads a model's state when the first batch has given lazy layers their shapes.
 
+    The batch is seen in evaluation mode, so that it leaves no trace in running
+    statistics.
+    """
 
-def _num_examples(loader: Any) -> int:
-    try:
-        num_examples = len(loader.dataset)
-    except (AttributeError, TypeError) as error:
-        msg = "the data isn't one DataLoader over a dataset of known length"
-        raise TrainingError(msg) from error
-    if num_examples < 1:
-        raise TrainingError("the data has no examples")
-    return num_examples
+    def __init__(self, rules: Sequence[tuple[str, StateClass]]) -> None:
+        self._rules = rules
+        self._model: Model | None = None
 
+    def on_train_batch_start(
+        self, _: Trainer, pl_module: LightningModule, *__: Any
+    ) -> None:
+        pl_module.eval()
 
-@contextmanager
-def _reproducible(seed: int) -> Iterator[None]:
-    """Seed torch, numpy and random; restore their state, unless training fails."""
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    with isolate_rng():
-        seed_everything(seed, workers=True, verbose=False)
-        try:
-            yield
-        finally:
-            torch.use_deterministic_algorithms(deterministic)
+    def on_before_backward(
+        self, _: Trainer, pl_module: LightningModule, *__: Any
+    ) -> None:
+        if self._model is None and not lightning.has_lazy_layers(pl_module):
+            self._model = make_model(pl_module, self._rules)
 
+    def get(self) -> Model:
+        """Return the model.
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence what Lightning says on every run, and nothing else."""
-    loggers = [logging.getLogger(f"{n}.utilities.rank_zero") for n in _LIGHTNING]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            for message in _EXPECTED_WARNINGS:
-                warnings.filterwarnings("ignore", message=message)
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
-_LIGHTNING = ("pytorch_lightning", "lightning_fabric")
-#: Small data needs no worker processes, a GPU stays free unless asked for, and how
-#: Lightning calls torch is not ours to mend.
-_EXPECTED_WARNINGS = (
-    r".*does not have many workers.*",
-    r"GPU available but not used.*",
-    r"`isinstance\(treespec, LeafSpec\)` is deprecated.*",
-)
+        Raises:
+            RefusedStateError: Lazy layers had no shapes when the first loss was there.
+        """
+        if self._model is None:
+            msg = "lazy layers still had no shapes after the first training_step's loss"
+            raise RefusedStateError(msg)
+        return self._model

@@ -10,6 +10,7 @@ from adapters.models import StateMismatchError
 from consumers.export import exporter
 from consumers.export.artifacts import ExportError
 from consumers.export.exporter import Exporter
+from consumers.export.metrics import make_evaluation
 from protocol.tensors import MalformedBlobError
 from protocol.validation import find_problem
 from schemas.reasons import Reason
@@ -79,17 +80,14 @@ def test_a_model_that_is_not_there_yet_is_not_said_to_be_unfit(monkeypatch, capl
 
 @pytest.mark.parametrize("loss", [1e13, 1e300, float("inf"), float("nan")])
 def test_a_metric_that_fits_no_long_is_left_out(loss):
-    found = exporter._make_evaluation(
-        SimpleNamespace(accuracy=0.5, loss=loss, num_examples=4)
-    )
+    found, left_out = make_evaluation({"val_accuracy": 0.5, "val_loss": loss}, {}, 4)
     assert find_problem(exported(1, make_blob("model"), evaluation=found)) is None
     assert [(m.name, m.value_micros) for m in found.metrics] == [("accuracy", 500_000)]
+    assert list(left_out) == ["val_loss"]
 
 
 def test_metrics_are_millionths_with_a_direction():
-    found = exporter._make_evaluation(
-        SimpleNamespace(accuracy=1.0, loss=9e12, num_examples=4)
-    )
+    found, _ = make_evaluation({"val_accuracy": 1.0, "val_loss": 9e12}, {}, 4)
     assert [(m.name, m.value_micros, m.direction) for m in found.metrics] == [
         ("accuracy", 1_000_000, "HIGHER"),
         ("loss", 9 * 10**18, "LOWER"),
