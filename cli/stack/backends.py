@@ -207,7 +207,7 @@ def _registry(
         # At start it polls for snapshots until a poll of this length comes back empty:
         # with the default, 5 s, that is 15 s of waiting for what a local broker has at
         # hand. We make no snapshots; its state is the whole journal.
-        "APICURIO_KAFKASQL_CONSUMER_POLL_TIMEOUT": "200",
+        "APICURIO_KAFKASQL_CONSUMER_POLL_TIMEOUT": "20",
         "QUARKUS_HTTP_HOST": LOOPBACK,
         "QUARKUS_HTTP_PORT": str(ports.registry),
         "QUARKUS_MANAGEMENT_HOST": LOOPBACK,
