@@ -48,6 +48,11 @@ def describe(event: e.LedgerEvent) -> str:
                 f"round {event.round} rejected {event.agent_id}: {event.reason}, "
                 f"{event.detail}"
             )
+        case e.AttendanceChanged(num_missed=0):
+            return f"round {event.round} {event.agent_id} answers again"
+        case e.AttendanceChanged():
+            missed = counted(event.num_missed, "round")
+            return f"round {event.round} {event.agent_id} missed {missed} in a row"
         case e.RoundSealed():
             return (
                 f"round {event.round} sealed with "

@@ -107,6 +107,8 @@ class RoundsState:
         version: Version of the current global model; 0 is the initial one.
         model: The current global model.
         current: The round in progress, if any.
+        missed: How many rounds that it was drawn for an agent has missed in a row;
+            without those that answered the last one.
         summed: Where a sum is opened once, agents that are or were in a sealed set on
             the current global model: a sum over them was opened, or may have been.
         draw_size: Tree size of the checkpoint that the next cohort is drawn from; 0
@@ -124,6 +126,7 @@ class RoundsState:
     version: int = 0
     model: e.BlobRef | None = None
     current: OpenRound | None = None
+    missed: PersistentMap[str, int] = field(default_factory=PersistentMap)
     summed: frozenset[str] = frozenset()
     draw_size: int = 0
     draw_entropy: bytes = bytes(32)

@@ -19,6 +19,7 @@ Rules:
   counts and what follows.
 - A change of the configuration takes effect with the next round requested
   (`protocol.changes`); an open round continues as it began.
+- Agents that answer are drawn rather than others (`protocol.attendance`).
 - Where a sum is opened once (ADR 0032), an agent of a sealed set is not drawn again for
   the same base model, whatever became of the round.
 - The operator may abandon a round, as nothing else ends a stuck one, unless its mode
@@ -36,20 +37,25 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import reduce
 from typing import Any
 
 from ledger.checkpoint import parse_checkpoint
 from ledger.note import parse_note
+from protocol.attendance import (
+    NOTES_OF_MISSING,
+    choose_candidates,
+    find_cohort,
+    note_answer,
+)
 from protocol.changes import apply_change
 from protocol.cohort import (
     compute_checkpoint_entropy,
     compute_cohort_seed,
     compute_ticket,
     draw_cohort,
-    is_drawn,
 )
 from protocol.contributions import (
     WITHDRAWN,
@@ -71,6 +77,7 @@ from protocol.round_state import (
     find_newest,
     is_drawable,
 )
+from protocol.rules import choose
 from schemas import events as e
 from schemas.reasons import Reason
 
@@ -98,7 +105,7 @@ def decide(state: RoundsState, leaf: Sequenced) -> Sequence[e.RoundFact]:
         case e.RoundRequested() as request:
             return [_start(state, request, leaf)]
         case e.UpdateDeclined() as declined:
-            return _go_on(state, leaf, [_declined(state, declined, leaf)])
+            return _go_on(state, leaf, _declined(state, declined, leaf))
         case e.UpdatesChecked() as checked:
             return _go_on(state, leaf, list(_checked(state, checked, leaf)))
         case e.DeadlineReached() as reached:
@@ -199,7 +206,11 @@ def _evolve_input(
         case e.AgentAdmitted(agent_id=agent_id):
             return replace(state, agents=state.agents.insert(agent_id))
         case e.AgentRevoked(agent_id=agent_id):
-            return replace(state, agents=state.agents.discard(agent_id))
+            return replace(
+                state,
+                agents=state.agents.discard(agent_id),
+                missed=state.missed.discard(agent_id),
+            )
         case e.RoundRequested(requested_at_ms=at_ms):
             return replace(
                 state, last_requested_at_ms=max(at_ms, state.last_requested_at_ms)
@@ -258,8 +269,12 @@ def _evolve_fact(state: RoundsState, fact: e.RoundFact) -> RoundsState:
             return replace(
                 state,
                 last_round=fact.round,
-                current=_open(find_drawable_agents(state), fact),
+                current=_open(state, fact),
             )
+        case e.AttendanceChanged(agent_id=agent_id, num_missed=number):
+            missed = state.missed.discard(agent_id)
+            missed = missed.insert(agent_id, number) if number else missed
+            return replace(state, missed=missed)
         case e.RoundAbandoned():
             return _end(state)
         case e.AggregatePublished():
@@ -330,8 +345,8 @@ def _answer(
     )
 
 
-def _open(agents: Iterable[str], started: e.RoundStarted) -> OpenRound:
-    cohort = frozenset(agent_id for agent_id in agents if is_drawn(started, agent_id))
+def _open(state: RoundsState, started: e.RoundStarted) -> OpenRound:
+    cohort = find_cohort(find_drawable_agents(state), state.missed, started)
     return OpenRound(started=started, cohort=cohort, owing=PersistentSet(cohort))
 
 
@@ -377,7 +392,10 @@ def _start(
         leaf.previous_block_hash if config.ledger_nodes is None else state.draw_entropy
     )
     seed = compute_cohort_seed(entropy, config.federation_id, request.round)
-    cohort = draw_cohort(seed, drawable, config.cohort_size)
+    candidates = choose_candidates(
+        drawable, state.missed, request.round, fewest=config.min_cohort
+    )
+    cohort = draw_cohort(seed, candidates, config.cohort_size)
     return e.RoundStarted(
         round=request.round,
         num_drawn=len(cohort),
@@ -433,11 +451,36 @@ def _why_no_answer(
 def _why_not(state: RoundsState, update: Any, leaf: Sequenced) -> list[e.RoundFact]:
     """Return the refusal of an answer; none if it awaits its blob's check."""
     problem = _why_no_answer(state, update.agent_id, update.round, leaf)
+    bad = None
+    if problem is None or problem[0] == Reason.NOT_IN_COHORT:
+        bad = _find_answer_problem(state, update)
+    back = [] if bad else _note_if_timely(state, update.agent_id, problem, leaf)
+    problem = problem or bad
     if problem is None:
-        problem = _find_answer_problem(state, update)
-    if problem is None:
+        return back
+    return [reject(leaf, update.agent_id, update.round, *problem), *back]
+
+
+def _note_if_timely(
+    state: RoundsState, agent_id: str, problem: Problem | None, leaf: Sequenced
+) -> list[e.RoundFact]:
+    """Return that an agent answers again, if its answer came in time.
+
+    Args:
+        state: The state.
+        agent_id: The agent.
+        problem: Why it cannot answer this round now, if so.
+        leaf: Its answer.
+    """
+    current = state.current
+    if problem is not None and (
+        problem[0] != Reason.NOT_IN_COHORT
+        or current is None
+        or current.begun
+        or leaf.sequenced_at_ms > current.started.deadline_ms
+    ):
         return []
-    return [reject(leaf, update.agent_id, update.round, *problem)]
+    return [*note_answer(state, agent_id, leaf)]
 
 
 def _find_answer_problem(state: RoundsState, update: Answer) -> Problem | None:
@@ -472,21 +515,25 @@ def _missing(
     ):
         return []
     detail = f"no answer by the deadline, {deadline_ms} ms"
+    missing = sorted(current.owing)
+    assert state.config is not None, "it has a round"
+    note = choose(NOTES_OF_MISSING, state.config.rules_version)
     return [
-        reject(leaf, agent_id, number, Reason.NO_ANSWER, detail)
-        for agent_id in sorted(current.owing)
+        *(reject(leaf, name, number, Reason.NO_ANSWER, detail) for name in missing),
+        *note(state, current, missing, leaf),
     ]
 
 
 def _declined(
     state: RoundsState, declined: e.UpdateDeclined, leaf: Sequenced
-) -> e.ContributionRejected:
+) -> list[e.RoundFact]:
     problem = _why_no_answer(state, declined.agent_id, declined.round, leaf)
+    back = _note_if_timely(state, declined.agent_id, problem, leaf)
     if problem is None:
         known = declined.reason in _DECLINES
         reason = Reason(declined.reason) if known else Reason.TRAINING_FAILED
         problem = (reason, declined.detail)
-    return reject(leaf, declined.agent_id, declined.round, *problem)
+    return [reject(leaf, declined.agent_id, declined.round, *problem), *back]
 
 
 def _revoked(

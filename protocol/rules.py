@@ -24,7 +24,7 @@ from typing import Final, TypeVar
 from schemas import codec
 from schemas import events as e
 
-KNOWN_VERSIONS: Final = range(1, 2)
+KNOWN_VERSIONS: Final = range(1, 3)
 """All versions ever released, as known to this program."""
 LATEST_VERSION: Final = KNOWN_VERSIONS[-1]
 

@@ -518,6 +518,21 @@ class ContributionRejected:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AttendanceChanged:
+    """An agent missed another round that it was drawn for, or answers again: who has
+    missed one is drawn less often. Since version 2 of the rules.
+    """
+
+    federation_id: str
+    round: int
+    agent_id: str
+    cause: bytes
+    cause_leaf_index: int
+    output_index: int
+    num_missed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CommitmentsClosed:
     """The set of commitments of a round is final: from here on nobody can choose an
     update, and what the sum will be projected on is known.
@@ -802,6 +817,7 @@ RoundFact: TypeAlias = (
     | RoundRefused
     | ContributionAccepted
     | ContributionRejected
+    | AttendanceChanged
     | CommitmentsClosed
     | ComparisonStarted
     | RoundSealed

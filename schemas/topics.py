@@ -54,6 +54,7 @@ EVENTS: Final[dict[str, tuple[type[e.Event], ...]]] = {
         e.RoundRefused,
         e.ContributionAccepted,
         e.ContributionRejected,
+        e.AttendanceChanged,
         e.CommitmentsClosed,
         e.ComparisonStarted,
         e.RoundSealed,

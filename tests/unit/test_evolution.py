@@ -41,6 +41,8 @@ from tests.unit.consumers.node.test_parts import make_tree, pairs
 from tests.unit.test_recorded_logs import PATHS, Recording
 
 NODES = ("node0", "node1", "node2", "node3")
+NEWER = 3
+"""A version of the rules that this program does not know."""
 
 
 @cache
@@ -271,7 +273,7 @@ def test_a_decider_changes_no_root_until_it_knows_something(
 
 
 def better(state: Any, leaf: Any) -> Any:
-    """Rules of version 2: who asks for a round must say it with an even number."""
+    """Rules of version 3: who asks for a round must say it with an even number."""
     return [
         replace(fact, detail=f"{fact.detail}, by rules that are better")
         if isinstance(fact, e.RoundRefused)
@@ -280,27 +282,27 @@ def better(state: Any, leaf: Any) -> Any:
     ]
 
 
-VARIANTS = {1: rounds.decide, 2: better}
+VARIANTS = {1: rounds.decide, NEWER: better}
 
 
 @pytest.fixture
 def wiser(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """A version of the program that knows two versions of the rules."""
+    """A version of the program that knows one more version of the rules."""
 
     def decide(state: Any, leaf: Any) -> Any:
         config = state.config or leaf.event
         return choose(VARIANTS, config.rules_version)(state, leaf)
 
-    monkeypatch.setattr(rules, "KNOWN_VERSIONS", range(1, 3))
+    monkeypatch.setattr(rules, "KNOWN_VERSIONS", range(1, NEWER + 1))
     monkeypatch.setitem(DECIDERS, "rounds", replace(rounds.DECIDER, decide=decide))
     return monkeypatch
 
 
 class WiserLog(LogBuilder):
-    """A log under version 2 of the rules, from its founding on."""
+    """A log under newer rules, from its founding on."""
 
     def configure(self, initial_model: e.BlobRef) -> e.FederationConfigured:
-        return replace(super().configure(initial_model), rules_version=2)
+        return replace(super().configure(initial_model), rules_version=NEWER)
 
 
 def build_wiser_log() -> WiserLog:
@@ -332,7 +334,7 @@ def test_a_log_of_newer_rules_is_judged_by_them_or_not_at_all(
     assert "by rules that are better" in refused[0].detail
     assert run(log)[1] == []
     wiser.undo()
-    with pytest.raises(UnknownRulesError, match="version 2 of the rules is not known"):
+    with pytest.raises(UnknownRulesError, match="version 3 of the rules is not known"):
         run(log)
 
 
@@ -351,7 +353,7 @@ def test_an_audit_of_newer_rules_says_that_it_cannot_judge(
     assert report.is_unknown
     assert not report.is_sound
     assert report.findings == []
-    assert "version 2 of the rules is not known here" in report.unjudged
+    assert "version 3 of the rules is not known here" in report.unjudged
     assert report.to_json()["is_sound"] is None
     text = render(report, 1.0)
     assert text.startswith("UNKNOWN: ")
@@ -387,7 +389,7 @@ def raised(wiser: pytest.MonkeyPatch) -> LogBuilder:
     log.run_round()
     config = log.leaves[0]
     assert isinstance(config, e.FederationConfigured)
-    changed = codec.encode(replace(config, rules_version=2))
+    changed = codec.encode(replace(config, rules_version=NEWER))
     change = e.FederationChanged(
         federation_id=log.federation_id, number=1, configuration=changed
     )

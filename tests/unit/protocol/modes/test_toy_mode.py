@@ -141,6 +141,7 @@ def test_a_round_runs_from_the_request_to_the_model() -> None:
     world.run.now_ms += DURATION_MS + 1
     assert kinds(world.when(deadline(1))) == [
         "ContributionRejected",
+        "AttendanceChanged",
         "CommitmentsClosed",
     ]
     assert world.waited_for() == [f"member {name}" for name in PARTIES]
