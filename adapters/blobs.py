@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 import urllib3
@@ -16,11 +18,19 @@ from minio import Minio
 from minio.error import MinioException, S3Error
 
 from adapters.settings import Settings
+from adapters.wording import describe_away
 from schemas.events import BlobRef
 from schemas.reasons import Reason
 
 STORE_ERRORS: Final = (MinioException, urllib3.exceptions.HTTPError)
 """Errors of a store that is away or refuses us; they say nothing about a blob."""
+
+
+SETTINGS: Final = "MOOT_MINIO_ENDPOINT, MOOT_MINIO_ACCESS_KEY, MOOT_MINIO_SECRET_KEY"
+
+
+class StoreFailedError(MinioException):
+    """The store is away or refuses us; the message says where it is."""
 
 
 class BlobError(Exception):
@@ -52,6 +62,7 @@ class BlobStore:
 
     def __init__(self, settings: Settings) -> None:
         self._bucket = settings.bucket
+        self._endpoint = settings.minio_endpoint
         self._client = make_client(
             settings,
             urllib3.PoolManager(
@@ -66,24 +77,26 @@ class BlobStore:
 
     def ensure_bucket(self) -> None:
         """Create the bucket unless it exists."""
-        if self._client.bucket_exists(bucket_name=self._bucket):
-            return
-        try:
-            self._client.make_bucket(bucket_name=self._bucket)
-        except S3Error as error:
-            if error.code != "BucketAlreadyOwnedByYou":  # another process was first
-                raise
+        with self._asking():
+            if self._client.bucket_exists(bucket_name=self._bucket):
+                return
+            try:
+                self._client.make_bucket(bucket_name=self._bucket)
+            except S3Error as error:
+                if error.code != "BucketAlreadyOwnedByYou":  # another process was first
+                    raise
 
     def store(self, data: bytes) -> BlobRef:
         """Store a blob under its digest and return its reference."""
         digest = hashlib.sha256(data)
         name = f"sha256/{digest.hexdigest()}"
-        self._client.put_object(
-            bucket_name=self._bucket,
-            object_name=name,
-            data=io.BytesIO(data),
-            length=len(data),
-        )
+        with self._asking():
+            self._client.put_object(
+                bucket_name=self._bucket,
+                object_name=name,
+                data=io.BytesIO(data),
+                length=len(data),
+            )
         return BlobRef(
             uri=f"s3://{self._bucket}/{name}",
             sha256=digest.digest(),
@@ -99,27 +112,28 @@ class BlobStore:
         Raises:
             BlobError: MISSING_BLOB, OVERSIZED_BLOB (more than promised or allowed) or
                 CORRUPT_BLOB (not the promised bytes).
-            Exception: the store is away, or went away (one of `STORE_ERRORS`); nothing
-                is known about the blob then.
+            StoreFailedError: the store is away, or went away; nothing is known about
+                the blob then.
         """
         if ref.size_bytes > max_size_bytes:
             detail = f"{ref.size_bytes} bytes; at most {max_size_bytes} are allowed"
             raise BlobError(Reason.OVERSIZED_BLOB, detail)
         name = f"sha256/{ref.sha256.hex()}"
-        try:
-            response = self._client.get_object(
-                bucket_name=self._bucket, object_name=name
-            )
-        except S3Error as error:
-            if error.code != "NoSuchKey":
-                raise
-            detail = f"no blob {ref.sha256.hex()} in the store"
-            raise BlobError(Reason.MISSING_BLOB, detail) from None
-        try:
-            data = _read(response, ref.size_bytes + 1)
-        finally:
-            response.close()
-            response.release_conn()
+        with self._asking():
+            try:
+                response = self._client.get_object(
+                    bucket_name=self._bucket, object_name=name
+                )
+            except S3Error as error:
+                if error.code != "NoSuchKey":
+                    raise
+                detail = f"no blob {ref.sha256.hex()} in the store"
+                raise BlobError(Reason.MISSING_BLOB, detail) from None
+            try:
+                data = _read(response, ref.size_bytes + 1)
+            finally:
+                response.close()
+                response.release_conn()
         if len(data) > ref.size_bytes:
             detail = f"the blob is longer than the {ref.size_bytes} bytes promised"
             raise BlobError(Reason.OVERSIZED_BLOB, detail)
@@ -128,6 +142,25 @@ class BlobStore:
             detail = f"expected SHA-256 {ref.sha256.hex()}, found {found.hex()}"
             raise BlobError(Reason.CORRUPT_BLOB, detail)
         return data
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        """Give errors of the client, and of HTTP below it, a message of ours.
+
+        Raises:
+            StoreFailedError: the store is away, or refuses us.
+        """
+        try:
+            yield
+        except S3Error as error:
+            msg = f"MinIO at {self._endpoint} ({SETTINGS}) refuses: {error.code}: "
+            raise StoreFailedError(f"{msg}{error.message}") from error
+        except STORE_ERRORS as error:
+            reason = getattr(error, "reason", None) or error
+            # urllib3's begin with the connection's address in memory.
+            said = str(reason).rpartition(">: ")[2] or repr(error)
+            msg = describe_away("MinIO", self._endpoint, SETTINGS, said)
+            raise StoreFailedError(msg) from error
 
 
 def _read(response: urllib3.BaseHTTPResponse, size_bytes: int) -> bytes:

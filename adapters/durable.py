@@ -22,9 +22,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Final
 
+from adapters.log_lines import printable
+
 PRIVATE: Final = 0o600
 """Mode of a file that only its owner may read."""
 _ORDINARY: Final = 0o666  # less the umask
+_MAX_COMMAND: Final = 200
+"""Characters shown of a command line."""
 
 
 def write_file(path: Path, data: bytes, *, mode: int = _ORDINARY) -> None:
@@ -106,10 +110,11 @@ def append(file: IO[bytes], data: bytes) -> None:
     Raises:
         OSError: part of the data may be there, and the rest in the file's buffer.
     """
-    file.seek(0, os.SEEK_END)
-    file.write(data)
-    file.flush()
-    os.fsync(file.fileno())
+    with _naming(file.name):
+        file.seek(0, os.SEEK_END)
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def append_file(path: Path, data: bytes) -> None:
@@ -118,9 +123,14 @@ def append_file(path: Path, data: bytes) -> None:
     Raises:
         OSError: part of the data may be there.
     """
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-    with os.fdopen(os.open(path, flags, PRIVATE), "ab") as file:
-        append(file, data)
+    is_new = not path.exists()
+    try:
+        with _open(path, "ab", os.O_WRONLY | os.O_CREAT | os.O_APPEND) as file:
+            append(file, data)
+    except OSError:
+        if is_new and path.stat().st_size == 0:
+            path.unlink()
+        raise
     sync_directory(path.parent)
 
 
@@ -158,13 +168,32 @@ def lock_file(path: Path, *, create: bool = True, wait: bool = False) -> IO[byte
         OSError: it cannot be opened.
     """
     flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0)
-    file = os.fdopen(os.open(path, flags, PRIVATE), "r+b")
+    file = _open(path, "r+b", flags)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BaseException:
         file.close()
         raise
     return file
+
+
+def describe_holder(path: Path) -> str:
+    """Return who has a file that `lock_file` refused: a process, where Linux says so.
+
+    One in another container, or on another machine, is not seen.
+    """
+    with suppress(OSError):
+        inode = str(path.stat().st_ino)
+        for line in Path("/proc/locks").read_text(encoding="ascii").splitlines():
+            # proc(5): number, kind, -, -, process, major:minor:inode, start, end; a
+            # line of one that waits has an arrow.
+            fields = line.split()
+            if fields[1] == "FLOCK" and fields[5].rpartition(":")[2] == inode:
+                pid = fields[4]
+                command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ")
+                shown = printable(command.decode(errors="replace").strip())
+                return f"process {pid} ({shown:.{_MAX_COMMAND}})"
+    return "another process"
 
 
 def unlock_file(file: IO[bytes]) -> None:
@@ -175,12 +204,28 @@ def unlock_file(file: IO[bytes]) -> None:
     file.close()
 
 
+def _open(path: Path, mode: str, flags: int) -> IO[bytes]:
+    """Open a file, private if it is made, that knows its name."""
+    return open(path, mode, opener=lambda name, _: os.open(name, flags, PRIVATE))
+
+
+@contextmanager
+def _naming(path: object) -> Iterator[None]:
+    """Name the file in errors: a write's do not."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
 @contextmanager
 def _drafted(path: Path, data: bytes, mode: int, *, sync: bool) -> Iterator[Path]:
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.draft")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with _naming(path), os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
             if sync:

@@ -6,6 +6,7 @@ Kafka is trusted only for availability: whoever acts on a record verifies it.
 from __future__ import annotations
 
 import logging
+import socket
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -32,6 +33,7 @@ from confluent_kafka.cimpl import NewTopic
 from adapters import alive, raw_records, telemetry
 from adapters.schema_registry import SchemaRegistry
 from adapters.settings import Settings
+from adapters.wording import describe_away
 from ledger.signing import SigningKey
 from protocol.envelope import (
     EVENT_ID_HEADER,
@@ -52,8 +54,10 @@ raw_records.install()
 
 MAX_RECORD_SIZE_BYTES: Final = topics.MAX_RECORD_SIZE_BYTES
 MAX_EVENT_RECORD_SIZE_BYTES: Final = topics.MAX_EVENT_RECORD_SIZE_BYTES
+SETTING: Final = "MOOT_BOOTSTRAP_SERVERS"
 DELIVERY_TIMEOUT_S: Final = 30.0
 ANSWER_TIMEOUT_S: Final = 10.0
+CONNECT_S: Final = 3.0
 POLL_S: Final = 0.1
 FETCH_WAIT_MS: Final = 500
 """How long Kafka may wait for a record before it reports none; records never wait.
@@ -62,6 +66,38 @@ Shorter costs an idle reader more processor time."""
 
 class KafkaUnavailableError(Exception):
     """Kafka did not do in time what was asked; the message says what."""
+
+
+def make_away(settings: Settings, error: object) -> KafkaUnavailableError:
+    """Return what to raise when Kafka does not answer.
+
+    Args:
+        settings: Where it should be.
+        error: What its client says.
+    """
+    reason = error
+    if isinstance(error, KafkaException) and isinstance(error.args[0], KafkaError):
+        reason = error.args[0].str()
+    msg = describe_away("Kafka", settings.bootstrap_servers, SETTING, reason)
+    return KafkaUnavailableError(msg)
+
+
+def demand_listener(settings: Settings) -> None:
+    """Check that anything listens where Kafka should be: its clients take 10 s to say.
+
+    Raises:
+        KafkaUnavailableError: nothing does.
+    """
+    problems = []
+    for server in settings.bootstrap_servers.split(","):
+        host, _, port = server.strip().rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), CONNECT_S).close()
+        except (OSError, ValueError) as error:
+            problems.append(getattr(error, "strerror", None) or str(error))
+        else:
+            return
+    raise make_away(settings, ", ".join(dict.fromkeys(problems)))
 
 
 def create_topics(settings: Settings) -> list[str]:
@@ -74,8 +110,7 @@ def create_topics(settings: Settings) -> list[str]:
     try:
         existing = set(admin.list_topics(timeout=ANSWER_TIMEOUT_S).topics)
     except KafkaException as error:
-        msg = f"Kafka does not answer at {settings.bootstrap_servers}: {error}"
-        raise KafkaUnavailableError(msg) from error
+        raise make_away(settings, error) from error
     wanted = [
         NewTopic(
             topic,
@@ -93,7 +128,8 @@ def create_topics(settings: Settings) -> list[str]:
             future.result(DELIVERY_TIMEOUT_S)
         except KafkaException as error:
             if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
-                msg = f"could not create topic {topic}: {error}"
+                said = error.args[0].str()
+                msg = f"Kafka did not create topic {topic}: {said}"
                 raise KafkaUnavailableError(msg) from error
     return [new.topic for new in wanted]
 
@@ -134,6 +170,7 @@ class Publisher:
 
     def __init__(self, settings: Settings, registry: SchemaRegistry) -> None:
         self._registry = registry
+        self._settings = settings
         self._producer = Producer(
             {
                 "bootstrap.servers": settings.bootstrap_servers,
@@ -202,7 +239,7 @@ class Publisher:
         remaining = self._producer.flush(DELIVERY_TIMEOUT_S)
         if failures or remaining:
             what = failures[0].str() if failures else "no confirmation"
-            raise KafkaUnavailableError(f"Kafka did not accept the event: {what}")
+            raise make_away(self._settings, f"it did not accept the event: {what}")
         return confirmed
 
 
@@ -343,7 +380,7 @@ class PartitionReader:
 
     def _say_away(self, error: Exception) -> None:
         level = logging.DEBUG if self._is_away else logging.WARNING
-        log.log(level, "Kafka does not answer, trying again: %s", error)
+        log.log(level, "%s; trying again", make_away(self._settings, error))
         self._is_away = True
 
     async def _read(self) -> _Found:
@@ -438,8 +475,8 @@ def read_partition(
             if reader.position > position:
                 position, heard = reader.position, time.monotonic()
             elif time.monotonic() - heard > timeout_s:
-                msg = f"Kafka was silent for {timeout_s:.0f} s reading {topic}"
-                raise KafkaUnavailableError(msg)
+                msg = f"it was silent for {timeout_s:.0f} s while {topic} was read"
+                raise make_away(settings, msg)
     finally:
         reader.close()
 
@@ -510,12 +547,11 @@ def find_bounds(settings: Settings, topic: str, partition: int) -> Bounds:
             TopicPartition(topic, partition), timeout=DELIVERY_TIMEOUT_S
         )
     except KafkaException as error:
-        msg = f"could not find the bounds of {topic}: {error}"
-        raise KafkaUnavailableError(msg) from error
+        raise make_away(settings, error) from error
     finally:
         consumer.close()
     if bounds is None:
-        raise KafkaUnavailableError(f"could not find the bounds of {topic} in time")
+        raise make_away(settings, f"no word of where {topic} ends")
     first, end = bounds
     return Bounds(int(first), int(end))
 
@@ -533,11 +569,53 @@ def find_committed(
     try:
         answers = consumer.committed(asked, timeout=DELIVERY_TIMEOUT_S)
     except KafkaException as error:
-        msg = f"could not find what {group} has read: {error}"
-        raise KafkaUnavailableError(msg) from error
+        raise make_away(settings, error) from error
     finally:
         consumer.close()
     return {(at.topic, at.partition): at.offset for at in answers if at.offset >= 0}
+
+
+class Member(NamedTuple):
+    """A member of a consumer group, as Kafka knows it.
+
+    Attributes:
+        member_id: Given by Kafka, another one each time it joins.
+        instance_id: Its own; empty for one that is not static.
+        host: Where it is.
+        places: The topics and partitions that it reads; none while the group settles.
+    """
+
+    member_id: str
+    instance_id: str
+    host: str
+    places: frozenset[tuple[str, int]]
+
+
+def find_members(settings: Settings, group: str) -> list[Member]:
+    """Return the present members of a consumer group.
+
+    Raises:
+        KafkaUnavailableError: Kafka does not answer.
+    """
+    admin = make_admin(settings)
+    try:
+        asked = admin.describe_consumer_groups(
+            [group], request_timeout=ANSWER_TIMEOUT_S
+        )
+        found: Any = asked[group].result(ANSWER_TIMEOUT_S)
+    except (KafkaException, TimeoutError) as error:
+        raise make_away(settings, error) from error
+    return [
+        Member(
+            member.member_id,
+            member.group_instance_id or "",
+            member.host,
+            frozenset(
+                (at.topic, at.partition) for at in member.assignment.topic_partitions
+            ),
+        )
+        for member in found.members
+    ]
 
 
 def make_admin(settings: Settings) -> AdminClient:
@@ -564,8 +642,7 @@ def count_partitions(settings: Settings, topic: str) -> int:
     try:
         found = admin.list_topics(topic, timeout=ANSWER_TIMEOUT_S).topics[topic]
     except KafkaException as error:
-        msg = f"Kafka does not answer at {settings.bootstrap_servers}: {error}"
-        raise KafkaUnavailableError(msg) from error
+        raise make_away(settings, error) from error
     if found.error is not None or not found.partitions:
         msg = f"there is no topic {topic}: `moot topics create` makes it"
         raise KafkaUnavailableError(msg)

@@ -166,19 +166,20 @@ class Listener:
             raise OSError(errno.EMFILE, msg)
         self._most = min(room, self._limits.connections)
         loop = asyncio.get_running_loop()
-        found = await loop.getaddrinfo(
-            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )
         try:
+            found = await loop.getaddrinfo(
+                host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )
             for family, _, _, _, address in dict.fromkeys(found):
                 listening = socket.create_server(
                     address, family=family, backlog=_BACKLOG
                 )
                 listening.setblocking(False)  # noqa: FBT003  # the standard library's
                 self._sockets.append(listening)
-        except OSError:
+        except OSError as error:
             self._close_sockets()
-            raise
+            msg = f"cannot listen on {host}:{port}: {error.strerror}"
+            raise OSError(error.errno, msg) from error
         work = [self._accept_all(listening) for listening in self._sockets]
         self._tasks = [alive.start_task(w, "listen") for w in (self._watch(), *work)]
         return int(self._sockets[0].getsockname()[1])

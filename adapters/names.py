@@ -34,6 +34,11 @@ class NamesError(Exception):
     """The names cannot be read; the message says why and what to do."""
 
 
+def list_books(directory: Path) -> list[str]:
+    """Return the federations of which a directory has names, sorted."""
+    return sorted(path.stem for path in directory.glob("*.names"))
+
+
 class NameBook:
     """The names of a federation's agents.
 

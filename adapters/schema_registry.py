@@ -8,7 +8,9 @@ module sees single-object encodings (see `schemas.codec`).
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Final
 
 from confluent_kafka.schema_registry import (
@@ -19,6 +21,7 @@ from confluent_kafka.schema_registry import (
 )
 from confluent_kafka.schema_registry.error import SchemaRegistryError
 
+from adapters.wording import describe_away
 from schemas import codec, topics
 from schemas.events import Event
 from schemas.reasons import Reason
@@ -35,6 +38,7 @@ NO_ERROR_CODE: Final = -1
 """The client's code for an answer that is not JSON."""
 NOT_FOUND: Final = 404
 NUM_CALLERS: Final = 8
+SETTING: Final = "MOOT_SCHEMA_REGISTRY_URL"
 MAX_SCHEMA_ID: Final = 2**31 - 1
 """Registries count with a positive int; their answers to other numbers mean nothing."""
 
@@ -47,10 +51,24 @@ class FramingError(ValueError):
         self.reason = reason
 
 
+class SchemaRegistryFailedError(SchemaRegistryError):
+    """The schema registry did not do what was asked; the message says where it is."""
+
+    def __init__(self, message: str, http_status_code: int, code: int | None) -> None:
+        code = NO_ERROR_CODE if code is None else code
+        super().__init__(http_status_code, code, message)
+        self._message = message
+
+    def __str__(self) -> str:
+        """Return the message."""
+        return self._message
+
+
 class SchemaRegistry:
     """Registers our schemas, and translates between framing and single objects."""
 
     def __init__(self, url: str) -> None:
+        self._url = url
         self._client = SchemaRegistryClient({"url": url})
         self._prefixes: dict[type[Event], bytes] = {}
         self._headers: dict[bytes, bytes] = {}  # framing prefix -> single-object header
@@ -69,8 +87,10 @@ class SchemaRegistry:
         def register(event: type[Event], topic: str) -> tuple[str, int]:
             subject = topics.subject(topic, event)
             text = codec.schema_text(event.__name__)
-            schema_id = self._client.register_schema(subject, Schema(text, "AVRO"))
-            self._client.set_config(subject, ServerConfig(compatibility=COMPATIBILITY))
+            config = ServerConfig(compatibility=COMPATIBILITY)
+            with self._asking(subject):
+                schema_id = self._client.register_schema(subject, Schema(text, "AVRO"))
+                self._client.set_config(subject, config)
             self._learn(event, schema_id)
             return subject, schema_id
 
@@ -116,7 +136,9 @@ class SchemaRegistry:
     def _find(self, event: type[Event]) -> bytes:
         subject = topics.subject(topics.TOPIC_OF[event], event)
         schema = Schema(codec.schema_text(event.__name__), "AVRO")
-        self._learn(event, self._client.lookup_schema(subject, schema).schema_id)
+        with self._asking(subject):
+            found = self._client.lookup_schema(subject, schema)
+        self._learn(event, found.schema_id)
         return self._prefixes[event]
 
     def _learn(self, event: type[Event], schema_id: int | None) -> None:
@@ -162,7 +184,8 @@ class SchemaRegistry:
         that nothing is known about the record.
         """
         try:
-            return self._client.get_schema(schema_id).schema_str or ""
+            with self._asking(f"schema {schema_id}"):
+                return self._client.get_schema(schema_id).schema_str or ""
         except SchemaRegistryError as error:
             # No schema registry answers without its own code: a gateway does, or
             # another server at this address.
@@ -183,7 +206,35 @@ class SchemaRegistry:
                 self._find(event)
         newest = max(self._prefixes, key=lambda event: self._prefixes[event])
         # Asked each time: the client remembers what it once looked up.
-        self._client.get_versions(topics.subject(topics.TOPIC_OF[newest], newest))
+        subject = topics.subject(topics.TOPIC_OF[newest], newest)
+        with self._asking(subject):
+            self._client.get_versions(subject)
+
+    @contextmanager
+    def _asking(self, what: str) -> Iterator[None]:
+        """Give errors of the client, and of HTTP below it, a message of ours.
+
+        Raises:
+            SchemaRegistryFailedError: the schema registry is away, or refused.
+        """
+        try:
+            yield
+        except SchemaRegistryError as error:
+            cure = (
+                " `moot schemas register` registers ours."
+                if error.http_status_code == NOT_FOUND
+                else ""
+            )
+            raise SchemaRegistryFailedError(
+                f"the schema registry at {self._url} ({SETTING}) refuses {what}: "
+                f"{error}.{cure}",
+                error.http_status_code,
+                error.error_code,
+            ) from error
+        except Exception as error:
+            # Its client's HTTP library is its own affair.
+            msg = describe_away("the schema registry", self._url, SETTING, error)
+            raise SchemaRegistryFailedError(msg, 0, NO_ERROR_CODE) from error
 
     def _remember_unknown(self, prefix: bytes) -> None:
         if len(self._unknown) >= MAX_UNKNOWN_IDS:

@@ -24,7 +24,12 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its public 
     ConfigResource,
 )
 
-from adapters.kafka import ANSWER_TIMEOUT_S, KafkaUnavailableError, make_admin
+from adapters.kafka import (
+    ANSWER_TIMEOUT_S,
+    KafkaUnavailableError,
+    make_admin,
+    make_away,
+)
 from adapters.settings import Settings
 from schemas import topics
 
@@ -380,8 +385,7 @@ def check_topics(settings: Settings) -> list[Problem]:
         present = [name for name in names if places[name].num_partitions != 0]
         configs = _read_configs(admin, present)
     except (KafkaException, TimeoutError) as error:
-        msg = f"Kafka does not answer at {settings.bootstrap_servers}: {error}"
-        raise KafkaUnavailableError(msg) from error
+        raise make_away(settings, error) from error
     found = {
         name: FoundTopic(place.num_partitions, place.num_replicas, configs.get(name))
         for name, place in places.items()

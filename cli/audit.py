@@ -111,7 +111,7 @@ def audit(options: Options) -> None:
             exit_code = follow(options)
         else:
             report = _audit_once(options)
-            _demand_log(report)
+            _demand_log(report, options)
             exit_code = 0 if report.is_sound else EXIT_WRONG
             if report.is_unknown:
                 exit_code = EXIT_UNKNOWN
@@ -147,6 +147,7 @@ def _check(options: Options) -> None:
     """Refuse options that exclude each other."""
     if not options.federation and options.bundle is None:
         raise CannotAuditError("Name a federation (--federation) or a bundle.")
+    _parse_key(options.operator_key)
     if options.write_bundle is not None and (
         options.bundle is not None
         or options.continue_from is not None
@@ -166,12 +167,16 @@ def _check(options: Options) -> None:
         raise CannotAuditError("--stale-after and --keep-going need --follow.")
 
 
-def _demand_log(report: Report) -> None:
+def _demand_log(report: Report, options: Options) -> None:
     if report.num_blocks or report.findings or report.unjudged:
         return
+    if options.bundle is not None:
+        raise CannotAuditError(f"{options.bundle} holds no block of a federation.")
+    from cli.federations import describe_federations
+
     raise CannotAuditError(
-        f"There is no federation {report.federation_id!r} on this Kafka. Check the "
-        "name and MOOT_BOOTSTRAP_SERVERS."
+        f"There is no federation {report.federation_id!r} on this Kafka. "
+        f"{describe_federations(_load_settings())}"
     )
 
 
@@ -432,22 +437,15 @@ def _make_unframe(settings: Settings) -> Callable[[bytes], bytes]:
         except FramingError:
             raise
         except Exception as error:
-            raise CannotAuditError(
-                f"The schema registry at {settings.schema_registry_url} could not be "
-                f"read: {error}. Check "
-                "MOOT_SCHEMA_REGISTRY_URL."
-            ) from error
+            raise CannotAuditError(f"{error}.") from error
 
     return unframe
 
 
 @contextmanager
-def _explained(settings: Settings | None) -> Iterator[None]:
+def _explained() -> Iterator[None]:
     """Turn the adapters' errors into advice."""
-    from confluent_kafka import KafkaException
-    from minio.error import MinioException
-    from urllib3.exceptions import HTTPError
-
+    from adapters.blobs import StoreFailedError
     from adapters.kafka import KafkaUnavailableError
     from consumers.audit.bundle import BundleError
 
@@ -455,15 +453,11 @@ def _explained(settings: Settings | None) -> Iterator[None]:
         yield
     except BundleError as error:
         raise CannotAuditError(f"{error}.") from error
-    except (KafkaUnavailableError, KafkaException) as error:
-        msg = f"Kafka could not be read: {error} Check MOOT_BOOTSTRAP_SERVERS."
+    except KafkaUnavailableError as error:
+        raise CannotAuditError(f"{error}.") from error
+    except StoreFailedError as error:
+        msg = f"{error}. Or leave blobs out with --no-blobs."
         raise CannotAuditError(msg) from error
-    except (MinioException, HTTPError) as error:
-        endpoint = "" if settings is None else settings.minio_endpoint
-        raise CannotAuditError(
-            f"MinIO could not be read at {endpoint}: {error} Check "
-            "MOOT_MINIO_ENDPOINT and its keys, or leave blobs out with --no-blobs."
-        ) from error
 
 
 # One audit
@@ -475,11 +469,12 @@ def _audit_once(options: Options) -> Report:
     Raises:
         CannotAuditError: something could not be read.
     """
+    from adapters.kafka import demand_listener
     from consumers.audit.bundle import Bundle, BundleWriter
 
     with ExitStack() as stack:
         if options.bundle is not None:
-            stack.enter_context(_explained(None))
+            stack.enter_context(_explained())
             bundle = stack.enter_context(Bundle(options.bundle))
             federation = bundle.manifest.federation_id
             if options.federation not in {"", federation}:
@@ -494,7 +489,8 @@ def _audit_once(options: Options) -> Report:
         else:
             settings = _load_settings()
             federation = options.federation
-            stack.enter_context(_explained(settings))
+            stack.enter_context(_explained())
+            demand_listener(settings)
             source = KafkaSource(settings, federation, with_blobs=options.with_blobs)
         start = _load_state(options.continue_from, federation)
         streams = source.open({} if start is None else start.positions)
@@ -657,7 +653,7 @@ def follow(options: Options) -> int:
             settings, options.federation, with_blobs=options.with_blobs
         )
         start = _load_state(options.continue_from, options.federation)
-        return _watch(options, settings, source, start, helpers, stopped)
+        return _watch(options, source, start, helpers, stopped)
     finally:
         helpers.close()
         for number, handler in previous.items():
@@ -666,7 +662,6 @@ def follow(options: Options) -> int:
 
 def _watch(
     options: Options,
-    settings: Settings,
     source: KafkaSource,
     state: AuditState | None,
     helpers: Helpers,
@@ -686,7 +681,7 @@ def _watch(
 
     while not stopped.is_set():
         try:
-            with _explained(settings):
+            with _explained():
                 streams = source.open({} if state is None else state.positions)
                 audited = _run(
                     options,
@@ -698,7 +693,7 @@ def _watch(
                     helpers=None if state is None else helpers,
                 )
             # A log that is missing, or has vanished, cannot be watched.
-            _demand_log(audited.report)
+            _demand_log(audited.report, options)
             _demand_judged(audited.report)
             trouble = ""
         except _StoppedError:

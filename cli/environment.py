@@ -25,6 +25,19 @@ def load_environment() -> None:
         )
 
 
+def find_kafka() -> Settings:
+    """Do as `find_settings`, for what needs Kafka.
+
+    Raises:
+        KafkaUnavailableError: nothing listens where it should be.
+    """
+    from adapters.kafka import demand_listener
+
+    settings = find_settings()
+    demand_listener(settings)
+    return settings
+
+
 def find_settings() -> Settings:
     """Return the settings; also set up logging and tracing."""
     from adapters import telemetry

@@ -29,12 +29,12 @@ from cli.commands import (
 )
 from cli.commands import round as round_
 from cli.extras import find_missing
+from cli.interrupts import EXIT_INTERRUPTED
 from cli.modes import COMMANDS
 from cli.options import EXIT_CANNOT
 from cli.show import prepare, say, say_error
 from cli.stack.processes import StackError
 
-EXIT_INTERRUPTED: Final = 130  # 128 and SIGINT's number, as shells have it
 OUR_PACKAGES: Final = (
     "adapters", "cli", "consumers", "ledger", "producers", "protocol", "schemas",
 )  # fmt: skip
@@ -132,6 +132,9 @@ def _explain(error: Exception) -> None:
         if isinstance(error, StackError):
             say_error(error.message)
             say(error.hint, is_error=True)
+        elif isinstance(error, OSError) and error.strerror:
+            where = f"{error.filename}: " if error.filename else ""
+            say_error(f"{where}{error.strerror}")
         elif type(error).__module__.split(".", 1)[0] in OUR_PACKAGES:
             say_error(error)
         else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from adapters.keys import KeyFileError
-from adapters.names import NameBook, NamesError
+from adapters.names import NameBook, NamesError, list_books
 from adapters.settings import Settings
 from cli.show import say, say_json
 from cli.stack.processes import StackError
@@ -40,6 +40,7 @@ def set_name(settings: Settings, federation_id: str, agent_id: str, name: str) -
 
 def list_names(settings: Settings, federation_id: str, *, as_json: bool) -> None:
     """Print the names."""
+    _demand_book(settings, federation_id)
     names = find_names(settings, federation_id)
     if as_json:
         say_json(names)
@@ -48,8 +49,22 @@ def list_names(settings: Settings, federation_id: str, *, as_json: bool) -> None
         say(f"{agent_id:<24} {name}")
 
 
+def _demand_book(settings: Settings, federation_id: str) -> None:
+    """Check that this machine knows names of a federation.
+
+    Raises:
+        StackError: it does not; says of which it does.
+    """
+    books = list_books(settings.state_directory / "names")
+    if federation_id not in books:
+        known = f"Names are known of {', '.join(books)}." if books else "None are."
+        msg = f"no names are known here of a federation {federation_id!r}"
+        raise StackError(msg, known)
+
+
 def destroy_key(settings: Settings, federation_id: str) -> None:
     """Make the names unreadable, for good."""
+    _demand_book(settings, federation_id)
     if open_book(settings, federation_id).destroy():
         say(f"nobody can read the names of {federation_id} any more")
     else:

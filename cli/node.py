@@ -12,6 +12,7 @@ from adapters.durable import write_output
 from adapters.kafka_log import read_log
 from adapters.settings import Settings
 from adapters.vote_log import create_identity, load_identity
+from cli.federations import make_no_federation
 from cli.operate import make_registry, say_as_operator
 from cli.show import say, say_json
 from cli.stack.processes import StackError, demand_name, read_at_most
@@ -78,8 +79,7 @@ def read_admission(settings: Settings, federation_id: str) -> AdmissionState:
     for read in read_log(settings, make_registry(settings), federation_id):
         state = fold_admission(state, read.leaves)
     if not state.federation_id:
-        msg = f"there is no federation {federation_id!r} on this Kafka"
-        raise StackError(msg, "`moot federation create` founds one.")
+        raise make_no_federation(settings, federation_id)
     return state
 
 

@@ -24,6 +24,7 @@ from adapters.keys import key_path, load_key, load_or_create_key
 from adapters.schema_registry import FramingError, SchemaRegistry
 from adapters.settings import Settings
 from cli.describe import describe, describe_metrics, to_jsonable
+from cli.federations import follow_existing, make_no_federation
 from cli.names import find_names
 from cli.show import say, say_json, show_time
 from cli.stack.processes import StackError
@@ -83,7 +84,7 @@ def make_operator(settings: Settings, federation_id: str) -> Operator:
     registry = make_registry(settings)
     found = find_genesis(settings, registry, federation_id, operator_key=key.public_key)
     if found is None:
-        raise _no_federation(federation_id)
+        raise make_no_federation(settings, federation_id)
     return Operator(key, Publisher(settings, registry), found.hash)
 
 
@@ -106,6 +107,7 @@ def create_federation(
         StackError: the model's state cannot be exchanged, a principal is unknown, or
             the module's configuration is not JSON.
     """
+    store = BlobStore(settings)  # before torch: it demands its settings
     keys = settings.state_directory / "keys"
     if "OPERATOR" in principals:
         raise StackError(
@@ -139,7 +141,6 @@ def create_federation(
         raise StackError(
             msg, "`--state PATTERN=CLASS` puts entries in another class, by name."
         ) from None
-    store = BlobStore(settings)
     store.ensure_bucket()
     operator = Operator(operator_key, Publisher(settings, make_registry(settings)))
     position = operator.found(
@@ -323,13 +324,6 @@ def _refused(event: e.EventRejected) -> StackError:
     )
 
 
-def _no_federation(federation_id: str) -> StackError:
-    return StackError(
-        f"there is no federation {federation_id!r} on this Kafka",
-        "`moot federation create` founds one.",
-    )
-
-
 def read_leaves(settings: Settings, federation_id: str) -> Iterator[OpenedLeaf]:
     """Yield the leaves of a federation's log so far, chain and signatures verified.
 
@@ -341,7 +335,7 @@ def read_leaves(settings: Settings, federation_id: str) -> Iterator[OpenedLeaf]:
         found = True
         yield from read.leaves
     if not found:
-        raise _no_federation(federation_id)
+        raise make_no_federation(settings, federation_id)
 
 
 def read_rounds(settings: Settings, federation_id: str) -> tuple[RoundsState, int]:
@@ -369,7 +363,7 @@ def await_drawable(settings: Settings, federation_id: str) -> RoundsState:
     state: RoundsState = DECIDER.initial
     begun = time.monotonic()
     is_read = False
-    for read in follow_log(settings, make_registry(settings), federation_id):
+    for read in follow_existing(settings, make_registry(settings), federation_id):
         if isinstance(read, ReadBlock):
             for leaf in read.leaves:
                 state, _ = step(DECIDER, state, leaf.sequenced)
@@ -377,8 +371,6 @@ def await_drawable(settings: Settings, federation_id: str) -> RoundsState:
         is_read |= read is END
         if not is_read:
             continue
-        if state.config is None:
-            raise _no_federation(federation_id)
         if is_drawable(state) or time.monotonic() - begun > DRAWABLE_WITHIN_S:
             break
     if not is_drawable(state):
@@ -513,7 +505,7 @@ def watch(
 ) -> None:
     """Print a federation's events from the beginning."""
     known = AdmissionState()
-    for read in follow_log(settings, make_registry(settings), federation_id):
+    for read in follow_existing(settings, make_registry(settings), federation_id):
         if read is END and not follow:
             return
         if not isinstance(read, ReadBlock):
@@ -553,12 +545,21 @@ def list_versions(settings: Settings, federation_id: str, *, as_json: bool) -> N
         )
 
 
+def demand_format(form: str) -> None:
+    """Check the name of a version's format.
+
+    Raises:
+        StackError: there is no such format.
+    """
+    if form not in FORMATS:
+        raise StackError(f"no format {form!r}", f"Choose one of {', '.join(FORMATS)}.")
+
+
 def get_version(
     settings: Settings, federation_id: str, version: int, form: str, output: Path
 ) -> None:
     """Fetch a version's artifact, digest verified, into a file."""
-    if form not in FORMATS:
-        raise StackError(f"no format {form!r}", f"Choose one of {', '.join(FORMATS)}.")
+    settings.demand_minio()
     max_model_size = 0
     for leaf in read_leaves(settings, federation_id):
         event = leaf.sequenced.event

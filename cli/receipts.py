@@ -10,6 +10,7 @@ from adapters.kafka_log import read_log
 from adapters.log_client import LogUnavailableError, NotFinalYetError, fetch_receipt
 from adapters.settings import Settings
 from cli.describe import describe, to_jsonable
+from cli.federations import make_no_federation
 from cli.operate import make_registry
 from cli.show import say, say_json, show_time
 from cli.stack.processes import StackError, read_at_most
@@ -79,6 +80,8 @@ def get_receipt(
                 compute_event_id(state, item.leaf, item.sequenced.event).hex(),
             }:
                 found = item
+    if not state.federation_id:
+        raise make_no_federation(settings, federation_id)
     if found is None:
         msg = f"federation {federation_id!r} has no event {event_id}"
         raise StackError(msg, "`moot round watch --json` shows leaves and ids.")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cli.environment import find_settings
+from cli.environment import find_kafka, find_settings
 from cli.options import DEFAULT_ALLOWED, AsJson, Federation, GenesisHash, parse_key
 from cli.show import say
 
@@ -50,18 +50,21 @@ def run(
     """Run a training agent until it is told to stop."""
     from cli.stack.services import run_agent
 
+    trusted = parse_key(operator_key)
+    expected = None if genesis is None else parse_key(genesis)
+    accepted = None if task is None else parse_key(task)
     run_agent(
         find_settings(),
         federation=federation,
         agent_id=agent_id,
-        operator_key=parse_key(operator_key),
-        genesis=None if genesis is None else parse_key(genesis),
+        operator_key=trusted,
+        genesis=expected,
         directory=directory,
         data_config=data_config,
         allowed_prefixes=tuple(allow or ()) or DEFAULT_ALLOWED,
         min_cohort=min_cohort,
         modes=tuple(mode or ()),
-        task=None if task is None else parse_key(task),
+        task=accepted,
     )
 
 
@@ -78,10 +81,10 @@ def accept_task(
     from cli.stack.services import agent_directory
     from producers.agent.terms import accept_task
 
-    settings = find_settings()
-    accept_task(
-        directory or agent_directory(settings, federation, agent_id), parse_key(task)
-    )
+    digest = parse_key(task)
+    if directory is None:
+        directory = agent_directory(find_settings(), federation, agent_id)
+    accept_task(directory, digest)
     say(f"{agent_id} accepts the task {task}")
 
 
@@ -90,7 +93,7 @@ def list_(federation: Federation, as_json: AsJson = False) -> None:
     """Show who asked to join, who was admitted, who was revoked."""
     from cli.operate import list_agents
 
-    list_agents(find_settings(), federation, as_json=as_json)
+    list_agents(find_kafka(), federation, as_json=as_json)
 
 
 @app.command("admit")
@@ -112,7 +115,7 @@ def admit(
     event = AgentAdmitted(
         federation_id=federation, agent_id=agent_id, public_key=parse_key(public_key)
     )
-    say_as_operator(find_settings(), event)
+    say_as_operator(find_kafka(), event)
     say(f"admitted {agent_id}")
 
 
@@ -131,5 +134,5 @@ def revoke(
     event = AgentRevoked(
         federation_id=federation, agent_id=agent_id, explanation=explanation
     )
-    say_as_operator(find_settings(), event)
+    say_as_operator(find_kafka(), event)
     say(f"revoked {agent_id}")

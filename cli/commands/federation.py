@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cli.environment import find_settings
+from cli.environment import find_kafka, find_settings
 from cli.options import (
     DEFAULT_ALLOWED,
     AsJson,
@@ -127,14 +127,16 @@ def create(
             max_distance=max_distance,
         ),
     )
+    principals = parse_principals(principal or ())
+    rules = make_state_rules(state or ())
     operator = create_federation(
-        find_settings(),
+        find_kafka(),
         federation,
         parameters,
         seed=seed,
-        principals=parse_principals(principal or ()),
+        principals=principals,
         allowed_prefixes=tuple(allow or ()) or DEFAULT_ALLOWED,
-        state_rules=make_state_rules(state or ()),
+        state_rules=rules,
     )
     say(f"founded {federation}, genesis {operator.genesis.hex()}")
     say("agents and auditors pin this operator key:")
@@ -165,7 +167,7 @@ def show(federation: Federation, as_json: AsJson = False) -> None:
     """Show a federation: its parameters, agents, round and model."""
     from cli.operate import show_federation
 
-    show_federation(find_settings(), federation, as_json=as_json)
+    show_federation(find_kafka(), federation, as_json=as_json)
 
 
 @app.command("change")
@@ -231,7 +233,7 @@ def change(
     changes = {name: value for name, value in asked.items() if value is not None}
     if reward:
         changes["reward_rule"] = parse_reward_rule(reward)
-    settings = find_settings()
+    settings = find_kafka()
     change, differences = propose_change(settings, federation, changes)
     show_change(change, differences, as_json=as_json)
     if as_json and not is_agreed:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cli.environment import find_settings
+from cli.environment import find_kafka, find_settings
 from cli.options import AsJson, Federation
 from cli.show import say
 
@@ -23,7 +23,9 @@ def init(
 ) -> None:
     """Make a ledger node's key and vote log, and print it for `federation create`."""
     from cli.node import make_node, show_node
+    from cli.stack.processes import demand_name
 
+    demand_name(name, "a ledger node")
     say(show_node(make_node(find_settings(), name, url)))
 
 
@@ -32,7 +34,7 @@ def list_(federation: Federation, as_json: AsJson = False) -> None:
     """List a federation's ledger nodes, era by era."""
     from cli.node import list_nodes
 
-    list_nodes(find_settings(), federation, as_json=as_json)
+    list_nodes(find_kafka(), federation, as_json=as_json)
 
 
 @app.command("policy")
@@ -46,7 +48,7 @@ def policy(
     """Print whose cosignatures make a checkpoint final, as a C2SP policy file."""
     from cli.receipts import show_policy
 
-    say(*show_policy(find_settings(), federation, era).splitlines())
+    say(*show_policy(find_kafka(), federation, era).splitlines())
 
 
 @app.command("propose")
@@ -60,7 +62,8 @@ def propose(
     """Write a proposal for a new node set, for the present nodes to approve."""
     from cli.node import parse_ledger_nodes, propose
 
-    propose(find_settings(), federation, parse_ledger_nodes(node), output)
+    nodes = parse_ledger_nodes(node)
+    propose(find_kafka(), federation, nodes, output)
 
 
 @app.command("approve")
@@ -69,9 +72,10 @@ def approve(
     name: Annotated[str, typer.Option(help="Which of this machine's nodes signs.")],
 ) -> None:
     """Sign a proposal with the key of a present ledger node."""
-    from cli.node import approve
+    from cli.node import approve, load_proposal
 
-    approve(find_settings(), proposal, name)
+    load_proposal(proposal)
+    approve(find_kafka(), proposal, name)
 
 
 @app.command("change")
@@ -79,6 +83,7 @@ def change(
     proposal: Annotated[Path, typer.Argument(help="The file, approved.")],
 ) -> None:
     """Publish an approved proposal as the operator."""
-    from cli.node import change
+    from cli.node import change, load_proposal
 
-    change(find_settings(), proposal)
+    load_proposal(proposal)
+    change(find_kafka(), proposal)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cli.environment import find_settings
+from cli.environment import find_kafka
 from cli.options import AsJson, Federation
 from cli.show import say
 
@@ -25,7 +25,7 @@ def receipt(
     from cli.receipts import get_receipt
     from ledger.proof_file import FILE_EXTENSION
 
-    leaf_index, data = get_receipt(find_settings(), federation, event, tuple(url or ()))
+    leaf_index, data = get_receipt(find_kafka(), federation, event, tuple(url or ()))
     path = output or Path(f"{federation}-leaf-{leaf_index}{FILE_EXTENSION}")
     write_output(path, data)
     say(f"wrote {path}: leaf {leaf_index}, {len(data)} bytes")

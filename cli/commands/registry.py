@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cli.environment import find_settings
+from cli.environment import find_kafka
 from cli.options import AsJson, Federation
 
 app = typer.Typer(help="The model registry.", no_args_is_help=True)
@@ -18,7 +18,7 @@ def list_(federation: Federation, as_json: AsJson = False) -> None:
     """Show the model versions of a federation."""
     from cli.operate import list_versions
 
-    list_versions(find_settings(), federation, as_json=as_json)
+    list_versions(find_kafka(), federation, as_json=as_json)
 
 
 @app.command("get")
@@ -31,6 +31,7 @@ def get(
     ] = "onnx",
 ) -> None:
     """Fetch a model version, digest verified."""
-    from cli.operate import get_version
+    from cli.operate import demand_format, get_version
 
-    get_version(find_settings(), federation, version, form, output)
+    demand_format(form)
+    get_version(find_kafka(), federation, version, form, output)

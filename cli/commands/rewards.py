@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cli.environment import find_settings
+from cli.environment import find_kafka
 from cli.options import AsJson, Federation
 
 
@@ -20,4 +20,4 @@ def rewards(
     """Show what agents and ledger nodes have earned and lost."""
     from cli.rewards import show_rewards
 
-    show_rewards(find_settings(), federation, as_json=as_json, history=history)
+    show_rewards(find_kafka(), federation, as_json=as_json, history=history)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cli.environment import find_settings
+from cli.environment import find_kafka
 from cli.options import AsJson, Federation
 from cli.show import say
 
@@ -23,7 +23,7 @@ def start(
     from cli.operate import start_round
 
     raise typer.Exit(
-        start_round(find_settings(), federation, wait=wait, timeout_s=timeout_s)
+        start_round(find_kafka(), federation, wait=wait, timeout_s=timeout_s)
     )
 
 
@@ -37,7 +37,7 @@ def abandon(
     """Abandon the round in progress, so that another can start."""
     from cli.operate import abandon_round
 
-    say(f"gave up round {abandon_round(find_settings(), federation, explanation)}")
+    say(f"gave up round {abandon_round(find_kafka(), federation, explanation)}")
 
 
 @app.command("watch")
@@ -49,4 +49,4 @@ def watch(
     """Print what happens in a federation, from the beginning."""
     from cli.operate import watch
 
-    watch(find_settings(), federation, as_json=as_json, follow=follow)
+    watch(find_kafka(), federation, as_json=as_json, follow=follow)

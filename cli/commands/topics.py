@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from cli.environment import find_settings
+from cli.environment import find_kafka
 from cli.options import AsJson
 from cli.show import say, say_json
 
@@ -32,7 +32,7 @@ def create(
     from adapters.kafka import create_topics
     from adapters.topic_config import check_topics, repair_topics
 
-    settings = find_settings()
+    settings = find_kafka()
     created = create_topics(settings)
     say(*(created or ["all topics exist"]))
     deadline = time.monotonic() + NEW_TOPIC_KNOWN_WITHIN_S
@@ -54,7 +54,7 @@ def check(as_json: AsJson = False) -> None:
 
     from adapters.topic_config import check_topics, is_fatal
 
-    settings = find_settings()
+    settings = find_kafka()
     problems = check_topics(settings)
     if as_json:
         say_json([asdict(problem) for problem in problems])

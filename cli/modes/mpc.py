@@ -35,6 +35,8 @@ def init_party(
     ] = "",
 ) -> None:
     """Make a party's keys and memory, and print it for `federation create`."""
+    demand_name(name, "a party")
+    _demand_address(address)
     say(show_party(make_party(find_settings(), name, address)))
 
 
@@ -43,6 +45,7 @@ def init_dealer(
     name: Annotated[str, typer.Argument(help="Its name on this machine.")],
 ) -> None:
     """Make a dealer's key, and print it for `federation create`."""
+    demand_name(name, "a dealer")
     say(make_dealer_key(find_settings(), name).hex())
 
 

@@ -17,6 +17,7 @@ MAY_WRITE = {
     "adapters/modes/mpc/link.py": "ssl takes a key from a file alone; it goes at once",
     "adapters/modes/mpc/memory.py": "it cuts off what a crash left by half",
     "cli/baselines.py": "lines that the demo reads meanwhile, and then deletes",
+    "cli/interrupts.py": "standard error: a signal's handler may use no stream",
     "cli/stack/fork_server.py": "a child's output",
     "cli/stack/processes.py": "a child's output",
     "cli/stack/fetch.py": "a folder that gets its name when it is verified",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands import COMMANDS, KEY
 from tests.integration.harness import (
     NUM_PARAMETERS,
     SYNTHETIC,
@@ -16,7 +17,6 @@ from tests.integration.harness import (
     wait_until,
 )
 
-KEY = "ab" * 32
 NOWHERE = "127.0.0.1:1"
 
 
@@ -117,6 +117,7 @@ def test_onnx_of_the_registry_runs(world: World, main: Federation, tmp_path: Pat
         (["schemas", "show", "Nothing"], "no event Nothing"),
         (["serve", "nothing"], "no service 'nothing'"),
         (["serve", "timer"], "serves one federation"),
+        (["serve", "timer", "-f", "main"], ") serves in "),
         (["demo", "--task", "nothing"], "no example 'nothing'"),
         (
             ["federation", "create", "-f", "x", "--module", "os:system",
@@ -178,6 +179,73 @@ def test_without_kafka_a_command_says_so_soon(world: World) -> None:
         assert NOWHERE in finished.stderr
         assert "rdkafka" not in finished.stderr
         _assert_a_sentence(finished)
+
+
+def _call(
+    world: World, tmp_path: Path, need: str, federation: str, **settings: str
+) -> dict[str, subprocess.CompletedProcess[str]]:
+    """Run every command that has a need; returns what each said."""
+    proposal = tmp_path / "proposal"
+    content = {"federation_id": federation, "chain_id": KEY, "era": 1, "approvals": {}}
+    proposal.write_text(json.dumps({**content, "nodes": [f"a={KEY}@http://a:1"]}))
+
+    def call(name: str) -> subprocess.CompletedProcess[str]:
+        arguments = [
+            text.format(federation=federation, proposal=proposal)
+            for text in COMMANDS[name].arguments
+        ]
+        return world.moot(*arguments, timeout_s=60, **settings)
+
+    names = [n for n, c in COMMANDS.items() if need in c.needs and not c.stays]
+    with ThreadPoolExecutor(4) as together:
+        said = dict(zip(names, together.map(call, names), strict=True))
+    for finished in said.values():
+        _assert_a_sentence(finished)
+    return said
+
+
+def test_a_misspelt_federation_is_named_with_those_that_exist(
+    world: World, main: Federation, tmp_path: Path
+) -> None:
+    for name, finished in _call(world, tmp_path, "federation", "mian").items():
+        assert "no federation 'mian'" in finished.stderr, name
+        assert "There are: " in finished.stderr, name
+        assert main.name in finished.stderr, name
+
+
+@pytest.mark.parametrize("service", ["timer", "exporter"])
+def test_whoever_waits_for_a_misspelt_federation_says_so(
+    world: World, main: Federation, service: str
+) -> None:
+    name = f"{service}-misspelt"
+    world.services.start(name, "serve", service, "--federation", "mian")
+    wait_until(
+        lambda: "no federation 'mian' on this Kafka" in world.services.log_of(name),
+        "it says what it waits for",
+    )
+    assert main.name in world.services.log_of(name)
+    world.services.stop(name)
+
+
+def test_a_schema_registry_that_is_away_is_named(
+    world: World, main: Federation, tmp_path: Path
+) -> None:
+    away = {"MOOT_SCHEMA_REGISTRY_URL": f"http://{NOWHERE}"}
+    for name, finished in _call(world, tmp_path, "registry", main.name, **away).items():
+        where = f"at http://{NOWHERE} (MOOT_SCHEMA_REGISTRY_URL)"
+        assert where in finished.stderr, (name, finished.stderr)
+
+
+def test_a_minio_that_is_away_is_named(
+    world: World, main: Federation, tmp_path: Path
+) -> None:
+    finished = world.moot(
+        "registry", "get", "1", "--federation", main.name, "-o", str(tmp_path / "x"),
+        MOOT_MINIO_ENDPOINT=NOWHERE,
+    )  # fmt: skip
+    assert f"at {NOWHERE} (MOOT_MINIO_ENDPOINT" in finished.stderr
+    _assert_a_sentence(finished)
+    assert not (tmp_path / "x").exists()
 
 
 def test_nobody_else_can_take_an_agents_name(

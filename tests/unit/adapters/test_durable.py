@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from adapters import durable
 from adapters.durable import (
     PRIVATE,
     append,
@@ -187,7 +188,7 @@ signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 try:
     WRITES[sys.argv[2]](Path(sys.argv[1]))
 except OSError as error:
-    print(error.errno)
+    print(error.errno, error.filename)
 """
 
 
@@ -200,7 +201,7 @@ def test_a_disk_without_room_costs_nothing(path, name):
         path.write_bytes(OLD)
     before = {p.name: p.read_bytes() for p in path.parent.iterdir()}
     said, _ = start(FULL, path, name).communicate()
-    assert int(said) == errno.EFBIG
+    assert said.split() == [str(errno.EFBIG), str(path)], "and the error names it"
     assert {p.name: p.read_bytes() for p in path.parent.iterdir()} == before
 
 
@@ -308,6 +309,30 @@ def test_one_process_at_a_time_has_a_file(path):
     path.unlink()
     with pytest.raises(FileNotFoundError):
         lock_file(path, create=False)
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+def test_what_cannot_be_appended_leaves_no_empty_file(path, monkeypatch, is_new):
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if not is_new:
+        path.write_bytes(b"")
+    monkeypatch.setattr(durable, "append", fail)
+    with pytest.raises(OSError, match="No space"):
+        durable.append_file(path, b"line")
+    assert path.exists() != is_new
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel says who")
+def test_who_has_a_file_is_named(path):
+    with start(HOLDER, path) as holder:
+        assert holder.stdout.readline() == "held\n"
+        said = durable.describe_holder(path)
+        assert said.startswith(f"process {holder.pid} ({sys.executable} -c ")
+        assert said.isprintable()
+        holder.kill()
+    assert durable.describe_holder(path) == "another process"
 
 
 def test_a_file_in_use_leaves_no_descriptor(path):

@@ -5,6 +5,7 @@ import re
 import pytest
 from typer.testing import CliRunner
 
+from adapters import kafka
 from adapters.names import MAX_NAME_LENGTH, NameBook, NamesError
 from adapters.settings import Settings
 from cli import names, operate
@@ -144,6 +145,7 @@ def test_commands_show_names_while_there_is_a_key(state, tmp_path, monkeypatch):
         for event in log.leaves
     ]
     monkeypatch.setattr(operate, "read_leaves", lambda *_: leaves)
+    monkeypatch.setattr(kafka, "demand_listener", lambda _: None)
     say(state, "names", "set", "ada", NAME)
     assert NAME in say(state, "names", "list")
     assert NAME in say(state, "agent", "list")

@@ -53,7 +53,7 @@ def stack(monkeypatch):
     monkeypatch.setattr(cli.operate, "read_leaves", lambda *_: stack.log.opened)
     monkeypatch.setattr(cli.operate, "make_operator", lambda *_: stack)
     monkeypatch.setattr(cli.operate, "await_leaf", lambda *_: 9)
-    monkeypatch.setattr("cli.commands.federation.find_settings", lambda: None)
+    monkeypatch.setattr("cli.commands.federation.find_kafka", lambda: None)
     return stack
 
 

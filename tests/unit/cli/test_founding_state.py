@@ -231,7 +231,7 @@ def test_the_command_takes_rules(monkeypatch):
         return SimpleNamespace(genesis=bytes(32), public_key=bytes(32))
 
     monkeypatch.setattr("cli.operate.create_federation", create_instead)
-    monkeypatch.setattr("cli.commands.federation.find_settings", lambda: None)
+    monkeypatch.setattr("cli.commands.federation.find_kafka", lambda: None)
     command = [
         *("federation", "create", "--federation", "clinics"),
         *("--module", "a:B", "--data-module", "a:C"),

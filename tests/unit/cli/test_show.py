@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import cli.federations
 import cli.node
 import cli.operate
 import cli.rewards
@@ -394,7 +395,7 @@ def hostile_log(monkeypatch):
     for module in (cli.operate, cli.node):
         monkeypatch.setattr(module, "read_log", read)
         monkeypatch.setattr(module, "make_registry", lambda _: None)
-    monkeypatch.setattr(cli.operate, "follow_log", follow)
+    monkeypatch.setattr(cli.federations, "follow_log", follow)
     return log
 
 
