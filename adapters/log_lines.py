@@ -10,12 +10,18 @@ logs.
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import threading
+import time
 import traceback
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final
 
+QUIET_S: Final = 60.0
+"""How long a library's like lines are only counted."""
+_NUMBERS: Final = re.compile(r"0x[0-9a-f]+|[0-9a-f]*[0-9][0-9a-f]*")
 _UNSEEN: Final = frozenset(
     "\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u2800\u3164\uffa0"
     + "".join(map(chr, (*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0))))
@@ -65,6 +71,58 @@ def _show_uncaught(
     if sys.stderr is not None and not issubclass(kind, SystemExit):
         text = "".join(traceback.format_exception(kind, error, trace))
         sys.stderr.write(f"error: uncaught:\n{indent(text)}\n")
+
+
+@dataclass(slots=True)
+class _Kind:
+    """What libraries said in like words: since when, and how often unheard."""
+
+    since_s: float
+    num_unheard: int = 0
+
+
+class _OnceInAWhile(logging.Handler):
+    """Hands on a library's lines, each kind of them once in `QUIET_S`.
+
+    While Kafka is away its clients say so at every attempt, which is thousands of lines
+    of which the first says everything. The next line of any kind after that time tells
+    how many there were.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._kinds: dict[tuple[str, int, str], _Kind] = {}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Hand a line on, or count it."""
+        now_s = time.monotonic()
+        for key, kind in [*self._kinds.items()]:
+            if now_s - kind.since_s >= QUIET_S:
+                del self._kinds[key]
+                if kind.num_unheard:
+                    name, level, words = key
+                    record_of = logging.getLogger(name).makeRecord
+                    text = "%d more like this within %.0f s: %s"
+                    values = (kind.num_unheard, now_s - kind.since_s, words)
+                    logging.root.handle(
+                        record_of(name, level, "", 0, text, values, None)
+                    )
+        # Its template, or for a finished text that without addresses and numbers.
+        key = record.name, record.levelno, _NUMBERS.sub("#", str(record.msg))
+        if key in self._kinds and record.levelno < logging.CRITICAL:
+            self._kinds[key].num_unheard += 1
+            return
+        self._kinds[key] = _Kind(now_s)
+        logging.root.handle(record)
+
+
+def quieten(*names: str) -> None:
+    """Let these libraries say the same once in a while, instead of at every attempt."""
+    handler = _OnceInAWhile()
+    for name in names:
+        library = logging.getLogger(name)
+        library.handlers = [handler]
+        library.propagate = False
 
 
 def guard_logs() -> None:
