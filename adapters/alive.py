@@ -14,7 +14,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import sys
 import threading
+import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from typing import Any, Final, NoReturn, TypeVar
@@ -24,6 +26,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 EXIT_FAILED: Final = 70  # EX_SOFTWARE of sysexits.h
+AGAIN_AFTER_S: Final = 1.0
+"""What fails at each start should not keep a core busy."""
 
 # The loop keeps only a weak reference to a task.
 _tasks: set[asyncio.Task[Any]] = set()
@@ -36,6 +40,17 @@ def end_process() -> NoReturn:
     """End at once, committing nothing; whoever runs the services restarts it."""
     logging.shutdown()
     os._exit(EXIT_FAILED)
+
+
+def begin_again() -> NoReturn:
+    """Become a fresh process of the same program, committing nothing.
+
+    Its id, arguments and environment stay, so whoever runs it need not notice; memory,
+    threads, connections and locks go.
+    """
+    logging.shutdown()
+    time.sleep(AGAIN_AFTER_S)
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606
 
 
 def start_thread(work: Callable[[], object], name: str) -> threading.Thread:

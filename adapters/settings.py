@@ -58,6 +58,18 @@ class Settings(BaseSettings):
         description="Tells the replicas of a service apart; a restarted replica with "
         "the same id takes its partitions back at once.",
     )
+    session_timeout_s: float = Field(
+        default=10.0,
+        ge=1,
+        description="After so long without a sign of a service Kafka gives its "
+        "partitions to another; signs come five times as often.",
+    )
+    transaction_timeout_s: float = Field(
+        default=15.0,
+        ge=1,
+        description="How long Kafka lets a service's transaction stay open, and so how "
+        "long one that was killed can hold up its successor.",
+    )
     otlp_endpoint: str | None = Field(
         default=None, description="OTLP/HTTP endpoint for traces; unset exports none."
     )

@@ -20,6 +20,7 @@ from adapters import telemetry
 from adapters.ahead import Ahead
 from adapters.blobs import BlobError, BlobStore
 from adapters.round_blobs import Checking
+from adapters.settings import load_settings
 from protocol.log import OpenedLeaf
 from protocol.modes.mode import Answer
 from protocol.modes.problem import RoundError
@@ -176,6 +177,7 @@ def _explain(problem: RoundError | None) -> tuple[str, str]:
 
 def make_aggregator() -> Service:
     """Return the aggregator's Faust app."""
+    load_settings().demand_minio()
     service = make_service("aggregator", "AGGREGATOR")
     aggregator = Aggregator(BlobStore(service.settings))
     follower = Follower(service, WatchedRounds, WatchedRounds(), follow_step)

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import faust
-from aiokafka.errors import ProducerFenced
 from faust.transport.drivers import aiokafka
 
 from adapters import alive, telemetry
@@ -29,13 +28,14 @@ from adapters.kafka import (
     make_headers,
 )
 from adapters.keys import key_path, load_or_create_key
-from adapters.log_lines import guard_logs
+from adapters.log_lines import guard_logs, quieten
 from adapters.schema_registry import SchemaRegistry
 from adapters.settings import Settings, load_settings
 from adapters.topic_config import demand_topics
 from ledger.signing import SigningKey
 from schemas import topics
 from schemas.events import Event
+from streams.fenced import is_lost, leave_or_join_again
 
 log = logging.getLogger(__name__)
 
@@ -44,9 +44,6 @@ COMMIT_INTERVAL_S: Final = 1.0
 BUSY_COMMIT_S: Final = 0.1
 """How long output may stay invisible because there is more to say. Otherwise a
 transaction ends as soon as there is something to commit."""
-TRANSACTION_TIMEOUT_S: Final = 15.0
-"""How long a killed process's transaction may hold up its successor. A normal one takes
-milliseconds: nothing slow happens in it."""
 RETRY_BACKOFF_MS: Final = 10
 """Kafka refuses a transaction's first request while it still ends the previous one."""
 LOAD_S: Final = 0.1
@@ -59,6 +56,11 @@ MAX_BUFFERED: Final = 250
 """Records that Faust buffers for a stream. Each may be 128 KiB of zeros that arrived as
 a hundred bytes."""
 LOOK_INTERVAL_S: Final = 5.0
+HEARTBEATS: Final = 5
+"""In the time after which Kafka gives up a member: four may be late, or lost."""
+REBALANCE_FACTOR: Final = 1.2
+"""Members have longer to join again than to be silent: one that just failed counts
+among those that Kafka waits for."""
 
 
 class Source(NamedTuple):
@@ -84,9 +86,10 @@ class PromptProducer(aiokafka.Producer):
     """Faust's producer, with short transactions that hold all that was sent."""
 
     def _settings_extra(self) -> Mapping[str, Any]:
+        settings = self._settings
         return {
             **super()._settings_extra(),
-            "transaction_timeout_ms": int(TRANSACTION_TIMEOUT_S * 1_000),
+            "transaction_timeout_ms": int(settings.transaction_timeout_s * 1_000),
             "retry_backoff_ms": RETRY_BACKOFF_MS,
         }
 
@@ -99,7 +102,8 @@ class PromptProducer(aiokafka.Producer):
     ) -> Awaitable[Any]:
         """Send a record; its transaction does not commit without it."""
         options["transactional_id"] = transactional_id
-        sent = await super().send(*args, **options)
+        with self._demanding_producer():
+            sent = await super().send(*args, **options)
         if transactional_id is not None:
             self._unconfirmed[transactional_id].append(sent)
         return sent
@@ -116,24 +120,63 @@ class PromptProducer(aiokafka.Producer):
         of its cause: the record would be lost.
         """
         try:
-            for transactional_id, offsets in tid_to_offset_map.items():
-                async with self._trn_locks[transactional_id]:
-                    producer = self._transaction_producers.get(transactional_id)
-                    if producer is None:
-                        log.warning("%s is over: not committed", transactional_id)
-                        continue
-                    await asyncio.gather(
-                        producer.send_offsets_to_transaction(offsets, group_id),
-                        *self._unconfirmed.pop(transactional_id, ()),
-                    )
-                    await producer.commit_transaction()
-                    if start_new_transaction:
-                        await producer.begin_transaction()
-        except ProducerFenced:
-            raise
+            with self._demanding_producer():
+                for transactional_id, offsets in tid_to_offset_map.items():
+                    async with self._trn_locks[transactional_id]:
+                        producer = self._transaction_producers.get(transactional_id)
+                        if producer is None:
+                            log.warning("%s is over: not committed", transactional_id)
+                            self._unconfirmed.pop(transactional_id, None)
+                            continue
+                        await asyncio.gather(
+                            *_send_offsets(producer, offsets, group_id),
+                            *self._unconfirmed.pop(transactional_id, ()),
+                        )
+                        await producer.commit_transaction()
+                        if start_new_transaction:
+                            await producer.begin_transaction()
         except Exception:
             log.critical("cannot go on, nothing was committed", exc_info=True)
             alive.end_process()
+
+    async def commit_rest(self) -> None:
+        """End every transaction in which something was sent.
+
+        Faust ends one only if it has offsets to commit. Kafka would abort the others
+        when their time is up, with what was sent, and take the process for a stale one
+        when it next has something to say, which may be much later.
+        """
+        group = self.app.conf.id
+        for transactional_id in [name for name, s in self._unconfirmed.items() if s]:
+            await self.commit_transactions({transactional_id: {}}, group)
+
+    @property
+    def _settings(self) -> Settings:
+        transport: Any = self.transport
+        settings: Settings = transport.settings
+        return settings
+
+    @contextmanager
+    def _demanding_producer(self) -> Iterator[None]:
+        """Let the process join again, or end, if Kafka knows its producer no more."""
+        try:
+            yield
+        except Exception as error:
+            # One that is told to stop has ended its transactions itself.
+            if is_lost(error) and not self.app.should_stop:
+                leave_or_join_again(
+                    self._settings,
+                    self.app,
+                    f"Kafka ended a transaction of this process ({error!r})",
+                )
+            raise
+
+
+def _send_offsets(
+    producer: Any, offsets: Mapping[Any, int], group_id: str
+) -> list[Awaitable[Any]]:
+    # aiokafka would wait for ever for none to be committed.
+    return [producer.send_offsets_to_transaction(offsets, group_id)] if offsets else []
 
 
 class Transport(aiokafka.Transport):
@@ -141,6 +184,10 @@ class Transport(aiokafka.Transport):
 
     Consumer = GapConsumer
     Producer = PromptProducer
+
+    def __init__(self, url: Any, app: faust.App, settings: Settings) -> None:
+        super().__init__(url, app)
+        self.settings = settings
 
 
 @dataclass(slots=True)
@@ -221,6 +268,8 @@ class Service:
         # False: Faust was already committing, perhaps without the latest output.
         if not await consumer.commit():
             await consumer.commit()
+        producer: Any = self.app.producer
+        await producer.commit_rest()
         self._busy_until_s = time.monotonic() + BUSY_COMMIT_S
 
 
@@ -316,12 +365,12 @@ def make_service_with_key(name: str, settings: Settings, key: SigningKey) -> Ser
         # the successor need not wait for a session to expire; a second process with the
         # same id fences off the first.
         consumer_group_instance_id=f"moot-{name}-{settings.instance_id}",
-        broker_session_timeout=10.0,
-        broker_heartbeat_interval=2.0,
-        broker_rebalance_timeout=12.0,
+        broker_session_timeout=settings.session_timeout_s,
+        broker_heartbeat_interval=settings.session_timeout_s / HEARTBEATS,
+        broker_rebalance_timeout=settings.session_timeout_s * REBALANCE_FACTOR,
     )
-    app.transport = Transport(app.conf.broker_consumer, app)
-    app.producer_transport = Transport(app.conf.broker_producer, app)
+    app.transport = Transport(app.conf.broker_consumer, app, settings)
+    app.producer_transport = Transport(app.conf.broker_producer, app, settings)
     # The topics' own number, not a setting: it decides what is refused.
     num_partitions = count_partitions(settings, topics.LEDGER)
     return Service(name, app, settings, registry, key, num_partitions, directory)
@@ -379,24 +428,25 @@ def find_reading_problem(consumer: Any) -> str | None:
     return alive.describe_end(task) if task.done() else None
 
 
-def _watch_reading(app: faust.App, loop: asyncio.AbstractEventLoop) -> None:
+def _watch_reading(service: Service, loop: asyncio.AbstractEventLoop) -> None:
     """Check repeatedly, from before the app is ready until it stops."""
+    app = service.app
     if app.should_stop:
         return
     problem = find_reading_problem(app.consumer)
     if problem is not None:
-        log.critical(
-            "this process reads nothing more from Kafka (if it was expelled from its "
-            "group, is there another one with the same MOOT_INSTANCE_ID?): %s",
-            problem,
+        leave_or_join_again(
+            service.settings,
+            app,
+            f"this process reads nothing more from Kafka ({problem})",
         )
-        alive.end_process()
-    loop.call_later(LOOK_INTERVAL_S, _watch_reading, app, loop)
+    loop.call_later(LOOK_INTERVAL_S, _watch_reading, service, loop)
 
 
 def serve(service: Service) -> None:
     """Run an app until it is told to stop; ends the process."""
     guard_logs()
+    quieten("aiokafka", "faust", "mode")
     # Faust only has its handlers drop what is below the level: every request to Kafka
     # would make a few records for nothing.
     level = service.settings.log_level
@@ -404,7 +454,7 @@ def serve(service: Service) -> None:
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     # Not a task: Faust would wait for it when stopping.
-    loop.call_later(LOOK_INTERVAL_S, _watch_reading, service.app, loop)
+    loop.call_later(LOOK_INTERVAL_S, _watch_reading, service, loop)
     worker = faust.Worker(
         service.app, loglevel=service.settings.log_level, redirect_stdouts=False
     )

@@ -190,7 +190,7 @@ class ForkServer:
         with theirs, self._log_path.open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "cli.stack.fork_server"],
-                env={**os.environ, **self._env, **ONE_THREAD},
+                env={**ONE_THREAD, **os.environ, **self._env},
                 stdin=theirs.fileno(),
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -320,6 +320,8 @@ def main() -> None:
     program = _Server(socket.socket(fileno=os.dup(0))).serve()
     if program is not None:
         module, sys.argv[1:] = program
+        # What it would be started with, to begin again.
+        sys.orig_argv[1:] = ["-m", module, *sys.argv[1:]]
         importlib.import_module(module).main()
 
 

@@ -434,6 +434,7 @@ def make_party(
         PartyLogError: it lost its memory, or another process runs it.
     """
     settings = load_settings()
+    settings.demand_minio()
     directory = party_directory(settings, name)
     identity = load_party(directory)
     memory = PartyLog(directory)

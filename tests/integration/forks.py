@@ -192,6 +192,7 @@ def _be(argv: Sequence[str], environment: Mapping[str, str]) -> None:
     os.environ.update(environment)
     tempfile.tempdir = None
     sys.argv = list(argv)
+    sys.orig_argv = [sys.executable, "-m", *argv]
     try:
         if argv[0] == "cli.main":  # it is loaded
             main()

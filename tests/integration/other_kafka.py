@@ -14,11 +14,19 @@ from tests.integration.part_of_stack import PartOfStack
 
 IDLE_MS = 3_000
 """After so long the impatient broker closes a connection on which nothing is said."""
+FORGOTTEN_MS = 20_000
+"""After so long it forgets a producer that is silent."""
 IMPATIENT = f"""
 # Deletes what has expired at once, not every five minutes.
 log.retention.check.interval.ms=200
 log.initial.task.delay.ms=200
 connections.max.idle.ms={IDLE_MS}
+# Forgets who has sent nothing for a while.
+transactional.id.expiration.ms={FORGOTTEN_MS}
+transaction.remove.expired.transaction.cleanup.interval.ms=200
+producer.id.expiration.ms={FORGOTTEN_MS}
+producer.id.expiration.check.interval.ms=200
+group.min.session.timeout.ms=1000
 """
 
 

@@ -25,8 +25,15 @@ class Consumer:
         return self.answers.pop(0) if self.answers else True
 
 
+class Transactions:
+    """Faust's producer, as far as the end of a commit goes."""
+
+    async def commit_rest(self):
+        pass
+
+
 def make_service(consumer):
-    app = SimpleNamespace(consumer=consumer)
+    app = SimpleNamespace(consumer=consumer, producer=Transactions())
     return Service("s", app, None, None, None, 1, None)
 
 
@@ -171,6 +178,32 @@ def test_a_transaction_commits_when_kafka_has_what_was_sent_in_it():
     calls.clear()
     asyncio.run(producer.commit_transactions(OFFSETS, "group", False))
     assert calls == ["offsets", "commit"]
+
+
+def test_a_transaction_without_an_offset_to_commit_ends_too():
+    """Kafka would abort it, and take the process for a stale one at its next word."""
+    calls = []
+    producer = make_producer(calls)
+    producer.app = SimpleNamespace(conf=SimpleNamespace(id="group"))
+    asyncio.run(producer.commit_rest())
+    assert calls == [], "nothing was sent"
+    producer._unconfirmed["transaction"] = [confirm(calls)]
+    asyncio.run(producer.commit_rest())
+    assert calls == ["confirmed", "commit", "begin"]
+    asyncio.run(producer.commit_rest())
+    assert calls == ["confirmed", "commit", "begin"]
+
+
+def test_a_commit_ends_what_faust_has_no_offsets_for():
+    service = make_service(Consumer(False, False))
+    ended = []
+
+    async def commit_rest():
+        ended.append(service.app.consumer.num_commits)
+
+    service.app.producer.commit_rest = commit_rest
+    commit(service)
+    assert ended == [2], "after Faust's own"
 
 
 def test_a_record_that_kafka_refuses_ends_the_process_uncommitted(monkeypatch):
