@@ -36,7 +36,13 @@ from pathlib import Path
 from typing import IO, Final
 
 from adapters.descriptors import SPARES
-from adapters.durable import lock_file, move_file, unlock_file, write_file
+from adapters.durable import (
+    describe_holder,
+    lock_file,
+    move_file,
+    unlock_file,
+    write_file,
+)
 from adapters.keys import load_key, load_or_create_key
 from ledger.signing import PUBLIC_KEY_SIZE, SigningKey
 from ledger.votes import VotesLostError, VoteState
@@ -258,7 +264,8 @@ def _lock(directory: Path) -> IO[bytes]:
     except BlockingIOError as error:
         raise VoteLogError(
             VoteLogCode.VOTE_LOG_IN_USE,
-            f"another process signs with the key in {directory}; stop it first",
+            f"{describe_holder(directory / LOCK_FILE)} signs with the key in "
+            f"{directory}; stop it first",
         ) from error
 
 

@@ -16,8 +16,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import IO, TYPE_CHECKING, Any, Final
 
+from adapters import alive
+from adapters.durable import describe_holder, lock_file
 from cli.extras import demand
 from cli.modes import IMPORTS as MODE_IMPORTS
 from cli.modes import SERVICES as MODE_SERVICES
@@ -45,6 +47,9 @@ FAUST_SERVICES: Final = ("sequencer", *DECIDERS, "aggregator")
 """Each is a module in `streams.apps`."""
 NODE_PORTS: Final = {"ledger-node": 7400, "log": 7480}
 """Where a ledger node and the log server listen by default."""
+LOCK_FILE: Final = "lock"
+_locks: Final[list[IO[bytes]]] = []
+"""Of this process, held until it ends."""
 LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 MAX_RESTARTS: Final = 5
 STOP_TIMEOUT_S: Final = 10.0
@@ -137,7 +142,7 @@ def _run_timer(options: ServiceOptions) -> None:
 
 def _run_exporter(options: ServiceOptions) -> None:
     demand("exporter")
-    with _serving("exporter", options) as serving:
+    with _serving("exporter", options, needs_minio=True) as serving:
         from consumers.export.exporter import Exporter
 
         Exporter(*serving, options.allowed_prefixes).run(_stop_on_signal())
@@ -145,7 +150,7 @@ def _run_exporter(options: ServiceOptions) -> None:
 
 @contextmanager
 def _serving(
-    service: str, options: ServiceOptions
+    service: str, options: ServiceOptions, *, needs_minio: bool = False
 ) -> Iterator[tuple[Settings, str, SigningKey]]:
     """Set up what serves one federation, and has a key."""
     federation = options.demand_federation(service)
@@ -155,12 +160,40 @@ def _serving(
     from adapters.topic_config import demand_topics
 
     settings = load_settings()
+    if needs_minio:
+        settings.demand_minio()
+    _take_place(settings.state_directory / service / federation)
     _log_to_stderr(settings.log_level)
     demand_topics(settings)
+    _warn_if_unfounded(settings, federation)
     telemetry.configure(f"moot-{service}", settings.otlp_endpoint)
     key = load_or_create_key(key_path(settings.state_directory / "keys", service))
     yield settings, federation, key
     telemetry.shut_down()
+
+
+def _take_place(directory: Path) -> None:
+    """Keep others from a service's directory until this process ends.
+
+    Raises:
+        StackError: another process has it.
+    """
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    lock = directory / LOCK_FILE
+    try:
+        _locks.append(lock_file(lock))
+    except BlockingIOError:
+        raise StackError(
+            f"{describe_holder(lock)} serves in {directory}",
+            "Stop it first, or give this one its own MOOT_STATE_DIRECTORY.",
+        ) from None
+
+
+def _warn_if_unfounded(settings: Settings, federation: str) -> None:
+    from cli.federations import warn_if_unfounded
+
+    work = partial(warn_if_unfounded, settings, federation)
+    alive.start_thread(work, "look for the federation")
 
 
 def _run_node(service: str, asked: ServiceOptions) -> None:
@@ -170,12 +203,17 @@ def _run_node(service: str, asked: ServiceOptions) -> None:
 
     federation = asked.demand_federation(service)
     is_node = service == "ledger-node"
+    name = ""
+    if is_node:
+        name = asked.demand_name("ledger node", "`moot node init` makes its key")
     settings = load_settings()
     directory = settings.state_directory / "log" / federation
     if is_node:
-        name = asked.demand_name("ledger node", "`moot node init` makes its key")
         directory = node_directory(settings, name)
+    else:
+        _take_place(directory)
     _log_to_stderr(settings.log_level)
+    _warn_if_unfounded(settings, federation)
     if settings.has_minio:
         settings.demand_minio()
     elif not is_node:
@@ -231,10 +269,6 @@ def run_agent(
     from producers.agent.agent import Agent, AgentOptions
     from producers.agent.terms import Floors
 
-    _log_to_stderr(settings.log_level)
-    # The agent cannot mend them, and the services refuse to run on them.
-    warn_of_topics(settings)
-    telemetry.configure(f"moot-agent-{agent_id}", settings.otlp_endpoint)
     try:
         own_config = json.loads(data_config)
     except ValueError as error:
@@ -242,6 +276,13 @@ def run_agent(
         raise StackError(
             msg, "For example: --data-config '{\"organisation\": 0}'"
         ) from None
+    agreed = _parse_modes(modes or settings.modes.split(","))
+    settings.demand_minio()
+    _log_to_stderr(settings.log_level)
+    # The agent cannot mend them, and the services refuse to run on them.
+    warn_of_topics(settings)
+    _warn_if_unfounded(settings, federation)
+    telemetry.configure(f"moot-agent-{agent_id}", settings.otlp_endpoint)
     options = AgentOptions(
         federation_id=federation,
         agent_id=agent_id,
@@ -252,7 +293,7 @@ def run_agent(
         data_config=own_config,
         floors=Floors(
             min_cohort=min_cohort or settings.min_cohort,
-            modes=_parse_modes(modes or settings.modes.split(",")),
+            modes=agreed,
         ),
         task=task,
     )
@@ -332,7 +373,7 @@ class Supervisor:
             )
         return spawn_owned(
             [sys.executable, "-m", module, *arguments],
-            env={**os.environ, **self.environment, **ONE_THREAD},
+            env={**ONE_THREAD, **os.environ, **self.environment},
             log_path=log_path,
         )
 

@@ -18,7 +18,7 @@ import hashlib
 from pathlib import Path
 from typing import Final
 
-from adapters.durable import lock_file, unlock_file
+from adapters.durable import describe_holder, lock_file, unlock_file
 
 LOCK_FILE: Final = "lock"
 PAGE: Final = "docs/howto/what-may-never-be-restored.md"
@@ -49,7 +49,8 @@ class AgentDirectory:
         try:
             self._lock = lock_file(path / LOCK_FILE)
         except BlockingIOError:
-            msg = f"another process uses {path}: stop it first"
+            holder = describe_holder(path / LOCK_FILE)
+            msg = f"{holder} uses {path}: stop it first"
             raise AgentDirectoryError(msg) from None
 
     def close(self) -> None:

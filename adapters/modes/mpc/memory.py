@@ -18,7 +18,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from adapters.durable import append, create_file, lock_file, unlock_file
+from adapters.durable import (
+    append,
+    create_file,
+    describe_holder,
+    lock_file,
+    unlock_file,
+)
 from protocol.modes.mpc.party_memory import (
     Compared,
     Known,
@@ -72,7 +78,8 @@ class PartyLog:
                 f"{_NEW_PARTY}"
             ) from None
         except BlockingIOError:
-            msg = f"another process uses {directory}: stop it first"
+            holder = describe_holder(self._path)
+            msg = f"{holder} uses {directory}: stop it first"
             raise PartyLogError(msg) from None
         try:
             self._known, self._last = self._read()
