@@ -114,7 +114,9 @@ def _kafka(
 ) -> tuple[list[str], dict[str, str]]:
     data = files.data(KAFKA)
     logs = data / "data"
-    data.mkdir(parents=True, exist_ok=True)
+    scratch = data / "tmp"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
     properties = data / "server.properties"
     listeners = f"PLAINTEXT://{LOOPBACK}:{ports.kafka},CONTROLLER://{LOOPBACK}:{ports.kafka_controller}"
     text = (
@@ -131,6 +133,8 @@ def _kafka(
         f"-Dlog4j2.configurationFile={DEFINITIONS / 'log4j2.properties'}",
         "-cp",
         os.pathsep.join(str(jar) for jar in jars),
+        # Its libraries unpack native code there; a broker that is killed leaves it.
+        f"-Djava.io.tmpdir={scratch}",
     ]
     if not (logs / "meta.properties").exists():
         # An interrupted format leaves a directory that the broker would not take.

@@ -16,14 +16,14 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import IO, Self
 
-from adapters.durable import lock_file, unlock_file
+from adapters.durable import describe_holder, lock_file, unlock_file
 from cli.stack.backends import (
     BACKENDS,
     KAFKA,
@@ -101,6 +101,26 @@ class _Process:
         return process_started(self.pid) == self.started
 
 
+class _Adopted:
+    """A service that another process started, as a `Popen` shows one."""
+
+    stdin = None
+    returncode = None  # nobody but its parent learns it
+
+    def __init__(self, process: _Process) -> None:
+        self.pid = process.pid
+        self._process = process
+
+    def poll(self) -> int | None:
+        """Return a number once it has ended."""
+        return None if self._process.alive() else -1
+
+    def wait(self) -> None:
+        """Wait until it has ended."""
+        while self.poll() is None:
+            time.sleep(_POLL_S)
+
+
 @dataclass(frozen=True, slots=True)
 class _State:
     detached: bool
@@ -138,7 +158,7 @@ class LocalStack:
         self.detached = detached
         self.ready_after_s: dict[str, float] = {}
         self._files = Files(self.directory)
-        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._processes: dict[str, subprocess.Popen[bytes] | _Adopted] = {}
         self._lock: IO[bytes] | None = None
         self._artifacts = artifacts
         self._ports: Ports | None = None
@@ -151,15 +171,19 @@ class LocalStack:
     def start(self, progress: Progress | None = None) -> Endpoints:
         """Start every service and wait until each answers.
 
+        Of a detached stack of which a part is dead, that part is started again.
+
         Raises:
-            StackError: With what to do. Nothing of the stack is left running.
+            StackError: With what to do. Nothing that was started is left running.
         """
         say = progress or _silent
         if self._artifacts is None:
             self._artifacts = add_jvm_cache(ensure_fetched(say), say)
         self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.directory.chmod(0o700)
-        self._take_directory(say)
+        if self._take_directory(say):
+            self._mend(say)
+            return self.endpoints
         try:
             for attempt in range(1, _PORT_ATTEMPTS + 1):
                 self._ports = self._choose_ports(fresh=attempt > 1)
@@ -209,12 +233,38 @@ class LocalStack:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
+    def _mend(self, say: Progress) -> None:
+        """Start what is dead of a detached stack, where it was, with the data it had.
+
+        Raises:
+            StackError: it did not start; the rest runs on.
+        """
+        state = _read_state(self._files)
+        assert state is not None, "a part of it runs"
+        self._ports = state.ports
+        for name, known in state.services.items():
+            if known.alive() and BACKENDS[name].answers(self.endpoints, self._files):
+                self._processes[name] = _Adopted(known)
+            else:
+                say(name, "does not answer; starting it again")
+                _terminate(known.pid, known.alive)
+        sound = {*self._processes}
+        try:
+            self._start_all(say)
+        except BaseException:
+            self._stop_all(but=sound)
+            self._write_state()
+            raise
+        finally:
+            self._release_directory()
+
     def _start_all(self, say: Progress) -> None:
         started = time.monotonic()
         # The registry first needs Kafka when Kafka is nearly there.
         for service in (MINIO, KAFKA, REGISTRY):
-            self._spawn(service)
-            say(service, "starting")
+            if service not in self._processes:
+                self._spawn(service)
+                say(service, "starting")
         for service in (KAFKA, MINIO, REGISTRY):
             self._wait_ready(service, say, started)
 
@@ -264,25 +314,31 @@ class LocalStack:
         self.ready_after_s[service] = time.monotonic() - started
         say(service, f"ready after {self.ready_after_s[service]:.1f} s")
 
-    def _stop_all(self, timeout_s: float = _STOP_TIMEOUT_S) -> None:
+    def _stop_all(
+        self, timeout_s: float = _STOP_TIMEOUT_S, *, but: Collection[str] = ()
+    ) -> None:
         for service in _STOP_ORDER:
-            if process := self._processes.get(service):
+            if service not in but and (process := self._processes.pop(service, None)):
                 _terminate(process.pid, partial(_runs, process), timeout_s)
                 _reap(process)
-        self._processes.clear()
 
-    def _take_directory(self, say: Progress) -> None:
-        """Lock the directory, and make sure nothing of an earlier stack runs in it."""
+    def _take_directory(self, say: Progress) -> bool:
+        """Lock the directory, and make sure nothing of an earlier stack runs in it.
+
+        Returns:
+            Whether a part of a detached stack runs, which is to be mended.
+        """
         try:
             self._lock = lock_file(self._files.lock)
         except BlockingIOError:
             raise StackError(
-                f"Another process is using the stack in {self.directory}.",
+                f"The stack in {self.directory} is in use by "
+                f"{describe_holder(self._files.lock)}.",
                 "Stop it first, or use another directory.",
             ) from None
         state = _read_state(self._files)
         if state is None:
-            return
+            return False
         if not state.detached:
             # Its owner is gone (we hold the lock); its guards are ending the services.
             say("stack", "waiting for the previous stack's services to end")
@@ -290,12 +346,16 @@ class LocalStack:
             while _any_alive(state) and time.monotonic() < deadline:
                 time.sleep(_POLL_S)
         if _any_alive(state):
+            is_sound = read_status(self.directory).state is StackState.RUNNING
+            if self.detached and state.detached and not is_sound:
+                return True
             self._release_directory()
             raise StackError(
                 f"A stack is already running in {self.directory}.",
                 "`moot status` shows it, `moot down` stops it.",
             )
         self._files.state.unlink()
+        return False
 
     def _release_directory(self) -> None:
         if self._lock is not None:
@@ -432,11 +492,11 @@ class _PortTakenError(Exception):
         self.error = error
 
 
-def _runs(process: subprocess.Popen[bytes]) -> bool:
+def _runs(process: subprocess.Popen[bytes] | _Adopted) -> bool:
     return process.poll() is None
 
 
-def _reap(process: subprocess.Popen[bytes]) -> None:
+def _reap(process: subprocess.Popen[bytes] | _Adopted) -> None:
     process.wait()
     if process.stdin is not None:
         process.stdin.close()

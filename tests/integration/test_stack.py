@@ -33,7 +33,7 @@ from cli.stack.stack import (
     ensure_fetched,
     read_status,
 )
-from tests.integration.harness import World, run_moot
+from tests.integration.harness import World, run_moot, wait_until
 from tests.integration.outages import (
     ask_registry,
     consume_one,
@@ -150,7 +150,7 @@ def test_secrets_are_private_and_not_printed(stack: LocalStack) -> None:
 
 
 def test_a_directory_holds_one_stack(stack: LocalStack) -> None:
-    with pytest.raises(StackError, match="Another process"):
+    with pytest.raises(StackError, match="is in use by process"):
         LocalStack(stack.directory).start()
     assert read_status(stack.directory).state is StackState.RUNNING
 
@@ -241,6 +241,11 @@ def test_a_stack_of_ones_own_goes_up_and_down(tmp_path: Path) -> None:
         assert read_status(mine).detached
         with pytest.raises(StackError, match="already running"):
             LocalStack(mine).start()
+        _kill_a_part(mine)
+        assert "moot down" in moot("up")
+        assert json.loads(moot("status", "--json"))["state"] == "running"
+        assert "all topics exist" in moot("topics", "create")
+        assert json.loads(moot("schemas", "register", "--json")) == registered
         leaders = _leaders(mine)
         assert len(leaders) == len(SERVICES)
     finally:
@@ -249,6 +254,19 @@ def test_a_stack_of_ones_own_goes_up_and_down(tmp_path: Path) -> None:
     _wait_until_gone(leaders)
     assert json.loads(moot("status", "--json"))["state"] == "stopped"
     assert moot("down") == "nothing was running\n"
+
+
+def _kill_a_part(directory: Path) -> None:
+    """Kill all of a detached stack but its schema registry."""
+    status = read_status(directory)
+    for service in status.services:
+        if service.name != REGISTRY:
+            os.killpg(service.pid, signal.SIGKILL)
+    wait_until(
+        lambda: read_status(directory).state is StackState.DEGRADED, "a part is dead"
+    )
+    [registry] = [s.pid for s in status.services if s.name == REGISTRY]
+    assert process_started(registry)
 
 
 def test_an_owned_process_ends_with_everything_it_started(tmp_path: Path) -> None:
