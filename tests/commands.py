@@ -130,6 +130,7 @@ EXEMPT: Final = {
     "demo": "brings all it needs",
     "bench": "brings all it needs",
     "verify-receipt": "works offline; tests/unit/cli/test_receipts.py",
+    "task check": "tries a task out here, without any service",
     "topics list": "prints what is known without Kafka",
 }
 """Commands that are tested elsewhere, or that can lack nothing."""
