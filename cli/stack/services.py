@@ -326,8 +326,14 @@ def _log_to_stderr(level: str) -> None:
 
 def _stop_on_signal() -> Callable[[], bool]:
     stop = threading.Event()
+
+    def hear(*_: object) -> None:
+        if not stop.is_set():
+            log.info("stopping")
+        stop.set()
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, hear)
     return stop.is_set
 
 

@@ -87,6 +87,7 @@ class Life:
                 os.killpg(pid, signal.SIGCONT)
 
 
+@pytest.mark.timeout(3 * 3_600)
 @pytest.mark.parametrize(
     "duration_s", [0, pytest.param(2 * 3_600, marks=pytest.mark.nightly)]
 )
