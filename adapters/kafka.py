@@ -21,6 +21,7 @@ from aiokafka.errors import KafkaError as AioKafkaError
 from aiokafka.errors import UnknownTopicOrPartitionError
 from confluent_kafka import (
     Consumer,
+    ConsumerGroupState,
     KafkaError,
     KafkaException,
     Message,
@@ -75,11 +76,17 @@ def make_away(settings: Settings, error: object) -> KafkaUnavailableError:
         settings: Where it should be.
         error: What its client says.
     """
-    reason = error
-    if isinstance(error, KafkaException) and isinstance(error.args[0], KafkaError):
-        reason = error.args[0].str()
-    msg = describe_away("Kafka", settings.bootstrap_servers, SETTING, reason)
-    return KafkaUnavailableError(msg)
+    where, reason = settings.bootstrap_servers, describe_kafka(error)
+    found = error.args[0] if isinstance(error, KafkaException) else None
+    if isinstance(found, KafkaError) and found.code() >= 0:  # the broker's own word
+        return KafkaUnavailableError(f"Kafka at {where} ({SETTING}) refuses: {reason}")
+    return KafkaUnavailableError(describe_away("Kafka", where, SETTING, reason))
+
+
+def describe_kafka(error: object) -> str:
+    """Return what an error of Kafka's client says, without how it is made up."""
+    found = error.args[0] if isinstance(error, KafkaException) else None
+    return found.str() if isinstance(found, KafkaError) else str(error)
 
 
 def demand_listener(settings: Settings) -> None:
@@ -128,7 +135,7 @@ def create_topics(settings: Settings) -> list[str]:
             future.result(DELIVERY_TIMEOUT_S)
         except KafkaException as error:
             if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
-                said = error.args[0].str()
+                said = describe_kafka(error)
                 msg = f"Kafka did not create topic {topic}: {said}"
                 raise KafkaUnavailableError(msg) from error
     return [new.topic for new in wanted]
@@ -582,13 +589,13 @@ class Member(NamedTuple):
         member_id: Given by Kafka, another one each time it joins.
         instance_id: Its own; empty for one that is not static.
         host: Where it is.
-        places: The topics and partitions that it reads; none while the group settles.
+        places: The topics and partitions that it reads; None while the group settles.
     """
 
     member_id: str
     instance_id: str
     host: str
-    places: frozenset[tuple[str, int]]
+    places: frozenset[tuple[str, int]] | None
 
 
 def find_members(settings: Settings, group: str) -> list[Member]:
@@ -612,7 +619,9 @@ def find_members(settings: Settings, group: str) -> list[Member]:
             member.host,
             frozenset(
                 (at.topic, at.partition) for at in member.assignment.topic_partitions
-            ),
+            )
+            if found.state == ConsumerGroupState.STABLE
+            else None,
         )
         for member in found.members
     ]

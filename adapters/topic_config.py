@@ -27,6 +27,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its public 
 from adapters.kafka import (
     ANSWER_TIMEOUT_S,
     KafkaUnavailableError,
+    describe_kafka,
     make_admin,
     make_away,
 )
@@ -498,5 +499,6 @@ def repair_topics(settings: Settings, problems: Iterable[Problem]) -> None:
         try:
             answer.result(ANSWER_TIMEOUT_S)
         except (KafkaException, TimeoutError) as error:
-            msg = f"could not change topic {resource.name}: {error}"
+            said = describe_kafka(error)
+            msg = f"could not change topic {resource.name}: {said}"
             raise KafkaUnavailableError(msg) from error

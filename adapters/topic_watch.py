@@ -18,7 +18,12 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its public 
     OffsetSpec,
 )
 
-from adapters.kafka import KafkaUnavailableError, make_admin, make_consumer
+from adapters.kafka import (
+    KafkaUnavailableError,
+    describe_kafka,
+    make_admin,
+    make_consumer,
+)
 from adapters.settings import Settings
 
 ANSWER_TIMEOUT_S: Final = 5.0
@@ -79,7 +84,8 @@ def find_ends(admin: AdminClient, places: Iterable[Place]) -> dict[Place, Ends]:
         # epoch before until its metadata expire, minutes later.
         with suppress(KafkaException):
             admin.list_topics(timeout=ANSWER_TIMEOUT_S)
-        msg = f"Kafka does not say where its partitions end: {error}"
+        said = describe_kafka(error)
+        msg = f"Kafka does not say where its partitions end: {said}"
         raise KafkaUnavailableError(msg) from error
     return {
         place: Ends(*found)
@@ -223,7 +229,7 @@ class TopicWatcher:
                 self._partition, timeout=ANSWER_TIMEOUT_S
             )
         except (KafkaException, TimeoutError) as error:
-            msg = f"Kafka says nothing about {self._topic}: {error}"
+            msg = f"Kafka says nothing about {self._topic}: {describe_kafka(error)}"
             raise KafkaUnavailableError(msg) from error
         if bounds is None:
             raise KafkaUnavailableError(f"Kafka says nothing about {self._topic}")

@@ -68,10 +68,10 @@ def find_rival(
     for member in members:
         if member.member_id == member_id:
             continue
-        # While a group settles, nobody reads anything: any other may be the one.
+        # While a group settles any other may become the one.
         if (
             member.instance_id == instance_id
-            or not member.places
+            or member.places is None
             or member.places & own
         ):
             return member

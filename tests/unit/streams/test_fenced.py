@@ -22,6 +22,10 @@ def member(member_id, instance_id, *places):
     return Member(member_id, instance_id, "/10.0.0.9", frozenset(places))
 
 
+def unsettled(member_id, instance_id):
+    return member(member_id, instance_id)._replace(places=None)
+
+
 @pytest.mark.parametrize(
     ("members", "has_rival"),
     [
@@ -32,7 +36,9 @@ def member(member_id, instance_id, *places):
         ([member("b", "moot-0", PLACE)], True),
         ([member("b", "moot-0", OTHER)], True),
         ([member("b", "moot-1", PLACE)], True),
-        ([member("b", "moot-1")], True),
+        ([member("b", "moot-1")], False),
+        ([unsettled("me", "moot-0")], False),
+        ([unsettled("b", "moot-1")], True),
         ([member("me", "moot-0"), member("b", "moot-1", PLACE, OTHER)], True),
     ],
 )
