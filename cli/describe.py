@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
 from adapters.wording import counted
 from cli.modes import describe as describe_of_mode
+from protocol.exchanged_state import Model, StateClass
 from schemas import events as e
 
 
@@ -108,7 +110,35 @@ def describe_training(said: Any) -> str:
     """Return what an agent reports about its training, as text."""
     loss = said.loss_micros
     shown = "" if loss is None else f", loss {loss / 1e6:.3f}"
+    lost = said.encoding_loss
+    if lost is not None and lost.shrunk_times > 1:
+        shown += f", clipped to 1/{lost.shrunk_times}"
+    if lost is not None and lost.zeroed_percent:
+        shown += f", {lost.zeroed_percent} % of changes sent as zero"
     return f"{counted(said.num_examples, 'example')}{shown}"
+
+
+def describe_state(model: Model) -> str:
+    """Return what a model's updates consist of, and what else it holds, as text."""
+    trained = len(model.to_vector())
+    said = [counted(trained, "trained value")]
+    if model.averaged:
+        averaged = len(model.to_averaged())
+        said.append(
+            f"{model.num_integers - trained} for {counted(averaged, 'value')} averaged "
+            "apart"
+        )
+        if model.num_integers > 2 * trained:
+            said.append("unless training leaves them alone and they are made `fixed`")
+    others = Counter(
+        str(model.get_class(name))
+        for name in model.tensors
+        if model.get_class(name) in {StateClass.KEPT, StateClass.FIXED}
+    )
+    text = f"an update has {counted(model.num_integers, 'integer')}: {', '.join(said)}"
+    for name, count in sorted(others.items()):
+        text += f"; {name}: {counted(count, 'entry', 'entries')}"
+    return text
 
 
 def to_jsonable(value: Any) -> Any:

@@ -25,7 +25,6 @@ from cli.commands import (
     schemas,
     serve,
     stack,
-    task,
     topics,
 )
 from cli.commands import round as round_
@@ -86,7 +85,6 @@ for command in (
 for name, group in {
     "topics": topics.app,
     "schemas": schemas.app,
-    "task": task.app,
     "federation": federation.app,
     "round": round_.app,
     "agent": agent.app,

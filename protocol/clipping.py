@@ -28,7 +28,7 @@ and its bound on the rounded norm, here with β = e^(-1/2).
 
 import math
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +41,7 @@ COMMITTED_LIMIT: Final = 2**19  # = 524,288
 MAX_ATTEMPTS: Final = 64
 
 _DRAW_BYTES: Final = 4
+_LARGEST_EXPONENT: Final = 1_000
 #: Squares below 2^38 each, so a sum of this many fits 64 bits.
 _CHUNK: Final = 2**24  # = 16,777,216
 
@@ -50,6 +51,19 @@ class NormBoundTooSmallError(ValueError):
 
     It concerns the federation's configuration, never a single update.
     """
+
+
+class Clipped(NamedTuple):
+    """An update within a norm bound.
+
+    Attributes:
+        values: shape (d,) int64, |x| < 2^19, Σ x² ≤ B². **Secret.**
+        shrunk_by: How many times shorter it was made before rounding, at least 1.
+            **Secret.**
+    """
+
+    values: NDArray[np.int64]
+    shrunk_by: float
 
 
 def compute_squared_norm(values: NDArray[np.int64]) -> int:
@@ -80,7 +94,7 @@ def clip_and_encode(
     fractional_bits: int,
     norm_bound: int,
     entropy: Callable[[int], bytes],
-) -> NDArray[np.int64]:
+) -> Clipped:
     """Turn a difference of parameters into integers within the norm bound.
 
     Args:
@@ -90,7 +104,7 @@ def clip_and_encode(
         entropy: Returns as many unpredictable bytes as asked; each rounding takes 4·d.
 
     Returns:
-        shape (d,) int64, |x| < 2^19, Σ x² ≤ B². **Secret.**
+        The integers, and how much was lost.
 
     Raises:
         NotFiniteError: A NaN or an infinity in `delta`: the training diverged.
@@ -109,17 +123,17 @@ def clip_and_encode(
     if not finite.all():
         index = int(np.argmin(finite))
         raise NotFiniteError(f"parameter {index} of the update is {delta[index]}")
-    scaled = _clip(delta.astype(np.float64), fractional_bits, norm_bound)
+    scaled, shrunk_by = _clip(delta.astype(np.float64), fractional_bits, norm_bound)
     floor = np.floor(scaled)
     threshold = (scaled - floor) * 2.0 ** (8 * _DRAW_BYTES)
     for _ in range(MAX_ATTEMPTS):
         draws = np.frombuffer(entropy(_DRAW_BYTES * len(delta)), dtype="<u4")
         values = (floor + (draws < threshold)).astype(np.int64)
         if _is_within(values, norm_bound):
-            return values
+            return Clipped(values, shrunk_by)
     values = np.trunc(scaled).astype(np.int64)
     assert _is_within(values, norm_bound), "rounding towards zero made it longer"
-    return values
+    return Clipped(values, shrunk_by)
 
 
 def _compute_rounding_allowance(num_values: int) -> int:
@@ -137,10 +151,10 @@ def _compute_radius(num_values: int, norm_bound: int) -> float:
 
 def _clip(
     delta: NDArray[np.float64], fractional_bits: int, norm_bound: int
-) -> NDArray[np.float64]:
+) -> tuple[NDArray[np.float64], float]:
     largest = float(np.abs(delta).max())
     if largest == 0:
-        return delta
+        return delta, 1.0
     # A power of two brings the largest value to [½, 1), so that no square overflows.
     _, exponent = math.frexp(largest)
     unit = np.ldexp(delta, -exponent)
@@ -152,7 +166,9 @@ def _clip(
         # 2^20 and more exceed the second limit; larger ones would overflow.
         2.0 ** min(exponent + fractional_bits, 20),
     )
-    return unit * factor
+    # Of the largest updates of all, how often doesn't fit a float.
+    wanted = 2.0 ** min(exponent + fractional_bits, _LARGEST_EXPONENT)
+    return unit * factor, max(1.0, wanted / factor)
 
 
 def _is_within(values: NDArray[np.int64], norm_bound: int) -> bool:

@@ -15,6 +15,7 @@ It deliberately does not clip norms, add noise or hide anything.
 
 import math
 from enum import StrEnum
+from fractions import Fraction
 from typing import Any, Final
 
 import numpy as np
@@ -27,6 +28,7 @@ from protocol.tensors import (
     tensors_from_blob,
     tensors_to_blob,
 )
+from schemas import events as e
 
 #: The one tensor in an update's blob.
 UPDATE_TENSOR: Final = "update"
@@ -35,7 +37,11 @@ ENCODED_LIMIT: Final = 2**31  # = 2,147,483,648
 #: With more, not even 1.0 could be encoded.
 MAX_FRACTIONAL_BITS: Final = 30
 
+MAX_SHRUNK_TIMES: Final = 10
+MAX_ZEROED: Final = Fraction(5, 100)
+
 _LONG: Final = 2**63
+_MOST_TIMES: Final = 10**18
 
 
 def compute_micros(value: float) -> int | None:
@@ -156,6 +162,33 @@ def parse_update(blob: bytes, *, num_parameters: int) -> NDArray[np.int32]:
         detail = "a value of -2^31; the range is symmetric"
         raise UpdateRefusedError(RefusalReason.OUT_OF_RANGE, detail)
     return update
+
+
+def compute_encoding_loss(
+    delta: NDArray[np.floating[Any]],
+    integers: NDArray[np.signedinteger[Any]],
+    *,
+    shrunk_by: float = 1.0,
+) -> e.EncodingLoss | None:
+    """Return what encoding an update lost; None if that is not worth saying.
+
+    Worth saying are updates that clipping made more than `MAX_SHRUNK_TIMES` shorter, or
+    in which more than `MAX_ZEROED` of the values that changed are sent as zero.
+
+    Args:
+        delta: shape (d,), finite: how far training moved the trained values.
+            **Secret** in some modes.
+        integers: shape (d,): the same, encoded.
+        shrunk_by: How many times shorter clipping made it, at least 1.
+    """
+    num_changed = int(np.count_nonzero(delta))
+    num_zeroed = int(np.count_nonzero((integers == 0) & (delta != 0)))
+    if shrunk_by <= MAX_SHRUNK_TIMES and num_zeroed <= MAX_ZEROED * num_changed:
+        return None
+    return e.EncodingLoss(
+        shrunk_times=int(min(shrunk_by, _MOST_TIMES)),
+        zeroed_percent=100 * num_zeroed // max(1, num_changed),
+    )
 
 
 def check_fractional_bits(fractional_bits: int) -> None:

@@ -14,6 +14,7 @@ ADDRESS: Final = re.compile(
 )
 REFUSAL_CODE: Final = re.compile(r"[A-Z_]{1,64}")
 MAX_TEXT_LENGTH: Final = 500
+_ALL_PERCENT: Final = 100
 
 
 def find_blob_problem(blob: e.BlobRef) -> str | None:
@@ -32,6 +33,10 @@ def find_text_problem(text: str) -> str | None:
     return None
 
 
-def find_examples_problem(num_examples: int) -> str | None:
-    """Return what is wrong with a number of examples; None if nothing."""
+def find_training_problem(num_examples: int, loss: e.EncodingLoss | None) -> str | None:
+    """Return what is wrong with what an agent says of its training; None if nothing."""
+    if loss is not None and (
+        loss.shrunk_times < 1 or not 0 <= loss.zeroed_percent <= _ALL_PERCENT
+    ):
+        return "shrunk_times must be at least 1, and zeroed_percent 0 to 100"
     return "num_examples must be at least 1" if num_examples < 1 else None

@@ -13,8 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protocol.aggregation import Accumulator, sum_to_blob
+from protocol.averaged_apart import apply_average
 from protocol.encoding import parse_update
-from protocol.exchanged_state import model_from_blob, model_to_blob
+from protocol.exchanged_state import (
+    RefusedStateError,
+    model_from_blob,
+    model_to_blob,
+)
 from protocol.strategies import STRATEGIES
 from protocol.tensors import VECTOR_HEADER_BYTES
 from schemas.events import BlobRef, RoundSealed
@@ -87,7 +92,8 @@ def apply_sum(
 
     Args:
         strategy: Makes a model of the sum, one of `STRATEGIES`.
-        total: shape (d,) int64.
+        total: shape (d,) int64: the trained values' sum, then that of what is averaged
+            apart, which no strategy changes.
         sealed: The round.
         base_blob: The base model's blob, digest verified.
 
@@ -95,10 +101,17 @@ def apply_sum(
         MalformedBlobError: the base model is malformed, or its state is refused.
     """
     base = model_from_blob(base_blob)
-    vector = STRATEGIES[strategy](
-        base.to_vector(), total, sealed.num_examples, sealed.fractional_bits
+    if base.num_integers != len(total):
+        msg = f"updates of the base model have {base.num_integers} integers, not "
+        raise RefusedStateError(msg + str(len(total)))
+    before = base.to_vector()
+    trained = STRATEGIES[strategy](
+        before, total[: len(before)], sealed.num_examples, sealed.fractional_bits
+    )
+    averaged = apply_average(
+        base.to_averaged(), total[len(before) :], sealed.num_examples
     )
     return RoundResult(
         sum_blob=sum_to_blob(total),
-        model_blob=model_to_blob(base.replace_trained(vector)),
+        model_blob=model_to_blob(base.replace_moved(trained, averaged)),
     )

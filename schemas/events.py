@@ -259,6 +259,14 @@ class EquivocationProven:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EncodingLoss:
+    """What an update lost when it was encoded, as its agent says."""
+
+    shrunk_times: int
+    zeroed_percent: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateSubmitted:
     """An agent's update for a round: the difference of its trained parameters from the
     base model, as integers in a blob.
@@ -271,6 +279,7 @@ class UpdateSubmitted:
     update: BlobRef
     num_examples: int
     loss_micros: int | None = None
+    encoding_loss: EncodingLoss | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -298,6 +307,7 @@ class UpdateCommitted:
     proof: BlobRef
     num_examples: int
     loss_micros: int | None = None
+    encoding_loss: EncodingLoss | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

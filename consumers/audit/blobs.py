@@ -31,7 +31,7 @@ from protocol.model import (
 from protocol.modes import get_mode
 from protocol.modes.problem import RoundError
 from protocol.round_view import RoundView, list_parts
-from protocol.tensors import MalformedBlobError, num_parameters
+from protocol.tensors import MalformedBlobError
 from schemas.events import AggregatePublished, BlobRef, RoundSealed
 from schemas.reasons import Reason
 
@@ -110,7 +110,7 @@ class BlobAuditor:
         if blob is None:
             return
         try:
-            found = num_parameters(model_from_blob(blob).manifest)
+            found = model_from_blob(blob).num_integers
         except MalformedBlobError as error:
             problem = str(error)
         else:

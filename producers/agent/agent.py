@@ -23,9 +23,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, cast
 
-import numpy as np
-from numpy.typing import NDArray
-
 from adapters import alive, telemetry
 from adapters.blobs import STORE_ERRORS, BlobError, BlobStore
 from adapters.durable import PRIVATE, move_file, write_file
@@ -44,18 +41,19 @@ from producers.agent.receipts import ReceiptKeeper, Said
 from producers.agent.terms import Floors, Terms
 from producers.arguments import ArgumentError
 from producers.modes import make_side
-from producers.modes.side import AgentSide, Site
+from producers.modes.side import AgentSide, EncodedUpdate, Site
 from protocol.cohort import is_drawn
 from protocol.encoding import (
+    MAX_SHRUNK_TIMES,
+    MAX_ZEROED,
     NotFiniteError,
     OutOfRangeError,
     compute_micros,
 )
 from protocol.envelope import SIGNATURE_HEADER, TRACEPARENT_HEADER, verify_event
-from protocol.exchanged_state import RefusedStateError, model_from_blob
+from protocol.exchanged_state import RefusedStateError, Update, model_from_blob
 from protocol.log import OpenedLeaf
 from protocol.model import compute_max_model_size
-from protocol.tensors import num_parameters
 from schemas import codec, topics
 from schemas.events import (
     AgentAdmitted,
@@ -446,14 +444,20 @@ class Agent:
         if kept is not None:
             log.info("round %d: repeating the update for its base model", started.round)
             return kept
-        delta, num_examples, loss_micros = self._train(started)
-        update = KeptUpdate(side.encode(delta, started), num_examples, loss_micros)
+        trained, num_examples, loss_micros = self._train(started)
+        encoded = side.encode(trained, started)
+        _warn_of_losses(started, encoded)
+        update = KeptUpdate(
+            encoded.values,
+            num_examples,
+            loss_micros,
+            # It tells how long the update was.
+            encoded.loss if started.privacy is None else None,
+        )
         self._updates.keep(started, update, bound=side.bound)
         return update
 
-    def _train(
-        self, started: RoundStarted
-    ) -> tuple[NDArray[np.floating[Any]], int, int | None]:
+    def _train(self, started: RoundStarted) -> tuple[Update, int, int | None]:
         """Return the update, the number of examples, and the loss in millionths."""
         from producers.agent.training import train  # noqa: PLC0415  # loads torch
 
@@ -463,9 +467,12 @@ class Agent:
             max_size_bytes=compute_max_model_size(self._federation.initial_model),
         )
         base = model_from_blob(base_blob)
-        found = num_parameters(base.manifest)
+        found = base.num_integers
         if found != started.num_parameters:
-            msg = f"{found} trained parameters, not {started.num_parameters}"
+            msg = f"updates of {found} integers, not {started.num_parameters}"
+            raise RefusedStateError(msg)
+        if started.privacy is not None and base.averaged:
+            msg = "nothing is averaged apart in a round with agent-level privacy"
             raise RefusedStateError(msg)
         begun = time.monotonic()
         result = train(
@@ -487,9 +494,9 @@ class Agent:
         )
         if result.loss is not None and not math.isfinite(result.loss):
             raise NotFiniteError("the training loss is NaN or infinite")
-        delta = base.compute_update(result.tensors)
+        update = base.compute_update(result.tensors)
         loss_micros = None if result.loss is None else compute_micros(result.loss)
-        return delta, result.num_examples, loss_micros
+        return update, result.num_examples, loss_micros
 
     def _decline(
         self, started: RoundStarted, reason: Reason, detail: str
@@ -501,6 +508,31 @@ class Agent:
             agent_id=self._options.agent_id,
             reason=reason,
             detail=detail[:500],
+        )
+
+
+def _warn_of_losses(started: RoundStarted, encoded: EncodedUpdate) -> None:
+    """Say what is not sent as training left it."""
+    loss = encoded.loss
+    if loss is not None and loss.shrunk_times >= MAX_SHRUNK_TIMES:
+        log.warning(
+            "round %d: clipping made the update %d times shorter: lower the learning "
+            "rate or normalise the inputs, or ask for a larger clip norm",
+            started.round,
+            loss.shrunk_times,
+        )
+    if loss is not None and loss.zeroed_percent >= 100 * MAX_ZEROED:
+        log.warning(
+            "round %d: %d %% of the trained values that changed are sent as zero",
+            started.round,
+            loss.zeroed_percent,
+        )
+    if encoded.num_held_back:
+        log.warning(
+            "round %d: %d values that are averaged apart moved further than they may "
+            "in one round, and get there later: normalise the inputs",
+            started.round,
+            encoded.num_held_back,
         )
 
 

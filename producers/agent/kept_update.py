@@ -19,13 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adapters.durable import PRIVATE, write_file
-from schemas.events import RoundStarted
+from schemas.events import EncodingLoss, RoundStarted
 
 SUFFIX: Final = ".update"
-_MAGIC: Final = b"folkmoot/agent-update/v1\n"
+_MAGICS: Final = {b"folkmoot/agent-update/v1\n": 3, b"folkmoot/agent-update/v2\n": 5}
+"""The first bytes, and how many numbers follow the head; the last is written."""
+_MAGIC: Final = max(_MAGICS)
 _DIGEST_SIZE: Final = 32
 _NUMBER_SIZE: Final = 8
-_NUMBERS_SIZE: Final = 3 * _NUMBER_SIZE
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,11 +37,13 @@ class KeptUpdate:
         values: The encoded update, shape (d,) int64.
         num_examples: Number of training examples.
         loss_micros: Training loss, in millionths; None if not said.
+        encoding_loss: What encoding it lost; None if not said.
     """
 
     values: NDArray[np.int64] = field(repr=False)
     num_examples: int
     loss_micros: int | None
+    encoding_loss: EncodingLoss | None = None
 
 
 class UpdateKeeper:
@@ -59,31 +62,39 @@ class UpdateKeeper:
         if not path.exists():
             return None
         data = path.read_bytes()
+        count = next((n for m, n in _MAGICS.items() if data.startswith(m)), 0)
         head = _make_head(started, bound)
-        body = data[len(head) : -_DIGEST_SIZE]
+        numbers_size = count * _NUMBER_SIZE
+        body = data[len(_MAGIC) + len(head) : -_DIGEST_SIZE]
         if (
-            not data.startswith(head)
+            not count
+            or not data.startswith(head, len(_MAGIC))
             or hashlib.sha256(data[:-_DIGEST_SIZE]).digest() != data[-_DIGEST_SIZE:]
-            or len(body) != _NUMBERS_SIZE + 4 * started.num_parameters
+            or len(body) != numbers_size + 4 * started.num_parameters
         ):
             return None
-        num_examples, has_loss, loss_micros = (
+        num_examples, has_loss, loss_micros, *lost = (
             int.from_bytes(body[begin : begin + _NUMBER_SIZE], "big", signed=True)
-            for begin in range(0, _NUMBERS_SIZE, _NUMBER_SIZE)
+            for begin in range(0, numbers_size, _NUMBER_SIZE)
         )
         return KeptUpdate(
-            values=np.frombuffer(body, "<i4", offset=_NUMBERS_SIZE).astype(np.int64),
+            values=np.frombuffer(body, "<i4", offset=numbers_size).astype(np.int64),
             num_examples=num_examples,
             loss_micros=loss_micros if has_loss else None,
+            encoding_loss=_make_loss(*lost) if any(lost) else None,
         )
 
     def keep(self, started: RoundStarted, update: KeptUpdate, *, bound: int) -> None:
         """Remember what is about to be said for a round's base model, durably."""
         loss_micros = update.loss_micros
-        numbers = (update.num_examples, loss_micros is not None, loss_micros or 0)
+        lost = update.encoding_loss
+        numbers = (
+            *(update.num_examples, loss_micros is not None, loss_micros or 0),
+            *((0, 0) if lost is None else (lost.shrunk_times, lost.zeroed_percent)),
+        )
         data = b"".join(
             (
-                _make_head(started, bound),
+                _MAGIC + _make_head(started, bound),
                 *(int(n).to_bytes(_NUMBER_SIZE, "big", signed=True) for n in numbers),
                 update.values.astype("<i4").tobytes(),
             )
@@ -102,10 +113,12 @@ class UpdateKeeper:
         return self._directory / f"base-{started.base_model.sha256.hex()}{SUFFIX}"
 
 
+def _make_loss(shrunk_times: int, zeroed_percent: int) -> EncodingLoss:
+    return EncodingLoss(shrunk_times=shrunk_times, zeroed_percent=zeroed_percent)
+
+
 def _make_head(started: RoundStarted, bound: int) -> bytes:
     numbers = (started.fractional_bits, bound)
-    return (
-        _MAGIC
-        + started.base_model.sha256
-        + b"".join(number.to_bytes(_NUMBER_SIZE, "big") for number in numbers)
+    return started.base_model.sha256 + b"".join(
+        number.to_bytes(_NUMBER_SIZE, "big") for number in numbers
     )

@@ -38,7 +38,7 @@ from pytorch_lightning import (
 
 from adapters import lightning
 from adapters.lightning import Evaluation, PreparedTask, count_examples, prepare
-from adapters.models import make_model, read_state
+from adapters.models import demand_determined, make_model, read_state
 from protocol.exchanged_state import Model, RefusedStateError, StateClass
 
 TrainingError = lightning.TaskError
@@ -91,7 +91,8 @@ def initialise(
         begins.
 
     Raises:
-        RefusedStateError: The state, or a part of it, can't be exchanged.
+        RefusedStateError: The state, or a part of it, can't be exchanged, or the module
+            holds something random besides.
     """
     with prepare(
         module=module,
@@ -101,6 +102,15 @@ def initialise(
         seed=seed,
     ) as task:
         lightning.make_layers(task)
+        with prepare(
+            module=module,
+            module_config=module_config,
+            data_module=data_module,
+            data_config=data_config,
+            seed=(seed + 1) % 2**32,
+        ) as other:
+            lightning.make_layers(other)
+            demand_determined(task.model, other.model)
         if not lightning.has_lazy_layers(task.model):
             return make_model(task.model, rules)
         if data_module is None:

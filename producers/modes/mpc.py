@@ -16,10 +16,11 @@ between drawing and sealing goes unnoticed.
 from __future__ import annotations
 
 import hashlib
+import math
 import secrets
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
@@ -27,8 +28,11 @@ from numpy.typing import NDArray
 
 from adapters.blobs import BlobStore
 from producers.agent.kept_update import KeptUpdate
-from producers.modes.side import Site
-from protocol.clipping import clip_and_encode
+from producers.modes.side import EncodedUpdate, Site
+from protocol import averaged_apart
+from protocol.clipping import clip_and_encode, compute_squared_norm
+from protocol.encoding import compute_encoding_loss
+from protocol.exchanged_state import Update
 from protocol.modes.mpc.checker import compute_context, encode_proof, make_place
 from protocol.modes.mpc.configuration import get_mpc
 from protocol.modes.mpc.norm_prover import ProverState, commit_update, prove_norm
@@ -58,11 +62,9 @@ class MpcSide:
         """Return the federation's bound on the norm of an update."""
         return get_mpc(self._site.config).norm_bound
 
-    def encode(
-        self, delta: NDArray[np.floating[Any]], _started: RoundStarted
-    ) -> NDArray[np.int64]:
+    def encode(self, update: Update, _started: RoundStarted) -> EncodedUpdate:
         """Clip and encode the update."""
-        return encode_values(delta, self._site.config)
+        return encode_within_bound(update, self._site.config)
 
     def answer(
         self, update: KeptUpdate, started: RoundStarted, started_leaf_hash: bytes
@@ -72,7 +74,7 @@ class MpcSide:
         The update may have been committed to before; its randomness never was.
         """
         site = self._site
-        return commit(
+        committed = commit(
             update.values,
             started,
             site.config,
@@ -83,22 +85,36 @@ class MpcSide:
             num_examples=update.num_examples,
             loss_micros=update.loss_micros,
         )
+        return replace(committed, encoding_loss=update.encoding_loss)
 
 
-def encode_values(
-    delta: NDArray[np.floating[Any]], config: FederationConfigured
-) -> NDArray[np.int64]:
-    """Clip and encode an update.
+def encode_within_bound(update: Update, config: FederationConfigured) -> EncodedUpdate:
+    """Encode an update, so that all its integers together are within the norm bound.
+
+    What is averaged apart takes next to nothing of it, and never more than half: then
+    trained values keep 86 %.
 
     Raises:
         NotFiniteError: the training diverged.
         NormBoundTooSmallError: the federation's bound is too small for its model.
     """
-    return clip_and_encode(
-        delta,
+    bound = get_mpc(config).norm_bound
+    averaged = averaged_apart.encode_values(
+        update.base, update.after, max_norm=max(1, bound // 2)
+    )
+    left = bound**2 - compute_squared_norm(averaged.integers)
+    trained = clip_and_encode(
+        update.trained,
         fractional_bits=config.fractional_bits,
-        norm_bound=get_mpc(config).norm_bound,
+        norm_bound=math.isqrt(left),
         entropy=secrets.token_bytes,
+    )
+    return EncodedUpdate(
+        np.concatenate((trained.values, averaged.integers)),
+        compute_encoding_loss(
+            update.trained, trained.values, shrunk_by=trained.shrunk_by
+        ),
+        averaged.num_held_back,
     )
 
 
@@ -119,7 +135,7 @@ def commit(
     All randomness is drawn here, and lives no longer than this call.
 
     Args:
-        values: The update, as `encode_values` returned it. **Secret.**
+        values: The update, as `encode_within_bound` returned it. **Secret.**
         started: The fact that opened the round.
         config: The federation's parameters.
         genesis: Hash of the log's genesis, 32 bytes.

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 
 from producers.agent.kept_update import KeptUpdate
-from producers.modes.side import Site
-from protocol.encoding import encode_update, update_to_blob
+from producers.modes.side import EncodedUpdate, Site
+from protocol import averaged_apart
+from protocol.encoding import compute_encoding_loss, encode_update, update_to_blob
+from protocol.exchanged_state import Update
 from schemas.events import RoundStarted, UpdateSubmitted
 
 
@@ -21,11 +20,15 @@ class PlainSide:
     def __init__(self, site: Site) -> None:
         self._site = site
 
-    def encode(
-        self, delta: NDArray[np.floating[Any]], started: RoundStarted
-    ) -> NDArray[np.int64]:
+    def encode(self, update: Update, started: RoundStarted) -> EncodedUpdate:
         """Return the update in fixed point."""
-        return encode_update(delta, started.fractional_bits).astype(np.int64)
+        trained = encode_update(update.trained, started.fractional_bits)
+        averaged = averaged_apart.encode_values(update.base, update.after)
+        return EncodedUpdate(
+            np.concatenate((trained, averaged.integers)),
+            compute_encoding_loss(update.trained, trained),
+            averaged.num_held_back,
+        )
 
     def answer(
         self, update: KeptUpdate, started: RoundStarted, _started_leaf_hash: bytes
@@ -40,4 +43,5 @@ class PlainSide:
             update=self._site.store.store(blob),
             num_examples=update.num_examples,
             loss_micros=update.loss_micros,
+            encoding_loss=update.encoding_loss,
         )

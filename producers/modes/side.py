@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from adapters.blobs import BlobStore
 from producers.agent.kept_update import KeptUpdate
+from protocol.exchanged_state import Update
 from protocol.modes.mode import Answer
-from schemas.events import FederationConfigured, RoundStarted
+from schemas.events import EncodingLoss, FederationConfigured, RoundStarted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +32,22 @@ class Site:
     store: BlobStore
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class EncodedUpdate:
+    """An update as a mode takes it.
+
+    Attributes:
+        values: What is combined: the trained entries' integers, then those of what is
+            averaged apart, shape (d,) int64. **Secret** in some modes.
+        loss: What was lost of the trained ones; None if that is not worth saying.
+        num_held_back: How many values averaged apart could not be said in full.
+    """
+
+    values: NDArray[np.int64] = field(repr=False)
+    loss: EncodingLoss | None
+    num_held_back: int
+
+
 class AgentSide(Protocol):
     """An agent's side of one mode."""
 
@@ -39,9 +56,7 @@ class AgentSide(Protocol):
         """Return the bound that updates are encoded within; 0 for none."""
         ...
 
-    def encode(
-        self, delta: NDArray[np.floating[Any]], started: RoundStarted
-    ) -> NDArray[np.int64]:
+    def encode(self, update: Update, started: RoundStarted) -> EncodedUpdate:
         """Return an update as integers to be combined.
 
         Raises:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from protocol.encoding import UpdateRefusedError, parse_update
-from protocol.fields import find_blob_problem, find_examples_problem
+from protocol.fields import find_blob_problem, find_training_problem
 from protocol.model import RoundResult, compute_max_update_size, compute_result
 from protocol.modes.mode import SEALED, MapAll, Mode, Phase
 from protocol.modes.problem import Fetch, RoundError
@@ -75,7 +75,7 @@ class PlainChecker:
 
 
 def _find_update_problem(update: e.UpdateSubmitted) -> str | None:
-    problem = find_examples_problem(update.num_examples)
+    problem = find_training_problem(update.num_examples, update.encoding_loss)
     return problem or find_blob_problem(update.update)
 
 

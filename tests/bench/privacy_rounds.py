@@ -17,7 +17,8 @@ import numpy as np
 
 from adapters.blobs import BlobStore
 from cli.modes.mpc import start_parties
-from producers.modes.mpc import commit, encode_values
+from producers.modes.mpc import commit, encode_within_bound
+from protocol.exchanged_state import Update
 from protocol.modes.mpc.commitments import choose_row_length, get_generators
 from schemas import events as e
 from tests.bench.federation import BenchStack, Say, bench_stack
@@ -107,7 +108,7 @@ def _commit(
     delta = np.random.default_rng().normal(0, 0.01, started.num_parameters)
     began = time.process_time()
     update = commit(
-        encode_values(delta, config),
+        encode_within_bound(Update(delta), config).values,
         started,
         config,
         genesis,

@@ -345,7 +345,7 @@ def _measure_agents(
         )
         for _ in names
     ]
-    updates = clock.time(ENCODE, encode)
+    updates = [clipped.values for clipped in clock.time(ENCODE, encode)]
     commit = [
         partial(
             commit_update,

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import sys
 from types import ModuleType
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cli.main import main
 from producers.agent import agent
+from protocol.exchanged_state import Update
 from protocol.model import compute_max_model_size
 from schemas import events as e
 
@@ -23,15 +22,13 @@ NUM_EXAMPLES = 8
 LOSS_MICROS = 700_000
 
 
-def _train(
-    self: agent.Agent, started: e.RoundStarted
-) -> tuple[NDArray[np.floating[Any]], int, int]:
+def _train(self: agent.Agent, started: e.RoundStarted) -> tuple[Update, int, int]:
     """Return an update for a round: always the same for one."""
     size = compute_max_model_size(self._federation.initial_model)
     self._store.fetch(started.base_model, max_size_bytes=size)
     seed = agent._compute_seed(self._options.agent_id, started.round)
     update = np.random.default_rng(seed).normal(0, 0.01, started.num_parameters)
-    return update, NUM_EXAMPLES, LOSS_MICROS
+    return Update(update), NUM_EXAMPLES, LOSS_MICROS
 
 
 def run() -> None:

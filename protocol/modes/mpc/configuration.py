@@ -11,8 +11,8 @@ from protocol.fields import (
     NAME,
     REFUSAL_CODE,
     find_blob_problem,
-    find_examples_problem,
     find_text_problem,
+    find_training_problem,
 )
 from protocol.modes.mpc.far_pairs import (
     MAX_FAR_THRESHOLD,
@@ -118,7 +118,7 @@ def _find_comparison_problem(config: e.FederationConfigured) -> str | None:
 
 
 def _find_update_problem(update: e.UpdateCommitted) -> str | None:
-    problem = find_examples_problem(update.num_examples)
+    problem = find_training_problem(update.num_examples, update.encoding_loss)
     if problem is not None:
         return problem
     if len(update.shares) > MAX_PARTIES:

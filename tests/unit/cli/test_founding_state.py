@@ -98,14 +98,14 @@ def test_a_federation_is_founded_with_the_canonical_form_of_a_model(
         (
             tensors_to_blob(
                 {"w": WEIGHT, "m": WEIGHT},
-                metadata={"folkmoot/state/m": "averaged-apart"},
+                metadata={"folkmoot/state/m": "refused"},
             ),
-            "STATE_REFUSED.*'m'.*averaged apart",
+            "STATE_REFUSED.*'m'.*refused",
         ),
         (tensors_to_blob({}), "STATE_REFUSED.*nothing"),
         (b"no model", "the initial model: no header"),
     ],
-    ids=["double", "integer", "nan", "apart", "nothing", "no-model"],
+    ids=["double", "integer", "nan", "refused", "nothing", "no-model"],
 )
 def test_what_cannot_be_exchanged_is_refused_before_anything_is_said(
     publisher, tmp_path, model, why
@@ -185,21 +185,46 @@ def create(monkeypatch, tmp_path, module, rules=()):
 @pytest.fixture
 def normalised():
     torch = pytest.importorskip("torch")
+    lightning = pytest.importorskip("pytorch_lightning")
 
-    class Normalised(torch.nn.Sequential):
+    class Normalised(lightning.LightningModule):
         def __init__(self):
-            super().__init__(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
+            super().__init__()
+            self.add_module("0", torch.nn.Linear(2, 2))
+            self.add_module("1", torch.nn.BatchNorm1d(2))
+
+        def training_step(self, batch):
+            """Nothing trains it here."""
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters())
 
     return Normalised
 
 
-def test_running_statistics_are_refused_with_what_to_do(
+def test_what_cannot_be_exchanged_is_refused_with_what_to_do(
     monkeypatch, tmp_path, normalised
 ):
     with pytest.raises(StackError) as caught:
-        create(monkeypatch, tmp_path, normalised)
-    assert caught.value.message.startswith("STATE_REFUSED: entry '1.running_mean'")
+        create(monkeypatch, tmp_path, lambda: normalised().double())
+    assert caught.value.message.startswith("STATE_REFUSED: entry '0.bias'")
     assert "--state PATTERN=CLASS" in caught.value.hint
+
+
+def test_running_statistics_are_averaged_apart(
+    monkeypatch, tmp_path, normalised, capsys
+):
+    model = create(monkeypatch, tmp_path, normalised)
+    assert capsys.readouterr().out == (
+        "an update has 34 integers: 10 trained values, 24 for 4 values averaged apart, "
+        "unless training leaves them alone and they are made `fixed`; kept: 1 entry\n"
+    )
+    assert model.classes == {
+        "1.num_batches_tracked": StateClass.KEPT,
+        "1.running_mean": StateClass.AVERAGED_APART,
+        "1.running_var": StateClass.AVERAGED_UNSIGNED,
+    }
+    assert model.num_integers == 10 + 6 * 4
 
 
 def test_the_founder_says_what_becomes_of_running_statistics(

@@ -19,7 +19,12 @@ from adapters.kafka_log import Genesis  # noqa: E402
 from cli.options import DEFAULT_ALLOWED  # noqa: E402
 from producers.agent.agent import Agent, AgentOptions  # noqa: E402
 from producers.agent.kept_update import UpdateKeeper  # noqa: E402
-from producers.agent.training import TrainingError, initial_tensors, train  # noqa: E402
+from producers.agent.training import (  # noqa: E402
+    TrainingError,
+    initial_tensors,
+    initialise,
+    train,
+)
 from producers.arguments import (  # noqa: E402
     ArgumentError,
     check_float,
@@ -33,6 +38,8 @@ from producers.examples.synthetic import (  # noqa: E402
     SyntheticDataModule,
     SyntheticModule,
 )
+from protocol.averaged_apart import apply_average  # noqa: E402
+from protocol.encoding import parse_update  # noqa: E402
 from protocol.exchanged_state import (  # noqa: E402
     Model,
     StateClass,
@@ -42,6 +49,7 @@ from protocol.tensors import tensors_to_blob  # noqa: E402
 from schemas import events as e  # noqa: E402
 from schemas.reasons import Reason  # noqa: E402
 from tests.builders import BlobDict  # noqa: E402
+from tests.six_models import CASES  # noqa: E402
 
 MAX_PARAMETERS = 2**24
 MAX_BATCH_SIZE = 65_536
@@ -313,7 +321,7 @@ def test_why_an_agent_does_not_run_a_class_stays_with_it(alone, caplog, path):
 
 def test_an_agent_declines_a_state_that_it_cannot_exchange(alone, caplog):
     tensors = {"w": np.zeros(97, np.float32), "norm.mean": np.zeros(2, np.float32)}
-    metadata = {"folkmoot/state/norm.mean": "averaged-apart"}
+    metadata = {"folkmoot/state/norm.mean": "refused"}
     model = tensors_to_blob(tensors, metadata=metadata)
     answer = alone.answer(start(alone, {"num_parameters": 100}, {}, model=model))
     assert answer.reason == Reason.STATE_REFUSED
@@ -321,11 +329,58 @@ def test_an_agent_declines_a_state_that_it_cannot_exchange(alone, caplog):
     assert "norm.mean" not in answer.detail
 
 
+def start_measuring(alone, **changes):
+    """A round of a model with running statistics."""
+    alone._options = replace(alone._options, allowed_prefixes=("tests.six_models",))
+    case = next(c for c in CASES if c.name == "ConvNet")
+    model = initialise(module=case.module, module_config={}, seed=1)
+    started = start(alone, {}, {}, model=model_to_blob(model))
+    task = replace(
+        started.task, module=case.path(case.module), data_module=case.path(case.data)
+    )
+    return replace(
+        started, task=task, num_parameters=model.num_integers, **changes
+    ), model
+
+
+def test_an_agent_says_what_it_measured(alone, caplog):
+    started, model = start_measuring(alone)
+    answer = alone.answer(started)
+    assert isinstance(answer, e.UpdateSubmitted)
+    blob = alone._store.fetch(answer.update, max_size_bytes=10**6)
+    values = parse_update(blob, num_parameters=model.num_integers)
+    digits = values[len(model.to_vector()) :].astype("i8")
+    averaged = apply_average(model.to_averaged(), digits, 1)
+    moved = model.replace_moved(model.to_vector(), averaged)
+    # Variances of 400 and more are as far as they may be after one round.
+    assert (moved.tensors["norm.running_var"] == 9).all()
+    assert "averaged apart moved further" in caplog.text
+
+
+def test_nothing_is_averaged_apart_with_agent_level_privacy(alone, caplog):
+    privacy = e.RoundPrivacy(
+        sigma=1, norm_bound=1, weight=12, inverse_delta=10, order=2
+    )
+    started, _ = start_measuring(alone, privacy=privacy)
+    answer = alone.answer(started)
+    assert answer.reason == Reason.STATE_REFUSED
+    assert "agent-level privacy" in caplog.text
+
+
+def test_an_agent_says_how_much_of_its_update_is_lost(alone, caplog):
+    started = start(alone, {"num_parameters": 100}, {}, fractional_bits=0)
+    answer = alone.answer(started)
+    assert answer.encoding_loss == e.EncodingLoss(shrunk_times=1, zeroed_percent=100)
+    assert "100 % of the trained values that changed are sent as zero" in caplog.text
+    again = alone.answer(replace(started, round=2))  # the same update
+    assert again.encoding_loss == answer.encoding_loss
+
+
 def test_an_agent_declines_a_model_of_another_size(alone, caplog):
     started = start(alone, {"num_parameters": 100}, {})
     answer = alone.answer(replace(started, num_parameters=96))
     assert answer.reason == Reason.STATE_REFUSED
-    assert "97 trained parameters, not 96" in caplog.text
+    assert "updates of 97 integers, not 96" in caplog.text
 
 
 def test_an_agent_declines_if_training_changes_what_is_fixed(alone, caplog):

@@ -24,7 +24,7 @@ def clip(delta, *, bits=16, bound=2**16, seed=0):
         fractional_bits=bits,
         norm_bound=bound,
         entropy=SeededEntropy(seed),
-    )
+    ).values
 
 
 def is_within(values, bound):
@@ -37,6 +37,15 @@ def test_integers_stay_as_they_are():
     values = clip(delta)
     assert values.dtype == np.int64
     assert values.tolist() == [0, 1, -1, 5, -300]
+
+
+@pytest.mark.parametrize("length", [1e-30, 0.5, 1.0, 10.0, 1e4, 1e30, 1e200])
+def test_clipping_says_how_much_shorter_it_made_an_update(length):
+    delta = np.array([0.6, -0.8]) * length
+    found = clip_and_encode(
+        delta, fractional_bits=10, norm_bound=2**10, entropy=SeededEntropy(0)
+    )
+    assert found.shrunk_by == pytest.approx(max(1.0, length), rel=2e-3)
 
 
 def test_an_update_that_is_not_too_long_is_only_rounded():
@@ -125,7 +134,7 @@ def test_too_long_roundings_are_drawn_again():
     bound = compute_min_norm_bound(400) + 5
     values = clip_and_encode(
         delta, fractional_bits=0, norm_bound=bound, entropy=entropy
-    )
+    ).values
     assert entropy.calls == 3
     assert is_within(values, bound)
 
@@ -139,7 +148,7 @@ def test_the_last_resort_rounds_towards_zero():
 
     delta = np.full(400, 0.9)
     bound = compute_min_norm_bound(400) + 5
-    values = clip_and_encode(delta, fractional_bits=0, norm_bound=bound, entropy=up)
+    values, _ = clip_and_encode(delta, fractional_bits=0, norm_bound=bound, entropy=up)
     assert calls == [4 * 400] * MAX_ATTEMPTS
     assert values.tolist() == [0] * 400
 

@@ -14,6 +14,7 @@ from protocol.encoding import (
     OutOfRangeError,
     RefusalReason,
     UpdateRefusedError,
+    compute_encoding_loss,
     encode_update,
     parse_update,
     update_to_blob,
@@ -52,6 +53,28 @@ def test_halves_go_to_even():
 @given(updates, fractional_bits)
 def test_encoding_undoes_decoding(update, bits):
     assert (encode_update(np.ldexp(update.astype("f8"), -bits), bits) == update).all()
+
+
+@pytest.mark.parametrize(
+    ("delta", "integers", "shrunk_by", "expected"),
+    [
+        ([1.0, -2.0], [1, -2], 10.0, None),
+        ([1.0, -2.0], [1, -2], 10.5, (10, 0)),
+        ([1.0, -2.0], [1, -2], float("inf"), (10**18, 0)),
+        ([0.1] * 20, [0] + [1] * 19, 1.0, None),
+        ([0.1] * 20, [0, 0] + [1] * 18, 1.0, (1, 10)),
+        ([0.1] * 3 + [0.0] * 1_000, [0, 1, 1] + [0] * 1_000, 1.0, (1, 33)),
+        ([0.0] * 5, [0] * 5, 1.0, None),
+    ],
+)
+def test_a_loss_is_said_if_it_is_large(delta, integers, shrunk_by, expected):
+    loss = compute_encoding_loss(
+        np.array(delta), np.array(integers), shrunk_by=shrunk_by
+    )
+    if expected is None:
+        assert loss is None
+    else:
+        assert (loss.shrunk_times, loss.zeroed_percent) == expected
 
 
 @given(updates)

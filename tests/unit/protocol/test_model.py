@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from protocol.averaged_apart import encode_values
 from protocol.encoding import UpdateRefusedError, update_to_blob
 from protocol.exchanged_state import (
     Model,
@@ -128,6 +130,43 @@ def test_the_next_model_keeps_what_is_not_trained() -> None:
     assert len(result.model_blob) <= compute_max_model_size(make_blob(base))
 
 
+def test_the_next_model_averages_apart_what_is_measured() -> None:
+    """A variance of 570,000 beside weights: neither costs the other a bit."""
+    measured = {
+        "mean": np.array([1.0, -4.0], dtype="f4"),
+        "var": np.array([1.0], dtype="f8"),
+    }
+    model = Model(
+        BASE | measured,
+        {"mean": StateClass.AVERAGED_APART, "var": StateClass.AVERAGED_UNSIGNED},
+    )
+    base = model_to_blob(model)
+    after = {"ana": np.array([0.5, -4, 8e5]), "bea": np.array([1.5, -4, 3.0])}
+    blobs = []
+    for name, (vector, _) in UPDATES.items():
+        said = encode_values(model.to_averaged(), after[name]).integers
+        blobs.append(update_to_blob(np.concatenate((vector, said.astype("i4")))))
+    both = replace(sealed("ana", "bea"), num_parameters=model.num_integers)
+    result = compute_result("FEDAVG", both, [3, 1], base, blobs)
+    moved = model_from_blob(result.model_blob)
+    plain = compute_result(
+        "FEDAVG", sealed("ana", "bea"), [3, 1], BASE_BLOB, BLOBS.values()
+    )
+    for name, array in tensors_from_blob(plain.model_blob).items():
+        assert moved.tensors[name].tobytes() == array.tobytes()
+    # By examples: (3 · -0.5 + 1 · 0.5) / 4; and a variance moves by 4 of its units.
+    assert moved.tensors["mean"].tolist() == [0.75, -4]
+    assert moved.tensors["var"].tolist() == [1 + (3 * 8 + 1 * 2) / 4]
+
+
+@pytest.mark.parametrize("extra", [-1, 1])
+def test_a_base_model_of_another_length_gives_no_result(extra: int) -> None:
+    update = update_to_blob(np.zeros(5 + extra, dtype="i4"))
+    wrong = replace(sealed("ana"), num_parameters=5 + extra)
+    with pytest.raises(RefusedStateError, match="have 5 integers"):
+        compute_result("FEDAVG", wrong, [3], BASE_BLOB, [update])
+
+
 def test_a_first_model_without_padding_may_be_shorter_than_those_after_it() -> None:
     text = json.dumps(
         {
@@ -145,7 +184,7 @@ def test_a_first_model_without_padding_may_be_shorter_than_those_after_it() -> N
     "base",
     [
         tensors_to_blob(BASE | {"counter": np.array(7, dtype="i8")}),
-        tensors_to_blob(BASE, metadata={"folkmoot/state/bias": "averaged-apart"}),
+        tensors_to_blob(BASE, metadata={"folkmoot/state/bias": "refused"}),
         tensors_to_blob(BASE, metadata={"folkmoot/state/bias": "new"}),
     ],
 )

@@ -217,6 +217,15 @@ def test_numbers_in_a_configuration_may_be_of_any_length() -> None:
         *(aggregate(2, 20, sum=blob) for blob in BAD_BLOBS),
         *(aggregate(2, 20, model=blob) for blob in BAD_BLOBS),
         update("ana", num_examples=0),
+        *(
+            update(
+                "ana",
+                encoding_loss=e.EncodingLoss(
+                    shrunk_times=times, zeroed_percent=percent
+                ),
+            )
+            for times, percent in ((0, 50), (1, -1), (1, 101))
+        ),
         update("ana", num_examples=-1),
         update("ana", 0),
         declined("ana", -1),

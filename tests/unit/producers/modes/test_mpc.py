@@ -20,9 +20,10 @@ from producers.agent.directory import AgentDirectory, AgentDirectoryError
 from producers.agent.kept_update import KeptUpdate, UpdateKeeper
 from producers.agent.receipts import Said
 from producers.agent.terms import Floors, Terms
-from producers.modes.mpc import commit, encode_values
+from producers.modes.mpc import commit, encode_within_bound
 from protocol.clipping import NormBoundTooSmallError, compute_squared_norm
 from protocol.envelope import sign_event
+from protocol.exchanged_state import Update
 from protocol.modes.mpc import norm_prover
 from protocol.modes.mpc.checker import (
     MpcShape,
@@ -132,10 +133,15 @@ class Process(Agent):
     def _train(self, started):
         """Training is never twice the same."""
         delta = np.random.default_rng().normal(size=started.num_parameters) / 1_000
-        return (delta if self._delta is None else self._delta), 12, 345_678
+        delta = delta if self._delta is None else self._delta
+        return Update(delta), 12, 345_678
 
     def hear(self, fact, signer="DECIDER"):
         self._act_on(record_of(fact, signer))
+
+
+def encode(delta, log):
+    return encode_within_bound(Update(delta), log.config).values
 
 
 class World:
@@ -395,6 +401,61 @@ def test_an_update_is_said_again_only_as_it_is_encoded(tmp_path, log, loss_micro
         assert keeper.find(another, bound=within) is None
 
 
+PRIVACY = e.RoundPrivacy(sigma=1, norm_bound=1, weight=12, inverse_delta=10, order=2)
+
+
+@pytest.mark.parametrize("is_kept", [False, True])
+def test_an_update_that_clipping_shrinks_a_lot_says_so(world, started, caplog, is_kept):
+    delta = np.full(started.num_parameters, 1_000.0)
+    delta[1:] *= 1e-9
+    world.start(delta=delta).hear(started)
+    if is_kept:  # said again, by another process
+        world.start().hear(replace(started, round=2, cause=b"2" * 32))
+    for update in world.of(e.UpdateCommitted):
+        loss = update.encoding_loss
+        assert loss.shrunk_times > 100
+        assert loss.zeroed_percent > 90
+    assert f"made the update {loss.shrunk_times} times shorter" in caplog.text
+    assert f"{loss.zeroed_percent} % of the trained values" in caplog.text
+    assert "larger clip norm" in caplog.text
+
+
+def test_with_agent_level_privacy_only_the_agent_knows(world, started, caplog):
+    """How long an update was is what its noise hides."""
+    delta = np.full(started.num_parameters, 1_000.0)
+    world.start(delta=delta).hear(replace(started, privacy=PRIVACY))
+    (update,) = world.of(e.UpdateCommitted)
+    assert update.encoding_loss is None
+    assert "times shorter" in caplog.text
+
+
+def test_an_ordinary_update_says_nothing_of_the_kind(world, started, caplog):
+    delta = np.full(started.num_parameters, 0.001)
+    world.start(delta=delta).hear(started)
+    (update,) = world.of(e.UpdateCommitted)
+    assert update.encoding_loss is None
+    assert "shorter" not in caplog.text
+
+
+def test_statistics_leave_the_norm_bound_to_what_is_learned(log):
+    """With batch norm of inputs whose variance is 570,000, learned weights were sent as
+    zero, and counted.
+    """
+    learned = np.random.default_rng(1).normal(0, 0.01, 60)
+    base, after = np.repeat([0.0, 1.0], 20), np.repeat([-300.0, 570_000.0], 20)
+    encoded = encode_within_bound(Update(learned, base, after), log.config)
+    bound = get_mpc(log.config).norm_bound
+    assert compute_squared_norm(encoded.values) <= bound**2
+    sent = encoded.values[:60] / 2**log.config.fractional_bits
+    assert np.abs(sent - learned).max() <= 2.0**-log.config.fractional_bits
+    assert encoded.loss is None
+    assert encoded.num_held_back == 40
+    # The last round of a diverging training isn't worth more than the bound, either.
+    long = encode_within_bound(Update(learned * 1e6, base, after), log.config)
+    assert compute_squared_norm(long.values) <= bound**2
+    assert compute_squared_norm(long.values[:60]) > (0.85 * bound) ** 2
+
+
 def test_an_agent_that_is_not_drawn_says_nothing(world, started):
     agent = world.start()
     agent.hear(replace(started, last_ticket=bytes(32)))
@@ -537,7 +598,7 @@ def test_an_agent_killed_at_any_step_says_one_thing_and_proves_it(
 
 
 def test_no_two_attempts_have_a_byte_in_common(log, started):
-    values = encode_values(np.zeros(log.num_parameters), log.config)
+    values = encode(np.zeros(log.num_parameters), log)
     made = []
     for _ in range(2):
         blobs = BlobDict()
@@ -726,7 +787,7 @@ def test_bytes_that_are_drawn_twice_give_no_mask_twice(log, started, monkeypatch
         heard = replace(started, round=1 + number) if what == "round" else started
         blobs = BlobDict()
         update = commit(
-            encode_values(delta, log.config),
+            encode(delta, log),
             heard,
             log.config,
             GENESIS,
