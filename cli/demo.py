@@ -26,6 +26,7 @@ from cli.baselines import CENTRALISED, list_baselines
 from cli.baselines import read as read_baselines
 from cli.examples import EXAMPLES, ORGANISATIONS, Example
 from cli.extras import demand
+from cli.interrupts import EXIT_INTERRUPTED, Interrupts
 from cli.modes import forge_update, start_demo
 from cli.stack import fork_server
 from cli.stack.fork_server import ForkServer
@@ -33,6 +34,7 @@ from cli.stack.processes import (
     LOOPBACK,
     Child,
     StackError,
+    end_children,
     find_free_ports,
     last_lines,
 )
@@ -69,15 +71,19 @@ def run_demo(*, rounds: int, task: str, directory: Path | None) -> int:
         msg = f"there is no example {task!r}"
         raise StackError(msg, f"Choose one of {', '.join(EXAMPLES)}.")
     console = Console()
-    with _working_directory(directory) as work:
-        demo = _Demo(console, work, task, rounds)
-        try:
-            return demo.run()
-        except KeyboardInterrupt:
-            console.print("\n[yellow]stopped; nothing is left running[/]")
-            return 130
-        finally:
-            demo.stop()
+    try:
+        with Interrupts() as interrupts, _working_directory(directory) as work:
+            demo = _Demo(console, work, task, rounds)
+            try:
+                with interrupts.allowed():
+                    return demo.run()
+            finally:
+                demo.stop()
+                # What an interrupt kept from being known uses our folder as well.
+                end_children()
+    except KeyboardInterrupt:
+        console.print("[yellow]stopped; nothing is left running[/]")
+        return EXIT_INTERRUPTED
 
 
 @contextmanager
@@ -90,7 +96,8 @@ def _working_directory(directory: Path | None) -> Iterator[Path]:
     try:
         yield temporary
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        while temporary.exists():  # threads of ours may still write to it
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 @dataclass
@@ -116,10 +123,9 @@ class _Demo:
         # torch leaves caches there, which go with our folder.
         temporary = self.work / "tmp"
         temporary.mkdir(exist_ok=True)
+        tempfile.tempdir = os.environ["TMPDIR"] = str(temporary)
         if fork_server.IS_SUPPORTED:
-            self._fork_server = ForkServer(
-                self.work / "logs" / "fork-server.log", {"TMPDIR": str(temporary)}
-            )
+            self._fork_server = ForkServer(self.work / "logs" / "fork-server.log")
             # Meanwhile: the stack takes longer.
             self._fork_server.preload(*IMPORTS, *TRAINING_IMPORTS)
         loader = alive.start_thread(_load_clients, "load clients")
@@ -130,12 +136,10 @@ class _Demo:
         environment = {
             **endpoints.environment(),
             "MOOT_STATE_DIRECTORY": str(self.work / "services"),
-            "TMPDIR": str(temporary),
             # Their output goes to files, and some of it from there to here.
             "COLUMNS": str(self.console.width),
         }
         loader.join()
-        tempfile.tempdir = environment["TMPDIR"]
         os.environ.update(environment)
         from adapters import telemetry
         from adapters.settings import load_settings

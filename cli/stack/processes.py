@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Protocol
@@ -17,8 +18,9 @@ LOOPBACK = "127.0.0.1"
 ONE_THREAD: Final = dict.fromkeys(
     ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"
 )
-"""For programs of which many share a machine: more threads would only get in the way of
-each other."""
+"""For programs of which many share a machine, unless the environment has them: more
+threads only get in each other's way."""
+_POLL_S: Final = 0.05
 _GUARD = Path(__file__).with_name("guard.py")
 
 
@@ -124,6 +126,39 @@ def kill_owned(process: Child) -> None:
     with contextlib.suppress(ProcessLookupError):
         kill_group(process.pid)
     process.wait()
+
+
+def list_children() -> list[int]:
+    """Return the ids of this process's children, also of those that have ended."""
+    own = os.getpid()
+    if sys.platform.startswith("linux"):
+        found: list[int] = []
+        for path in Path("/proc/self/task").glob("*/children"):
+            with contextlib.suppress(OSError):  # a thread that has ended
+                found += map(int, path.read_text(encoding="ascii").split())
+        return found
+    said = subprocess.run(
+        ["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=False
+    ).stdout
+    pairs = [tuple(map(int, line.split())) for line in said.splitlines()]
+    return [pid for pid, parent in pairs if parent == own]
+
+
+def end_children(grace_s: float = 10.0) -> None:
+    """End whatever this process started that still runs, and wait until it is gone."""
+    for pid in list_children():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + grace_s
+    while children := list_children():
+        for pid in children:
+            if time.monotonic() > deadline:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                kill_group(pid)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
+        time.sleep(_POLL_S)
 
 
 def kill_group(pid: int) -> None:
