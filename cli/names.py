@@ -32,6 +32,10 @@ def set_name(settings: Settings, federation_id: str, agent_id: str, name: str) -
     Raises:
         StackError: it cannot be written.
     """
+    books = list_books(settings.state_directory / "names")
+    if books and federation_id not in books:
+        known = ", ".join(books)
+        say(f"the first name of {federation_id}; names are known of {known}")
     try:
         open_book(settings, federation_id).write(agent_id, name)
     except (NamesError, KeyFileError) as error:

@@ -10,6 +10,7 @@ import typer
 from cli.environment import find_kafka, find_settings
 from cli.options import DEFAULT_ALLOWED, AsJson, Federation, GenesisHash, parse_key
 from cli.show import say
+from cli.stack.processes import StackError
 
 app = typer.Typer(help="Run, admit and revoke agents.", no_args_is_help=True)
 
@@ -84,6 +85,12 @@ def accept_task(
     digest = parse_key(task)
     if directory is None:
         directory = agent_directory(find_settings(), federation, agent_id)
+    if not directory.is_dir():
+        raise StackError(
+            f"no agent {agent_id!r} of a federation {federation!r} has run here",
+            f"Its directory would be {directory}. Before its first start: "
+            "`moot agent run --task`.",
+        )
     accept_task(directory, digest)
     say(f"{agent_id} accepts the task {task}")
 

@@ -10,6 +10,7 @@ from adapters.names import MAX_NAME_LENGTH, NameBook, NamesError
 from adapters.settings import Settings
 from cli import names, operate
 from cli.main import app
+from cli.stack.processes import StackError
 from schemas import codec
 from tests.builders import build_log, unframe
 from tests.unit.consumers.audit.test_auditor import audit
@@ -136,6 +137,26 @@ def say(state, *words):
     done = state.invoke(app, [*words, "-f", "clinics"])
     assert done.exit_code == 0, done.output
     return done.output
+
+
+def test_a_misspelt_federation_is_named_with_those_that_have_names(state):
+    say(state, "names", "set", "ada", NAME)
+    said = state.invoke(app, ["names", "set", "ada", NAME, "-f", "clinisc"]).output
+    assert "the first name of clinisc; names are known of clinics" in said
+    for words in (["list"], ["destroy-key"]):
+        done = state.invoke(app, ["names", *words, "-f", "cilnics"])
+        assert isinstance(done.exception, StackError)
+        assert "clinics" in done.exception.hint
+
+
+def test_a_task_is_accepted_only_for_an_agent_that_has_run_here(state, tmp_path):
+    words = ["agent", "accept-task", "ada", "-f", "clinics", "--task", "ab" * 32]
+    done = state.invoke(app, words)
+    assert isinstance(done.exception, StackError)
+    assert "'clinics' has run here" in done.exception.message
+    assert not (tmp_path / "agents").exists()
+    (tmp_path / "agents" / "clinics" / "ada").mkdir(parents=True)
+    assert state.invoke(app, words).exit_code == 0
 
 
 def test_commands_show_names_while_there_is_a_key(state, tmp_path, monkeypatch):
