@@ -82,7 +82,7 @@ class _Kind:
 
 
 class _OnceInAWhile(logging.Handler):
-    """Hands on a library's lines, each kind of them once in `QUIET_S`.
+    """Hands on a library's lines, but of each kind of complaint one in `QUIET_S`.
 
     While Kafka is away its clients say so at every attempt, which is thousands of lines
     of which the first says everything. The next line of any kind after that time tells
@@ -107,9 +107,12 @@ class _OnceInAWhile(logging.Handler):
                     logging.root.handle(
                         record_of(name, level, "", 0, text, values, None)
                     )
+        if not logging.WARNING <= record.levelno < logging.CRITICAL:
+            logging.root.handle(record)
+            return
         # Its template, or for a finished text that without addresses and numbers.
         key = record.name, record.levelno, _NUMBERS.sub("#", str(record.msg))
-        if key in self._kinds and record.levelno < logging.CRITICAL:
+        if key in self._kinds:
             self._kinds[key].num_unheard += 1
             return
         self._kinds[key] = _Kind(now_s)

@@ -50,10 +50,12 @@ def test_other_lines_and_what_is_critical_are_heard_at_once(heard):
     lines, _ = heard
     library = logging.getLogger("chatty")
     library.info("joined")
-    library.warning("joined")
-    library.info("left")
+    library.info("joined")
+    library.warning("left")
+    library.error("left")
+    library.warning("left")
     library.critical("gone")
     library.critical("gone")
     library.debug("not even the first")
-    logging.getLogger("chatty.of_its_own").info("joined")
-    assert lines == ["joined", "joined", "left", "gone", "gone", "joined"]
+    logging.getLogger("chatty.of_its_own").warning("left")
+    assert lines == ["joined", "joined", "left", "left", "gone", "gone", "left"]
