@@ -240,7 +240,21 @@ def _list_loaders(loaders: Any) -> list[Any]:
 
 
 def make_layers(task: PreparedTask) -> None:
-    """Run Lightning as far as the module's layers exist: no batch, no optimiser."""
+    """Run Lightning as far as the module's layers exist: no batch, no optimiser.
+
+    Nothing happens if its constructor made them all.
+    """
+    from pytorch_lightning import LightningModule  # noqa: PLC0415  # loads torch
+    from pytorch_lightning.utilities.model_helpers import (  # noqa: PLC0415  # as above
+        is_overridden,
+    )
+
+    hooks = ("setup", "configure_model")
+    if not (
+        isinstance(task.model, LightningModule)
+        and any(is_overridden(hook, task.model) for hook in hooks)
+    ):
+        return
 
     def stop() -> None:
         raise _LayersExistError

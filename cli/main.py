@@ -25,6 +25,7 @@ from cli.commands import (
     schemas,
     serve,
     stack,
+    task,
     topics,
 )
 from cli.commands import round as round_
@@ -85,6 +86,7 @@ for command in (
 for name, group in {
     "topics": topics.app,
     "schemas": schemas.app,
+    "task": task.app,
     "federation": federation.app,
     "round": round_.app,
     "agent": agent.app,

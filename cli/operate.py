@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -28,7 +28,14 @@ from cli.federations import follow_existing, make_no_federation
 from cli.names import find_names
 from cli.show import say, say_json, show_time
 from cli.stack.processes import StackError
-from producers.control import Operator, Parameters, Position, load_principals
+from producers.control import (
+    InvalidConfigurationError,
+    Operator,
+    Parameters,
+    Position,
+    load_principals,
+    make_configuration,
+)
 from protocol.admission import AdmissionState, compute_event_id
 from protocol.changes import (
     Difference,
@@ -39,7 +46,12 @@ from protocol.changes import (
 )
 from protocol.configuration import compute_task_digest
 from protocol.decider import step
-from protocol.exchanged_state import RefusedStateError, StateClass, model_to_blob
+from protocol.exchanged_state import (
+    Model,
+    RefusedStateError,
+    StateClass,
+    model_to_blob,
+)
 from protocol.log import OpenedLeaf, fold_admission
 from protocol.model import MAX_ONNX_SIZE_BYTES, compute_max_model_size
 from protocol.modes import get_mode, list_waited_for, name_mode
@@ -51,7 +63,7 @@ from protocol.round_state import (
 )
 from protocol.rounds import DECIDER
 from protocol.rules import find_rules_problem
-from protocol.validation import ROLES
+from protocol.validation import ROLES, find_configuration_problem
 from schemas import codec, topics
 from schemas import events as e
 
@@ -97,11 +109,23 @@ def create_federation(
     principals: Mapping[str, str],
     allowed_prefixes: tuple[str, ...],
     state_rules: Sequence[tuple[str, StateClass]] = (),
+    check: Callable[[], Model] | None = None,
 ) -> Operator:
     """Found a federation and return its operator.
 
     Principals without a given key get one in the state directory, for services that run
     on this machine.
+
+    Args:
+        settings: Where everything is.
+        federation_id: Its name.
+        parameters: Its parameters.
+        seed: Of the initial model.
+        principals: Keys in hex by role, or `NOBODY`.
+        allowed_prefixes: Prefixes of the modules that the task may use.
+        state_rules: Classes of the model's state, by pattern.
+        check: Tries the task out, and returns its initial model; None to make it
+            without the data module, and try nothing.
 
     Raises:
         StackError: the model's state cannot be exchanged, a principal is unknown, or
@@ -129,18 +153,18 @@ def create_federation(
         for role, key in principals.items()
     }
     all_principals = load_principals(keys, given)
-    module = load_class(parameters.task.module, allowed_prefixes)
-    from producers.agent.training import initialise  # torch, once all else is right
-
-    try:
-        model = initialise(
-            module=module, module_config=module_config, seed=seed, rules=state_rules
+    _demand_possible(federation_id, parameters, all_principals)
+    model = (
+        check()
+        if check is not None
+        else _make_model(
+            parameters.task,
+            module_config,
+            seed=seed,
+            allowed_prefixes=allowed_prefixes,
+            state_rules=state_rules,
         )
-    except RefusedStateError as error:
-        msg = f"{error.reason}: {error}"
-        raise StackError(
-            msg, "`--state PATTERN=CLASS` puts entries in another class, by name."
-        ) from None
+    )
     store.ensure_bucket()
     operator = Operator(operator_key, Publisher(settings, make_registry(settings)))
     position = operator.found(
@@ -149,6 +173,45 @@ def create_federation(
     await_leaf(settings, federation_id, position)
     say(describe_state(model))
     return operator
+
+
+def _demand_possible(
+    federation_id: str, parameters: Parameters, principals: tuple[e.Principal, ...]
+) -> None:
+    """Check what can be checked of a configuration before there is a model.
+
+    Raises:
+        InvalidConfigurationError: the parameters contradict each other.
+    """
+    some = e.BlobRef(uri=f"s3://moot/sha256/{'0' * 64}", sha256=bytes(32), size_bytes=1)
+    config = make_configuration(
+        federation_id, parameters, principals, initial_model=some, num_parameters=1
+    )
+    problem = find_configuration_problem(config)
+    if problem is not None:
+        raise InvalidConfigurationError(": ".join(problem))
+
+
+def _make_model(
+    task: e.Task,
+    module_config: Mapping[str, Any],
+    *,
+    seed: int,
+    allowed_prefixes: tuple[str, ...],
+    state_rules: Sequence[tuple[str, StateClass]],
+) -> Model:
+    module = load_class(task.module, allowed_prefixes)
+    from producers.agent.training import initialise  # torch, once all else is right
+
+    try:
+        return initialise(
+            module=module, module_config=module_config, seed=seed, rules=state_rules
+        )
+    except RefusedStateError as error:
+        msg = f"{error.reason}: {error}"
+        raise StackError(
+            msg, "`--state PATTERN=CLASS` puts entries in another class, by name."
+        ) from None
 
 
 def make_state_rules(texts: Iterable[str]) -> list[tuple[str, StateClass]]:

@@ -32,6 +32,7 @@ from protocol.validation import (
 from schemas import codec, topics
 from schemas.events import (
     AgentAdmitted,
+    BlobRef,
     Event,
     FederationConfigured,
     LedgerNode,
@@ -98,6 +99,47 @@ def load_principals(
     )
 
 
+def make_configuration(
+    federation_id: str,
+    parameters: Parameters,
+    principals: tuple[Principal, ...],
+    *,
+    initial_model: BlobRef,
+    num_parameters: int,
+) -> FederationConfigured:
+    """Return a configuration with a nonce of its own; nothing is checked.
+
+    Args:
+        federation_id: The federation's name.
+        parameters: Its parameters.
+        principals: Who may sign what.
+        initial_model: Version 0.
+        num_parameters: Length of its updates.
+    """
+    return FederationConfigured(
+        federation_id=federation_id,
+        nonce=secrets.token_bytes(NONCE_SIZE),
+        rules_version=LATEST_VERSION,
+        principals=principals,
+        task=parameters.task,
+        initial_model=initial_model,
+        num_parameters=num_parameters,
+        fractional_bits=parameters.fractional_bits,
+        max_num_examples=min(
+            parameters.max_num_examples, MAX_WEIGHT // parameters.cohort_size
+        ),
+        cohort_size=parameters.cohort_size,
+        min_cohort=parameters.min_cohort,
+        round_duration_ms=parameters.round_duration_ms,
+        strategy=parameters.strategy,
+        **parameters.sections,
+        ledger_nodes=LedgerNodes(nodes=parameters.ledger_nodes)
+        if parameters.ledger_nodes
+        else None,
+        reward_rule=parameters.reward_rule,
+    )
+
+
 class Operator:
     """Signs as the operator of federations; founding needs no genesis."""
 
@@ -147,27 +189,12 @@ class Operator:
             raise InvalidConfigurationError(f"{error.reason}: {error}") from None
         except MalformedBlobError as error:
             raise InvalidConfigurationError(f"the initial model: {error}") from None
-        config = FederationConfigured(
-            federation_id=federation_id,
-            nonce=secrets.token_bytes(NONCE_SIZE),
-            rules_version=LATEST_VERSION,
-            principals=principals,
-            task=parameters.task,
+        config = make_configuration(
+            federation_id,
+            parameters,
+            principals,
             initial_model=store.store(model_to_blob(model)),
             num_parameters=model.num_integers,
-            fractional_bits=parameters.fractional_bits,
-            max_num_examples=min(
-                parameters.max_num_examples, MAX_WEIGHT // parameters.cohort_size
-            ),
-            cohort_size=parameters.cohort_size,
-            min_cohort=parameters.min_cohort,
-            round_duration_ms=parameters.round_duration_ms,
-            strategy=parameters.strategy,
-            **parameters.sections,
-            ledger_nodes=LedgerNodes(nodes=parameters.ledger_nodes)
-            if parameters.ledger_nodes
-            else None,
-            reward_rule=parameters.reward_rule,
         )
         problem = find_configuration_problem(config)
         if problem is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +15,9 @@ from cli.options import (
     parse_principals,
 )
 from cli.show import say
+
+if TYPE_CHECKING:
+    from protocol.exchanged_state import Model
 
 app = typer.Typer(help="Found, show and change federations.", no_args_is_help=True)
 
@@ -93,8 +96,19 @@ def create(
     allow: Annotated[
         list[str] | None, typer.Option(help="Module prefix that may be loaded.")
     ] = None,
+    agent_data_config: Annotated[
+        str,
+        typer.Option(help="What an agent would add to --data-config, for the check."),
+    ] = "{}",
+    is_checked: Annotated[
+        bool,
+        typer.Option(
+            "--check/--no-check",
+            help="Try the task out here first, as `moot task check`.",
+        ),
+    ] = True,
 ) -> None:
-    """Found a federation: make its initial model and publish its genesis.
+    """Found a federation: try its task, make its initial model, publish its genesis.
 
     With parties, nobody sees an update: each is shared among them, and only sums are
     opened. Without parties, the aggregator sees them all.
@@ -103,6 +117,7 @@ def create(
     from cli.node import parse_ledger_nodes
     from cli.operate import create_federation, make_state_rules
     from cli.rewards import parse_reward_rule
+    from cli.task_check import parse_config
     from producers.control import Parameters
     from schemas.events import Task
 
@@ -128,15 +143,38 @@ def create(
         ),
     )
     principals = parse_principals(principal or ())
-    rules = make_state_rules(state or ())
+    allowed_prefixes = tuple(allow or ()) or DEFAULT_ALLOWED
+    state_rules = make_state_rules(state or ())
+    added = parse_config("--agent-data-config", agent_data_config)
+
+    def check() -> Model:
+        from cli.task_check import check_task, demand_good, show_warnings
+
+        (mode,) = parameters.sections
+        report = check_task(
+            task,
+            allowed_prefixes=allowed_prefixes,
+            seed=seed,
+            state_rules=state_rules,
+            agent_data_config=added,
+            clip_norm=clip_norm if party else None,
+            mode=mode,
+            round_duration_s=round_duration_s,
+        )
+        demand_good(report)
+        show_warnings(report)
+        assert report.model is not None, "a good report has one"
+        return report.model
+
     operator = create_federation(
         find_kafka(),
         federation,
         parameters,
         seed=seed,
         principals=principals,
-        allowed_prefixes=tuple(allow or ()) or DEFAULT_ALLOWED,
-        state_rules=rules,
+        allowed_prefixes=allowed_prefixes,
+        state_rules=state_rules,
+        check=check if is_checked else None,
     )
     say(f"founded {federation}, genesis {operator.genesis.hex()}")
     say("agents and auditors pin this operator key:")

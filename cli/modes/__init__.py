@@ -6,7 +6,7 @@ Slow imports wait until they are needed, as elsewhere here.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import typer
 
@@ -33,3 +33,15 @@ forge_update = plain.forge_update
 def describe(event: LedgerEvent) -> str:
     """Return a mode's event as one line of text."""
     return next(filter(None, (plain.describe(event), mpc.describe(event))))
+
+
+def make_trials(clip_norm: float) -> dict[str, dict[str, Any]]:
+    """Return each mode's parameters to try out what an agent's answer takes, by name.
+
+    Args:
+        clip_norm: The largest norm of an update, where a mode has one; above 0.
+    """
+    return {
+        "plain": plain.make_trial(clip_norm),
+        "mpc": mpc.make_trial(clip_norm),
+    }

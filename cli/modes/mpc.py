@@ -271,6 +271,29 @@ def start_demo(
     return [*named, f"--clip-norm={clip_norm}"]
 
 
+def make_trial(clip_norm: float) -> dict[str, Any]:
+    """Return parameters to try out what an agent's answer takes; nobody has the keys.
+
+    Args:
+        clip_norm: The largest norm of an update, above 0.
+    """
+    import secrets
+
+    from protocol.modes.mpc.sealing import SealingSecretKey
+    from schemas.events import Party
+
+    parties = tuple(
+        Party(
+            name=name,
+            public_key=bytes(32),
+            sealing_key=SealingSecretKey(secrets.token_bytes(32)).public_key.public_key,
+            address="",
+        )
+        for name in ("one", "two", "three")
+    )
+    return with_parties(parties, clip_norm)
+
+
 def describe(event: LedgerEvent) -> str:
     """Return an event of this mode as one line of text; empty for any other."""
     from cli.describe import describe_training

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from schemas.events import LedgerEvent
@@ -22,6 +22,11 @@ def forge_update(federation_id: str, agent_id: str) -> LedgerEvent:
         ),
         num_examples=1_000_000,
     )
+
+
+def make_trial(_clip_norm: float) -> dict[str, Any]:
+    """Return parameters to try out what an agent's answer takes."""
+    return {}
 
 
 def describe(event: LedgerEvent) -> str:

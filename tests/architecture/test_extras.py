@@ -31,6 +31,7 @@ from tests.architecture.test_layout import (
 from tests.paths import ROOT
 
 USED_BY = {
+    "adapters/lightning.py": "agent",
     "cli/stack/fetch.py": "stack",
     "consumers/export/": "exporter",
     "producers/agent/training.py": "agent",
@@ -39,7 +40,7 @@ USED_BY = {
     "streams/mpc/": "party",
 }
 """Files that import what an extra brings."""
-LAZY = {"cli/stack/fetch.py"}
+LAZY = {"adapters/lightning.py", "cli/stack/fetch.py"}
 """Those of them that do so inside of functions."""
 PARTS = {"pydantic_core": "pydantic"}
 """Modules that come with another distribution, of the very version that it needs."""

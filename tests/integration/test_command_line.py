@@ -133,6 +133,12 @@ def test_onnx_of_the_registry_runs(world: World, main: Federation, tmp_path: Pat
         ),
         (
             ["federation", "create", "-f", "x", "--module", SYNTHETIC.module,
+             "--module-config", SYNTHETIC.module_config,
+             "--data-module", SYNTHETIC.data_module, "--data-config", '{"site": 1}'],
+            "SyntheticDataModule doesn't take 'site'",
+        ),
+        (
+            ["federation", "create", "-f", "x", "--module", SYNTHETIC.module,
              "--data-module", SYNTHETIC.data_module, "--module-config", "not JSON"],
             "JSON",
         ),
