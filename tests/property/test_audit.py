@@ -443,6 +443,25 @@ def test_no_bit_of_an_mpc_rounds_blob_can_change_unnoticed(number, place, bit):
     assert {finding.blob_sha256 for finding in report.findings} == {digest.hex()}
 
 
+@pytest.mark.parametrize(
+    ("get_log", "get_digests"),
+    [(the_log, blobs_that_count), (the_mpc_log, mpc_blobs_that_count)],
+    ids=["plain", "mpc"],
+)
+def test_every_blob_counts(get_log, get_digests):
+    """Not a sample: all are changed, then those from which others kept the audit."""
+    log, left = get_log(), {digest.hex() for digest in get_digests()}
+    while left:
+        blobs = BlobDict(log.blobs)
+        for digest in map(bytes.fromhex, left):
+            blobs[digest] = flip(blobs[digest], len(blobs[digest]) // 2, 0)
+        report = audit(log=log, fetch=blobs.fetch)
+        found = {finding.blob_sha256 for finding in report.findings}
+        assert found
+        assert found <= left
+        left -= found
+
+
 @given(indexes, st.sampled_from(PARTS), indexes, bits)
 @settings(max_examples=examples(30))
 def test_no_bit_of_an_mpc_rounds_record_can_change_unnoticed(number, part, place, bit):
