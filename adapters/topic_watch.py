@@ -27,6 +27,8 @@ from adapters.kafka import (
 from adapters.settings import Settings
 
 ANSWER_TIMEOUT_S: Final = 5.0
+NO_WAIT_S: Final = 0.1
+"""A client learns from an answer that comes later, too."""
 HELD_AFTER_S: Final = 10.0
 """Our own transactions are open for a fraction of a second."""
 
@@ -80,10 +82,10 @@ def find_ends(admin: AdminClient, places: Iterable[Place]) -> dict[Place, Ends]:
         stable = ask(OffsetSpec.latest(), IsolationLevel.READ_COMMITTED)  # type: ignore[no-untyped-call]
         end = ask(OffsetSpec.latest(), IsolationLevel.READ_UNCOMMITTED)  # type: ignore[no-untyped-call]
     except (KafkaException, TimeoutError) as error:
-        # The client remembers leaders: after a restart of theirs it would ask with the
-        # epoch before until its metadata expire, minutes later.
+        # The client remembers leaders: it would ask one that is gone, or with the epoch
+        # before its restart, until its metadata expire, minutes later.
         with suppress(KafkaException):
-            admin.list_topics(timeout=ANSWER_TIMEOUT_S)
+            admin.list_topics(timeout=NO_WAIT_S)
         said = describe_kafka(error)
         msg = f"Kafka does not say where its partitions end: {said}"
         raise KafkaUnavailableError(msg) from error

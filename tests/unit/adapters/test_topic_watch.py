@@ -4,8 +4,12 @@ from typing import Any
 
 import pytest
 
+from adapters import topic_watch
+from adapters.kafka import KafkaUnavailableError, make_admin
+from adapters.settings import Settings
 from adapters.topic_config import Problem, Weight
-from adapters.topic_watch import Ends, HoldWatch, Place, find_lost
+from adapters.topic_watch import Ends, HoldWatch, Place, find_ends, find_lost
+from cli.stack.processes import LOOPBACK, find_free_ports
 from consumers.node import kafka as node_kafka
 from consumers.node.feed import AlertCode, Alerts
 
@@ -62,6 +66,28 @@ def test_what_was_deleted_unread_is_lost(first, nexts, lost):
     assert [(item.first, item.end) for item in found] == ([lost] if lost else [])
     for item in found:
         assert f"moot.updates/0: offsets {lost[0]} to 6 " in str(item)
+
+
+def test_a_dead_kafka_is_waited_for_once(monkeypatch):
+    (port,) = find_free_ports(1)
+    servers = f"{LOOPBACK}:{port}"
+    admin = make_admin(Settings(bootstrap_servers=servers, schema_registry_url=""))
+    waits = []
+
+    def spy(ask, name):
+        def asked(*args, **kwargs):
+            waits.append(kwargs[name])
+            return ask(*args, **kwargs)
+
+        return asked
+
+    for ask, name in (("list_offsets", "request_timeout"), ("list_topics", "timeout")):
+        monkeypatch.setattr(admin, ask, spy(getattr(admin, ask), name))
+    monkeypatch.setattr(topic_watch, "ANSWER_TIMEOUT_S", 0.5)
+    with pytest.raises(KafkaUnavailableError, match="does not say where"):
+        find_ends(admin, [UPDATES])
+    assert waits[0] == 0.5
+    assert sum(waits[1:]) < 0.5 / 2
 
 
 def test_an_alert_that_lasts_ends_with_its_cause():
