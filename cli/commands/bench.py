@@ -11,15 +11,15 @@ def bench(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Any of sequencer, rounds, finality, audit, aggregation, privacy, "
-            "differences; all by default."
+            help="Any of sequencer, hops, rounds, finality, audit, aggregation, "
+            "privacy, differences; all by default."
         ),
     ] = None,
     quick: Annotated[
         bool, typer.Option(help="Small sizes, just to see that it runs.")
     ] = False,
     write: Annotated[
-        bool, typer.Option(help="Write docs/benchmarks.md instead of printing it.")
+        bool, typer.Option(help="Put the figures into docs/benchmarks.md instead.")
     ] = False,
 ) -> None:
     """Measure on a stack of its own, and compare with the limits."""

@@ -6,7 +6,6 @@ is the exact weighted sum, and that is all that this looks at.
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 
 from protocol.tensors import flatten, manifest_of, unflatten
 from tests.bench.federation import Say
-from tests.bench.report import Section, Table
+from tests.bench.report import make_table, median
 
 AGENTS: Final = ("ada", "bea", "cleo", "dora", "eve", "finn")
 ALPHA: Final = 10.0
@@ -24,7 +23,11 @@ ALPHA: Final = 10.0
 ROUNDS: Final = (1, 5, 10)
 STEPS: Final = (1e-6, 0.1, 1.0)
 """How far the base model moved, in parts of what the round's own sum moves it."""
-WHOLE_BATCH: Final = 10_000
+KINDS: Final[Mapping[str, Mapping[str, Any]]] = {
+    "batches of 8": {},
+    "one batch": {"batch_size": 10_000},
+}
+"""Keyword arguments of the data module, beside those of the example."""
 
 Vector = NDArray[np.float64]
 
@@ -38,26 +41,17 @@ class Update:
 
 
 class Training:
-    """Trains the example's agents, on models as flat vectors.
-
-    Args:
-        data: Keyword arguments of the data module, beside those of the example.
-    """
+    """Trains the example's agents, on models as flat vectors."""
 
     def __init__(self, data: Mapping[str, Any]) -> None:
-        from producers.agent.training import initial_tensors  # loads torch
-
-        module, _ = _load()
         self._data = data
-        tensors = initial_tensors(module=module, module_config={}, seed=1)
-        self._manifest = manifest_of(tensors)
-        self.initial = flatten(tensors, self._manifest).astype(np.float64)
 
     def draw(self, seed: int) -> Vector:
-        """Return another initial model."""
+        """Return an initial model."""
         from producers.agent.training import initial_tensors  # loads torch
 
         tensors = initial_tensors(module=_load()[0], module_config={}, seed=seed)
+        self._manifest = manifest_of(tensors)
         return flatten(tensors, self._manifest).astype(np.float64)
 
     def train(self, base: Vector, number: int) -> dict[str, Update]:
@@ -90,63 +84,37 @@ class Training:
         return updates
 
 
-def run(say: Say, *, quick: bool) -> Section:
-    """Measure, and say what was found."""
+def run(say: Say, *, quick: bool) -> Sequence[str]:
+    """Measure, and return what was found."""
     rounds = ROUNDS[:1] if quick else ROUNDS
     steps = STEPS[:1] if quick else STEPS
-    kinds = {"batches of 8": {}, "one batch": {"batch_size": WHOLE_BATCH}}
-    rows: dict[str, list[str]] = {}
-    for kind, data in kinds.items():
+    rows: dict[str, dict[str, object]] = {}
+    for kind, data in KINDS.items():
         training = Training(data)
-        base = training.initial
+        base = training.draw(1)
         updates = training.train(base, 1)
+        seconds = {
+            "the same model, the same bytes": updates,
+            "the same model, trained again": training.train(base, 2),
+        }
+        for step in steps:
+            name = f"moved by {step:g} of the round's own step"
+            seconds[name] = training.train(base + step * mean(updates), 2)
+        seconds["another initial model"] = training.train(training.draw(2), 2)
+        found = {name: compute_cosines(updates, two) for name, two in seconds.items()}
         for number in range(1, max(rounds) + 1):
-            if number == 1:
-                again = training.train(base, 2)
-                _add(rows, "the same model, the same bytes", updates, updates)
-                _add(rows, "the same model, trained again", updates, again)
-                for step in steps:
-                    moved = base + step * mean(updates)
-                    name = f"moved by {step:g} of the round's own step"
-                    _add(rows, name, updates, training.train(moved, 2))
-                _add(
-                    rows,
-                    "another initial model",
-                    updates,
-                    training.train(training.draw(2), 2),
-                )
             base = base + mean(updates)
             following = training.train(base, number + 1)
             say(f"{kind}: round {number}")
             if number in rounds:
                 name = f"rounds {number} and {number + 1}, as they are"
-                _add(rows, name, updates, following)
+                found[name] = compute_cosines(updates, following)
             updates = following
-    table = Table(
-        (
-            "the second sum is over",
-            *(f"{kind}: {what}" for kind in kinds for what in ("whole", "own")),
-        ),
-        tuple((name, *found) for name, found in rows.items()),
-    )
-    return Section(
-        "differences",
-        "Differences: what two sums show of one agent",
-        (
-            """The sum of six agents' updates, less that of five of them: how near it is
-            to the update of the sixth. Cosines, of which 1 is its direction exactly and
-            0 says nothing: of the whole update, and of what is the agent's own in it,
-            that is without what the other five's mean shows already. Medians of the six
-            agents that can be left out. The example's breast cancer task, one epoch;
-            exact sums, each agent weighted by its examples. The parties refuse the
-            first two lines; nothing but noise limits the others.""",
-            table,
-            """Who knows the other updates needs no second sum: with `min_cohort` - 1
-            agents of one's own the difference is the update to the last bit (cosine 1,
-            whatever the task). So does a party that keeps back its part while the
-            others give theirs: it alone knows the sum, as if it were published.""",
-        ),
-    )
+        for name, (whole, own) in found.items():
+            row = rows.setdefault(name, {"the second sum is over": name})
+            row[f"{kind}: whole"] = f"{median(whole):.2f}"
+            row[f"{kind}: own"] = f"{median(own):.2f}"
+    return [make_table(rows.values())]
 
 
 def mean(updates: Mapping[str, Update]) -> Vector:
@@ -189,16 +157,6 @@ def _sum(updates: Mapping[str, Update], agents: Sequence[str]) -> Vector:
 
 def _cosine(one: Vector, other: Vector) -> float:
     return float(one @ other / (np.linalg.norm(one) * np.linalg.norm(other)))
-
-
-def _add(
-    rows: dict[str, list[str]],
-    name: str,
-    first: Mapping[str, Update],
-    second: Mapping[str, Update],
-) -> None:
-    row = rows.setdefault(name, [])
-    row += [f"{statistics.median(c):.2f}" for c in compute_cosines(first, second)]
 
 
 def _load() -> tuple[Any, Any]:

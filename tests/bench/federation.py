@@ -90,13 +90,7 @@ def make_update_event(
 def measure_waits(
     send: Callable[[int], object], reader: Iterator[object], count: int
 ) -> list[float]:
-    """Return how long it takes until what is sent can be read, milliseconds, sorted.
-
-    Args:
-        send: Sends one thing, of a number from 0 on.
-        reader: Gives each thing as it comes.
-        count: How many, one after the other.
-    """
+    """Return how long it takes until what is sent can be read, milliseconds, sorted."""
     waits = []
     for number in range(count):
         sent = time.perf_counter()
@@ -110,15 +104,14 @@ def measure_waits(
 
 def measure_leaf_ms(stack: BenchStack, federation_id: str, count: int) -> list[float]:
     """Return the time from one update's sending to its leaf; as `measure_waits`."""
-    producer = FastProducer(stack.settings, stack.registry, stack.genesis)
     name, key = next(iter(make_agent_keys(1).items()))
     reader = stack.follow_ledger(federation_id)
     for _ in range(stack.count_records(topics.LEDGER, federation_id)):
         next(reader)
 
     def send(number: int) -> None:
-        producer.send(make_update_event(federation_id, name, 10**6 + number), key)
-        producer.flush()
+        stack.producer.send(make_update_event(federation_id, name, 10**6 + number), key)
+        stack.producer.flush()
 
     return measure_waits(send, reader, count)
 
@@ -126,10 +119,9 @@ def measure_leaf_ms(stack: BenchStack, federation_id: str, count: int) -> list[f
 class FastProducer:
     """Sends signed events without waiting for each; `flush` waits for all."""
 
-    def __init__(
-        self, settings: Settings, registry: SchemaRegistry, genesis: bytes = NO_GENESIS
-    ) -> None:
-        self.genesis = genesis
+    def __init__(self, settings: Settings, registry: SchemaRegistry) -> None:
+        self.genesis = NO_GENESIS
+        """Of the federation that was founded last."""
         self._registry = registry
         self._failures: list[str] = []
         self._producer = Producer(
@@ -145,20 +137,20 @@ class FastProducer:
             }
         )
 
-    def send(self, event: e.Event, key: SigningKey, traceparent: str = "") -> None:
-        """Sign and send one event."""
+    def sign(
+        self, event: e.Event, key: SigningKey
+    ) -> tuple[str, bytes, bytes, Sequence[tuple[str, bytes]]]:
+        """Return an event as `send_raw` takes it."""
         data, value = self._registry.frame(event)
-        headers = make_headers(event, data, key, self.genesis, traceparent)
-        self.send_raw(
-            topics.topic_of(event), event.federation_id.encode(), value, headers
-        )
+        headers = make_headers(event, data, key, self.genesis, "")
+        return topics.topic_of(event), event.federation_id.encode(), value, headers
+
+    def send(self, event: e.Event, key: SigningKey) -> None:
+        """Sign and send one event."""
+        self.send_raw(*self.sign(event, key))
 
     def send_raw(
-        self,
-        topic: str,
-        key: bytes,
-        value: bytes,
-        headers: Sequence[tuple[str, bytes]],
+        self, topic: str, key: bytes, value: bytes, headers: Sequence[tuple[str, bytes]]
     ) -> None:
         """Send framed bytes."""
         while True:
@@ -196,22 +188,17 @@ class FastProducer:
 class BenchStack:
     """A running stack with topics, schemas and keys, and the services on it."""
 
-    work: Path
     settings: Settings
     registry: SchemaRegistry
     store: BlobStore
     supervisor: Supervisor
-    genesis: bytes = NO_GENESIS
-    """Of the federation that was founded last."""
-
-    @property
-    def keys(self) -> Path:
-        """Where the principals' keys are."""
-        return self.settings.state_directory / "keys"
+    producer: FastProducer
 
     def key(self, role: str) -> SigningKey:
         """Return a principal's key."""
-        return load_or_create_key(key_path(self.keys, role))
+        return load_or_create_key(
+            key_path(self.settings.state_directory / "keys", role)
+        )
 
     def found(
         self,
@@ -236,11 +223,11 @@ class BenchStack:
                 ledger_nodes=ledger_nodes,
                 **with_parties(parties, CLIP_NORM),
             ),
-            load_principals(self.keys),
+            load_principals(self.settings.state_directory / "keys"),
             make_model(num_parameters),
             self.store,
         )
-        self.genesis = operator.genesis
+        self.producer.genesis = operator.genesis
         return operator
 
     def serve(self, *services: str) -> None:
@@ -289,17 +276,10 @@ class BenchStack:
                 msg = f"the ledger did not move for {TIMEOUT_S:.0f} s"
                 raise StackError(msg, f"The logs are in {self.supervisor.logs}.")
 
-    def follow_events(
-        self, federation_id: str, start: int | None = None
-    ) -> Iterator[e.LedgerEvent]:
-        """Yield what a federation's leaves say, as they come; nothing is verified."""
-        for _, event in self.follow_leaves(federation_id, start):
-            yield event
-
     def follow_leaves(
         self, federation_id: str, start: int | None = None
     ) -> Iterator[tuple[bytes, e.LedgerEvent]]:
-        """Yield the hash of each leaf too."""
+        """Yield each leaf's hash and event; nothing is verified."""
         for record in self.follow_ledger(federation_id, start):
             for data in self.open_block(record).leaves:
                 leaf = codec.decode_as(e.Leaf, data)
@@ -311,32 +291,24 @@ class BenchStack:
         data = self.registry.unframe_trusted(record.value or b"")
         return codec.decode_as(e.BlockSequenced, data)
 
-    def wait_for_leaves(self, federation_id: str, count: int) -> int:
-        """Wait until a log has so many leaves; returns the offset after them."""
-        for record in self.follow_ledger(federation_id):
-            block = self.open_block(record)
-            if block.first_leaf_index + len(block.leaves) >= count:
-                return record.offset + 1
-        raise AssertionError("follow_ledger does not end")
-
-    def count_records(self, topic: str, federation_id: str) -> int:
-        """Return how many committed records of a federation a topic has."""
+    def read(self, topic: str, federation_id: str) -> Iterator[Record]:
+        """Yield a federation's committed records of a topic."""
         partition = find_partition(self.settings, topic, federation_id)
         key = federation_id.encode()
         records = read_partition(self.settings, topic, partition)
-        return sum(record.key == key for record in records)
+        return (record for record in records if record.key == key)
+
+    def count_records(self, topic: str, federation_id: str) -> int:
+        """Return how many there are."""
+        return sum(1 for _ in self.read(topic, federation_id))
 
     def create_topic(self, name: str) -> None:
         """Create a topic of the benchmark's own."""
         admin = AdminClient(
             {"bootstrap.servers": self.settings.bootstrap_servers, "log_level": 2}
         )
-        new = NewTopic(
-            name,
-            num_partitions=1,
-            replication_factor=1,
-            config={"max.message.bytes": str(MAX_RECORD_SIZE_BYTES)},
-        )
+        size = {"max.message.bytes": str(MAX_RECORD_SIZE_BYTES)}
+        new = NewTopic(name, num_partitions=1, replication_factor=1, config=size)
         admin.create_topics([new])[name].result(30)
 
 
@@ -363,8 +335,9 @@ def bench_stack(say: Say) -> Iterator[BenchStack]:
             store = BlobStore(settings)
             store.ensure_bucket()
             supervisor = Supervisor(environment, work / "logs")
+            producer = FastProducer(settings, registry)
             try:
-                yield BenchStack(work, settings, registry, store, supervisor)
+                yield BenchStack(settings, registry, store, supervisor, producer)
             finally:
                 supervisor.stop_all()
                 # Clients that nobody uses any more would complain of Kafka's end.
@@ -426,7 +399,11 @@ def admit(
 ) -> int:
     """Admit agents, wait until the ledger says so; returns the offset after it."""
     operator.admit(federation_id, {n: key.public_key for n, key in agents.items()})
-    return stack.wait_for_leaves(federation_id, 1 + len(agents))
+    for record in stack.follow_ledger(federation_id):
+        block = stack.open_block(record)
+        if block.first_leaf_index + len(block.leaves) > len(agents):
+            return record.offset + 1
+    raise AssertionError("follow_ledger does not end")
 
 
 def audit_ledger(
@@ -438,18 +415,12 @@ def audit_ledger(
     num_fetches: int = 2,
 ) -> Report:
     """Audit what is on Kafka as `moot audit` does, checkpoints included."""
-    ledger, checkpoints = (
-        read_partition(
-            stack.settings, topic, find_partition(stack.settings, topic, federation_id)
-        )
-        for topic in (topics.LEDGER, topics.CHECKPOINTS)
-    )
     report = run_audit(
-        ledger,
+        stack.read(topics.LEDGER, federation_id),
         federation_id=federation_id,
         unframe=stack.registry.unframe_trusted,
         fetch_blob=fetch_blob,
-        checkpoints=checkpoints,
+        checkpoints=stack.read(topics.CHECKPOINTS, federation_id),
         operator_key=operator_key,
         num_fetches=num_fetches,
     ).report

@@ -13,8 +13,7 @@ import gc
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
@@ -28,19 +27,17 @@ from consumers.node.kafka import KafkaIntake
 from consumers.node.ledger_node import LedgerNode
 from consumers.node.loop import NodeLoop
 from consumers.node.service import BLOCKS_FILE, TICK_S, TILES_DIRECTORY
-from tests.bench.federation import demand_sound
+from tests.bench.federation import Say, demand_sound
 from tests.bench.log import LogMaker
-from tests.bench.report import Table, show, show_target
+from tests.bench.report import make_table, show_target
 from tests.builders import make_key, unframe
 from tests.identities import make_identity
 
-Say = Callable[[str], None]
-
 FEDERATION: Final = "cost"
 NUM_NODES: Final = 4
-NUM_AGENTS: Final = 100
-NUM_LEAVES: Final = 6_000
-NUM_LEAVES_IN_SMALL_BLOCKS: Final = 500
+SIZES: Final = {100: 6_000, 1: 500}
+"""Leaves by agents in a round: large blocks, and the smallest."""
+QUICK_SIZES: Final = {100: 1_000, 1: 50}
 ROUNDS: Final = 3
 """Each is measured so often, in turn; the best counts."""
 TARGET: Final = 2.0
@@ -48,39 +45,9 @@ NODE: Final = "node00"
 BLOCK_INTERVAL_MS: Final = 100
 _UNUSED: Final = "unused"
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cost:
-    """What a log took.
-
-    Attributes:
-        num_leaves: Its leaves.
-        num_blocks: Its blocks.
-        node_s: Processor time of one node.
-        audit_s: That of the audit, finality included.
-        plain_audit_s: That of an audit that leaves the ledger nodes out.
-    """
-
-    num_leaves: int
-    num_blocks: int
-    node_s: float
-    audit_s: float
-    plain_audit_s: float
-
-    @property
-    def leaves_per_block(self) -> float:
-        """How large its blocks are on average."""
-        return self.num_leaves / self.num_blocks
-
-    @property
-    def ratio(self) -> float:
-        """What a leaf costs a node, in audits."""
-        return self.node_s / self.audit_s
-
-    @property
-    def plain_ratio(self) -> float:
-        """Likewise, in audits that leave the ledger nodes out."""
-        return self.node_s / self.plain_audit_s
+Cost = Mapping[str, float]
+"""Leaves and blocks, and processor seconds of a node, of an audit (finality included),
+and of an audit that leaves the ledger nodes out."""
 
 
 class MadeLog:
@@ -96,13 +63,8 @@ class MadeLog:
         self._directory = directory
         self._key = make_key(NODE)
         make_identity(directory / _UNUSED, NODE)
-        self.maker = LogMaker(FEDERATION, num_agents, 8, num_nodes=NUM_NODES)
-        self._steps = list(self.maker.make(num_leaves))
-
-    @property
-    def num_blocks(self) -> int:
-        """Number of blocks."""
-        return len(self._steps)
+        self._maker = LogMaker(FEDERATION, num_agents, 8, num_nodes=NUM_NODES)
+        self._steps = list(self._maker.make(num_leaves))
 
     def measure_node(self) -> float:
         """Return the processor time that one of its nodes takes, seconds.
@@ -134,7 +96,7 @@ class MadeLog:
             shutil.rmtree(directory)
         # The last block waits for a child, and the checkpoint of the one before for
         # the last tick.
-        if node.tree.final_height != self.num_blocks - 2 or node.alerts.all():
+        if node.tree.final_height != len(self._steps) - 2 or node.alerts.all():
             msg = f"the node says {node.describe()}"
             raise StackError(msg, "A bug of the benchmark or worse.")
         return elapsed
@@ -146,8 +108,7 @@ class MadeLog:
         intake = KafkaIntake(registry, loop)
         due_s = 0.0
         for number, step in enumerate(self._steps):
-            now_s = number * BLOCK_INTERVAL_MS / 1_000
-            while due_s <= now_s:
+            while due_s <= number * BLOCK_INTERVAL_MS / 1_000:
                 loop.step(lambda at=due_s: node.tick(at))  # type: ignore[misc]  # a default argument
                 due_s += TICK_S
             await intake.take(step.ledger)
@@ -159,7 +120,7 @@ class MadeLog:
             said = list(node.outbox)
             node.outbox.clear()
             for event in said:
-                await intake.take(self.maker.record(event, self._key))
+                await intake.take(self._maker.record(event, self._key))
         loop.step(lambda: node.tick(due_s))
 
     def measure_audit(self, *, with_nodes: bool) -> float:
@@ -179,83 +140,68 @@ class MadeLog:
             operator_key=make_key("OPERATOR").public_key,
         ).report
         elapsed = time.process_time() - began
-        demand_sound(found, self.maker.num_leaves)
+        demand_sound(found, self._maker.num_leaves)
         return elapsed
 
     def measure(self) -> Cost:
-        """Measure both, in turn, several times; the best of each counts."""
-        nodes, audits, plain = [], [], []
+        """Measure all, in turn, several times; the best of each counts."""
         # Neither would have the log in memory, so neither is to look through it.
         gc.collect()
         gc.freeze()
-        for _ in range(ROUNDS):
-            nodes.append(self.measure_node())
-            audits.append(self.measure_audit(with_nodes=True))
-            plain.append(self.measure_audit(with_nodes=False))
-        gc.unfreeze()
-        return Cost(
-            num_leaves=self.maker.num_leaves,
-            num_blocks=self.num_blocks,
-            node_s=min(nodes),
-            audit_s=min(audits),
-            plain_audit_s=min(plain),
+        nodes, audits, plain = zip(
+            *(
+                (
+                    self.measure_node(),
+                    self.measure_audit(with_nodes=True),
+                    self.measure_audit(with_nodes=False),
+                )
+                for _ in range(ROUNDS)
+            ),
+            strict=True,
         )
+        gc.unfreeze()
+        return {
+            "leaves": self._maker.num_leaves,
+            "blocks": len(self._steps),
+            "node_s": min(nodes),
+            "audit_s": min(audits),
+            "plain_audit_s": min(plain),
+        }
 
 
-def measure(say: Say, *, quick: bool) -> tuple[Cost, Cost]:
+def measure(say: Say, *, quick: bool) -> dict[int, Cost]:
     """Return what a log with large blocks takes, and one with the smallest."""
-    costs = []
-    for num_agents, num_leaves in (
-        (NUM_AGENTS, 1_000 if quick else NUM_LEAVES),
-        (1, 50 if quick else NUM_LEAVES_IN_SMALL_BLOCKS),
-    ):
+    costs = {}
+    for num_agents, num_leaves in (QUICK_SIZES if quick else SIZES).items():
         say(f"one node and the audit, {num_agents} agents: {num_leaves:,} leaves")
         with tempfile.TemporaryDirectory(prefix="moot-bench-") as folder:
-            costs.append(MadeLog(num_agents, num_leaves, Path(folder)).measure())
-    large, small = costs
-    return large, small
+            made = MadeLog(num_agents, num_leaves, Path(folder))
+            costs[num_agents] = made.measure()
+    return costs
 
 
-def report(large: Cost, small: Cost) -> tuple[str | Table, ...]:
-    """Say what was found, for the section of `tests.bench.finality`."""
+def report(costs: Mapping[int, Cost]) -> Sequence[str]:
+    """Say what was found, by agents in a round: the target is for large blocks."""
+    large = costs[max(costs)]
     return (
-        f"""\
-**What a node's re-verification costs beside the audit**, without Kafka's client, HTTP
-and a machine that others use: one of {NUM_NODES} nodes in one process reads a made log
-(as in [audit](#audit-and-restart-leaves-a-second)), its checkpoints and what the other
-nodes say, and the audit then reads the very same records. The node verifies every
-signature, hash, rule, fact, attestation and cosignature, computes state roots, attests,
-cosigns, and syncs blocks, votes and tiles to the disk; its time passes as on the log,
-{1_000 // BLOCK_INTERVAL_MS} blocks a second. The audit is `moot audit` without blobs;
-beside it one that leaves the ledger nodes out. Processor time, the kernel's included;
-best of {ROUNDS}.""",
-        show_target(large.ratio, TARGET, "audits"),
-        Table.under(
-            " | blocks | leaves per block | node, leaves/s | "
-            "node, ms per block | audit, leaves/s | audit, ms per block | "
-            "**node / audit** | node / audit without nodes",
-            (
-                (
-                    name,
-                    f"{cost.num_blocks:,}",
-                    f"{cost.leaves_per_block:.1f}",
-                    show(cost.num_leaves / cost.node_s),
-                    f"{1e3 * cost.node_s / cost.num_blocks:.2f}",
-                    show(cost.num_leaves / cost.audit_s),
-                    f"{1e3 * cost.audit_s / cost.num_blocks:.2f}",
-                    f"{cost.ratio:.2f}×",
-                    f"{cost.plain_ratio:.2f}×",
-                )
-                for name, cost in (
-                    (f"rounds of {NUM_AGENTS} agents", large),
-                    ("rounds of 1 agent", small),
-                )
-            ),
+        show_target(large["node_s"] / large["audit_s"], TARGET, "audits"),
+        make_table(
+            {
+                "rounds of": f"{agents} agent{'s' * (agents > 1)}",
+                "blocks": int(cost["blocks"]),
+                "leaves per block": cost["leaves"] / cost["blocks"],
+                "node, leaves/s": cost["leaves"] / cost["node_s"],
+                "node, ms per block": 1e3 * cost["node_s"] / cost["blocks"],
+                "audit, leaves/s": cost["leaves"] / cost["audit_s"],
+                "audit, ms per block": 1e3 * cost["audit_s"] / cost["blocks"],
+                "**node / audit**": f"{cost['node_s'] / cost['audit_s']:.2f}×",
+                "node / audit without nodes": (
+                    f"{cost['node_s'] / cost['plain_audit_s']:.2f}×"
+                ),
+                "of a core, at a block a second": (
+                    f"{cost['node_s'] / cost['blocks']:.2%}"
+                ),
+            }
+            for agents, cost in costs.items()
         ),
-        f"""\
-A block costs a node something however few leaves it has: it stores and syncs the block,
-two votes and its tiles, and signs and verifies what {NUM_NODES} nodes say of it. With
-blocks of hardly more than a leaf that is nearly all there is, and the target is not for
-them: it grows with blocks, not with leaves, and at one such block a second it is
-{small.node_s / small.num_blocks:.2%} of a core.""",
     )

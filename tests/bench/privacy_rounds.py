@@ -16,6 +16,7 @@ from typing import Any, Final
 import numpy as np
 
 from adapters.blobs import BlobStore
+from adapters.settings import load_settings
 from cli.modes.mpc import start_parties
 from producers.modes.mpc import commit, encode_within_bound
 from protocol.exchanged_state import Update
@@ -23,8 +24,8 @@ from protocol.modes.mpc.commitments import choose_row_length, get_generators
 from schemas import events as e
 from tests.bench.federation import BenchStack, Say, bench_stack
 from tests.bench.privacy_steps import NUM_PARTIES, one_thread
-from tests.bench.report import count_cores, median
-from tests.bench.rounds import SERVICES, Federation, Load
+from tests.bench.report import count_cores
+from tests.bench.rounds import SERVICES, Federation, Load, Timeline, find_round_s
 
 COMMIT: Final = "agents: commit, share, seal, prove"
 PARTIES: Final = "parties"
@@ -68,20 +69,20 @@ class Rounds:
 
 def measure_rounds(sizes: Sequence[Size], say: Say) -> list[Rounds]:
     """Run rounds of PLAIN, then of MPC, on a stack of their own."""
-    found = []
     with bench_stack(say) as stack:
         stack.serve(*SERVICES)
         plain = []
         for size in sizes:
             say(f"PLAIN: {size.num_agents} agents, {size.num_values:,} parameters")
             load = Load(stack, size.num_agents, size.num_values)
-            plain.append(load.measure(max(2, size.num_rounds), say).round_s)
+            plain.append(find_round_s(load.measure(max(2, size.num_rounds), say)[0]))
         # Parties that wait take a little time too: plain rounds are over by now.
         parties = start_parties(stack.supervisor, stack.settings, PARTY_NAMES)
+        found = []
         for size, plain_s in zip(sizes, plain, strict=True):
             say(f"MPC: {size.num_agents} agents, {size.num_values:,} parameters")
-            seconds, cpu_s = SecretLoad(stack, size, parties).measure(say)
-            found.append(Rounds(size, plain_s, median(seconds), cpu_s))
+            seen, cpu_s = SecretLoad(stack, size, parties).measure(say)
+            found.append(Rounds(size, plain_s, find_round_s(seen), cpu_s))
     return found
 
 
@@ -90,8 +91,6 @@ _STORE: BlobStore | None = None
 
 def _start_worker(num_values: int) -> None:
     global _STORE  # noqa: PLW0603  # one connection for each process
-    from adapters.settings import load_settings
-
     _STORE = BlobStore(load_settings())
     get_generators(choose_row_length(num_values))  # an agent makes them once
 
@@ -122,13 +121,7 @@ def _commit(
 
 
 class SecretLoad(Federation):
-    """A federation of aggregation MPC whose agents train nothing.
-
-    Args:
-        stack: Where.
-        size: What is run.
-        parties: Who adds up.
-    """
+    """A federation of aggregation MPC whose agents train nothing."""
 
     def __init__(
         self, stack: BenchStack, size: Size, parties: tuple[e.Party, ...]
@@ -139,22 +132,21 @@ class SecretLoad(Federation):
         self._lock = threading.Lock()
         self._agents_s = 0.0
 
-    def measure(self, say: Say) -> tuple[list[float], dict[str, float]]:
-        """Run rounds; returns how long each took on the ledger, and what took it."""
+    def measure(self, say: Say) -> tuple[list[Timeline], dict[str, float]]:
+        """Run rounds; see `Federation._run`."""
         size = self._size
         with ExitStack() as exits:
             workers = _start_workers(size.num_values, exits)
 
             def answer(started: e.RoundStarted, leaf: bytes) -> list[Future[Any]]:
-                about = self._config, self._stack.genesis, started, leaf
+                about = self._config, self._stack.producer.genesis, started, leaf
                 sent = []
                 for worker, name in zip(cycle(workers), self._agents, strict=False):
                     sent.append(worker.submit(_commit, *about, name))
                     sent[-1].add_done_callback(self._send)
                 return sent
 
-            seen, cpu_s = self._run(size.num_rounds, say, answer, size.is_warm)
-        return [one[e.AggregatePublished] for one in seen], cpu_s
+            return self._run(size.num_rounds, say, answer, size.is_warm)
 
     def _cpu_s(self) -> dict[str, float]:
         used = {COMMIT: self._agents_s}
@@ -168,9 +160,8 @@ class SecretLoad(Federation):
         event, seconds = future.result()
         with self._lock:
             self._agents_s += seconds
-        self._producer.genesis = self._stack.genesis
-        self._producer.send(event, self._agents[event.agent_id])
-        self._producer.flush()
+        self._stack.producer.send(event, self._agents[event.agent_id])
+        self._stack.producer.flush()
 
 
 def _start_workers(num_values: int, exits: ExitStack) -> list[ProcessPoolExecutor]:

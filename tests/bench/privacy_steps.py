@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from typing import Final, TypeVar
+from unittest.mock import patch
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -107,42 +108,11 @@ _WORD_HALVES: Final = 2
 T = TypeVar("T")
 
 
-def sum_seeds(count: int) -> str:
-    """Name the step."""
-    return f"sum the seed shares of {count} agents"
-
-
-def sum_full(count: int) -> str:
-    """Name the step."""
-    return f"sum the full shares of {count} agents"
-
-
-def verify_sums(count: int) -> str:
-    """Name the step."""
-    return f"verify all parties' sums, {count} agents"
-
-
-def combine(count: int) -> str:
-    """Name the step."""
-    return f"combine the commitments of {count} agents"
-
-
-def open_sum(count: int) -> str:
-    """Name the step."""
-    return f"open the sum of {count} agents"
-
-
-@dataclass(slots=True)
-class Step:
-    """Processor time of a step.
-
-    Attributes:
-        seconds: Median of what was measured.
-        limit_s: Of what the step can't do without, alone; None if it was not measured.
-    """
-
-    seconds: float
-    limit_s: float | None = None
+SUM_SEEDS: Final = "sum the seed shares of {} agents"
+SUM_FULL: Final = "sum the full shares of {} agents"
+VERIFY_SUMS: Final = "verify all parties' sums, {} agents"
+COMBINE: Final = "combine the commitments of {} agents"
+OPEN_SUM: Final = "open the sum of {} agents"
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +122,8 @@ class Found:
     Attributes:
         num_values: Length of an update.
         num_agents: Agents that really committed, proved and shared.
-        steps: By name.
+        seconds: Processor time of each step, median.
+        limits: What a step can't do without, alone.
         sizes: Bytes of what travels, by name.
         add_s: What numpy takes to add the largest cohort's arrays, and nothing else.
         one_thread: The part of the process's time that its one thread took.
@@ -160,35 +131,18 @@ class Found:
 
     num_values: int
     num_agents: int
-    steps: dict[str, Step]
+    seconds: dict[str, float]
+    limits: dict[str, float]
     sizes: dict[str, int]
     add_s: float
     one_thread: float
-
-    @property
-    def sent_bytes(self) -> int:
-        """What an agent stores for one update, events left out."""
-        return (
-            self.sizes["commitments"]
-            + self.sizes["norm proof"]
-            + (NUM_PARTIES - 1) * self.sizes["sealed seed share"]
-            + self.sizes["sealed full share"]
-        )
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Make processes that are started meanwhile compute in one thread each."""
-    saved = {name: os.environ.get(name) for name in THREAD_VARIABLES}
-    os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
-    try:
+    with patch.dict(os.environ, dict.fromkeys(THREAD_VARIABLES, "1")):
         yield
-    finally:
-        for name, value in saved.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def measure_alone(num_values: int, num_agents: int) -> Found:
@@ -202,7 +156,8 @@ def measure_alone(num_values: int, num_agents: int) -> Found:
 class _Clock:
     """Processor time of steps, and of the one thread that should take all of it."""
 
-    steps: dict[str, Step] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    limits: dict[str, float] = field(default_factory=dict)
     process_s: float = 0.0
     thread_s: float = 0.0
 
@@ -212,12 +167,16 @@ class _Clock:
         """Measure the median of several works; returns their results."""
         results: list[T] = []
         seconds = median([self._measure(work, results) for work in works])
-        self.steps[name] = Step(seconds / divide)
+        self.seconds[name] = seconds / divide
         return results
+
+    def repeat(self, name: str, work: Callable[[], T], *, divide: int = 1) -> T:
+        """Measure the median of one work, several times; returns its result."""
+        return self.time(name, [work] * NUM_REPEATS, divide=divide)[0]
 
     def limit(self, name: str, work: Callable[[], object], *, divide: int = 1) -> None:
         """Measure what a step can't do without."""
-        self.steps[name].limit_s = self.measure(work) / divide
+        self.limits[name] = self.measure(work) / divide
 
     def measure(self, work: Callable[[], object]) -> float:
         """Return the median time of a work."""
@@ -268,7 +227,8 @@ def measure(num_values: int, num_agents: int) -> Found:
     return Found(
         num_values=num_values,
         num_agents=num_agents,
-        steps=clock.steps,
+        seconds=clock.seconds,
+        limits=clock.limits,
         sizes=_measure_sizes(agents[0], sums[FULL_PARTY], num_values),
         add_s=add_s,
         one_thread=min(1.0, clock.thread_s / clock.process_s),
@@ -414,7 +374,7 @@ def _measure_proofs(clock: _Clock, agents: Sequence[_Agent]) -> None:
         VERIFY, [partial(verify_norm_proofs, [item]) for item in items]
     )
     batch = partial(verify_norm_proofs, items)
-    verdicts += clock.time(VERIFY_BATCH, [batch] * NUM_REPEATS, divide=len(items))
+    verdicts.append(clock.repeat(VERIFY_BATCH, batch, divide=len(items)))
     assert not any(error for found in verdicts for error in found), "honest proofs"
     length = agents[0].state.statement.row_length
     fixed = [*get_generators(length), get_blinding_generator(), get_scalar_generator()]
@@ -446,7 +406,7 @@ def _measure_sum_projection(clock: _Clock, agent: _Agent) -> Projection:
         num_rows=statement.num_rows,
         row_length=statement.row_length,
     )
-    return clock.time(EXPAND, [expand] * NUM_REPEATS)[0]
+    return clock.repeat(EXPAND, expand)
 
 
 def _measure_links(
@@ -499,9 +459,9 @@ def _measure_sums(
         return compute_party_sum(opened, shape=_get_shape(cohort[0]))
 
     count = len(cohort)
-    names = {SEED_PARTY: sum_seeds(count), FULL_PARTY: sum_full(count)}
+    names = {SEED_PARTY: SUM_SEEDS.format(count), FULL_PARTY: SUM_FULL.format(count)}
     return [
-        clock.time(names[party], [partial(add, party)] * NUM_REPEATS)[0]
+        clock.repeat(names[party], partial(add, party))
         if party in names
         else add(party)
         for party in range(NUM_PARTIES)
@@ -529,8 +489,11 @@ def _limit_sums(clock: _Clock, cohort: Sequence[_Agent], seats: _Seats) -> float
             seats.decrypt(agent, FULL_PARTY)
 
     add_s = clock.measure(add)
-    for name, cipher in ((sum_seeds(count), expand), (sum_full(count), decrypt)):
-        clock.steps[name].limit_s = clock.measure(cipher) + add_s
+    for name, cipher in (
+        (SUM_SEEDS.format(count), expand),
+        (SUM_FULL.format(count), decrypt),
+    ):
+        clock.limits[name] = clock.measure(cipher) + add_s
     return add_s
 
 
@@ -554,20 +517,24 @@ def _measure_opening(
                 sum_projection=projection,
             )
 
-    clock.time(verify_sums(count), [verify] * NUM_REPEATS)
+    clock.repeat(VERIFY_SUMS.format(count), verify)
     product = _make_product(cohort[0], NUM_SUM_PROJECTIONS)
-    clock.limit(verify_sums(count), lambda: [product() for _ in sums])
+    clock.limit(VERIFY_SUMS.format(count), lambda: [product() for _ in sums])
     rows = [agent.state.statement.rows for agent in cohort]
-    (combined,) = clock.time(combine(count), [lambda: combine_rows(rows, weights)])
+    (combined,) = clock.time(
+        COMBINE.format(count), [lambda: combine_rows(rows, weights)]
+    )
     short = [to_scalar(NUM_EXAMPLES)] * count
     clock.limit(
-        combine(count),
+        COMBINE.format(count),
         lambda: [
             G1Point.multiexp_unchecked(parse_points(column), short)
             for column in zip(*rows, strict=True)
         ],
     )
-    (total,) = clock.time(open_sum(count), [lambda: open_aggregate(sums, combined)])
+    (total,) = clock.time(
+        OPEN_SUM.format(count), [lambda: open_aggregate(sums, combined)]
+    )
     want = sum(agent.state.values for agent in cohort) * NUM_EXAMPLES
     assert np.array_equal(total, want), "the sum is exact"
     generators = list(get_generators(cohort[0].state.statement.row_length))
@@ -578,7 +545,7 @@ def _measure_opening(
         G1Point.multiexp_unchecked(generators, long)
         G1Point.multiexp_unchecked(parse_points(combined), weights_of_rows)
 
-    clock.limit(open_sum(count), multiply)
+    clock.limit(OPEN_SUM.format(count), multiply)
 
 
 def _measure_sizes(

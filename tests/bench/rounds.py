@@ -9,7 +9,6 @@ import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -17,19 +16,10 @@ import numpy as np
 from cli.stack.processes import StackError
 from protocol.encoding import parse_update, update_to_blob
 from schemas import events as e
-from tests.bench.federation import (
-    BenchStack,
-    FastProducer,
-    Say,
-    admit,
-    bench_stack,
-    make_agent_keys,
-)
-from tests.bench.report import Section, Table, median, show
+from tests.bench.federation import BenchStack, Say, admit, bench_stack, make_agent_keys
+from tests.bench.report import MEGA, make_table, median, name_size
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from ledger.signing import SigningKey
 
 NUM_UPLOADERS: Final = 4
@@ -40,76 +30,71 @@ NUM_ROUNDS: Final = 5
 WARM_UP_ROUNDS: Final = 1
 NUM_LIMIT_PASSES: Final = 3
 SERVICES: Final = ("sequencer", "rounds", "aggregator")
-MEGA: Final = 1e6
-STEPS: Final = (e.UpdateSubmitted, e.RoundSealed, e.AggregatePublished)
-"""What ends the phases of a `Timeline`."""
 
 Answer = Callable[[e.RoundStarted, bytes], Sequence[Future[Any]]]
 """Lets all agents answer a round, of which it gets the leaf's hash as well."""
+Timeline = dict[type, float]
+"""When each kind of event was seen last, seconds after its round's start."""
 
 
-@dataclass(frozen=True, slots=True)
-class Timeline:
-    """When a round's steps were seen on the ledger, seconds after its start."""
-
-    submitted_s: float
-    sealed_s: float
-    published_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Limit:
-    """What one client needs for the same bytes with nothing around them, seconds."""
-
-    write_s: float
-    read_s: float
-    sum_s: float
-
-    @property
-    def total_s(self) -> float:
-        """All of it, one after the other."""
-        return self.write_s + self.read_s + self.sum_s
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """What one size came to."""
-
-    num_agents: int
-    num_parameters: int
-    rounds: tuple[Timeline, ...]
-    limit: Limit
-    cpu_s: dict[str, float]
-
-    @property
-    def round_s(self) -> float:
-        """Median time of a round."""
-        return median(timeline.published_s for timeline in self.rounds)
-
-    @property
-    def update_bytes(self) -> int:
-        """Bytes of a round's updates."""
-        return 4 * self.num_agents * self.num_parameters
-
-
-def run(say: Say, *, quick: bool) -> Section:
-    """Measure, and say what was found."""
+def run(say: Say, *, quick: bool) -> Sequence[str]:
+    """Measure, and return what was found."""
+    tables: tuple[list[dict[str, object]], ...] = ([], [], [])
     with bench_stack(say) as stack:
         stack.serve(*SERVICES)
-        return report(
-            [
-                _measure(stack, size, 2 if quick else NUM_ROUNDS, say)
-                for size in (QUICK_SIZES if quick else SIZES)
-            ]
-        )
+        for size in QUICK_SIZES if quick else SIZES:
+            say("{} agents, {:,} parameters".format(*size))
+            load = Load(stack, *size)
+            seen, cpu_s = load.measure(2 if quick else NUM_ROUNDS, say)
+            limits = [load.move_bytes() for _ in range(NUM_LIMIT_PASSES)]
+            for table, row in zip(
+                tables, report(*size, seen, limits, cpu_s), strict=True
+            ):
+                table.append(name_size(*size) | row)
+    updates, limit, phases = map(make_table, tables)
+    return updates, "**Limit**, MB/s:", limit, "Where a round's time goes, s:", phases
 
 
-def _measure(
-    stack: BenchStack, size: tuple[int, int], num_rounds: int, say: Say
-) -> Found:
-    num_agents, num_parameters = size
-    say(f"{num_agents} agents, {num_parameters:,} parameters")
-    return Load(stack, num_agents, num_parameters).measure(num_rounds, say)
+def report(
+    num_agents: int,
+    num_parameters: int,
+    seen: Sequence[Timeline],
+    limits: Sequence[dict[str, float]],
+    cpu_s: dict[str, float],
+) -> tuple[dict[str, object], ...]:
+    """Return what a size has in each of the tables."""
+    limit = {step: median(one[step] for one in limits) for step in limits[0]}
+    limit_s, round_s = sum(limit.values()), find_round_s(seen)
+    mega = 4 * num_agents * num_parameters / MEGA
+    submitted, sealed, published = (
+        [one[kind] for one in seen]
+        for kind in (e.UpdateSubmitted, e.RoundSealed, e.AggregatePublished)
+    )
+
+    def between(ends: list[float], begins: list[float]) -> float:
+        return median(b - a for a, b in zip(begins, ends, strict=True))
+
+    return (
+        {
+            "updates/s": num_agents / round_s,
+            "MB/s": mega / round_s,
+            "s per round": round_s,
+            "limit, s": limit_s,
+            "round / limit": f"{round_s / limit_s:.1f}×",
+        },
+        {step: mega / seconds for step, seconds in limit.items()},
+        {
+            "storing and submitting": median(submitted),
+            "checking and sealing": between(sealed, submitted),
+            "adding up and publishing": between(published, sealed),
+            **{f"{name}, processor": cpu_s.get(name) for name in SERVICES},
+        },
+    )
+
+
+def find_round_s(seen: Sequence[Timeline]) -> float:
+    """Return the median time of a round."""
+    return median(one[e.AggregatePublished] for one in seen)
 
 
 class Federation:
@@ -136,34 +121,30 @@ class Federation:
         self._federation_id = federation_id
         self._parties = parties
         self._agents: dict[str, SigningKey] = make_agent_keys(num_agents)
-        self._producer = FastProducer(stack.settings, stack.registry)
 
     def _run(
         self, num_rounds: int, say: Say, answer: Answer, num_warm_up: int
-    ) -> tuple[list[dict[type, float]], dict[str, float]]:
+    ) -> tuple[list[Timeline], dict[str, float]]:
         """Run rounds, some of which do not count.
 
         Returns:
-            When each kind of event was seen last, seconds after each round's start;
-            and the processor time of a round, by who took it.
+            Each round's timeline, and the processor time of one by who took it.
         """
-        operator = self._stack.found(
-            self._federation_id,
-            self._num_parameters,
-            len(self._agents),
-            parties=self._parties,
+        stack, name = self._stack, self._federation_id
+        operator = stack.found(
+            name, self._num_parameters, len(self._agents), parties=self._parties
         )
-        offset = admit(self._stack, operator, self._federation_id, self._agents)
-        _, config = next(self._stack.follow_leaves(self._federation_id))
+        offset = admit(stack, operator, name, self._agents)
+        _, config = next(stack.follow_leaves(name))
         assert isinstance(config, e.FederationConfigured), "it begins with one"
         self._config = config
-        leaves = self._stack.follow_leaves(self._federation_id, offset)
-        found: list[dict[type, float]] = []
+        leaves = stack.follow_leaves(name, offset)
+        found: list[Timeline] = []
         before = self._cpu_s()
         for number in range(1, num_warm_up + num_rounds + 1):
             if number == num_warm_up + 1:
                 found, before = [], self._cpu_s()
-            operator.request_round(self._federation_id, number)
+            operator.request_round(name, number)
             found.append(self._run_round(leaves, answer))
             say(f"round {number}: {found[-1][e.AggregatePublished]:.2f} s")
         after = self._cpu_s()
@@ -171,8 +152,8 @@ class Federation:
 
     def _run_round(
         self, leaves: Iterator[tuple[bytes, e.LedgerEvent]], answer: Answer
-    ) -> dict[type, float]:
-        seen: dict[type, float] = {}
+    ) -> Timeline:
+        seen: Timeline = {}
         sent: Sequence[Future[Any]] = ()
         began = 0.0
         for leaf, event in leaves:
@@ -197,7 +178,7 @@ class Federation:
                 break
         for future in sent:
             future.result()
-        self._producer.flush()
+        self._stack.producer.flush()
         return seen
 
     def _cpu_s(self) -> dict[str, float]:
@@ -206,24 +187,20 @@ class Federation:
 
 
 class Load(Federation):
-    """One with aggregation PLAIN, whose agents submit random integers.
-
-    Args:
-        stack: Where.
-        num_agents: Its agents; all are in every cohort.
-        num_parameters: The size of its model.
-    """
+    """One with aggregation PLAIN, whose agents submit random integers."""
 
     def __init__(self, stack: BenchStack, num_agents: int, num_parameters: int) -> None:
         name = f"bench-{num_agents}-{num_parameters}"
         super().__init__(stack, name, num_agents, num_parameters)
-        self._values: NDArray[np.int32] = np.random.default_rng(0).integers(
+        self._values = np.random.default_rng(0).integers(
             -(2**20), 2**20, num_parameters, np.int32
         )
         self._counter = itertools.count(1)
 
-    def measure(self, num_rounds: int, say: Say) -> Found:
-        """Run rounds, then move the same bytes without anything around them."""
+    def measure(
+        self, num_rounds: int, say: Say
+    ) -> tuple[list[Timeline], dict[str, float]]:
+        """Run rounds after one to warm up; see `Federation._run`."""
         with ThreadPoolExecutor(NUM_UPLOADERS, "agent") as pool:
 
             def answer(event: e.RoundStarted, _leaf: bytes) -> list[Future[None]]:
@@ -232,14 +209,7 @@ class Load(Federation):
                     for name, key in self._agents.items()
                 ]
 
-            seen, cpu_s = self._run(num_rounds, say, answer, WARM_UP_ROUNDS)
-        return Found(
-            len(self._agents),
-            self._num_parameters,
-            tuple(Timeline(*(one[step] for step in STEPS)) for one in seen),
-            self._measure_limit(),
-            cpu_s,
-        )
+            return self._run(num_rounds, say, answer, WARM_UP_ROUNDS)
 
     def _make_blob(self) -> bytes:
         """Return an update that was never there before."""
@@ -248,28 +218,19 @@ class Load(Federation):
         return update_to_blob(values)
 
     def _answer(self, started: e.RoundStarted, name: str, key: SigningKey) -> None:
-        update = self._stack.store.store(self._make_blob())
         submitted = e.UpdateSubmitted(
             federation_id=started.federation_id,
             round=started.round,
             agent_id=name,
             base_model_sha256=started.base_model.sha256,
-            update=update,
+            update=self._stack.store.store(self._make_blob()),
             num_examples=100,
             loss_micros=500_000,
         )
-        self._producer.genesis = self._stack.genesis
-        self._producer.send(submitted, key)
+        self._stack.producer.send(submitted, key)
 
-    def _measure_limit(self) -> Limit:
-        passes = [self._move_bytes() for _ in range(NUM_LIMIT_PASSES)]
-        return Limit(
-            median(item.write_s for item in passes),
-            median(item.read_s for item in passes),
-            median(item.sum_s for item in passes),
-        )
-
-    def _move_bytes(self) -> Limit:
+    def move_bytes(self) -> dict[str, float]:
+        """Return what one client needs for the same bytes, nothing around them."""
         blobs = [self._make_blob() for _ in self._agents]
         store, size = self._stack.store, self._num_parameters
         with ThreadPoolExecutor(NUM_UPLOADERS) as pool:
@@ -284,103 +245,8 @@ class Load(Federation):
         total = np.zeros(size, np.int64)
         for blob in blobs:
             total += parse_update(blob, num_parameters=size)
-        return Limit(written - began, read - written, time.perf_counter() - read)
-
-
-def report(found: list[Found]) -> Section:
-    """Say what was found."""
-    rates = [
-        (
-            f"{item.num_agents} × {item.num_parameters:,}",
-            show(item.num_agents / item.round_s),
-            show(item.update_bytes / MEGA / item.round_s),
-            show(item.round_s),
-            show(item.limit.total_s),
-            f"{item.round_s / item.limit.total_s:.1f}×",
-        )
-        for item in found
-    ]
-    phases = [
-        (
-            f"{item.num_agents} × {item.num_parameters:,}",
-            *(
-                show(median(values))
-                for values in zip(*map(_phases, item.rounds), strict=True)
-            ),
-            *(show(item.cpu_s.get(name, 0.0)) for name in SERVICES),
-        )
-        for item in found
-    ]
-    limits = [
-        (
-            f"{item.num_agents} × {item.num_parameters:,}",
-            *(
-                show(item.update_bytes / MEGA / seconds)
-                for seconds in (
-                    item.limit.write_s,
-                    item.limit.read_s,
-                    item.limit.sum_s,
-                )
-            ),
-        )
-        for item in found
-    ]
-    largest = max(found, key=lambda item: item.update_bytes)
-    smallest = min(found, key=lambda item: item.update_bytes)
-    names = (
-        "storing and submitting", "checking and sealing", "adding up and publishing",
-    )  # fmt: skip
-    shares = [
-        median(values) / largest.round_s
-        for values in zip(*map(_phases, largest.rounds), strict=True)
-    ]
-    slowest = names[shares.index(max(shares))]
-    return Section(
-        "rounds",
-        "Rounds: updates a second, end to end",
-        (
-            f"""\
-Real Kafka, MinIO, sequencer, rounds decider and aggregator. The agents are keys in one
-process, {NUM_UPLOADERS} at a time: they train nothing, but store an update of random
-int32 in MinIO and submit it. Measured on the ledger, from `RoundStarted` to
-`AggregatePublished`; medians of {len(found[0].rounds)} rounds after a warm-up. MB are
-the updates' own bytes, 4 a parameter.""",
-            Table.under(
-                "agents × parameters | updates/s | MB/s | "
-                "s per round | limit, s | round / limit",
-                rates,
-            ),
-            f"""\
-**Limit**: one client with as many threads stores the same bytes in the same MinIO,
-fetches each blob once with its digest verified, and adds them up with numpy, one step
-after the other (a round fetches while others still store); medians of
-{NUM_LIMIT_PASSES} passes. In MB/s:""",
-            Table(("agents × parameters", "store", "fetch", "add"), tuple(limits)),
-            """\
-Where the time of a round goes, in seconds: until the last update is on the ledger,
-from there until the last is checked and the round sealed, until the aggregate is on the
-ledger; then the services' processor time for a round:""",
-            Table(
-                ("agents × parameters", *names, *SERVICES),
-                tuple(phases),
-            ),
-            f"""\
-**Hot spot**: for {largest.num_agents} × {largest.num_parameters:,} it is {slowest},
-{max(shares):.0%} of the round. The smallest rounds
-({smallest.num_agents} × {smallest.num_parameters:,}) are bound by hops between
-processors: an update, its check, its acceptance, the seal, the claim and the aggregate
-each take a Kafka transaction on the way to the ledger, and one on the way from it.""",
-            """\
-**Next**: the aggregator fetches every update twice, once to check it and once to add it
-up; an update that is added while it is checked would spare the second. After that,
-several aggregators that share a cohort: their partial sums are exact in any order.""",
-        ),
-    )
-
-
-def _phases(timeline: Timeline) -> tuple[float, float, float]:
-    return (
-        timeline.submitted_s,
-        timeline.sealed_s - timeline.submitted_s,
-        timeline.published_s - timeline.sealed_s,
-    )
+        return {
+            "store": written - began,
+            "fetch": read - written,
+            "add": time.perf_counter() - read,
+        }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
 import time
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -9,12 +11,7 @@ from typing import Final
 
 from cli.show import say
 from cli.stack.processes import StackError
-from tests.bench.report import (
-    Section,
-    inspect_machine,
-    render_document,
-    replace_section,
-)
+from tests.bench.report import describe_machine
 from tests.paths import ROOT
 
 BENCHMARKS: Final = (
@@ -31,16 +28,17 @@ DOCUMENT: Final = ROOT / "docs" / "benchmarks.md"
 
 
 def run_bench(names: Sequence[str], *, quick: bool, write: bool) -> None:
-    """Run benchmarks and print what they found, or write the document.
+    """Run benchmarks and print what they found, or write it into the document.
 
     Args:
         names: Which; all of them if empty.
         quick: Small sizes: to see that it runs, not how fast.
-        write: Write ``docs/benchmarks.md`` instead of printing: all of it, or only the
-            sections of the benchmarks that are named.
+        write: Put the figures into their places in ``docs/benchmarks.md``, which says
+            what they mean.
 
     Raises:
-        StackError: there is no such benchmark, or one of them failed.
+        StackError: there is no such benchmark, it has no place in the document, or it
+            failed.
     """
     chosen = choose(names)
     if write and quick:
@@ -48,20 +46,16 @@ def run_bench(names: Sequence[str], *, quick: bool, write: bool) -> None:
             "the document holds every benchmark in its full size",
             "Leave out --write or --quick.",
         )
-    machine = inspect_machine()
-    sections = [_load(name)(_sayer(name), quick=quick) for name in chosen]
-    if write and chosen != BENCHMARKS:
-        document = DOCUMENT.read_text(encoding="utf-8")
-        for section in sections:
-            document = replace_section(document, section, machine, BENCHMARKS)
-    else:
-        command = " ".join(["moot bench", *names, *(["--quick"] if quick else [])])
-        document = render_document(machine, sections, command + " --write" * write)
-    if write:
-        DOCUMENT.write_text(document, encoding="utf-8")
-        say(f"wrote {DOCUMENT.name}", is_error=True)
-    else:
-        say(*document.splitlines())
+    machine = describe_machine()
+    for name in chosen:
+        figures = _format([*_load(name)(_sayer(name), quick=quick), machine])
+        if write:
+            document = DOCUMENT.read_text(encoding="utf-8")
+            document = replace_figures(document, name, figures)
+            DOCUMENT.write_text(document, encoding="utf-8")
+            say(f"wrote {name} in {DOCUMENT.name}", is_error=True)
+        else:
+            say(f"## {name}", "", *figures.splitlines(), "")
 
 
 def choose(names: Sequence[str]) -> tuple[str, ...]:
@@ -79,8 +73,32 @@ def choose(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in BENCHMARKS if not names or name in names)
 
 
-def _load(name: str) -> Callable[..., Section]:
-    run: Callable[..., Section] = import_module(f"tests.bench.{name}").run
+def replace_figures(document: str, name: str, figures: str) -> str:
+    """Return the document with one benchmark's figures; all else stays as it is.
+
+    Raises:
+        StackError: it has no place for them.
+    """
+    begin, end = f"<!-- moot bench {name} -->\n", "<!-- end -->"
+    place = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+    document, count = place.subn(lambda _: f"{begin}\n{figures}\n\n{end}", document)
+    if count != 1:
+        msg = f"{DOCUMENT.name} has {count or 'no'} places for {name}"
+        raise StackError(msg, f"The place begins with {begin.strip()}.")
+    return document
+
+
+def _format(parts: Sequence[str]) -> str:
+    return "\n\n".join(
+        part
+        if part.startswith("|")
+        else textwrap.fill(part, 100, break_long_words=False, break_on_hyphens=False)
+        for part in parts
+    )
+
+
+def _load(name: str) -> Callable[..., Sequence[str]]:
+    run: Callable[..., Sequence[str]] = import_module(f"tests.bench.{name}").run
     return run
 
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 import itertools
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from adapters.kafka import Record, follow_partition
 from cli.stack.processes import StackError, kill_owned, spawn_owned
 from protocol.envelope import verify_event
 from protocol.log import sequence
 from schemas import codec
 from tests.bench.federation import (
     BenchStack,
-    FastProducer,
     Say,
     admit,
     bench_stack,
@@ -26,12 +26,10 @@ from tests.bench.federation import (
 )
 from tests.bench.passthrough import OUTPUT_TOPIC
 from tests.bench.report import (
-    Section,
-    Table,
-    find_hot_spots,
+    MEGA,
+    make_table,
     measure_rate,
     median,
-    show,
     show_hot_spots,
     show_target,
 )
@@ -45,8 +43,6 @@ NUM_AGENTS: Final = 100
 NUM_LEAVES: Final = 20_000
 NUM_LATENCIES: Final = 50
 TARGET: Final = 2_000.0
-WALL: Final = "wall"
-PER_CORE: Final = "per core"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,109 +52,92 @@ class Throughput:
     Attributes:
         per_s: By the clock.
         per_cpu_s: By the process's processor time; None where it is unknown.
-        block_sizes: Leaves of each block.
+        sizes: Leaves of each block.
     """
 
     per_s: float
     per_cpu_s: float | None
-    block_sizes: tuple[int, ...] = ()
+    sizes: Sequence[int]
 
 
-def run(say: Say, *, quick: bool) -> Section:
-    """Measure, and say what was found."""
+def run(say: Say, *, quick: bool) -> Sequence[str]:
+    """Measure, and return what was found."""
     count = 2_000 if quick else NUM_LEAVES
     with bench_stack(say) as stack:
         agents = make_agent_keys(NUM_AGENTS)
-        offset = _prepare(stack, agents)
+        operator = stack.found(FEDERATION, 10, NUM_AGENTS)
+        stack.serve("sequencer")
+        offset = admit(stack, operator, FEDERATION, agents)
+        stack.supervisor.stop("sequencer")
         say(f"sending {count} signed updates")
-        _produce(stack, agents, count)
+        for name, number in zip(itertools.cycle(agents), range(count), strict=False):
+            event = make_update_event(FEDERATION, name, number)
+            stack.producer.send(event, agents[name])
+        stack.producer.flush()
         say("sequencing them")
         live = _measure_sequencer(stack, offset, count)
         say("one update at a time")
-        waits = 10 if quick else NUM_LATENCIES
-        latencies_ms = measure_leaf_ms(stack, FEDERATION, waits)
+        waits = measure_leaf_ms(stack, FEDERATION, 10 if quick else NUM_LATENCIES)
         stack.supervisor.stop("sequencer")
         say("the same records through a Faust app that does nothing")
         ceiling = _measure_passthrough(stack, count)
     say("the same records without Kafka")
-    return report(live, ceiling, latencies_ms, agents, count)
-
-
-def _prepare(stack: BenchStack, agents: dict[str, SigningKey]) -> int:
-    operator = stack.found(FEDERATION, 10, NUM_AGENTS)
-    stack.serve("sequencer")
-    offset = admit(stack, operator, FEDERATION, agents)
-    stack.supervisor.stop("sequencer")
-    return offset
-
-
-def _produce(stack: BenchStack, agents: dict[str, SigningKey], count: int) -> None:
-    producer = FastProducer(stack.settings, stack.registry, stack.genesis)
-    names = list(agents)
-    for number in range(count):
-        name = names[number % len(names)]
-        producer.send(make_update_event(FEDERATION, name, number), agents[name])
-    producer.flush()
+    return report(live, ceiling, waits, Offline(agents, count // 4, live.sizes))
 
 
 def _measure_sequencer(stack: BenchStack, offset: int, count: int) -> Throughput:
     stack.serve("sequencer")
-    sizes: list[int] = []
+    records = stack.follow_ledger(FEDERATION, offset)
+    sizes = (len(stack.open_block(record).leaves) for record in records)
+    return measure_throughput(sizes, count, lambda: stack.cpu_s("sequencer"))
+
+
+def measure_throughput(
+    sizes: Iterable[int], count: int, measure_cpu: Callable[[], float | None]
+) -> Throughput:
+    """Measure from the first block on: a process's start is not its throughput.
+
+    Args:
+        sizes: Leaves of each block, as they come.
+        count: Of how many.
+        measure_cpu: Returns the process's processor time so far.
+    """
+    seen: list[int] = []
     began, cpu_began = 0.0, None
-    for record in stack.follow_ledger(FEDERATION, offset):
-        sizes.append(len(stack.open_block(record).leaves))
-        if len(sizes) == 1:
-            # From the first block on: the process's start is not its throughput.
-            began, cpu_began = time.perf_counter(), stack.cpu_s("sequencer")
-        if sum(sizes) >= count:
+    for size in sizes:
+        seen.append(size)
+        if len(seen) == 1:
+            began, cpu_began = time.perf_counter(), measure_cpu()
+        if sum(seen) >= count:
             break
-    elapsed = time.perf_counter() - began
-    return _throughput(
-        sum(sizes[1:]), elapsed, cpu_began, stack.cpu_s("sequencer"), sizes
-    )
+    done, elapsed, cpu_ended = sum(seen[1:]), time.perf_counter() - began, measure_cpu()
+    per_cpu_s = None
+    if cpu_began is not None and cpu_ended is not None:
+        per_cpu_s = done / max(cpu_ended - cpu_began, 1e-9)
+    return Throughput(done / max(elapsed, 1e-9), per_cpu_s, seen)
 
 
 def _measure_passthrough(stack: BenchStack, count: int) -> Throughput:
-    from adapters.kafka import Record, follow_partition
-
     stack.create_topic(OUTPUT_TOPIC)
     process = spawn_owned(
         [sys.executable, "-m", "tests.bench.passthrough"],
         env=stack.process_environment(),
         log_path=stack.supervisor.log_path("passthrough"),
     )
-    try:
-        sizes: list[int] = []
-        began, cpu_began = 0.0, None
+
+    def read_sizes() -> Iterator[int]:
         for record in follow_partition(stack.settings, OUTPUT_TOPIC, 0):
-            if not isinstance(record, Record):
-                if process.poll() is not None:
-                    raise StackError("the pass-through ended", "See its log.")
-                continue
-            sizes.append(int(record.header("count") or b"0"))
-            if len(sizes) == 1:
-                began, cpu_began = time.perf_counter(), measure_cpu_s(process.pid)
-            if sum(sizes) >= count:
-                break
-        elapsed = time.perf_counter() - began
-        cpu_ended = measure_cpu_s(process.pid)
-        return _throughput(sum(sizes[1:]), elapsed, cpu_began, cpu_ended, sizes)
+            if isinstance(record, Record):
+                yield int(record.header("count") or b"0")
+            elif process.poll() is not None:
+                raise StackError("the pass-through ended", "See its log.")
+
+    try:
+        return measure_throughput(
+            read_sizes(), count, lambda: measure_cpu_s(process.pid)
+        )
     finally:
         kill_owned(process)
-
-
-def _throughput(
-    count: int,
-    elapsed_s: float,
-    cpu_began: float | None,
-    cpu_ended: float | None,
-    sizes: Sequence[int],
-) -> Throughput:
-    if cpu_began is None or cpu_ended is None:
-        per_cpu_s = None
-    else:
-        per_cpu_s = count / max(cpu_ended - cpu_began, 1e-9)
-    return Throughput(count / max(elapsed_s, 1e-9), per_cpu_s, tuple(sizes))
 
 
 class Offline:
@@ -167,13 +146,13 @@ class Offline:
     Args:
         agents: Who signs: keys of their names.
         count: How many updates.
-        block_size: Leaves of a block.
+        sizes: Leaves of blocks, of which the median is taken.
     """
 
     def __init__(
-        self, agents: dict[str, SigningKey], count: int, block_size: int
+        self, agents: dict[str, SigningKey], count: int, sizes: Sequence[int]
     ) -> None:
-        self._block_size = block_size
+        self._block_size = round(median(sizes))
         log = LogBuilder(
             federation_id=FEDERATION, cohort_size=len(agents), ledger_nodes=()
         )
@@ -189,12 +168,8 @@ class Offline:
     def verify(self) -> None:
         """Verify every signature, and do nothing else."""
         for public_key, record in zip(self._authors, self.batch, strict=True):
-            verify_event(
-                public_key,
-                self._genesis,
-                record.event or b"",
-                record.signature or b"",
-            )
+            event, signature = record.event or b"", record.signature or b""
+            verify_event(public_key, self._genesis, event, signature)
 
     def decode(self) -> None:
         """Decode every event, and do nothing else."""
@@ -211,71 +186,59 @@ class Offline:
 
 
 def report(
-    live: Throughput,
-    ceiling: Throughput,
-    latencies_ms: list[float],
-    agents: dict[str, SigningKey],
-    count: int,
-) -> Section:
+    live: Throughput, ceiling: Throughput, waits_ms: Sequence[float], offline: Offline
+) -> Sequence[str]:
     """Say what was found, with the same records sequenced in this process."""
-    block_size = round(median(live.block_sizes))
-    offline = Offline(agents, count // 4, block_size)
-    verify = measure_rate(offline.verify, len(offline.batch))
-    decode = measure_rate(offline.decode, len(offline.batch))
-    alone = measure_rate(offline.sequence, len(offline.batch))
-    spots = find_hot_spots(offline.sequence)
-    own = live.per_cpu_s
-
-    def row(name: str, rate: float, basis: str) -> tuple[str, ...]:
-        reached = own if basis == PER_CORE else live.per_s
-        return name, show(rate), f"{reached / rate:.0%}" if reached else "", basis
-
-    rows = [
-        ("**sequencer, exactly-once, through Kafka**", show(live.per_s), "", WALL),
-        *([("the same", show(own), "", PER_CORE)] if own else []),
-        row("Faust that only copies bytes, exactly-once", ceiling.per_s, WALL),
-        *([row("the same", ceiling.per_cpu_s, PER_CORE)] if ceiling.per_cpu_s else []),
-        row("`sequence()` alone, without Kafka", alone, PER_CORE),
-        row("decoding the events alone", decode, PER_CORE),
-        row("Ed25519 verification alone", verify, PER_CORE),
-    ]
-    parts: list[str | Table] = [
-        f"""\
-{count:,} updates, signed by {len(agents)} admitted agents, lie on `moot.updates`. The
-sequencer starts and turns them into blocks on `moot.ledger`: it verifies every
-signature, checks every rule of admission, hashes the tree, signs blocks and
-checkpoints, all in Kafka transactions. Measured by a `read_committed` consumer from the
-first block to the last; blocks of {min(live.block_sizes[1:] or live.block_sizes)} to
-{max(live.block_sizes)} leaves.""",
-        show_target(live.per_s, TARGET, "leaves/s", at_least=True),
-        Table(("", "leaves/s", "sequencer reaches", "by"), tuple(rows)),
-        f"""\
-One at a time, from an update's sending until its leaf can be read: median
-{show(median(latencies_ms))} ms, 90th percentile
-{show(latencies_ms[int(len(latencies_ms) * 0.9)])} ms. Most of it is what a Kafka
-transaction takes: five requests, one after the other.""",
-        f"**Hot spot** of `sequence()`: {show_hot_spots(spots)}.",
-        _explain(live, ceiling, alone, verify),
-        """\
-**Next**: libsodium releases Python's lock, so a batch's signatures could be verified by
-several threads before the rules look at them in order; federations are independent, so
-partitions and replicas of the sequencer multiply the rate.""",
-    ]
-    return Section("sequencer", "Sequencer: leaves a second", tuple(parts))
-
-
-def _explain(live: Throughput, ceiling: Throughput, alone: float, verify: float) -> str:
-    text = (
-        f"**Limit**: one core verifies {show(verify)} signatures a second, and "
-        f"`sequence()`, which includes that, takes {alone / verify:.0%} of that rate."
+    verify, decode, alone = (
+        measure_rate(work, len(offline.batch))
+        for work in (offline.verify, offline.decode, offline.sequence)
     )
-    if live.per_cpu_s and ceiling.per_cpu_s:
-        total = 1e6 / live.per_cpu_s
-        text += (
-            f" Of the {total:.0f} µs of processor time for a leaf, the signature is "
-            f"{1e6 / verify:.0f}, the rest of `sequence()` "
-            f"{1e6 / alone - 1e6 / verify:.0f}, and Faust, aiokafka and unframing "
-            f"{total - 1e6 / alone:.0f} (the app that only copies needs "
-            f"{1e6 / ceiling.per_cpu_s:.0f})."
+    own = live.per_cpu_s
+    rates = (
+        ("**sequencer, exactly-once, through Kafka**", live.per_s, None, "wall"),
+        ("the same", own, None, "per core"),
+        ("Faust that only copies, exactly-once", ceiling.per_s, live.per_s, "wall"),
+        ("the same", ceiling.per_cpu_s, own, "per core"),
+        ("`sequence()` alone, without Kafka", alone, own, "per core"),
+        ("decoding the events alone", decode, own, "per core"),
+        ("Ed25519 verification alone", verify, own, "per core"),
+    )
+    parts = [
+        show_target(live.per_s, TARGET, "leaves/s", at_least=True),
+        make_table(
+            {
+                "": name,
+                "leaves/s": rate,
+                "sequencer reaches": f"{reached / rate:.0%}" if reached else None,
+                "by": basis,
+            }
+            for name, rate, reached, basis in rates
+            if rate
+        ),
+        f"Blocks of {min(live.sizes[1:] or live.sizes)} to {max(live.sizes)} leaves.",
+        make_table(
+            [
+                {
+                    "": "one update at a time, until its leaf can be read",
+                    "median, ms": median(waits_ms),
+                    "90th percentile, ms": waits_ms[int(len(waits_ms) * 0.9)],
+                }
+            ]
+        ),
+    ]
+    if own and ceiling.per_cpu_s:
+        parts.append(
+            make_table(
+                [
+                    {
+                        "": "processor time, µs a leaf",
+                        "signature": MEGA / verify,
+                        "the rest of `sequence()`": MEGA / alone - MEGA / verify,
+                        "Faust, aiokafka, unframing": MEGA / own - MEGA / alone,
+                        "all": MEGA / own,
+                        "the app that only copies": MEGA / ceiling.per_cpu_s,
+                    }
+                ]
+            )
         )
-    return text
+    return [*parts, show_hot_spots("`sequence()`", offline.sequence)]

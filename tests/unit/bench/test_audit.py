@@ -60,12 +60,19 @@ def test_memory_is_that_of_a_whole_session():
 
 
 def test_a_long_log_is_reported_beside_its_target():
-    longs = [
-        bench_audit.Long(1, 1_000_000, 260_000, 200.0, 199.0, 95_000_000),
-        bench_audit.Long(2, 1_000_000, 260_000, 125.0, 240.0, 190_000_000),
-    ]
-    pace = bench_audit.Pace(1_000, 1.0, 1.0)
-    text = bench_audit._report(longs, 16_000.0, pace, pace, pace, pace, []).render()
-    assert "| 2 processes | 125 | 240 | 8,000 | 190 | 1.60× |" in text
+    longs = {
+        1: bench_audit.Long(1_000_000, 260_000, 200.0, 199.0, 95_000_000),
+        2: bench_audit.Long(1_000_000, 260_000, 125.0, 240.0, 190_000_000),
+    }
+    paces = {
+        "without": bench_audit.Pace(8_000, 2.0, 1.0),
+        "with": bench_audit.Pace(1_000, 2.0, 2.0, 6_000_000),
+    }
+    text = "\n".join(bench_audit.report(longs, 16_000.0, paces))
+    assert "| 2 | 125 | 240 | 8,000 | 190 | 1.60× |" in text
+    assert "| without | 8,000 | 4,000 | 8,000 | 125 | 50% |  |" in text
+    assert "| with | 1,000 | 500 | 500 | 2,000 | 3% | 3.00 |" in text
+    assert "at least 5,000 leaves/s per core, signatures included: met, 8,000" in text
+    assert "verification alone |  |  | 16,000 | 62.5 | 100% |  |" in text
     assert "at most 180 s for it with two processes: met, 125." in text
     assert "at most 500 MB of memory, both processes: met, 190." in text

@@ -10,6 +10,7 @@ import pytest
 
 from cli.stack.processes import StackError, kill_owned, spawn_owned
 from consumers.audit.auditor import run_audit
+from schemas import events as e
 from tests.bench import aggregation as bench_aggregation
 from tests.bench import rounds as bench_rounds
 from tests.bench import run as bench
@@ -17,24 +18,17 @@ from tests.bench import sequencer as bench_sequencer
 from tests.bench.federation import make_agent_keys, measure_cpu_s
 from tests.bench.log import LogMaker
 from tests.bench.report import (
-    Machine,
-    Section,
-    Table,
+    describe_machine,
     find_hot_spots,
-    inspect_machine,
+    make_table,
     measure_rate,
-    render_document,
-    replace_section,
     show,
     show_target,
 )
 from tests.builders import BlobDict, make_key, unframe
 
-SECTION = Section(
-    "nothing",
-    "Nothing",
-    ("A paragraph\nof two lines.", Table(("", "a", "b"), (("row", "1", "2"),))),
-)
+FOUND = ("A sentence.", make_table([{"": "row", "a": 1.25, "b": 2_000, "c": None}]))
+TABLE = "|  | a | b | c |\n| --- | ---: | ---: | ---: |\n| row | 1.25 | 2,000 |  |"
 
 
 def _ignore(_message: str) -> None:
@@ -57,101 +51,74 @@ def test_small_sizes_are_not_written(names: tuple[str, ...]) -> None:
         bench.run_bench(names, quick=True, write=True)
 
 
-def test_the_document_is_written_with_the_command_that_made_it(
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+@pytest.fixture
+def document(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A document with places for two benchmarks, which find the same."""
+    places = (f"Of {name}.\n\n{_place(name, 'Old.')}" for name in ("rounds", "audit"))
+    path = tmp_path / "benchmarks.md"
+    path.write_text("\n\n".join(["# By hand", *places, "The end.\n"]))
+    monkeypatch.setattr(bench, "DOCUMENT", path)
+    monkeypatch.setattr(bench, "_load", lambda _name: lambda _say, *, quick: FOUND)
+    monkeypatch.setattr(bench, "describe_machine", lambda: "Measured somewhere.")
+    return path
+
+
+def _place(name: str, figures: str) -> str:
+    return f"<!-- moot bench {name} -->\n\n{figures}\n\n<!-- end -->"
+
+
+def test_figures_are_written_into_their_place_and_nowhere_else(
+    document: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    document = tmp_path / "benchmarks.md"
-    monkeypatch.setattr(bench, "DOCUMENT", document)
-    monkeypatch.setattr(bench, "_load", lambda _name: lambda _say, *, quick: SECTION)
+    before = document.read_text()
 
-    bench.run_bench((), quick=False, write=True)
+    bench.run_bench(("audit",), quick=False, write=True)
+    bench.run_bench(("audit",), quick=False, write=True)
 
-    text = document.read_text()
-    assert text.startswith("# Benchmarks\n")
-    assert "`moot bench --write` made this page" in text
-    assert text.count("## Nothing") == len(bench.BENCHMARKS)
+    figures = f"A sentence.\n\n{TABLE}\n\nMeasured somewhere."
+    old, new = _place("audit", "Old."), _place("audit", figures)
+    assert document.read_text() == before.replace(old, new)
     assert not capsys.readouterr().out
 
 
-@pytest.mark.parametrize("present", ["rounds audit aggregation", "rounds privacy"])
-def test_a_named_benchmark_is_written_into_its_place(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, present: str
+def test_figures_that_have_no_place_are_not_written(document: Path) -> None:
+    before = document.read_text()
+    with pytest.raises(StackError, match="no places for privacy"):
+        bench.run_bench(("privacy",), quick=False, write=True)
+    assert document.read_text() == before
+
+
+def test_the_document_has_a_place_for_every_benchmark() -> None:
+    text = bench.DOCUMENT.read_text()
+    for name in bench.BENCHMARKS:
+        assert "## New" in bench.replace_figures(text, name, "## New")
+
+
+def test_figures_are_printed(
+    document: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    document = tmp_path / "benchmarks.md"
-    names = present.split()
-    old = [Section(name, f"Of {name}", ("Old figures.",)) for name in names]
-    machine = Machine("cpu", 2, 2**34, "Linux", 0.1, "2026-01-01", ("Python 3",))
-    before = render_document(machine, old, "moot bench --write")
-    document.write_text(before + "\n### By hand\n\nStays unless it is privacy's.\n")
-    new = Section("privacy", "Anew", ("New figures.",))
-    monkeypatch.setattr(bench, "DOCUMENT", document)
-    monkeypatch.setattr(bench, "_load", lambda _name: lambda _say, *, quick: new)
-
-    bench.run_bench(("privacy",), quick=False, write=True)
-    once = document.read_text()
-    bench.run_bench(("privacy",), quick=False, write=True)
-    text = document.read_text()
-
-    assert text.count("## Anew\n\n`moot bench privacy`\n\nNew figures.") == 1
-    assert text.index("Of rounds") < text.index("Anew")
-    assert text.count("Measured by itself: ") == 1
-    assert once.splitlines()[:-2] == text.splitlines()[:-2]
-    assert text.startswith(before[: before.index("## Of ")])
-    kept = [name for name in names if name != "privacy"]
-    assert text.count("Old figures.") == len(kept)
-    assert ("By hand" in text) is ("privacy" not in names)
-    assert "\n\n\n" not in text
-
-
-def test_a_missing_section_comes_before_the_next() -> None:
-    machine = Machine("cpu", 2, 2**34, "Linux", 0.1, "2026-01-01", ("Python 3",))
-    old = [Section("audit", "Audit", ("Old.",))]
-    document = render_document(machine, old, "moot bench --write")
-    new = Section("rounds", "Rounds", ("New.",))
-
-    text = replace_section(document, new, machine, bench.BENCHMARKS)
-
-    assert text.index("## Machine") < text.index("## Rounds") < text.index("## Audit")
-
-
-def test_a_named_benchmark_is_printed(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(bench, "_load", lambda _name: lambda _say, *, quick: SECTION)
-
     bench.run_bench(("audit",), quick=True, write=False)
 
-    out = capsys.readouterr().out
-    assert "`moot bench audit --quick` made this page" in out
-    assert out.count("## Nothing") == 1
-
-
-def test_a_section_names_the_command_that_repeats_it() -> None:
-    assert SECTION.render() == (
-        "## Nothing\n\n`moot bench nothing`\n\nA paragraph of two lines.\n\n"
-        "|  | a | b |\n| --- | ---: | ---: |\n| row | 1 | 2 |"
+    assert capsys.readouterr().out == (
+        f"## audit\n\nA sentence.\n\n{TABLE}\n\nMeasured somewhere.\n\n"
     )
 
 
-def test_a_document_names_neither_the_machine_nor_its_owner() -> None:
-    machine = inspect_machine()
-    text = render_document(machine, [SECTION], "moot bench")
-
-    assert machine.cores >= 1
+def test_neither_the_machine_nor_its_owner_is_named() -> None:
+    text = describe_machine()
     assert os.uname().nodename not in text
     assert str(Path.home()) not in text
-    assert any(item.startswith("Kafka ") for item in machine.versions)
+    assert all(name in text for name in (" cores, ", " GiB of memory", "; Python 3."))
+    assert all(name in text for name in (", Kafka ", ", Apicurio", ", MinIO "))
 
 
-@pytest.mark.parametrize(("load", "is_said"), [(0.1, False), (3.0, True)])
-def test_a_busy_machine_is_said_to_be_one(load: float, is_said: bool) -> None:
-    machine = Machine("cpu", 2, 2**34, "Linux", load, "2026-01-01", ("Python 3",))
-    text = machine.render()
-
-    assert "cpu, 2 cores, 16 GiB of memory" in text
-    assert ("not idle" in text) is is_said
+@pytest.mark.parametrize(("load", "is_said"), [(0.1, False), (30.0, True)])
+def test_a_busy_machine_is_said_to_be_one(
+    monkeypatch: pytest.MonkeyPatch, load: float, is_said: bool
+) -> None:
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr("tests.bench.report.count_cores", lambda: 2)
+    assert ("not idle" in describe_machine()) is is_said
 
 
 @pytest.mark.parametrize(
@@ -188,10 +155,10 @@ def _spin() -> None:
 
 
 def test_a_hot_spot_is_found_and_named_without_its_path() -> None:
-    spots = find_hot_spots(_spin)
+    name, share = next(iter(find_hot_spots(_spin).items()))
 
-    assert spots[0].name == "tests.unit.bench.test_bench._spin"
-    assert 0.5 < spots[0].share <= 1
+    assert name == "tests.unit.bench.test_bench._spin"
+    assert 0.5 < share <= 1
 
 
 def test_a_rate_is_per_core() -> None:
@@ -223,7 +190,7 @@ def test_agents_are_the_same_every_time() -> None:
 
 
 def test_the_sequencers_load_is_admitted_whole() -> None:
-    offline = bench_sequencer.Offline(make_agent_keys(3), 10, 4)
+    offline = bench_sequencer.Offline(make_agent_keys(3), 10, [4])
 
     offline.verify()
     offline.decode()
@@ -258,35 +225,41 @@ def test_aggregation_is_measured_without_a_stack(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(bench_aggregation, "MIN_TIME_S", 0.01)
-    section = bench_aggregation.run(_ignore, quick=True)
+    found = bench_aggregation.run(_ignore, quick=True)
 
-    assert "| 10 × 10,000 |" in section.render()
+    assert "| 10 × 10,000 |" in "\n".join(found)
 
 
 def test_a_round_is_reported_beside_its_limit() -> None:
-    found = bench_rounds.Found(
-        num_agents=10,
-        num_parameters=1_000_000,
-        rounds=(bench_rounds.Timeline(submitted_s=1.0, sealed_s=1.5, published_s=2.0),),
-        limit=bench_rounds.Limit(write_s=0.5, read_s=0.4, sum_s=0.1),
-        cpu_s={"sequencer": 0.25},
+    tables = bench_rounds.report(
+        10,
+        1_000_000,
+        [{e.UpdateSubmitted: 1.0, e.RoundSealed: 1.5, e.AggregatePublished: 2.0}],
+        [{"store": 0.5, "fetch": 0.4, "add": 0.1}],
+        {"sequencer": 0.25},
     )
 
-    text = bench_rounds.report([found]).render()
-
-    assert "| 10 × 1,000,000 | 5.00 | 20.0 | 2.00 | 1.00 | 2.0× |" in text
-    assert "| 10 × 1,000,000 | 80.0 | 100 | 400 |" in text
-    assert "| 10 × 1,000,000 | 1.00 | 0.50 | 0.50 | 0.25 | 0 | 0 |" in text
-    assert "it is storing and submitting, 50% of the round" in text
+    rates, limits, phases = (make_table([row]).splitlines()[-1] for row in tables)
+    assert rates == "| 5.00 | 20.0 | 2.00 | 1.00 | 2.0× |"
+    assert limits == "| 80.0 | 100 | 400 |"
+    assert phases == "| 1.00 | 0.50 | 0.50 | 0.25 |  |  |"
 
 
 def test_a_sequencer_is_reported_beside_its_limits() -> None:
     live = bench_sequencer.Throughput(4_000.0, 5_000.0, (10, 20, 30))
-    ceiling = bench_sequencer.Throughput(8_000.0, None)
+    ceiling = bench_sequencer.Throughput(8_000.0, None, ())
+    offline = bench_sequencer.Offline(make_agent_keys(2), 10, live.sizes)
 
-    text = bench_sequencer.report(
-        live, ceiling, [80.0, 90.0], make_agent_keys(2), 40
-    ).render()
+    text = "\n".join(bench_sequencer.report(live, ceiling, [80.0, 90.0], offline))
 
     assert "at least 2,000 leaves/s: met, 4,000" in text
-    assert "| Faust that only copies bytes, exactly-once | 8,000 | 50% | wall |" in text
+    assert "| Faust that only copies, exactly-once | 8,000 | 50% | wall |" in text
+    assert "Blocks of 20 to 30 leaves." in text
+
+
+def test_a_process_is_measured_from_its_first_block_on() -> None:
+    cpu_s = iter([10.0, 12.0])
+    found = bench_sequencer.measure_throughput(
+        iter([100, 40, 60, 7]), 200, lambda: next(cpu_s)
+    )
+    assert (found.sizes, found.per_cpu_s) == ([100, 40, 60], 50.0)
