@@ -656,7 +656,7 @@ def test_a_copy_of_what_was_said_says_it_again(tmp_path, world, started):
 
 def test_a_directory_is_for_one_process_at_a_time(world):
     agent = world.start()
-    with pytest.raises(AgentDirectoryError, match="another process uses"):
+    with pytest.raises(AgentDirectoryError, match=r"process .* uses .*: stop it first"):
         AgentDirectory(world.directory)
     agent._directory.close()
     agent._directory.close()
