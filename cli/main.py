@@ -17,6 +17,7 @@ from cli.commands import (
     bench,
     demo,
     federation,
+    model,
     names,
     node,
     receipt,
@@ -92,6 +93,7 @@ for name, group in {
     "agent": agent.app,
     "names": names.app,
     "registry": registry.app,
+    "model": model.app,
     "node": node.app,
     **COMMANDS,
 }.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -590,23 +590,109 @@ def watch(
                 say(f"{leaf.sequenced.leaf_index:>6}  {describe(event)}")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Published:
+    """A model that anybody may fetch.
+
+    Attributes:
+        version: Its version; 0 is the initial model.
+        round: The round that made it; 0 for the initial model.
+        model: Its safetensors file.
+        task: What it was trained with.
+        registered: Its entry in the model registry; None until there is one.
+    """
+
+    version: int
+    round: int
+    model: e.BlobRef
+    task: e.Task
+    registered: e.ModelVersionRegistered | None = None
+
+
+def read_published(settings: Settings, federation_id: str) -> list[Published]:
+    """Return a federation's models, by version from 0, registered or not.
+
+    Raises:
+        StackError: there is no such federation.
+    """
+    models: list[Published] = []
+    for leaf in read_leaves(settings, federation_id):
+        event = leaf.sequenced.event
+        if isinstance(event, e.FederationConfigured) and not models:
+            models.append(
+                Published(
+                    version=0, round=0, model=event.initial_model, task=event.task
+                )
+            )
+        elif isinstance(event, e.AggregatePublished):
+            models.append(
+                Published(
+                    version=len(models),
+                    round=event.round,
+                    model=event.model,
+                    task=event.task,
+                )
+            )
+        elif isinstance(event, e.ModelVersionRegistered) and (
+            event.version < len(models)
+        ):
+            models[event.version] = replace(models[event.version], registered=event)
+    return models
+
+
+def find_version(models: Sequence[Published], version: int) -> Published:
+    """Return a version of a federation's models.
+
+    Raises:
+        StackError: there is no such version.
+    """
+    if not 0 <= version < len(models):
+        msg = f"there is no version {version}; the newest is {len(models) - 1}"
+        raise StackError(msg, "`moot registry list` shows them; 0 is the initial one.")
+    return models[version]
+
+
+def fetch_model(settings: Settings, models: Sequence[Published], version: int) -> bytes:
+    """Return a version's safetensors file, digest verified.
+
+    Raises:
+        StackError: there is no such version.
+        BlobError: the file is not there, or is another.
+    """
+    found = find_version(models, version)
+    size = compute_max_model_size(models[0].model)
+    return BlobStore(settings).fetch(found.model, max_size_bytes=size)
+
+
 def list_versions(settings: Settings, federation_id: str, *, as_json: bool) -> None:
-    """Print the model registry."""
-    versions = [
-        leaf.sequenced.event
-        for leaf in read_leaves(settings, federation_id)
-        if isinstance(leaf.sequenced.event, e.ModelVersionRegistered)
-    ]
+    """Print the model registry, and what waits to be registered."""
+    _, *models = read_published(settings, federation_id)
     if as_json:
-        say_json([to_jsonable(version) for version in versions])
+        say_json([_version_to_json(model) for model in models])
         return
     say("version parent round registered            model             metrics")
-    for version in versions:
-        when = show_time(version.registered_at_ms / 1000)
+    for model in models:
+        registered = model.registered
+        digest = model.model.sha256.hex()[:16]
+        if registered is None:
+            when, metrics = f"{'not yet':<20}", "waits for the exporter"
+        else:
+            when = f"{show_time(registered.registered_at_ms / 1000)}Z"
+            metrics = describe_metrics(registered)
         say(
-            f"{version.version:>7} {version.parent_version:>6} {version.round:>5} "
-            f"{when}Z {version.model.sha256.hex()[:16]}  {describe_metrics(version)}"
+            f"{model.version:>7} {model.version - 1:>6} {model.round:>5} "
+            f"{when} {digest}  {metrics}"
         )
+
+
+def _version_to_json(model: Published) -> Any:
+    """Return a version's entry; what only its registration says is null before it."""
+    if model.registered is not None:
+        return to_jsonable(model.registered)
+    known = {"version": model.version, "parent_version": model.version - 1}
+    known |= {"round": model.round, "model": to_jsonable(model.model)}
+    names = (each.name for each in fields(e.ModelVersionRegistered))
+    return {name: known.get(name) for name in names}
 
 
 def demand_format(form: str) -> None:
@@ -624,19 +710,22 @@ def get_version(
 ) -> None:
     """Fetch a version's artifact, digest verified, into a file."""
     settings.demand_minio()
-    max_model_size = 0
-    for leaf in read_leaves(settings, federation_id):
-        event = leaf.sequenced.event
-        if isinstance(event, e.FederationConfigured):
-            max_model_size = compute_max_model_size(event.initial_model)
-        if isinstance(event, e.ModelVersionRegistered) and event.version == version:
-            ref = event.onnx if form == "onnx" else event.model
-            if ref is None:
-                msg = f"version {version} has no ONNX: {event.no_onnx}"
-                raise StackError(msg, "`--format safetensors` gives its parameters.")
-            size = MAX_ONNX_SIZE_BYTES if form == "onnx" else max_model_size
-            write_output(output, BlobStore(settings).fetch(ref, max_size_bytes=size))
-            say(f"wrote {output}: version {version}, {ref.size_bytes} bytes")
-            return
-    msg = f"federation {federation_id!r} has no version {version}"
-    raise StackError(msg, f"`moot registry list -f {federation_id}` shows them.")
+    models = read_published(settings, federation_id)
+    if form == "onnx":
+        ref = _find_onnx(find_version(models, version))
+        data = BlobStore(settings).fetch(ref, max_size_bytes=MAX_ONNX_SIZE_BYTES)
+    else:
+        data = fetch_model(settings, models, version)
+    write_output(output, data)
+    say(f"wrote {output}: version {version}, {len(data)} bytes")
+
+
+def _find_onnx(model: Published) -> e.BlobRef:
+    if model.registered is None:
+        why = "the exporter has not been there yet" if model.version else "none is made"
+    elif model.registered.onnx is None:
+        why = model.registered.no_onnx
+    else:
+        return model.registered.onnx
+    msg = f"version {model.version} has no ONNX: {why}"
+    raise StackError(msg, "`--format safetensors` gives its parameters.")

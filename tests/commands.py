@@ -103,6 +103,10 @@ COMMANDS: Final = {
         "registry", "get", "1", *WHERE, "-o", "{proposal}.out", needs=f"{READS} minio",
         wrong=(("registry", "get", "1", *WHERE, "-o", "x", "--format", "pickle"),
                "no format 'pickle'")),
+    "model evaluate": call(
+        "model", "evaluate", *WHERE, needs=f"{READS} minio",
+        wrong=(("model", "evaluate", *WHERE, "--plot", "curves.png"),
+               "--plot writes SVG")),
     "node init": call("node", "init", "a", needs="settings",
                       wrong=(("node", "init", "A!"), "cannot be a ledger node's name")),
     "node list": call("node", "list", *WHERE, needs=READS),

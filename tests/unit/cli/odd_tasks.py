@@ -106,3 +106,15 @@ class Idle(Line):
 
 class NoModule:
     pass
+
+
+class Measurable(Line):
+    def test_step(self, batch):
+        self.log("test_mae", (self(batch[0]) - batch[1]).abs().mean(), batch_size=2)
+
+
+class OwnTestData(LineData):
+    """An organisation's own: twice as much of it."""
+
+    def test_dataloader(self):
+        return DataLoader(self.examples + self.examples, batch_size=self.batch_size)
