@@ -80,12 +80,15 @@ class ModeTrial:
         answer_s: Encoding the update and making the answer.
         sent_bytes: What the agent stores for others.
         is_reckoned: Whether only `TRIED_VALUES` of the update were answered with.
+        zeroed_percent: How many of the trained values that changed are sent as zero, if
+            that is worth saying.
         problem: Why the mode cannot take the update; empty if it can.
     """
 
     answer_s: float = 0.0
     sent_bytes: int = 0
     is_reckoned: bool = False
+    zeroed_percent: int = 0
     problem: str = ""
 
 
@@ -433,6 +436,13 @@ def _try_modes(
                 "Another --clip-norm, fewer trained parameters, or another mode may.",
             )
         report.modes[name] = found
+        if found.zeroed_percent and mode in {None, name}:
+            report.add(
+                Level.WARNING,
+                f"in {name.upper()}, {found.zeroed_percent} % of the trained values "
+                "that changed are sent as zero",
+                "A smaller --clip-norm is finer, and so are fewer trained parameters.",
+            )
     norm = report.update_norm
     if clip_norm is None or not norm or report.clip_norm is None:
         return
@@ -490,11 +500,10 @@ def _try_mode(
         config=config, genesis=bytes(32), agent_id="a", store=cast("Any", store)
     )
     begun = time.monotonic()
-    update = model.compute_update(trained.tensors)
-    values = make_side(site).encode(update, started).values
+    encoded = make_side(site).encode(model.compute_update(trained.tensors), started)
     encoded_s = time.monotonic() - begun
-    tried = values[:TRIED_VALUES]
-    scale = len(values) / len(tried)
+    tried = encoded.values[:TRIED_VALUES]
+    scale = len(encoded.values) / len(tried)
     kept = KeptUpdate(tried, trained.num_examples, None)
     started = replace(started, num_parameters=len(tried))
     site = replace(site, config=replace(config, num_parameters=len(tried)))
@@ -505,6 +514,7 @@ def _try_mode(
         answer_s=encoded_s + answered_s * scale,
         sent_bytes=round(store.num_bytes * scale),
         is_reckoned=scale > 1,
+        zeroed_percent=0 if encoded.loss is None else encoded.loss.zeroed_percent,
     )
 
 
