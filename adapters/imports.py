@@ -12,12 +12,25 @@ refused before anything is imported.
 
 import importlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Final
 
 _NAME: Final = r"[A-Za-z_][A-Za-z0-9_]*"
 _MODULE: Final = re.compile(rf"{_NAME}(\.{_NAME})*")
 _IMPORT_PATH: Final = re.compile(rf"({_NAME}(?:\.{_NAME})*):({_NAME})")
+
+
+class EndedItselfError(Exception):
+    """Users' code raised what ends a process.
+
+    Attributes:
+        name: Of its type.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"it ends the process: {name}")
+        self.name = name
 
 
 class ImportRefusedError(Exception):
@@ -63,13 +76,37 @@ def load_class(import_path: str, allowed_prefixes: Sequence[str]) -> type:
     module_name, class_name = match.groups()
     _check_allowed(module_name, allowed_prefixes)
     try:
-        found = getattr(importlib.import_module(module_name), class_name)
+        with running_users_code():
+            found = getattr(importlib.import_module(module_name), class_name)
     except Exception as error:  # an import runs any code, so it may raise anything
         raise ClassNotFoundError(f"{import_path} can't be loaded: {error}") from error
     if not isinstance(found, type):
         raise ClassNotFoundError(f"{import_path} isn't a class")
     _check_allowed(found.__module__, allowed_prefixes)
     return found
+
+
+@contextmanager
+def running_users_code() -> Iterator[None]:
+    """Run code that a configuration names, which may not end this process by raising.
+
+    Raises:
+        EndedItselfError: it raised `SystemExit`, or anything else that isn't an
+            `Exception`, or would when its text is asked for; Ctrl-C goes through.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise
+    except Exception as error:
+        # Whoever logs it asks for its text, which is its class's code again.
+        try:
+            str(error)
+        except BaseException:  # noqa: BLE001  # whatever that is
+            raise EndedItselfError(type(error).__name__) from None
+        raise
+    except BaseException as error:
+        raise EndedItselfError(type(error).__name__) from error
 
 
 def _check_allowed(module_name: str, allowed_prefixes: Sequence[str]) -> None:

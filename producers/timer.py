@@ -20,12 +20,13 @@ from typing import Final
 
 from adapters.kafka import Pause, Publisher, Record, follow_partition
 from adapters.kafka_log import ReadBlock, find_partition, follow_log
-from adapters.schema_registry import FramingError, SchemaRegistry
+from adapters.outages import describe, is_of_the_item
+from adapters.schema_registry import SchemaRegistry
 from adapters.settings import Settings
 from ledger.attestations import NodeSet
 from ledger.checkpoint import make_log_key, parse_checkpoint
 from ledger.cosigning import CosignatureCollector
-from ledger.note import InvalidNoteError, parse_note
+from ledger.note import parse_note
 from ledger.signing import SigningKey
 from protocol.admission import AdmissionState
 from protocol.decider import step
@@ -186,7 +187,9 @@ class Timer:
                 size = parse_checkpoint(parse_note(note).text).size
                 if size == self._rounds.draw_size or size >= (self._open_size or 0):
                     cosigned.add(note)
-            except (FramingError, codec.CodecError, InvalidNoteError) as error:
+            except Exception as error:
+                if not is_of_the_item(error):
+                    raise
                 self._pass_over(record, error)
 
     def _pass_over(self, record: Record, error: Exception) -> None:
@@ -196,7 +199,7 @@ class Timer:
             log.warning(
                 "passing over attestation %d: %s (%d so far)",
                 record.offset,
-                error,
+                describe(error),
                 number,
             )
 

@@ -23,6 +23,7 @@ from adapters.kafka import (
     read_partition,
 )
 from adapters.kafka_log import PassingOverForeign
+from adapters.outages import passing_over
 from adapters.partitions import compute_partition
 from adapters.raw_records import PROBLEM
 from adapters.schema_registry import FramingError
@@ -34,8 +35,7 @@ from ledger.checkpoint import (
     parse_origin,
     sign_checkpoint,
 )
-from ledger.note import InvalidNoteError, parse_note
-from ledger.signing import InvalidSignatureError
+from ledger.note import parse_note
 from protocol.admission import Received
 from protocol.envelope import (
     SIGNATURE_HEADER,
@@ -342,22 +342,15 @@ class Sequencer:
         settings, registry = self._service.settings, self._service.registry
         heights: dict[tuple[bytes, bytes], int] = {}
         for record in read_partition(settings, topics.CHECKPOINTS, partition):
-            try:
+            # Anybody who may write to the topic wrote it.
+            with passing_over(f"checkpoint {record.offset}"):
                 data = registry.unframe_trusted(record.value or b"")
                 signature = record.header(SIGNATURE_HEADER) or b""
                 signed = codec.decode_as(CheckpointSigned, data)
                 text = parse_note(signed.checkpoint.encode()).text
                 _, genesis = parse_origin(parse_checkpoint(text).origin)
                 verify_event(self._service.key.public_key, genesis, data, signature)
-            except (
-                FramingError,
-                InvalidSignatureError,
-                InvalidNoteError,
-                codec.CodecError,
-            ) as error:
-                log.warning("passing over checkpoint %d: %s", record.offset, error)
-                continue
-            heights[record.key or b"", genesis] = signed.height
+                heights[record.key or b"", genesis] = signed.height
         return heights
 
     def leave(self) -> None:

@@ -145,7 +145,13 @@ def _run_exporter(options: ServiceOptions) -> None:
     with _serving("exporter", options, needs_minio=True) as serving:
         from consumers.export.exporter import Exporter
 
-        Exporter(*serving, options.allowed_prefixes).run(_stop_on_signal())
+        settings, federation, _ = serving
+        exporter = Exporter(
+            *serving,
+            options.allowed_prefixes,
+            directory=settings.state_directory / "exporter" / federation,
+        )
+        exporter.run(_stop_on_signal())
 
 
 @contextmanager

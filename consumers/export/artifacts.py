@@ -36,6 +36,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_map_only
 
 from adapters.lightning import Evaluation, PreparedTask, evaluate, make_layers, prepare
 from adapters.models import StateMismatchError
+from adapters.outages import describe, is_exhausted, is_short_of_memory
 from protocol.exchanged_state import RefusedStateError
 
 #: Largest difference allowed between onnxruntime's results and torch's:
@@ -502,13 +503,15 @@ def _to_array(tensor: torch.Tensor) -> Array:
     return array
 
 
-def _tell(error: Exception | None) -> str:
-    """Return an error as one line, not too long."""
-    text = " ".join(f"{type(error).__name__}: {error}".split())
-    return text if len(text) <= _MAX_TOLD else f"{text[:_MAX_TOLD]} …"
+def _tell(error: Exception) -> str:
+    """Return what users' code raised, as one line, not too long.
 
-
-_MAX_TOLD: Final = 500
+    Raises:
+        Exception: the same error, if it is this machine's: no model is at fault.
+    """
+    if is_exhausted(error) or is_short_of_memory(error):
+        raise error
+    return describe(error)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from protocol.encoding import compute_micros
+from adapters.numbers import BadNumberError, read_micros
 from protocol.validation import (
     ACCURACY,
     MAX_METRICS,
@@ -61,7 +61,7 @@ class NamedMetrics:
     left_out: Mapping[str, str]
 
 
-def name_metrics(logged: Mapping[str, float], directions: Any) -> NamedMetrics:
+def name_metrics(logged: Mapping[str, Any], directions: Any) -> NamedMetrics:
     """Return the metrics of a version.
 
     Args:
@@ -75,7 +75,11 @@ def name_metrics(logged: Mapping[str, float], directions: Any) -> NamedMetrics:
     for logged_name, value in sorted(logged.items()):
         name = RENAMED.get(logged_name, logged_name)
         direction = find_direction(logged_name, stated)
-        micros = compute_micros(value)
+        try:
+            micros = read_micros(value, "its value")
+        except BadNumberError as error:
+            left_out[logged_name] = str(error)
+            continue
         if METRIC_NAME.fullmatch(name) is None:
             why = "its name must be 1 to 64 of A-Z a-z 0-9 . _ / -"
         elif direction is None:
@@ -123,7 +127,7 @@ def _is_fraction(micros: int, direction: Direction) -> bool:
 
 
 def make_evaluation(
-    logged: Mapping[str, float], directions: Any, num_examples: int
+    logged: Mapping[str, Any], directions: Any, num_examples: int
 ) -> tuple[Evaluation | None, Mapping[str, str]]:
     """Return what a version carries of an evaluation; None if no metric is left.
 

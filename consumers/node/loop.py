@@ -20,6 +20,7 @@ from consumers.node.ledger_node import LedgerNode
 from ledger.attestations import InvalidMessageError
 from ledger.note import InvalidNoteError
 from protocol.log import ForeignRecordError
+from protocol.modes.problem import UNFORESEEN
 from schemas.codec import CodecError
 
 log = logging.getLogger(__name__)
@@ -108,3 +109,5 @@ class NodeLoop:
             except (CodecError, InvalidMessageError, InvalidNoteError) as error:
                 # Anybody can say anything.
                 log.debug("passing over a message: %s", error)
+            except UNFORESEEN as error:
+                log.warning("passing over a message: %r", error, exc_info=True)

@@ -24,12 +24,14 @@ from typing import Any, Final
 
 import aiohttp
 
+from adapters.outages import describe
 from adapters.peers import FeedPage, Peer, PeerError
 from consumers.node.blocks import RegistryAwayError
 from consumers.node.ledger_node import FEED_MARGIN
 from consumers.node.loop import NodeLoop
-from ledger.attestations import START, InvalidMessageError
+from ledger.attestations import START
 from ledger.finality import FinalityProof, verify_finality
+from protocol.modes.problem import UNFORESEEN
 
 log = logging.getLogger(__name__)
 
@@ -145,8 +147,9 @@ class PeerPuller:
                 await asyncio.sleep(
                     PULL_BESIDE_KAFKA_S if self._loop.hears_kafka else PULL_EVERY_S
                 )
-            except (PeerError, RegistryAwayError, InvalidMessageError) as error:
-                followed.problem = str(error)
+            except (PeerError, RegistryAwayError, *UNFORESEEN) as error:
+                # Whatever it said: others are followed, and it may say better.
+                followed.problem = describe(error)
                 log.debug("%s", error)
                 await asyncio.sleep(retry_s)
                 retry_s = min(2 * retry_s, MAX_RETRY_S)

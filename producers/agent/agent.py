@@ -5,6 +5,10 @@ never leaves it, and publishes its update. It acts only on facts that the federa
 decider signed, in a federation founded by the operator it trusts, and runs only code
 that its own settings allow.
 
+It compares its clock with nobody's: a round is over when the decider has said so. What
+is away (a service, the base model) is waited for until then. Whatever users' code does,
+it answers with a reason, even if that code ends the process each time it is run.
+
 It may be killed at any moment: what it is about to say is on disk first, so after a
 restart it says exactly the same. If the log has something under its key that is not on
 its disk, the disk is an old copy, or somebody else has the key: then it says nothing
@@ -24,13 +28,21 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from adapters import alive, telemetry
+from adapters.attempts import MAX_BEGUN, Attempts
 from adapters.blobs import STORE_ERRORS, BlobError, BlobStore
 from adapters.durable import PRIVATE, move_file, write_file
 from adapters.genesis import remember_genesis
-from adapters.imports import ImportRefusedError, load_class
+from adapters.imports import (
+    EndedItselfError,
+    ImportRefusedError,
+    load_class,
+    running_users_code,
+)
 from adapters.kafka import PartitionReader, Publisher, Record
 from adapters.kafka_log import Genesis, find_genesis, find_partition, read_log
 from adapters.keys import load_or_create_key
+from adapters.numbers import BadNumberError, read_count, read_micros, read_number
+from adapters.outages import describe, is_exhausted, is_outage, passing_over
 from adapters.schema_registry import FramingError, SchemaRegistry
 from adapters.settings import Settings
 from ledger.merkle import leaf_hash
@@ -48,20 +60,28 @@ from protocol.encoding import (
     MAX_ZEROED,
     NotFiniteError,
     OutOfRangeError,
-    compute_micros,
 )
 from protocol.envelope import SIGNATURE_HEADER, TRACEPARENT_HEADER, verify_event
-from protocol.exchanged_state import RefusedStateError, Update, model_from_blob
+from protocol.exchanged_state import (
+    Model,
+    RefusedStateError,
+    Update,
+    model_from_blob,
+)
 from protocol.log import OpenedLeaf
 from protocol.model import compute_max_model_size
+from protocol.modes import list_kinds
 from schemas import codec, topics
 from schemas.events import (
     AgentAdmitted,
     AgentEnrolmentRequested,
     AgentRevoked,
+    AggregatePublished,
+    ContributionRejected,
     Event,
     FederationConfigured,
     Leaf,
+    RoundAbandoned,
     RoundStarted,
     UpdateDeclined,
 )
@@ -71,10 +91,20 @@ log = logging.getLogger(__name__)
 
 POLL_S: Final = 0.2
 WAIT_FOR_FEDERATION_S: Final = 0.5
+TRY_AGAIN_AFTER_S: Final = 5.0
+"""While something is away that an answer needs."""
 
 
 class NameTakenError(Exception):
     """Another key holds this agent's name in the federation."""
+
+
+class NoBaseModelError(Exception):
+    """The store does not have a round's base model as promised, so far."""
+
+
+class NeverEndsWellError(Exception):
+    """A task ended this process each time that it was run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +151,9 @@ class Agent:
         self._genesis: Genesis | None = None
         self._terms: Terms
         self._updates = UpdateKeeper(options.directory)
+        self._attempts = Attempts(options.directory)
+        self._open: tuple[RoundStarted, Record] | None = None
+        self._not_before_s = 0.0
 
     def run(self, should_stop: Callable[[], bool]) -> None:
         """Take part until told to stop; called once.
@@ -152,12 +185,19 @@ class Agent:
         partition = find_partition(self._settings, topics.ROUNDS, federation_id)
         reader = PartitionReader(self._settings, topics.ROUNDS, partition, group=group)
         try:
+            heard: Record | None = None
             while not should_stop():
                 for record in reader.poll(POLL_S):
-                    if should_stop():
-                        break
-                    self._act_on(record)
-                    reader.commit(record)
+                    heard = record
+                    with passing_over(f"offset {record.offset} of {topics.ROUNDS}"):
+                        self._hear(record)
+                # What came later may say that a round is over.
+                if reader.is_at_end:
+                    self._answer_open()
+                # After a kill it hears of an open round again.
+                if heard is not None and self._open is None:
+                    reader.commit(heard)
+                    heard = None
         finally:
             reader.close()
             self._directory.close()
@@ -292,6 +332,40 @@ class Agent:
             )
         )
 
+    def _hear(self, record: Record) -> None:
+        """Note which round is open, as the decider's word has it so far."""
+        if record.key != self._options.federation_id.encode():
+            return
+        event = self._believe(record)
+        if isinstance(event, RoundStarted):
+            self._open, self._not_before_s = (event, record), 0.0
+        elif self._open is not None and self._ends(event, self._open[0]):
+            log.info("round %d is over, not answering", self._open[0].round)
+            self._open = None
+
+    def _ends(self, event: Any, started: RoundStarted) -> bool:
+        """Return whether a fact means that a round takes no answer of this agent."""
+        ends = (RoundAbandoned, AggregatePublished, *list_kinds().begins)
+        if isinstance(event, ContributionRejected):
+            is_mine = event.agent_id == self._options.agent_id
+            return is_mine and event.round == started.round
+        return type(event) in ends and event.round == started.round
+
+    def _answer_open(self) -> None:
+        """Answer the open round, if there is one; what is away is waited for."""
+        if self._open is None or time.monotonic() < self._not_before_s:
+            return
+        started, record = self._open
+        try:
+            self._act_on(record)
+        except Exception as error:
+            if isinstance(error, NoBaseModelError) or is_outage(error):
+                log.warning("round %d waits: %s", started.round, describe(error))
+                self._not_before_s = time.monotonic() + TRY_AGAIN_AFTER_S
+                return
+            log.exception("round %d: this agent cannot answer", started.round)
+        self._open = None
+
     def _act_on(self, record: Record) -> None:
         if record.key != self._options.federation_id.encode():
             return
@@ -306,9 +380,6 @@ class Agent:
             self._read_on()
         if not self._terms.is_member:
             log.info("round %d: not admitted, not taking part", started.round)
-            return
-        if time.time_ns() // 1_000_000 > started.deadline_ms:
-            log.info("round %d is over, not answering", started.round)
             return
         if started.round in self._answered_elsewhere:
             log.error(
@@ -426,16 +497,22 @@ class Agent:
             log.warning("round %d: %s", started.round, error)
             detail = "the model's state, or what training made of it, is refused"
             return self._decline(started, error.reason, detail)
-        except BlobError as error:
-            detail = f"the base model: {error.reason}"
+        except BadNumberError as error:
+            return self._decline(started, Reason.TRAINING_FAILED, str(error))
+        except NeverEndsWellError:
+            detail = f"the task ended the agent's process {MAX_BEGUN} times"
             return self._decline(started, Reason.TRAINING_FAILED, detail)
-        except STORE_ERRORS:
-            raise  # an outage is no answer: start again and try again
+        except (NoBaseModelError, *STORE_ERRORS):
+            raise  # an outage is no answer
         except Exception as error:
+            if is_exhausted(error):
+                raise
             # Whatever a user's module raises; its message may quote data, so it stays
             # here.
             log.exception("round %d: training failed", started.round)
-            return self._decline(started, Reason.TRAINING_FAILED, type(error).__name__)
+            what = error.name if isinstance(error, EndedItselfError) else None
+            detail = what or type(error).__name__
+            return self._decline(started, Reason.TRAINING_FAILED, detail)
 
     def _train_once(self, started: RoundStarted) -> KeptUpdate:
         """Return the update for a round's base model, the same every time."""
@@ -461,12 +538,59 @@ class Agent:
         """Return the update, the number of examples, and the loss in millionths."""
         from producers.agent.training import train  # noqa: PLC0415  # loads torch
 
+        base = self._fetch_base(started)
+        item = f"train-{started.round}-{started.cause.hex()[:16]}"
+        if not self._attempts.begin(item):
+            raise NeverEndsWellError
         options, task = self._options, started.task
-        base_blob = self._store.fetch(
-            started.base_model,
-            max_size_bytes=compute_max_model_size(self._federation.initial_model),
+        begun = time.monotonic()
+        try:
+            with running_users_code():
+                result = train(
+                    module=load_class(task.module, options.allowed_prefixes),
+                    module_config=json.loads(task.module_config),
+                    data_module=load_class(task.data_module, options.allowed_prefixes),
+                    data_config={**json.loads(task.data_config), **options.data_config},
+                    base=base.tensors,
+                    local_epochs=task.local_epochs,
+                    seed=_compute_seed(options.agent_id, started.round),
+                    timeout_s=self._federation.round_duration_ms / 1_000,
+                )
+        finally:
+            self._attempts.end(item)
+        num_examples = read_count(result.num_examples, "the number of examples")
+        loss_micros = None
+        if result.loss is not None:
+            loss = read_number(result.loss, "the training loss")
+            if not math.isfinite(loss):
+                raise NotFiniteError("the training loss is NaN or infinite")
+            loss_micros = read_micros(loss, "the training loss")
+        log.info(
+            "round %d: trained on %d examples in %.1f s, loss %s",
+            started.round,
+            num_examples,
+            time.monotonic() - begun,
+            "not said" if result.loss is None else f"{loss:.4f}",
         )
-        base = model_from_blob(base_blob)
+        update = base.compute_update(result.tensors)
+        return update, num_examples, loss_micros
+
+    def _fetch_base(self, started: RoundStarted) -> Model:
+        """Return a round's base model.
+
+        Raises:
+            NoBaseModelError: the store does not have it now: it may have it later.
+            RefusedStateError: it is not what the round says, and never will be.
+        """
+        limit = compute_max_model_size(self._federation.initial_model)
+        if started.base_model.size_bytes > limit:
+            raise RefusedStateError(f"a model of more than {limit} bytes")
+        try:
+            blob = self._store.fetch(started.base_model, max_size_bytes=limit)
+        except BlobError as error:
+            msg = f"the base model, {error.reason}: {error}"
+            raise NoBaseModelError(msg) from error
+        base = model_from_blob(blob)
         found = base.num_integers
         if found != started.num_parameters:
             msg = f"updates of {found} integers, not {started.num_parameters}"
@@ -474,29 +598,7 @@ class Agent:
         if started.privacy is not None and base.averaged:
             msg = "nothing is averaged apart in a round with agent-level privacy"
             raise RefusedStateError(msg)
-        begun = time.monotonic()
-        result = train(
-            module=load_class(task.module, options.allowed_prefixes),
-            module_config=json.loads(task.module_config),
-            data_module=load_class(task.data_module, options.allowed_prefixes),
-            data_config={**json.loads(task.data_config), **options.data_config},
-            base=base.tensors,
-            local_epochs=task.local_epochs,
-            seed=_compute_seed(options.agent_id, started.round),
-            timeout_s=started.deadline_ms / 1_000 - time.time(),
-        )
-        log.info(
-            "round %d: trained on %d examples in %.1f s, loss %s",
-            started.round,
-            result.num_examples,
-            time.monotonic() - begun,
-            "not said" if result.loss is None else f"{result.loss:.4f}",
-        )
-        if result.loss is not None and not math.isfinite(result.loss):
-            raise NotFiniteError("the training loss is NaN or infinite")
-        update = base.compute_update(result.tensors)
-        loss_micros = None if result.loss is None else compute_micros(result.loss)
-        return update, result.num_examples, loss_micros
+        return base
 
     def _decline(
         self, started: RoundStarted, reason: Reason, detail: str

@@ -16,6 +16,7 @@ from typing import Final, TypeAlias
 from adapters.durable import write_file
 from adapters.kafka_log import ReadBlock, follow_log
 from adapters.log_client import LogUnavailableError, NotFinalYetError, fetch_receipt
+from adapters.outages import passing_over
 from adapters.schema_registry import SchemaRegistry
 from adapters.settings import Settings
 from ledger.checkpoint import compute_origin
@@ -106,7 +107,8 @@ class ReceiptKeeper:
             agent = self._admission.agents.get(event.agent_id)
             if agent is None or agent.public_key != self._public_key:
                 continue
-            self._on_answer(item)
+            with passing_over(f"leaf {item.sequenced.leaf_index}"):
+                self._on_answer(item)
             if isinstance(event, AgentRevoked):
                 continue
             leaf_index = item.sequenced.leaf_index

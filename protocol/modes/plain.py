@@ -9,7 +9,12 @@ from protocol.encoding import UpdateRefusedError, parse_update
 from protocol.fields import find_blob_problem, find_training_problem
 from protocol.model import RoundResult, compute_max_update_size, compute_result
 from protocol.modes.mode import SEALED, MapAll, Mode, Phase
-from protocol.modes.problem import Fetch, RoundError
+from protocol.modes.problem import (
+    UNFORESEEN,
+    Fetch,
+    RoundError,
+    explain_unforeseen,
+)
 from schemas import events as e
 from schemas.reasons import Reason
 
@@ -41,6 +46,8 @@ class PlainChecker:
                 return error
             except UpdateRefusedError as error:
                 return RoundError(Reason(error.reason), error.detail)
+            except UNFORESEEN as error:
+                return explain_unforeseen(error)
             return None
 
         found = self._map_all(check_one, agent_ids)

@@ -47,6 +47,25 @@ class RoundError(ValueError):
         self.blob = blob
 
 
+UNFORESEEN: Final = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+"""What a reader of others' bytes raises if nobody foresaw them: a bug of ours, and none
+of these is an outage. Everybody who reads the bytes finds the same."""
+
+
+def explain_unforeseen(error: Exception) -> RoundError:
+    """Return what to say of bytes that made a reader fail: one bad item, no more."""
+    detail = f"it cannot be read: {type(error).__name__}"
+    return RoundError(Reason.MALFORMED_BLOB, detail)
+
+
 Fetch: TypeAlias = Callable[[e.BlobRef, int], bytes]
 """Returns a blob, digest verified, of at most so many bytes; raises `RoundError` if it
 is missing or not what the reference promises."""

@@ -23,8 +23,8 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple, NoReturn
 
 from adapters import alive, telemetry
-from adapters.kafka import KafkaUnavailableError
 from adapters.modes.mpc.link import LinkError, LinkPlan, Peer
+from adapters.outages import is_of_the_item, is_outage
 from protocol.envelope import TRACEPARENT_HEADER
 from protocol.modes.mpc.configuration import get_mpc
 from protocol.modes.mpc.party_memory import PartyRefusesError
@@ -89,12 +89,22 @@ class Comparer:
             try:
                 self._attempt(*waiting)
                 pause_s = AGAIN_S
-            except (LinkError, RobustnessError, KafkaUnavailableError) as error:
+            except (LinkError, RobustnessError) as error:
                 log.warning("%s: not compared yet: %s", _name(waiting.secret), error)
             except (PartyRefusesError, RoundError) as error:
                 # Callers must do without it.
                 log.error("%s: not compared: %s", _name(waiting.secret), error)  # noqa: TRY400
                 self._refused.add(_cause(waiting.secret))
+            except Exception as error:
+                if is_outage(error):
+                    log.warning(
+                        "%s: not compared yet: %s", _name(waiting.secret), error
+                    )
+                elif is_of_the_item(error):
+                    log.exception("%s: not compared", _name(waiting.secret))
+                    self._refused.add(_cause(waiting.secret))
+                else:
+                    raise
             self._not_before[key] = time.monotonic() + pause_s
 
     def _wait_for_next(self) -> tuple[bytes, _Waiting]:

@@ -59,7 +59,7 @@ from protocol.modes.mpc.round_checker import MpcChecker
 from protocol.modes.mpc.share_link import Link, SumMasks, compute_party_sum
 from protocol.modes.mpc.shares import Share
 from protocol.modes.mpc.sketches import Sketch
-from protocol.modes.problem import RoundError
+from protocol.modes.problem import UNFORESEEN, RoundError, explain_unforeseen
 from protocol.round_view import WatchedRounds, watch
 from schemas import events as e
 from schemas import topics
@@ -186,8 +186,12 @@ class Party:
             return
         checker = self._get_checker(secret)
         new = checker.verifier.list_unproven(secret, sorted(secret.provable))
-        if len(new) >= VERIFIED_TOGETHER:
+        if len(new) < VERIFIED_TOGETHER:
+            return
+        try:
             checker.prepare(secret.view, new)
+        except UNFORESEEN:  # it matters only once the round waits for this party
+            log.exception("round %d: proofs not verified", secret.started.round)
 
     def _is_mine(self, secret: MpcRound) -> bool:
         mine = self._name, self._identity.key.public_key
@@ -214,6 +218,8 @@ class Party:
         except (BlobError, RoundError) as error:
             # A share that was there when it was linked. Other rounds go on.
             log.error("round %d has no sum: %s", secret.started.round, error)  # noqa: TRY400
+        except UNFORESEEN:
+            log.exception("round %d: this party says nothing", secret.started.round)
         return None
 
     def _get_checker(self, secret: MpcRound) -> MpcChecker:
@@ -331,6 +337,9 @@ class Party:
                 opened.append((item, self._open(secret, update, verifier.shape)))
             except RoundError as error:
                 entries[update.agent_id] = error
+            except UNFORESEEN as error:
+                log.exception("round %d: %s", update.round, update.agent_id)
+                entries[update.agent_id] = explain_unforeseen(error)
         if not opened:
             return
         refused = self._memory.permit_links(

@@ -80,7 +80,13 @@ from protocol.modes.mpc.shares import (
     ShareShape,
     parse_share,
 )
-from protocol.modes.problem import MAX_DETAIL_LENGTH, Fetch, RoundError
+from protocol.modes.problem import (
+    MAX_DETAIL_LENGTH,
+    UNFORESEEN,
+    Fetch,
+    RoundError,
+    explain_unforeseen,
+)
 from schemas import codec
 from schemas import events as e
 from schemas.reasons import Reason
@@ -549,6 +555,8 @@ class RoundVerifier:
             except InvalidEncodingError as error:
                 detail = f"share commitments: {error}"
                 self._proven[update] = RoundError(Reason.INVALID_PROOF, detail)
+            except UNFORESEEN as error:
+                self._proven[update] = explain_unforeseen(error)
         verdicts = verify_norm_proofs(
             [(proven.statement, proven.proof) for proven in read]
         )
@@ -604,6 +612,9 @@ class RoundVerifier:
             return error
         except SharesDifferError as error:
             return RoundError(Reason.SHARES_DIFFER, str(error))
+        except UNFORESEEN as error:
+            # In a party's links: no agent is to blame.
+            return RoundError(Reason.BAD_SHARE, explain_unforeseen(error).detail)
         return None
 
     def _get_link(self, secret: MpcRound, party: str, agent_id: str) -> Link:
@@ -651,6 +662,8 @@ class RoundVerifier:
         except (WrongPartialError, InvalidEncodingError) as error:
             # Or a share commitment is no point: its party has not opened it.
             return RoundError(Reason.WRONG_PARTIAL, str(error))
+        except UNFORESEEN as error:
+            return RoundError(Reason.WRONG_PARTIAL, explain_unforeseen(error).detail)
         return party_sum
 
     def find_claim_problem(
@@ -728,6 +741,8 @@ def _fetch_links(
         return parse_links(fetch(ref, shape.max_links_size))
     except RoundError as error:
         return error
+    except UNFORESEEN as error:
+        return explain_unforeseen(error)
 
 
 def _to_error(error: InvalidProofError) -> RoundError:

@@ -464,12 +464,6 @@ def test_an_agent_that_is_not_drawn_says_nothing(world, started):
     assert names == {"lock", "tasks"}
 
 
-def test_an_agent_that_is_late_says_nothing(world, started):
-    agent = world.start()
-    agent.hear(replace(started, deadline_ms=1))
-    assert world.said == []
-
-
 def test_nobody_but_the_decider_makes_it_speak(world, started, caplog):
     agent = world.start()
     agent.hear(started, signer="AGGREGATOR")

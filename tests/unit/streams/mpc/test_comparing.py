@@ -193,7 +193,19 @@ def test_what_others_say_ends_the_process_that_computes_alone(error):
     assert caught.value.reason == RobustnessFailure.PROCESS_DIED
 
 
-def test_what_nobody_expected_ends_the_process(monkeypatch):
+@pytest.mark.parametrize("error", [ZeroDivisionError(), IndexError(), ValueError()])
+def test_what_nobody_expected_costs_its_comparison_alone(error, caplog):
+    """It may be of this one's making, and would be there at every start."""
+    attempts = Attempts(error)
+    comparer = Comparer(attempts)
+    comparer.look(make_round(), record())
+    attempts.wait(1)
+    comparer.look(make_round("others"), record(b"others"))
+    attempts.wait(2)
+    assert "not compared" in caplog.text
+
+
+def test_a_lack_of_memory_ends_the_process(monkeypatch):
     ended = threading.Event()
 
     def end():
@@ -201,7 +213,7 @@ def test_what_nobody_expected_ends_the_process(monkeypatch):
         threading.Event().wait()  # as if: nothing comes after it
 
     monkeypatch.setattr(alive, "end_process", end)
-    Comparer(Attempts(ZeroDivisionError())).look(make_round(), record())
+    Comparer(Attempts(MemoryError())).look(make_round(), record())
     assert ended.wait(WAIT_S)
 
 
