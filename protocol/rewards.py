@@ -16,10 +16,12 @@ Rules, by basis:
 - ``MISSED_ASSIGNMENT``: an agent rejected for giving no answer, or no norm proof, pays
   when the round is sealed, or abandoned for want of contributions. Exempt are agents
   that had another answer refused by then, even a late one, or were revoked. A round
-  abandoned by the operator costs nobody.
+  abandoned by the operator costs nobody; nor does one, since version 2 of the rules,
+  that fewer were heard in than were not: then something that all need was away.
 - ``FAILED_PROOF``: an update refused by the aggregator for its blob or its norm proof,
   and a partial sum that contradicts its party's own links. Where agent and party accuse
-  each other (shares that do not open, or do not add up), nobody pays.
+  each other (shares that do not open, or do not add up), nobody pays. Since version 2
+  what the store had or had not costs nothing: nobody can check that later.
 - ``EQUIVOCATION``: a proven contradiction, paid by the ledger node that signed it, or
   by the sequencer.
 
@@ -50,21 +52,24 @@ from protocol.contributions import WITHDRAWN, Contribution
 from protocol.decider import Decider, Sequenced
 from protocol.modes import find_refused_part
 from protocol.persistent import PersistentMap, PersistentSet
-from protocol.validation import ACCURACY, BLOB_REASONS, Direction
+from protocol.rules import choose
+from protocol.validation import ACCURACY, BLOB_REASONS, STORE_REASONS, Direction
 from schemas import events as e
 from schemas.reasons import Reason
 
 RECOMMENDED_RULE: Final = e.RewardRule(
-    per_contribution=100,
-    per_thousand_examples=100,
+    per_contribution=0,
+    per_thousand_examples=1_000,
     per_accuracy_percent=1_000,
-    missed_assignment=50,
+    missed_assignment=0,
     failed_proof=500,
     equivocation=100_000,
 )
-"""A starting point. A contribution is worth about 100 points. Missing a round costs
-half of one, so an agent that answers more than a third of the time gains; a bad update
-costs five, so sending just anything does not pay; a contradiction costs a thousand."""
+"""A starting point (ADR 0048): a point an example, the weight that it has in the model.
+So nobody gains by dividing its data among several agents, as it would by a fixed sum
+for each contribution. Silence earns nothing and costs nothing: nobody can tell it from
+an outage. What can be checked later costs: a bad update as much as 500 examples earn, a
+contradiction as much as 100,000."""
 MAX_UNPAID_ROUNDS: Final = 8
 """Rounds remembered that have not earned everything yet, the latest. A version
 registered when eight later rounds are waiting earns nothing."""
@@ -74,7 +79,19 @@ SEQUENCER_ACCOUNT: Final = "principal:SEQUENCER"
 """With a colon, which no agent's name has: an agent may be called sequencer."""
 NODE_PREFIX: Final = "node:"
 PARTY_PREFIX: Final = "party:"
-_FAILED_PROOFS: Final = BLOB_REASONS | {Reason.INVALID_PROOF}
+FAILED_PROOFS: Final = {
+    1: BLOB_REASONS | {Reason.INVALID_PROOF},
+    2: (BLOB_REASONS - STORE_REASONS) | {Reason.INVALID_PROOF},
+}
+"""What an agent pays for, by version of the rules."""
+_FREE_PARTS: Final = {
+    1: frozenset({Reason.WRONG_SUM}),
+    2: STORE_REASONS | {Reason.WRONG_SUM},
+}
+"""What a party does not pay for: if parts open nothing together, nobody can say whose
+is wrong."""
+_EXCUSES_MOST: Final = {1: False, 2: True}
+"""Whether silence costs nothing where most were silent."""
 
 
 class Basis(StrEnum):
@@ -110,6 +127,7 @@ class RewardsState:
     """What the rewards decider knows of a federation.
 
     Attributes:
+        rules_version: The version of the rules that holds.
         rule: The reward rule of the newest configuration.
         rules: The rules that may pay future rounds, by number of the change that
             brought each.
@@ -126,6 +144,7 @@ class RewardsState:
         balances: Points by account, for those that ever changed.
     """
 
+    rules_version: int = 1
     rule: e.RewardRule = field(default_factory=e.RewardRule)
     rules: Mapping[int, e.RewardRule] = field(default_factory=dict)
     drawn_rule: e.RewardRule = field(default_factory=e.RewardRule)
@@ -180,13 +199,20 @@ def evolve(
             keys = {p.role: p.public_key for p in config.principals}
             return replace(
                 _name_nodes(state, list_nodes(config)),
+                rules_version=config.rules_version,
                 rule=get_reward_rule(config),
                 rules={0: get_reward_rule(config)},
                 sequencer_key=keys["SEQUENCER"],
             )
         case e.FederationChanged(number=number) as change:
-            rule = get_reward_rule(read_configuration(change))
-            return replace(state, rule=rule, rules={**state.rules, number: rule})
+            config = read_configuration(change)
+            rule = get_reward_rule(config)
+            return replace(
+                state,
+                rules_version=config.rules_version,
+                rule=rule,
+                rules={**state.rules, number: rule},
+            )
         case e.NodeSetChanged(nodes=nodes):
             return _name_nodes(state, nodes)
         case e.RoundStarted(round=number, change=change):
@@ -284,7 +310,7 @@ def _find_changes(state: RewardsState, event: e.LedgerEvent) -> Iterator[_Change
             gain_micros = _compute_gain(state, event)
             yield from _improved(_unpaid(state, number), gain_micros)
         case e.ContributionRejected(agent_id=agent_id, reason=reason) if (
-            reason in _FAILED_PROOFS
+            reason in choose(FAILED_PROOFS, state.rules_version)
             # What an agent says about itself follows from its own leaf.
             and event.update_leaf_index != event.cause_leaf_index
         ):
@@ -298,16 +324,20 @@ def _find_changes(state: RewardsState, event: e.LedgerEvent) -> Iterator[_Change
                 yield SEQUENCER_ACCOUNT, -state.rule.equivocation, Basis.EQUIVOCATION
         case _:
             part = find_refused_part(event)
-            # If parts open nothing together, nobody can say whose is wrong.
-            if part is not None and part.reason != Reason.WRONG_SUM:
+            free = choose(_FREE_PARTS, state.rules_version)
+            if part is not None and part.reason not in free:
                 cost = _unpaid(state, part.round).rule.failed_proof
                 yield PARTY_PREFIX + part.author, -cost, Basis.FAILED_PROOF
 
 
 def _missed(state: RewardsState, number: int) -> Iterator[_Change]:
-    if number == state.drawn_round:
-        for agent_id in sorted(state.silent - state.heard):
-            yield agent_id, -state.drawn_rule.missed_assignment, Basis.MISSED_ASSIGNMENT
+    if number != state.drawn_round:
+        return
+    silent = sorted(state.silent - state.heard)
+    if choose(_EXCUSES_MOST, state.rules_version) and len(silent) > len(state.heard):
+        return
+    for agent_id in silent:
+        yield agent_id, -state.drawn_rule.missed_assignment, Basis.MISSED_ASSIGNMENT
 
 
 def _sealed(state: RewardsState, number: int) -> UnpaidRound:

@@ -38,11 +38,12 @@ MAX_CHECK_DETAIL_BYTES: Final = 400
 """So that a hundred of them fit an event."""
 MAX_ROUND_DURATION_MS: Final = 366 * 24 * 60 * 60 * 1_000  # = 31,622,400,000
 MILLION: Final = 1_000_000
-BLOB_REASONS: Final = frozenset(
+STORE_REASONS: Final = frozenset(
+    {Reason.MISSING_BLOB, Reason.OVERSIZED_BLOB, Reason.CORRUPT_BLOB}
+)
+"""What an aggregator may say about what the store had: nobody can check it later."""
+BLOB_REASONS: Final = STORE_REASONS | frozenset(
     {
-        Reason.MISSING_BLOB,
-        Reason.OVERSIZED_BLOB,
-        Reason.CORRUPT_BLOB,
         Reason.MALFORMED_BLOB,
         Reason.WRONG_SHAPE,
         Reason.WRONG_DTYPE,

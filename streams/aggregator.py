@@ -22,8 +22,9 @@ from adapters.blobs import BlobError, BlobStore
 from adapters.round_blobs import Checking
 from adapters.settings import load_settings
 from protocol.log import OpenedLeaf
+from protocol.modes import get_mode
 from protocol.modes.mode import Answer
-from protocol.modes.problem import RoundError
+from protocol.modes.problem import UNFORESEEN, RoundError
 from protocol.round_view import RoundView, WatchedRounds, watch
 from protocol.validation import MAX_CHECKS
 from schemas import events as e
@@ -48,6 +49,7 @@ class Work:
         due: Agents whose answers now await a check.
         is_complete: Whether it now awaits its result.
         traceparent: The trace it belongs to.
+        is_over: Whether the ledger now says that its deadline has passed.
     """
 
     view: RoundView
@@ -55,6 +57,7 @@ class Work:
     due: tuple[str, ...]
     is_complete: bool
     traceparent: str
+    is_over: bool = False
 
 
 def follow_step(
@@ -71,7 +74,8 @@ def follow_step(
     came = due = _find_new(before, view, leaf)
     if not (before is not None and before.is_ready):
         came = _list_waiting(view)
-    if not (before is not None and before.is_checkable):
+    is_over = _is_over(view, leaf)
+    if is_over or not (before is not None and before.is_checkable):
         due = _list_waiting(view)
     work = Work(
         view,
@@ -79,6 +83,7 @@ def follow_step(
         due if view.is_checkable else (),
         view.is_complete and not (before is not None and before.is_complete),
         leaf.traceparent,
+        is_over,
     )
     return after, [work] if work.came or work.due or work.is_complete else []
 
@@ -92,6 +97,16 @@ def _find_new(
         (event.agent_id,)
         if isinstance(event, Answer) and view.answers is not known
         else ()
+    )
+
+
+def _is_over(view: RoundView, leaf: OpenedLeaf) -> bool:
+    """Return whether a leaf says that the time for answers is over, rightly."""
+    event, started = leaf.sequenced.event, view.started
+    return (
+        isinstance(event, e.DeadlineReached)
+        and event.round == started.round
+        and leaf.sequenced.sequenced_at_ms > started.deadline_ms
     )
 
 
@@ -111,11 +126,16 @@ class Aggregator:
         claims: list[tuple[e.Event, str]] = []
         for rounds in _group(work):
             latest = rounds[-1].view
-            self._prepare(latest, rounds)
-            claims += self._check(latest, rounds)
-            for item in rounds:
-                if item.is_complete:
-                    claims += self._complete(item)
+            try:
+                self._prepare(latest, rounds)
+                claims += self._check(latest, rounds)
+                for item in rounds:
+                    if item.is_complete:
+                        claims += self._complete(item)
+            except UNFORESEEN:
+                # The round waits for its operator. Others, of other federations too,
+                # do not wait for it.
+                log.exception("round %d is left as it is", latest.started.round)
         return claims
 
     def _prepare(self, view: RoundView, rounds: list[Work]) -> None:
@@ -137,6 +157,10 @@ class Aggregator:
             "check", "update", kind=telemetry.INTERNAL, parent=traces[due[-1]]
         ):
             found = self._checking.get(view).check(view, due)
+        if get_mode(view.config).awaits_checks and not any(
+            item.is_over for item in rounds
+        ):
+            due = [name for name in due if not self._may_come(view, name, found[name])]
         checks = [make_check(places[name], *_explain(found[name])) for name in due]
         for start in range(0, len(due), MAX_CHECKS):
             part = slice(start, start + MAX_CHECKS)
@@ -146,6 +170,18 @@ class Aggregator:
                 results=tuple(checks[part]),
             )
             yield claim, traces[due[part][-1]]
+
+    def _may_come(self, view: RoundView, name: str, problem: RoundError | None) -> bool:
+        """Return whether an answer waits for its blob, which the store lacks.
+
+        Nobody can check later what the store had, so nothing is said of it in a hurry:
+        its agent has until the deadline, like one that has not answered.
+        """
+        if problem is None or problem.blob is None:
+            return False
+        number = view.started.round
+        log.warning("round %d: %s waits for its blob: %s", number, name, problem)
+        return True
 
     def _complete(self, item: Work) -> Iterator[tuple[e.Event, str]]:
         with telemetry.span(

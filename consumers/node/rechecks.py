@@ -58,6 +58,7 @@ from protocol.modes.problem import RoundError
 from protocol.replay import Replayed
 from protocol.round_view import RoundView, follow
 from protocol.tensors import MalformedBlobError
+from protocol.validation import STORE_REASONS
 from schemas import events as e
 from schemas.events import BlobRef
 from schemas.reasons import Reason
@@ -77,9 +78,6 @@ MIN_RATE: Final = 2**20
 MAX_HANGING: Final = 8
 """Abandoned fetches still running. This many mean that the store is away."""
 
-_OF_THE_STORE: Final = frozenset(
-    {Reason.MISSING_BLOB, Reason.OVERSIZED_BLOB, Reason.CORRUPT_BLOB}
-)
 _NEEDS_LINKS: Final = frozenset({"", Reason.SHARES_DIFFER})
 """Claims about an agent that need every party's links to be judged."""
 
@@ -322,7 +320,7 @@ class Rechecker:
     def _check_answers(
         self, reasons: Mapping[str, str], view: RoundView
     ) -> Iterator[_Found]:
-        knowable = [a for a in sorted(reasons) if reasons[a] not in _OF_THE_STORE]
+        knowable = [a for a in sorted(reasons) if reasons[a] not in STORE_REASONS]
         for agent_id in sorted(reasons.keys() - knowable):
             yield _cannot_know(agent_id, reasons[agent_id])
         if not knowable:
@@ -347,7 +345,7 @@ class Rechecker:
 
     def _check_part(self, claim: PartClaim, view: RoundView) -> _Found:
         author, claimed = claim.author, claim.reason
-        if claimed in _OF_THE_STORE:
+        if claimed in STORE_REASONS:
             return _cannot_know(author, claimed)
         problem = self._checking.get(view).check_refused(view, author, claimed)
         if problem is None:

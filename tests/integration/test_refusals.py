@@ -20,6 +20,7 @@ from cli.stack.services import FAUST_SERVICES
 from ledger.signing import SigningKey
 from protocol.encoding import update_to_blob
 from protocol.envelope import NO_GENESIS
+from protocol.rewards import RECOMMENDED_RULE
 from protocol.tensors import tensors_to_blob
 from schemas import codec, topics
 from schemas import events as e
@@ -83,9 +84,8 @@ def _let_it_come(world: World, federation: Federation) -> Aftermath:
     puppets = {
         name: Puppet(world, NAME, name)
         for name in (
-            *GOOD, *(reason.lower() for reason in BAD_BLOBS), "missing", "claims-much",
-            "longer", "corrupt", "declining", "revoked-before", "revoked-after",
-            "revoked-silent",
+            *GOOD, *(reason.lower() for reason in BAD_BLOBS), "declining",
+            "revoked-before", "revoked-after", "revoked-silent",
         )
     }  # fmt: skip
     federation.admit(*puppets.values())
@@ -244,18 +244,6 @@ def _publish_bad_updates(
     # These are: whoever sends a bad blob has had its turn.
     for reason, blob in BAD_BLOBS.items():
         reject(reason.lower(), reason, blob=blob)
-    reject("missing", Reason.MISSING_BLOB, update=_ref(b"never stored", 12))
-    reject("claims-much", Reason.OVERSIZED_BLOB, update=_ref(b"large", 2**40))
-    longer = world.store.store(good_blob() + bytes(10))
-    reject("longer", Reason.OVERSIZED_BLOB, update=replace(longer, size_bytes=100))
-    corrupt = world.store.store(b"what was promised")
-    world.store._client.put_object(
-        bucket_name=world.settings.bucket,
-        object_name=f"sha256/{corrupt.sha256.hex()}",
-        data=io.BytesIO(b"what is delivered"),
-        length=17,
-    )
-    reject("corrupt", Reason.CORRUPT_BLOB, update=corrupt)
 
 
 def _ref(content: bytes, size_bytes: int) -> e.BlobRef:
@@ -400,6 +388,57 @@ def test_a_federation_is_founded_once_and_only_as_it_should_be(
         ]
 
     assert wait_until(reasons, "a refusal") == [Reason.INVALID_CONFIGURATION]
+
+
+def test_what_the_store_lacks_is_refused_when_the_deadline_has_passed_and_costs_nobody(
+    world: World,
+) -> None:
+    """Until then it may come; nobody can check later what the store had."""
+    name = "lacking"
+    federation = world.found(
+        name, round_duration_ms=10_000, reward_rule=RECOMMENDED_RULE
+    )
+    longer = world.store.store(good_blob() + bytes(10))
+    corrupt = world.store.store(b"what was promised")
+    world.store._client.put_object(
+        bucket_name=world.settings.bucket,
+        object_name=f"sha256/{corrupt.sha256.hex()}",
+        data=io.BytesIO(b"what is delivered"),
+        length=17,
+    )
+    lacking = {
+        "missing": (Reason.MISSING_BLOB, _ref(b"never stored", 12)),
+        "claims-much": (Reason.OVERSIZED_BLOB, _ref(b"large", 2**40)),
+        "longer": (Reason.OVERSIZED_BLOB, replace(longer, size_bytes=100)),
+        "corrupt": (Reason.CORRUPT_BLOB, corrupt),
+    }
+    others = ("at-once", "at-last")
+    puppets = {agent: Puppet(world, name, agent) for agent in (*lacking, *others)}
+    federation.admit(*puppets.values())
+    number = federation.request_round()
+    started = federation.wait(e.RoundStarted, round=number)
+    for agent, (_, ref) in lacking.items():
+        puppets[agent].submit(started, update=ref)
+    at_last = update_to_blob(np.full(NUM_PARAMETERS, 5, dtype=np.int32))
+    puppets["at-last"].submit(started, update=_ref(at_last, len(at_last)))
+    puppets["at-once"].submit(started)
+    federation.wait(e.ContributionAccepted, agent_id="at-once")
+    assert not [x for x in federation.events if isinstance(x, e.ContributionRejected)]
+    world.store.store(at_last)
+
+    world.start_timer(name)
+    federation.wait(e.RoundSealed, round=number)
+    rejected = {
+        event.agent_id: event.reason
+        for event in federation.events
+        if isinstance(event, e.ContributionRejected)
+    }
+    assert rejected == {agent: reason for agent, (reason, _) in lacking.items()}
+    federation.wait(e.AggregatePublished, round=number)
+    federation.wait(e.BalanceChanged, account="at-last")
+    changed = [x for x in federation.events if isinstance(x, e.BalanceChanged)]
+    assert {event.account for event in changed} == set(others)
+    world.services.stop(f"timer-{name}")
 
 
 def test_an_update_after_the_deadline_is_late_though_the_round_is_open(

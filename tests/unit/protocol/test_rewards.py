@@ -9,9 +9,11 @@ from dataclasses import replace
 import pytest
 from pydantic import ConfigDict, TypeAdapter
 
+from protocol.changes import make_change
 from protocol.persistent import PersistentMap
 from protocol.rewards import (
     DECIDER,
+    FAILED_PROOFS,
     MAX_BALANCE,
     MAX_UNPAID_ROUNDS,
     MIN_BALANCE,
@@ -22,8 +24,9 @@ from protocol.rewards import (
     UnpaidRound,
     share_out,
 )
+from protocol.rules import LATEST_VERSION
 from protocol.validation import (
-    BLOB_REASONS,
+    STORE_REASONS,
     find_configuration_problem,
     find_problem,
 )
@@ -174,9 +177,16 @@ def nodes_changed(*nodes: e.LedgerNode) -> e.NodeSetChanged:
     return e.NodeSetChanged(federation_id=FEDERATION, era=1, nodes=nodes, approvals=())
 
 
-def founded(rule: e.RewardRule = RULE) -> Run[RewardsState, e.RewardFact]:
+def founded(
+    rule: e.RewardRule = RULE, *, version: int = 1
+) -> Run[RewardsState, e.RewardFact]:
     return start(DECIDER).given(
-        replace(CONFIG, reward_rule=rule, ledger_nodes=e.LedgerNodes(nodes=NODES))
+        replace(
+            CONFIG,
+            reward_rule=rule,
+            rules_version=version,
+            ledger_nodes=e.LedgerNodes(nodes=NODES),
+        )
     )
 
 
@@ -379,12 +389,78 @@ def test_the_end_of_a_round_that_is_not_the_last_one_costs_nobody() -> None:
     assert run.when(sealed(1)) == []
 
 
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("how", ["sealed", "abandoned"])
+@pytest.mark.parametrize("num_heard", range(5))
+def test_where_most_are_silent_something_else_is_away(
+    version: int, how: str, num_heard: int
+) -> None:
+    """An outage of Kafka, of the store, of the sequencer: no agent is at fault."""
+    heard, silent = AGENTS[:num_heard], AGENTS[num_heard:4]
+    end = (
+        sealed(1) if how == "sealed" else abandoned(1, Reason.NOT_ENOUGH_CONTRIBUTIONS)
+    )
+    run = founded(version=version).given(
+        started(1), *(accepted(1, name) for name in heard), *missed(1, *silent)
+    )
+    paid = {f.account for f in run.when(end) if f.basis == "MISSED_ASSIGNMENT"}
+    is_excused = version > 1 and len(silent) > len(heard)
+    assert paid == (set() if is_excused else set(silent))
+
+
+def test_newer_rules_hold_from_their_leaf_on() -> None:
+    run = founded().given(started(1))
+    config = replace(CONFIG, reward_rule=RULE, rules_version=2)
+    assert run.when(refused_part(Reason.MISSING_BLOB))
+    run.given(make_change(config, 1))
+    assert run.when(refused_part(Reason.MISSING_BLOB)) == []
+
+
+# The recommended rule
+
+
+def earn(*examples: int) -> list[int]:
+    """Return what contributions to one round earn, by the recommended rule."""
+    names = [f"agent-{n}" for n in range(len(examples))]
+    run = founded(RECOMMENDED_RULE, version=LATEST_VERSION).given(
+        started(1), *ended(1, *zip(names, examples, strict=True))
+    )
+    found = {fact.account: fact.amount for fact in run.when(published(1))}
+    return [found.get(name, 0) for name in names]
+
+
+def test_by_default_a_contribution_earns_what_it_weighs() -> None:
+    """They were 100 and 147 points."""
+    assert earn(3, 479) == [3, 479]
+
+
+@pytest.mark.parametrize("num_parts", [2, 7, 479])
+def test_by_default_nobody_gains_by_dividing_its_data(num_parts: int) -> None:
+    sizes = [479 // num_parts + (n < 479 % num_parts) for n in range(num_parts)]
+    assert sum(sizes) == 479
+    assert sum(earn(*sizes)) == earn(479)[0]
+
+
+def test_by_default_only_what_can_be_checked_later_costs() -> None:
+    run = founded(RECOMMENDED_RULE, version=LATEST_VERSION).given(
+        started(1), accepted(1, "ana"), *missed(1, "bea")
+    )
+    assert run.when(sealed(1)) == []
+    assert RECOMMENDED_RULE.failed_proof > 0
+    assert RECOMMENDED_RULE.equivocation > 0
+
+
 # Failed proofs
 
 
-@pytest.mark.parametrize("reason", sorted(BLOB_REASONS | {Reason.INVALID_PROOF}))
-def test_an_update_that_is_not_what_it_must_be_costs(reason: Reason) -> None:
-    run = founded().given(started(1))
+@pytest.mark.parametrize(
+    ("reason", "version"),
+    [(reason, v) for v, reasons in FAILED_PROOFS.items() for reason in sorted(reasons)],
+)
+def test_an_update_that_is_not_what_it_must_be_costs(
+    reason: Reason, version: int
+) -> None:
+    run = founded(version=version).given(started(1))
     (fact,) = run.when(rejected(1, "ana", reason, by_aggregator=True))
     assert (fact.account, fact.amount, fact.basis) == ("ana", -300, "FAILED_PROOF")
     assert (fact.round, fact.balance) == (1, -300)
@@ -397,10 +473,15 @@ def test_what_an_agent_says_of_itself_costs_nothing(reason: Reason) -> None:
 
 
 @pytest.mark.parametrize(
-    "reason", sorted(set(Reason) - BLOB_REASONS - {Reason.INVALID_PROOF})
+    ("reason", "version"),
+    [
+        (reason, v)
+        for v, reasons in FAILED_PROOFS.items()
+        for reason in sorted(set(Reason) - reasons)
+    ],
 )
-def test_other_refusals_cost_nothing(reason: Reason) -> None:
-    run = founded().given(started(1))
+def test_other_refusals_cost_nothing(reason: Reason, version: int) -> None:
+    run = founded(version=version).given(started(1))
     assert run.when(rejected(1, "ana", reason, by_aggregator=True)) == []
 
 
@@ -413,6 +494,49 @@ def test_a_contribution_that_was_withdrawn_earns_nothing() -> None:
 def test_a_second_answer_that_was_refused_takes_nothing_away() -> None:
     run = founded().given(*ROUND[:-1], rejected(1, "ana", Reason.DUPLICATE), sealed(1))
     assert changes(run.when(published(1))) == EARNED
+
+
+def test_only_what_anybody_can_check_later_costs() -> None:
+    """What the store had at some moment nobody can; what its bytes are everybody can,
+    who has them.
+    """
+    assert FAILED_PROOFS[1] >= STORE_REASONS
+    assert not FAILED_PROOFS[2] & STORE_REASONS
+    # All others follow from bytes with a digest that is on the ledger.
+    assert FAILED_PROOFS[1] - FAILED_PROOFS[2] == STORE_REASONS
+    assert LATEST_VERSION in FAILED_PROOFS
+
+
+@pytest.mark.parametrize(
+    ("reason", "version", "costs"),
+    [
+        (Reason.WRONG_PARTIAL, 1, True),
+        (Reason.WRONG_PARTIAL, 2, True),
+        (Reason.WRONG_SUM, 1, False),
+        (Reason.WRONG_SUM, 2, False),
+        *((reason, 1, True) for reason in sorted(STORE_REASONS)),
+        *((reason, 2, False) for reason in sorted(STORE_REASONS)),
+    ],
+)
+def test_a_party_pays_for_what_can_be_checked_too(
+    reason: Reason, version: int, costs: bool
+) -> None:
+    run = founded(version=version).given(started(1))
+    assert bool(run.when(refused_part(reason))) is costs
+
+
+def refused_part(reason: Reason) -> e.PartialRejected:
+    return e.PartialRejected(
+        federation_id=FEDERATION,
+        round=1,
+        cause=bytes(32),
+        cause_leaf_index=2,
+        output_index=0,
+        party="p0",
+        partial_leaf_index=1,
+        reason=reason,
+        detail="",
+    )
 
 
 def test_a_party_that_lies_pays() -> None:

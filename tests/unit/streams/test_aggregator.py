@@ -9,9 +9,11 @@ import streams.aggregator
 from adapters.blobs import BlobError
 from adapters.round_blobs import Checking
 from protocol.aggregation import sum_from_blob
+from protocol.modes import plain
 from protocol.modes.mode import OneByOne
 from protocol.modes.mpc.round import MpcRound
-from protocol.modes.problem import RoundError
+from protocol.modes.plain import PlainChecker
+from protocol.modes.problem import UNFORESEEN, RoundError
 from protocol.round_view import WatchedRounds
 from schemas import codec
 from schemas import events as e
@@ -130,12 +132,108 @@ def test_a_clear_round_whose_blob_is_gone_has_no_sum(caplog):
     blobs = BlobDict(log.blobs)
     (first,) = work[0].due
     del blobs[work[0].view.answers[first].event.update.sha256]
-    aggregator = Aggregator(blobs)
-    claims = [claim for claim, _ in aggregator.do(work[:-1])]
-    assert aggregator.do(work[-1:]) == []
-    assert [type(claim) for claim in claims] == [e.UpdatesChecked]
-    assert [r.reason for r in claims[0].results] == [Reason.MISSING_BLOB, "", "", ""]
+    assert Aggregator(blobs).do(work[-1:]) == []
     assert "has no sum" in caplog.text
+
+
+@pytest.mark.parametrize("how", ["missing", "another", "there at last"])
+def test_nothing_is_said_in_a_hurry_of_a_blob_that_is_not_there(how, caplog):
+    """Nobody could check it later. Until the deadline, as the ledger has it, it may
+    come: the others count at once.
+    """
+    log = LogBuilder()
+    log.found()
+    log.admit("ada", "bea", "cleo", "dora")
+    for agent in log.request_round():
+        log.submit(agent)
+    log.settle()
+    log.pass_deadline()
+    work = [x for items in work_of(log).values() for x in items]
+    *answers, over = [x for x in work if x.due]
+    assert [x.is_over for x in (*answers, over)] == [False] * 4 + [True]
+    blobs = BlobDict(log.blobs)
+    (first,) = answers[0].due
+    digest = answers[0].view.answers[first].event.update.sha256
+    update = blobs.pop(digest)
+    if how == "another":
+        blobs[digest] = b"another"
+    aggregator = Aggregator(blobs)
+    ((claim, _),) = aggregator.do(answers)
+    assert [r.reason for r in claim.results] == ["", "", ""]
+    assert f"{first} waits for its blob" in caplog.text
+    if how == "there at last":
+        blobs[digest] = update
+    ((claim, _),) = aggregator.do([over])
+    found = {
+        "missing": Reason.MISSING_BLOB,
+        "another": Reason.CORRUPT_BLOB,
+        "there at last": "",
+    }
+    assert claim.results[0].reason == found[how]
+
+
+@pytest.mark.parametrize("error", UNFORESEEN, ids=lambda kind: kind.__name__)
+def test_bytes_that_nobody_foresaw_cost_their_own_update_alone(error, monkeypatch):
+    log = LogBuilder()
+    log.found()
+    log.admit("ada", "bea", "cleo", "dora")
+    log.run_round()
+    work = [x for items in work_of(log).values() for x in items if x.due]
+    (first,) = work[0].due
+    bad = log.blobs[work[0].view.answers[first].event.update.sha256]
+    parse = plain.parse_update
+
+    def fail(blob, **options):
+        if blob == bad:
+            raise error("as nobody foresaw")
+        return parse(blob, **options)
+
+    monkeypatch.setattr(plain, "parse_update", fail)
+    ((claim, _),) = Aggregator(log.blobs).do(work)
+    reasons = [r.reason for r in claim.results]
+    same = [log.blobs[a.event.update.sha256] == bad for a in answers_of(work)]
+    assert reasons == [Reason.MALFORMED_BLOB if is_bad else "" for is_bad in same]
+
+
+def answers_of(work):
+    return [item.view.answers[name] for item in work for name in item.due]
+
+
+def test_a_round_that_cannot_be_worked_on_does_not_hold_up_others(monkeypatch, caplog):
+    log = LogBuilder()
+    log.found()
+    log.admit("ada", "bea", "cleo", "dora")
+    log.run_round()
+    log.run_round()
+    work = [x for items in work_of(log).values() for x in items if x.due]
+    make = PlainChecker.check
+
+    def check(self, view, agent_ids):
+        if view.started.round == 1:
+            raise LookupError("a bug")
+        return make(self, view, agent_ids)
+
+    monkeypatch.setattr(PlainChecker, "check", check)
+    claims = [claim for claim, _ in Aggregator(log.blobs).do(work)]
+    assert {claim.round for claim in claims} == {2}
+    assert "round 1 is left as it is" in caplog.text
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(), MemoryError()])
+def test_an_outage_is_no_rounds_fault(error):
+    """The service ends and reads again."""
+
+    class Away(BlobDict):
+        def fetch(self, *_, **__):
+            raise error
+
+    log = LogBuilder()
+    log.found()
+    log.admit("ada", "bea", "cleo", "dora")
+    log.run_round()
+    work = [x for items in work_of(log).values() for x in items]
+    with pytest.raises(type(error)):
+        Aggregator(Away()).do(work[:1])
 
 
 # What
