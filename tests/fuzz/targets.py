@@ -408,6 +408,8 @@ def model_blob() -> bytes:
             "counter": np.array(7, np.int64),
             "mask": np.array([True, False]),
             "empty": np.zeros((0, 5), np.uint8),
+            "mean": np.array([-1.0, 2.0], np.float16),
+            "variance": np.array(3.0, np.float64),
         },
         metadata={
             "format": "pt",
@@ -415,6 +417,9 @@ def model_blob() -> bytes:
             "folkmoot/state/counter": "kept",
             "folkmoot/state/mask": "fixed",
             "folkmoot/state/empty": "kept",
+            "folkmoot/state/mean": "averaged-apart",
+            "folkmoot/state/variance": "averaged-apart-unsigned",
+            "folkmoot/tied/head.weight": "layer.weight",
         },
     )
 
@@ -436,6 +441,14 @@ def many_classes(n: int) -> bytes:
     stated = b'"folkmoot/state/%07d":"fixed"'
     texts = b",".join(stated % number for number in range(n // len(stated)))
     return header_blob(b'{"__metadata__":{' + texts + b"}}")
+
+
+def many_ties(n: int) -> bytes:
+    """Return a model that gives one entry many names."""
+    stated = b'"folkmoot/tied/%07d":"w"'
+    texts = b",".join(stated % number for number in range(n // len(stated)))
+    entry = b'"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'
+    return header_blob(b'{"__metadata__":{' + texts + b"}," + entry + b"}", bytes(4))
 
 
 # Kafka's record batches
@@ -1567,6 +1580,7 @@ TARGETS: Final[tuple[Target, ...]] = (
             "digits": lambda n: header_blob(b'{"a":' + b"9" * n + b"}"),
             "escapes": lambda n: header_blob(b'{"' + b"\\u0041" * (n // 6) + b'":1}'),
             "classes": many_classes,
+            "ties": many_ties,
         },
         max_bytes=2**20,
     ),
