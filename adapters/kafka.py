@@ -260,6 +260,9 @@ class Record:
     key: bytes | None
     value: bytes | None
     headers: tuple[tuple[str, bytes], ...]
+    appended_at_ms: int = -1
+    """When the broker took it, by its clock, or what the producer says; -1 unknown. For
+    liveness alone (ADR 0027)."""
 
     def header(self, name: str) -> bytes | None:
         """Return the last header of this name; None if there is none."""
@@ -360,6 +363,7 @@ class PartitionReader:
                 key=record.key,
                 value=record.value,
                 headers=record.headers,
+                appended_at_ms=record.timestamp,
             )
             for record in found.records
             if not raw_records.is_stand_in(record.headers)

@@ -73,6 +73,13 @@ class Settings(BaseSettings):
     otlp_endpoint: str | None = Field(
         default=None, description="OTLP/HTTP endpoint for traces; unset exports none."
     )
+    heartbeat_s: float = Field(
+        default=10.0,
+        ge=0.1,
+        le=600.0,
+        description="How often a process says that it lives; one that is silent for "
+        "three times as long counts as away.",
+    )
     log_level: LogLevel = Field(
         default="INFO", description="Level of the services' logs."
     )

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Final
 
@@ -130,7 +130,13 @@ def find_problems(
             problems.append(_unknown(topic, "configuration", "DescribeConfigs"))
         else:
             problems += _judge_config(topic, facts, facts.config)
-    return problems
+    # Nothing is lost for want of a heartbeat.
+    return [
+        replace(problem, weight=Weight.WARNING)
+        if problem.topic == topics.HEARTBEATS
+        else problem
+        for problem in problems
+    ]
 
 
 def _missing(topic: str) -> Problem:
@@ -212,6 +218,12 @@ def _judge_config(
 
     policy = config.get("cleanup.policy")
     policies = {part.strip() for part in (policy or "").split(",")} - {"", "none"}
+    if topic == topics.HEARTBEATS:
+        if "compact" not in policies:
+            why = "readers would have to read every heartbeat to find the last ones"
+            must = wanted["cleanup.policy"]
+            yield wrong("cleanup.policy", must, why, Weight.WARNING)
+        return
     if "compact" in policies:
         why = (
             "Kafka would keep only each federation's last record. No setting brings "

@@ -25,6 +25,9 @@ GenesisHash = Annotated[
     typer.Option("--genesis", help="Hash of the genesis you trust, hex."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Watch = Annotated[
+    bool, typer.Option("--watch", help="Show it again every two seconds.")
+]
 StackDirectory = Annotated[
     Path | None,
     typer.Option(help="Directory of the stack; the user's state folder by default."),

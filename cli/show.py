@@ -21,6 +21,12 @@ def say(*lines: object, is_error: bool = False) -> None:
     print(text, end="", file=sys.stderr if is_error else None, flush=True)
 
 
+def clear() -> None:
+    """Let what is printed next replace the screen, where there is one."""
+    if sys.stdout.isatty():
+        print("\x1b[H\x1b[2J", end="", flush=True)
+
+
 def say_json(value: Any, *, is_wide: bool = False) -> None:
     """Print a value as JSON in ASCII."""
     say(*json.dumps(value, indent=2 if is_wide else None, allow_nan=False).split("\n"))

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Final
 
+from adapters import heartbeats
 from adapters.kafka import Pause, Publisher, Record, follow_partition
 from adapters.kafka_log import ReadBlock, find_partition, follow_log
 from adapters.outages import describe, is_of_the_item
@@ -93,6 +94,7 @@ class Timer:
         partition = find_partition(
             self._settings, topics.ATTESTATIONS, self._federation_id
         )
+        heartbeats.do("watching deadlines")
         attestations = follow_partition(self._settings, topics.ATTESTATIONS, partition)
         for read in follow_log(self._settings, self._registry, self._federation_id):
             if should_stop():

@@ -16,7 +16,13 @@ import hashlib
 from typing import Final
 
 from ledger.signing import SigningKey, verify_signature
-from schemas.events import Event, EventRejected, Fact, FederationConfigured
+from schemas.events import (
+    Event,
+    EventRejected,
+    Fact,
+    FederationConfigured,
+    Heartbeat,
+)
 
 EVENT_DOMAIN: Final = b"folkmoot/event/v1\n"
 GENESIS_DOMAIN: Final = b"folkmoot/genesis/v1\n"
@@ -32,8 +38,8 @@ TRACEPARENT_HEADER: Final = "traceparent"
 
 NO_GENESIS: Final = bytes(32)
 """Replaces the genesis hash in signatures made before there is a log, or outside any: a
-genesis, and a refusal that names no known federation. Only a genesis is admitted with
-it."""
+genesis, a heartbeat, and a refusal that names no known federation. Only a genesis is
+admitted with it."""
 
 
 def compute_genesis_hash(event_bytes: bytes) -> bytes:
@@ -48,7 +54,7 @@ def compute_genesis_hash(event_bytes: bytes) -> bytes:
 
 def choose_genesis(event: Event, genesis: bytes) -> bytes:
     """Return the genesis hash that an event's signature covers, 32 bytes."""
-    is_outside = isinstance(event, FederationConfigured) or (
+    is_outside = isinstance(event, FederationConfigured | Heartbeat) or (
         isinstance(event, EventRejected) and not event.federation_id
     )
     return NO_GENESIS if is_outside else genesis

@@ -762,6 +762,24 @@ class CheckpointCosigned:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Heartbeat:
+    """A process says that it runs, and what it does. Beside the log: no leaf, and
+    nothing follows from it.
+    """
+
+    federation_id: str
+    kind: str
+    name: str
+    public_key: bytes
+    version: str
+    started_at_ms: int
+    doing: str
+    doing_since_ms: int
+    said_at_ms: int
+    next_within_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Leaf:
     """An entry of the log: an event as received, who signed it, and where it came
     from. Not on a topic of its own.
@@ -876,5 +894,7 @@ LedgerEvent: TypeAlias = Input | Fact | EventRejected
 Attestation: TypeAlias = BlockAttested | EpochRequested | CheckpointCosigned
 """What a ledger node says of the log; not on it."""
 
-Event: TypeAlias = LedgerEvent | BlockSequenced | CheckpointSigned | Attestation
+Event: TypeAlias = (
+    LedgerEvent | BlockSequenced | CheckpointSigned | Attestation | Heartbeat
+)
 """What may travel on a topic."""

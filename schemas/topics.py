@@ -1,7 +1,8 @@
 """The topics: the only place with their names, and what travels on each.
 
 Every record is keyed by its federation id: the sequencer reads all inputs of a
-federation, and a partition is what one process reads (ADR 0002).
+federation, and a partition is what one process reads (ADR 0002). Heartbeats alone are
+keyed by process: Kafka keeps the last of each.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ LEDGER: Final = "moot.ledger"
 CHECKPOINTS: Final = "moot.checkpoints"
 ATTESTATIONS: Final = "moot.attestations"
 REJECTED: Final = "moot.rejected"
+HEARTBEATS: Final = "moot.heartbeats"
 
 EVENTS: Final[dict[str, tuple[type[e.Event], ...]]] = {
     AGENTS: (e.AgentEnrolmentRequested,),
@@ -69,6 +71,7 @@ EVENTS: Final[dict[str, tuple[type[e.Event], ...]]] = {
     CHECKPOINTS: (e.CheckpointSigned,),
     ATTESTATIONS: (e.BlockAttested, e.EpochRequested, e.CheckpointCosigned),
     REJECTED: (e.EventRejected,),
+    HEARTBEATS: (e.Heartbeat,),
 }
 """Which events each topic carries; every event has exactly one topic."""
 
@@ -93,6 +96,7 @@ sequencer holds a batch of whatever is sent."""
 
 FOR_EVER: Final = "-1"
 DAY_MS: Final = 86_400_000
+HOUR_MS: Final = 3_600_000
 INPUT_RETENTION_MS: Final = 30 * DAY_MS
 """How long agents' records wait for a sequencer that is away. Not for ever: anybody may
 write there, and a refusal is shorter than what it refuses."""
@@ -102,6 +106,13 @@ MIN_KEPT_MS: Final = DAY_MS
 MIN_REPLICAS: Final = 3
 MIN_IN_SYNC: Final = 2
 """With so many replicas, this many must have a record before it is acknowledged."""
+
+MAX_HEARTBEAT_RECORD_SIZE_BYTES: Final = 2**14
+HEARTBEAT_RETENTION_MS: Final = 7 * DAY_MS
+"""How long a process that is gone is remembered. Not for ever: anybody may write there,
+under any key."""
+HEARTBEAT_SEGMENT_MS: Final = HOUR_MS
+"""Kafka compacts nothing that is younger."""
 
 EXPIRING: Final = (AGENTS, UPDATES, PROOFS)
 """Topics that agents write. A federation's own services write the others: little, and
@@ -113,6 +124,18 @@ def config_of(topic: str) -> dict[str, str]:
 
     All are named: a broker's defaults are somebody else's.
     """
+    if topic == HEARTBEATS:
+        return {
+            "cleanup.policy": "compact,delete",
+            "retention.ms": str(HEARTBEAT_RETENTION_MS),
+            "retention.bytes": FOR_EVER,
+            "segment.ms": str(HEARTBEAT_SEGMENT_MS),
+            "max.message.bytes": str(MAX_HEARTBEAT_RECORD_SIZE_BYTES),
+            # The broker's clock is a second opinion on when a process spoke.
+            "message.timestamp.type": "LogAppendTime",
+            "compression.type": "producer",
+            "unclean.leader.election.enable": "false",
+        }
     is_ledger = topic == LEDGER
     retention_ms = str(INPUT_RETENTION_MS) if topic in EXPIRING else FOR_EVER
     return {

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from adapters import telemetry
+from adapters import heartbeats, telemetry
 from adapters.ahead import Ahead
 from adapters.blobs import BlobError, BlobStore
 from adapters.round_blobs import Checking
@@ -126,6 +126,7 @@ class Aggregator:
         claims: list[tuple[e.Event, str]] = []
         for rounds in _group(work):
             latest = rounds[-1].view
+            heartbeats.do(f"checking and summing round {latest.started.round}")
             try:
                 self._prepare(latest, rounds)
                 claims += self._check(latest, rounds)
@@ -136,6 +137,7 @@ class Aggregator:
                 # The round waits for its operator. Others, of other federations too,
                 # do not wait for it.
                 log.exception("round %d is left as it is", latest.started.round)
+        heartbeats.do(heartbeats.FOLLOWING)
         return claims
 
     def _prepare(self, view: RoundView, rounds: list[Work]) -> None:

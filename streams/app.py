@@ -20,7 +20,7 @@ from typing import Any, Final, NamedTuple
 import faust
 from faust.transport.drivers import aiokafka
 
-from adapters import alive, telemetry
+from adapters import alive, heartbeats, telemetry
 from adapters.kafka import (
     MAX_RECORD_SIZE_BYTES,
     count_partitions,
@@ -458,4 +458,8 @@ def serve(service: Service) -> None:
     worker = faust.Worker(
         service.app, loglevel=service.settings.log_level, redirect_stdouts=False
     )
-    worker.execute_from_commandline()
+    # Of some kinds there are many, each with a name.
+    kind, _, name = service.name.partition("-")
+    name = name or service.settings.instance_id
+    with heartbeats.beating(service.settings, service.key, kind, name):
+        worker.execute_from_commandline()

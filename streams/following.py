@@ -23,7 +23,7 @@ from typing import Any, Final, Generic, TypeVar
 from pydantic import ConfigDict, TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 
-from adapters import telemetry
+from adapters import heartbeats, telemetry
 from adapters.durable import replace_file
 from adapters.genesis import OtherGenesisError, remember_genesis
 from adapters.kafka import read_partition
@@ -246,6 +246,7 @@ class Follower(Generic[State, Output]):
         """Follow the log up to a record, discarding its outputs."""
         if followed.next_offset == message.offset:
             return followed
+        heartbeats.do("reading the ledger")
         started, size = time.monotonic(), followed.log.chain.size
         records = read_partition(
             self._service.settings,
@@ -262,6 +263,7 @@ class Follower(Generic[State, Output]):
                 data = self._service.registry.unframe_trusted(record.value or b"")
                 signature = record.header(SIGNATURE_HEADER)
                 followed, _ = self._advance(followed, data, signature, record.offset)
+        heartbeats.do(heartbeats.FOLLOWING)
         log.info(
             "followed %s on from leaf %d: %d leaves in %.1f s",
             (key or b"").decode(errors="replace"),
@@ -297,6 +299,7 @@ def follow_ledger(
 
     @service.app.agent(service.topic(topics.LEDGER), name=service.name, concurrency=1)
     async def follow(stream: Any) -> None:
+        heartbeats.do(heartbeats.FOLLOWING)
         async for event in stream.events():
             with fail_stop(hold(event)):
                 outputs = await follower.follow(event)

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from adapters import alive, telemetry
+from adapters import alive, heartbeats, telemetry
 from adapters.kafka import (
     KafkaUnavailableError,
     find_committed,
@@ -424,6 +424,7 @@ def make_sequencer() -> Service:
 
     @app.task
     async def sequence_inputs() -> None:
+        heartbeats.do("sequencing")
         while True:
             batch = await batches.take()
             with fail_stop(*batch):

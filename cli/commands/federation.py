@@ -11,6 +11,7 @@ from cli.options import (
     DEFAULT_ALLOWED,
     AsJson,
     Federation,
+    Watch,
     make_failure,
     parse_principals,
 )
@@ -206,6 +207,20 @@ def show(federation: Federation, as_json: AsJson = False) -> None:
     from cli.operate import show_federation
 
     show_federation(find_kafka(), federation, as_json=as_json)
+
+
+@app.command("status")
+def status(
+    federation: Federation, watch: Watch = False, as_json: AsJson = False
+) -> None:
+    """Show who is there, who is away, and what the federation waits for.
+
+    Exit code 1: somebody should do something, and it says what.
+    """
+    from cli.status import show_status
+
+    code = show_status(find_kafka(), federation, as_json=as_json, is_watched=watch)
+    raise typer.Exit(code)
 
 
 @app.command("change")

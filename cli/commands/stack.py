@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from cli.options import AsJson, StackDirectory, make_failure
-from cli.show import say, say_json
+from cli.options import AsJson, StackDirectory, Watch, make_failure
+from cli.show import say
 
 
 def up(directory: StackDirectory = None) -> None:
@@ -32,9 +32,13 @@ def status(
     env: Annotated[
         bool, typer.Option("--env", help="Print the settings as shell exports.")
     ] = False,
+    watch: Watch = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show the stack that `moot up` started."""
+    """Show the stack that `moot up` started, and what runs on it.
+
+    Where MOOT_BOOTSTRAP_SERVERS names another Kafka, show what runs there.
+    """
     from cli.stack.stack import StackState, default_directory, read_status
 
     found = read_status(directory or default_directory())
@@ -45,23 +49,12 @@ def status(
             say(f"export {name}='{value}'")
         state = (directory or default_directory()) / "services"
         say(f"export MOOT_STATE_DIRECTORY='{state}'")
-    elif as_json:
-        services = [
-            {
-                "name": service.name,
-                "pid": service.pid,
-                "healthy": service.healthy,
-                "endpoint": service.endpoint,
-                "log": str(service.log_path),
-            }
-            for service in found.services
-        ]
-        say_json({"state": found.state, "services": services})
     else:
-        say(f"{found.directory}: {found.state}")
-        for service in found.services:
-            word = "healthy" if service.healthy else "NOT HEALTHY"
-            say(f"  {service.name:<10} {word:<12} {service.endpoint}")
+        from cli.status import show_around
+
+        found = show_around(
+            directory or default_directory(), as_json=as_json, is_watched=watch
+        )
     if found.state not in {StackState.RUNNING, StackState.STOPPED}:
         raise typer.Exit(1)
 

@@ -161,6 +161,7 @@ def _serving(
     """Set up what serves one federation, and has a key."""
     federation = options.demand_federation(service)
     from adapters import telemetry
+    from adapters.heartbeats import beating
     from adapters.keys import key_path, load_or_create_key
     from adapters.settings import load_settings
     from adapters.topic_config import demand_topics
@@ -174,7 +175,10 @@ def _serving(
     _warn_if_unfounded(settings, federation)
     telemetry.configure(f"moot-{service}", settings.otlp_endpoint)
     key = load_or_create_key(key_path(settings.state_directory / "keys", service))
-    yield settings, federation, key
+    with beating(
+        settings, key, service, settings.instance_id, federation_id=federation
+    ):
+        yield settings, federation, key
     telemetry.shut_down()
 
 
@@ -203,6 +207,8 @@ def _warn_if_unfounded(settings: Settings, federation: str) -> None:
 
 
 def _run_node(service: str, asked: ServiceOptions) -> None:
+    from adapters.heartbeats import beating
+    from adapters.keys import key_path, load_or_create_key
     from adapters.settings import load_settings
     from cli.node import node_directory
     from consumers.node.service import NodeOptions, NodeService
@@ -236,7 +242,14 @@ def _run_node(service: str, asked: ServiceOptions) -> None:
         is_mirrored=not is_node and settings.has_minio,
         rechecks=is_node and settings.has_minio,
     )
-    NodeService(settings, options).run(_stop_on_signal())
+    node = NodeService(settings, options)
+    # A log server signs nothing else.
+    key = node.key or load_or_create_key(
+        key_path(settings.state_directory / "keys", service)
+    )
+    name = name or settings.instance_id
+    with beating(settings, key, service, name, federation_id=federation):
+        node.run(_stop_on_signal())
 
 
 SERVICES: Final[Mapping[str, Callable[[ServiceOptions], None]]] = {
@@ -271,6 +284,7 @@ def run_agent(
     """
     demand("agent")
     from adapters import telemetry
+    from adapters.heartbeats import beating
     from adapters.topic_config import warn_of_topics
     from producers.agent.agent import Agent, AgentOptions
     from producers.agent.terms import Floors
@@ -303,7 +317,9 @@ def run_agent(
         ),
         task=task,
     )
-    Agent(settings, options).run(_stop_on_signal())
+    agent = Agent(settings, options)
+    with beating(settings, agent.key, "agent", agent_id, federation_id=federation):
+        agent.run(_stop_on_signal())
     telemetry.shut_down()
 
 

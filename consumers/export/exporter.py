@@ -24,7 +24,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from adapters import telemetry
+from adapters import heartbeats, telemetry
 from adapters.attempts import Attempts
 from adapters.blobs import BlobError, BlobStore
 from adapters.kafka import END, Publisher
@@ -139,6 +139,7 @@ class Exporter:
             is_at_end = is_at_end or read is END
             if is_at_end:
                 self._export_waiting(should_stop)
+                heartbeats.do(heartbeats.FOLLOWING)
 
     def _learn(self, read: ReadBlock) -> None:
         self._genesis = read.state.genesis
@@ -158,6 +159,7 @@ class Exporter:
             with telemetry.span(
                 "export", "model", kind=telemetry.INTERNAL, parent=traceparent
             ) as current:
+                heartbeats.do(f"exporting the model of round {number}")
                 claim = self._make_claim(published, should_stop)
                 if claim is None:
                     self._not_before_s[number] = time.monotonic() + AGAIN_S

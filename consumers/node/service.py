@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from adapters import alive
+from adapters import alive, heartbeats
 from adapters.blobs import BlobStore
 from adapters.block_store import BlockStore
 from adapters.kafka import Publisher
@@ -32,6 +32,7 @@ from consumers.node.ledger_node import LedgerNode
 from consumers.node.loop import NodeLoop
 from consumers.node.peers import PeerPuller
 from consumers.node.rechecks import Rechecker
+from ledger.signing import SigningKey
 from schemas import events as e
 from schemas import topics
 from schemas.reasons import Reason
@@ -105,6 +106,11 @@ class NodeService:
         self.node = self._open_node()
         """The node."""
 
+    @property
+    def key(self) -> SigningKey | None:
+        """The key that the node signs with; None for a log server."""
+        return None if self._votes is None else self._votes.key
+
     def _open_node(self) -> LedgerNode:
         directory = self._options.directory / TILES_DIRECTORY
         try:
@@ -154,6 +160,7 @@ class NodeService:
 
     async def _run(self, should_stop: Callable[[], bool]) -> None:
         options, loop = self._options, NodeLoop(self.node)
+        heartbeats.do("following and attesting" if options.is_node else "serving")
         puller = PeerPuller(loop, options.peers)
         kafka = KafkaSource(self._settings, self._registry, loop, options.kafka_topics)
         server = NodeServer(

@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, cast
 
-from adapters import alive, telemetry
+from adapters import alive, heartbeats, telemetry
 from adapters.attempts import MAX_BEGUN, Attempts
 from adapters.blobs import STORE_ERRORS, BlobError, BlobStore
 from adapters.durable import PRIVATE, move_file, write_file
@@ -46,7 +46,7 @@ from adapters.outages import describe, is_exhausted, is_outage, passing_over
 from adapters.schema_registry import FramingError, SchemaRegistry
 from adapters.settings import Settings
 from ledger.merkle import leaf_hash
-from ledger.signing import InvalidSignatureError
+from ledger.signing import InvalidSignatureError, SigningKey
 from producers.agent.directory import PAGE, AgentDirectory
 from producers.agent.kept_update import KeptUpdate, UpdateKeeper
 from producers.agent.receipts import ReceiptKeeper, Said
@@ -91,6 +91,7 @@ log = logging.getLogger(__name__)
 
 POLL_S: Final = 0.2
 WAIT_FOR_FEDERATION_S: Final = 0.5
+WAITING: Final = "waiting for a round"
 TRY_AGAIN_AFTER_S: Final = 5.0
 """While something is away that an answer needs."""
 
@@ -155,6 +156,11 @@ class Agent:
         self._open: tuple[RoundStarted, Record] | None = None
         self._not_before_s = 0.0
 
+    @property
+    def key(self) -> SigningKey:
+        """The key that it signs with."""
+        return self._key
+
     def run(self, should_stop: Callable[[], bool]) -> None:
         """Take part until told to stop; called once.
 
@@ -184,6 +190,7 @@ class Agent:
         # gives up its killed predecessor.
         partition = find_partition(self._settings, topics.ROUNDS, federation_id)
         reader = PartitionReader(self._settings, topics.ROUNDS, partition, group=group)
+        heartbeats.do(WAITING)
         try:
             heard: Record | None = None
             while not should_stop():
@@ -206,6 +213,7 @@ class Agent:
         """Wait for the federation, learn its keys, ask to be admitted."""
         options = self._options
         while not should_stop():
+            heartbeats.do("waiting for its federation")
             genesis = find_genesis(
                 self._settings,
                 self._registry,
@@ -453,6 +461,7 @@ class Agent:
             kept: Any = codec.decode(draft.read_bytes())
             answer: Said = kept
         else:
+            heartbeats.do(f"training in round {started.round}")
             problem = self._find_objection(started)
             answer = (
                 self._compute_answer(started, started_leaf_hash, traceparent)
@@ -465,6 +474,7 @@ class Agent:
         )
         move_file(draft, sent)
         log.info("round %d: %s", answer.round, type(answer).__name__)
+        heartbeats.do(WAITING)
 
     def _compute_answer(
         self, started: RoundStarted, started_leaf_hash: bytes, traceparent: str

@@ -6,7 +6,15 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, Final, NamedTuple
 
-from protocol.modes.mode import AGGREGATOR, SEALED, Mode, Other, Phase, find_missing
+from protocol.modes.mode import (
+    AGENT,
+    AGGREGATOR,
+    SEALED,
+    Mode,
+    Other,
+    Phase,
+    find_missing,
+)
 from protocol.modes.mpc.phases import MPC
 from protocol.modes.plain import PLAIN
 from protocol.round_state import OpenRound
@@ -79,16 +87,51 @@ def get_mode(config: e.FederationConfigured) -> Mode:
     return MODES[name]
 
 
-def list_waited_for(config: e.FederationConfigured, current: OpenRound) -> list[str]:
-    """Return whom a round in progress waits for, as text."""
+class Debtor(NamedTuple):
+    """Whom a round waits for.
+
+    Attributes:
+        kind: `AGENT`, `AGGREGATOR`, or what the phase calls its debtors.
+        name: Its name among them; empty for the aggregator.
+    """
+
+    kind: str
+    name: str = ""
+
+    def __str__(self) -> str:
+        """Return it as text."""
+        if self.kind == AGENT:
+            return self.name
+        return f"{self.kind} {self.name}" if self.name else self.kind
+
+
+def list_debtors(config: e.FederationConfigured, current: OpenRound) -> list[Debtor]:
+    """Return whom a round in progress waits for."""
     phase = get_mode(config).find_phase(current)
     if phase is None:
-        return sorted(current.owing) or [AGGREGATOR]
+        owing = [Debtor(AGENT, name) for name in sorted(current.owing)]
+        return owing or [Debtor(AGGREGATOR)]
     missing = find_missing(phase, config, current)
     if not missing and current.is_result_late:
         # The aggregator's time is over.
         missing = [*phase.debtors(config)]
-    return [f"{phase.debtor} {name}" for name in missing] or [AGGREGATOR]
+    return [Debtor(phase.debtor, name) for name in missing] or [Debtor(AGGREGATOR)]
+
+
+def list_waited_for(config: e.FederationConfigured, current: OpenRound) -> list[str]:
+    """Return whom a round in progress waits for, as text."""
+    return [str(debtor) for debtor in list_debtors(config, current)]
+
+
+def list_helpers(config: e.FederationConfigured) -> Mapping[str, bytes]:
+    """Return the public keys of services that a mode needs besides, by kind."""
+    return get_mode(config).list_helpers(config)
+
+
+def name_speakers(config: e.FederationConfigured) -> str:
+    """Return what a mode calls its other speakers, such as "party"; empty without."""
+    phases = get_mode(config).phases
+    return next((phase.debtor for phase in phases if phase.debtor), "")
 
 
 def is_complete(config: e.FederationConfigured, current: OpenRound) -> bool:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 SEALED: Final = "sealed"
 """The name, in every mode, of the phase in which the set no longer changes."""
+AGENT: Final = "agent"
 AGGREGATOR: Final = "aggregator"
 """Whom a round waits for when nobody else owes it anything."""
 
@@ -170,6 +171,8 @@ class Mode:
         tightens: Values of its section that may change, and only shrink.
         list_speakers: Returns the public keys of its other speakers, besides agents and
             principals, by name.
+        list_helpers: Returns the public keys of services that its speakers need and
+            that say nothing in its rounds, by kind.
         fields: Find problems in the fields of its events, by kind.
         awaits_checks: Whether the first phase lasts until answers are checked.
         is_checkable: Returns whether the aggregator's checks of answers count now.
@@ -200,6 +203,9 @@ class Mode:
     )
     tightens: tuple[str, ...] = ()
     list_speakers: Callable[[e.FederationConfigured], Mapping[str, bytes]] = lambda _: (
+        dict[str, bytes]()
+    )
+    list_helpers: Callable[[e.FederationConfigured], Mapping[str, bytes]] = lambda _: (
         dict[str, bytes]()
     )
     fields: Mapping[type, Callable[[Any], str | None]] = field(default_factory=dict)

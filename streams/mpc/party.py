@@ -25,7 +25,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from adapters import telemetry
+from adapters import heartbeats, telemetry
 from adapters.ahead import Ahead
 from adapters.blobs import BlobError, BlobStore
 from adapters.kafka import Publisher
@@ -169,6 +169,7 @@ class Party:
         """Return what rounds wait for from this party, each with its trace."""
         said: list[tuple[e.Event, str]] = []
         for secret, traceparent, is_owed in work:
+            heartbeats.do(f"working on round {secret.view.started.round}")
             if not is_owed:
                 self.verify(secret)
                 continue
@@ -178,6 +179,7 @@ class Party:
                 answer = self.answer(secret)
                 if answer is not None:
                     said.append((answer, current))
+        heartbeats.do(heartbeats.FOLLOWING)
         return said
 
     def verify(self, secret: MpcRound) -> None:

@@ -32,6 +32,7 @@ from aiokafka.structs import TopicPartition
 
 from adapters import telemetry, vote_log
 from adapters.block_store import BlockStore
+from adapters.heartbeats import HeartbeatReader
 from adapters.imports import ImportRefusedError, load_class
 from adapters.kafka import Record
 from adapters.kafka_log import Genesis, PassingOverForeign
@@ -127,7 +128,7 @@ from protocol.admission import AdmissionState, Received
 from protocol.aggregation import sum_from_blob, sum_to_blob
 from protocol.changes import apply_change, find_change_problem
 from protocol.encoding import UpdateRefusedError, parse_update, update_to_blob
-from protocol.envelope import SIGNATURE_HEADER, sign_event
+from protocol.envelope import NO_GENESIS, SIGNATURE_HEADER, sign_event
 from protocol.exchanged_state import model_from_blob
 from protocol.log import LogError, LogState, fold_admission, open_block
 from protocol.modes.mpc.checker import MpcShape, parse_links, parse_partial, parse_proof
@@ -161,7 +162,7 @@ from protocol.tensors import MalformedBlobError, tensors_to_blob
 from schemas import codec, topics
 from schemas import events as e
 from tests.attesting import attest_all
-from tests.builders import LogBuilder, make_key, unframe
+from tests.builders import LogBuilder, frame, make_key, unframe
 from tests.fuzz.mutations import mutate, mutate_event
 from tests.hostile.batches import Codec, RawBatch, RawRecord, bomb, many_records
 from tests.mpc_builder import MpcLogBuilder
@@ -1260,6 +1261,36 @@ def _readers() -> tuple[KafkaIntake, Timer, Agent]:
     return KafkaIntake(registry, NodeLoop(_node())), timer, agent
 
 
+def _hear(data: bytes) -> None:
+    """Hear a heartbeat, signed by whom it names or not."""
+    reader = HeartbeatReader.__new__(HeartbeatReader)
+    reader._registry, reader._heard = _KnownSchemas(), {}  # type: ignore[assignment]
+    headers: list[tuple[tuple[str, bytes], ...]] = [(), ((SIGNATURE_HEADER, data),)]
+    with suppress(FramingError):
+        signature = sign_event(make_key("ada"), NO_GENESIS, unframe(data))
+        headers.append(((SIGNATURE_HEADER, signature),))
+    reader._learn(
+        Record(topics.HEARTBEATS, 0, 7, data, data, header) for header in headers
+    )
+
+
+def _heartbeat() -> bytes:
+    return frame(
+        e.Heartbeat(
+            federation_id=FEDERATION,
+            kind="agent",
+            name="ada",
+            public_key=make_key("ada").public_key,
+            version="0.1.0",
+            started_at_ms=1,
+            doing="waiting for a round",
+            doing_since_ms=2,
+            said_at_ms=3,
+            next_within_ms=10_000,
+        )
+    )
+
+
 def _framed() -> list[bytes]:
     records = (*log().records[:2], *log().checkpoints[:1], *said_by_nodes()[:9])
     return [record.value or b"" for record in records]
@@ -1916,6 +1947,14 @@ TARGETS: Final[tuple[Target, ...]] = (
         change=change_framed,
         max_bytes=2**14,
         max_seconds=3.0,
+    ),
+    Target(
+        name="heartbeat",
+        parse=_hear,
+        errors=(),
+        seeds=lambda: [_heartbeat()],
+        change=change_framed,
+        max_bytes=2**14,
     ),
     Target(
         name="node-hears",

@@ -636,6 +636,8 @@ def run_world(
             **stack.endpoints.environment(),
             "MOOT_STATE_DIRECTORY": str(state_directory),
             "MOOT_OTLP_ENDPOINT": collector.endpoint,
+            # Tests wait for whoever is silent to be missed.
+            "MOOT_HEARTBEAT_S": "1",
         }
         settings = make_settings(stack.endpoints, state_directory)
         create_topics(settings)

@@ -294,6 +294,11 @@ def _find_abandon_problem(state: RoundsState) -> Problem | None:
     return None
 
 
+def _list_helpers(config: e.FederationConfigured) -> dict[str, bytes]:
+    comparison = get_comparison(config)
+    return {} if comparison is None else {"dealer": comparison.dealer_key}
+
+
 def _party_declined(
     state: RoundsState, declined: e.PartyDeclined, leaf: Sequenced
 ) -> list[e.RoundFact]:
@@ -367,6 +372,7 @@ MPC: Final = Mode(
     find_configuration_problem=find_configuration_problem,
     tightens=("norm_bound",),
     list_speakers=lambda config: {p.name: p.public_key for p in list_parties(config)},
+    list_helpers=_list_helpers,
     fields=FIELDS,
     awaits_checks=False,
     is_checkable=_is_checkable,

@@ -45,7 +45,10 @@ def test_topics_as_we_make_them_are_right():
     assert find_problems(found()) == []
 
 
-@pytest.mark.parametrize("topic", topics.EVENTS)
+LOSES_EVENTS = [topic for topic in topics.EVENTS if topic != topics.HEARTBEATS]
+
+
+@pytest.mark.parametrize("topic", LOSES_EVENTS)
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -66,6 +69,22 @@ def test_what_loses_records_is_fatal_on_every_topic(topic, name, value):
     assert [(p.topic, p.weight) for p in problems] == [(topic, Weight.FATAL)]
     assert topic in str(problems[0])
     assert str(value) in str(problems[0])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"cleanup_policy": "delete"},
+        {"num_partitions": 3},
+        {"num_partitions": 0},
+    ],
+)
+def test_nothing_is_lost_for_want_of_a_heartbeat(changes):
+    problems = find_problems(found(topics.HEARTBEATS, **changes))
+    assert [(p.topic, p.weight) for p in problems] == [
+        (topics.HEARTBEATS, Weight.WARNING)
+    ]
+    assert not is_fatal(problems)
 
 
 @pytest.mark.parametrize("topic", topics.KEPT_FOR_EVER)
