@@ -134,6 +134,32 @@ def append_file(path: Path, data: bytes) -> None:
     sync_directory(path.parent)
 
 
+def rotate_file(path: Path, max_size_bytes: int) -> bool:
+    """Empty a file that has grown too long, keeping its content as ``<name>.1``.
+
+    For logs that other processes append to and keep open. What they append in between
+    is lost, and nothing here is durable.
+
+    Args:
+        path: The file, opened for appending by whoever writes to it.
+        max_size_bytes: How long it may be.
+
+    Returns:
+        Whether it was too long.
+    """
+    with suppress(FileNotFoundError):
+        if path.stat().st_size <= max_size_bytes:
+            return False
+        kept = path.with_name(f"{path.name}.1")
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - max_size_bytes))
+            replace_file(kept, file.read(max_size_bytes), sync=False)
+        os.truncate(path, 0)
+        return True
+    return False
+
+
 def destroy_file(path: Path) -> None:
     """Overwrite a file with zeros, and remove it once they are on the disk."""
     with path.open("r+b") as file:

@@ -15,7 +15,8 @@ def serve(
         str,
         typer.Argument(
             help="sequencer, rounds, aggregator, registry, rewards, party or dealer; "
-            "timer, exporter, ledger-node or log, which serve one federation."
+            "timer, exporter, ledger-node or log, which serve one federation; all: "
+            "those of this machine's operator, restarted when they fail."
         ),
     ],
     federation: Annotated[

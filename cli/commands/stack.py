@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,19 +11,52 @@ from cli.options import AsJson, StackDirectory, Watch, make_failure
 from cli.show import say
 
 
-def up(directory: StackDirectory = None) -> None:
+def up(
+    directory: StackDirectory = None,
+    services: Annotated[
+        bool,
+        typer.Option("--services", help="Also make topics and run `moot serve all`."),
+    ] = False,
+) -> None:
     """Start Kafka, the schema registry and MinIO, and leave them running."""
-    from cli.stack.stack import LocalStack, default_directory
+    from cli.stack.stack import LocalStack, StackState, default_directory, read_status
 
-    stack = LocalStack(directory or default_directory(), detached=True)
-    stack.start(_say)
-    say(f"up: {stack.endpoints.bootstrap_servers}; `moot down` stops it")
+    where = directory or default_directory()
+    endpoints = None
+    if services:
+        found = read_status(where)
+        endpoints = found.endpoints if found.state is StackState.RUNNING else None
+    if endpoints is None:
+        endpoints = LocalStack(where, detached=True).start(_say)
+    if services:
+        _start_services(where, endpoints.environment())
+    say(f"up: {endpoints.bootstrap_servers}; `moot down` stops it")
+
+
+def _start_services(directory: Path, environment: dict[str, str]) -> None:
+    """Make topics, register schemas, and run the services in the background."""
+    import os
+
+    os.environ.update(environment)
+    os.environ["MOOT_STATE_DIRECTORY"] = str(directory / "services")
+    from adapters.kafka import create_topics
+    from adapters.schema_registry import SchemaRegistry
+    from cli.environment import find_settings
+    from cli.stack.supervise import start_services
+
+    settings = find_settings()
+    create_topics(settings)
+    SchemaRegistry(settings.schema_registry_url).register_all()
+    start_services(directory, dict(os.environ), _say)
 
 
 def down(directory: StackDirectory = None) -> None:
-    """Stop the stack that `moot up` started; its data stays."""
+    """Stop what `moot up` started; its data stays."""
     from cli.stack.stack import default_directory, stop_detached
+    from cli.stack.supervise import stop_services
 
+    # They would report that Kafka is away.
+    stop_services(directory or default_directory())
     running = stop_detached(directory or default_directory())
     say("stopped" if running else "nothing was running")
 

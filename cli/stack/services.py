@@ -52,6 +52,9 @@ _locks: Final[list[IO[bytes]]] = []
 """Of this process, held until it ends."""
 LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 MAX_RESTARTS: Final = 5
+STEADY_S: Final = 60.0
+"""A service that ran for so long did not fail at its start."""
+MAX_BACKOFF_S: Final = 60.0
 STOP_TIMEOUT_S: Final = 10.0
 IMPORTS: Final = (
     "cli.main",
@@ -252,12 +255,23 @@ def _run_node(service: str, asked: ServiceOptions) -> None:
         node.run(_stop_on_signal())
 
 
+def _run_all(options: ServiceOptions) -> None:
+    from adapters.settings import load_settings
+    from cli.stack.supervise import serve_all
+
+    demand("services")
+    settings = load_settings()
+    _log_to_stderr(settings.log_level)
+    serve_all(settings, options.federation, _stop_on_signal())
+
+
 SERVICES: Final[Mapping[str, Callable[[ServiceOptions], None]]] = {
     **{name: partial(_run_app, name) for name in FAUST_SERVICES},
     **MODE_SERVICES,
     "timer": _run_timer,
     "exporter": _run_exporter,
     **{name: partial(_run_node, name) for name in NODE_PORTS},
+    "all": _run_all,
 }
 """All that `moot serve` runs, by name."""
 
@@ -371,10 +385,15 @@ class Supervisor:
     logs: Path
     fork_server: ForkServer | None = None
     """What starts them; None to start each afresh."""
+    gives_up: bool = True
+    """Whether a child that keeps failing is an error. Otherwise it is started again
+    each time later."""
     _commands: dict[str, tuple[str, Sequence[str]]] = field(default_factory=dict)
     _processes: dict[str, Child] = field(default_factory=dict)
     _restarts: dict[str, int] = field(default_factory=dict)
     _errands: list[Child] = field(default_factory=list)
+    _started_s: dict[str, float] = field(default_factory=dict)
+    _due_s: dict[str, float] = field(default_factory=dict)
 
     def start(self, name: str, *arguments: str, module: str = "cli.main") -> None:
         """Start `python -m module`, which is `moot`, as a child called ``name``."""
@@ -395,6 +414,7 @@ class Supervisor:
 
     def _spawn(self, name: str, module: str, arguments: Sequence[str]) -> Child:
         log_path = self.log_path(name)
+        self._started_s[name] = time.monotonic()
         if self.fork_server is not None:
             return self.fork_server.fork(
                 module, arguments, env=self.environment, name=name, log_path=log_path
@@ -443,16 +463,34 @@ class Supervisor:
         """
         restarted = []
         for name, process in self._processes.items():
-            if process.poll() is None:
+            code = process.poll()
+            if code is None or (not self.gives_up and not self._is_due(name, code)):
                 continue
             self._restarts[name] = self._restarts.get(name, 0) + 1
-            if self._restarts[name] > MAX_RESTARTS:
+            if self.gives_up and self._restarts[name] > MAX_RESTARTS:
                 msg = f"{name} keeps failing:\n{last_lines(self.log_path(name))}"
                 raise StackError(msg, f"Its whole log is {self.log_path(name)}.")
             restarted.append(name)
         for name in restarted:
             self._processes[name] = self._spawn(name, *self._commands[name])
         return restarted
+
+    def _is_due(self, name: str, code: int) -> bool:
+        """Return whether a child that has ended may be started again by now."""
+        now_s = time.monotonic()
+        if name not in self._due_s:
+            if now_s - self._started_s[name] > STEADY_S:
+                self._restarts.pop(name, None)
+            wait_s = compute_backoff(self._restarts.get(name, 0))
+            self._due_s[name] = now_s + wait_s
+            log.warning(
+                "%s ended with exit code %d; starting it again in %.0f s: %s",
+                name, code, wait_s, self.log_path(name),
+            )  # fmt: skip
+        if now_s < self._due_s[name]:
+            return False
+        del self._due_s[name]
+        return True
 
     def kill(self, name: str) -> None:
         """End a child as a crash would (SIGKILL); `watch` brings it back."""
@@ -472,6 +510,15 @@ class Supervisor:
         for process in processes:
             process.terminate()
         _wait_or_kill(processes)
+
+
+def compute_backoff(num_restarts: int) -> float:
+    """Return how long to wait before a service is started again, in seconds.
+
+    Args:
+        num_restarts: How often it was since it last ran well, 0 or more.
+    """
+    return min(MAX_BACKOFF_S, 2.0 ** min(num_restarts, 10) - 1)
 
 
 def _wait_or_kill(processes: list[Child]) -> None:

@@ -40,6 +40,8 @@ EXEMPT: Final = {
     "cli/node.py:read_": HANDS_ON,
     "cli/audit.py": HANDS_ON,
     "cli/status.py": HANDS_ON,
+    "cli/stack/supervise.py:Federations.find": HANDS_ON,
+    "cli/stack/supervise.py:find_services": OWN,
     "cli/audit_show.py:fold": "folds lines that `printable` wrote",
     # Blobs and proofs of MPC rounds.
     "protocol/modes/mpc/checker.py": HANDS_ON,
