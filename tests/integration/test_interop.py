@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,9 +14,11 @@ import pytest
 from confluent_kafka.schema_registry import Schema, SchemaRegistryClient
 from confluent_kafka.schema_registry.error import SchemaRegistryError
 
+from ledger.signing import SigningKey
 from schemas import codec, topics
 from schemas import events as e
 from tests.integration.harness import Federation, World
+from tests.paths import ROOT
 
 HERE = Path(__file__).parent
 RECORD = [topic for topic in topics.EVENTS if topic != topics.HEARTBEATS]
@@ -85,9 +88,43 @@ def test_a_plain_producer_takes_part_in_a_round(world: World) -> None:
     assert federation.audit()["num_rounds_recomputed"] == 1
 
 
-@pytest.mark.parametrize("program", ["plain_consumer.py", "plain_producer.py"])
+def read_page() -> str:
+    """Return the program on the page about producers."""
+    page = (ROOT / "docs" / "howto" / "plain-producer.md").read_text(encoding="utf-8")
+    [program] = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    return str(program)
+
+
+def test_the_page_about_producers_runs_as_it_stands(
+    world: World, tmp_path: Path
+) -> None:
+    federation = world.found("by-the-page")
+    (tmp_path / "join.py").write_text(read_page())
+    (tmp_path / "agent.seed").write_bytes(bytes(range(32)))
+    done = subprocess.run(
+        [sys.executable, "join.py", federation.name, "aster", federation.genesis.hex()],
+        cwd=tmp_path,
+        env={
+            "PATH": os.environ["PATH"],
+            "MOOT_BOOTSTRAP_SERVERS": world.settings.bootstrap_servers,
+            "MOOT_SCHEMA_REGISTRY_URL": world.settings.schema_registry_url,
+        },
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    asked = federation.wait(e.AgentEnrolmentRequested, agent_id="aster")
+    assert asked.public_key == SigningKey(bytes(range(32))).public_key
+    assert done.stdout.strip() == asked.public_key.hex()
+    assert federation.audit()["is_sound"]
+
+
+@pytest.mark.parametrize("program", ["plain_consumer.py", "plain_producer.py", ""])
 def test_the_plain_programs_import_nothing_of_ours(program: str) -> None:
-    tree = ast.parse((HERE / program).read_text(encoding="utf-8"))
+    text = (HERE / program).read_text(encoding="utf-8") if program else read_page()
+    tree = ast.parse(text)
 
     imported = {
         name.split(".")[0]

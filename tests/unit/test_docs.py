@@ -362,7 +362,7 @@ def test_the_producers_python_signs_what_we_sign():
     """Run the page's own function against a schema registry that is a dictionary."""
     page = (DOCS / "howto" / "plain-producer.md").read_text(encoding="utf-8")
     [code] = [text for _, kind, text in FENCE.findall(page) if kind == "python"]
-    function = code[code.index("def make_record") : code.index("\n\nkey =")]
+    function = code[code.index("def make_record") : code.index("\n\nwith open")]
     key = SigningKey(hashlib.sha256(b"a seed").digest())
     event = e.UpdateDeclined(
         federation_id="demo", round=3, agent_id="aster", reason="NOT_FINITE", detail=""
