@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from adapters.durable import write_output
-from adapters.imports import ImportRefusedError, load_class
+from adapters.imports import ImportRefusedError, load_class, running_users_code
 from adapters.models import StateMismatchError
 from adapters.settings import Settings
 from adapters.wording import counted
@@ -122,15 +122,18 @@ def _measure(published: Published, blob: bytes, data: OwnData) -> Measured:
         msg = f"version {published.version} is no model: {error}"
         raise StackError(msg, "`moot audit` says who is at fault.") from None
     try:
-        with prepare(
-            module=module,
-            module_config=parse_config(
-                "the module's configuration", task.module_config
-            ),
-            data_module=data_module,
-            data_config=config,
-            tensors=tensors,
-        ) as prepared:
+        with (
+            running_users_code(),
+            prepare(
+                module=module,
+                module_config=parse_config(
+                    "the module's configuration", task.module_config
+                ),
+                data_module=data_module,
+                data_config=config,
+                tensors=tensors,
+            ) as prepared,
+        ):
             found = evaluate(prepared, prefer_test=True)
     except StateMismatchError as error:
         msg = f"version {published.version} is no model of {task.module}: {error}"

@@ -31,7 +31,7 @@ from typing import Any, Final, cast
 
 import numpy as np
 
-from adapters.imports import ImportRefusedError, load_class
+from adapters.imports import ImportRefusedError, load_class, running_users_code
 from adapters.wording import counted
 from cli.extras import demand, find_missing
 from cli.modes import make_trials
@@ -585,7 +585,8 @@ def _judge_time(
 def _trying(report: Report, what: str, cure: str) -> Iterator[None]:
     """Turn whatever users' code raises into a refusal."""
     try:
-        yield
+        with running_users_code():
+            yield
     except RefusedStateError as error:
         cure = "`--state PATTERN=CLASS` puts entries in another class, by name."
         raise _refuse(report, f"{error.reason}: {error}", cure) from None

@@ -104,6 +104,11 @@ class Idle(Line):
         return torch.optim.SGD(self.parameters(), lr=0.0)
 
 
+class Leaving(LineData):
+    def train_dataloader(self):
+        raise SystemExit(0)
+
+
 class NoModule:
     pass
 

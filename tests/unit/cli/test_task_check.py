@@ -106,6 +106,13 @@ def test_what_will_not_be_as_meant_is_a_warning(good):
         ("Line", "Line", {}, "Line is no LightningDataModule", "Inherit"),
         ("Double", "LineData", {}, "STATE_REFUSED: entry 'out.bias'", "--state"),
         ("Wrong", "LineData", {}, "in forward)", "--agent-data-config"),
+        (
+            "Line",
+            "Leaving",
+            {},
+            "it ends the process: SystemExit",
+            "--agent-data-config",
+        ),
         ("Lossless", "LineData", {}, "training_step returned no loss", ""),
         ("Plateau", "LineData", {}, "val_los", ""),
         ("TwoOptimisers", "LineData", {}, "multiple optimizers", ""),
