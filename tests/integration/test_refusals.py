@@ -435,7 +435,8 @@ def test_what_the_store_lacks_is_refused_when_the_deadline_has_passed_and_costs_
     }
     assert rejected == {agent: reason for agent, (reason, _) in lacking.items()}
     federation.wait(e.AggregatePublished, round=number)
-    federation.wait(e.BalanceChanged, account="at-last")
+    for agent in others:
+        federation.wait(e.BalanceChanged, account=agent)
     changed = [x for x in federation.events if isinstance(x, e.BalanceChanged)]
     assert {event.account for event in changed} == set(others)
     world.services.stop(f"timer-{name}")
