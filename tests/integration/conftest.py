@@ -1,18 +1,19 @@
 """What a session shares: one stack, one federation of agents, one more Kafka."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from cli.stack import backends
-from cli.stack.processes import spawn_owned
+from cli.stack.fork_server import IS_SUPPORTED, ForkServer
 from cli.stack.services import FAUST_SERVICES
 from schemas import events as e
-from tests.integration.forks import spawn_forked
 from tests.integration.harness import (
     AGENTS,
     LIGHT_AGENT,
+    PRELOADED,
     REAL_AGENT,
     Federation,
     World,
@@ -38,6 +39,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _no_settings() -> Iterator[None]:
+    """A user's settings are none of ours."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("MOOT_")]:
+            patch.delenv(name)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _brief_kafka() -> Iterator[None]:
     """Kafka compiles little: it lives briefly here, and starts with 2/3 of the work."""
     with pytest.MonkeyPatch.context() as patch:
@@ -54,10 +64,28 @@ def is_night(request: pytest.FixtureRequest) -> bool:
 
 
 @pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory, is_night: bool) -> Iterator[World]:
+def fork_server(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[ForkServer | None]:
+    """What programs are forked from, where they can be."""
+    if not IS_SUPPORTED:
+        yield None
+        return
+    server = ForkServer(tmp_path_factory.mktemp("forks") / "server.log")
+    server.preload(*PRELOADED)
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def world(
+    tmp_path_factory: pytest.TempPathFactory,
+    fork_server: ForkServer | None,
+    is_night: bool,
+) -> Iterator[World]:
     """A stack with the sequencer, the deciders and the aggregator running."""
-    spawn = spawn_owned if is_night else spawn_forked
-    with run_world(tmp_path_factory.mktemp("world"), spawn) as running:
+    forks = None if is_night else fork_server
+    with run_world(tmp_path_factory.mktemp("world"), forks) as running:
         yield running
 
 

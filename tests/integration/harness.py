@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import tempfile
 import threading
 import time
 from collections import deque
@@ -44,8 +45,14 @@ from adapters.schema_registry import SchemaRegistry
 from adapters.settings import Settings
 from cli.modes.mpc import start_dealer, start_parties
 from cli.stack import services as cli_services
-from cli.stack.processes import last_lines
-from cli.stack.services import FAUST_SERVICES, Supervisor
+from cli.stack.fork_server import ForkServer
+from cli.stack.processes import kill_owned, last_lines
+from cli.stack.services import (
+    FAUST_SERVICES,
+    IMPORTS,
+    TRAINING_IMPORTS,
+    Supervisor,
+)
 from cli.stack.stack import Endpoints, LocalStack
 from ledger.signing import SigningKey
 from producers.control import Operator, Parameters, load_principals
@@ -58,7 +65,6 @@ from protocol.modes.mpc.norm_prover import commit_update
 from protocol.tensors import tensors_to_blob
 from schemas import codec, topics
 from schemas import events as e
-from tests.integration.forks import run_moot, spawn_forked
 from tests.paths import ROOT
 
 EventT = TypeVar("EventT")
@@ -69,6 +75,15 @@ AGENTS = ("aster", "birch", "cedar")
 """The agents of the main federation."""
 LIGHT_AGENT, REAL_AGENT = "tests.integration.light_agent", "cli.main"
 """Programs: the agent that trains without torch, and `moot` itself."""
+PRELOADED = (
+    *IMPORTS,
+    *TRAINING_IMPORTS,
+    "consumers.audit.auditor",
+    "onnxscript",
+    "producers.examples.synthetic",
+)
+"""What programs here import, for the fork server: on two cores imports were most of
+what these tests did."""
 
 SYNTHETIC = e.Task(
     module="producers.examples.synthetic:SyntheticModule",
@@ -113,13 +128,12 @@ class Services:
         self,
         environment: Mapping[str, str],
         logs: Path,
-        spawn: Callable[..., Any] = spawn_forked,
+        fork_server: ForkServer | None,
     ) -> None:
         self._patch = pytest.MonkeyPatch()
         # Tests kill on purpose, and a service may fail several times in an outage.
         self._patch.setattr(cli_services, "MAX_RESTARTS", 1_000)
-        self._patch.setattr(cli_services, "spawn_owned", spawn)
-        self.supervisor = Supervisor(environment, logs)
+        self.supervisor = Supervisor(environment, logs, fork_server)
         self._lock = threading.RLock()
         self._done = threading.Event()
         self._paused = threading.Event()
@@ -294,7 +308,10 @@ class World:
     ) -> subprocess.CompletedProcess[str]:
         """Run `moot` to its end, against this stack unless told otherwise."""
         return run_moot(
-            *arguments, timeout_s=timeout_s, **{**self.environment, **environment}
+            self.services.supervisor.fork_server,
+            *arguments,
+            timeout_s=timeout_s,
+            **{**self.environment, **environment},
         )
 
     def found(self, name: str, **changes: Any) -> Federation:
@@ -624,10 +641,30 @@ def good_blob(size: int = NUM_PARAMETERS) -> bytes:
     return update_to_blob(np.arange(size, dtype=np.int32))
 
 
+def run_moot(
+    fork_server: ForkServer | None,
+    *arguments: str,
+    timeout_s: float = 90,
+    **environment: str,
+) -> subprocess.CompletedProcess[str]:
+    """Run `moot` to its end, with these settings."""
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        said = [directory / "stdout", directory / "stderr"]
+        process = Supervisor(environment, directory, fork_server).run(
+            "moot", "tests.integration.apart", *map(str, said), *arguments
+        )
+        try:
+            code = process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            kill_owned(process)
+            raise
+        texts = [path.read_text(encoding="utf-8") for path in said]
+    return subprocess.CompletedProcess(arguments, code, *texts)
+
+
 @contextmanager
-def run_world(
-    directory: Path, spawn: Callable[..., Any] = spawn_forked
-) -> Iterator[World]:
+def run_world(directory: Path, fork_server: ForkServer | None) -> Iterator[World]:
     """Start the stack and every service that serves all federations."""
     collector = Collector()
     with LocalStack(directory / "stack") as stack:
@@ -647,7 +684,7 @@ def run_world(
         store.ensure_bucket()
         keys = state_directory / "keys"
         load_principals(keys)
-        services = Services(environment, directory / "logs", spawn)
+        services = Services(environment, directory / "logs", fork_server)
         for service in FAUST_SERVICES:
             services.start(service, "serve", service)
         world = World(

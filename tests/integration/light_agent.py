@@ -12,7 +12,7 @@ from types import ModuleType
 
 import numpy as np
 
-from cli.main import main
+from cli import main as moot
 from producers.agent import agent
 from protocol.exchanged_state import Update
 from protocol.model import compute_max_model_size
@@ -31,13 +31,13 @@ def _train(self: agent.Agent, started: e.RoundStarted) -> tuple[Update, int, int
     return Update(update), NUM_EXAMPLES, LOSS_MICROS
 
 
-def run() -> None:
+def main() -> None:
     """Run `moot` with it."""
     # Who would import it loads torch.
     sys.modules["producers.agent.training"] = ModuleType("producers.agent.training")
     agent.Agent._train = _train
-    main()
+    moot.main()
 
 
 if __name__ == "__main__":
-    run()
+    main()

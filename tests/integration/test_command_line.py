@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from cli.stack.fork_server import ForkServer
 from tests.commands import COMMANDS, KEY
 from tests.integration.harness import (
     NUM_PARAMETERS,
@@ -158,7 +159,9 @@ def test_what_cannot_be_done_is_said_in_a_sentence(
     _assert_a_sentence(finished)
 
 
-def test_without_a_stack_every_command_says_what_to_do(tmp_path: Path) -> None:
+def test_without_a_stack_every_command_says_what_to_do(
+    fork_server: ForkServer | None, tmp_path: Path
+) -> None:
     nowhere = {"FOLKMOOT_STATE": str(tmp_path / "nothing")}
 
     for arguments in (
@@ -169,7 +172,7 @@ def test_without_a_stack_every_command_says_what_to_do(tmp_path: Path) -> None:
         ["serve", "sequencer"],
         ["audit", "-f", "main"],
     ):
-        finished = run_moot(*arguments, **nowhere)
+        finished = run_moot(fork_server, *arguments, **nowhere)
         assert "moot up" in finished.stderr, arguments
         _assert_a_sentence(finished)
 

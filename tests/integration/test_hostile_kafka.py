@@ -280,6 +280,7 @@ def test_another_order_for_one_node_is_seen_and_healed(
     elsewhere = Services(
         {**siege.world.environment, "MOOT_BOOTSTRAP_SERVERS": servers},
         tmp_path / "logs",
+        siege.world.services.supervisor.fork_server,
     )
     with siege.seen_as(
         "another order for one node",

@@ -28,7 +28,7 @@ from adapters.schema_registry import FramingError
 from cli.modes.mpc import with_parties
 from cli.node import make_node
 from cli.stack import backends
-from cli.stack.processes import find_free_ports, spawn_owned
+from cli.stack.processes import find_free_ports
 from cli.stack.services import FAUST_SERVICES
 from ledger.signing import SigningKey
 from schemas import codec, topics
@@ -267,7 +267,7 @@ def full_heaps() -> Iterator[None]:
 def siege(
     tmp_path_factory: pytest.TempPathFactory, full_heaps: None
 ) -> Iterator[Siege]:
-    with run_world(tmp_path_factory.mktemp("siege"), spawn_owned) as world:
+    with run_world(tmp_path_factory.mktemp("siege"), None) as world:
         parties = world.services.start_parties(world.settings, *PARTIES)
         ports = find_free_ports(len(NODES))
         urls = {

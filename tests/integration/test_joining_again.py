@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,9 +20,10 @@ from confluent_kafka import Producer
 from adapters.alive import EXIT_FAILED
 from adapters.kafka import create_topics, read_partition
 from cli.stack import backends
+from cli.stack.fork_server import ForkServer
 from cli.stack.processes import kill_owned, last_lines
+from cli.stack.services import Supervisor
 from schemas import topics
-from tests.integration.forks import spawn_forked
 from tests.integration.harness import wait_until
 from tests.integration.other_kafka import FORGOTTEN_MS, IDLE_MS, ImpatientKafka
 
@@ -40,9 +40,12 @@ AWAY_S = 5.0
 class Echo:
     """The service as a process, and what it said."""
 
-    def __init__(self, kafka: ImpatientKafka, directory: Path) -> None:
+    def __init__(
+        self, kafka: ImpatientKafka, directory: Path, fork_server: ForkServer | None
+    ) -> None:
         self._kafka = kafka
         self._directory = directory
+        self._fork_server = fork_server
         self._number = 0
         self._processes: list[Any] = []
         self.settings = kafka.settings.model_copy(
@@ -51,21 +54,18 @@ class Echo:
 
     def start(self, instance: str = "0") -> Any:
         """Start a process; returns it."""
-        name = f"{len(self._processes)}.log"
-        process = spawn_forked(
-            [sys.executable, "-m", "tests.integration.echo_service"],
-            env={
-                **os.environ,
-                "MOOT_BOOTSTRAP_SERVERS": self.settings.bootstrap_servers,
-                "MOOT_SCHEMA_REGISTRY_URL": self.settings.schema_registry_url,
-                "MOOT_STATE_DIRECTORY": str(self.settings.state_directory),
-                "MOOT_INSTANCE_ID": instance,
-                "MOOT_SESSION_TIMEOUT_S": str(TIMEOUT_S),
-                "MOOT_TRANSACTION_TIMEOUT_S": str(TIMEOUT_S),
-            },
-            log_path=self._directory / name,
-        )
-        process.log_path = self._directory / name
+        name = str(len(self._processes))
+        environment = {
+            "MOOT_BOOTSTRAP_SERVERS": self.settings.bootstrap_servers,
+            "MOOT_SCHEMA_REGISTRY_URL": self.settings.schema_registry_url,
+            "MOOT_STATE_DIRECTORY": str(self.settings.state_directory),
+            "MOOT_INSTANCE_ID": instance,
+            "MOOT_SESSION_TIMEOUT_S": str(TIMEOUT_S),
+            "MOOT_TRANSACTION_TIMEOUT_S": str(TIMEOUT_S),
+        }
+        supervisor = Supervisor(environment, self._directory, self._fork_server)
+        process: Any = supervisor.run(name, "tests.integration.echo_service")
+        process.log_path = supervisor.log_path(name)
         self._processes.append(process)
         return process
 
@@ -107,9 +107,11 @@ def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ImpatientKafka]:
 
 @pytest.fixture(scope="module")
 def echo(
-    kafka: ImpatientKafka, tmp_path_factory: pytest.TempPathFactory
+    kafka: ImpatientKafka,
+    tmp_path_factory: pytest.TempPathFactory,
+    fork_server: ForkServer | None,
 ) -> Iterator[Echo]:
-    running = Echo(kafka, tmp_path_factory.mktemp("echo"))
+    running = Echo(kafka, tmp_path_factory.mktemp("echo"), fork_server)
     yield running
     running.close()
 

@@ -41,7 +41,6 @@ from protocol.rewards import RECOMMENDED_RULE, Basis
 from schemas import events as e
 from schemas import topics
 from schemas.reasons import Reason
-from tests.integration.forks import spawn_forked
 from tests.integration.harness import (
     NUM_PARAMETERS,
     WAIT_S,
@@ -517,15 +516,12 @@ def test_an_agent_that_vanishes_in_the_middle_of_its_upload_is_left_out(
     vanishing: Secret,
 ) -> None:
     show, world, federation = vanishing, vanishing.world, vanishing.federation
-    log_path = world.directory / "logs" / "moth.log"
-    process = spawn_forked(
-        [
-            sys.executable, "-m", "tests.integration.vanishing_agent",
-            "agent", "run", "moth", "--federation", federation.name,
-            "--operator-key", world.operator_key.public_key.hex(),
-        ],
-        env={**os.environ, **world.environment},
-        log_path=log_path,
+    supervisor = world.services.supervisor
+    log_path = supervisor.log_path("moth")
+    process = supervisor.run(
+        "moth", "tests.integration.vanishing_agent",
+        "agent", "run", "moth", "--federation", federation.name,
+        "--operator-key", world.operator_key.public_key.hex(),
     )  # fmt: skip
     try:
         asked = federation.wait(e.AgentEnrolmentRequested, ROUND_S, agent_id="moth")

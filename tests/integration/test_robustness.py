@@ -4,6 +4,7 @@ why not.
 Nothing here needs Kafka.
 """
 
+import io
 import multiprocessing
 import os
 import pickle
@@ -13,8 +14,10 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import redirect_stdout
 from dataclasses import replace
+from multiprocessing import forkserver
 from types import SimpleNamespace
 
 import numpy as np
@@ -23,6 +26,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from adapters.modes.mpc.link import LinkError, LinkFailure, LinkPlan, PartyLink, Peer
+from cli.stack.processes import ONE_THREAD
 from protocol.modes.mpc.far_pairs import MAX_FAR_THRESHOLD, flag
 from protocol.modes.mpc.sketches import NUM_BUCKETS, Sketch, compute_threshold
 from streams.mpc import robustness
@@ -38,19 +42,25 @@ from streams.mpc.robustness import (
     run_find_far,
     serve_dealer,
 )
-from tests.integration.forks import get_forks, run_forked
+
+CRYPTEN = "streams.mpc.crypten_link"
+FORKS = multiprocessing.get_context("forkserver")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _forks():
     """What computes in a process of its own begins there with CrypTen loaded."""
+    FORKS.set_forkserver_preload(["pytest", CRYPTEN, __name__])
     with pytest.MonkeyPatch.context() as patch:
-        loaded = SimpleNamespace(get_context=lambda _: get_forks())
+        for name, value in ONE_THREAD.items():
+            patch.setenv(name, value)
+        forkserver.ensure_running()
+    with pytest.MonkeyPatch.context() as patch:
+        loaded = SimpleNamespace(get_context=lambda _: FORKS)
         patch.setattr(robustness, "multiprocessing", loaded)
         yield
 
 
-CRYPTEN = "streams.mpc.crypten_link"
 CONTEXT = b"round 7"
 THRESHOLD = 1_000_000
 
@@ -222,7 +232,10 @@ def die(step, plan, share):
 
 def run_dying(plan, share, step):
     """Run one in a process of its own; returns how that ended."""
-    return run_forked(die, step, plan, share, timeout_s=300).returncode
+    process = FORKS.Process(target=die, args=(step, plan, share), daemon=True)
+    process.start()
+    process.join(300)
+    return process.exitcode
 
 
 @pytest.mark.parametrize(
@@ -426,9 +439,15 @@ def test_the_one_that_was_examined_is_not():
 
 def run_python(program):
     """Run a program in a process of its own, where CrypTen is loaded."""
-    finished = run_forked(exec, program, {})
-    assert finished.returncode == 0, finished.stderr
-    return finished.stdout
+    with ProcessPoolExecutor(1, FORKS) as pool:
+        return pool.submit(execute, program).result()
+
+
+def execute(program):
+    """Run a program; returns what it printed."""
+    with redirect_stdout(io.StringIO()) as output:
+        exec(program, {})
+    return output.getvalue()
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from confluent_kafka.admin import AdminClient  # type: ignore[attr-defined]
 
 from cli.stack import fetch
 from cli.stack.backends import KAFKA_FORMAT
+from cli.stack.fork_server import ForkServer
 from cli.stack.jvm_cache import JvmCache
 from cli.stack.processes import process_started, spawn_owned
 from cli.stack.stack import (
@@ -219,12 +220,14 @@ _OWNER = textwrap.dedent(
 )
 
 
-def test_a_stack_of_ones_own_goes_up_and_down(tmp_path: Path) -> None:
+def test_a_stack_of_ones_own_goes_up_and_down(
+    fork_server: ForkServer | None, tmp_path: Path
+) -> None:
     """What the README tells a newcomer to type, in its order."""
     mine = tmp_path / "mine"
 
     def moot(*arguments: str) -> str:
-        finished = run_moot(*arguments, FOLKMOOT_STATE=str(mine))
+        finished = run_moot(fork_server, *arguments, FOLKMOOT_STATE=str(mine))
         assert finished.returncode == 0, (arguments, finished.stdout, finished.stderr)
         return finished.stdout
 
@@ -249,7 +252,7 @@ def test_a_stack_of_ones_own_goes_up_and_down(tmp_path: Path) -> None:
         leaders = _leaders(mine)
         assert len(leaders) == len(SERVICES)
     finally:
-        down = run_moot("down", FOLKMOOT_STATE=str(mine))
+        down = run_moot(fork_server, "down", FOLKMOOT_STATE=str(mine))
     assert down.stdout == "stopped\n"
     _wait_until_gone(leaders)
     assert json.loads(moot("status", "--json"))["state"] == "stopped"

@@ -24,6 +24,11 @@ def _vanish(self: BlobStore, data: bytes) -> e.BlobRef:
     return _stored[0]
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Run `moot` with it."""
     BlobStore.store = _vanish
-    light_agent.run()
+    light_agent.main()
+
+
+if __name__ == "__main__":
+    main()

@@ -20,7 +20,7 @@ from cli.stack.processes import (
     last_lines,
     process_started,
 )
-from cli.stack.services import IMPORTS, TRAINING_IMPORTS
+from tests.integration.harness import PRELOADED
 from tests.paths import ROOT
 
 pytestmark = pytest.mark.skipif(not IS_SUPPORTED, reason="the kernel's part is Linux's")
@@ -145,14 +145,17 @@ def test_a_server_that_was_killed_takes_its_forks_along_and_comes_back(
 
 
 def test_what_a_fork_server_imports_for_us_starts_no_thread() -> None:
-    """Native ones included: beside one, every program would be executed afresh."""
+    """Native ones included: beside one, every program would be executed afresh.
+
+    Integration tests import all that the demo does, and more.
+    """
     program = (
         "import importlib, os, sys\n"
         "for name in sys.argv[1:]: importlib.import_module(name)\n"
         "print(len(os.listdir('/proc/self/task')))\n"
     )
     counted = subprocess.run(
-        [sys.executable, "-c", program, *IMPORTS, *TRAINING_IMPORTS],
+        [sys.executable, "-c", program, *PRELOADED],
         cwd=ROOT,
         env={**os.environ, **ONE_THREAD},
         capture_output=True,
