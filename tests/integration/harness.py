@@ -80,18 +80,19 @@ PRELOADED = (
     *TRAINING_IMPORTS,
     "consumers.audit.auditor",
     "onnxscript",
-    "producers.examples.synthetic",
+    "tests.synthetic",
 )
 """What programs here import, for the fork server: on two cores imports were most of
 what these tests did."""
 
 SYNTHETIC = e.Task(
-    module="producers.examples.synthetic:SyntheticModule",
+    module="tests.synthetic:SyntheticModule",
     module_config='{"num_parameters": 21}',
-    data_module="producers.examples.synthetic:SyntheticDataModule",
+    data_module="tests.synthetic:SyntheticDataModule",
     data_config="{}",
     local_epochs=1,
 )
+MAY_RUN = ("--allow", "tests.synthetic")
 NUM_PARAMETERS = 21
 PARAMETERS = Parameters(
     task=SYNTHETIC, cohort_size=256, min_cohort=1, round_duration_ms=120_000
@@ -339,8 +340,9 @@ class World:
 
     def start_exporter(self, federation: str) -> None:
         self.services.start(
-            f"exporter-{federation}", "serve", "exporter", "--federation", federation
-        )
+            f"exporter-{federation}", "serve", "exporter", "--federation", federation,
+            *MAY_RUN,
+        )  # fmt: skip
 
     def produce(
         self,
@@ -738,15 +740,18 @@ def start_agents(
         world.services.start(
             name, "agent", "run", name, "--federation", federation,
             "--operator-key", world.operator_key.public_key.hex(),
-            "--data-config", json.dumps({"organisation": index}), module=program,
+            "--data-config", json.dumps({"organisation": index}), *MAY_RUN,
+            module=program,
         )  # fmt: skip
 
 
 __all__ = [
     "AGENTS",
     "LIGHT_AGENT",
+    "MAY_RUN",
     "NUM_PARAMETERS",
     "PARAMETERS",
+    "PRELOADED",
     "REAL_AGENT",
     "ROOT",
     "SYNTHETIC",

@@ -10,6 +10,7 @@ import pytest
 from cli.stack.fork_server import ForkServer
 from tests.commands import COMMANDS, KEY
 from tests.integration.harness import (
+    MAY_RUN,
     NUM_PARAMETERS,
     SYNTHETIC,
     Federation,
@@ -38,14 +39,15 @@ def test_a_federation_can_be_run_from_the_command_line(
     founded = moot(
         "federation", "create", *here, "--module", SYNTHETIC.module,
         "--module-config", SYNTHETIC.module_config,
-        "--data-module", SYNTHETIC.data_module, "--min-cohort", "1",
+        "--data-module", SYNTHETIC.data_module, *MAY_RUN, "--min-cohort", "1",
     )  # fmt: skip
     operator_key = founded.split()[-1]
     assert operator_key == world.operator_key.public_key.hex()
     world.start_exporter("typed")
     world.services.start(
-        "agent-typed", "agent", "run", "ann", *here, "--operator-key", operator_key
-    )
+        "agent-typed", "agent", "run", "ann", *here, "--operator-key", operator_key,
+        *MAY_RUN,
+    )  # fmt: skip
     federation = world.join("typed")
     [asked] = wait_until(
         lambda: json.loads(moot("agent", "list", *here, "--json")), "ann asks"
@@ -128,7 +130,7 @@ def test_onnx_of_the_registry_runs(world: World, main: Federation, tmp_path: Pat
         (
             ["federation", "create", "-f", "x", "--module", SYNTHETIC.module,
              "--module-config", SYNTHETIC.module_config,
-             "--data-module", SYNTHETIC.data_module,
+             "--data-module", SYNTHETIC.data_module, *MAY_RUN,
              "--cohort-size", "1", "--min-cohort", "2"],
             "cohort_size must be",
         ),

@@ -31,7 +31,7 @@ from tests.builders import BlobDict, LogBuilder, make_key, unframe
 TASK = e.Task(
     module="tests.unit.cli.test_founding_state:Module",
     module_config="{}",
-    data_module="producers.examples.synthetic:SyntheticDataModule",
+    data_module="tests.synthetic:SyntheticDataModule",
     data_config="{}",
     local_epochs=1,
 )

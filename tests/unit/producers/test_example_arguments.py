@@ -34,10 +34,6 @@ from producers.arguments import (  # noqa: E402
 from producers.examples import breast_cancer as breast  # noqa: E402
 from producers.examples import digits  # noqa: E402
 from producers.examples.classification import DividedDataModule  # noqa: E402
-from producers.examples.synthetic import (  # noqa: E402
-    SyntheticDataModule,
-    SyntheticModule,
-)
 from protocol.averaged_apart import apply_average  # noqa: E402
 from protocol.encoding import parse_update  # noqa: E402
 from protocol.exchanged_state import (  # noqa: E402
@@ -50,6 +46,10 @@ from schemas import events as e  # noqa: E402
 from schemas.reasons import Reason  # noqa: E402
 from tests.builders import BlobDict  # noqa: E402
 from tests.six_models import CASES  # noqa: E402
+from tests.synthetic import (  # noqa: E402
+    SyntheticDataModule,
+    SyntheticModule,
+)
 
 MAX_PARAMETERS = 2**24
 MAX_BATCH_SIZE = 65_536
@@ -101,7 +101,6 @@ GOOD = {
     "seed": 0,
     "min_examples": 1,
     "batch_size": 4,
-    "num_parameters": 100,
 }
 PATHS = sorted(set(_find_classes()))
 EACH = [(path, name) for path in PATHS for name in _find_arguments(path)]
@@ -119,7 +118,7 @@ def _load_once():
 def test_the_classes_that_are_looked_at_are_those_that_can_be_had():
     names = {path.split(":")[1] for path in PATHS}
     assert {
-        *("DigitsModule", "DigitsDataModule", "SyntheticModule", "SyntheticDataModule"),
+        *("DigitsModule", "DigitsDataModule"),
         *("BreastCancerModule", "BreastCancerDataModule", "Classifier"),
         *("ArraysDataModule", "DividedDataModule"),
     } <= names
@@ -219,6 +218,8 @@ def test_what_no_task_can_give_is_demanded():
 
 # What an agent makes of it
 
+ALLOWED = (*DEFAULT_ALLOWED, "tests.synthetic")
+
 
 class Alone(Agent):
     """An agent without a stack."""
@@ -229,7 +230,7 @@ class Alone(Agent):
             agent_id="ada",
             operator_key=bytes(32),
             directory=directory,
-            allowed_prefixes=DEFAULT_ALLOWED,
+            allowed_prefixes=ALLOWED,
             data_config={},
         )
         self._store = store
@@ -254,9 +255,9 @@ def start(alone, module_config, data_config, **changes):
     blob = changes.pop("model", None) or tensors_to_blob(base)
     alone._terms.config.initial_model = alone._store.store(blob)
     task = e.Task(
-        module="producers.examples.synthetic:SyntheticModule",
+        module="tests.synthetic:SyntheticModule",
         module_config=json.dumps(module_config),
-        data_module="producers.examples.synthetic:SyntheticDataModule",
+        data_module="tests.synthetic:SyntheticDataModule",
         data_config=json.dumps(data_config),
         local_epochs=changes.pop("local_epochs", 1),
     )
@@ -308,7 +309,7 @@ def test_an_agent_declines_arguments_out_of_bounds(
 @pytest.mark.parametrize("path", ["os:PathLike", "models_of_nobody:Net"])
 def test_why_an_agent_does_not_run_a_class_stays_with_it(alone, caplog, path):
     """Not allowed, or allowed and not there: everybody reads the same words."""
-    allowed = (*DEFAULT_ALLOWED, "models_of_nobody")
+    allowed = (*ALLOWED, "models_of_nobody")
     alone._options = replace(alone._options, allowed_prefixes=allowed)
     started = start(alone, {}, {})
     answer = alone.answer(replace(started, task=replace(started.task, module=path)))

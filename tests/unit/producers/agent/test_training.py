@@ -26,10 +26,6 @@ from producers.examples.breast_cancer import (  # noqa: E402
 )
 from producers.examples.digits import DigitsDataModule, DigitsModule  # noqa: E402
 from producers.examples.partition import divide_by_label  # noqa: E402
-from producers.examples.synthetic import (  # noqa: E402
-    SyntheticDataModule,
-    SyntheticModule,
-)
 from protocol.aggregation import Accumulator  # noqa: E402
 from protocol.encoding import encode_update  # noqa: E402
 from protocol.exchanged_state import (  # noqa: E402
@@ -44,6 +40,10 @@ from protocol.tensors import (  # noqa: E402
     manifest_of,
     num_parameters,
     unflatten,
+)
+from tests.synthetic import (  # noqa: E402
+    SyntheticDataModule,
+    SyntheticModule,
 )
 
 SYNTHETIC = {

@@ -1,7 +1,4 @@
-"""A model of any size on trivial data, for benchmarks.
-
-Training takes one optimiser step per epoch, so that benchmarks measure Folkmoot.
-"""
+"""A model of any size on trivial data: training takes one optimiser step per epoch."""
 
 from typing import Final
 
