@@ -14,6 +14,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from adapters.attempts import Attempts  # noqa: E402
 from adapters.imports import ImportRefusedError, load_class  # noqa: E402
 from adapters.kafka_log import Genesis  # noqa: E402
 from cli.options import DEFAULT_ALLOWED  # noqa: E402
@@ -235,7 +236,10 @@ class Alone(Agent):
         )
         self._store = store
         self._updates = UpdateKeeper(directory)
-        config = SimpleNamespace(plain=e.Plain(), mpc=None, initial_model=None)
+        self._attempts = Attempts(directory)
+        config = SimpleNamespace(
+            plain=e.Plain(), mpc=None, initial_model=None, round_duration_ms=2**31
+        )
         self._terms = SimpleNamespace(config=config)
         self._genesis = Genesis(config, bytes(32))
 
@@ -423,7 +427,8 @@ def test_an_agents_own_data_config_wins(alone, own, is_trained):
 
 def test_an_agent_trains_no_longer_than_its_round(alone, caplog):
     started = start(alone, {"num_parameters": 100}, {}, local_epochs=2**31 - 1)
-    answer = alone.answer(replace(started, deadline_ms=1))
+    alone._terms.config.round_duration_ms = 1
+    answer = alone.answer(started)
     assert answer.reason == Reason.TRAINING_FAILED
     assert "training took too long" in caplog.text
 
