@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.environment import find_kafka, find_settings
+from cli.extras import demand
 from cli.options import (
     DEFAULT_ALLOWED,
     AsJson,
@@ -167,6 +168,7 @@ def create(
         assert report.model is not None, "a good report has one"
         return report.model
 
+    demand("agent")
     operator = create_federation(
         find_kafka(),
         federation,

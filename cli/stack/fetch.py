@@ -326,9 +326,9 @@ def _load_checksums() -> _Checksums:
 
 
 @contextmanager
-def lock_cache(progress: Progress) -> Iterator[None]:
-    """Keep other processes from adding to the cache meanwhile."""
-    path = cache_directory() / "fetch.lock"
+def lock_cache(progress: Progress, name: str = "fetch.lock") -> Iterator[None]:
+    """Keep other processes that take the same lock from adding to the cache."""
+    path = cache_directory() / name
     try:
         file = lock_file(path)
     except BlockingIOError:

@@ -137,7 +137,8 @@ def test_onnx_of_the_registry_runs(world: World, main: Federation, tmp_path: Pat
         (
             ["federation", "create", "-f", "x", "--module", SYNTHETIC.module,
              "--module-config", SYNTHETIC.module_config,
-             "--data-module", SYNTHETIC.data_module, "--data-config", '{"site": 1}'],
+             "--data-module", SYNTHETIC.data_module, "--data-config", '{"site": 1}',
+             *MAY_RUN],
             "SyntheticDataModule doesn't take 'site'",
         ),
         (

@@ -118,7 +118,9 @@ def test_either_of_the_two_defences_is_enough(monkeypatch):
     forgetful = [play_honestly(seed, make_memory=NoMemory) for seed in range(20)]
     assert [h.seed for h in forgetful if h.find_leak() is not None] == []
     for module in (protocol.rounds, phases):
-        monkeypatch.setattr(module, "find_drawable_agents", lambda s: s.agents)
+        monkeypatch.setattr(
+            module, "find_drawable_agents", lambda s: frozenset(s.agents)
+        )
     assert search(range(20)) is None
     # And without both it is found.
     assert search(range(MAX_SEARCHED), make_memory=NoMemory, is_hostile=False)
@@ -319,7 +321,7 @@ def test_abandoning_after_all_parts_is_found_out(monkeypatch):
 
 def test_drawing_who_may_have_been_summed_is_found_out(monkeypatch):
     def find_all(state):
-        return state.agents
+        return frozenset(state.agents)
 
     for module in (protocol.rounds, phases):
         monkeypatch.setattr(module, "find_drawable_agents", find_all)
