@@ -77,6 +77,7 @@ COMMANDS: Final = {
     "federation key": call("federation", "key", "TIMER", needs="settings",
                            wrong=(("federation", "key", "X"), "no role 'X'")),
     "federation show": call("federation", "show", *WHERE, needs=READS),
+    "federation status": call("federation", "status", *WHERE, needs=READS),
     "federation change": call(
         "federation", "change", *WHERE, "--cohort-size", "9", "--json", needs=READS,
         wrong=(("federation", "change", *WHERE, "--reward", "x"), "NAME=POINTS")),

@@ -1,16 +1,19 @@
 """Settings: MinIO's are for those who use MinIO, and secrets are never shown."""
 
 import os
+from contextlib import nullcontext
 
 import pytest
 import urllib3
 
+import adapters.heartbeats
 import cli.audit
 import cli.stack.services
 import consumers.node.service
 from adapters.blobs import BlobStore, make_client
 from adapters.settings import Settings, SettingsError, load_settings
 from cli.stack.services import ServiceOptions
+from tests.builders import make_key
 
 KAFKA = {
     "MOOT_BOOTSTRAP_SERVERS": "127.0.0.1:1",
@@ -117,6 +120,8 @@ def run_node(monkeypatch, tmp_path, set_only):
     made = []
 
     class NodeService:
+        key = make_key("ash")
+
         def __init__(self, _settings, options):
             made.append(options)
 
@@ -130,6 +135,8 @@ def run_node(monkeypatch, tmp_path, set_only):
         return made.pop()
 
     monkeypatch.setattr(consumers.node.service, "NodeService", NodeService)
+    monkeypatch.setattr(adapters.heartbeats, "beating", lambda *_, **__: nullcontext())
+    monkeypatch.setattr(cli.stack.services, "_take_place", lambda _directory: None)
     monkeypatch.setattr(cli.stack.services, "_stop_on_signal", lambda: lambda: True)
     monkeypatch.setattr(cli.stack.services, "_log_to_stderr", lambda _level: None)
     return run_node

@@ -68,6 +68,7 @@ INTERRUPTED = """
 import os, signal
 from cli.interrupts import Interrupts
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # perhaps ignored
 with Interrupts() as interrupts:
     if before:
         os.kill(os.getpid(), signal.SIGINT)  # it waits

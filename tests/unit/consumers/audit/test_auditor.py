@@ -15,7 +15,7 @@ import typer
 import cli.audit
 import protocol.replay
 from adapters.kafka import make_headers
-from adapters.schema_registry import SchemaRegistry
+from adapters.schema_registry import SchemaRegistry, SchemaRegistryFailedError
 from cli.audit import Options
 from cli.audit_show import render
 from consumers.audit.auditor import run_audit
@@ -881,7 +881,7 @@ def test_a_schema_registry_that_is_away_gives_no_answer(monkeypatch):
         raise ConnectionError
 
     monkeypatch.setattr(registry._client, "get_schema", get_schema)
-    with pytest.raises(ConnectionError):
+    with pytest.raises(SchemaRegistryFailedError, match="does not answer at"):
         registry.unframe_trusted(b"\x00\x00\x00\x00\x01")
 
 

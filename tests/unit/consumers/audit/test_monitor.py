@@ -306,7 +306,7 @@ def watch(monkeypatch, looks, **options):
     # The log is as old as its stamps say, and nobody made its end final.
     options = {"stale_after_s": 0.0, **options}
     given = Options(federation="clinics", is_followed=True, jobs=1, **options)
-    code = cli.audit._watch(given, None, source, None, Helpers(0), stopped)
+    code = cli.audit._watch(given, source, None, Helpers(0), stopped)
     return code, source
 
 
