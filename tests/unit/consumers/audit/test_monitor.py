@@ -9,6 +9,7 @@ from threading import Event, Timer
 import pytest
 
 import cli.audit
+import cli.federations
 from cli.audit import Options, Streams
 from consumers.audit.auditor import run_audit
 from consumers.audit.monitor import Alert, AlertKind, Monitor
@@ -404,6 +405,8 @@ def test_a_monitor_looks_for_stale_logs_unless_told_not_to(log, monkeypatch, cap
 
 @pytest.mark.parametrize("is_away", [True, False])
 def test_a_kafka_that_shows_nothing_is_an_alert(log, monkeypatch, capsys, is_away):
+    monkeypatch.setattr(cli.federations, "describe_federations", lambda _: "")
+    monkeypatch.setattr(cli.audit, "_load_settings", lambda: None)
     nothing = {topic: [] for topic in look(log)}
     missed = cli.audit.CannotAuditError("Kafka is away") if is_away else nothing
     code, _ = watch(monkeypatch, [missed] * 4, stale_after_s=1e-9)
