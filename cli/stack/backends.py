@@ -210,8 +210,7 @@ def _registry(
         "APICURIO_KAFKA_COMMON_DEFAULT_API_TIMEOUT_MS": f"{READY_TIMEOUT_S * 1000:.0f}",
         # At start it polls for snapshots until a poll of this length comes back empty:
         # with the default, 5 s, that is 15 s of waiting for what a local broker has at
-        # hand. We make no snapshots; its state is the whole journal, which it polls for
-        # as well: with 20 ms it answered before it had read it.
+        # hand. We make no snapshots; its state is the whole journal.
         "APICURIO_KAFKASQL_CONSUMER_POLL_TIMEOUT": "200",
         "QUARKUS_HTTP_HOST": LOOPBACK,
         "QUARKUS_HTTP_PORT": str(ports.registry),

@@ -412,15 +412,13 @@ def _train_jvms(artifacts: Artifacts, cache: JvmCache, say: Progress) -> None:
     say("fetch", "having Java prepare later starts (about 30 s, once)")
     with staged(cache.directory) as stage, tempfile.TemporaryDirectory() as scratch:
         training = replace(artifacts, jvm_cache=cache.train_in(stage))
-        stack = LocalStack(Path(scratch), artifacts=training)
         try:
-            stack.start()
-            stack.stop(_TRAINED_WITHIN_S)
+            with LocalStack(Path(scratch), artifacts=training) as stack:
+                stack.stop(_TRAINED_WITHIN_S)
         except StackError as error:
             say("fetch", f"later starts will be slow: {error}")
-        finally:
-            stack.stop()
-    say("fetch", "later starts are prepared")
+        else:
+            say("fetch", "later starts are prepared")
 
 
 def read_endpoints(directory: Path) -> Endpoints | None:
