@@ -18,9 +18,9 @@ from adapters.wording import counted
 from cli.curves import draw_curves
 from cli.extras import demand, find_missing
 from cli.operate import Published, fetch_model, find_version, read_published
+from cli.options import parse_config
 from cli.show import say, say_json
 from cli.stack.processes import StackError
-from cli.task_check import parse_config
 from protocol.exchanged_state import model_from_blob
 from protocol.tensors import MalformedBlobError
 

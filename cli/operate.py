@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -63,7 +64,7 @@ from protocol.round_state import (
 )
 from protocol.rounds import DECIDER
 from protocol.rules import find_rules_problem
-from protocol.validation import ROLES, find_configuration_problem
+from protocol.validation import find_configuration_problem
 from schemas import codec, topics
 from schemas import events as e
 
@@ -128,38 +129,19 @@ def create_federation(
             without the data module, and try nothing.
 
     Raises:
-        StackError: the model's state cannot be exchanged, a principal is unknown, or
-            the module's configuration is not JSON.
+        StackError: the model's state cannot be exchanged.
+        InvalidConfigurationError: the parameters contradict each other.
     """
     store = BlobStore(settings)  # before torch: it demands its settings
     keys = settings.state_directory / "keys"
-    if "OPERATOR" in principals:
-        raise StackError(
-            "the operator's key must be this machine's: it signs the genesis",
-            "Leave --principal OPERATOR out; the key is in the state directory.",
-        )
-    unknown = set(principals) - set(ROLES)
-    if unknown:
-        msg = f"no such principal: {', '.join(sorted(unknown))}"
-        raise StackError(msg, f"The roles are {', '.join(ROLES)}.")
-    try:
-        module_config = json.loads(parameters.task.module_config)
-    except ValueError as error:
-        msg = f"the module's configuration is not JSON: {error}"
-        raise StackError(msg, "For example: --module-config '{}'") from None
     operator_key = load_or_create_key(key_path(keys, "OPERATOR"))
-    given = {
-        role: None if key == NOBODY else bytes.fromhex(key)
-        for role, key in principals.items()
-    }
-    all_principals = load_principals(keys, given)
-    _demand_possible(federation_id, parameters, all_principals)
+    demand_possible(federation_id, parameters, principals)
+    all_principals = load_principals(keys, _read_keys(principals))
     model = (
         check()
         if check is not None
         else _make_model(
             parameters.task,
-            module_config,
             seed=seed,
             allowed_prefixes=allowed_prefixes,
             state_rules=state_rules,
@@ -175,32 +157,52 @@ def create_federation(
     return operator
 
 
-def _demand_possible(
-    federation_id: str, parameters: Parameters, principals: tuple[e.Principal, ...]
+def demand_possible(
+    federation_id: str, parameters: Parameters, principals: Mapping[str, str]
 ) -> None:
-    """Check what can be checked of a configuration before there is a model.
+    """Check what can be checked of a federation before there is a model.
+
+    It needs no service, and no key of this machine's.
+
+    Args:
+        federation_id: Its name.
+        parameters: Its parameters.
+        principals: Keys in hex by role, or `NOBODY`.
 
     Raises:
         InvalidConfigurationError: the parameters contradict each other.
     """
+    with tempfile.TemporaryDirectory() as keys:
+        all_principals = load_principals(Path(keys), _read_keys(principals))
     some = e.BlobRef(uri=f"s3://moot/sha256/{'0' * 64}", sha256=bytes(32), size_bytes=1)
     config = make_configuration(
-        federation_id, parameters, principals, initial_model=some, num_parameters=1
+        federation_id,
+        parameters,
+        all_principals,
+        initial_model=some,
+        num_parameters=1,
     )
     problem = find_configuration_problem(config)
     if problem is not None:
         raise InvalidConfigurationError(": ".join(problem))
 
 
+def _read_keys(principals: Mapping[str, str]) -> dict[str, bytes | None]:
+    return {
+        role: None if key == NOBODY else bytes.fromhex(key)
+        for role, key in principals.items()
+    }
+
+
 def _make_model(
     task: e.Task,
-    module_config: Mapping[str, Any],
     *,
     seed: int,
     allowed_prefixes: tuple[str, ...],
     state_rules: Sequence[tuple[str, StateClass]],
 ) -> Model:
     module = load_class(task.module, allowed_prefixes)
+    module_config = json.loads(task.module_config)
     from producers.agent.training import initialise  # torch, once all else is right
 
     try:

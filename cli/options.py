@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import typer
 
 from cli.show import say_error
+from cli.stack.processes import StackError, demand_name
 
 EXIT_CANNOT: Final = 2
 DEFAULT_ALLOWED: Final = ("producers.examples",)
 
-Federation = Annotated[
-    str, typer.Option("--federation", "-f", help="Name of the federation.")
-]
+
+def _make_checker(whose: str) -> Callable[[str | None], str | None]:
+    def check(name: str | None) -> str | None:
+        if name is not None:
+            demand_name(name, whose)
+        return name
+
+    return check
+
+
+_FEDERATION: Final = typer.Option(
+    "--federation",
+    "-f",
+    help="Name of the federation.",
+    callback=_make_checker("a federation"),
+)
+Federation = Annotated[str, _FEDERATION]
+OptionalFederation = Annotated[str | None, _FEDERATION]
+AgentId = Annotated[str, typer.Argument(callback=_make_checker("an agent"))]
 OperatorKey = Annotated[
     str | None,
     typer.Option("--operator-key", help="Public key of the operator you trust, hex."),
@@ -37,14 +55,41 @@ StackDirectory = Annotated[
 def parse_principals(items: Sequence[str]) -> dict[str, str]:
     """Return keys in hex by role, from ``ROLE=HEX``."""
     from cli.operate import NOBODY
+    from protocol.validation import ROLES
 
     principals = {}
     for item in items:
         role, equals, key = item.partition("=")
         if not equals:
             raise make_failure(f"not ROLE=HEX: {item!r:.80}")
+        if role == "OPERATOR":
+            raise make_failure(
+                "the operator's key must be this machine's, which signs the genesis: "
+                "leave --principal OPERATOR out"
+            )
+        if role not in ROLES:
+            raise make_failure(
+                f"no such principal: {role!r:.80}; the roles are {', '.join(ROLES)}"
+            )
         principals[role] = key if key == NOBODY else parse_key(key).hex()
     return principals
+
+
+def parse_config(name: str, text: str) -> dict[str, Any]:
+    """Return arguments from JSON.
+
+    Raises:
+        StackError: it is not a JSON object.
+    """
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        msg = f"{name} is not JSON: {error}"
+        raise StackError(msg, f"For example: {name} '{{}}'") from None
+    if not isinstance(found, dict):
+        msg = f"{name} must be a JSON object, arguments by name, not {text!r:.80}"
+        raise StackError(msg, f"For example: {name} '{{\"batch_size\": 32}}'")
+    return found
 
 
 def parse_key(text: str) -> bytes:

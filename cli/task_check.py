@@ -17,7 +17,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import inspect
-import json
 import math
 import secrets
 import sysconfig
@@ -35,6 +34,7 @@ from adapters.imports import ImportRefusedError, load_class, running_users_code
 from adapters.wording import counted
 from cli.extras import demand, find_missing
 from cli.modes import make_trials
+from cli.options import parse_config
 from cli.show import say, say_json
 from cli.stack.processes import StackError
 from protocol.exchanged_state import Model, RefusedStateError, StateClass, model_to_blob
@@ -186,23 +186,6 @@ def check_task(
     except _RefusedError:
         pass
     return report
-
-
-def parse_config(name: str, text: str) -> dict[str, Any]:
-    """Return arguments from JSON.
-
-    Raises:
-        StackError: it is not a JSON object.
-    """
-    try:
-        found = json.loads(text)
-    except ValueError as error:
-        msg = f"{name} is not JSON: {error}"
-        raise StackError(msg, f"For example: {name} '{{}}'") from None
-    if not isinstance(found, dict):
-        msg = f"{name} must be a JSON object, arguments by name, not {text!r:.80}"
-        raise StackError(msg, f"For example: {name} '{{\"batch_size\": 32}}'")
-    return found
 
 
 def demand_good(report: Report) -> None:

@@ -8,7 +8,14 @@ from typing import Annotated
 import typer
 
 from cli.environment import find_kafka, find_settings
-from cli.options import DEFAULT_ALLOWED, AsJson, Federation, GenesisHash, parse_key
+from cli.options import (
+    DEFAULT_ALLOWED,
+    AgentId,
+    AsJson,
+    Federation,
+    GenesisHash,
+    parse_key,
+)
 from cli.show import say
 from cli.stack.processes import StackError
 
@@ -17,7 +24,7 @@ app = typer.Typer(help="Run, admit and revoke agents.", no_args_is_help=True)
 
 @app.command("run")
 def run(
-    agent_id: str,
+    agent_id: AgentId,
     federation: Federation,
     operator_key: Annotated[
         str, typer.Option(help="Public key of the operator you trust, hex.")
@@ -71,7 +78,7 @@ def run(
 
 @app.command("accept-task")
 def accept_task(
-    agent_id: str,
+    agent_id: AgentId,
     federation: Federation,
     task: Annotated[str, typer.Option(help="Digest of the task, hex.")],
     directory: Annotated[
@@ -105,7 +112,7 @@ def list_(federation: Federation, as_json: AsJson = False) -> None:
 
 @app.command("admit")
 def admit(
-    agent_id: str,
+    agent_id: AgentId,
     federation: Federation,
     public_key: Annotated[
         str,
@@ -128,7 +135,7 @@ def admit(
 
 @app.command("revoke")
 def revoke(
-    agent_id: str,
+    agent_id: AgentId,
     federation: Federation,
     explanation: Annotated[
         str, typer.Option("--because", help="The reason, for the log.")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from cli.environment import load_environment
-from cli.options import AsJson, OperatorKey
+from cli.options import AsJson, OperatorKey, OptionalFederation
 
 
 def audit(
@@ -16,9 +16,7 @@ def audit(
         Path | None,
         typer.Argument(metavar="[BUNDLE]", help="A bundle to audit offline."),
     ] = None,
-    federation: Annotated[
-        str, typer.Option("--federation", "-f", help="Name of the federation.")
-    ] = "",
+    federation: OptionalFederation = None,
     operator_key: OperatorKey = None,
     policy: Annotated[
         Path | None,
@@ -78,7 +76,7 @@ def audit(
     load_environment()
     run_audit(
         Options(
-            federation=federation,
+            federation=federation or "",
             bundle=bundle_to_read,
             operator_key=operator_key,
             policy=policy,

@@ -14,6 +14,7 @@ from cli.options import (
     Federation,
     Watch,
     make_failure,
+    parse_config,
     parse_principals,
 )
 from cli.show import say
@@ -117,12 +118,13 @@ def create(
     """
     from cli.modes import read_parameters
     from cli.node import parse_ledger_nodes
-    from cli.operate import create_federation, make_state_rules
+    from cli.operate import create_federation, demand_possible, make_state_rules
     from cli.rewards import parse_reward_rule
-    from cli.task_check import parse_config
     from producers.control import Parameters
     from schemas.events import Task
 
+    parse_config("--module-config", module_config)
+    parse_config("--data-config", data_config)
     task = Task(
         module=module,
         module_config=module_config,
@@ -168,6 +170,7 @@ def create(
         assert report.model is not None, "a good report has one"
         return report.model
 
+    demand_possible(federation, parameters, principals)
     demand("agent")
     operator = create_federation(
         find_kafka(),
@@ -285,6 +288,12 @@ def change(
         "task.data_module": data_module,
         "task.data_config": data_config,
     }
+    for option, text in (
+        ("--module-config", module_config),
+        ("--data-config", data_config),
+    ):
+        if text is not None:
+            parse_config(option, text)
     changes = {name: value for name, value in asked.items() if value is not None}
     if reward:
         changes["reward_rule"] = parse_reward_rule(reward)

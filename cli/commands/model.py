@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from cli.environment import find_kafka
-from cli.options import DEFAULT_ALLOWED, AsJson, Federation
+from cli.options import DEFAULT_ALLOWED, AsJson, Federation, parse_config
 
 app = typer.Typer(help="Use published models.", no_args_is_help=True)
 
@@ -58,7 +58,6 @@ def evaluate(
         write_csv,
         write_plot,
     )
-    from cli.task_check import parse_config
 
     demand_plot(plot)
     data = OwnData(

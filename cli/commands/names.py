@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from cli.environment import find_settings
-from cli.options import AsJson, Federation
+from cli.options import AgentId, AsJson, Federation
 
 app = typer.Typer(
     help="Who is behind agents' pseudonyms; kept off the log.", no_args_is_help=True
@@ -16,7 +16,7 @@ app = typer.Typer(
 
 @app.command("set")
 def set_(
-    agent_id: str,
+    agent_id: AgentId,
     name: Annotated[str, typer.Argument(help="The name; empty removes it.")],
     federation: Federation,
 ) -> None:

@@ -7,7 +7,13 @@ from typing import Annotated
 import typer
 
 from cli.environment import load_environment
-from cli.options import DEFAULT_ALLOWED, GenesisHash, OperatorKey, parse_key
+from cli.options import (
+    DEFAULT_ALLOWED,
+    GenesisHash,
+    OperatorKey,
+    OptionalFederation,
+    parse_key,
+)
 
 
 def serve(
@@ -19,9 +25,7 @@ def serve(
             "those of this machine's operator, restarted when they fail."
         ),
     ],
-    federation: Annotated[
-        str | None, typer.Option("--federation", "-f", help="Federation to serve.")
-    ] = None,
+    federation: OptionalFederation = None,
     allow: Annotated[
         list[str] | None,
         typer.Option(help="Module prefix that the exporter may load."),

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cli.options import DEFAULT_ALLOWED, AsJson
+from cli.options import DEFAULT_ALLOWED, AsJson, parse_config
 
 app = typer.Typer(
     help="Try out a task before a federation begins.", no_args_is_help=True
@@ -53,7 +53,7 @@ def check(
     Exit code 1 if it can never work.
     """
     from cli.operate import make_state_rules
-    from cli.task_check import check_task, parse_config, show_report
+    from cli.task_check import check_task, show_report
     from schemas.events import Task
 
     report = check_task(

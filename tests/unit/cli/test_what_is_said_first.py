@@ -7,7 +7,7 @@ import sys
 import pytest
 
 import cli.main
-from tests.commands import COMMANDS, EXEMPT, KEY, list_names
+from tests.commands import COMMANDS, EXEMPT, KEY, WHERE, list_names
 
 NOWHERE = "127.0.0.1:1"
 
@@ -57,6 +57,34 @@ def test_every_command_is_in_the_table():
 @pytest.mark.parametrize("name", [n for n, c in COMMANDS.items() if c.wrong])
 def test_a_wrong_argument_is_named_before_a_missing_setting(moot, name):
     arguments, says = COMMANDS[name].wrong
+    assert says in moot(arguments)
+
+
+@pytest.mark.parametrize(
+    "name", [n for n, c in COMMANDS.items() if {*WHERE} <= {*c.arguments}]
+)
+def test_what_cannot_be_a_federations_name_is_an_argument_too(moot, name):
+    arguments = ["A B" if a == WHERE[1] else a for a in COMMANDS[name].arguments]
+    assert "'A B' cannot be a federation's name" in moot(arguments)
+
+
+CREATE = COMMANDS["federation create"].arguments
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ((*CREATE, "--module-config", "x"), "--module-config is not JSON"),
+        ((*CREATE, "--data-config", "[]"), "--data-config must be a JSON object"),
+        ((*CREATE, "--principal", "OPERATOR=none"), "must be this machine's"),
+        ((*CREATE, "--principal", "X=none"), "no such principal: 'X'"),
+        ((*CREATE, "--principal", "DECIDER=none"), "INVALID_PRINCIPALS"),
+        ((*CREATE, "--cohort-size", "2", "--min-cohort", "3"), "must be min_cohort to"),
+        (("federation", "change", *WHERE, "--data-config", "x"), "is not JSON"),
+        (("agent", "admit", "A!", *WHERE, "--public-key", KEY), "an agent's name"),
+    ],
+)
+def test_other_wrong_arguments_are(moot, arguments, says):
     assert says in moot(arguments)
 
 

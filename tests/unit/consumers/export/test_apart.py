@@ -153,13 +153,19 @@ def export_here(task, model=MODEL):
 # What any code may raise or return
 
 
+PLACES = ("init", "prepare", "loader", "forward")
+ERRORS = ("deepen", "leave", "lack", "refuse", "assert_it", "stop", "end", "warn")
+
+
 @pytest.mark.parametrize(
-    "how",
+    ("where", "how"),
     [
-        *("deepen", "leave", "lack", "refuse", "assert_it", "stop", "end", "warn"),
+        # By day each place and each error once or twice: most cases export a model.
+        pytest.param(where, how, marks=() if (i - j) % 4 == 0 else pytest.mark.nightly)
+        for i, where in enumerate(PLACES)
+        for j, how in enumerate(ERRORS)
     ],
 )
-@pytest.mark.parametrize("where", ["init", "prepare", "loader", "forward"])
 def test_whatever_users_code_raises_its_model_gets_a_sentence(where, how):
     what = {"where": where, "how": how}
     is_module = where in {"init", "forward"}
