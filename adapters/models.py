@@ -17,6 +17,7 @@ functions, so that each has the same function of a model's bytes. They work on a
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Final, NamedTuple
@@ -348,8 +349,9 @@ def _list_attributes(module: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _describe_loose(tensor: Any) -> Any:
-    try:
-        array = tensor.detach().cpu().numpy()
-    except _ERRORS:
-        return _name_type(tensor)
-    return str(array.dtype), array.shape, array.tobytes()
+    tensor = tensor.detach().cpu()
+    for convert in (tensor.numpy, lambda: tensor.double().numpy()):  # bfloat16
+        with suppress(*_ERRORS):
+            array = convert()
+            return _name_type(tensor), array.shape, array.tobytes()
+    return _name_type(tensor)

@@ -80,6 +80,12 @@ class SpeakingLog(LogBuilder):
         view = self.aggregator_state.view
         return view is not None and view.is_complete
 
+    @property
+    def awaits_blobs(self) -> bool:
+        """Whether answers wait for their blobs, until the deadline."""
+        view = self.aggregator_state.view
+        return view is not None and not view.is_complete and bool(view.open.pending_of)
+
     def tell(self, author: str, event: e.Event) -> None:
         """Let somebody say something, or what it says instead."""
         for said in self.speak(self, author, event):

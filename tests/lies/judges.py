@@ -29,8 +29,10 @@ from tests.lies.lie import (
 from tests.rechecking import counts, demand_attested, demand_refused, follow
 from tests.speaking import SpeakingLog
 
-NOBODY_KNOWS_WHO: Final = {Reason.SHARES_DIFFER, Reason.BAD_SHARE, Reason.WRONG_SUM}
-"""What an agent or a party may have done: so neither pays."""
+COSTS_NOTHING: Final = {
+    *(Reason.SHARES_DIFFER, Reason.BAD_SHARE, Reason.WRONG_SUM),  # agent or party
+    *SPOILT.values(),  # nobody can check later what the store had
+}
 WORDS: Final = {FindingCode.INVALID_UPDATE, FindingCode.CLAIM_CONTRADICTED}
 """Findings about what is said of answers and parts."""
 
@@ -199,7 +201,7 @@ def judge_as_auditor(lie: Lie, log: SpeakingLog, _directory: Path) -> None:
     if lie.word is TRUTH:
         assert report.num_claims_checked == claimed - unknown
         prefix = "party:" if lie.about is About.PARTS else ""
-        is_paid_for = lie.reason not in {"", *NOBODY_KNOWS_WHO}
+        is_paid_for = lie.reason not in {"", *COSTS_NOTHING}
         assert {name: x for name, x in report.balances.items() if x < 0} == {
             prefix + name: -500 for name in lie.of if is_paid_for
         }

@@ -119,6 +119,8 @@ class Lie:
         for agent in AGENTS:
             log.answer(agent)
         log.settle()
+        if log.awaits_blobs:
+            log.pass_deadline()
         self.afterwards(log)
         # The last block has a child or two: so it may become final.
         log.request_finality()

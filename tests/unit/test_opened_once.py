@@ -64,7 +64,9 @@ def give_up(log):
 def forget_who_was_summed(monkeypatch):
     """Break the rule of the log that whoever may have been summed is not drawn."""
     for module in (protocol.rounds, phases):
-        monkeypatch.setattr(module, "find_drawable_agents", lambda s: s.agents)
+        monkeypatch.setattr(
+            module, "find_drawable_agents", lambda s: frozenset(s.agents)
+        )
 
 
 def audit(log):
