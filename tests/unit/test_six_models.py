@@ -5,9 +5,11 @@ then whoever has a copy gives the same answers. `tests/integration/test_six_mode
 runs them on the real stack.
 """
 
+import re
 import subprocess
 import sys
 from dataclasses import replace
+from types import ModuleType
 
 import numpy as np
 import onnxruntime
@@ -179,6 +181,26 @@ def test_all_copies_give_the_same_answers(case, config):
         theirs = session.run(None, {name: inputs.numpy()})[0]
         np.testing.assert_allclose(theirs, answers[0], rtol=1e-4, atol=1e-4)
         assert exported.accuracy == pytest.approx(after.accuracy)
+
+
+@pytest.mark.parametrize("case", GOOD)
+def test_the_page_for_users_loads_every_model(case, tmp_path, monkeypatch):
+    """It says so to people who have no Folkmoot."""
+    torch.manual_seed(1)
+    model = initialise(module=case.module, module_config={}, seed=1)
+    (tmp_path / "model.safetensors").write_bytes(model_to_blob(model))
+    page = (ROOT / "docs" / "howto" / "use-the-model.md").read_text(encoding="utf-8")
+    [code] = re.findall(r"## In PyTorch\n.*?```python\n(.*?)```", page, re.DOTALL)
+    users = ModuleType("clinic_models.xray")
+    users.XrayModule = lambda **_: case.module()
+    monkeypatch.setitem(sys.modules, users.__name__, users)
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(2)
+    found = {}
+    exec(code, found)
+    inputs = take_inputs(case)
+    expected = answer(load(case, model_to_blob(model), seed=3), inputs)
+    assert answer(found["module"], inputs).tobytes() == expected.tobytes()
 
 
 def test_a_copy_in_another_process_gives_the_same_answers(tmp_path):
