@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final
 
+_IDLE: Final = ("torch.utils.flop_counter",)
+"""Loggers that warn, when imported, of what we do without: triton, to count flops."""
 QUIET_S: Final = 60.0
 """How long a library's like lines are only counted."""
 _NUMBERS: Final = re.compile(r"0x[0-9a-f]+|[0-9a-f]*[0-9][0-9a-f]*")
@@ -131,6 +133,8 @@ def quieten(*names: str) -> None:
 def guard_logs() -> None:
     """Confine whatever this process logs, or dies of, to lines of its own."""
     logging.setLogRecordFactory(_Record)
+    for name in _IDLE:
+        logging.getLogger(name).setLevel(logging.ERROR)
     sys.excepthook = _show_uncaught
     threading.excepthook = lambda args: _show_uncaught(
         args.exc_type, args.exc_value or args.exc_type(), args.exc_traceback

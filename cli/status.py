@@ -487,9 +487,10 @@ def _look_at(stack: StackStatus, *, is_remote: bool) -> Overview | None:
 
 def _render_stack(stack: StackStatus) -> Iterator[str]:
     yield f"{stack.directory}: {stack.state}"
+    width = max((len(service.name) for service in stack.services), default=0)
     for service in stack.services:
         word = "healthy" if service.healthy else "NOT HEALTHY"
-        yield f"  {service.name:<10} {word:<12} {service.endpoint}"
+        yield f"  {service.name:<{width}} {word:<12} {service.endpoint}"
 
 
 def _around_to_json(stack: StackStatus, overview: Overview | None) -> dict[str, Any]:

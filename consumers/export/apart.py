@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from adapters import alive
 from adapters.imports import ImportNotAllowedError, load_class
+from adapters.log_lines import guard_logs
 from adapters.numbers import BadNumberError, read_number
 from adapters.outages import describe, is_exhausted, is_outage, is_short_of_memory
 
@@ -362,6 +363,7 @@ def main(connection: int, life: int) -> None:
     # say what becomes of the child.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    guard_logs()
     alive.start_thread(lambda: _end_with(life), "life")
     _serve(Connection(connection))
 

@@ -39,6 +39,7 @@ from consumers.audit.report import (
 from schemas import events as e
 from schemas import topics
 from tests.builders import LogBuilder, make_key, read_blocks
+from tests.paths import ROOT
 
 HOSTILE = (
     "\x1b[2J\x1b]0;title\x07 \x9b31m \r\nerror: forged\n\u202etxt.\u2066\u2069\u200f"
@@ -169,6 +170,19 @@ def test_nor_by_the_text_of_an_exception(log):
     # Lines of ours begin at the margin; what an exception says does not.
     assert all(line.startswith("  ") for line in rest)
     assert "ValueError" in "".join(rest)
+
+
+def test_nobody_hears_that_there_is_no_triton():
+    pytest.importorskip("torch")
+    program = "from adapters.log_lines import guard_logs; guard_logs()\n"
+    ran = subprocess.run(
+        [sys.executable, "-c", f"{program}import torch.utils.flop_counter"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=True,
+    )
+    assert ran.stderr == ""
 
 
 UNCAUGHT = """
