@@ -69,6 +69,14 @@ class Echo:
         self._processes.append(process)
         return process
 
+    def get_process(self) -> Any:
+        """Return the last process, or a new one if that has ended."""
+        if self._processes and self._processes[-1].poll() is None:
+            return self._processes[-1]
+        started = self.start()
+        self.demand(self.ask("begin"))
+        return started
+
     def ask(self, what: str) -> bytes:
         """Write a record for it to repeat; returns that, which nobody wrote before."""
         self._number += 1
@@ -116,12 +124,10 @@ def echo(
     running.close()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def process(echo: Echo) -> Any:
-    """The service, which nothing below ends."""
-    started = echo.start()
-    echo.demand(echo.ask("begin"))
-    return started
+    """The service."""
+    return echo.get_process()
 
 
 def is_suspended(process: Any) -> bool:
@@ -198,15 +204,14 @@ def test_an_outage_ends_nobody(
 )
 def test_a_rival_wins(echo: Echo, process: Any, instance: str) -> None:
     """Whether it has the same id or one of its own."""
-    first = process if instance == "0" else echo.start("0")
     echo.demand(echo.ask("before the rival"))
-    value = suspend_in_transaction(echo, first)
+    value = suspend_in_transaction(echo, process)
     time.sleep(ABSENT_S)
     rival = echo.start(instance)
     echo.demand(value, echo.ask("to the rival"))
-    os.kill(first.pid, signal.SIGCONT)
-    wait_until(lambda: first.poll() == EXIT_FAILED, "the first one ends")
-    assert "has taken over: this process ends" in last_lines(first.log_path, 1_000)
+    os.kill(process.pid, signal.SIGCONT)
+    wait_until(lambda: process.poll() == EXIT_FAILED, "the first one ends")
+    assert "has taken over: this process ends" in last_lines(process.log_path, 1_000)
     echo.demand(value, echo.ask("still to the rival"))
     assert rival.poll() is None
     kill_owned(rival)

@@ -81,7 +81,9 @@ def found_federation(settings: Settings) -> None:
     operator.found(NAME, PARAMETERS, load_principals(keys), synthetic_model(), store)
 
 
-def test_services_start_follow_foundings_and_come_back(stack: Path) -> None:
+@pytest.fixture(scope="module")
+def logs(stack: Path) -> Path:
+    """The logs of the services of a federation that was founded after they started."""
     endpoints = read_endpoints(stack)
     assert isinstance(endpoints, Endpoints)
     settings = make_settings(endpoints, stack / "services")
@@ -93,6 +95,10 @@ def test_services_start_follow_foundings_and_come_back(stack: Path) -> None:
         f"all are there\n{last_lines(logs / 'all.log')}",
         180,
     )
+    return logs
+
+
+def test_services_start_follow_foundings_and_come_back(stack: Path, logs: Path) -> None:
     status = moot(stack, "federation", "status", "-f", NAME, "--json")
     assert {m["presence"] for m in json.loads(status.stdout)["members"]} == {"here"}
     assert status.returncode == 0
@@ -135,6 +141,7 @@ def find_pid(supervisor: int, command: str) -> int:
 
 
 @pytest.mark.nightly
+@pytest.mark.usefixtures("logs")
 def test_when_the_supervisor_is_killed_its_services_end(stack: Path) -> None:
     """Or a second one would find them still there."""
     supervisor = find_services(stack)
