@@ -33,7 +33,10 @@ _FEDERATION: Final = typer.Option(
 )
 Federation = Annotated[str, _FEDERATION]
 OptionalFederation = Annotated[str | None, _FEDERATION]
-AgentId = Annotated[str, typer.Argument(callback=_make_checker("an agent"))]
+AgentId = Annotated[
+    str,
+    typer.Argument(help="Name of the agent.", callback=_make_checker("an agent")),
+]
 OperatorKey = Annotated[
     str | None,
     typer.Option("--operator-key", help="Public key of the operator you trust, hex."),

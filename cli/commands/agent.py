@@ -31,26 +31,26 @@ def run(
     ],
     genesis: GenesisHash = None,
     directory: Annotated[
-        Path | None, typer.Option(help="Directory of its key and state.")
+        Path | None, typer.Option(help="Directory of the agent's key and state.")
     ] = None,
     data_config: Annotated[
-        str, typer.Option(help="Its own data module arguments, JSON.")
+        str, typer.Option(help="Its own arguments for the data module, JSON.")
     ] = "{}",
     allow: Annotated[
         list[str] | None, typer.Option(help="Module prefix that a task may use.")
     ] = None,
     min_cohort: Annotated[
         int | None,
-        typer.Option(min=1, help="Decline to be summed with fewer contributions."),
+        typer.Option(min=1, help="Decline rounds that may sum fewer contributions."),
     ] = None,
     mode: Annotated[
         list[str] | None,
-        typer.Option(help="Decline any other way to combine updates: plain, mpc."),
+        typer.Option(help="Decline any other mode of aggregation: plain or mpc."),
     ] = None,
     task: Annotated[
         str | None,
         typer.Option(
-            help="HEX, digest of the task to accept on first start; by default the "
+            help="Digest of the task to accept on first start, hex; by default the "
             "one it finds."
         ),
     ] = None,
@@ -118,7 +118,7 @@ def admit(
         str,
         typer.Option(
             help="The key its organisation gave you, hex; compare it with `moot agent "
-            "list` before you admit."
+            "list` before you admit the agent."
         ),
     ],
 ) -> None:

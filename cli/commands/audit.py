@@ -34,10 +34,13 @@ def audit(
     ] = None,
     continue_from: Annotated[
         Path | None,
-        typer.Option("--from", help="Continue where an audit ended (--save)."),
+        typer.Option(
+            "--from", help="Continue from where an audit ended, as saved by --save."
+        ),
     ] = None,
     save: Annotated[
-        Path | None, typer.Option(help="Save where this audit ends, if sound.")
+        Path | None,
+        typer.Option(help="Save where this audit ends, if the log is sound."),
     ] = None,
     follow: Annotated[
         bool, typer.Option("--follow", help="Keep running and print alerts.")
@@ -46,8 +49,8 @@ def audit(
         float | None,
         typer.Option(
             min=0,
-            help="Seconds until a monitor alerts that nothing becomes final or can be "
-            "read; default 300, 0 for never.",
+            help="Seconds without a new final block or a successful read before a "
+            "monitor alerts; default 300, 0 for never.",
         ),
     ] = None,
     keep_going: Annotated[
@@ -68,7 +71,7 @@ def audit(
 ) -> None:
     """Replay a log and check everything in it.
 
-    Exit codes: 0 sound; 1 wrong, and where; 2 unreadable; 3 unknown rules.
+    Exit codes: 0 sound; 1 not sound (it says where); 2 unreadable; 3 unknown rules.
     """
     from cli.audit import Options
     from cli.audit import audit as run_audit

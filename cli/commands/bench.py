@@ -16,13 +16,13 @@ def bench(
         ),
     ] = None,
     quick: Annotated[
-        bool, typer.Option(help="Small sizes, just to see that it runs.")
+        bool, typer.Option(help="Small sizes, just to check that it runs.")
     ] = False,
     write: Annotated[
-        bool, typer.Option(help="Put the figures into docs/benchmarks.md instead.")
+        bool, typer.Option(help="Write the figures into docs/benchmarks.md instead.")
     ] = False,
 ) -> None:
-    """Measure on a stack of its own, and compare with the limits."""
+    """Run benchmarks on a separate stack, and compare the figures with their limits."""
     from cli.bench import run_bench
 
     run_bench(tuple(names or ()), quick=quick, write=write)

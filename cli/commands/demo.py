@@ -9,9 +9,9 @@ import typer
 
 
 def demo(
-    rounds: Annotated[int, typer.Option(min=1, help="How many rounds.")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, help="Number of rounds.")] = 5,
     task: Annotated[
-        str, typer.Option(help="Which example: digits or breast-cancer.")
+        str, typer.Option(help="Example to train: digits or breast-cancer.")
     ] = "digits",
     directory: Annotated[
         Path | None,

@@ -38,19 +38,19 @@ def create(
         int, typer.Option(min=1, help="Passes over an agent's data per round.")
     ] = 1,
     cohort_size: Annotated[
-        int, typer.Option(min=1, help="Most agents drawn for a round.")
+        int, typer.Option(min=1, help="Largest number of agents drawn for a round.")
     ] = 5,
     min_cohort: Annotated[
         int, typer.Option(min=1, help="Fewest contributions that may be summed.")
     ] = 3,
     round_duration_s: Annotated[
-        int, typer.Option(min=1, help="Time that agents have to answer.")
+        int, typer.Option(min=1, help="Seconds that agents have to answer.")
     ] = 120,
     seed: Annotated[int, typer.Option(help="Seed of the initial model.")] = 0,
     principal: Annotated[
         list[str] | None,
         typer.Option(
-            help="ROLE=HEX, the public key of a service that keeps its own key; "
+            help="ROLE=HEX, the public key of a service that runs elsewhere; "
             "EXPORTER=none for no exporter."
         ),
     ] = None,
@@ -60,7 +60,9 @@ def create(
     ] = None,
     reward: Annotated[
         list[str] | None,
-        typer.Option(help="NAME=POINTS, a value of the reward rule; or none=0."),
+        typer.Option(
+            help="NAME=POINTS, a value of the reward rule; none=0 sets the rest to 0."
+        ),
     ] = None,
     party: Annotated[
         list[str] | None,
@@ -76,7 +78,7 @@ def create(
     dealer: Annotated[
         str | None,
         typer.Option(
-            help="HEX, key of the dealer whose randomness parties use to compare "
+            help="HEX, key of the dealer whose randomness the parties use to compare "
             "updates: `moot dealer init` prints it."
         ),
     ] = None,
@@ -85,15 +87,15 @@ def create(
         typer.Option(
             min=0.0,
             max=2.0,
-            help="With a dealer: updates further apart than this, in clip norms, are "
-            "far; an agent far from most others is left out. 0 compares none.",
+            help="With a dealer: leave out any update that is further than this, in "
+            "clip norms, from most others. 0: compare none.",
         ),
     ] = 0.0,
     state: Annotated[
         list[str] | None,
         typer.Option(
-            help="PATTERN=CLASS: entries of the model's state that are trained, kept "
-            "or fixed; the first pattern to match a name decides."
+            help="PATTERN=CLASS: how entries of the model's state are treated, such as "
+            "kept or fixed; the first pattern that matches a name decides."
         ),
     ] = None,
     allow: Annotated[
@@ -101,20 +103,22 @@ def create(
     ] = None,
     agent_data_config: Annotated[
         str,
-        typer.Option(help="What an agent would add to --data-config, for the check."),
+        typer.Option(
+            help="What an agent would add to --data-config, for the check, JSON."
+        ),
     ] = "{}",
     is_checked: Annotated[
         bool,
         typer.Option(
             "--check/--no-check",
-            help="Try the task out here first, as `moot task check`.",
+            help="Try the task out here first, as `moot task check` does.",
         ),
     ] = True,
 ) -> None:
     """Found a federation: try its task, make its initial model, publish its genesis.
 
-    With parties, nobody sees an update: each is shared among them, and only sums are
-    opened. Without parties, the aggregator sees them all.
+    With parties, nobody sees an update: each is split among them, and only
+    sums are opened. Without parties, the aggregator sees every update.
     """
     from cli.modes import read_parameters
     from cli.node import parse_ledger_nodes
@@ -218,9 +222,9 @@ def show(federation: Federation, as_json: AsJson = False) -> None:
 def status(
     federation: Federation, watch: Watch = False, as_json: AsJson = False
 ) -> None:
-    """Show who is there, who is away, and what the federation waits for.
+    """Show who is there, who is away, and what the federation is waiting for.
 
-    Exit code 1: somebody should do something, and it says what.
+    Exit code 1: somebody should act, and it says how.
     """
     from cli.status import show_status
 
@@ -231,43 +235,60 @@ def status(
 @app.command("change")
 def change(
     federation: Federation,
-    round_duration_s: Annotated[int | None, typer.Option(min=1)] = None,
-    cohort_size: Annotated[int | None, typer.Option(min=1)] = None,
+    round_duration_s: Annotated[
+        int | None, typer.Option(min=1, help="Seconds that agents have to answer.")
+    ] = None,
+    cohort_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Largest number of agents drawn for a round."),
+    ] = None,
     min_cohort: Annotated[
-        int | None, typer.Option(min=1, help="May only grow.")
+        int | None,
+        typer.Option(
+            min=1, help="Fewest contributions that may be summed; may only grow."
+        ),
     ] = None,
     max_num_examples: Annotated[
-        int | None, typer.Option(min=1, help="May only shrink.")
+        int | None,
+        typer.Option(min=1, help="Most examples per update; may only shrink."),
     ] = None,
     norm_bound: Annotated[
         int | None,
-        typer.Option(min=1, help="In encoded units; may only shrink."),
+        typer.Option(min=1, help="Norm bound, in encoded units; may only shrink."),
     ] = None,
-    local_epochs: Annotated[int | None, typer.Option(min=1)] = None,
+    local_epochs: Annotated[
+        int | None, typer.Option(min=1, help="Passes over an agent's data per round.")
+    ] = None,
     rules_version: Annotated[
         int | None,
-        typer.Option(min=1, help="Of the deciders' rules; may only grow."),
+        typer.Option(min=1, help="Version of the deciders' rules; may only grow."),
     ] = None,
     reward: Annotated[
         list[str] | None,
         typer.Option(help="NAME=POINTS, as in `create`; replaces the rule."),
     ] = None,
     module: Annotated[
-        str | None, typer.Option(help="Agents run it once they accept it.")
+        str | None,
+        typer.Option(help="LightningModule; agents run it once they accept it."),
     ] = None,
-    module_config: Annotated[str | None, typer.Option(help="JSON.")] = None,
+    module_config: Annotated[
+        str | None, typer.Option(help="Its arguments, JSON.")
+    ] = None,
     data_module: Annotated[
-        str | None, typer.Option(help="Agents run it once they accept it.")
+        str | None,
+        typer.Option(help="LightningDataModule; agents run it once they accept it."),
     ] = None,
-    data_config: Annotated[str | None, typer.Option(help="JSON.")] = None,
+    data_config: Annotated[
+        str | None, typer.Option(help="Its arguments, JSON.")
+    ] = None,
     is_agreed: Annotated[
         bool, typer.Option("--yes", help="Sign without asking.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Change a federation from the next round on, after showing what changes.
+    """Change a federation from the next round on, after showing what would change.
 
-    With --json and without --yes, only show it.
+    With --json but without --yes, only show it.
     """
     from cli.modes import name_changes
     from cli.operate import propose_change, say_as_operator, show_change

@@ -32,7 +32,8 @@ def evaluate(
     data_config: Annotated[
         str,
         typer.Option(
-            help="Its arguments, JSON; added to the task's unless --data-module."
+            help="Its arguments, JSON; added to the task's, unless --data-module is "
+            "given."
         ),
     ] = "{}",
     output_csv: Annotated[
@@ -48,7 +49,7 @@ def evaluate(
 ) -> None:
     """Measure published versions on your own test data, by the module's own test step.
 
-    Where it has none, its validation step measures.
+    If it has none, its validation step is used.
     """
     from cli.model import (
         OwnData,

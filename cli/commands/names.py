@@ -10,7 +10,7 @@ from cli.environment import find_settings
 from cli.options import AgentId, AsJson, Federation
 
 app = typer.Typer(
-    help="Who is behind agents' pseudonyms; kept off the log.", no_args_is_help=True
+    help="Record who is behind agents' pseudonyms, off the log.", no_args_is_help=True
 )
 
 
@@ -20,7 +20,7 @@ def set_(
     name: Annotated[str, typer.Argument(help="The name; empty removes it.")],
     federation: Federation,
 ) -> None:
-    """Remember who is behind an agent's pseudonym, encrypted, on this machine."""
+    """Record who is behind an agent's pseudonym, encrypted, on this machine only."""
     from cli.names import set_name
 
     set_name(find_settings(), federation, agent_id, name)

@@ -11,7 +11,7 @@ from cli.environment import find_kafka, find_settings
 from cli.options import AsJson, Federation
 from cli.show import say
 
-app = typer.Typer(help="Ledger nodes and their keys.", no_args_is_help=True)
+app = typer.Typer(help="Set up, list and replace ledger nodes.", no_args_is_help=True)
 
 
 @app.command("init")
@@ -21,7 +21,7 @@ def init(
         str, typer.Option(help="Where others reach it, http://host:port.")
     ] = "",
 ) -> None:
-    """Make a ledger node's key and vote log, and print it for `federation create`."""
+    """Make a ledger node's key and vote log; print the node for `federation create`."""
     from cli.node import make_node, show_node
     from cli.stack.processes import demand_name
 
@@ -42,7 +42,7 @@ def policy(
     federation: Federation,
     era: Annotated[
         int | None,
-        typer.Option(help="Era of the node set, from 0; default: the present."),
+        typer.Option(help="Era of the node set, from 0; by default the present one."),
     ] = None,
 ) -> None:
     """Print whose cosignatures make a checkpoint final, as a C2SP policy file."""
@@ -55,7 +55,7 @@ def policy(
 def propose(
     federation: Federation,
     node: Annotated[
-        list[str], typer.Option(help="NAME=HEX@URL, a node of the new set.")
+        list[str], typer.Option(help="NAME=HEX@URL, one for each node of the new set.")
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")],
 ) -> None:
@@ -68,8 +68,10 @@ def propose(
 
 @app.command("approve")
 def approve(
-    proposal: Annotated[Path, typer.Argument(help="The file.")],
-    name: Annotated[str, typer.Option(help="Which of this machine's nodes signs.")],
+    proposal: Annotated[Path, typer.Argument(help="The proposal file.")],
+    name: Annotated[
+        str, typer.Option(help="Name of the node on this machine that signs.")
+    ],
 ) -> None:
     """Sign a proposal with the key of a present ledger node."""
     from cli.node import approve, load_proposal
@@ -80,7 +82,7 @@ def approve(
 
 @app.command("change")
 def change(
-    proposal: Annotated[Path, typer.Argument(help="The file, approved.")],
+    proposal: Annotated[Path, typer.Argument(help="The approved proposal file.")],
 ) -> None:
     """Publish an approved proposal as the operator."""
     from cli.node import change, load_proposal

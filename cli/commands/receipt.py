@@ -18,7 +18,10 @@ def receipt(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="File to write.")
     ] = None,
-    url: Annotated[list[str] | None, typer.Option(help="Log server to ask.")] = None,
+    url: Annotated[
+        list[str] | None,
+        typer.Option(help="A log server to ask instead of the ledger nodes."),
+    ] = None,
 ) -> None:
     """Write a receipt: leaf, inclusion proof, cosigned checkpoint (C2SP tlog-proof)."""
     from adapters.durable import write_output

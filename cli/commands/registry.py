@@ -10,12 +10,12 @@ import typer
 from cli.environment import find_kafka
 from cli.options import AsJson, Federation
 
-app = typer.Typer(help="The model registry.", no_args_is_help=True)
+app = typer.Typer(help="List and fetch model versions.", no_args_is_help=True)
 
 
 @app.command("list")
 def list_(federation: Federation, as_json: AsJson = False) -> None:
-    """Show the model versions of a federation, and what waits to be one."""
+    """List a federation's model versions, and models that are not registered yet."""
     from cli.operate import list_versions
 
     list_versions(find_kafka(), federation, as_json=as_json)
@@ -23,14 +23,16 @@ def list_(federation: Federation, as_json: AsJson = False) -> None:
 
 @app.command("get")
 def get(
-    version: Annotated[int, typer.Argument(min=0, help="0 is the initial model.")],
+    version: Annotated[
+        int, typer.Argument(min=0, help="Its number; 0: the initial model.")
+    ],
     federation: Federation,
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")],
     form: Annotated[
         str, typer.Option("--format", help="onnx or safetensors.")
     ] = "onnx",
 ) -> None:
-    """Fetch a model version, registered or not, digest verified."""
+    """Fetch a model version, registered or not, and verify its digest."""
     from cli.operate import demand_format, get_version
 
     demand_format(form)

@@ -17,7 +17,7 @@ def rewards(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show what agents and ledger nodes have earned and lost."""
+    """Show what agents, parties, ledger nodes and the sequencer earned and lost."""
     from cli.rewards import show_rewards
 
     show_rewards(find_kafka(), federation, as_json=as_json, history=history)

@@ -16,8 +16,8 @@ app = typer.Typer(help="Start, abandon and watch rounds.", no_args_is_help=True)
 @app.command("start")
 def start(
     federation: Federation,
-    wait: Annotated[bool, typer.Option(help="Wait until it ends.")] = True,
-    timeout_s: Annotated[float, typer.Option(help="How long to wait.")] = 600,
+    wait: Annotated[bool, typer.Option(help="Wait until the round ends.")] = True,
+    timeout_s: Annotated[float, typer.Option(help="Seconds to wait at most.")] = 600,
 ) -> None:
     """Request the next round and watch it."""
     from cli.operate import start_round
@@ -44,7 +44,9 @@ def abandon(
 def watch(
     federation: Federation,
     as_json: AsJson = False,
-    follow: Annotated[bool, typer.Option(help="Keep printing what arrives.")] = True,
+    follow: Annotated[
+        bool, typer.Option(help="Keep printing as events arrive.")
+    ] = True,
 ) -> None:
     """Print what happens in a federation, from the beginning."""
     from cli.operate import watch

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from cli.environment import find_settings
 from cli.options import AsJson, make_failure
 from cli.show import say, say_json
 
-app = typer.Typer(help="Avro schemas in the schema registry.", no_args_is_help=True)
+app = typer.Typer(help="Register and show Avro schemas.", no_args_is_help=True)
 
 
 @app.command("register")
 def register(as_json: AsJson = False) -> None:
-    """Register every schema under its subject, FULL_TRANSITIVE."""
+    """Register every schema under its subject, with FULL_TRANSITIVE compatibility."""
     from adapters.schema_registry import SchemaRegistry
 
     ids = SchemaRegistry(find_settings().schema_registry_url).register_all()
@@ -25,7 +27,9 @@ def register(as_json: AsJson = False) -> None:
 
 
 @app.command("show")
-def show(name: str) -> None:
+def show(
+    name: Annotated[str, typer.Argument(help="Name of the event.")],
+) -> None:
     """Print the Avro schema of an event."""
     from schemas import codec
 

@@ -22,7 +22,7 @@ def serve(
         typer.Argument(
             help="sequencer, rounds, aggregator, registry, rewards, party or dealer; "
             "timer, exporter, ledger-node or log, which serve one federation; all: "
-            "those of this machine's operator, restarted when they fail."
+            "the operator's services, restarted when they end."
         ),
     ],
     federation: OptionalFederation = None,
@@ -37,18 +37,22 @@ def serve(
         int | None,
         typer.Option(
             min=2,
-            help="Fewest contributions a party sums; MOOT_MIN_COHORT, or 2.",
+            help="Fewest contributions that a party sums; default MOOT_MIN_COHORT, "
+            "or 2.",
         ),
     ] = None,
     host: Annotated[
         str | None,
         typer.Option(
-            help="Where to listen; default 127.0.0.1, for a party its own address."
+            help="Address to listen on; default 127.0.0.1, for a party its own address."
         ),
     ] = None,
     port: Annotated[
         int | None,
-        typer.Option(help="Default 7400 for a ledger node, 7480 for the log; 0: any."),
+        typer.Option(
+            help="Port to listen on; default 7400 for a ledger node, 7480 for the "
+            "log; 0: any."
+        ),
     ] = None,
     operator_key: OperatorKey = None,
     genesis: GenesisHash = None,

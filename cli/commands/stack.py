@@ -15,7 +15,10 @@ def up(
     directory: StackDirectory = None,
     services: Annotated[
         bool,
-        typer.Option("--services", help="Also make topics and run `moot serve all`."),
+        typer.Option(
+            "--services",
+            help="Also create topics, register schemas and run `moot serve all`.",
+        ),
     ] = False,
 ) -> None:
     """Start Kafka, the schema registry and MinIO, and leave them running."""
@@ -71,7 +74,7 @@ def status(
 ) -> None:
     """Show the stack that `moot up` started, and what runs on it.
 
-    Where MOOT_BOOTSTRAP_SERVERS names another Kafka, show what runs there.
+    If MOOT_BOOTSTRAP_SERVERS names another Kafka, show what runs on that one.
     """
     from cli.stack.stack import StackState, default_directory, read_status
 

@@ -9,7 +9,7 @@ import typer
 from cli.options import DEFAULT_ALLOWED, AsJson, parse_config
 
 app = typer.Typer(
-    help="Try out a task before a federation begins.", no_args_is_help=True
+    help="Try out a task before you found a federation.", no_args_is_help=True
 )
 
 
@@ -23,25 +23,25 @@ def check(
     data_config: Annotated[str, typer.Option(help="Its arguments, JSON.")] = "{}",
     agent_data_config: Annotated[
         str,
-        typer.Option(help="What an agent would add to them for its training, JSON."),
+        typer.Option(help="Arguments that an agent would add for its training, JSON."),
     ] = "{}",
     local_epochs: Annotated[
         int, typer.Option(min=1, help="Passes over an agent's data per round.")
     ] = 1,
     round_duration_s: Annotated[
-        int, typer.Option(min=1, help="Time that agents have to answer.")
+        int, typer.Option(min=1, help="Seconds that agents have to answer.")
     ] = 120,
     seed: Annotated[int, typer.Option(help="Seed of the initial model.")] = 0,
     clip_norm: Annotated[
         float | None,
-        typer.Option(min=0.001, help="The clip norm that is meant, if any."),
+        typer.Option(min=0.001, help="The clip norm you intend to use, if any."),
     ] = None,
     state: Annotated[
         list[str] | None,
         typer.Option(help="PATTERN=CLASS, as in `federation create`."),
     ] = None,
     seconds: Annotated[
-        float, typer.Option(min=1.0, help="About how long training is tried.")
+        float, typer.Option(min=1.0, help="About how many seconds to try training for.")
     ] = 20.0,
     allow: Annotated[
         list[str] | None, typer.Option(help="Module prefix that may be loaded.")
@@ -50,7 +50,7 @@ def check(
 ) -> None:
     """Try out a task here: train, encode, measure, export; publish nothing.
 
-    Exit code 1 if it can never work.
+    Exit code 1: the task can never work.
     """
     from cli.operate import make_state_rules
     from cli.task_check import check_task, show_report

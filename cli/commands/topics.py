@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from adapters.settings import Settings
     from adapters.topic_config import Problem
 
-app = typer.Typer(help="Kafka topics.", no_args_is_help=True)
+app = typer.Typer(help="Create, check and list Kafka topics.", no_args_is_help=True)
 NEW_TOPIC_KNOWN_WITHIN_S: Final = 5.0
 
 
@@ -49,7 +49,7 @@ def create(
 
 @app.command("check")
 def check(as_json: AsJson = False) -> None:
-    """Check the topics' configuration; changes nothing."""
+    """Check the topics' configuration without changing anything."""
     from dataclasses import asdict
 
     from adapters.topic_config import check_topics, is_fatal

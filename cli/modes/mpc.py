@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from schemas.events import LedgerEvent, Party
 
 COMMANDS: Final = {
-    "party": typer.Typer(help="Parties and their keys.", no_args_is_help=True),
-    "dealer": typer.Typer(help="Dealers and their keys.", no_args_is_help=True),
+    "party": typer.Typer(help="Set up parties.", no_args_is_help=True),
+    "dealer": typer.Typer(help="Set up dealers.", no_args_is_help=True),
 }
 
 
@@ -31,10 +31,12 @@ def init_party(
     name: Annotated[str, typer.Argument(help="Its name among the parties.")],
     address: Annotated[
         str,
-        typer.Option(help="Where parties reach it to compare updates, HOST:PORT."),
+        typer.Option(
+            help="Where other parties reach it to compare updates, HOST:PORT."
+        ),
     ] = "",
 ) -> None:
-    """Make a party's keys and memory, and print it for `federation create`."""
+    """Make a party's keys and memory; print the party for `federation create`."""
     demand_name(name, "a party")
     _demand_address(address)
     say(show_party(make_party(find_settings(), name, address)))
@@ -44,7 +46,7 @@ def init_party(
 def init_dealer(
     name: Annotated[str, typer.Argument(help="Its name on this machine.")],
 ) -> None:
-    """Make a dealer's key, and print it for `federation create`."""
+    """Make a dealer's key; print its public key for `federation create`."""
     demand_name(name, "a dealer")
     say(make_dealer_key(find_settings(), name).hex())
 
