@@ -53,6 +53,7 @@ RULES: Final[dict[str, Callable[[Any, Any], bool]]] = {
     "cohort_size": _anyhow,
     "round_duration_ms": _anyhow,
     "reward_rule": _anyhow,
+    "strategy_parameters": _anyhow,
     "rules_version": _up,
     "min_cohort": _up,
     "max_num_examples": _down,

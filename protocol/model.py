@@ -5,9 +5,9 @@ The aggregator runs this once; every auditor runs it again and compares digests.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +20,10 @@ from protocol.exchanged_state import (
     model_from_blob,
     model_to_blob,
 )
-from protocol.strategies import STRATEGIES
+from protocol.strategies import STRATEGIES, move, read_parameters
+from protocol.strategies.state import start_moments, state_from_blob, state_to_blob
 from protocol.tensors import VECTOR_HEADER_BYTES
-from schemas.events import BlobRef, RoundSealed
+from schemas.events import BlobRef, RoundSealed, StrategyParameter
 
 MAX_ONNX_SIZE_BYTES: Final = 2**31
 """Protocol Buffers, and so ONNX files, cannot be larger."""
@@ -54,6 +55,21 @@ class RoundResult:
 
     sum_blob: bytes
     model_blob: bytes
+    state_blob: bytes | None = None
+    """What the strategy carries into the next round; None if it carries nothing."""
+
+
+class Base(NamedTuple):
+    """What a round's sum is applied to: blobs, digests verified.
+
+    Attributes:
+        model: The base model.
+        state: What the strategy carried out of the last published round; None before
+            any, and if it carries nothing.
+    """
+
+    model: bytes
+    state: bytes | None = None
 
 
 def compute_result(
@@ -62,6 +78,9 @@ def compute_result(
     weights: Iterable[int],
     base_blob: bytes,
     update_blobs: Iterable[bytes],
+    *,
+    parameters: Sequence[StrategyParameter] = (),
+    state_blob: bytes | None = None,
 ) -> RoundResult:
     """Add up a sealed round and apply the sum to its base model.
 
@@ -72,21 +91,37 @@ def compute_result(
         base_blob: The base model's blob, digest verified.
         update_blobs: Its contributions' blobs, in order, digests verified; read one at
             a time.
+        parameters: The strategy's, as the configuration has them.
+        state_blob: What the strategy carries, digest verified; see `Base`.
 
     Raises:
         UpdateRefusedError: a blob is no update for this model and should not have been
             accepted.
-        MalformedBlobError: the base model is malformed, or its state is refused.
+        MalformedBlobError: the base model is malformed, or its state is refused, or
+            what the strategy carries is no state of its.
     """
     accumulator = Accumulator(sealed.num_parameters)
     for weight, blob in zip(weights, update_blobs, strict=True):
         update = parse_update(blob, num_parameters=sealed.num_parameters)
         accumulator.add(update, weight)
-    return apply_sum(strategy, accumulator.total, sealed, base_blob)
+    return apply_sum(
+        strategy,
+        accumulator.total,
+        sealed,
+        base_blob,
+        parameters=parameters,
+        state_blob=state_blob,
+    )
 
 
 def apply_sum(
-    strategy: str, total: NDArray[np.int64], sealed: RoundSealed, base_blob: bytes
+    strategy: str,
+    total: NDArray[np.int64],
+    sealed: RoundSealed,
+    base_blob: bytes,
+    *,
+    parameters: Sequence[StrategyParameter] = (),
+    state_blob: bytes | None = None,
 ) -> RoundResult:
     """Apply a sealed round's exact sum to its base model.
 
@@ -96,17 +131,29 @@ def apply_sum(
             apart, which no strategy changes.
         sealed: The round.
         base_blob: The base model's blob, digest verified.
+        parameters: The strategy's, as the configuration has them.
+        state_blob: What the strategy carries, digest verified; see `Base`.
 
     Raises:
-        MalformedBlobError: the base model is malformed, or its state is refused.
+        MalformedBlobError: the base model is malformed, or its state is refused, or
+            what the strategy carries is no state of its.
     """
     base = model_from_blob(base_blob)
     if base.num_integers != len(total):
         msg = f"updates of the base model have {base.num_integers} integers, not "
         raise RefusedStateError(msg + str(len(total)))
-    before = base.to_vector()
-    trained = STRATEGIES[strategy](
-        before, total[: len(before)], sealed.num_examples, sealed.fractional_bits
+    before, chosen = base.to_vector(), STRATEGIES[strategy]
+    numbers = read_parameters(chosen, parameters)
+    trained, moments = move(
+        chosen,
+        before,
+        total[: len(before)],
+        num_examples=sealed.num_examples,
+        fractional_bits=sealed.fractional_bits,
+        parameters=numbers,
+        moments=start_moments(chosen, numbers, len(before))
+        if state_blob is None
+        else state_from_blob(chosen, state_blob, len(before)),
     )
     averaged = apply_average(
         base.to_averaged(), total[len(before) :], sealed.num_examples
@@ -114,4 +161,5 @@ def apply_sum(
     return RoundResult(
         sum_blob=sum_to_blob(total),
         model_blob=model_to_blob(base.replace_moved(trained, averaged)),
+        state_blob=state_to_blob(chosen, moments) if moments else None,
     )

@@ -106,6 +106,8 @@ class RoundsState:
         last_requested_at_ms: Latest time of a round request; -1 before any.
         version: Version of the current global model; 0 is the initial one.
         model: The current global model.
+        strategy_state: What the strategy carries with it; None before the first
+            published round, and if it carries nothing.
         current: The round in progress, if any.
         missed: How many rounds that it was drawn for an agent has missed in a row;
             without those that answered the last one.
@@ -125,6 +127,7 @@ class RoundsState:
     last_requested_at_ms: int = -1
     version: int = 0
     model: e.BlobRef | None = None
+    strategy_state: e.BlobRef | None = None
     current: OpenRound | None = None
     missed: PersistentMap[str, int] = field(default_factory=PersistentMap)
     summed: frozenset[str] = frozenset()

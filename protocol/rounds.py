@@ -78,6 +78,7 @@ from protocol.round_state import (
     is_drawable,
 )
 from protocol.rules import choose
+from protocol.strategies import carries_state
 from schemas import events as e
 from schemas.reasons import Reason
 
@@ -285,6 +286,7 @@ def _evolve_fact(state: RoundsState, fact: e.RoundFact) -> RoundsState:
                     state,
                     version=state.version + 1,
                     model=fact.model,
+                    strategy_state=fact.state,
                     summed=frozenset() if has_moved else state.summed,
                 )
             )
@@ -619,7 +621,7 @@ def _go_on(
     assert following is not None, "every row of phases has one that seals"
     if following.begin is not None:
         return [*facts, following.begin(after, leaf)]
-    return [*facts, _seal(current, leaf)]
+    return [*facts, _seal(after, current, leaf)]
 
 
 def _give_up(
@@ -634,7 +636,7 @@ def _give_up(
     )
 
 
-def _seal(current: OpenRound, leaf: Sequenced) -> e.RoundSealed:
+def _seal(state: RoundsState, current: OpenRound, leaf: Sequenced) -> e.RoundSealed:
     contributions = current.ordered
     return e.RoundSealed(
         round=current.started.round,
@@ -644,6 +646,7 @@ def _seal(current: OpenRound, leaf: Sequenced) -> e.RoundSealed:
         base_model=current.started.base_model,
         fractional_bits=current.started.fractional_bits,
         num_parameters=current.started.num_parameters,
+        base_state=state.strategy_state,
         **name_cause(leaf),
     )
 
@@ -666,6 +669,7 @@ def _publish(
         or claim.base_model_sha256 != sealed.base_model.sha256
         or claim.num_contributions != sealed.num_contributions
         or claim.num_examples != sealed.num_examples
+        or (claim.state is not None) != carries_state(config)
         or not is_complete(config, current)
     ):
         return refuse_claim(leaf, claim.round, "the claim does not fit a sealed round")
@@ -679,6 +683,7 @@ def _publish(
         sum=claim.sum,
         model=claim.model,
         task=current.started.task,
+        state=claim.state,
         **name_cause(leaf),
     )
 

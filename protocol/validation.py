@@ -19,7 +19,7 @@ from protocol.encoding import MAX_FRACTIONAL_BITS
 from protocol.fields import NAME, find_blob_problem, find_text_problem
 from protocol.modes import MODES, get_mode, list_kinds, list_modes
 from protocol.modes.problem import Problem
-from protocol.strategies import STRATEGIES
+from protocol.strategies import STRATEGIES, find_parameters_problem
 from protocol.tensors import compute_json_depth
 from schemas import events as e
 from schemas.reasons import Reason
@@ -118,8 +118,9 @@ def find_problem(event: e.LedgerEvent) -> str | None:
             return find_text_problem(text)
         case e.ModelExported():
             return _export_problem(event)
-        case e.AggregateSubmitted(sum=total, model=model):
-            return find_blob_problem(total) or find_blob_problem(model)
+        case e.AggregateSubmitted(sum=total, model=model, state=state):
+            blobs = (total, model) if state is None else (total, model, state)
+            return next(filter(None, map(find_blob_problem, blobs)), None)
         case e.UpdatesChecked(results=results):
             return _checks_problem(results)
         case e.NodeSetChanged(era=era, nodes=nodes):
@@ -161,6 +162,7 @@ def find_configuration_problem(config: e.FederationConfigured) -> Problem | None
             config,
             (Reason.NOT_ONE_MODE, _modes_problem),
             (Reason.INVALID_CONFIGURATION, _numbers_problem),
+            (Reason.INVALID_CONFIGURATION, _strategy_problem),
             (Reason.INVALID_TASK, _task_problem),
             (Reason.INVALID_LEDGER_NODES, _first_nodes_problem),
         )
@@ -210,10 +212,6 @@ def _numbers_problem(config: e.FederationConfigured) -> str | None:
         (any(config.nonce), "nonce must be random bytes, not zeros"),
         (config.rules_version >= 1, "rules_version must be at least 1"),
         (
-            config.strategy in STRATEGIES,
-            f"strategy must be {' or '.join(STRATEGIES)}",
-        ),
-        (
             1 <= config.num_parameters <= MAX_NUM_PARAMETERS,
             "num_parameters must be 1 to 2**31",
         ),
@@ -240,6 +238,13 @@ def _numbers_problem(config: e.FederationConfigured) -> str | None:
         ),
     )
     return next((message for holds, message in rules if not holds), None)
+
+
+def _strategy_problem(config: e.FederationConfigured) -> str | None:
+    strategy = STRATEGIES.get(config.strategy)
+    if strategy is None:
+        return f"strategy must be {' or '.join(STRATEGIES)}"
+    return find_parameters_problem(strategy, config.strategy_parameters)
 
 
 def _task_problem(config: e.FederationConfigured) -> str | None:

@@ -104,6 +104,14 @@ class Mpc:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StrategyParameter:
+    """A number that the strategy takes."""
+
+    name: str
+    value_micros: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FederationConfigured:
     """The operator founds a federation: its parameters and the keys of its principals.
     The first leaf of the federation's log.
@@ -126,6 +134,7 @@ class FederationConfigured:
     mpc: Mpc | None = None
     ledger_nodes: LedgerNodes | None = None
     reward_rule: RewardRule | None = None
+    strategy_parameters: tuple[StrategyParameter, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -417,6 +426,7 @@ class AggregateSubmitted:
     sum: BlobRef
     model: BlobRef
     party: str = ""
+    state: BlobRef | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -606,6 +616,7 @@ class RoundSealed:
     base_model: BlobRef
     fractional_bits: int
     num_parameters: int
+    base_state: BlobRef | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -649,6 +660,7 @@ class AggregatePublished:
     sum: BlobRef
     model: BlobRef
     task: Task
+    state: BlobRef | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,6 +26,7 @@ from protocol.modes import get_mode
 from protocol.modes.mode import Answer
 from protocol.modes.problem import UNFORESEEN, RoundError
 from protocol.round_view import RoundView, WatchedRounds, watch
+from protocol.tensors import MalformedBlobError
 from protocol.validation import MAX_CHECKS
 from schemas import events as e
 from streams.app import Service, make_service
@@ -193,9 +194,10 @@ class Aggregator:
             try:
                 checker = self._checking.get(view)
                 yield complete(view, checker, self._store), current
-            except (BlobError, RoundError) as error:
-                # A blob that was there when it was checked. The round cannot end, but
-                # others can go on: the operator abandons it.
+            except (BlobError, RoundError, MalformedBlobError) as error:
+                # A blob that was there when it was checked, or what an aggregator
+                # before this one published. The round cannot end, but others can go on:
+                # the operator abandons it.
                 number = view.started.round
                 log.error("round %d has no sum: %s", number, error)  # noqa: TRY400
 

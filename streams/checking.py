@@ -13,10 +13,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from adapters.blobs import BlobStore
-from protocol.model import compute_max_model_size
+from protocol.model import Base, compute_max_model_size
 from protocol.modes.mode import Checker
 from protocol.modes.problem import MAX_DETAIL_LENGTH, RoundError
 from protocol.round_view import RoundView, list_parts
+from protocol.strategies import STRATEGIES
+from protocol.strategies.state import compute_max_state_size
 from schemas import events as e
 
 
@@ -27,7 +29,7 @@ def complete(
     its parts are wrong.
 
     Raises:
-        BlobError: the base model is gone.
+        BlobError: the base model, or what the strategy carries, is gone.
         RoundError: something else is.
     """
     sealed = view.open.sealed
@@ -40,9 +42,19 @@ def complete(
     }
     if wrong:
         return _reject(view, wrong, party)
-    base = store.fetch(
-        sealed.base_model,
-        max_size_bytes=compute_max_model_size(view.config.initial_model),
+    base = Base(
+        store.fetch(
+            sealed.base_model,
+            max_size_bytes=compute_max_model_size(view.config.initial_model),
+        ),
+        None
+        if sealed.base_state is None
+        else store.fetch(
+            sealed.base_state,
+            max_size_bytes=compute_max_state_size(
+                STRATEGIES[view.config.strategy], sealed.num_parameters
+            ),
+        ),
     )
     try:
         result = checker.compute(view, base)
@@ -61,6 +73,7 @@ def complete(
         sum=store.store(result.sum_blob),
         model=store.store(result.model_blob),
         party=party,
+        state=None if result.state_blob is None else store.store(result.state_blob),
     )
 
 

@@ -183,6 +183,8 @@ class LogBuilder:
         min_cohort: Fewest contributions of a round.
         ledger_nodes: Names of its ledger nodes.
         reward_rule: What contributions earn.
+        strategy: How sums become models.
+        strategy_parameters: Its parameters.
         send_fact: What the decider sends for a fact that it concluded.
         result: What the aggregator stores for a round that it computed.
     """
@@ -194,6 +196,8 @@ class LogBuilder:
     min_cohort: int = 2
     ledger_nodes: Sequence[str] = ("node0", "node1", "node2", "node3")
     reward_rule: e.RewardRule | None = RECOMMENDED_RULE
+    strategy: str = "FEDAVG"
+    strategy_parameters: tuple[e.StrategyParameter, ...] = ()
     send_fact: Callable[[e.Fact], Sequence[e.Fact]] = _as_said
     result: Callable[[RoundResult], RoundResult] = _as_computed
     records: list[Record] = field(default_factory=list)
@@ -296,7 +300,8 @@ class LogBuilder:
             cohort_size=self.cohort_size,
             min_cohort=self.min_cohort,
             round_duration_ms=ROUND_DURATION_MS,
-            strategy="FEDAVG",
+            strategy=self.strategy,
+            strategy_parameters=self.strategy_parameters,
             plain=e.Plain(),
             ledger_nodes=e.LedgerNodes(nodes=make_nodes(self.ledger_nodes))
             if self.ledger_nodes
@@ -452,6 +457,10 @@ class LogBuilder:
                 [c.num_examples for c in current.ordered],
                 self.blobs[sealed.base_model.sha256],
                 (self.blobs[refs[c.update_sha256].sha256] for c in current.ordered),
+                parameters=config.strategy_parameters,
+                state_blob=None
+                if sealed.base_state is None
+                else self.blobs[sealed.base_state.sha256],
             )
         )
         claim = e.AggregateSubmitted(
@@ -462,6 +471,9 @@ class LogBuilder:
             num_examples=sealed.num_examples,
             sum=self.blobs.store(result.sum_blob),
             model=self.blobs.store(result.model_blob),
+            state=None
+            if result.state_blob is None
+            else self.blobs.store(result.state_blob),
         )
         self.say(claim, make_key("AGGREGATOR"))
         self.settle()

@@ -24,6 +24,7 @@ from protocol.aggregation import sum_from_blob
 from protocol.exchanged_state import model_from_blob
 from protocol.model import (
     MAX_ONNX_SIZE_BYTES,
+    Base,
     RoundResult,
     compute_max_model_size,
     compute_max_sum_size,
@@ -31,6 +32,9 @@ from protocol.model import (
 from protocol.modes import get_mode
 from protocol.modes.problem import RoundError
 from protocol.round_view import RoundView, list_parts
+from protocol.strategies import STRATEGIES
+from protocol.strategies.arithmetic import ArithmeticModeError
+from protocol.strategies.state import compute_max_state_size
 from protocol.tensors import MalformedBlobError
 from schemas.events import AggregatePublished, BlobRef, RoundSealed
 from schemas.reasons import Reason
@@ -79,6 +83,7 @@ class BlobAuditor:
         self._ahead = Ahead(jobs, "audit-fetch")
         self._tasks: deque[tuple[Future[int], Callable[[Future[int]], None]]] = deque()
         self._model: tuple[bytes, bytes] = (b"", b"")  # digest and bytes of the last
+        self._state: tuple[bytes, bytes] = (b"", b"")  # of what the strategy carries
         # Without a genesis there are no models.
         self._max_model_size = (
             0 if initial_model is None else compute_max_model_size(initial_model)
@@ -96,7 +101,9 @@ class BlobAuditor:
 
     def _demand_cause(self, error: Exception) -> None:
         """Re-raise an error that says nothing about what was to be computed."""
-        if self._trouble is not None or isinstance(error, MemoryError):
+        if self._trouble is not None or isinstance(
+            error, MemoryError | ArithmeticModeError
+        ):
             raise error
 
     def close(self) -> None:
@@ -216,7 +223,7 @@ class BlobAuditor:
         sealed = view.open.sealed
         assert sealed is not None, "only a sealed round is published"
         result = self._compute(view, sealed, place)
-        self._compare_round(sealed, result, published, place)
+        self._compare_round(view, sealed, result, published, place)
         if self._asks_again and result is not None:
             self._ask_again(view, result, published, place)
 
@@ -279,7 +286,7 @@ class BlobAuditor:
         self, view: RoundView, sealed: RoundSealed, place: Place
     ) -> RoundResult | None:
         checker = self._checking.get(view)
-        base = self._get_model(sealed.base_model, place)
+        base = self._get_base(view, sealed, place)
         is_good = True
         for author, problem in checker.check_parts(view).items():
             if problem is None:
@@ -334,6 +341,7 @@ class BlobAuditor:
 
     def _compare_round(
         self,
+        view: RoundView,
         sealed: RoundSealed,
         result: RoundResult | None,
         published: AggregatePublished,
@@ -348,6 +356,12 @@ class BlobAuditor:
         )
         if model is not None:
             self._model = (published.model.sha256, model)
+        if published.state is not None:
+            limit = self._limit_state(view, sealed)
+            what = "the published state of the strategy"
+            state = self._get(published.state, limit, place, what)
+            if state is not None:
+                self._state = (published.state.sha256, state)
         if result is None:
             return
         self._report.num_rounds_recomputed += 1
@@ -368,6 +382,38 @@ class BlobAuditor:
         ):
             # The next round can be computed even if the store has lost it.
             self._model = (published.model.sha256, result.model_blob)
+        # The decider lets no claim pass that has one where there is none, or lacks it.
+        if published.state is None or result.state_blob is None:
+            return
+        if self._compare(
+            FindingCode.WRONG_STATE,
+            published.state,
+            result.state_blob,
+            place,
+            f"round {sealed.round}: what the strategy carries on does not follow from "
+            "the round's sum",
+        ):
+            self._state = (published.state.sha256, result.state_blob)
+
+    def _get_base(
+        self, view: RoundView, sealed: RoundSealed, place: Place
+    ) -> Base | None:
+        """Return what a round's sum is applied to; None if a part of it is gone."""
+        model = self._get_model(sealed.base_model, place)
+        ref = sealed.base_state
+        if ref is None:
+            return None if model is None else Base(model)
+        digest, state = self._state
+        found: bytes | None = state
+        if digest != ref.sha256:
+            limit = self._limit_state(view, sealed)
+            found = self._get(ref, limit, place, "the strategy's state")
+        return None if model is None or found is None else Base(model, found)
+
+    @staticmethod
+    def _limit_state(view: RoundView, sealed: RoundSealed) -> int:
+        strategy = STRATEGIES[view.config.strategy]
+        return compute_max_state_size(strategy, sealed.num_parameters)
 
     def _get_model(self, ref: BlobRef, place: Place) -> bytes | None:
         """Return a base model: nearly always the last one used."""

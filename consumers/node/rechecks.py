@@ -51,12 +51,14 @@ from consumers.audit.claims import (
     ResultClaim,
     read_claims,
 )
-from protocol.model import RoundResult, compute_max_model_size
+from protocol.model import Base, RoundResult, compute_max_model_size
 from protocol.modes import get_mode
 from protocol.modes.mode import Answer, OneByOne
 from protocol.modes.problem import RoundError
 from protocol.replay import Replayed
 from protocol.round_view import RoundView, follow
+from protocol.strategies import STRATEGIES
+from protocol.strategies.state import compute_max_state_size
 from protocol.tensors import MalformedBlobError
 from protocol.validation import STORE_REASONS
 from schemas import events as e
@@ -242,6 +244,7 @@ class Rechecker:
         self._clock = clock
         self._checking = Checking(self._blobs.fetch, OneByOne())
         self._model = (b"", b"")  # digest and bytes of the last one computed
+        self._state = (b"", b"")  # the same, of what the strategy carries
 
     def stop(self) -> None:
         """Stop waiting for blobs, from any thread; what is unchecked stays so."""
@@ -381,10 +384,14 @@ class Rechecker:
         if not isinstance(result, RoundResult):
             yield result
             return
+        # Without the one there is no other: the decider would have refused the claim.
         for name, ref, blob in (
             ("sum", published.sum, result.sum_blob),
             ("model", published.model, result.model_blob),
+            ("state of the strategy", published.state, result.state_blob),
         ):
+            if ref is None or blob is None:
+                continue
             digest = hashlib.sha256(blob).digest()
             if (ref.sha256, ref.size_bytes) == (digest, len(blob)):
                 yield _Verdict.TRUE, name
@@ -395,6 +402,9 @@ class Rechecker:
                 )
                 yield _Verdict.FALSE, detail
         self._model = hashlib.sha256(result.model_blob).digest(), result.model_blob
+        if result.state_blob is not None:
+            digest = hashlib.sha256(result.state_blob).digest()
+            self._state = digest, result.state_blob
 
     def _compute(self, view: RoundView) -> RoundResult | _Found:
         sealed = view.open.sealed
@@ -404,14 +414,26 @@ class Rechecker:
             if digest != sealed.base_model.sha256:
                 size = compute_max_model_size(view.config.initial_model)
                 base = self._fetch(sealed.base_model, size)
-            return self._checking.get(view).compute(view, base)
+            whole = Base(base, self._get_state(view, sealed))
+            return self._checking.get(view).compute(view, whole)
         except RoundError as error:
             if self._is_absent(error):
                 return _Verdict.UNCHECKED, f"the sum: {error}"
             return _Verdict.FALSE, f"a sum is published, but none follows: {error}"
         except MalformedBlobError as error:
-            detail = f"a model is published, but its base model is malformed: {error}"
+            detail = f"a model is published, but what it follows from is bad: {error}"
             return _Verdict.FALSE, detail
+
+    def _get_state(self, view: RoundView, sealed: e.RoundSealed) -> bytes | None:
+        """Return what the strategy carries: nearly always the last one computed."""
+        if sealed.base_state is None:
+            return None
+        digest, state = self._state
+        if digest == sealed.base_state.sha256:
+            return state
+        strategy = STRATEGIES[view.config.strategy]
+        size = compute_max_state_size(strategy, sealed.num_parameters)
+        return self._fetch(sealed.base_state, size)
 
     def _is_absent(self, problem: RoundError) -> bool:
         """Return whether the problem is only a blob that is not there.

@@ -22,7 +22,7 @@ from protocol.round_state import Noted, OpenRound, RoundsState
 from schemas import events as e
 
 if TYPE_CHECKING:
-    from protocol.model import RoundResult
+    from protocol.model import Base, RoundResult
     from protocol.round_view import RoundView
 
 SEALED: Final = "sealed"
@@ -88,12 +88,12 @@ class Checker(Protocol):
         """Return what is wrong with a part refused for a reason."""
         ...
 
-    def compute(self, view: RoundView, base: bytes) -> RoundResult:
+    def compute(self, view: RoundView, base: Base) -> RoundResult:
         """Return the result of a complete round whose parts are good.
 
         Args:
             view: The round.
-            base: The base model's blob, digest verified.
+            base: What the sum is applied to.
 
         Raises:
             RoundError: there is no result: a blob is missing, or somebody lied, and

@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING, Final
 
 from protocol.encoding import UpdateRefusedError, parse_update
 from protocol.fields import find_blob_problem, find_training_problem
-from protocol.model import RoundResult, compute_max_update_size, compute_result
+from protocol.model import (
+    Base,
+    RoundResult,
+    compute_max_update_size,
+    compute_result,
+)
 from protocol.modes.mode import SEALED, MapAll, Mode, Phase
 from protocol.modes.problem import (
     UNFORESEEN,
@@ -62,7 +67,7 @@ class PlainChecker:
     ) -> RoundError | None:
         """Return nothing: there is no part to refuse."""
 
-    def compute(self, view: RoundView, base: bytes) -> RoundResult:
+    def compute(self, view: RoundView, base: Base) -> RoundResult:
         """Return the sum of the accepted updates, and the model that follows."""
         sealed = view.open.sealed
         assert sealed is not None, "only a sealed round has a sum"
@@ -70,7 +75,15 @@ class PlainChecker:
         weights = [c.num_examples for c in view.contributions]
         blobs = self._map_all(lambda agent: self._get_update(view, agent), agent_ids)
         try:
-            return compute_result(view.config.strategy, sealed, weights, base, blobs)
+            return compute_result(
+                view.config.strategy,
+                sealed,
+                weights,
+                base.model,
+                blobs,
+                parameters=view.config.strategy_parameters,
+                state_blob=base.state,
+            )
         except UpdateRefusedError as error:
             raise RoundError(Reason(error.reason), error.detail) from error
 

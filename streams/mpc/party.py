@@ -61,6 +61,7 @@ from protocol.modes.mpc.shares import Share
 from protocol.modes.mpc.sketches import Sketch
 from protocol.modes.problem import UNFORESEEN, RoundError, explain_unforeseen
 from protocol.round_view import WatchedRounds, watch
+from protocol.tensors import MalformedBlobError
 from schemas import events as e
 from schemas import topics
 from schemas.reasons import Reason
@@ -217,8 +218,9 @@ class Party:
         except PartyRefusesError as error:
             log.error("round %d: %s", secret.started.round, error)  # noqa: TRY400
             return self.decline(secret, error)
-        except (BlobError, RoundError) as error:
-            # A share that was there when it was linked. Other rounds go on.
+        except (BlobError, RoundError, MalformedBlobError) as error:
+            # A share that was there when it was linked, or what an aggregator has
+            # published. Other rounds go on.
             log.error("round %d has no sum: %s", secret.started.round, error)  # noqa: TRY400
         except UNFORESEEN:
             log.exception("round %d: this party says nothing", secret.started.round)

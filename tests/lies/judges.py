@@ -161,7 +161,10 @@ def _count_claims(log: SpeakingLog) -> int:
     """Return what is claimed of answers, parts and results, where all of it holds."""
     one = e.ContributionAccepted | e.ContributionRejected | e.PartialRejected
     return sum(
-        isinstance(x, one) + 2 * isinstance(x, e.AggregatePublished) for x in log.leaves
+        2 + (x.state is not None)
+        if isinstance(x, e.AggregatePublished)
+        else isinstance(x, one)
+        for x in log.leaves
     )
 
 

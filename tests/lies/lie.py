@@ -7,6 +7,7 @@ from copy import copy
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import lru_cache, partial
+from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
@@ -110,7 +111,7 @@ class Lie:
     def tell(self, start: Callable[..., SpeakingLog]) -> SpeakingLog:
         """Return the log of a round in which it is told."""
         if self.about is About.STORE:
-            log = copy(run_honestly(start))
+            log = copy(run_honestly(start, tuple(self.options.items())))
             log.blobs = BlobDict(log.blobs)
             self.afterwards(log)
             return log
@@ -149,9 +150,17 @@ class Lie:
 
 
 @lru_cache(maxsize=1)
-def run_honestly(start: Callable[..., SpeakingLog]) -> SpeakingLog:
+def run_honestly(
+    start: Callable[..., SpeakingLog], options: tuple[tuple[str, Any], ...] = ()
+) -> SpeakingLog:
     """Return the log of a round in which nobody lies."""
-    honest = Lie(mode="", teller="nobody", name="lies", about=About.NOTHING)
+    honest = Lie(
+        mode="",
+        teller="nobody",
+        name="lies",
+        about=About.NOTHING,
+        options=dict(options),
+    )
     return honest.tell(start)
 
 
@@ -175,8 +184,14 @@ def make_result(log: SpeakingLog, total: NDArray[np.int64]) -> e.AggregateSubmit
     """Return the claim that the round in progress comes to a sum."""
     sealed = log.view.open.sealed
     assert sealed is not None, "it has a result"
+    base = sealed.base_state
     result = apply_sum(
-        log.config.strategy, total, sealed, log.blobs[sealed.base_model.sha256]
+        log.config.strategy,
+        total,
+        sealed,
+        log.blobs[sealed.base_model.sha256],
+        parameters=log.config.strategy_parameters,
+        state_blob=None if base is None else log.blobs[base.sha256],
     )
     return e.AggregateSubmitted(
         federation_id=log.federation_id,
@@ -186,6 +201,7 @@ def make_result(log: SpeakingLog, total: NDArray[np.int64]) -> e.AggregateSubmit
         num_examples=sealed.num_examples,
         sum=log.blobs.store(result.sum_blob),
         model=log.blobs.store(result.model_blob),
+        state=None if result.state_blob is None else log.blobs.store(result.state_blob),
     )
 
 
@@ -240,6 +256,13 @@ def edit_model(log: SpeakingLog, claim: e.AggregateSubmitted) -> e.AggregateSubm
     """Return the claim with one bit of the model changed."""
     blob = log.blobs[claim.model.sha256]
     return replace(claim, model=log.blobs.store(blob[:-1] + bytes([blob[-1] ^ 1])))
+
+
+def edit_state(log: SpeakingLog, claim: e.AggregateSubmitted) -> e.AggregateSubmitted:
+    """Return the claim with one bit of what the strategy carries changed."""
+    assert claim.state is not None, "it carries something"
+    blob = log.blobs[claim.state.sha256]
+    return replace(claim, state=log.blobs.store(blob[:-1] + bytes([blob[-1] ^ 1])))
 
 
 def _keep_model(log: SpeakingLog, claim: e.AggregateSubmitted) -> e.AggregateSubmitted:
@@ -331,7 +354,9 @@ def make_unkept(
 
 
 def make_lost(
-    mode: str, rows: Iterable[tuple[type, str, int, Iterable[type]]]
+    mode: str,
+    rows: Iterable[tuple[type, str, int, Iterable[type]]],
+    options: Mapping[str, Any] = MappingProxyType({}),
 ) -> list[Lie]:
     """Return rounds in which nobody lies, and a blob is lost afterwards.
 
@@ -339,6 +364,7 @@ def make_lost(
         mode: The federation's.
         rows: The event that names the blob, and how; the number of claims that nodes
             cannot check without it; and the facts that follow from these.
+        options: Of the federation.
     """
 
     def lose(kind: type, blob: str, how: str, log: SpeakingLog) -> None:
@@ -354,6 +380,7 @@ def make_lost(
             afterwards=partial(lose, kind, blob, how),
             findings=tuple((reason, place) for place in places),
             num_unchecked=num_unchecked,
+            options=options,
         )
         for kind, blob, num_unchecked, places in rows
         for how, reason in SPOILT.items()
@@ -386,6 +413,34 @@ def make_results(mode: str) -> list[Lie]:
         name: (COUNTS, say(AGGREGATOR, e.AggregateSubmitted, change))
         for name, change in wrong.items()
     }
-    return lies + make_lies(
-        mode, AGGREGATOR, About.NOTHING, rows=rows, facts=UNEXPECTED
+    lies += make_lies(mode, AGGREGATOR, About.NOTHING, rows=rows, facts=UNEXPECTED)
+    return lies + _make_states(mode)
+
+
+ADAPTIVE: Final = {"strategy": "FEDADAM"}
+"""A federation whose strategy carries something."""
+
+
+def _make_states(mode: str) -> list[Lie]:
+    """Return lies about what a strategy carries, and rounds that lose it."""
+    published = e.AggregatePublished
+    another, none, some = (
+        {name: (COUNTS, say(AGGREGATOR, e.AggregateSubmitted, change))}
+        for name, change in {
+            "publishes another state": edit_state,
+            "says no state": _say_first(edit(state=lambda _: None)),
+            "says a state where there is none": lambda _, claim: [
+                replace(claim, state=claim.model),
+                claim,
+            ],
+        }.items()
     )
+    about = (mode, AGGREGATOR, About.RESULT)
+    nothing = (mode, AGGREGATOR, About.NOTHING)
+    wrong = ((FindingCode.WRONG_STATE, published),)
+    return [
+        *make_lies(*about, rows=another, findings=wrong, options=ADAPTIVE),
+        *make_lies(*nothing, rows=none, facts=UNEXPECTED, options=ADAPTIVE),
+        *make_lies(*nothing, rows=some, facts=UNEXPECTED),
+        *make_lost(mode, [(published, "state", 0, (published,))], ADAPTIVE),
+    ]

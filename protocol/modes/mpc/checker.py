@@ -26,7 +26,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from protocol.model import RoundResult, apply_sum
+from protocol.model import Base, RoundResult, apply_sum
 from protocol.modes.mpc.commitments import (
     POINT_SIZE,
     SCALAR_SIZE,
@@ -697,14 +697,14 @@ class RoundVerifier:
         return None
 
     def compute_result(
-        self, secret: MpcRound, party_sums: Sequence[PartySum], base_blob: bytes
+        self, secret: MpcRound, party_sums: Sequence[PartySum], base: Base
     ) -> RoundResult:
         """Add up the parts, check that they open the commitments, apply the sum.
 
         Args:
             secret: The round, sealed.
             party_sums: One per party, each verified.
-            base_blob: The base model's blob, digest verified.
+            base: What the sum is applied to.
 
         Raises:
             RoundError: they do not open them: a party lied, and nobody can say which.
@@ -712,7 +712,14 @@ class RoundVerifier:
         """
         assert secret.sealed is not None, "only a sealed round has a sum"
         total = self._open(secret, party_sums)
-        return apply_sum(secret.config.strategy, total, secret.sealed, base_blob)
+        return apply_sum(
+            secret.config.strategy,
+            total,
+            secret.sealed,
+            base.model,
+            parameters=secret.config.strategy_parameters,
+            state_blob=base.state,
+        )
 
     def _open(
         self, secret: MpcRound, party_sums: Sequence[PartySum]

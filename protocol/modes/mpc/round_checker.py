@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from protocol.model import RoundResult
+from protocol.model import Base, RoundResult
 from protocol.modes.mode import MapAll
 from protocol.modes.mpc.checker import RoundVerifier
 from protocol.modes.mpc.round import MpcRound
@@ -65,7 +65,7 @@ class MpcChecker:
         """Return what is wrong with a party's part of the sum, if anything."""
         return self.verifier.find_claim_problem(MpcRound(view), author, reason)
 
-    def compute(self, view: RoundView, base: bytes) -> RoundResult:
+    def compute(self, view: RoundView, base: Base) -> RoundResult:
         """Return the sum that opens the commitments, and the model that follows."""
         secret = MpcRound(view)
         good: list[PartySum] = []

@@ -63,9 +63,11 @@ def found(publisher, store, model, tmp_path):
 
 def test_a_strategy_that_nobody_knows_is_refused(publisher, tmp_path):
     operator = Operator(make_key("OPERATOR"), publisher)
-    parameters = replace(PARAMETERS, strategy="FEDADAM")
+    parameters = replace(PARAMETERS, strategy="FEDSGD")
     model = tensors_to_blob({"w": WEIGHT})
-    with pytest.raises(InvalidConfigurationError, match="strategy must be FEDAVG"):
+    with pytest.raises(
+        InvalidConfigurationError, match="strategy must be FEDAVG or FEDPROX"
+    ):
         operator.found(
             "clinics", parameters, load_principals(tmp_path), model, BlobDict()
         )

@@ -14,13 +14,29 @@ from consumers.audit.auditor import run_audit
 from protocol.aggregation import MAX_TOTAL_EXAMPLES, Accumulator
 from protocol.encoding import MAX_FRACTIONAL_BITS, encode_update
 from protocol.exchanged_state import model_from_blob
-from protocol.strategies import STRATEGIES, fedavg
+from protocol.strategies import STRATEGIES, move, read_parameters
+from protocol.strategies.strategy import Strategy
 from schemas import events as e
 from tests.builders import LogBuilder, unframe
 from tests.mpc_builder import MpcLogBuilder
 from tests.paths import VECTORS
 
 FILE = VECTORS / "protocol" / "fedavg.json"
+FEDAVG = STRATEGIES["FEDAVG"]
+
+
+def fedavg(base, total, num_examples, fractional_bits):
+    """Take a step of FedAvg with its defaults."""
+    model, moments = move(
+        FEDAVG,
+        base,
+        total,
+        num_examples=num_examples,
+        fractional_bits=fractional_bits,
+        parameters=read_parameters(FEDAVG, ()),
+    )
+    assert moments == ()
+    return model
 
 
 def exact(base, total, num_examples, fractional_bits):
@@ -96,8 +112,11 @@ def test_an_impossible_round_is_refused(base, total, num_examples, bits):
         fedavg(base, total, num_examples, bits)
 
 
-def make_sevens(base, _total, _num_examples, _fractional_bits):
-    return np.full_like(base, 7)
+def _make_sevens(average, _parameters, _moments):
+    return np.full_like(average, 7), ()
+
+
+SEVENS = Strategy(name="SEVENS", parameters=(), step=_make_sevens)
 
 
 @pytest.mark.parametrize("builder", [LogBuilder, MpcLogBuilder])
@@ -108,14 +127,17 @@ def test_the_strategy_of_the_configuration_makes_the_model(builder, monkeypatch)
         "configure",
         lambda log, model: replace(configure(log, model), strategy="SEVENS"),
     )
-    monkeypatch.setitem(STRATEGIES, "SEVENS", make_sevens)
+    monkeypatch.setitem(STRATEGIES, "SEVENS", SEVENS)
     log = builder(ledger_nodes=())
     log.found()
     log.admit("ada", "bea", "cleo", "dora", "eve")
     log.run_round()
     (published,) = [x for x in log.leaves if isinstance(x, e.AggregatePublished)]
-    model = model_from_blob(log.blobs[published.model.sha256])
-    assert set(model.to_vector().tolist()) == {7.0}
+    before, after = (
+        model_from_blob(log.blobs[digest]).to_vector()
+        for digest in (published.base_model_sha256, published.model.sha256)
+    )
+    assert set((after - before).tolist()) == {7.0}
     report = run_audit(
         log.records,
         federation_id=log.federation_id,

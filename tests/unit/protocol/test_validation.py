@@ -156,7 +156,7 @@ def test_bad_names(name: str) -> None:
         {"nonce": bytes(32)},
         {"plain": None},
         {"mpc": MPC},
-        {"strategy": "FEDADAM"},
+        {"strategy": "FEDSGD"},
         {"num_parameters": 0},
         {"num_parameters": 2**31 + 1},
         {"fractional_bits": -1},

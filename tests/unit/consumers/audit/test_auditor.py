@@ -21,7 +21,6 @@ from cli.audit_show import render
 from consumers.audit.auditor import run_audit
 from consumers.audit.report import FindingCode
 from protocol.aggregation import sum_from_blob, sum_to_blob
-from protocol.model import RoundResult
 from protocol.tensors import tensors_from_blob, tensors_to_blob
 from schemas import codec, topics
 from schemas import events as e
@@ -603,7 +602,7 @@ def test_a_missing_onnx_file_is_found(log):
 def off_by_one(result):
     total = sum_from_blob(result.sum_blob, num_parameters=6).copy()
     total[3] += 1
-    return RoundResult(sum_to_blob(total), result.model_blob)
+    return replace(result, sum_blob=sum_to_blob(total))
 
 
 def with_other_model(result):
@@ -611,7 +610,7 @@ def with_other_model(result):
         name: np.nextafter(array, np.float32(np.inf))
         for name, array in tensors_from_blob(result.model_blob).items()
     }
-    return RoundResult(result.sum_blob, tensors_to_blob(tensors))
+    return replace(result, model_blob=tensors_to_blob(tensors))
 
 
 def test_a_sum_off_by_one_in_one_coordinate_is_found():

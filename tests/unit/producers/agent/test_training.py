@@ -34,7 +34,7 @@ from protocol.exchanged_state import (  # noqa: E402
     model_from_blob,
     model_to_blob,
 )
-from protocol.strategies import fedavg  # noqa: E402
+from protocol.strategies import STRATEGIES, move, read_parameters  # noqa: E402
 from protocol.tensors import (  # noqa: E402
     flatten,
     manifest_of,
@@ -635,8 +635,13 @@ def test_together_organisations_learn_what_none_learns_alone():
             )
             delta = flatten(result.tensors, manifest) - before
             accumulator.add(encode_update(delta, FRACTIONAL_BITS), result.num_examples)
-        after = fedavg(
-            before, accumulator.total, accumulator.num_examples, FRACTIONAL_BITS
+        after, _ = move(
+            STRATEGIES["FEDAVG"],
+            before,
+            accumulator.total,
+            num_examples=accumulator.num_examples,
+            fractional_bits=FRACTIONAL_BITS,
+            parameters=read_parameters(STRATEGIES["FEDAVG"], ()),
         )
         model = unflatten(after, manifest)
 
