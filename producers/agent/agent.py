@@ -71,6 +71,7 @@ from protocol.exchanged_state import (
 from protocol.log import OpenedLeaf
 from protocol.model import compute_max_model_size
 from protocol.modes import list_kinds
+from protocol.strategies import read_proximal_weight
 from schemas import codec, topics
 from schemas.events import (
     AgentAdmitted,
@@ -565,6 +566,8 @@ class Agent:
                     local_epochs=task.local_epochs,
                     seed=_compute_seed(options.agent_id, started.round),
                     timeout_s=self._federation.round_duration_ms / 1_000,
+                    proximal_weight=read_proximal_weight(self._federation),
+                    held_back=base.trained,
                 )
         finally:
             self._attempts.end(item)

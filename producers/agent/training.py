@@ -21,7 +21,7 @@ Importing this module loads torch.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -39,6 +39,7 @@ from pytorch_lightning import (
 from adapters import lightning
 from adapters.lightning import Evaluation, PreparedTask, count_examples, prepare
 from adapters.models import demand_determined, make_model, read_state
+from producers.agent.proximal import ProximalTerm
 from protocol.exchanged_state import Model, RefusedStateError, StateClass
 
 TrainingError = lightning.TaskError
@@ -147,6 +148,8 @@ def train(
     accelerator: str = "cpu",
     max_batches: int | None = None,
     max_time_s: float | None = None,
+    proximal_weight: float = 0.0,
+    held_back: Collection[str] = (),
 ) -> TrainingResult:
     """Train the base model on local data.
 
@@ -163,6 +166,8 @@ def train(
         accelerator: Where to train, in Lightning's words; one device.
         max_batches: Most batches of an epoch, in training and in validation; None: all.
         max_time_s: When to end early, with what was trained until then; None: never.
+        proximal_weight: mu of the proximal term, at least 0; 0: there is none.
+        held_back: Names of the entries that the proximal term holds back.
 
     Returns:
         The model after training, and what the round needs to know about it.
@@ -170,7 +175,8 @@ def train(
     Raises:
         StateMismatchError: `base` isn't a model of this class.
         TrainingError: The training data has no length, no examples or no batches,
-            `training_step` never returns a loss, or it took too long.
+            `training_step` never returns a loss, it took too long, or a gradient is
+            sparse and a proximal term is asked for.
     """
     with prepare(
         module=module,
@@ -184,6 +190,8 @@ def train(
         callbacks: list[Callback] = [batches]
         if timeout_s is not None:
             callbacks.append(_GiveUp(time.monotonic() + timeout_s))
+        if proximal_weight:
+            callbacks.append(ProximalTerm(proximal_weight, frozenset(held_back)))
         trainer = _fit(
             task,
             accelerator=accelerator,
