@@ -19,7 +19,8 @@ def describe(event: e.LedgerEvent) -> str:
             return (
                 f"federation {event.federation_id}: "
                 f"{counted(event.num_parameters, 'parameter')}, "
-                f"cohorts of {event.min_cohort} to {event.cohort_size}"
+                f"cohorts of {event.min_cohort} to {event.cohort_size}, "
+                f"{event.strategy}"
             )
         case e.FederationChanged():
             return f"change {event.number} of the federation, from the next round on"
@@ -115,6 +116,8 @@ def describe_training(said: Any) -> str:
         shown += f", clipped to 1/{lost.shrunk_times}"
     if lost is not None and lost.zeroed_percent:
         shown += f", {lost.zeroed_percent} % of changes sent as zero"
+    if said.num_steps is not None:
+        shown = f" in {counted(said.num_steps, 'step')}{shown}"
     return f"{counted(said.num_examples, 'example')}{shown}"
 
 

@@ -29,6 +29,7 @@ from cli.federations import follow_existing, make_no_federation
 from cli.names import find_names
 from cli.show import say, say_json, show_time
 from cli.stack.processes import StackError
+from cli.strategies import describe_parameters
 from producers.control import (
     InvalidConfigurationError,
     Operator,
@@ -470,6 +471,8 @@ def show_federation(settings: Settings, federation_id: str, *, as_json: bool) ->
         "min_cohort": state.config.min_cohort,
         "aggregation": name_mode(state.config),
         "parties": [*get_mode(state.config).list_speakers(state.config)],
+        "strategy": state.config.strategy,
+        "strategy_parameters": describe_parameters(state.config),
         "module": state.config.task.module,
         "task": compute_task_digest(state.config.task).hex(),
         "operator_key": next(
@@ -480,8 +483,13 @@ def show_federation(settings: Settings, federation_id: str, *, as_json: bool) ->
         say_json(summary)
         return
     for name, value in summary.items():
-        shown = ", ".join(value) if isinstance(value, list) else value
-        say(f"{name:<16} {shown}")
+        say(f"{name:<19} {_show_value(value)}")
+
+
+def _show_value(value: object) -> object:
+    if isinstance(value, dict):
+        return ", ".join(f"{name}={item}" for name, item in value.items())
+    return ", ".join(value) if isinstance(value, list) else value
 
 
 def list_agents(settings: Settings, federation_id: str, *, as_json: bool) -> None:

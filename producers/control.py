@@ -40,6 +40,7 @@ from schemas.events import (
     Principal,
     RewardRule,
     RoundRequested,
+    StrategyParameter,
     Task,
 )
 
@@ -67,6 +68,7 @@ class Parameters:
     ledger_nodes: tuple[LedgerNode, ...] = ()
     reward_rule: RewardRule | None = RECOMMENDED_RULE
     strategy: str = "FEDAVG"
+    strategy_parameters: tuple[StrategyParameter, ...] = ()
     sections: Mapping[str, Any] = field(default_factory=DEFAULT_SECTIONS.copy)
 
 
@@ -132,6 +134,7 @@ def make_configuration(
         min_cohort=parameters.min_cohort,
         round_duration_ms=parameters.round_duration_ms,
         strategy=parameters.strategy,
+        strategy_parameters=parameters.strategy_parameters,
         **parameters.sections,
         ledger_nodes=LedgerNodes(nodes=parameters.ledger_nodes)
         if parameters.ledger_nodes

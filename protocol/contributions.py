@@ -28,11 +28,14 @@ class Contribution:
         agent_id: The agent.
         update_sha256: Digest of the blob of its update, or of the commitments to it.
         num_examples: Its aggregation weight.
+        num_steps: Optimiser steps that it says it took; None if the strategy does not
+            count them.
     """
 
     agent_id: str
     update_sha256: bytes
     num_examples: int
+    num_steps: int | None = None
 
 
 def compute_contributions_digest(contributions: Iterable[Contribution]) -> bytes:
@@ -40,7 +43,7 @@ def compute_contributions_digest(contributions: Iterable[Contribution]) -> bytes
 
     SHA-256 over ``folkmoot/contributions/v1\\n`` and, for each, its update_sha256, its
     num_examples as 8 bytes, the length of its agent_id as one byte, and its agent_id;
-    numbers are big-endian.
+    numbers are big-endian. Steps are not in it: their weighted sum is in `RoundSealed`.
 
     Args:
         contributions: In ascending order of agent_id.

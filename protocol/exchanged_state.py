@@ -109,11 +109,13 @@ class Update:
         trained: How far it moved the trained entries, shape (d,), floating-point.
         base: The values averaged apart before it, shape (n,) float64.
         after: The same after it.
+        num_steps: Optimiser steps that `trained` was divided by; None if it was not.
     """
 
     trained: NDArray[np.floating[Any]] = field(repr=False)
     base: NDArray[np.float64] = field(repr=False, default_factory=_make_empty)
     after: NDArray[np.float64] = field(repr=False, default_factory=_make_empty)
+    num_steps: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from protocol.strategies.strategy import MAX_NUM_STEPS
 from schemas import events as e
 
 NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
@@ -33,10 +34,14 @@ def find_text_problem(text: str) -> str | None:
     return None
 
 
-def find_training_problem(num_examples: int, loss: e.EncodingLoss | None) -> str | None:
+def find_training_problem(
+    num_examples: int, loss: e.EncodingLoss | None, num_steps: int | None = None
+) -> str | None:
     """Return what is wrong with what an agent says of its training; None if nothing."""
     if loss is not None and (
         loss.shrunk_times < 1 or not 0 <= loss.zeroed_percent <= _ALL_PERCENT
     ):
         return "shrunk_times must be at least 1, and zeroed_percent 0 to 100"
+    if num_steps is not None and not 1 <= num_steps <= MAX_NUM_STEPS:
+        return f"num_steps must be 1 to {MAX_NUM_STEPS}"
     return "num_examples must be at least 1" if num_examples < 1 else None

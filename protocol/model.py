@@ -154,6 +154,7 @@ def apply_sum(
         moments=start_moments(chosen, numbers, len(before))
         if state_blob is None
         else state_from_blob(chosen, state_blob, len(before)),
+        num_weighted_steps=sealed.num_weighted_steps,
     )
     averaged = apply_average(
         base.to_averaged(), total[len(before) :], sealed.num_examples

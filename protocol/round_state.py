@@ -23,6 +23,7 @@ class PendingUpdate:
     update_sha256: bytes
     num_examples: int
     leaf_hash: bytes
+    num_steps: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

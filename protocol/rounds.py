@@ -78,7 +78,7 @@ from protocol.round_state import (
     is_drawable,
 )
 from protocol.rules import choose
-from protocol.strategies import carries_state
+from protocol.strategies import carries_state, counts_steps
 from schemas import events as e
 from schemas.reasons import Reason
 
@@ -240,6 +240,7 @@ def _evolve_said(
             update_sha256=mode.get_blob(event).sha256,
             num_examples=event.num_examples,
             leaf_hash=leaf.leaf_hash,
+            num_steps=event.num_steps,
         )
         answered = replace(
             current,
@@ -291,10 +292,12 @@ def _evolve_fact(state: RoundsState, fact: e.RoundFact) -> RoundsState:
                 )
             )
         case e.ContributionAccepted() if current is not None:
+            pending = current.pending.get(fact.update_leaf_index)
             contribution = Contribution(
                 agent_id=fact.agent_id,
                 update_sha256=fact.update_sha256,
                 num_examples=fact.num_examples,
+                num_steps=None if pending is None else pending.num_steps,
             )
             contributions = current.contributions.insert(fact.agent_id, contribution)
             answered = _answer(current, fact.agent_id, contributions)
@@ -498,6 +501,10 @@ def _find_answer_problem(state: RoundsState, update: Answer) -> Problem | None:
     if not isinstance(update, mode.answer):
         detail = f"the federation's aggregation is {name_mode(config)}"
         return Reason.WRONG_AGGREGATION, detail
+    if (update.num_steps is not None) != counts_steps(config):
+        how = "with" if counts_steps(config) else "without"
+        detail = f"with the strategy {config.strategy} an answer comes {how} num_steps"
+        return Reason.WRONG_STRATEGY, detail
     return mode.find_answer_problem(config, update)
 
 
@@ -647,6 +654,11 @@ def _seal(state: RoundsState, current: OpenRound, leaf: Sequenced) -> e.RoundSea
         fractional_bits=current.started.fractional_bits,
         num_parameters=current.started.num_parameters,
         base_state=state.strategy_state,
+        num_weighted_steps=sum(
+            c.num_examples * (c.num_steps or 0) for c in contributions
+        )
+        if state.config is not None and counts_steps(state.config)
+        else None,
         **name_cause(leaf),
     )
 

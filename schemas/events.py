@@ -289,6 +289,7 @@ class UpdateSubmitted:
     num_examples: int
     loss_micros: int | None = None
     encoding_loss: EncodingLoss | None = None
+    num_steps: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -317,6 +318,7 @@ class UpdateCommitted:
     num_examples: int
     loss_micros: int | None = None
     encoding_loss: EncodingLoss | None = None
+    num_steps: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -617,6 +619,7 @@ class RoundSealed:
     fractional_bits: int
     num_parameters: int
     base_state: BlobRef | None = None
+    num_weighted_steps: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

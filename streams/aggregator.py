@@ -26,6 +26,7 @@ from protocol.modes import get_mode
 from protocol.modes.mode import Answer
 from protocol.modes.problem import UNFORESEEN, RoundError
 from protocol.round_view import RoundView, WatchedRounds, watch
+from protocol.strategies.arithmetic import verify_arithmetic
 from protocol.tensors import MalformedBlobError
 from protocol.validation import MAX_CHECKS
 from schemas import events as e
@@ -218,6 +219,7 @@ def _explain(problem: RoundError | None) -> tuple[str, str]:
 def make_aggregator() -> Service:
     """Return the aggregator's Faust app."""
     load_settings().demand_minio()
+    verify_arithmetic()
     service = make_service("aggregator", "AGGREGATOR")
     aggregator = Aggregator(BlobStore(service.settings))
     follower = Follower(service, WatchedRounds, WatchedRounds(), follow_step)

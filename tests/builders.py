@@ -62,6 +62,7 @@ from protocol.model import RoundResult, compute_max_update_size, compute_result
 from protocol.rewards import RECOMMENDED_RULE
 from protocol.round_state import RoundsState
 from protocol.rules import LATEST_VERSION
+from protocol.strategies import counts_steps
 from protocol.tensors import tensors_to_blob
 from protocol.validation import ROLES
 from schemas import codec, topics
@@ -381,6 +382,7 @@ class LogBuilder:
             update=self.blobs.store(data),
             num_examples=1 + seed[9],
             loss_micros=500_000,
+            num_steps=1 + seed[10] if counts_steps(self._rounds.config) else None,
         )
 
     def submit(self, agent: str, *, blob: bytes | None = None) -> None:

@@ -36,6 +36,7 @@ from protocol.modes.mpc.round import MpcRound, see
 from protocol.modes.mpc.sealing import SealingSecretKey
 from protocol.modes.mpc.sketches import Sketch
 from protocol.round_view import WatchedRounds
+from protocol.strategies import counts_steps
 from schemas import codec
 from schemas import events as e
 from streams.mpc.party import Party, make_step
@@ -213,6 +214,8 @@ class MpcLogBuilder(SpeakingLog):
         )
         self.states[agent] = state
         self.values[self.started.round, agent] = values
+        if counts_steps(self.config):
+            update = replace(update, num_steps=1 + self._draw(agent)[10])
         return self.prove(update)
 
     def prove(self, update: e.UpdateCommitted) -> e.UpdateCommitted:

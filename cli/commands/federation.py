@@ -91,6 +91,17 @@ def create(
             "clip norms, from most others. 0: compare none.",
         ),
     ] = 0.0,
+    strategy: Annotated[
+        str,
+        typer.Option(
+            help="How the average update moves the model: FEDAVG, FEDPROX, FEDADAM, "
+            "FEDYOGI or FEDNOVA."
+        ),
+    ] = "FEDAVG",
+    strategy_parameter: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=NUMBER, a parameter of the strategy."),
+    ] = None,
     state: Annotated[
         list[str] | None,
         typer.Option(
@@ -124,6 +135,7 @@ def create(
     from cli.node import parse_ledger_nodes
     from cli.operate import create_federation, demand_possible, make_state_rules
     from cli.rewards import parse_reward_rule
+    from cli.strategies import parse_parameters
     from producers.control import Parameters
     from schemas.events import Task
 
@@ -143,6 +155,8 @@ def create(
         round_duration_ms=round_duration_s * 1000,
         ledger_nodes=parse_ledger_nodes(ledger_node or ()),
         reward_rule=parse_reward_rule(reward or ()),
+        strategy=strategy,
+        strategy_parameters=parse_parameters(strategy_parameter or ()),
         **read_parameters(
             party=party,
             clip_norm=clip_norm,
@@ -267,6 +281,10 @@ def change(
         list[str] | None,
         typer.Option(help="NAME=POINTS, as in `create`; replaces the rule."),
     ] = None,
+    strategy_parameter: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=NUMBER, as in `create`; replaces all of them."),
+    ] = None,
     module: Annotated[
         str | None,
         typer.Option(help="LightningModule; agents run it once they accept it."),
@@ -293,6 +311,7 @@ def change(
     from cli.modes import name_changes
     from cli.operate import propose_change, say_as_operator, show_change
     from cli.rewards import parse_reward_rule
+    from cli.strategies import parse_parameters
 
     asked: dict[str, Any] = {
         "round_duration_ms": None
@@ -318,6 +337,8 @@ def change(
     changes = {name: value for name, value in asked.items() if value is not None}
     if reward:
         changes["reward_rule"] = parse_reward_rule(reward)
+    if strategy_parameter:
+        changes["strategy_parameters"] = parse_parameters(strategy_parameter)
     settings = find_kafka()
     change, differences = propose_change(settings, federation, changes)
     show_change(change, differences, as_json=as_json)

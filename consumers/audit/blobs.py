@@ -33,7 +33,7 @@ from protocol.modes import get_mode
 from protocol.modes.problem import RoundError
 from protocol.round_view import RoundView, list_parts
 from protocol.strategies import STRATEGIES
-from protocol.strategies.arithmetic import ArithmeticModeError
+from protocol.strategies.arithmetic import ArithmeticModeError, verify_arithmetic
 from protocol.strategies.state import compute_max_state_size
 from protocol.tensors import MalformedBlobError
 from schemas.events import AggregatePublished, BlobRef, RoundSealed
@@ -74,6 +74,7 @@ class BlobAuditor:
         *,
         asks_again: bool = False,
     ) -> None:
+        verify_arithmetic()
         self._fetch_any = fetch
         self._trouble: Exception | None = None
         self._report = report

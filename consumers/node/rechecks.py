@@ -58,6 +58,7 @@ from protocol.modes.problem import RoundError
 from protocol.replay import Replayed
 from protocol.round_view import RoundView, follow
 from protocol.strategies import STRATEGIES
+from protocol.strategies.arithmetic import verify_arithmetic
 from protocol.strategies.state import compute_max_state_size
 from protocol.tensors import MalformedBlobError
 from protocol.validation import STORE_REASONS
@@ -231,6 +232,9 @@ class Rechecker:
         fetch: Fetches blobs.
         clock: Seconds since 1970-01-01 UTC; only decides what is waited for.
         now_s: A clock that never steps back, seconds.
+
+    Raises:
+        ArithmeticModeError: this process does not compute as IEEE 754 says.
     """
 
     def __init__(
@@ -239,6 +243,7 @@ class Rechecker:
         clock: Callable[[], float] = time.time,
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
+        verify_arithmetic()
         self._blobs = PatientFetcher(fetch, now_s)
         self._fetch = make_fetch(self._blobs.fetch)
         self._clock = clock

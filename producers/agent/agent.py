@@ -23,7 +23,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -71,7 +71,8 @@ from protocol.exchanged_state import (
 from protocol.log import OpenedLeaf
 from protocol.model import compute_max_model_size
 from protocol.modes import list_kinds
-from protocol.strategies import read_proximal_weight
+from protocol.strategies import counts_steps, read_proximal_weight
+from protocol.strategies.strategy import MAX_NUM_STEPS
 from schemas import codec, topics
 from schemas.events import (
     AgentAdmitted,
@@ -541,6 +542,7 @@ class Agent:
             loss_micros,
             # It tells how long the update was.
             encoded.loss if started.privacy is None else None,
+            trained.num_steps,
         )
         self._updates.keep(started, update, bound=side.bound)
         return update
@@ -586,6 +588,10 @@ class Agent:
             "not said" if result.loss is None else f"{loss:.4f}",
         )
         update = base.compute_update(result.tensors)
+        if counts_steps(self._federation):
+            what = "the number of optimiser steps"
+            steps = read_count(result.num_steps, what, MAX_NUM_STEPS)
+            update = replace(update, trained=update.trained / steps, num_steps=steps)
         return update, num_examples, loss_micros
 
     def _fetch_base(self, started: RoundStarted) -> Model:

@@ -22,7 +22,11 @@ from adapters.durable import PRIVATE, write_file
 from schemas.events import EncodingLoss, RoundStarted
 
 SUFFIX: Final = ".update"
-_MAGICS: Final = {b"folkmoot/agent-update/v1\n": 3, b"folkmoot/agent-update/v2\n": 5}
+_MAGICS: Final = {
+    b"folkmoot/agent-update/v1\n": 3,
+    b"folkmoot/agent-update/v2\n": 5,
+    b"folkmoot/agent-update/v3\n": 6,
+}
 """The first bytes, and how many numbers follow the head; the last is written."""
 _MAGIC: Final = max(_MAGICS)
 _DIGEST_SIZE: Final = 32
@@ -38,12 +42,15 @@ class KeptUpdate:
         num_examples: Number of training examples.
         loss_micros: Training loss, in millionths; None if not said.
         encoding_loss: What encoding it lost; None if not said.
+        num_steps: Optimiser steps taken, by which the update was divided; None if the
+            strategy does not count them.
     """
 
     values: NDArray[np.int64] = field(repr=False)
     num_examples: int
     loss_micros: int | None
     encoding_loss: EncodingLoss | None = None
+    num_steps: int | None = None
 
 
 class UpdateKeeper:
@@ -77,11 +84,13 @@ class UpdateKeeper:
             int.from_bytes(body[begin : begin + _NUMBER_SIZE], "big", signed=True)
             for begin in range(0, numbers_size, _NUMBER_SIZE)
         )
+        *lost, num_steps = [*lost, *(0, 0, 0)][:3]
         return KeptUpdate(
             values=np.frombuffer(body, "<i4", offset=numbers_size).astype(np.int64),
             num_examples=num_examples,
             loss_micros=loss_micros if has_loss else None,
             encoding_loss=_make_loss(*lost) if any(lost) else None,
+            num_steps=num_steps or None,
         )
 
     def keep(self, started: RoundStarted, update: KeptUpdate, *, bound: int) -> None:
@@ -91,6 +100,7 @@ class UpdateKeeper:
         numbers = (
             *(update.num_examples, loss_micros is not None, loss_micros or 0),
             *((0, 0) if lost is None else (lost.shrunk_times, lost.zeroed_percent)),
+            update.num_steps or 0,
         )
         data = b"".join(
             (

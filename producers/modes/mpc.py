@@ -85,7 +85,9 @@ class MpcSide:
             num_examples=update.num_examples,
             loss_micros=update.loss_micros,
         )
-        return replace(committed, encoding_loss=update.encoding_loss)
+        return replace(
+            committed, encoding_loss=update.encoding_loss, num_steps=update.num_steps
+        )
 
 
 def encode_within_bound(update: Update, config: FederationConfigured) -> EncodedUpdate:

@@ -44,4 +44,5 @@ class PlainSide:
             num_examples=update.num_examples,
             loss_micros=update.loss_micros,
             encoding_loss=update.encoding_loss,
+            num_steps=update.num_steps,
         )

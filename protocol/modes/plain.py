@@ -95,7 +95,9 @@ class PlainChecker:
 
 
 def _find_update_problem(update: e.UpdateSubmitted) -> str | None:
-    problem = find_training_problem(update.num_examples, update.encoding_loss)
+    problem = find_training_problem(
+        update.num_examples, update.encoding_loss, update.num_steps
+    )
     return problem or find_blob_problem(update.update)
 
 

@@ -13,13 +13,20 @@ from protocol.encoding import check_fractional_bits
 from protocol.strategies.arithmetic import verify_arithmetic
 from protocol.strategies.fedadam import FEDADAM
 from protocol.strategies.fedavg import FEDAVG
+from protocol.strategies.fednova import FEDNOVA
 from protocol.strategies.fedprox import FEDPROX
 from protocol.strategies.fedyogi import FEDYOGI
-from protocol.strategies.strategy import MILLION, Parameters, Strategy, Vector
+from protocol.strategies.strategy import (
+    MAX_NUM_STEPS,
+    MILLION,
+    Parameters,
+    Strategy,
+    Vector,
+)
 from schemas import events as e
 
 STRATEGIES: Final[dict[str, Strategy]] = {
-    strategy.name: strategy for strategy in (FEDAVG, FEDPROX, FEDADAM, FEDYOGI)
+    strategy.name: strategy for strategy in (FEDAVG, FEDPROX, FEDADAM, FEDYOGI, FEDNOVA)
 }
 """By name in the configuration."""
 _FLOAT64: Final = np.dtype(np.float64)
@@ -70,6 +77,11 @@ def carries_state(config: e.FederationConfigured) -> bool:
     return bool(STRATEGIES[config.strategy].moments)
 
 
+def counts_steps(config: e.FederationConfigured) -> bool:
+    """Return whether a federation's agents divide updates by their steps."""
+    return STRATEGIES[config.strategy].counts_steps
+
+
 def read_proximal_weight(config: e.FederationConfigured) -> float:
     """Return the weight of the proximal term in local training; 0 if there is none."""
     strategy = STRATEGIES[config.strategy]
@@ -87,6 +99,7 @@ def move(
     fractional_bits: int,
     parameters: Parameters,
     moments: tuple[Vector, ...] = (),
+    num_weighted_steps: int | None = None,
 ) -> tuple[NDArray[np.float32], tuple[Vector, ...]]:
     """Take one step. Pure.
 
@@ -98,11 +111,14 @@ def move(
         fractional_bits: The updates' precision, 0 ≤ f ≤ 30.
         parameters: All that the strategy has, within their ranges.
         moments: Those of the strategy, each of shape (d,) float64, within its bounds.
+        num_weighted_steps: The sum of num_examples_i times num_steps_i, if the strategy
+            counts steps; None if not.
 
     Returns:
         The next model, shape (d,) float32, finite: base + step, computed in float64 and
         rounded once at the end; and the next moments. The average that the strategy is
-        given is total / (n · 2^f). The same bits on every IEEE 754 machine.
+        given is total / (n · 2^f), times num_weighted_steps / n where steps are
+        counted. The same bits on every IEEE 754 machine.
 
     Raises:
         ValueError: Shapes, types or ranges differ from the above; a bug.
@@ -123,16 +139,25 @@ def move(
         )
     if not 1 <= num_examples <= MAX_TOTAL_EXAMPLES:
         raise ValueError(f"{num_examples} examples, not 1 to {MAX_TOTAL_EXAMPLES}")
+    # As if each had taken one step, where nobody counts them.
+    steps = num_examples if num_weighted_steps is None else num_weighted_steps
+    if (num_weighted_steps is not None) != strategy.counts_steps or not (
+        num_examples <= steps <= num_examples * MAX_NUM_STEPS
+    ):
+        raise ValueError(f"{num_weighted_steps} steps of {num_examples} examples")
     check_fractional_bits(fractional_bits)
     if not np.isfinite(base).all():
         raise ValueError("the base model isn't finite")
     verify_arithmetic()
     divisor = float(num_examples * 2**fractional_bits)  # exact: 31 bits
+    mean_steps = steps / num_examples
     after = np.empty_like(base)
     next_moments = tuple(np.empty_like(values) for values in moments)
     for begin in range(0, len(base), _CHUNK):
         part = slice(begin, begin + _CHUNK)
         average = np.divide(total[part].astype(np.float64), divisor)
+        if strategy.counts_steps:
+            average = np.multiply(average, mean_steps)
         step, moved = strategy.step(
             average, parameters, tuple(values[part] for values in moments)
         )

@@ -6,9 +6,11 @@ root), each in a call of its own, so that no compiler fuses two of them: the sam
 on every machine. No powers, exponentials or reductions.
 
 A step cannot leave the range of float32, whatever anybody says. An average is at most
-2^63 (an int64 over at least 1), parameters are bounded by `Parameter`, what is carried
-by `MAX_MOMENT`: the longest step is below 2^95, and half a unit in the last place of
-the largest float32 is 2^103. So there is no rule for results that are not finite.
+2^63 (an int64 over at least 1), times at most `MAX_NUM_STEPS` where steps are counted;
+parameters are at most `HIGHEST_MICROS`, and what is carried is within bounds
+(`Moment.largest`). So the longest step is below 2^95, and half a unit in the last place
+of the largest float32 is 2^103: there is no rule for results that are not finite,
+because there are none.
 
 Source: CHOICES.md section F; Reddi et al. 2021 (arXiv:2003.00295).
 """
@@ -54,6 +56,8 @@ class Parameter:
     highest_micros: int
 
 
+MAX_NUM_STEPS: Final = 2**20  # = 1,048,576
+"""Optimiser steps that an agent may say it took in a round."""
 HIGHEST_MICROS: Final = 1_000 * MILLION  # = 1,000,000,000
 """No parameter is larger: steps stay far inside float32."""
 
@@ -86,6 +90,8 @@ class Strategy:
         moments: What is carried, in ascending order of name.
         proximal: Name of the parameter that weighs the proximal term in local training;
             empty if there is no such term.
+        counts_steps: Whether agents divide their updates by the steps they took, and
+            say how many.
     """
 
     name: str
@@ -93,6 +99,7 @@ class Strategy:
     step: Step
     moments: tuple[Moment, ...] = ()
     proximal: str = ""
+    counts_steps: bool = False
 
 
 LEARNING_RATE: Final = Parameter(

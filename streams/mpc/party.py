@@ -61,6 +61,7 @@ from protocol.modes.mpc.shares import Share
 from protocol.modes.mpc.sketches import Sketch
 from protocol.modes.problem import UNFORESEEN, RoundError, explain_unforeseen
 from protocol.round_view import WatchedRounds, watch
+from protocol.strategies.arithmetic import verify_arithmetic
 from protocol.tensors import MalformedBlobError
 from schemas import events as e
 from schemas import topics
@@ -448,6 +449,7 @@ def make_party(
     """
     settings = load_settings()
     settings.demand_minio()
+    verify_arithmetic()  # it may complete a round
     directory = party_directory(settings, name)
     identity = load_party(directory)
     memory = PartyLog(directory)

@@ -18,6 +18,7 @@ from schemas import events as e
 from schemas.reasons import Reason
 from tests.builders import make_key
 from tests.lies.lie import (
+    ADAPTIVE,
     AGENTS,
     COUNTS,
     LIAR,
@@ -30,6 +31,7 @@ from tests.lies.lie import (
     check,
     compute_sum,
     edit,
+    edit_state,
     edit_sum,
     make_lies,
     make_lost,
@@ -343,7 +345,7 @@ def _accuse(log: MpcLogBuilder, claim: e.AggregateSubmitted) -> e.Event:
     return check(log, BAD_PART, list_parts(log.view)["p2"], party=claim.party)
 
 
-def _complete(name: str, change: Any, code: str, kind: type) -> list[Lie]:
+def _complete(name: str, change: Any, code: str, kind: type, **more: Any) -> list[Lie]:
     """Return the lie of the party that completes a round."""
     speak = speak_in_turn(_hush, say(FIRST, RESULT, change))
     return _make(
@@ -351,6 +353,7 @@ def _complete(name: str, change: Any, code: str, kind: type) -> list[Lie]:
         rows={f"completes the round and {name}": (COUNTS, speak)},
         afterwards=lambda log: log.pass_deadline(),
         findings=((code, kind),),
+        **more,
     )
 
 
@@ -442,6 +445,10 @@ LIES: Final = (
     ),
     *make_lost(MODE, LOST),
     *_complete("says another sum", edit_sum, FindingCode.WRONG_SUM, PUBLISHED),
+    *_complete(
+        *("says another state", edit_state, FindingCode.WRONG_STATE, PUBLISHED),
+        options=ADAPTIVE,
+    ),
     *_complete(
         "accuses another", _accuse, FindingCode.CLAIM_CONTRADICTED, e.PartialRejected
     ),

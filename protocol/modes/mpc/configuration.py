@@ -118,7 +118,9 @@ def _find_comparison_problem(config: e.FederationConfigured) -> str | None:
 
 
 def _find_update_problem(update: e.UpdateCommitted) -> str | None:
-    problem = find_training_problem(update.num_examples, update.encoding_loss)
+    problem = find_training_problem(
+        update.num_examples, update.encoding_loss, update.num_steps
+    )
     if problem is not None:
         return problem
     if len(update.shares) > MAX_PARTIES:

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 import cli.operate
 from cli.main import app
 from cli.stack.processes import StackError
+from cli.strategies import parse_parameters
 from protocol.changes import make_change
 from protocol.configuration import read_configuration
 from schemas import codec
@@ -110,6 +111,8 @@ def test_it_goes_on_from_the_last_change(stack):
         ({"min_cohort": 1}, "LOOSENS_PROTECTION"),
         ({"cohort_size": 1}, "INVALID_CONFIGURATION"),
         ({"task.module": "x"}, "INVALID_TASK"),
+        ({"strategy_parameters": parse_parameters(["mu=1"])}, "INVALID_CONFIGURATION"),
+        ({"strategy": "FEDADAM"}, "NOT_CHANGEABLE"),
         ({"rules_version": 2**31 - 1}, "rules is not known"),
         ({"mpc.norm_bound": 1}, "no mpc"),
     ],
@@ -136,6 +139,12 @@ def test_a_section_is_changed_from_inside(stack, monkeypatch):
     )
     assert (difference.name, difference.after) == ("mpc.norm_bound", 99_999)
     assert read_configuration(change).mpc.parties == MPC_CONFIG.mpc.parties
+
+
+def test_parameters_of_the_strategy_are_changed_as_they_are_founded(stack):
+    assert run("--strategy-parameter", "learning_rate=0.5", "--yes").exit_code == 0
+    (chosen,) = read_configuration(stack.signed[0]).strategy_parameters
+    assert (chosen.name, chosen.value_micros) == ("learning_rate", 500_000)
 
 
 def test_rewards_are_changed_as_they_are_founded(stack):

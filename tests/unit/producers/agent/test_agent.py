@@ -16,6 +16,7 @@ from adapters.attempts import MAX_BEGUN, Attempts
 from adapters.blobs import BlobError
 from adapters.kafka import KafkaUnavailableError
 from producers.agent import agent as agents
+from protocol.encoding import parse_update
 from protocol.exchanged_state import model_from_blob
 from schemas import codec
 from schemas import events as e
@@ -70,13 +71,14 @@ class Agent(Process):
 def make(tmp_path, log, monkeypatch):
     """Return what makes an agent; its trainer's outcome is numbers, or an error."""
 
-    def make(outcome=None, *, name="agent"):
+    def make(outcome=None, *, name="agent", **changes):
         if not isinstance(outcome, BaseException):
             outcome = {"loss": 0.5, "num_examples": 12} | (outcome or {})
         trainer = Trainer(outcome)
         monkeypatch.setitem(sys.modules, "producers.agent.training", trainer)
         monkeypatch.setattr(agents, "load_class", lambda path, _: path)
         config = next(x for x in log.leaves if isinstance(x, e.FederationConfigured))
+        config = replace(config, **changes)
         world = World(tmp_path / name, config)
         world.blobs = type(log.blobs)(log.blobs)
         life = Agent(world.directory, config, world.blobs, world.said)
@@ -140,6 +142,62 @@ def test_numbers_that_are_none_are_declined_with_a_reason(
     assert isinstance(declined, e.UpdateDeclined)
     assert declined.reason == reason
     assert codec.decode(codec.encode(declined)) == declined
+
+
+# Strategies
+
+
+def moved(tensors):
+    """Return what training made of a model: every value moved by a half."""
+    return {n: array + np.float32(0.5) for n, array in tensors.items()}
+
+
+def decode_values(world, answer):
+    """Return what an answer's update says of the model's values, in floats."""
+    blob = world.blobs[answer.update.sha256]
+    values = parse_update(blob, num_parameters=world.config.num_parameters)
+    return values / 2**world.config.fractional_bits
+
+
+def test_an_update_is_divided_by_its_steps_where_they_are_counted(make, started):
+    for number, (strategy, steps) in enumerate([("FEDNOVA", 4), ("FEDAVG", None)]):
+        life, world = make(name=f"agent{number}", strategy=strategy)
+        base = model_from_blob(world.blobs[started.base_model.sha256]).tensors
+        life.trainer.outcome |= {"num_steps": 4, "tensors": moved(base)}
+        for _ in range(2):  # the second time from its disk
+            life.hear(started)
+            (answer,) = world.said
+            assert answer.num_steps == steps
+            expected = 0.5 / (steps or 1)
+            assert set(decode_values(world, answer).tolist()) == {expected}
+            world.said.clear()
+            for path in world.directory.glob("round-*"):
+                path.unlink()
+
+
+@pytest.mark.parametrize("steps", [0, -1, 2**20 + 1, 1.5, None])
+def test_steps_that_are_none_are_declined(make, started, steps):
+    life, world = make({"num_steps": steps}, strategy="FEDNOVA")
+    life.hear(started)
+    (declined,) = world.said
+    assert declined.reason == Reason.TRAINING_FAILED
+    assert "optimiser steps" in declined.detail
+
+
+def test_training_is_held_back_as_the_strategy_says(make, started):
+    chosen = (e.StrategyParameter(name="mu", value_micros=250_000),)
+    for number, (changes, weight) in enumerate(
+        [
+            ({"strategy": "FEDPROX", "strategy_parameters": chosen}, 0.25),
+            ({"strategy": "FEDPROX"}, 0.01),
+            ({"strategy": "FEDADAM"}, 0.0),
+        ]
+    ):
+        life, _ = make(name=f"agent{number}", **changes)
+        life.hear(started)
+        (options,) = life.trainer.seen
+        assert options["proximal_weight"] == weight
+        assert set(options["held_back"]) == {"bias", "weight"}
 
 
 # Users' code

@@ -18,10 +18,14 @@ from schemas.events import StrategyParameter
 SIZE = 1_003
 """Not a multiple of any vector length."""
 NUM_ROUNDS = 12
+NUM_EXAMPLES = 1_000
+NUM_WEIGHTED_STEPS = 7_003
+"""Where steps are counted."""
 CHOSEN = {
     "FEDAVG": ((), (("learning_rate", 700_000),)),
     "FEDPROX": ((), (("learning_rate", 1_300_000), ("mu", 0))),
     "FEDADAM": ((), (("beta_1", 0), ("beta_2", 333_333), ("tau", 1))),
+    "FEDNOVA": ((), (("learning_rate", 999_999),)),
     "FEDYOGI": ((), (("beta_1", 123_457), ("beta_2", 0), ("learning_rate", 3))),
 }
 
@@ -48,8 +52,9 @@ def compute_digests(name: str, chosen: tuple[tuple[str, int], ...]) -> dict[str,
             strategy,
             model,
             total,
-            num_examples=1_000,
+            num_examples=NUM_EXAMPLES,
             fractional_bits=16,
+            num_weighted_steps=NUM_WEIGHTED_STEPS if strategy.counts_steps else None,
             parameters=parameters,
             moments=moments,
         )

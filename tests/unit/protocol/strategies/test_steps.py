@@ -23,7 +23,7 @@ from protocol.strategies.state import (
     state_from_blob,
     state_to_blob,
 )
-from protocol.strategies.strategy import HIGHEST_MICROS
+from protocol.strategies.strategy import HIGHEST_MICROS, MAX_NUM_STEPS
 from schemas.events import StrategyParameter
 from tests.examples import examples
 
@@ -38,9 +38,11 @@ def choose(**micros: int) -> tuple[StrategyParameter, ...]:
     )
 
 
-def expect(name, x, g, p, moments):
+def expect(name, x, g, p, moments, mean_steps):
     """Compute one value in Python's own floats, written down as in the paper."""
     lr = p["learning_rate"]
+    if name == "FEDNOVA":
+        return x + lr * (g * mean_steps), ()
     if name in {"FEDAVG", "FEDPROX"}:
         return x + lr * g, ()
     m, v = moments
@@ -86,6 +88,9 @@ def test_a_step_is_the_formula_in_any_state(name, data):
     bits = data.draw(st.integers(0, 30))
     parameters = data.draw(draw_parameters(strategy))
     moments = data.draw(draw_moments(strategy))
+    steps_taken = None
+    if strategy.counts_steps:
+        steps_taken = data.draw(st.integers(count, count * MAX_NUM_STEPS))
     after, carried = move(
         strategy,
         np.float32([base]),
@@ -94,9 +99,13 @@ def test_a_step_is_the_formula_in_any_state(name, data):
         fractional_bits=bits,
         parameters=parameters,
         moments=tuple(np.array([value]) for value in moments),
+        num_weighted_steps=steps_taken,
     )
     average = float(total) / float(count * 2**bits)
-    x, expected = expect(name, float(np.float32(base)), average, parameters, moments)
+    mean_steps = (steps_taken or count) / count
+    x, expected = expect(
+        name, float(np.float32(base)), average, parameters, moments, mean_steps
+    )
     assert after.dtype == np.float32
     assert np.isfinite(after).all()
     assert after[0] == np.float32(x)
@@ -130,6 +139,7 @@ def test_the_longest_step_from_the_largest_model_stays_finite(name, sign):
         fractional_bits=0,
         parameters=read_parameters(strategy, choose(**micros)),
         moments=moments,
+        num_weighted_steps=MAX_NUM_STEPS if strategy.counts_steps else None,
     )
     assert after[0] == np.float32(sign * FLOAT32_MAX)
 
@@ -154,6 +164,7 @@ def test_the_size_of_a_chunk_changes_nothing(name, monkeypatch):
             fractional_bits=20,
             parameters=parameters,
             moments=moments,
+            num_weighted_steps=555 if strategy.counts_steps else None,
         )
         found.add((after.tobytes(), *(values.tobytes() for values in carried)))
     assert len(found) == 1
@@ -199,6 +210,26 @@ def test_yogi_forgets_large_squares_more_slowly_than_adam():
 
     assert second("FEDADAM") == pytest.approx(99.01)
     assert second("FEDYOGI") == pytest.approx(99.99)
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("steps_taken", [None, 0, 6, 7 * MAX_NUM_STEPS + 1])
+def test_steps_are_given_where_they_are_counted_and_within_bounds(name, steps_taken):
+    strategy = STRATEGIES[name]
+    parameters = read_parameters(strategy, ())
+    if steps_taken is None and not strategy.counts_steps:
+        return
+    with pytest.raises(ValueError, match="steps of 7 examples"):
+        move(
+            strategy,
+            np.zeros(1, np.float32),
+            np.array([1]),
+            num_examples=7,
+            fractional_bits=0,
+            parameters=parameters,
+            moments=start_moments(strategy, parameters, 1),
+            num_weighted_steps=steps_taken,
+        )
 
 
 # Parameters

@@ -1,0 +1,24 @@
+"""FedNova: agents that take more steps do not weigh more for it.
+
+Each agent divides its update by the number of optimiser steps that it took, and says
+how many. The average of what they say is multiplied by the average number of steps,
+weighted by examples as well: the model moves as far as with FedAvg, and towards the
+minimum of the loss that all have together, however differently fast they are.
+
+The number of steps is the agent's claim, like its number of examples, and bounded.
+
+Source: Wang et al. 2020 (arXiv:2007.07481), equation 9 with plain SGD at the agents.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from protocol.strategies.strategy import LEARNING_RATE, Strategy, scale_average
+
+FEDNOVA: Final = Strategy(
+    name="FEDNOVA",
+    parameters=(LEARNING_RATE,),
+    step=scale_average,
+    counts_steps=True,
+)
