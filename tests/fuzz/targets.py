@@ -158,6 +158,8 @@ from protocol.modes.mpc.shares import ShareRefusedError, ShareShape, parse_share
 from protocol.modes.problem import RoundError
 from protocol.replay import DeciderError, ReplayState, replay_block
 from protocol.rounds import DECIDER
+from protocol.strategies import STRATEGIES
+from protocol.strategies.state import state_from_blob, state_to_blob
 from protocol.tensors import MalformedBlobError, tensors_to_blob
 from schemas import codec, topics
 from schemas import events as e
@@ -1628,6 +1630,15 @@ TARGETS: Final[tuple[Target, ...]] = (
         parse=lambda data: sum_from_blob(data, num_parameters=6),
         errors=(MalformedBlobError,),
         seeds=lambda: [blob_of([1, -2, 3, 4, 5, 6], "sum")],
+        max_bytes=2**22,
+    ),
+    Target(
+        name="strategy-state",
+        parse=lambda data: state_from_blob(STRATEGIES["FEDADAM"], data, 6),
+        errors=(MalformedBlobError,),
+        seeds=lambda: [
+            state_to_blob(STRATEGIES["FEDADAM"], (np.arange(-3.0, 3.0), np.arange(6.0)))
+        ],
         max_bytes=2**22,
     ),
     Target(
