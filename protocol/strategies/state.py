@@ -75,8 +75,9 @@ def state_from_blob(strategy: Strategy, blob: bytes, size: int) -> tuple[Vector,
     for each in strategy.moments:
         values = tensors[each.name]
         lowest = -each.largest if each.is_signed else 0.0
-        # A NaN is not within any bounds.
-        if not ((values >= lowest) & (values <= each.largest)).all():
+        # The least and the largest of values with a NaN are NaN, which compares false.
+        least, most = values.min(initial=0.0), values.max(initial=0.0)
+        if not (lowest <= least and most <= each.largest):
             msg = f"{each.name} holds a value that no round leads to"
             raise MalformedBlobError(msg)
     return tuple(tensors[each.name] for each in strategy.moments)
