@@ -10,6 +10,7 @@ Rules:
 - An answer counts if its agent is in the cohort, it names this round and its base
   model, it was sequenced by the deadline, it is the agent's first answer, and the
   aggregator found its blob good.
+- An answer says how many steps its agent took exactly where the strategy counts them.
 - An agent revoked before the round is sealed is excluded, even if accepted.
 - A drawn agent that has not answered by the deadline is rejected (``NO_ANSWER``).
 - When every member of the cohort has answered or been rejected, and the phase is over,
@@ -24,7 +25,8 @@ Rules:
   the same base model, whatever became of the round.
 - The operator may abandon a round, as nothing else ends a stuck one, unless its mode
   forbids that.
-- The claim about the sum must fit the sealed set; the audit recomputes the sum itself.
+- The claim about the sum must fit the sealed set, and has a state exactly where the
+  strategy carries one; the audit recomputes the sum itself.
   Others than the aggregator may make it, if at all, only after its time is over.
 - With ledger nodes, the cohort is drawn from the final checkpoint of the block that
   ended the previous round (of the genesis block, for the first): whoever requests

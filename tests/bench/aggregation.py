@@ -19,6 +19,7 @@ from tests.bench.report import MEGA, make_table, name_size, show_hot_spots, show
 SIZES: Final = ((10, 100_000), (10, 1_000_000), (100, 100_000), (100, 1_000_000))
 QUICK_SIZES: Final = ((3, 10_000), (10, 10_000))
 NUM_EXAMPLES: Final = 100
+ADAPTIVE: Final = ("FEDADAM", "FEDYOGI")
 TARGET: Final = 3.0
 MIN_REPEATS: Final = 3
 MIN_TIME_S: Final = 0.3
@@ -30,7 +31,7 @@ def run(say: Say, *, quick: bool) -> Sequence[str]:
     for size in QUICK_SIZES if quick else SIZES:
         say("{} agents, {:,} parameters".format(*size))
         took = _measure(*size)
-        accumulator_s, mixed_s, wide_s, _ = took.values()
+        accumulator_s, mixed_s, wide_s, *_ = took.values()
         ratios.append(accumulator_s / mixed_s)
         elements = size[0] * size[1] / MEGA
         rows.append(
@@ -78,10 +79,13 @@ def _measure(num_agents: int, num_parameters: int) -> dict[str, float]:
         "int64 += int32": _time(lambda: add_with_numpy(updates)),
         "int64 += int64": _time(lambda: add_with_numpy(few)) * num_agents / len(few),
         "`compute_result`": _time(_make_round(updates)),
+        **{name: _time(_make_round(updates, name)) for name in ADAPTIVE},
     }
 
 
-def _make_round(updates: Sequence[NDArray[np.int32]]) -> Callable[[], object]:
+def _make_round(
+    updates: Sequence[NDArray[np.int32]], strategy: str = "FEDAVG"
+) -> Callable[[], object]:
     """Return all that an aggregator or an auditor computes for a round."""
     sealed = e.RoundSealed(
         federation_id="bench",
@@ -98,7 +102,10 @@ def _make_round(updates: Sequence[NDArray[np.int32]]) -> Callable[[], object]:
     )
     base, blobs = make_model(len(updates[0])), [update_to_blob(u) for u in updates]
     weights = [NUM_EXAMPLES] * len(updates)
-    return lambda: compute_result("FEDAVG", sealed, weights, base, blobs)
+    first = compute_result(strategy, sealed, weights, base, blobs)
+    return lambda: compute_result(
+        strategy, sealed, weights, base, blobs, state_blob=first.state_blob
+    )
 
 
 def _time(work: Callable[[], object]) -> float:

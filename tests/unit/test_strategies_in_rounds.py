@@ -28,6 +28,7 @@ from tests.lies.lie import edit_state, say
 from tests.mpc_builder import MpcLogBuilder
 from tests.rechecking import counts, demand_attested, follow
 from tests.speaking import AGGREGATOR, SpeakingLog
+from tests.unit.consumers.audit import test_bundle as bundles
 
 BUILDERS = [SpeakingLog, MpcLogBuilder]
 AGENTS = ("ada", "bea", "cleo")
@@ -175,6 +176,18 @@ def test_steps_are_bounded(builder: Any, num_steps: int, is_good: bool) -> None:
     problem = find_problem(replace(answer, num_steps=num_steps))
     assert (problem is None) == is_good
     assert is_good or "num_steps" in str(problem)
+
+
+def test_a_bundle_has_what_a_strategy_carries(tmp_path: Path) -> None:
+    log = start(SpeakingLog, **ADAPTIVE)
+    for _ in range(2):
+        run_round(log)
+    end(log)
+    path = tmp_path / "clinics.tar"
+    assert bundles.write(path, log, []).is_sound
+    read = bundles.read(path)
+    assert read.is_sound
+    assert read.num_rounds_recomputed == 2
 
 
 # Blobs that are lost, or that nobody could have made

@@ -1,5 +1,6 @@
 """An agent in an MPC round: it says one thing, at once, killed or not."""
 
+import hashlib
 import itertools
 import logging
 import pathlib
@@ -380,6 +381,39 @@ def test_what_cannot_be_said_again_is_trained_anew(world, started, how):
     agent.hear(replace(started, round=2, cause=b"2" * 32))
     first, second = sorted(world.of(e.UpdateCommitted), key=lambda u: u.round)
     assert not np.array_equal(values_of(world, first), values_of(world, second))
+
+
+def test_how_many_steps_an_update_was_divided_by_is_said_again(
+    world, started, monkeypatch
+):
+    update = Update(np.full(started.num_parameters, 0.001), num_steps=7)
+    monkeypatch.setattr(Process, "_train", lambda *_: (update, 12, None))
+    world.start().hear(started)
+    world.start().hear(replace(started, round=2, cause=b"2" * 32))
+    assert [answer.num_steps for answer in world.said] == [7, 7]
+    check(world, started, world.said[0])
+
+
+@pytest.mark.parametrize(("version", "num_numbers"), [(1, 3), (2, 5)])
+def test_what_an_older_version_kept_is_said_again(tmp_path, log, version, num_numbers):
+    keeper, started = UpdateKeeper(tmp_path), log.started
+    values = np.arange(started.num_parameters)
+    keeper.keep(started, KeptUpdate(values, 12, 5), bound=9)
+    (path,) = tmp_path.iterdir()
+    data = path.read_bytes()[:-32]
+    newest = b"folkmoot/agent-update/v3\n"
+    assert data.startswith(newest)
+    numbers_end = len(data) - 4 * len(values)
+    numbers_begin = numbers_end - 6 * 8
+    older = (
+        f"folkmoot/agent-update/v{version}\n".encode()
+        + data[len(newest) : numbers_begin + 8 * num_numbers]
+        + data[numbers_end:]
+    )
+    path.write_bytes(older + hashlib.sha256(older).digest())
+    found = keeper.find(started, bound=9)
+    assert np.array_equal(found.values, values)
+    assert (found.num_examples, found.loss_micros, found.num_steps) == (12, 5, None)
 
 
 @pytest.mark.parametrize("loss_micros", [None, 0, -3, 345_678])
