@@ -46,8 +46,8 @@ def read_number(value: object, what: str) -> float:
         return math.inf if found == abs(found) else -math.inf
 
 
-def read_count(value: object, what: str, most: int = MAX_COUNT) -> int:
-    """Return how many there are: 1 to `most`.
+def read_count(value: object, what: str) -> int:
+    """Return how many there are: 1 to `MAX_COUNT`.
 
     Raises:
         BadNumberError: it is no whole number in that range.
@@ -56,9 +56,9 @@ def read_count(value: object, what: str, most: int = MAX_COUNT) -> int:
     if isinstance(found, bool) or not isinstance(found, numbers.Integral):
         raise BadNumberError(f"{what} is no whole number but {_name(value)}")
     count = int(found)
-    if not 1 <= count <= most:
+    if not 1 <= count <= MAX_COUNT:
         found_text = str(count) if abs(count) < _READABLE else "far from it"
-        raise BadNumberError(f"{what} must be 1 to {most}: {found_text}")
+        raise BadNumberError(f"{what} must be 1 to {MAX_COUNT}: {found_text}")
     return count
 
 

@@ -30,6 +30,7 @@ from protocol.configuration import read_configuration
 from protocol.envelope import verify_event
 from protocol.modes import MODES
 from protocol.modes.problem import Problem
+from protocol.strategies import keeps_bounds
 from protocol.validation import find_configuration_problem
 from schemas import codec
 from schemas import events as e
@@ -53,7 +54,7 @@ RULES: Final[dict[str, Callable[[Any, Any], bool]]] = {
     "cohort_size": _anyhow,
     "round_duration_ms": _anyhow,
     "reward_rule": _anyhow,
-    "strategy_parameters": _anyhow,
+    "strategy_parameters": keeps_bounds,
     "rules_version": _up,
     "min_cohort": _up,
     "max_num_examples": _down,
@@ -101,6 +102,13 @@ def make_change(config: e.FederationConfigured, number: int) -> e.FederationChan
     )
 
 
+def _show(value: Any) -> Any:
+    if isinstance(value, tuple):
+        shown = [f"{each.name} {each.value_micros}" for each in value]
+        return ", ".join(shown) or "the default"
+    return value
+
+
 def _find_rule(name: str) -> Callable[[Any, Any], bool] | None:
     tightened = {
         f"{m.name}.{value}": _down for m in MODES.values() for value in m.tightens
@@ -139,8 +147,8 @@ def find_change_problem(
         if not rule(difference.before, difference.after):
             detail = (
                 f"{name} protects agents: it may become "
-                f"{'larger' if rule is _up else 'smaller'} than {difference.before}, "
-                f"not {difference.after}"
+                f"{'larger' if rule is _up else 'smaller'} than "
+                f"{_show(difference.before)}, not {_show(difference.after)}"
             )
             return Reason.LOOSENS_PROTECTION, detail
     return find_configuration_problem(changed)

@@ -80,7 +80,7 @@ from protocol.round_state import (
     is_drawable,
 )
 from protocol.rules import choose
-from protocol.strategies import carries_state, counts_steps
+from protocol.strategies import carries_state, counts_steps, read_max_steps
 from schemas import events as e
 from schemas.reasons import Reason
 
@@ -507,6 +507,8 @@ def _find_answer_problem(state: RoundsState, update: Answer) -> Problem | None:
         how = "with" if counts_steps(config) else "without"
         detail = f"with the strategy {config.strategy} an answer comes {how} num_steps"
         return Reason.WRONG_STRATEGY, detail
+    if update.num_steps is not None and update.num_steps > read_max_steps(config):
+        return Reason.WRONG_STRATEGY, f"max_steps is {read_max_steps(config)}"
     return mode.find_answer_problem(config, update)
 
 

@@ -71,8 +71,11 @@ from protocol.exchanged_state import (
 from protocol.log import OpenedLeaf
 from protocol.model import compute_max_model_size
 from protocol.modes import list_kinds
-from protocol.strategies import counts_steps, read_proximal_weight
-from protocol.strategies.strategy import MAX_NUM_STEPS
+from protocol.strategies import (
+    counts_steps,
+    read_max_steps,
+    read_proximal_weight,
+)
 from schemas import codec, topics
 from schemas.events import (
     AgentAdmitted,
@@ -590,7 +593,8 @@ class Agent:
         update = base.compute_update(result.tensors)
         if counts_steps(self._federation):
             what = "the number of optimiser steps"
-            steps = read_count(result.num_steps, what, MAX_NUM_STEPS)
+            steps = read_count(result.num_steps, what)
+            steps = min(steps, read_max_steps(self._federation))
             update = replace(update, trained=update.trained / steps, num_steps=steps)
         return update, num_examples, loss_micros
 

@@ -82,6 +82,31 @@ def counts_steps(config: e.FederationConfigured) -> bool:
     return STRATEGIES[config.strategy].counts_steps
 
 
+def read_max_steps(config: e.FederationConfigured) -> int:
+    """Return how many steps an agent may say it took, where steps are counted."""
+    strategy = STRATEGIES[config.strategy]
+    micros = list_parameters(strategy, config.strategy_parameters)
+    return micros[strategy.max_steps] // MILLION
+
+
+def keeps_bounds(
+    before: Iterable[e.StrategyParameter], after: Iterable[e.StrategyParameter]
+) -> bool:
+    """Return whether a change of parameters raises no bound on what one agent may do.
+
+    Args:
+        before: Those of any strategy.
+        after: Those of the same one.
+    """
+    old, new = tuple(before), tuple(after)
+    return all(
+        list_parameters(strategy, new)[strategy.max_steps]
+        <= list_parameters(strategy, old)[strategy.max_steps]
+        for strategy in STRATEGIES.values()
+        if strategy.counts_steps
+    )
+
+
 def read_proximal_weight(config: e.FederationConfigured) -> float:
     """Return the weight of the proximal term in local training; 0 if there is none."""
     strategy = STRATEGIES[config.strategy]

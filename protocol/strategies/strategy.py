@@ -47,7 +47,8 @@ class Parameter:
         default_micros: What it is unless chosen, in millionths. Released, it never
             changes: logs that say nothing mean this.
         lowest_micros: The least it may be, in millionths, at least 0.
-        highest_micros: The most it may be, in millionths, at most `HIGHEST_MICROS`.
+        highest_micros: The most it may be, in millionths; at most `HIGHEST_MICROS` if a
+            step is computed with it.
     """
 
     name: str
@@ -57,9 +58,9 @@ class Parameter:
 
 
 MAX_NUM_STEPS: Final = 2**20  # = 1,048,576
-"""Optimiser steps that an agent may say it took in a round."""
+"""Optimiser steps that an agent may ever say it took in a round."""
 HIGHEST_MICROS: Final = 1_000 * MILLION  # = 1,000,000,000
-"""No parameter is larger: steps stay far inside float32."""
+"""No parameter of a step is larger: steps stay far inside float32."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,8 +91,9 @@ class Strategy:
         moments: What is carried, in ascending order of name.
         proximal: Name of the parameter that weighs the proximal term in local training;
             empty if there is no such term.
-        counts_steps: Whether agents divide their updates by the steps they took, and
-            say how many.
+        max_steps: Name of the parameter that bounds how many steps an agent may say it
+            took; empty if steps are not counted. It only ever shrinks: all updates are
+            multiplied by the mean, so it bounds what one agent may do to them.
     """
 
     name: str
@@ -99,7 +101,12 @@ class Strategy:
     step: Step
     moments: tuple[Moment, ...] = ()
     proximal: str = ""
-    counts_steps: bool = False
+    max_steps: str = ""
+
+    @property
+    def counts_steps(self) -> bool:
+        """Whether agents divide updates by the steps they took, and say how many."""
+        return bool(self.max_steps)
 
 
 LEARNING_RATE: Final = Parameter(

@@ -164,6 +164,20 @@ def test_an_answer_says_its_steps_exactly_where_they_are_counted() -> None:
     assert refuse_steps(5, strategy="FEDNOVA") == []
 
 
+def test_nobody_says_more_steps_than_the_operator_allows() -> None:
+    options: dict[str, Any] = {
+        "strategy": "FEDNOVA",
+        "strategy_parameters": choose(max_steps=300_000_000),
+    }
+    assert refuse_steps(300, **options) == []
+    (rejected,) = refuse_steps(301, **options)
+    assert rejected.reason == Reason.WRONG_STRATEGY
+    assert rejected.detail == "max_steps is 300"
+    # By default a thousand.
+    assert refuse_steps(1_000, strategy="FEDNOVA") == []
+    assert refuse_steps(1_001, strategy="FEDNOVA")
+
+
 @pytest.mark.parametrize("builder", BUILDERS)
 @pytest.mark.parametrize(
     ("num_steps", "is_good"),
@@ -279,6 +293,28 @@ def test_parameters_change_from_the_next_round_on(builder: Any) -> None:
     (one, small), (two, large) = (list_all(log, e.AggregatePublished) for log in logs)
     assert one.model == two.model
     assert small.model != large.model
+
+
+@pytest.mark.parametrize(
+    ("micros", "is_refused"),
+    [(299_000_000, False), (300_000_001, True), (None, True)],
+)
+def test_the_bound_on_steps_only_shrinks(
+    micros: int | None,
+    is_refused: bool,
+) -> None:
+    log = start(
+        SpeakingLog,
+        strategy="FEDNOVA",
+        strategy_parameters=choose(max_steps=300_000_000),
+    )
+    chosen = () if micros is None else choose(max_steps=micros)
+    config = replace(log.config, strategy_parameters=chosen)
+    log.say(make_change(config, 1), make_key("OPERATOR"))
+    log.settle()
+    assert [x.reason for x in log.refused] == is_refused * [Reason.LOOSENS_PROTECTION]
+    for refused in log.refused:
+        assert "smaller than max_steps 300000000, not" in refused.detail
 
 
 def test_the_strategy_itself_never_changes() -> None:

@@ -175,7 +175,18 @@ def test_an_update_is_divided_by_its_steps_where_they_are_counted(make, started)
                 path.unlink()
 
 
-@pytest.mark.parametrize("steps", [0, -1, 2**20 + 1, 1.5, None])
+def test_an_agent_that_took_more_steps_than_allowed_says_so_many(make, started):
+    chosen = (e.StrategyParameter(name="max_steps", value_micros=2_500_000),)
+    life, world = make(strategy="FEDNOVA", strategy_parameters=chosen)
+    base = model_from_blob(world.blobs[started.base_model.sha256]).tensors
+    life.trainer.outcome |= {"num_steps": 9, "tensors": moved(base)}
+    life.hear(started)
+    (answer,) = world.said
+    assert answer.num_steps == 2
+    assert set(decode_values(world, answer).tolist()) == {0.25}
+
+
+@pytest.mark.parametrize("steps", [0, -1, 2**31, 1.5, None])
 def test_steps_that_are_none_are_declined(make, started, steps):
     life, world = make({"num_steps": steps}, strategy="FEDNOVA")
     life.hear(started)
