@@ -34,6 +34,7 @@ USED_BY = {
     "adapters/lightning.py": "agent",
     "cli/stack/fetch.py": "stack",
     "consumers/export/": "exporter",
+    "producers/agent/proximal.py": "agent",
     "producers/agent/training.py": "agent",
     "producers/examples/": "examples",
     "streams/": "services",

@@ -129,6 +129,7 @@ def test_a_good_receipt_as_json(
         "num_examples": update.num_examples,
         "loss_micros": update.loss_micros,
         "encoding_loss": None,
+        "num_steps": None,
     }
 
 

@@ -238,7 +238,12 @@ class Alone(Agent):
         self._updates = UpdateKeeper(directory)
         self._attempts = Attempts(directory)
         config = SimpleNamespace(
-            plain=e.Plain(), mpc=None, initial_model=None, round_duration_ms=2**31
+            plain=e.Plain(),
+            mpc=None,
+            initial_model=None,
+            round_duration_ms=2**31,
+            strategy="FEDAVG",
+            strategy_parameters=(),
         )
         self._terms = SimpleNamespace(config=config)
         self._genesis = Genesis(config, bytes(32))
