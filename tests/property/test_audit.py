@@ -498,9 +498,20 @@ def bend_value(name, value):
         case e.Evaluation():
             return replace(value, num_examples=value.num_examples + 1)
         case None:
-            assert name == "privacy", name  # the only record that is null in facts here
-            return e.RoundPrivacy(**dict.fromkeys(e.RoundPrivacy.__annotations__, 1))
+            return FOR_NULLS[name]
     raise AssertionError(value)
+
+
+SOME_BLOB = e.BlobRef(
+    uri=f"s3://moot/sha256/{'0' * 64}", sha256=bytes(32), size_bytes=1
+)
+FOR_NULLS = {
+    "privacy": e.RoundPrivacy(**dict.fromkeys(e.RoundPrivacy.__annotations__, 1)),
+    "base_state": SOME_BLOB,
+    "state": SOME_BLOB,
+    "num_weighted_steps": 1,
+}
+"""What a lie says where a fact of these logs says nothing."""
 
 
 # Many processes
