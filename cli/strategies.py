@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from typing import Final
 
 from cli.stack.processes import StackError
+from protocol.encoding import MILLION
 from protocol.strategies import STRATEGIES, list_parameters
-from protocol.strategies.strategy import MILLION
 from schemas import events as e
 
 _DECIMAL: Final = re.compile(r"([0-9]{1,12})(?:\.([0-9]{1,6}))?", re.ASCII)

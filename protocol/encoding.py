@@ -40,6 +40,8 @@ MAX_FRACTIONAL_BITS: Final = 30
 MAX_SHRUNK_TIMES: Final = 10
 MAX_ZEROED: Final = Fraction(5, 100)
 
+MILLION: Final = 1_000_000
+"""Numbers that are not summed travel as integers of millionths."""
 _LONG: Final = 2**63
 _MOST_TIMES: Final = 10**18
 

@@ -40,6 +40,11 @@ def compute_max_sum_size(num_parameters: int) -> int:
     return 8 * num_parameters + VECTOR_HEADER_BYTES
 
 
+def compute_max_state_size(strategy: str, num_parameters: int) -> int:
+    """Return the largest size of the blob of what a strategy carries, in bytes."""
+    return 8 * len(STRATEGIES[strategy].moments) * num_parameters + VECTOR_HEADER_BYTES
+
+
 def compute_max_model_size(initial_model: BlobRef) -> int:
     """Return the largest size of the blob of a federation's model, in bytes.
 

@@ -15,7 +15,7 @@ from typing import Final
 
 from ledger.policy import BFT_GROUP, NO_QUORUM
 from protocol.configuration import get_reward_rule
-from protocol.encoding import MAX_FRACTIONAL_BITS
+from protocol.encoding import MAX_FRACTIONAL_BITS, MILLION
 from protocol.fields import NAME, find_blob_problem, find_text_problem
 from protocol.modes import MODES, get_mode, list_kinds, list_modes
 from protocol.modes.problem import Problem
@@ -37,7 +37,6 @@ MAX_CHECKS: Final = 100
 MAX_CHECK_DETAIL_BYTES: Final = 400
 """So that a hundred of them fit an event."""
 MAX_ROUND_DURATION_MS: Final = 366 * 24 * 60 * 60 * 1_000  # = 31,622,400,000
-MILLION: Final = 1_000_000
 STORE_REASONS: Final = frozenset(
     {Reason.MISSING_BLOB, Reason.OVERSIZED_BLOB, Reason.CORRUPT_BLOB}
 )

@@ -13,12 +13,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from adapters.blobs import BlobStore
-from protocol.model import Base, compute_max_model_size
+from protocol.model import Base, compute_max_model_size, compute_max_state_size
 from protocol.modes.mode import Checker
 from protocol.modes.problem import MAX_DETAIL_LENGTH, RoundError
 from protocol.round_view import RoundView, list_parts
-from protocol.strategies import STRATEGIES
-from protocol.strategies.state import compute_max_state_size
 from schemas import events as e
 
 
@@ -52,7 +50,7 @@ def complete(
         else store.fetch(
             sealed.base_state,
             max_size_bytes=compute_max_state_size(
-                STRATEGIES[view.config.strategy], sealed.num_parameters
+                view.config.strategy, sealed.num_parameters
             ),
         ),
     )

@@ -27,14 +27,13 @@ from protocol.model import (
     Base,
     RoundResult,
     compute_max_model_size,
+    compute_max_state_size,
     compute_max_sum_size,
 )
 from protocol.modes import get_mode
 from protocol.modes.problem import RoundError
 from protocol.round_view import RoundView, list_parts
-from protocol.strategies import STRATEGIES
 from protocol.strategies.arithmetic import ArithmeticModeError, verify_arithmetic
-from protocol.strategies.state import compute_max_state_size
 from protocol.tensors import MalformedBlobError
 from schemas.events import AggregatePublished, BlobRef, RoundSealed
 from schemas.reasons import Reason
@@ -358,7 +357,7 @@ class BlobAuditor:
         if model is not None:
             self._model = (published.model.sha256, model)
         if published.state is not None:
-            limit = self._limit_state(view, sealed)
+            limit = compute_max_state_size(view.config.strategy, sealed.num_parameters)
             what = "the published state of the strategy"
             state = self._get(published.state, limit, place, what)
             if state is not None:
@@ -407,14 +406,9 @@ class BlobAuditor:
         digest, state = self._state
         found: bytes | None = state
         if digest != ref.sha256:
-            limit = self._limit_state(view, sealed)
+            limit = compute_max_state_size(view.config.strategy, sealed.num_parameters)
             found = self._get(ref, limit, place, "the strategy's state")
         return None if model is None or found is None else Base(model, found)
-
-    @staticmethod
-    def _limit_state(view: RoundView, sealed: RoundSealed) -> int:
-        strategy = STRATEGIES[view.config.strategy]
-        return compute_max_state_size(strategy, sealed.num_parameters)
 
     def _get_model(self, ref: BlobRef, place: Place) -> bytes | None:
         """Return a base model: nearly always the last one used."""

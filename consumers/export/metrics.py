@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from adapters.numbers import BadNumberError, read_micros
+from protocol.encoding import MILLION
 from protocol.validation import (
     ACCURACY,
     MAX_METRICS,
     METRIC_NAME,
-    MILLION,
     Direction,
 )
 from schemas.events import Evaluation, Metric

@@ -51,15 +51,18 @@ from consumers.audit.claims import (
     ResultClaim,
     read_claims,
 )
-from protocol.model import Base, RoundResult, compute_max_model_size
+from protocol.model import (
+    Base,
+    RoundResult,
+    compute_max_model_size,
+    compute_max_state_size,
+)
 from protocol.modes import get_mode
 from protocol.modes.mode import Answer, OneByOne
 from protocol.modes.problem import RoundError
 from protocol.replay import Replayed
 from protocol.round_view import RoundView, follow
-from protocol.strategies import STRATEGIES
 from protocol.strategies.arithmetic import verify_arithmetic
-from protocol.strategies.state import compute_max_state_size
 from protocol.tensors import MalformedBlobError
 from protocol.validation import STORE_REASONS
 from schemas import events as e
@@ -436,8 +439,7 @@ class Rechecker:
         digest, state = self._state
         if digest == sealed.base_state.sha256:
             return state
-        strategy = STRATEGIES[view.config.strategy]
-        size = compute_max_state_size(strategy, sealed.num_parameters)
+        size = compute_max_state_size(view.config.strategy, sealed.num_parameters)
         return self._fetch(sealed.base_state, size)
 
     def _is_absent(self, problem: RoundError) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protocol.aggregation import MAX_TOTAL_EXAMPLES
-from protocol.encoding import check_fractional_bits
+from protocol.encoding import MILLION, check_fractional_bits
 from protocol.strategies.arithmetic import verify_arithmetic
 from protocol.strategies.fedadam import FEDADAM
 from protocol.strategies.fedavg import FEDAVG
@@ -18,7 +18,6 @@ from protocol.strategies.fedprox import FEDPROX
 from protocol.strategies.fedyogi import FEDYOGI
 from protocol.strategies.strategy import (
     MAX_NUM_STEPS,
-    MILLION,
     Parameters,
     Strategy,
     Vector,

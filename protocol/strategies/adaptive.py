@@ -16,10 +16,10 @@ from typing import Final
 
 import numpy as np
 
+from protocol.encoding import MILLION
 from protocol.strategies.strategy import (
     HIGHEST_MICROS,
     LEARNING_RATE,
-    MILLION,
     Moment,
     Parameter,
     Parameters,

@@ -16,10 +16,10 @@ from __future__ import annotations
 
 from typing import Final
 
+from protocol.encoding import MILLION
 from protocol.strategies.strategy import (
     LEARNING_RATE,
     MAX_NUM_STEPS,
-    MILLION,
     Parameter,
     Strategy,
     scale_average,

@@ -9,7 +9,6 @@ that no step leaves float32 (`protocol.strategies.strategy`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
 
 import numpy as np
 
@@ -20,18 +19,6 @@ from protocol.tensors import (
     tensors_from_blob,
     tensors_to_blob,
 )
-
-_ITEM_SIZE: Final = 8
-
-
-def compute_max_state_size(strategy: Strategy, num_parameters: int) -> int:
-    """Return the largest size of the blob of a strategy's state, in bytes.
-
-    Args:
-        strategy: The strategy.
-        num_parameters: Length of an update, at least that of its trained part.
-    """
-    return len(strategy.moments) * _ITEM_SIZE * num_parameters + VECTOR_HEADER_BYTES
 
 
 def start_moments(

@@ -24,8 +24,7 @@ from typing import Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-MILLION: Final = 1_000_000
-"""Parameters travel as integers of millionths, and are divided once."""
+from protocol.encoding import MILLION
 
 Vector: TypeAlias = NDArray[np.float64]
 Parameters: TypeAlias = Mapping[str, float]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from protocol.model import compute_max_state_size
 from protocol.strategies import STRATEGIES, read_parameters
 from protocol.strategies.state import (
-    compute_max_state_size,
     start_moments,
     state_from_blob,
     state_to_blob,
@@ -22,7 +22,7 @@ def test_a_state_comes_back_as_it_was() -> None:
     blob = state_to_blob(ADAM, tuple(GOOD.values()))
     read = state_from_blob(ADAM, blob, 3)
     assert [values.tobytes() for values in read] == [v.tobytes() for v in GOOD.values()]
-    assert len(blob) <= compute_max_state_size(ADAM, 3)
+    assert len(blob) <= compute_max_state_size(ADAM.name, 3)
     assert state_to_blob(ADAM, read) == blob
 
 
