@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -65,7 +64,7 @@ from protocol.round_state import (
 )
 from protocol.rounds import DECIDER
 from protocol.rules import find_rules_problem
-from protocol.validation import find_configuration_problem
+from protocol.validation import ROLES, find_configuration_problem
 from schemas import codec, topics
 from schemas import events as e
 
@@ -136,7 +135,6 @@ def create_federation(
     store = BlobStore(settings)  # before torch: it demands its settings
     keys = settings.state_directory / "keys"
     operator_key = load_or_create_key(key_path(keys, "OPERATOR"))
-    demand_possible(federation_id, parameters, principals)
     all_principals = load_principals(keys, _read_keys(principals))
     model = (
         check()
@@ -163,7 +161,7 @@ def demand_possible(
 ) -> None:
     """Check what can be checked of a federation before there is a model.
 
-    It needs no service, and no key of this machine's.
+    It needs no service, and makes no key.
 
     Args:
         federation_id: Its name.
@@ -173,13 +171,13 @@ def demand_possible(
     Raises:
         InvalidConfigurationError: the parameters contradict each other.
     """
-    with tempfile.TemporaryDirectory() as keys:
-        all_principals = load_principals(Path(keys), _read_keys(principals))
+    # Whoever has no key yet gets one: here any will do.
+    keys = dict.fromkeys(ROLES, bytes(32)) | _read_keys(principals)
     some = e.BlobRef(uri=f"s3://moot/sha256/{'0' * 64}", sha256=bytes(32), size_bytes=1)
     config = make_configuration(
         federation_id,
         parameters,
-        all_principals,
+        load_principals(Path(), keys),
         initial_model=some,
         num_parameters=1,
     )
