@@ -370,7 +370,7 @@ class Agent:
             return
         started, record = self._open
         try:
-            self._act_on(record)
+            self._act_on(started, record)
         except Exception as error:
             if isinstance(error, NoBaseModelError) or is_outage(error):
                 log.warning("round %d waits: %s", started.round, describe(error))
@@ -379,12 +379,7 @@ class Agent:
             log.exception("round %d: this agent cannot answer", started.round)
         self._open = None
 
-    def _act_on(self, record: Record) -> None:
-        if record.key != self._options.federation_id.encode():
-            return
-        started = self._believe(record)
-        if not isinstance(started, RoundStarted):
-            return
+    def _act_on(self, started: RoundStarted, record: Record) -> None:
         self._updates.forget(but=started)
         if not is_drawn(started, self._options.agent_id):
             return

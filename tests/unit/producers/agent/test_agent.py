@@ -392,7 +392,7 @@ def test_it_does_not_ask_all_the_time(make, started, monkeypatch):
     monkeypatch.setattr(agents, "time", SimpleNamespace(monotonic=lambda: 100.0))
     hear(life, started)
     assert life._not_before_s == 100.0 + agents.TRY_AGAIN_AFTER_S
-    monkeypatch.setattr(life, "_act_on", lambda _: pytest.fail("it asked"))
+    monkeypatch.setattr(life, "_act_on", lambda *_: pytest.fail("it asked"))
     life._answer_open()
 
 

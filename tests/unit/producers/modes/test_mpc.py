@@ -138,7 +138,14 @@ class Process(Agent):
         return Update(delta), 12, 345_678
 
     def hear(self, fact, signer="DECIDER"):
-        self._act_on(record_of(fact, signer))
+        self.take(record_of(fact, signer))
+
+    def take(self, record):
+        """Act on a record, and let errors show."""
+        self._open = None
+        self._hear(record)
+        if self._open is not None:
+            self._act_on(*self._open)
 
 
 def encode(delta, log):
@@ -246,7 +253,7 @@ def test_another_federations_words_count_nothing_under_this_ones_name(world, sta
     """One decider signs for all its federations: a record can be written anew."""
     agent = world.start()
     elsewhere = record_of(replace(started, federation_id="founded-by-a-stranger"))
-    agent._act_on(replace(elsewhere, key=started.federation_id.encode()))
+    agent.take(replace(elsewhere, key=started.federation_id.encode()))
     assert not world.said
     agent.hear(started)
     assert world.said
