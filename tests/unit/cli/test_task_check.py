@@ -18,12 +18,7 @@ from schemas import events as e  # noqa: E402
 HERE = "tests.unit.cli.odd_tasks"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def check(module="Line", data_module="LineData", **options):

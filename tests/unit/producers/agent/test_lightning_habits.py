@@ -21,13 +21,7 @@ from producers.agent.training import (  # noqa: E402
 )
 from protocol.exchanged_state import RefusedStateError, StateClass  # noqa: E402
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Base(LightningModule):
